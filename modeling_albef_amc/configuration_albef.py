@@ -1,0 +1,142 @@
+"""Configuration of ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651). The defaults are the released base model."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class AlbefVisionConfig(PreTrainedConfig):
+    """The image encoder: ViT-B/16, pre-norm, learned positions.
+
+    `image_size` is a side in pixels, or (height, width); it fixes the number of learned positions. Images of another
+    size are welcome: positions are interpolated to their grid.
+    """
+
+    model_type = "albef_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, int] = 256
+    patch_size: int = 16
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_heads(self)
+        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels: "
+                f"choose a multiple of patch_size."
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches at `image_size`."""
+        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+
+@strict
+class AlbefTextConfig(PreTrainedConfig):
+    """The text and fusion encoder: BERT-base, whose layers from `fusion_layer` on attend to the image as well.
+
+    `encoder_hidden_size` is the width of the image encoder; `AlbefConfig` sets it.
+    """
+
+    model_type = "albef_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    encoder_hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    fusion_layer: int = 6
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_heads(self)
+        if not 0 <= self.fusion_layer < self.num_hidden_layers:
+            raise ValueError(
+                f"fusion_layer {self.fusion_layer} must lie in 0..{self.num_hidden_layers - 1}: it counts the "
+                f"{self.num_hidden_layers} text-encoder layers, and at least one of them must see the image."
+            )
+
+
+@strict
+class AlbefConfig(PreTrainedConfig):
+    """ALBEF: image encoder, text encoder, fusion encoder and their objectives.
+
+    - `grounding_layer`: the text-encoder layer whose cross-attention is explained (8: the third fusion layer).
+    - `vision_grounding_layer`: the image-encoder layer that the `itc` explanation reads; -1 is the last one.
+    - `projection_dim`, `temperature`: size of the ITC features and initial value of their learned temperature.
+    - `momentum`, `queue_size`: of the momentum encoders and of the queues of their features (pre-training only).
+    - `alpha`: weight of the momentum model's soft labels in ITC and MLM.
+    - `mlm_distillation_axis`: the soft labels of MLM are compared over the "vocabulary"; the AMC release took its
+      log-softmax over the "sequence" instead, and this option reproduces that.
+    """
+
+    model_type = "albef"
+    sub_configs = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
+
+    vision_config: dict | AlbefVisionConfig | None = None
+    text_config: dict | AlbefTextConfig | None = None
+    projection_dim: int = 256
+    temperature: float = 0.07
+    grounding_layer: int = 8
+    vision_grounding_layer: int = -1
+    momentum: float = 0.995
+    queue_size: int = 65536
+    alpha: float | int = 0.4
+    mlm_distillation_axis: Literal["vocabulary", "sequence"] = "vocabulary"
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            value = getattr(self, name)
+            if not isinstance(value, config_class):
+                setattr(self, name, config_class(**(value or {})))
+        self.text_config.encoder_hidden_size = self.vision_config.hidden_size
+        super().__post_init__(**kwargs)
+        first, last = self.text_config.fusion_layer, self.text_config.num_hidden_layers - 1
+        if not first <= self.grounding_layer <= last:
+            raise ValueError(
+                f"grounding_layer {self.grounding_layer} has no cross-attention: choose a fusion layer, {first}..{last}."
+            )
+        num_vision_layers = self.vision_config.num_hidden_layers
+        if not -num_vision_layers <= self.vision_grounding_layer < num_vision_layers:
+            raise ValueError(
+                f"vision_grounding_layer {self.vision_grounding_layer} is outside the image encoder's "
+                f"{num_vision_layers} layers."
+            )
+
+
+def check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {config.num_attention_heads}."
+        )
+
+
+__all__ = ["AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"]

@@ -1,0 +1,145 @@
+"""Heatmaps from attention and its gradient (Grad-CAM on attention, as in ALBEF and AMC). No model is named here.
+
+A model family hands over a `PhraseAttention`: a score for every phrase and the attention that the score was computed
+from. `gradcam` turns it into one heatmap a phrase.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class PhraseAttention(NamedTuple):
+    """What a family must know of one forward pass to explain it.
+
+    - `score` (num_phrases,): how well each phrase fits its image; the higher, the better.
+    - `attention` (num_phrases, num_heads, num_tokens, num_keys): attention probabilities in the graph of `score`: the
+      recorded tensor itself, not a slice or a copy of it. Row i must influence `score[i]` alone.
+    - `token_mask` (num_phrases, num_tokens): which query tokens count (1) and which are padding (0).
+    - `patches`: the keys that are image patches, in row order, e.g. `slice(1, None)` after a [CLS] patch.
+    - `grid`: (rows, columns) of those patches.
+    """
+
+    score: torch.Tensor
+    attention: torch.Tensor
+    token_mask: torch.Tensor
+    patches: slice
+    grid: tuple[int, int]
+
+
+def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False) -> torch.Tensor:
+    """Explains a score by the attention it came from: A · ReLU(∂score/∂A), mean over the heads and the valid tokens.
+
+    Args:
+        phrase_attention: score and attention of one forward pass.
+        create_graph: keep the map differentiable: a loss on it reaches the weights through second-order gradients.
+        per_token: return the map of every token instead of their mean.
+
+    Returns:
+        (num_phrases, rows, columns), or (num_phrases, num_tokens, rows, columns) with `per_token`; float32, not
+        negative, not normalised. Padded tokens count for nothing: their own maps are zero.
+
+    Raises:
+        ValueError: the score does not depend on the attention, or the grid does not fit the patches.
+
+    Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
+    """
+    score, attention, token_mask, patches, (rows, columns) = phrase_attention
+    if attention is None:
+        raise ValueError(
+            "The model returned no attention probabilities. SDPA and flash attention compute none: load it with "
+            "from_pretrained(..., attn_implementation='eager')."
+        )
+    if not (score.requires_grad and attention.requires_grad):
+        raise ValueError(
+            "The score has no graph back to the attention. Run the forward pass under torch.enable_grad(), with an "
+            "input or a parameter that requires a gradient (a wholly frozen model has none)."
+        )
+    (gradient,) = torch.autograd.grad(
+        score, attention, torch.ones_like(score), create_graph=create_graph, allow_unused=True
+    )
+    if gradient is None:
+        raise ValueError("The score does not depend on the recorded attention: record an attention below the score.")
+    # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
+    maps = (attention.float() * gradient.float().relu())[..., patches].mean(dim=1)
+    if maps.shape[-1] != rows * columns:
+        raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
+    maps = maps.unflatten(-1, (rows, columns)) * token_mask[:, :, None, None]
+    maps = maps if create_graph else maps.detach()
+    return maps if per_token else average_tokens(maps, token_mask)
+
+
+def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
+    """The mean map of the chosen tokens.
+
+    Args:
+        token_heatmaps: (num_phrases, num_tokens, rows, columns).
+        token_mask: (num_phrases, num_tokens), 1 for the tokens to average.
+
+    Returns: (num_phrases, rows, columns). A phrase without a chosen token has a map of zeros.
+    """
+    weights = token_mask.to(token_heatmaps.dtype)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.einsum("ptrc,pt->prc", token_heatmaps, weights)
+
+
+def normalize_heatmaps(heatmaps: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
+    """(…, rows, columns) → the same in [0, 1): ReLU, minus the map's minimum, over (its maximum + `epsilon`).
+
+    Differentiable, in float32. A constant map becomes zero.
+    """
+    heatmaps = heatmaps.float().relu()
+    heatmaps = heatmaps - heatmaps.amin(dim=(-2, -1), keepdim=True)
+    return heatmaps / (heatmaps.amax(dim=(-2, -1), keepdim=True) + epsilon)
+
+
+def upsample_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(num_phrases, rows, columns) → (num_phrases, height, width) of an image, bicubic, `align_corners=False`."""
+    return F.interpolate(heatmaps[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]
+
+
+def heatmap_points(heatmaps: torch.Tensor, target_sizes: torch.Tensor) -> torch.Tensor:
+    """Where each map is highest in its image: the pointing game's answer.
+
+    Args:
+        heatmaps: (num_phrases, rows, columns).
+        target_sizes: (num_phrases, 2), height and width of each phrase's image in pixels.
+
+    Returns: (num_phrases, 2), (x, y) in pixels of the first maximum in row order of the map upsampled bicubically.
+    """
+    points = torch.zeros(len(heatmaps), 2, dtype=torch.long, device=heatmaps.device)
+    for size in target_sizes.unique(dim=0):
+        same = (target_sizes == size).all(dim=1)
+        height, width = size.tolist()
+        index = upsample_heatmaps(heatmaps[same], (height, width)).flatten(1).argmax(dim=1)
+        points[same] = torch.stack([index % width, index // width], dim=1)
+    return points
+
+
+@contextmanager
+def record_attention(module: nn.Module, index: int = 1) -> Iterator[list[torch.Tensor]]:
+    """Records output `index` of `module` while the block runs; the hook is gone afterwards, whatever happens.
+
+    Yields: a list to which every forward pass of `module` appends its tensor, still in the graph.
+    """
+    recorded: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda module, inputs, output: recorded.append(output[index]))
+    try:
+        yield recorded
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def explaining(create_graph: bool) -> Iterator[None]:
+    """The autograd mode in which the layers below the explained attention run.
+
+    A caller's `torch.inference_mode` is left, since its tensors can never enter a graph. Without `create_graph`
+    nothing below the explained attention is differentiated, so these layers build no graph at all.
+    """
+    with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
+        yield

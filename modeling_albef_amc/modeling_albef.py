@@ -1,0 +1,702 @@
+"""ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651): encoders, image-text heads, and heatmaps of what a phrase means."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+from .gradcam import PhraseAttention, average_tokens, explaining, gradcam
+
+
+@dataclass
+class AlbefEncoderOutput(ModelOutput):
+    """Output of one encoder.
+
+    - `last_hidden_state` (batch_size, sequence_length, hidden_size).
+    - `explained_attention` (batch_size, num_heads, queries, keys): attention probabilities of the explained layer, in
+      the graph of `last_hidden_state`.
+    - `hidden_states`, `attentions`, `cross_attentions`: of every layer, when asked for.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    explained_attention: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class AlbefOutput(ModelOutput):
+    """Output of `AlbefModel`.
+
+    - `itm_logits` (num_phrases, 2): does the phrase fit its image? Index 1 is "yes".
+    - `heatmaps` (num_phrases, rows, columns): where in the image; not negative, not normalised.
+    - `token_heatmaps` (num_phrases, num_tokens, rows, columns): the same for every word piece.
+    - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length.
+    - `last_hidden_state` (num_phrases, num_tokens, hidden_size): of the fusion encoder.
+    - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers; `vision_hidden_states` and
+      `vision_attentions`: of the image encoder.
+    """
+
+    itm_logits: torch.FloatTensor | None = None
+    heatmaps: torch.FloatTensor | None = None
+    token_heatmaps: torch.FloatTensor | None = None
+    image_features: torch.FloatTensor | None = None
+    text_features: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    vision_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, so that it can be differentiated twice. Returns probabilities as they are before dropout."""
+    scores = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.softmax(dim=-1)
+    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2), probabilities
+
+
+def leaf_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, its probabilities the start of a new graph: what lies below them is never differentiated."""
+    with torch.no_grad():
+        _, probabilities = eager_attention_forward(module, query, key, value, attention_mask, scaling)
+    probabilities.requires_grad_()
+    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2), probabilities
+
+
+def explained_interface(layer: int, explained_layer: int, create_graph: bool, default: Callable) -> Callable:
+    """The attention that layer `layer` runs when `explained_layer` is explained.
+
+    SDPA and flash attention hand out no probabilities and have no second derivative: the explained layer is always
+    written out, the layers above it only if the heatmap is to be differentiated, the layers below never.
+    """
+    if layer == explained_layer and not create_graph:
+        return leaf_attention_forward
+    if layer == explained_layer or (layer > explained_layer and create_graph):
+        return eager_attention_forward
+    return default
+
+
+class AlbefAttention(nn.Module):
+    """What the attentions of both encoders share: from queries, keys and values to the context, by any interface."""
+
+    def __init__(self, config: AlbefVisionConfig | AlbefTextConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch_size, length, hidden_size) → (batch_size, num_heads, length, head_dim)"""
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attention_interface: Callable | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if attention_interface is None:
+            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+        context, probabilities = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return context.flatten(2), probabilities
+
+
+class AlbefVisionAttention(AlbefAttention):
+    def __init__(self, config: AlbefVisionConfig):
+        super().__init__(config)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_interface: Callable | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query, key, value = (self.split_heads(states) for states in self.qkv(hidden_states).chunk(3, dim=-1))
+        context, probabilities = self.attend(query, key, value, None, attention_interface)
+        return self.projection(context), probabilities
+
+
+class AlbefVisionLayer(GradientCheckpointingLayer):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: AlbefVisionConfig):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = AlbefVisionAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_interface: Callable | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
+        hidden_states = hidden_states + self.dropout(context)
+        update = self.output(self.activation(self.intermediate(self.layernorm_after(hidden_states))))
+        return hidden_states + self.dropout(update), probabilities
+
+
+class AlbefVisionEmbeddings(nn.Module):
+    def __init__(self, config: AlbefVisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        rows, columns = config.grid
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.empty(1, 1 + rows * columns, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def interpolated_positions(self, grid: tuple[int, int]) -> torch.Tensor:
+        """The learned positions on another grid of patches (bicubic), (1, 1 + rows * columns, hidden_size)."""
+        if grid == self.config.grid:
+            return self.position_embeddings
+        cls_position, patch_positions = self.position_embeddings.split([1, self.position_embeddings.shape[1] - 1], 1)
+        patch_positions = patch_positions.unflatten(1, self.config.grid).permute(0, 3, 1, 2)
+        patch_positions = F.interpolate(patch_positions.float(), size=grid, mode="bicubic", align_corners=False)
+        patch_positions = patch_positions.flatten(2).transpose(1, 2).to(cls_position.dtype)
+        return torch.cat([cls_position, patch_positions], dim=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must be (num_images, {self.config.num_channels}, height, width), not "
+                f"{tuple(pixel_values.shape)}."
+            )
+        if pixel_values.shape[2] % self.config.patch_size or pixel_values.shape[3] % self.config.patch_size:
+            raise ValueError(
+                f"Images of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are not a whole number of patches "
+                f"of {self.config.patch_size}: resize them to a multiple."
+            )
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        positions = self.interpolated_positions(tuple(patches.shape[2:]))
+        cls_token = self.cls_token.expand(len(pixel_values), -1, -1)
+        return self.dropout(torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
+
+
+class AlbefPreTrainedModel(PreTrainedModel):
+    config: AlbefConfig
+    base_model_prefix = "albef"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AlbefVisionLayer", "AlbefTextLayer", "AlbefVisionEmbeddings", "AlbefTextEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AlbefVisionEmbeddings):
+            init.trunc_normal_(module.cls_token, std=module.config.initializer_range)
+            init.trunc_normal_(module.position_embeddings, std=module.config.initializer_range)
+        elif isinstance(module, AlbefModel):
+            init.constant_(module.temperature, module.config.temperature)
+
+
+class AlbefVisionModel(AlbefPreTrainedModel):
+    """The image encoder."""
+
+    config: AlbefVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _can_record_outputs = {"hidden_states": AlbefVisionLayer, "attentions": AlbefVisionAttention}
+
+    def __init__(self, config: AlbefVisionConfig):
+        super().__init__(config)
+        self.embeddings = AlbefVisionEmbeddings(config)
+        self.layers = nn.ModuleList([AlbefVisionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embedding
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        explained_layer: int | None = None,
+        image_index: torch.Tensor | None = None,
+        create_graph: bool = False,
+        **kwargs,
+    ) -> AlbefEncoderOutput:
+        """
+        Args:
+            pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
+            explained_layer: the layer whose self-attention is recorded. From there on every phrase has its own copy of
+                its image, so that each copy's attention serves one score only.
+            image_index: (num_phrases,), which image each phrase belongs to; used with `explained_layer` only.
+            create_graph: the explanation is to be differentiated.
+
+        Returns: hidden states (num_images or num_phrases, 1 + num_patches, hidden_size) after the final norm.
+        """
+        hidden_states, explained_attention = self.embeddings(pixel_values), None
+        for index, layer in enumerate(self.layers):
+            if explained_layer is None:
+                hidden_states, _ = layer(hidden_states)
+                continue
+            if index == explained_layer and image_index is not None:
+                hidden_states = hidden_states[image_index]
+            with torch.set_grad_enabled(create_graph or index >= explained_layer):
+                interface = explained_interface(index, explained_layer, create_graph, default=None)
+                hidden_states, probabilities = layer(hidden_states, interface)
+            if index == explained_layer:
+                explained_attention = probabilities
+        with torch.set_grad_enabled(torch.is_grad_enabled() or explained_layer is not None):
+            hidden_states = self.layernorm(hidden_states)
+        return AlbefEncoderOutput(last_hidden_state=hidden_states, explained_attention=explained_attention)
+
+
+class AlbefTextAttention(AlbefAttention):
+    """BERT's attention block, post-norm: over the text, or from the text to an image of another width."""
+
+    def __init__(self, config: AlbefTextConfig, key_value_size: int):
+        super().__init__(config)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(key_value_size, config.hidden_size)
+        self.value = nn.Linear(key_value_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch_size, length, key_value_size) → keys and values, each (batch_size, num_heads, length, head_dim)"""
+        return self.split_heads(self.key(states)), self.split_heads(self.value(states))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        attention_interface: Callable | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query = self.split_heads(self.query(hidden_states))
+        context, probabilities = self.attend(query, *key_value, attention_mask, attention_interface)
+        return self.layernorm(hidden_states + self.dropout(self.dense(context))), probabilities
+
+
+class AlbefTextLayer(GradientCheckpointingLayer):
+    """A BERT layer; in the fusion encoder with cross-attention between self-attention and MLP."""
+
+    def __init__(self, config: AlbefTextConfig, is_fusion_layer: bool):
+        super().__init__()
+        self.self_attention = AlbefTextAttention(config, key_value_size=config.hidden_size)
+        if is_fusion_layer:
+            self.cross_attention = AlbefTextAttention(config, key_value_size=config.encoder_hidden_size)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        self_interface: Callable | None = None,
+        cross_interface: Callable | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        key_value = self.self_attention.project(hidden_states)
+        hidden_states, _ = self.self_attention(hidden_states, key_value, attention_mask, self_interface)
+        probabilities = None
+        if image_key_value is not None:
+            hidden_states, probabilities = self.cross_attention(
+                hidden_states, image_key_value, attention_interface=cross_interface
+            )
+        update = self.output(self.activation(self.intermediate(hidden_states)))
+        return self.layernorm(hidden_states + self.dropout(update)), probabilities
+
+
+class AlbefTextEmbeddings(nn.Module):
+    def __init__(self, config: AlbefTextConfig):
+        super().__init__()
+        self.max_length = config.max_position_embeddings
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        num_tokens = input_ids.shape[1]
+        if num_tokens > self.max_length:
+            raise ValueError(f"Text of {num_tokens} tokens: at most {self.max_length} have a position. Truncate it.")
+        # One segment only, as ALBEF was trained: token type 0 everywhere.
+        positions = self.position_embeddings.weight[:num_tokens] + self.token_type_embeddings.weight[0]
+        return self.dropout(self.layernorm(self.word_embeddings(input_ids) + positions))
+
+
+class AlbefTextModel(AlbefPreTrainedModel):
+    """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others)."""
+
+    config: AlbefTextConfig
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    _can_record_outputs = {
+        "hidden_states": AlbefTextLayer,
+        "attentions": OutputRecorder(AlbefTextAttention, index=1, layer_name=".self_attention"),
+        "cross_attentions": OutputRecorder(AlbefTextAttention, index=1, layer_name=".cross_attention"),
+    }
+
+    def __init__(self, config: AlbefTextConfig):
+        super().__init__(config)
+        self.embeddings = AlbefTextEmbeddings(config)
+        self.layers = nn.ModuleList(
+            [AlbefTextLayer(config, index >= config.fusion_layer) for index in range(config.num_hidden_layers)]
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    def project_images(self, image_embeds: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of images, once for all their phrases and passes: a pair for every fusion layer.
+
+        Args:
+            image_embeds: (num_images, 1 + num_patches, encoder_hidden_size).
+        """
+        return [layer.cross_attention.project(image_embeds) for layer in self.layers[self.config.fusion_layer :]]
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        image_key_values: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        image_index: torch.Tensor | None = None,
+        explained_layer: int | None = None,
+        create_graph: bool = False,
+        **kwargs,
+    ) -> AlbefEncoderOutput:
+        """Text alone (`input_ids`), fusion (`text_embeds` and images), or both in one pass (`input_ids` and images).
+
+        Args:
+            input_ids: (num_phrases, num_tokens).
+            attention_mask: (num_phrases, num_tokens), 1 for tokens, 0 for padding.
+            text_embeds: (num_phrases, num_tokens, hidden_size), what the text layers gave.
+            image_key_values: from `project_images`.
+            image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
+            explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
+            create_graph: the explanation is to be differentiated.
+        """
+        if (input_ids is None) == (text_embeds is None):
+            raise ValueError("Give either input_ids or text_embeds.")
+        fusion_layer = self.config.fusion_layer
+        hidden_states = self.embeddings(input_ids) if text_embeds is None else text_embeds
+        first = 0 if text_embeds is None else fusion_layer
+        last = fusion_layer if image_key_values is None else len(self.layers)
+        mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        explained_attention = None
+        for index in range(first, last):
+            key_value = None
+            if index >= fusion_layer:
+                key_value = image_key_values[index - fusion_layer]
+                if image_index is not None:
+                    key_value = tuple(states[image_index] for states in key_value)
+            if explained_layer is None:
+                hidden_states, _ = self.layers[index](hidden_states, mask, key_value)
+                continue
+            cross_interface = explained_interface(index, explained_layer, create_graph, default=None)
+            written_out = index > explained_layer and create_graph
+            with torch.set_grad_enabled(create_graph or index >= explained_layer):
+                hidden_states, probabilities = self.layers[index](
+                    hidden_states,
+                    additive_mask(attention_mask, hidden_states.dtype) if written_out else mask,
+                    key_value,
+                    eager_attention_forward if written_out else None,
+                    cross_interface,
+                )
+            if index == explained_layer:
+                explained_attention = probabilities
+        return AlbefEncoderOutput(last_hidden_state=hidden_states, explained_attention=explained_attention)
+
+
+def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """(batch_size, length) of 1 and 0 → (batch_size, 1, 1, length) to add to attention scores."""
+    if attention_mask is None:
+        return None
+    return (1 - attention_mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+
+
+class AlbefModel(AlbefPreTrainedModel):
+    """Scores how well phrases fit images, and shows where in the image each phrase is."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^mlm_head\.", r"^momentum_encoder\.", r"_queue$", r"^queue_pointer$"]
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.vision_model = AlbefVisionModel(config.vision_config)
+        self.text_model = AlbefTextModel(config.text_config)
+        self.vision_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature)))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def get_image_features(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """(num_images, 1 + num_patches, hidden_size) of the image encoder → ITC features, unit length"""
+        return F.normalize(self.vision_projection(image_embeds[:, 0]), dim=-1)
+
+    def get_text_features(self, text_embeds: torch.Tensor) -> torch.Tensor:
+        """(num_phrases, num_tokens, hidden_size) of the text layers → ITC features, unit length"""
+        return F.normalize(self.text_projection(text_embeds[:, 0]), dim=-1)
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        output_heatmaps: bool = False,
+        output_token_heatmaps: bool = False,
+        heatmap_token_mask: torch.Tensor | None = None,
+        explanation: Literal["itm", "itc"] = "itm",
+        grounding_layer: int | None = None,
+        create_graph: bool | None = None,
+        **kwargs,
+    ) -> AlbefOutput:
+        """
+        Args:
+            pixel_values: (num_images, 3, height, width). Each image is encoded once, however many phrases it has.
+            input_ids, attention_mask: (num_phrases, num_tokens).
+            image_index: (num_phrases,), which image each phrase belongs to. May be left out with one phrase an image
+                (in the same order), or with a single image.
+            output_heatmaps: explain the score of each phrase.
+            output_token_heatmaps: also return the map of every word piece ("itm" only).
+            heatmap_token_mask: (num_phrases, num_tokens), 1 for the tokens whose maps are averaged; default all.
+            explanation: "itm": the match score by a cross-attention; "itc": the scaled image-text similarity by the
+                [CLS] row of a self-attention of the image encoder.
+            grounding_layer: the explained layer; default `config.grounding_layer` (itm), `vision_grounding_layer` (itc).
+            create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
+                Otherwise nothing below the explained layer is differentiated, and no output has a graph.
+        """
+        if not (output_heatmaps or output_token_heatmaps):
+            if create_graph is not None or heatmap_token_mask is not None or grounding_layer is not None:
+                raise ValueError("create_graph, heatmap_token_mask and grounding_layer need output_heatmaps=True.")
+            return self.score(pixel_values, input_ids, attention_mask, image_index, **kwargs)[0]
+        if create_graph is None:
+            create_graph = self.training and torch.is_grad_enabled()
+        with explaining(create_graph):
+            if pixel_values.is_inference() or input_ids.is_inference():
+                pixel_values, input_ids = pixel_values.clone(), input_ids.clone()
+                attention_mask = None if attention_mask is None else attention_mask.clone()
+                image_index = None if image_index is None else image_index.clone()
+            inputs = pixel_values, input_ids, attention_mask, image_index
+            if explanation == "itm":
+                layer = self.config.grounding_layer if grounding_layer is None else grounding_layer
+                output, phrase_attention = self.score(*inputs, layer, create_graph, **kwargs)
+            else:
+                output, _ = self.score(*inputs, **kwargs)
+                layer = self.config.vision_grounding_layer if grounding_layer is None else grounding_layer
+                phrase_attention = self.explain_itc(*inputs, layer, create_graph)
+            token_heatmaps = gradcam(phrase_attention, create_graph, per_token=True)
+            output.heatmaps = average_tokens(token_heatmaps, self._tokens_to_average(phrase_attention, heatmap_token_mask))
+            output.token_heatmaps = token_heatmaps if output_token_heatmaps else None
+            if not create_graph:
+                output.itm_logits, output.last_hidden_state = output.itm_logits.detach(), output.last_hidden_state.detach()
+        return output
+
+    def score(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        explained_layer: int | None = None,
+        create_graph: bool = False,
+        **kwargs,
+    ) -> tuple[AlbefOutput, PhraseAttention | None]:
+        """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
+        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        vision = self.vision_model(pixel_values, **kwargs)
+        text = self.text_model(input_ids, attention_mask, **kwargs)
+        image_features = self.get_image_features(vision.last_hidden_state)
+        text_features = self.get_text_features(text.last_hidden_state)
+        fusion, itm_logits = self.match(
+            text.last_hidden_state,
+            attention_mask,
+            self.text_model.project_images(vision.last_hidden_state),
+            image_index,
+            explained_layer,
+            create_graph,
+            **kwargs,
+        )
+        output = AlbefOutput(
+            itm_logits=itm_logits,
+            image_features=image_features,
+            text_features=text_features,
+            last_hidden_state=fusion.last_hidden_state,
+            hidden_states=text.hidden_states and text.hidden_states + fusion.hidden_states[1:],
+            attentions=text.attentions and text.attentions + fusion.attentions,
+            cross_attentions=fusion.cross_attentions,
+            vision_hidden_states=vision.hidden_states,
+            vision_attentions=vision.attentions,
+        )
+        if explained_layer is None:
+            return output, None
+        token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        with torch.enable_grad():
+            score = itm_logits[:, 1]
+        grid = self.patch_grid(pixel_values)
+        return output, PhraseAttention(score, fusion.explained_attention, token_mask, slice(1, None), grid)
+
+    def match(
+        self,
+        text_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
+        image_index: torch.Tensor | None,
+        explained_layer: int | None = None,
+        create_graph: bool = False,
+        **kwargs,
+    ) -> tuple[AlbefEncoderOutput, torch.Tensor]:
+        """Fuses encoded phrases with encoded images: the fusion encoder's output and the ITM logits (num_phrases, 2)."""
+        first, last = self.config.text_config.fusion_layer, self.config.text_config.num_hidden_layers - 1
+        if explained_layer is not None and not first <= explained_layer <= last:
+            raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
+        fusion = self.text_model(
+            text_embeds=text_embeds,
+            attention_mask=attention_mask,
+            image_key_values=image_key_values,
+            image_index=image_index,
+            explained_layer=explained_layer,
+            create_graph=create_graph,
+            **kwargs,
+        )
+        with nullcontext() if explained_layer is None else torch.enable_grad():
+            return fusion, self.itm_head(fusion.last_hidden_state[:, 0])
+
+    def explain_itc(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_index: torch.Tensor | None,
+        layer: int,
+        create_graph: bool,
+    ) -> PhraseAttention:
+        """The scaled image-text similarity and the self-attention of image-encoder layer `layer`, [CLS] row only."""
+        num_layers = self.config.vision_config.num_hidden_layers
+        if not -num_layers <= layer < num_layers:
+            raise ValueError(f"grounding_layer {layer} is outside the image encoder's {num_layers} layers.")
+        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        text_features = self.get_text_features(self.text_model(input_ids, attention_mask).last_hidden_state)
+        vision = self.vision_model(pixel_values, layer % num_layers, image_index, create_graph)
+        with torch.enable_grad():
+            image_features = self.get_image_features(vision.last_hidden_state)
+            score = (image_features * text_features).sum(dim=-1) / self.temperature
+        cls_row = torch.zeros(vision.explained_attention.shape[::2], device=score.device)
+        cls_row[:, 0] = 1
+        return PhraseAttention(
+            score, vision.explained_attention, cls_row, slice(1, None), self.patch_grid(pixel_values)
+        )
+
+    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches of these images."""
+        patch_size = self.config.vision_config.patch_size
+        return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
+
+    def _tokens_to_average(self, phrase_attention: PhraseAttention, chosen: torch.Tensor | None) -> torch.Tensor:
+        if chosen is None:
+            return phrase_attention.token_mask
+        if chosen.shape != phrase_attention.token_mask.shape:
+            raise ValueError(
+                f"heatmap_token_mask is {tuple(chosen.shape)}, the tokens are "
+                f"{tuple(phrase_attention.token_mask.shape)}: it needs one value a token (and explanation='itm')."
+            )
+        return phrase_attention.token_mask * chosen
+
+
+def resolve_image_index(num_images: int, num_phrases: int, image_index: torch.Tensor | None) -> torch.Tensor | None:
+    """Which image each phrase belongs to; None where phrase i belongs to image i.
+
+    Raises:
+        ValueError: `image_index` is missing where it cannot be guessed, or is not one whole number a phrase.
+    """
+    if image_index is not None:
+        if image_index.shape != (num_phrases,) or image_index.is_floating_point():
+            raise ValueError(
+                f"image_index must be {num_phrases} whole numbers, one a phrase, not {tuple(image_index.shape)} of "
+                f"{image_index.dtype}."
+            )
+        return image_index
+    if num_images == num_phrases:
+        return None
+    if num_images == 1:
+        return torch.zeros(num_phrases, dtype=torch.long)
+    raise ValueError(f"{num_phrases} phrases for {num_images} images: say which belongs to which with image_index.")
+
+
+__all__ = ["AlbefModel", "AlbefOutput", "AlbefPreTrainedModel", "AlbefTextModel", "AlbefVisionModel"]

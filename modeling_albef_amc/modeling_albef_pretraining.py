@@ -1,0 +1,485 @@
+"""ALBEF's training objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig
+from .gradcam import PhraseAttention, gradcam
+from .modeling_albef import AlbefModel, AlbefPreTrainedModel, AlbefTextModel, AlbefVisionModel, resolve_image_index
+
+
+@dataclass
+class AlbefForPreTrainingOutput(ModelOutput):
+    """Output of `AlbefForPreTraining`.
+
+    - `loss`: the sum of the three below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
+      masked words; None without `mlm_labels`.
+    - `itm_logits` (num_phrases, 2): of the true pairs. `negative_itm_logits` (2 * num_phrases, 2): of each phrase with a
+      negative image, then of each phrase's image with a negative phrase.
+    - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
+    - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
+    - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_itc: torch.FloatTensor | None = None
+    loss_itm: torch.FloatTensor | None = None
+    loss_mlm: torch.FloatTensor | None = None
+    itm_logits: torch.FloatTensor | None = None
+    negative_itm_logits: torch.FloatTensor | None = None
+    mlm_logits: torch.FloatTensor | None = None
+    heatmaps: torch.FloatTensor | None = None
+    image_features: torch.FloatTensor | None = None
+    text_features: torch.FloatTensor | None = None
+
+
+@dataclass
+class MomentumTargets:
+    """What the momentum encoders say of one micro-batch, and the candidates it is contrasted with.
+
+    - `image_embeds` (num_images, 1 + num_patches, hidden_size): momentum image states.
+    - `image_features`, `text_features` (num_phrases, projection_dim): momentum features of the pairs.
+    - `image_ids`, `text_ids` (num_phrases,): fingerprints; pairs that share one are not negatives of each other.
+    - `image_candidates`, `text_candidates` (num_candidates, projection_dim), `candidate_image_ids`,
+      `candidate_text_ids` (num_candidates,): the pairs of all processes and micro-batches of the step, then the queue.
+    - `position`: where this micro-batch begins among the candidates.
+    """
+
+    image_embeds: torch.Tensor
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+    image_ids: torch.Tensor
+    text_ids: torch.Tensor
+    image_candidates: torch.Tensor | None = None
+    text_candidates: torch.Tensor | None = None
+    candidate_image_ids: torch.Tensor | None = None
+    candidate_text_ids: torch.Tensor | None = None
+    position: int = 0
+
+
+class AlbefMlmHead(nn.Module):
+    """BERT's masked-language-model head; `decoder.weight` is tied to the word embeddings."""
+
+    def __init__(self, config: AlbefTextConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layernorm(self.activation(self.dense(hidden_states))))
+
+
+class AlbefMomentumEncoder(nn.Module):
+    """Slowly moving copies of the encoders, projections and MLM head: the teacher. Always in evaluation mode."""
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__()
+        self.vision_model = AlbefVisionModel(config.vision_config)
+        self.text_model = AlbefTextModel(config.text_config)
+        self.vision_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.mlm_head = AlbefMlmHead(config.text_config)
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "AlbefMomentumEncoder":
+        return super().train(False)
+
+
+class AlbefForPreTraining(AlbefPreTrainedModel):
+    """`AlbefModel` with the objectives it is trained by.
+
+    The momentum encoders and the queues move in training mode only: once a forward pass, or once an optimizer step where
+    `momentum_step` was called for all micro-batches of the step. ITC contrasts a pair with the momentum features of the
+    whole step (all processes, all micro-batches) and of the queue, so that neither the number of processes nor
+    gradient accumulation changes the objective. Hard negatives for ITM come from the process' own micro-batch.
+    """
+
+    _tied_weights_keys = {
+        "mlm_head.decoder.weight": "albef.text_model.embeddings.word_embeddings.weight",
+        "momentum_encoder.mlm_head.decoder.weight": "momentum_encoder.text_model.embeddings.word_embeddings.weight",
+    }
+
+    # The momentum encoders of a checkpoint that has none begin as copies, the queues at random: nothing to warn about.
+    _keys_to_ignore_on_load_missing = [r"^momentum_encoder\.", r"_queue$", r"^queue_pointer$"]
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.albef = AlbefModel(config)
+        self.mlm_head = AlbefMlmHead(config.text_config)
+        self.momentum_encoder = AlbefMomentumEncoder(config)
+        self.register_buffer("image_queue", torch.empty(config.queue_size, config.projection_dim))
+        self.register_buffer("text_queue", torch.empty(config.queue_size, config.projection_dim))
+        self.register_buffer("image_id_queue", torch.empty(config.queue_size, dtype=torch.long))
+        self.register_buffer("text_id_queue", torch.empty(config.queue_size, dtype=torch.long))
+        self.register_buffer("queue_pointer", torch.empty(1, dtype=torch.long))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AlbefForPreTraining):
+            # The momentum encoders begin as copies; children come before their parent, so the originals are ready.
+            for copy, original in module._momentum_pairs():
+                init.copy_(copy, original)
+            for queue in (module.image_queue, module.text_queue):
+                init.copy_(queue, F.normalize(torch.randn_like(queue), dim=-1))
+            for queue in (module.image_id_queue, module.text_id_queue):
+                init.constant_(queue, -1)  # of nothing: fingerprints are not negative
+            init.zeros_(module.queue_pointer)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.albef.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.albef.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.mlm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        mlm_input_ids: torch.Tensor | None = None,
+        mlm_labels: torch.Tensor | None = None,
+        alpha: float | None = None,
+        output_heatmaps: bool = False,
+        negative_image_index: torch.Tensor | None = None,
+        negative_text_index: torch.Tensor | None = None,
+        momentum_targets: MomentumTargets | None = None,
+        **kwargs,
+    ) -> AlbefForPreTrainingOutput:
+        """
+        Args:
+            pixel_values: (num_images, 3, height, width).
+            input_ids, attention_mask: (num_phrases, num_tokens): true phrases of the images.
+            image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
+            image_ids: (num_images,) whole numbers, not negative: equal numbers are the same picture. None: all differ.
+            mlm_input_ids, mlm_labels: (num_phrases, num_tokens), masked tokens and what they were (-100: not masked).
+            alpha: weight of the momentum model's soft labels; default `config.alpha`.
+            output_heatmaps: explain the match of the true pairs; differentiable unless gradients are off.
+            negative_image_index: (num_phrases,), a wrong image for each phrase; negative_text_index: (num_phrases,), a
+                wrong phrase for each phrase's image. None: drawn by their similarity.
+            momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
+        """
+        alpha = self.config.alpha if alpha is None else alpha
+        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
+        if momentum_targets is None:
+            batch = {
+                "pixel_values": pixel_values,
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "image_index": image_index,
+                "image_ids": image_ids,
+            }
+            (momentum_targets,) = self.momentum_step([batch])
+        with torch.no_grad():
+            self.albef.temperature.clamp_(0.001, 0.5)
+
+        image_embeds = self.albef.vision_model(pixel_values).last_hidden_state
+        text_embeds = self.albef.text_model(input_ids, attention_mask).last_hidden_state
+        image_features = self.albef.get_image_features(image_embeds)
+        text_features = self.albef.get_text_features(text_embeds)
+        loss_itc, image_to_text, text_to_image = contrastive_loss(
+            image_features[own_image], text_features, momentum_targets, self.albef.temperature, alpha
+        )
+
+        image_key_values = self.albef.text_model.project_images(image_embeds)
+        itm_logits, heatmaps = self._match_true_pairs(
+            text_embeds, attention_mask, image_key_values, image_index, output_heatmaps, self.albef.patch_grid(pixel_values)
+        )
+        # A row without any allowed negative, as in a batch of one, has its true pair only.
+        different = ~same_pairs(momentum_targets)[:, momentum_targets.position :][:, : len(input_ids)]
+        has_negative = different.any(dim=1)
+        drawn = negative_image_index is None, negative_text_index is None
+        if negative_image_index is None:
+            negative_image_index = own_image[draw_negatives(text_to_image, different)]
+        if negative_text_index is None:
+            negative_text_index = draw_negatives(image_to_text, different)
+        texts, images = [text_embeds, text_embeds[negative_text_index]], [negative_image_index, own_image]
+        masks = None if attention_mask is None else [attention_mask, attention_mask[negative_text_index]]
+        if mlm_labels is not None:
+            texts.append(self.albef.text_model(mlm_input_ids, attention_mask).last_hidden_state)
+            images.append(own_image)
+            masks = None if masks is None else [*masks, attention_mask]
+        states = self.albef.text_model(
+            text_embeds=torch.cat(texts),
+            attention_mask=None if masks is None else torch.cat(masks),
+            image_key_values=image_key_values,
+            image_index=torch.cat(images),
+        ).last_hidden_state.split(len(input_ids))
+        negative_itm_logits = self.albef.itm_head(torch.cat(states[:2])[:, 0])
+        weights = torch.cat([has_negative | ~torch.tensor(is_drawn, device=has_negative.device) for is_drawn in drawn])
+        loss_itm = matching_loss(itm_logits, negative_itm_logits, weights)
+
+        loss_mlm, mlm_logits = None, None
+        if mlm_labels is not None:
+            teacher = None
+            if alpha > 0:
+                teacher = self._momentum_mlm_logits(mlm_input_ids, attention_mask, mlm_labels, own_image, momentum_targets)
+            loss_mlm, mlm_logits = self._masked_language_loss(states[2], mlm_labels, teacher, alpha)
+        return AlbefForPreTrainingOutput(
+            loss=loss_itc + loss_itm + (0 if loss_mlm is None else loss_mlm),
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
+            loss_mlm=loss_mlm,
+            itm_logits=itm_logits,
+            negative_itm_logits=negative_itm_logits,
+            mlm_logits=mlm_logits,
+            heatmaps=heatmaps,
+            image_features=image_features,
+            text_features=text_features,
+        )
+
+    def _match_true_pairs(
+        self,
+        text_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
+        image_index: torch.Tensor | None,
+        output_heatmaps: bool,
+        grid: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not output_heatmaps:
+            return self.albef.match(text_embeds, attention_mask, image_key_values, image_index)[1], None
+        create_graph = torch.is_grad_enabled()
+        fusion, itm_logits = self.albef.match(
+            text_embeds, attention_mask, image_key_values, image_index, self.config.grounding_layer, create_graph
+        )
+        token_mask = torch.ones_like(text_embeds[:, :, 0]) if attention_mask is None else attention_mask
+        with torch.enable_grad():
+            score = itm_logits[:, 1]
+        heatmaps = gradcam(
+            PhraseAttention(score, fusion.explained_attention, token_mask, slice(1, None), grid), create_graph
+        )
+        return (itm_logits if create_graph else itm_logits.detach()), heatmaps
+
+    def _masked_language_loss(
+        self, states: torch.Tensor, mlm_labels: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy at the masked positions, blended with the teacher's soft labels; 0 where nothing is masked.
+
+        Args:
+            states: (num_phrases, num_tokens, hidden_size) of the fusion encoder.
+            teacher_logits: (num_masked, vocab_size).
+
+        Returns: the loss and the logits (num_masked, vocab_size).
+        """
+        masked = mlm_labels != -100
+        if self.config.mlm_distillation_axis == "sequence":
+            all_logits = self.mlm_head(states).float()
+            logits, student = all_logits[masked], all_logits.log_softmax(dim=1)[masked]
+        else:
+            logits = self.mlm_head(states[masked]).float()
+            student = logits.log_softmax(dim=-1)
+        count = masked.sum().clamp(min=1)
+        loss = F.cross_entropy(logits, mlm_labels[masked], reduction="sum") / count
+        if teacher_logits is not None:
+            distilled = -(teacher_logits.softmax(dim=-1) * student).sum() / count
+            loss = (1 - alpha) * loss + alpha * distilled
+        return loss, logits
+
+    @torch.no_grad()
+    def _momentum_mlm_logits(
+        self,
+        mlm_input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        mlm_labels: torch.Tensor,
+        own_image: torch.Tensor,
+        targets: MomentumTargets,
+    ) -> torch.Tensor:
+        """(num_masked, vocab_size): what the teacher would write at the masked positions."""
+        text_model = self.momentum_encoder.text_model
+        states = text_model(
+            mlm_input_ids,
+            attention_mask,
+            image_key_values=text_model.project_images(targets.image_embeds),
+            image_index=own_image,
+        ).last_hidden_state
+        return self.momentum_encoder.mlm_head(states[mlm_labels != -100]).float()
+
+    @torch.no_grad()
+    def momentum_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[MomentumTargets]:
+        """Moves the teacher, lets it encode all micro-batches of one optimizer step, and rolls them into the queues.
+
+        With several processes every one of them must call this: features are gathered from all. In evaluation mode
+        nothing moves and nothing is gathered.
+
+        Args:
+            micro_batches: each with `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids` where
+                there are any; see `forward`.
+        """
+        if self.training:
+            self._move_momentum_encoder()
+        targets = [self._encode_momentum(**batch) for batch in micro_batches]
+        gather = gather_rows if self.training else lambda rows: (rows, 0)
+        image_features, position = gather(torch.cat([target.image_features for target in targets]))
+        text_features, _ = gather(torch.cat([target.text_features for target in targets]))
+        image_ids, _ = gather(torch.cat([target.image_ids for target in targets]))
+        text_ids, _ = gather(torch.cat([target.text_ids for target in targets]))
+        for target in targets:
+            target.image_candidates = torch.cat([image_features, self.image_queue])
+            target.text_candidates = torch.cat([text_features, self.text_queue])
+            target.candidate_image_ids = torch.cat([image_ids, self.image_id_queue])
+            target.candidate_text_ids = torch.cat([text_ids, self.text_id_queue])
+            target.position = position
+            position += len(target.text_features)
+        if self.training:
+            self._enqueue(image_features, text_features, image_ids, text_ids)
+        return targets
+
+    def _encode_momentum(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+    ) -> MomentumTargets:
+        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        if image_ids is None:
+            image_ids = torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
+        teacher = self.momentum_encoder
+        image_embeds = teacher.vision_model(pixel_values).last_hidden_state
+        text_embeds = teacher.text_model(input_ids, attention_mask).last_hidden_state
+        image_features = F.normalize(teacher.vision_projection(image_embeds[:, 0]), dim=-1)
+        if image_index is not None:
+            image_features, image_ids = image_features[image_index], image_ids[image_index]
+        return MomentumTargets(
+            image_embeds=image_embeds,
+            image_features=image_features,
+            text_features=F.normalize(teacher.text_projection(text_embeds[:, 0]), dim=-1),
+            image_ids=image_ids,
+            text_ids=text_fingerprints(input_ids, attention_mask),
+        )
+
+    def _momentum_pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(copy, original) for every parameter of the momentum encoders."""
+        originals = {**dict(self.albef.named_parameters()), **dict(self.named_parameters())}
+        return [(copy, originals[name]) for name, copy in self.momentum_encoder.named_parameters()]
+
+    def _move_momentum_encoder(self) -> None:
+        copies, originals = zip(*self._momentum_pairs())
+        torch._foreach_lerp_(copies, [original.to(copies[0].dtype) for original in originals], 1 - self.config.momentum)
+
+    def _enqueue(self, *columns: torch.Tensor) -> None:
+        """Writes the newest rows of (image features, text features, image ids, text ids) over the oldest of the queues."""
+        queues = self.image_queue, self.text_queue, self.image_id_queue, self.text_id_queue
+        count = min(len(columns[0]), self.config.queue_size)
+        index = (self.queue_pointer + torch.arange(count, device=self.queue_pointer.device)) % self.config.queue_size
+        for queue, rows in zip(queues, columns):
+            queue[index] = rows[-count:].to(queue.dtype)
+        self.queue_pointer.copy_((self.queue_pointer + count) % self.config.queue_size)
+
+
+def contrastive_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    targets: MomentumTargets,
+    temperature: torch.Tensor,
+    alpha: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ITC with soft targets α · softmax(momentum similarity) + (1 − α) · one-hot, both directions (ALBEF, eq. 1 and 6).
+
+    Candidates that show the same picture or say the same as a pair are neither its positives nor its negatives.
+
+    Args:
+        image_features, text_features: (num_phrases, projection_dim) of the true pairs.
+
+    Returns: the loss, and the similarities over temperature of each image to the phrases and of each phrase to the
+        images of this micro-batch, both (num_phrases, num_phrases).
+    """
+    num_phrases = len(text_features)
+    own = targets.position + torch.arange(num_phrases, device=text_features.device)
+    ignored = same_pairs(targets)
+    ignored[torch.arange(num_phrases, device=own.device), own] = False
+    one_hot = F.one_hot(own, ignored.shape[1])
+    losses, similarities = [], []
+    for features, momentum_features, candidates in (
+        (image_features, targets.image_features, targets.text_candidates),
+        (text_features, targets.text_features, targets.image_candidates),
+    ):
+        similarity = features.float() @ candidates.float().T / temperature
+        soft = (momentum_features.float() @ candidates.float().T / temperature.detach()).masked_fill(ignored, -torch.inf)
+        soft_targets = alpha * soft.softmax(dim=1) + (1 - alpha) * one_hot
+        # Not -inf: an ignored candidate's target is 0, and 0 · inf is not a number.
+        log_probabilities = similarity.masked_fill(ignored, torch.finfo(torch.float32).min).log_softmax(dim=1)
+        losses.append(-(soft_targets * log_probabilities).sum(dim=1).mean())
+        similarities.append(similarity.detach()[:, own])
+    return (losses[0] + losses[1]) / 2, *similarities
+
+
+def matching_loss(itm_logits: torch.Tensor, negative_itm_logits: torch.Tensor, has_negative: torch.Tensor) -> torch.Tensor:
+    """ITM: binary cross-entropy over each phrase's true pair and its two negatives, the mean over 3 · num_phrases rows.
+
+    A negative that does not exist (`has_negative` False) contributes nothing, so that the loss of a batch is the mean of
+    the losses of its parts.
+
+    Args:
+        itm_logits: (num_phrases, 2). negative_itm_logits: (2 * num_phrases, 2). has_negative: (2 * num_phrases,).
+    """
+    logits = torch.cat([itm_logits, negative_itm_logits]).float()
+    is_true = torch.arange(len(logits), device=logits.device) < len(itm_logits)
+    loss = F.cross_entropy(logits, is_true.long(), reduction="none")
+    return loss.where(torch.cat([torch.ones_like(has_negative[: len(itm_logits)]), has_negative]), 0).mean()
+
+
+def same_pairs(targets: MomentumTargets) -> torch.Tensor:
+    """(num_phrases, num_candidates): does the candidate show the same picture or say the same as the pair?"""
+    return (targets.image_ids[:, None] == targets.candidate_image_ids) | (
+        targets.text_ids[:, None] == targets.candidate_text_ids
+    )
+
+
+def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """Hard negatives: for each row one allowed column, drawn by softmax of its similarity (ALBEF, §3.2).
+
+    Args:
+        similarity, allowed: (num_phrases, num_phrases). A row without an allowed column gets an arbitrary one.
+    """
+    probabilities = similarity.masked_fill(~allowed, -torch.inf).softmax(dim=1)
+    return torch.multinomial(probabilities.where(allowed.any(dim=1, keepdim=True), 1.0), num_samples=1)[:, 0]
+
+
+def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(num_phrases,): equal for equal phrases, whatever their padding; 62 bits, not negative."""
+    # A polynomial in a fixed odd number modulo 2^64, which is how int64 products wrap.
+    powers = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device).cumprod(0)
+    tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask
+    return (tokens * powers).sum(dim=1) & (2**62 - 1)
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The rows of all processes in order of rank, and where this process' rows begin. Counts may differ."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows, 0
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, count)
+    counts = [int(count) for count in counts]
+    padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, max(counts) - len(rows))).contiguous()
+    gathered = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(gathered, padded)
+    everything = torch.cat([part[:count] for part, count in zip(gathered, counts)])
+    return everything, sum(counts[: distributed.get_rank()])
+
+
+__all__ = ["AlbefForPreTraining", "AlbefForPreTrainingOutput", "MomentumTargets"]
