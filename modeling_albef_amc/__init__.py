@@ -1,0 +1,62 @@
+"""ALBEF in transformers, and heatmaps of any vision-language model. Importing this registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import is_torchvision_available
+
+from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+from .families import explain_function, groundable
+from .gradcam import PhraseAttention, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
+from .image_processing_pil_albef import AlbefImageProcessorPil
+from .modeling_albef import AlbefModel, AlbefOutput
+from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
+from .processing_albef import AlbefProcessor
+from .tokenization_albef import clean_text, tokenizer_from_texts
+
+image_processor_classes = {"pil": AlbefImageProcessorPil}
+if is_torchvision_available():
+    from .image_processing_albef import AlbefImageProcessor
+
+    image_processor_classes["torchvision"] = AlbefImageProcessor
+
+AutoConfig.register("albef", AlbefConfig)
+AutoModel.register(AlbefConfig, AlbefModel)
+AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining)
+AutoImageProcessor.register(AlbefConfig, image_processor_classes=image_processor_classes)
+AutoTokenizer.register(AlbefConfig, tokenizer_class=PreTrainedTokenizerFast)
+AutoProcessor.register(AlbefConfig, AlbefProcessor)
+
+# save_pretrained then copies the code along, for trust_remote_code.
+AlbefConfig.register_for_auto_class()
+AlbefModel.register_for_auto_class("AutoModel")
+AlbefForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+for part in (AlbefProcessor, *image_processor_classes.values()):
+    part.register_for_auto_class()
+
+__all__ = [
+    "AlbefConfig",
+    "AlbefForPreTraining",
+    "AlbefForPreTrainingOutput",
+    "AlbefImageProcessorPil",
+    "AlbefModel",
+    "AlbefOutput",
+    "AlbefProcessor",
+    "AlbefTextConfig",
+    "AlbefVisionConfig",
+    "PhraseAttention",
+    "clean_text",
+    "explain_function",
+    "gradcam",
+    "groundable",
+    "heatmap_points",
+    "normalize_heatmaps",
+    "tokenizer_from_texts",
+    "upsample_heatmaps",
+]

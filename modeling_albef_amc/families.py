@@ -1,0 +1,178 @@
+"""What each model family must say of itself to be explained and trained: one function a family.
+
+`explain(model, pixel_values, input_ids, attention_mask, image_index, create_graph)` runs the model once and returns a
+`PhraseAttention`: which score, which attention, which tokens, which patches, which grid. Everything else (heatmaps, AMC,
+pointing game) follows from that.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import MethodType
+
+import torch
+from torch.nn import functional as F
+from transformers import BlipForImageTextRetrieval, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .gradcam import PhraseAttention, explaining, gradcam, record_attention
+from .modeling_albef import AlbefModel, resolve_image_index
+from .modeling_albef_pretraining import AlbefForPreTraining
+
+Explain = Callable[..., PhraseAttention]
+
+
+def albef(
+    model: AlbefModel | AlbefForPreTraining,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    image_index: torch.Tensor | None = None,
+    create_graph: bool = False,
+) -> PhraseAttention:
+    """ALBEF: the match logit, by the cross-attention of text-encoder layer `config.grounding_layer`."""
+    albef_model = getattr(model, model.base_model_prefix, model)
+    with explaining(create_graph):
+        inputs = pixel_values, input_ids, attention_mask, image_index
+        return albef_model.score(*inputs, model.config.grounding_layer, create_graph)[1]
+
+
+def blip(
+    model: BlipForImageTextRetrieval,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    image_index: torch.Tensor | None = None,
+    create_graph: bool = False,
+    layer: int | None = None,
+) -> PhraseAttention:
+    """BLIP with its matching head: the match logit, by the cross-attention of text layer `layer`.
+
+    The default layer is two thirds up the text encoder (8 of 12): BLIP attends to the image in every layer. Its
+    attention never goes through transformers' attention interface, so it is recorded by a hook, before dropout.
+    """
+    layers = model.text_encoder.encoder.layer
+    layer = 2 * len(layers) // 3 if layer is None else layer
+    image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+    with explaining(create_graph):
+        image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+    if image_index is not None:
+        image_embeds = image_embeds[image_index]
+    # A graph needs something that requires a gradient, even where all parameters are frozen.
+    image_embeds = image_embeds if image_embeds.requires_grad else image_embeds.detach().requires_grad_()
+    with torch.enable_grad(), record_attention(layers[layer].crossattention.self) as recorded:
+        states = model.text_encoder(
+            input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=image_embeds
+        ).last_hidden_state
+        score = model.itm_head(states[:, 0])[:, 1]
+    token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    patch_size = model.config.vision_config.patch_size
+    grid = pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
+    return PhraseAttention(score, recorded[0], token_mask, slice(1, None), grid)
+
+
+FAMILIES: dict[str, Explain] = {"albef": albef, "blip": blip}
+
+
+def explain_function(model: PreTrainedModel) -> Explain:
+    """The function of `model`'s family.
+
+    Raises:
+        ValueError: the family is unknown: pass a function of your own.
+    """
+    try:
+        return FAMILIES[model.config.model_type]
+    except KeyError:
+        raise ValueError(
+            f"No explanation is known for models of type {model.config.model_type!r} (known: {', '.join(FAMILIES)}). Pass "
+            f"explain=, a function as described in modeling_albef_amc/families.py."
+        ) from None
+
+
+@dataclass
+class GroundingOutput(ModelOutput):
+    """Output of a model made trainable by `groundable`.
+
+    - `loss`, `loss_itm`: matching loss of the true pairs against in-batch negatives.
+    - `scores` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the true pairs.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_itm: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    heatmaps: torch.FloatTensor | None = None
+
+
+def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTrainedModel:
+    """Gives a model of any family the forward pass that `AmcTrainer` trains by; the model is changed in place.
+
+    `AlbefForPreTraining` has it already. For the others the heatmap has to be computed inside `forward`, which is where
+    distributed wrappers look for the graph. Weights, configuration and saved files stay those of the model.
+    """
+    if isinstance(model, AlbefForPreTraining):
+        return model
+    explain = explain or explain_function(model)
+
+    def forward(
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        output_heatmaps: bool = False,
+        **unused,
+    ) -> GroundingOutput:
+        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
+        create_graph = torch.is_grad_enabled()
+        attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
+        with nullcontext() if create_graph else torch.enable_grad():
+            heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
+        negative, exists = other_image(own_image, image_ids, input_ids, attention_mask)
+        negative_scores = explain(model, pixel_values, input_ids, attention_mask, negative, create_graph).score
+        loss = ranking_loss(attention.score, negative_scores, exists)
+        scores = attention.score if create_graph else attention.score.detach()
+        return GroundingOutput(loss=loss, loss_itm=loss, scores=scores, heatmaps=heatmaps)
+
+    model.forward = MethodType(forward, model)
+    return model
+
+
+def other_image(
+    own_image: torch.Tensor, image_ids: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each phrase an image of the batch that shows another picture and belongs to no equal phrase, drawn at random.
+
+    Returns: image indices (num_phrases,), and whether there was one (num_phrases,).
+    """
+    picture = own_image if image_ids is None else image_ids[own_image]
+    tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
+    same_text = (tokens[:, None] == tokens[None]).all(dim=-1)
+    allowed = (picture[:, None] != picture[None]) & ~same_text
+    exists = allowed.any(dim=1)
+    probabilities = allowed.float().where(exists[:, None], 1.0)
+    return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]], exists
+
+
+def ranking_loss(scores: torch.Tensor, negative_scores: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of telling each phrase's own image from a wrong one by their scores, the mean over all phrases.
+
+    A phrase without a wrong image contributes 0.
+
+    Args:
+        scores, negative_scores, exists: (num_phrases,).
+    """
+    loss = F.softplus(negative_scores.float() - scores.float())
+    return loss.where(exists, 0).mean()
+
+
+def step_targets(model: PreTrainedModel, micro_batches: list[dict]) -> list:
+    """What the micro-batches of one optimizer step must know of each other before any of them runs, one entry each.
+
+    For `AlbefForPreTraining` its momentum encoders move, and encode all of them (`momentum_step`); None for the others.
+    """
+    if not isinstance(model, AlbefForPreTraining):
+        return [None] * len(micro_batches)
+    names = ("pixel_values", "input_ids", "attention_mask", "image_index", "image_ids")
+    return model.momentum_step([{name: batch[name] for name in names if name in batch} for batch in micro_batches])

@@ -1,0 +1,44 @@
+"""The torchvision twin of `AlbefImageProcessorPil`: the same constants, computed on tensors."""
+
+from typing import Any
+
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.utils import requires_backends
+
+from .image_processing_pil_albef import AlbefImageInputs, AlbefImageProcessorPil
+
+
+class AlbefImageProcessor(AlbefImageInputs, TorchvisionBackend):
+    """
+    As `AlbefImageProcessorPil`; here and there a resized value differs from Pillow's by a step or two of 255.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 256, "width": 256}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def __init__(self, **kwargs):
+        requires_backends(self, ["torchvision"])
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        processor_dict = super().to_dict()
+        auto_map = processor_dict.get("auto_map", {})
+        if "AutoImageProcessor" in auto_map:
+            # Both classes, so that remote code saved by this one also runs where torchvision is missing.
+            classes = (AlbefImageProcessorPil, type(self))
+            auto_map["AutoImageProcessor"] = [f"{c.__module__.rpartition('.')[2]}.{c.__name__}" for c in classes]
+        return processor_dict
+
+
+__all__ = ["AlbefImageProcessor"]

@@ -1,0 +1,168 @@
+"""Image processor of ALBEF: a bicubic resize to a square (no crop) and normalisation, with Pillow and NumPy alone."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    infer_channel_dimension_format,
+)
+
+CHANNEL_COUNTS = (1, 3, 4)
+
+
+def flatten_images(images: Any) -> list[Any]:
+    """
+    Images in any nesting to a flat list of paths, URLs, Pillow images and arrays of two or three dimensions.
+
+    Args:
+        images: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, channels) or
+            (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
+
+    Raises:
+        ValueError: something among them is not an image.
+    """
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flatten_images(item)]
+    if isinstance(images, str | os.PathLike):
+        return [os.fspath(images)]
+    if isinstance(images, Image.Image):
+        return [images]
+    if not isinstance(images, np.ndarray | torch.Tensor):
+        raise ValueError(f"an image must be a Pillow image, an array, a tensor, a path or a URL, not {type(images)}")
+    if images.ndim in (2, 3):
+        return [images]
+    if images.ndim == 4:
+        return list(images)
+    raise ValueError(f"an image must have 2 or 3 dimensions (a batch of images 4), got the shape {tuple(images.shape)}")
+
+
+def channel_axis_format(image: np.ndarray | torch.Tensor) -> ChannelDimension:
+    """
+    Where the channels of an image of three dimensions are. When both ends could be channels, as in an array of one row,
+    each library's own habit decides: NumPy arrays have them last, tensors first.
+    """
+    if image.shape[0] in CHANNEL_COUNTS and image.shape[-1] in CHANNEL_COUNTS:
+        # A leading 1 before 3 or 4 columns of a tensor, and so on: nothing in the numbers tells, only the container.
+        return ChannelDimension.FIRST if isinstance(image, torch.Tensor) else ChannelDimension.LAST
+    return infer_channel_dimension_format(image, num_channels=CHANNEL_COUNTS)
+
+
+def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey images to white when it converts them to RGB; scale them to 8 bits instead."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"a Pillow image of mode {image.mode!r} says nothing about its range of values: scale it to 8 bits "
+            "(mode 'L' or 'RGB') first"
+        )
+    return image
+
+
+def array_to_eight_bit(image: np.ndarray | torch.Tensor, do_rescale: bool) -> torch.Tensor:
+    """
+    Booleans, integers and floating point values to the uint8 values that `rescale_factor` 1/255 belongs to.
+
+    Args:
+        image: three dimensions. uint8 is left alone, bool becomes 0 and 255, uint16 is scaled by 1/257, any other
+            integers must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
+        do_rescale: False when the caller has scaled the values already: floating point values are then kept.
+
+    Raises:
+        ValueError: empty, not finite or out of range.
+    """
+    if isinstance(image, np.ndarray):
+        # torch takes neither negative strides (flipped arrays) nor read-only memory (the arrays of Pillow).
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    image = image.detach()
+    if image.numel() == 0:
+        raise ValueError(f"an image has no pixels, its shape is {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.bool:
+        return image.to(torch.uint8) * 255
+    if image.dtype == torch.uint16:
+        return (image.to(torch.float32) / 257).round().to(torch.uint8)
+    dtype, image = image.dtype, image.to(torch.float32)
+    if dtype.is_floating_point and not do_rescale:
+        return image
+    low, high = image.min().item(), image.max().item()
+    white = 1 if dtype.is_floating_point and high <= 1 else 255
+    if not (low >= 0 and high <= white):
+        raise ValueError(
+            f"an image of type {dtype} has values from {low} to {high}: they must lie in [0, 255] or, for floating "
+            "point, in [0, 1]; pass do_rescale=False for images that are scaled already"
+        )
+    return (image * (255 / white)).round().to(torch.uint8)
+
+
+class AlbefImageInputs:
+    """How both backends take images in: any nesting, Pillow mode and number type; errors name the image's index."""
+
+    def _prepare_image_like_inputs(
+        self,
+        images: ImageInput,
+        *args,
+        expected_ndims: int = 3,
+        do_rescale: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> list[Any]:
+        images = flatten_images(images)
+        if not images:
+            raise ValueError("no images were given: pass at least one")
+        prepared = []
+        for index, image in enumerate(images):
+            try:
+                data_format = input_data_format
+                if isinstance(image, str):
+                    image = self.fetch_images(image)
+                if isinstance(image, Image.Image):
+                    image = pillow_to_eight_bit(image)
+                else:
+                    if image.ndim == 2:
+                        image, data_format = image[None], ChannelDimension.FIRST
+                    data_format = data_format or channel_axis_format(image)
+                    image = array_to_eight_bit(image, do_rescale)
+                prepared.append(self.process_image(image, *args, input_data_format=data_format, **kwargs))
+            except (ValueError, OSError) as error:  # Pillow reports truncated and unknown files as OSError.
+                raise ValueError(f"image {index}: {error}") from error
+        return prepared
+
+
+class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
+    """
+    Pixel values for ALBEF: RGB, bicubic resize to `size` without a crop (the aspect ratio is given up), scaled to
+    [0, 1] and normalised. Training and Flickr30k use 256 pixels, RefCOCO+ and ReferIt 384.
+
+    Pillow images, arrays and tensors are taken as they are stored. An EXIF orientation is not applied, since boxes and
+    masks usually refer to the stored pixels: call `PIL.ImageOps.exif_transpose` where they do not. (transformers
+    applies it when it opens a path or a URL itself.) Transparent pixels are laid on white.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 256, "width": 256}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def process_image(self, image: ImageInput, *args, **kwargs) -> np.ndarray:
+        if isinstance(image, torch.Tensor):
+            image = image.cpu()
+        return super().process_image(image, *args, **kwargs)
+
+
+__all__ = ["AlbefImageProcessorPil"]

@@ -1,0 +1,254 @@
+"""Processor of ALBEF: photos and phrases in, heatmaps, points and boxes in the photos' own pixels out."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+
+from .gradcam import upsample_heatmaps
+from .tokenization_albef import albef_tokenizer, clean_text
+
+
+class AlbefProcessorKwargs(ProcessingKwargs, total=False):
+    max_words: int
+
+
+class AlbefProcessor(ProcessorMixin):
+    """
+    An image processor and BERT's word pieces, cleaned and framed as ALBEF was trained: [CLS] in front, no [SEP].
+
+    Args:
+        image_processor: `AlbefImageProcessorPil` or its torchvision twin.
+        tokenizer: any BERT tokenizer; the processor keeps a copy of it that adds no [SEP].
+        max_words: words kept of a phrase: 50, and 30 for referring expressions. Calls can override it.
+
+    Raises:
+        ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
+    """
+
+    valid_processor_kwargs = AlbefProcessorKwargs
+    text_kwargs = {"padding": True}
+
+    def __init__(self, image_processor, tokenizer, max_words: int = 50):
+        if max_words < 1:
+            raise ValueError(f"max_words must be at least 1, got {max_words}")
+        super().__init__(image_processor, albef_tokenizer(tokenizer))
+        self.max_words = max_words
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | list[list[str]] | None = None,
+        **kwargs: Unpack[AlbefProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one image or a list of them.
+            text: a phrase; a list of phrases, phrase i on image i or, when there is one image, all on that; or a list
+                of lists, the phrases of each image (an image may have none).
+            kwargs: `return_tensors`, `max_words`, `max_length` (tokens, [CLS] included; without it no phrase is cut),
+                and whatever the image processor and the tokenizer take.
+
+        Returns:
+            With images, `pixel_values` (num_images, 3, height, width). With text, `input_ids` and `attention_mask`
+            (num_phrases, num_tokens), and `image_index` (num_phrases,), each phrase's image, when the phrases come in
+            lists of lists or are several on one image.
+
+        Raises:
+            ValueError: a phrase has nothing left after cleaning; phrases and images do not match in number.
+        """
+        if images is None and text is None:
+            raise ValueError("pass images, text or both: there is nothing to process")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        data = {}
+        if text is not None:
+            phrases, image_index = flatten_phrases(text)
+            data.update(self._tokenize(phrases, merged["max_words"], **merged["text_kwargs"]))
+        if images is not None:
+            data.update(self.image_processor(images, **merged["images_kwargs"]))
+        if images is not None and text is not None:
+            image_index = match_phrases(text, phrases, image_index, len(data["pixel_values"]))
+        if text is not None and image_index is not None:
+            data["image_index"] = image_index
+        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    def _tokenize(self, phrases: list[str], max_words: int, **text_kwargs) -> dict[str, Any]:
+        max_length = text_kwargs.get("max_length")
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length must leave room for [CLS] and a word: at least 2, got {max_length}")
+        text_kwargs.setdefault("truncation", max_length is not None)
+        encoded = self.tokenizer([clean_text(phrase, max_words) for phrase in phrases], **text_kwargs)
+        for index, encoding in enumerate(encoded.encodings):
+            # Looked for among the tokens, since control characters survive the cleaning but not the tokenizer.
+            if 0 not in encoding.special_tokens_mask:
+                raise ValueError(
+                    f"phrase {index} ({phrases[index]!r}) is empty after cleaning: give it a word or leave it out"
+                )
+        return dict(encoded)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        # Else the last call's cutting and padding would be written into the tokenizer's file.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def post_process_grounding(
+        self,
+        heatmaps: torch.Tensor | list[torch.Tensor],
+        target_sizes: torch.Tensor | np.ndarray | list[tuple[int, int]] | tuple[int, int],
+        threshold: float = 0.5,
+    ) -> list[dict[str, Any]]:
+        """
+        Heatmaps of the patch grid to answers in the pixels of the original images.
+
+        Args:
+            heatmaps: (num_phrases, rows, columns), or a list of (rows, columns).
+            target_sizes: (num_phrases, 2), the (height, width) in pixels of each phrase's image, or one pair for all.
+                A Pillow image's `size` is the other way round.
+            threshold: how far up from the map's minimum (0) to its maximum (1) a pixel must be to belong to the box.
+
+        Returns:
+            One dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
+            "point": (x, y), the pixel of its first maximum in row order. "box": (x1, y1, x2, y2), half-open, in pixels,
+            around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
+            a constant map is the whole image.
+
+        Raises:
+            ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
+        """
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        maps = check_heatmaps(heatmaps)
+        sizes = check_target_sizes(target_sizes, len(maps))
+        groups = defaultdict(list)
+        for index, (heatmap, size) in enumerate(zip(maps, sizes, strict=True)):
+            groups[size, heatmap.shape, heatmap.device].append(index)
+        results = [{} for _ in maps]
+        for (size, _, _), indices in groups.items():
+            upsampled = upsample_heatmaps(torch.stack([maps[index] for index in indices]), size)
+            for index, heatmap in zip(indices, upsampled, strict=True):
+                y, x = divmod(heatmap.argmax().item(), heatmap.shape[-1])
+                # Upsampled, a constant map is not quite constant any more; it has no region of its own.
+                constant = maps[index].min() == maps[index].max()
+                box = (0, 0, size[1], size[0]) if constant else box_around_point(heatmap, (x, y), threshold)
+                results[index] = {"heatmap": heatmap, "point": (x, y), "box": box}
+        return results
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "image_index"]
+
+
+def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
+    """The phrases in one list, and each one's image when they came in lists of lists."""
+    if isinstance(text, str):
+        return [text], None
+    if not isinstance(text, list | tuple) or not text:
+        raise ValueError(f"text must be a phrase, a list of phrases or a list of lists of phrases, got {text!r}")
+    nested = all(isinstance(item, list | tuple) for item in text)
+    phrases = [phrase for item in text for phrase in item] if nested else list(text)
+    for index, phrase in enumerate(phrases):
+        if not isinstance(phrase, str):
+            raise ValueError(
+                f"phrase {index} is {phrase!r}, not a string: pass one phrase, a list of phrases or a list of lists of "
+                "phrases, not a mixture"
+            )
+    if not phrases:
+        raise ValueError("text holds no phrase: pass at least one")
+    return phrases, [image for image, item in enumerate(text) for _ in item] if nested else None
+
+
+def match_phrases(text: Any, phrases: list[str], image_index: list[int] | None, num_images: int) -> list[int] | None:
+    """Each phrase's image; None when phrase i belongs to image i."""
+    if image_index is not None:
+        if len(text) != num_images:
+            raise ValueError(f"text has {len(text)} lists of phrases for {num_images} images: pass one list an image")
+        return image_index
+    if len(phrases) == num_images:
+        return None
+    if num_images == 1:
+        return [0] * len(phrases)
+    raise ValueError(
+        f"{len(phrases)} phrases for {num_images} images: pass one phrase an image, or a list of "
+        "lists, the phrases of each"
+    )
+
+
+def check_heatmaps(heatmaps: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    """Maps one by one, (rows, columns) each and finite, detached."""
+    if isinstance(heatmaps, torch.Tensor) and heatmaps.ndim != 3:
+        raise ValueError(f"heatmaps must be (num_phrases, rows, columns), got the shape {tuple(heatmaps.shape)}")
+    maps = [heatmap.detach() for heatmap in heatmaps]
+    for index, heatmap in enumerate(maps):
+        if heatmap.ndim != 2 or heatmap.numel() == 0:
+            raise ValueError(f"heatmap {index} must be (rows, columns), got the shape {tuple(heatmap.shape)}")
+        if not heatmap.isfinite().all():
+            raise ValueError(f"heatmap {index} has NaN or infinite values: the model diverged or its input is broken")
+    return maps
+
+
+def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
+    """(height, width) in pixels for every map."""
+    sizes = torch.as_tensor(target_sizes)
+    if sizes.shape == (2,):
+        sizes = sizes.expand(num_maps, 2)
+    if sizes.ndim != 2 or sizes.shape[1] != 2:
+        raise ValueError(f"target_sizes must be (num_phrases, 2), (height, width), got the shape {tuple(sizes.shape)}")
+    if len(sizes) != num_maps:
+        raise ValueError(
+            f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or a single pair for all"
+        )
+    for index, size in enumerate(sizes.tolist()):
+        if any(not float(side).is_integer() or side < 1 for side in size):
+            raise ValueError(
+                f"target size {index} is {size}: height and width must be whole numbers of pixels, at least 1"
+            )
+    return [(int(height), int(width)) for height, width in sizes.tolist()]
+
+
+def box_around_point(heatmap: torch.Tensor, point: tuple[int, int], threshold: float) -> tuple[int, int, int, int]:
+    """
+    The tight box, half-open xyxy, of the 4-connected region around `point` where the heatmap reaches the threshold.
+
+    Args:
+        heatmap: (height, width).
+        point: (x, y) of a pixel that reaches the threshold.
+        threshold: in [0, 1], between the map's minimum and maximum.
+    """
+    low, high = heatmap.aminmax()
+    inside = heatmap - low >= threshold * (high - low)
+    # Nothing outside the box of all regions matters, and that is often a small part of a large photo.
+    left, top, right, bottom = bounding_box(inside)
+    inside = inside[top:bottom, left:right]
+    rows, columns = run_labels(inside), run_labels(inside.T).T
+    reached = torch.zeros_like(inside)
+    reached[point[1] - top, point[0] - left] = True
+    count = 0
+    # Whole runs at a time: a region is full after as many rounds as a path in it has corners, a few for smooth maps.
+    while count < (count := reached.sum().item()):
+        for labels in (rows, columns):
+            hit = torch.zeros(inside.numel() + 1, dtype=torch.bool, device=inside.device)
+            hit[labels[reached]] = True
+            reached = hit[labels] & inside
+    x1, y1, x2, y2 = bounding_box(reached)
+    return left + x1, top + y1, left + x2, top + y2
+
+
+def bounding_box(inside: torch.Tensor) -> tuple[int, int, int, int]:
+    """Half-open xyxy of the True values, of which there are some, of a (height, width) tensor."""
+    ys, xs = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
+    return xs[0].item(), ys[0].item(), xs[-1].item() + 1, ys[-1].item() + 1
+
+
+def run_labels(inside: torch.Tensor) -> torch.Tensor:
+    """(height, width) bool: one number for each unbroken horizontal run of True; numbers elsewhere mean nothing."""
+    starts = inside.clone()
+    starts[:, 1:] &= ~inside[:, :-1]
+    return starts.flatten().cumsum(0).view(inside.shape)
+
+
+__all__ = ["AlbefProcessor"]

@@ -1,0 +1,494 @@
+"""GroundingCollator: its batch by hand, its masks against a slow rasteriser, every refusal with the record's name."""
+
+import hashlib
+import io
+import json
+import pickle
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import BertTokenizer, BlipProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
+from modeling_albef_amc.processing_albef import AlbefProcessor
+from trainer.augmentation import GroundingAugmentation
+from trainer.data_collator import GroundingCollator
+from trainer.regions import Region, open_image
+
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a man dog on the left right of red car in".split()
+PAD, UNK, CLS, SEP, MASK = range(5)
+HEIGHT, WIDTH = 24, 32
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    vocab = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    vocab.write_text("\n".join(WORDS))
+    return BertTokenizer(str(vocab))
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer):
+    return AlbefProcessor(AlbefImageProcessorPil(size={"height": 16, "width": 16}), tokenizer)
+
+
+@pytest.fixture
+def collator(processor):
+    return GroundingCollator(processor, mask_size=8, mlm_probability=0.0)
+
+
+def photo(seed=0, size=(WIDTH, HEIGHT)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=options.pop("format", "PNG"), **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def record(**changes):
+    return {"image": photo(), "image_id": "a", "phrase": "the man", "boxes": [[4, 6, 12, 18]]} | changes
+
+
+# The batch
+
+
+def test_a_batch_by_hand(collator):
+    first, second = photo(1), photo(2, size=(20, 10))
+    records = [
+        record(image=first, image_id="x", phrase="The man", boxes=[[0, 0, 16, 12], [16, 12, 40, 30]], masks=[]),
+        record(image=second, image_id="y", phrase="a red car", boxes=[], masks=[]),
+        record(image=first, image_id="x", phrase="dog", boxes=[[8, 6, 16, 12]]),
+    ]
+    batch = collator(records)
+    assert set(batch) == {
+        *("pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "masks", "has_region", "boxes"),
+        "image_sizes",
+    }
+    # Trainer counts examples by the first tensor.
+    assert len(next(iter(batch.values()))) == 3
+    assert batch["input_ids"].tolist() == [[CLS, 9, 6, PAD], [CLS, 5, 13, 14], [CLS, 7, PAD, PAD]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["image_index"].tolist() == [0, 1, 0] and batch["image_index"].dtype == torch.long
+    assert batch["has_region"].tolist() == [True, False, True] and batch["has_region"].dtype == torch.bool
+    assert batch["image_sizes"].tolist() == [[24, 32], [10, 20], [24, 32]]
+    padding = [-100.0] * 4
+    assert batch["boxes"].tolist() == [
+        [[0, 0, 16, 12], [16, 12, 32, 24]],
+        [padding, padding],
+        [[8, 6, 16, 12], padding],
+    ]
+    expected = torch.zeros(3, 8, 8)
+    expected[0, :4, :4] = expected[0, 4:, 4:] = 1
+    expected[2, 2:4, 2:4] = 1
+    assert batch["masks"].dtype == torch.float32 and torch.equal(batch["masks"], expected)
+    pixel_values = collator.processor(images=[first, second], return_tensors="pt")["pixel_values"]
+    assert batch["pixel_values"].dtype == torch.float32 and torch.equal(batch["pixel_values"], pixel_values)
+    assert batch["image_ids"].tolist() == [
+        int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") // 2 for name in (b"x", b"y")
+    ]
+
+
+def test_a_stock_processor_of_another_family_serves(tokenizer):
+    processor = BlipProcessor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer)
+    batch = GroundingCollator(processor, mask_size=8)([record(), record(phrase="a dog"), record(image_id="b")])
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert batch["input_ids"].tolist() == [[CLS, 9, 6, SEP], [CLS, 5, 7, SEP], [CLS, 9, 6, SEP]]
+    assert batch["image_index"].tolist() == [0, 0, 1]
+
+
+def test_rows_of_an_image_share_it_and_it_is_decoded_once(collator):
+    image = encoded(photo())
+    records = [record(image=image, image_id=name) for name in "abab"]
+    with patch("trainer.data_collator.open_image", wraps=open_image) as opened:
+        batch = collator(records)
+    assert opened.call_count == 2
+    assert batch["pixel_values"].shape[0] == 2 and batch["image_index"].tolist() == [0, 1, 0, 1]
+
+
+def test_without_image_id_each_row_has_its_own_image_known_by_its_pixels(collator):
+    records = [record(image=photo(1)), record(image=photo(1)), record(image=photo(2))]
+    del records[0]["image_id"]
+    records[1]["image_id"] = records[2]["image_id"] = None
+    batch = collator(records)
+    assert batch["pixel_values"].shape[0] == 3 and batch["image_index"].tolist() == [0, 1, 2]
+    first, same, other = batch["image_ids"].tolist()
+    assert first == same != other and min(first, other) >= 0
+
+
+def test_all_forms_of_an_image_give_the_same_pixels(collator, tmp_path):
+    image = photo()
+    image.save(tmp_path / "photo.png")
+    forms = [image, encoded(image), {"bytes": None, "path": str(tmp_path / "photo.png")}, np.asarray(image)]
+    batch = collator([record(image=form, image_id=str(i)) for i, form in enumerate(forms)])
+    assert len(batch["pixel_values"]) == 4
+    for pixels in batch["pixel_values"]:
+        assert torch.equal(pixels, batch["pixel_values"][0])
+
+
+def test_gray_palette_and_transparent_images_become_rgb_and_stored_rotation_is_applied(collator):
+    hidden = Image.new("RGBA", (WIDTH, HEIGHT), (0, 0, 0, 0))
+    white = Image.new("L", (WIDTH, HEIGHT), 255)
+    palette = Image.new("RGB", (WIDTH, HEIGHT), "white").convert("P")
+    batch = collator([record(image=image, image_id=image.mode) for image in (hidden, white, palette)])
+    assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])
+    assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][2])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = collator([record(image=encoded(photo(), format="JPEG", exif=exif))])
+    assert turned["image_sizes"].tolist() == [[WIDTH, HEIGHT]]
+
+
+def test_a_batch_without_regions_has_one_row_of_padding(collator):
+    records = [record(boxes=[], image_id="a"), record(boxes=None, masks=None, polygons=None, image_id="b")]
+    del records[0]["boxes"]
+    batch = collator(records)
+    assert batch["has_region"].tolist() == [False, False] and batch["masks"].count_nonzero() == 0
+    assert batch["boxes"].tolist() == [[[-100.0] * 4]] * 2
+
+
+def test_training_cuts_long_phrases_and_evaluation_does_not(processor):
+    collator = GroundingCollator(processor, mask_size=8, box_choice="random", augmentation=GroundingAugmentation())
+    long = record(phrase="a man " * 20)
+    assert collator([long])["input_ids"].shape == (1, 25)
+    evaluation = collator.for_evaluation()
+    batch = evaluation([long])
+    assert batch["input_ids"].shape == (1, 41) and "mlm_labels" not in batch
+    assert evaluation.box_choice == "all" and evaluation.augmentation is None and evaluation.mask_size == 8
+
+
+def test_the_collator_goes_through_pickle_and_workers_repeat_their_batches(processor):
+    records = [record(image=photo(i), image_id=str(i), phrase="a dog on the left of the man") for i in range(8)]
+    collator = GroundingCollator(processor, mask_size=8, augmentation=GroundingAugmentation(crop=0.0))
+    again = pickle.loads(pickle.dumps(collator))
+
+    def epoch(collate):
+        loader = DataLoader(
+            records,
+            batch_size=4,
+            collate_fn=collate,
+            num_workers=2,
+            generator=torch.Generator().manual_seed(5),
+            multiprocessing_context="fork",
+        )
+        return list(loader)
+
+    first, second = epoch(collator), epoch(again)
+    for one, two in zip(first, second, strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(first[0]["mlm_input_ids"], first[1]["mlm_input_ids"])
+
+
+def test_augmentation_changes_image_masks_boxes_and_phrases_together(processor):
+    flip = GroundingAugmentation(flip=1.0, gray=0.0, jitter=0.0)
+    collator = GroundingCollator(processor, mask_size=8, mlm_probability=0, augmentation=flip)
+    records = [record(phrase="the left dog", boxes=[[0, 0, 8, 12]]), record(phrase="a man", boxes=[])]
+    batch = collator(records)
+    plain = collator.for_evaluation()(records)
+    assert torch.equal(batch["pixel_values"], plain["pixel_values"].flip(-1))
+    assert torch.equal(batch["masks"], plain["masks"].flip(-1))
+    assert batch["boxes"].tolist() == [[[24, 0, 32, 12]], [[-100] * 4]]
+    assert batch["input_ids"].tolist() == [[CLS, 9, 11, 7], [CLS, 5, 6, PAD]]
+    assert records[0]["boxes"] == [[0, 0, 8, 12]] and records[0]["phrase"] == "the left dog"
+
+
+def test_the_mask_covers_the_painted_object_whatever_the_augmentation(processor):
+    augmentation = GroundingAugmentation(flip=0.5, gray=0, jitter=0, crop=0.8)
+    collator = GroundingCollator(processor, mask_size=64, mlm_probability=0, augmentation=augmentation)
+    pixels = np.full((64, 64, 3), 0, dtype=np.uint8)
+    pixels[8:24, 36:60] = 255
+    mask = Image.fromarray((pixels[:, :, 0]).copy())
+    records = [
+        {"image": Image.fromarray(pixels), "image_id": "a", "phrase": "a man", "boxes": [[36, 8, 60, 24]]},
+        {"image": Image.fromarray(pixels), "image_id": "a", "phrase": "a dog", "masks": [encoded(mask)]},
+    ]
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(30):
+        batch = collator(records)
+        bright = batch["pixel_values"][0, 0] > batch["pixel_values"][0, 0].median()
+        # The processor's 16 cells a side: each cell of the image is bright where the mask covers it.
+        covered = torch.nn.functional.avg_pool2d(batch["masks"][:, None], 4)[:, 0]
+        assert (covered[0] - covered[1]).abs().max() < 1e-3
+        assert bright[covered[0] > 0.99].all() and not (bright & far_from(covered[0])).any()
+        x1, y1, x2, y2 = batch["boxes"][0, 0].tolist()
+        assert (x2 - x1, y2 - y1) == (24, 16)
+        seen.add((x1, y1, *batch["image_sizes"][0].tolist()))
+    assert len(seen) > 10
+
+
+def far_from(covered):
+    """Cells with nothing of the object in them or beside them, where bicubic resizing would smear it."""
+    return torch.nn.functional.max_pool2d(covered[None], 5, stride=1, padding=2)[0] == 0
+
+
+# Masked language modelling
+
+
+def test_masking_spares_cls_sep_and_pad_and_keeps_its_proportions(tokenizer):
+    processor = BlipProcessor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer)
+    collator = GroundingCollator(processor, mask_size=4)
+    torch.manual_seed(0)
+    phrases = ["a man on the left of a zebra in the red car", "the dog"]
+    chosen = masked = unchanged = unknown = total = 0
+    for _ in range(60):
+        batch = collator([record(image_id="a", phrase=phrases[i % 2]) for i in range(32)])
+        ids, labels, inputs = batch["input_ids"], batch["mlm_labels"], batch["mlm_input_ids"]
+        picked = labels != -100
+        assert torch.equal(labels[picked], ids[picked]) and torch.equal(inputs[~picked], ids[~picked])
+        assert not picked[(ids == CLS) | (ids == SEP) | (ids == PAD)].any()
+        total += (ids > SEP).sum().item() + (ids == UNK).sum().item()
+        chosen += picked.sum().item()
+        masked += (inputs[picked] == MASK).sum().item()
+        unchanged += (inputs[picked] == ids[picked]).sum().item()
+        unknown += (labels == UNK).sum().item()
+    assert abs(chosen / total - 0.15) < 0.01
+    # A random token is [MASK] or the very same one in 2 of 16 cases.
+    assert abs(masked / chosen - (0.8 + 0.1 / 16)) < 0.03
+    assert abs(unchanged / chosen - (0.1 + 0.1 / 16)) < 0.02
+    assert unknown > 0
+
+
+def test_masking_repeats_with_the_seed(processor):
+    collator = GroundingCollator(processor, mask_size=4, mlm_probability=0.5)
+    records = [record(phrase="a man on the left of the dog")]
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(collator(records)["mlm_input_ids"].tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+# Regions
+
+
+def slow_box_mask(boxes, height, width, size, fine=96):
+    """Area coverage by counting the points of a fine grid in each cell."""
+    mask = np.zeros((size, size))
+    points = (np.arange(size * fine) + 0.5) / (size * fine)
+    for x1, y1, x2, y2 in boxes:
+        columns = ((points * width >= x1) & (points * width < x2)).reshape(size, fine).mean(axis=1)
+        rows = ((points * height >= y1) & (points * height < y2)).reshape(size, fine).mean(axis=1)
+        drawn = np.outer(rows, columns)
+        mask = np.maximum(mask, drawn / drawn.max())
+    return mask
+
+
+def test_boxes_cover_cells_by_area():
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        height, width = generator.integers(3, 60, 2)
+        boxes = []
+        for _ in range(generator.integers(1, 4)):
+            x1, y1 = generator.random(2) * [width - 2, height - 2]
+            boxes.append(
+                [x1, y1, x1 + 0.5 + generator.random() * (width - x1 - 0.5), y1 + 0.5 + generator.random() * 9]
+            )
+        clipped = np.minimum(boxes, [width, height, width, height])
+        region = Region.from_record({"boxes": boxes}, height, width)
+        np.testing.assert_allclose(region.rasterize(8), slow_box_mask(clipped, height, width, 8), atol=0.04)
+
+
+def test_the_same_rectangle_as_box_mask_and_polygon():
+    generator = np.random.default_rng(1)
+    for _ in range(40):
+        height, width = generator.integers(12, 70, 2)
+        x1, y1 = generator.integers(0, width - 5), generator.integers(0, height - 5)
+        x2, y2 = generator.integers(x1 + 4, width + 1), generator.integers(y1 + 4, height + 1)
+        mask = np.zeros((height, width), dtype=bool)
+        mask[y1:y2, x1:x2] = True
+        box = Region.from_record({"boxes": [[x1, y1, x2, y2]]}, height, width)
+        masked = Region.from_record({"masks": [mask]}, height, width)
+        polygon = Region.from_record({"polygons": [[[x1, y1, x2, y1, x2, y2, x1, y2]]]}, height, width)
+        assert box.boxes.tolist() == masked.boxes.tolist() == polygon.boxes.tolist() == [[x1, y1, x2, y2]]
+        np.testing.assert_allclose(masked.rasterize(16), box.rasterize(16), atol=1e-6)
+        # Pillow draws the outline too, up to a quarter of a cell more on a side: at a corner the shares multiply.
+        np.testing.assert_allclose(polygon.rasterize(16), box.rasterize(16), atol=0.6)
+        np.testing.assert_allclose(polygon.rasterize(64), box.rasterize(64), atol=0.6)
+        assert polygon.rasterize(64).mean() == pytest.approx(box.rasterize(64).mean(), abs=0.01)
+
+
+def test_a_triangle_has_half_the_area():
+    region = Region.from_record({"polygons": [[[0, 0, 30, 0, 0, 20]]]}, 20, 30)
+    mask = region.rasterize(32)
+    assert mask.mean() == pytest.approx(0.5, abs=0.02)
+    assert mask[1, 1] == 1 and mask[-2, -2] == 0 and 0.3 < mask[15, 16] < 0.8
+
+
+@pytest.mark.parametrize("place", [(0, 0), (639, 479), (639, 0), (333, 222)])
+def test_regions_of_a_pixel_do_not_vanish(place):
+    x, y = place
+    mask = np.zeros((480, 640), dtype=np.float32)
+    mask[y, x] = 1
+    for annotation in (
+        {"boxes": [[x, y, x + 1, y + 1]]},
+        {"boxes": [[x, y, x + 0.01, y + 0.01]]},
+        {"boxes": [[0, 0, 640, 480], [x, y, x + 1, y + 1]]},
+        {"masks": [mask]},
+        {"polygons": [[[x, y, x + 1, y, x + 1, y + 1]]]},
+        {"polygons": [[[x + 0.5, y + 0.5, x + 0.51, y + 0.5, x + 0.51, y + 0.51]]]},
+    ):
+        region = Region.from_record(annotation, 480, 640)
+        drawn = region.rasterize(16, region.num_instances - 1)
+        assert drawn.dtype == np.float32 and drawn.max() == pytest.approx(1)
+        assert drawn[y * 16 // 480, x * 16 // 640] == pytest.approx(1)
+        assert drawn.sum() <= 4
+
+
+def test_the_union_of_instances_and_a_whole_image():
+    region = Region.from_record({"boxes": [[0, 0, 10, 10], [5, 5, 20, 20]]}, 20, 20)
+    expected = np.zeros((20, 20))
+    expected[:10, :10] = expected[5:, 5:] = 1
+    np.testing.assert_allclose(region.rasterize(20), expected, atol=1e-6)
+    whole = Region.from_record({"boxes": [[-5, -5, 1000, 1000]]}, 37, 53)
+    assert whole.boxes.tolist() == [[0, 0, 53, 37]] and (whole.rasterize(256) == 1).all()
+
+
+def test_masks_come_before_polygons_and_polygons_before_boxes():
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    mask[:12, :16] = 1
+    given = {
+        "boxes": [[16, 12, 32, 24]],
+        "polygons": [[[16, 0, 32, 0, 32, 12, 16, 12]]],
+        "masks": [mask],
+    }
+
+    def quadrant(annotation):
+        drawn = Region.from_record(annotation, HEIGHT, WIDTH).rasterize(2)
+        return [tuple(cell) for cell in np.argwhere(drawn > 0.9).tolist()]
+
+    assert quadrant(given) == [(0, 0)]
+    assert quadrant(given | {"masks": []}) == [(0, 1)]
+    assert quadrant(given | {"masks": None, "polygons": []}) == [(1, 1)]
+    # The boxes to be scored against stay those of the record.
+    assert Region.from_record(given, HEIGHT, WIDTH).boxes.tolist() == [[16, 12, 32, 24]]
+    assert Region.from_record(given | {"boxes": []}, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 16, 12]]
+
+
+def test_soft_masks_keep_their_values():
+    soft = np.zeros((8, 8), dtype=np.float32)
+    soft[0:4, 0:4] = 0.25
+    soft[0:2, 0:2] = 0.75
+    region = Region.from_record({"masks": [soft]}, 8, 8)
+    np.testing.assert_allclose(region.rasterize(4)[:2, :2], [[0.75, 0.25], [0.25, 0.25]], atol=1e-6)
+    assert region.boxes.tolist() == [[0, 0, 2, 2]]
+    half = Region.from_record({"masks": [Image.fromarray((soft * 255).astype(np.uint8))]}, 8, 8)
+    np.testing.assert_allclose(half.rasterize(4), region.rasterize(4), atol=0.005)
+
+
+def test_a_polygon_of_several_parts_is_one_instance():
+    parts = [[0, 0, 10, 0, 10, 10, 0, 10], [20, 10, 30, 10, 30, 20, 20, 20]]
+    region = Region.from_record({"polygons": [parts]}, 20, 30)
+    assert region.num_instances == 1 and region.boxes.tolist() == [[0, 0, 30, 20]]
+    drawn = region.rasterize(32)
+    assert drawn[4, 4] == drawn[24, 26] == 1 and drawn[24, 4] == drawn[4, 26] == 0
+
+
+def test_random_box_choice_takes_each_instance(processor):
+    collator = GroundingCollator(processor, mask_size=8, box_choice="random", mlm_probability=0)
+    boxes = [[0, 0, 16, 12], [16, 12, 32, 24]]
+    torch.manual_seed(0)
+    corners = []
+    for _ in range(60):
+        batch = collator([record(boxes=boxes)])
+        assert batch["boxes"].tolist() == [boxes]
+        mask = batch["masks"][0]
+        assert mask.sum() == 16
+        corners.append(mask[0, 0].item())
+    assert 20 <= sum(corners) <= 40
+
+
+@pytest.mark.shared
+def test_real_polygons_fill_their_own_boxes(shared_dir):
+    data = json.loads((shared_dir / "data" / "coco_photos" / "instances.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
+    checked = 0
+    for annotation in data["annotations"][:80]:
+        if not isinstance(annotation["segmentation"], list):
+            continue
+        height, width = sizes[annotation["image_id"]]
+        region = Region.from_record({"polygons": [annotation["segmentation"]]}, height, width)
+        x, y, w, h = annotation["bbox"]
+        np.testing.assert_allclose(region.boxes, [[x, y, x + w, y + h]], atol=2)
+        drawn = region.rasterize(128)
+        inside = Region.from_record({"boxes": region.boxes}, height, width).rasterize(128)
+        assert drawn.max() == 1 and drawn[inside == 0].max(initial=0) <= 0.5
+        checked += 1
+    assert checked > 50
+
+
+# Refusals
+
+
+def broken_image():
+    # Cut in the middle of the pixels.
+    return {"bytes": encoded(photo(size=(200, 200)))["bytes"][:-5000], "path": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"boxes": [[12, 6, 4, 18]]}, "box 0 has no area"),
+        ({"boxes": [[4, 6, 12, 18], [4, 18, 12, 18]]}, "box 1 has no area"),
+        ({"boxes": [[40, 6, 50, 18]]}, "box 0 lies outside the image of 32x24"),
+        ({"boxes": [[-9, 6, 0, 18]]}, "box 0 lies outside"),
+        ({"boxes": [[4, 6, float("nan"), 18]]}, "four finite numbers"),
+        ({"boxes": [[4, 6, float("inf"), 18]]}, "four finite numbers"),
+        ({"boxes": [[4, 6, 12]]}, "four finite numbers"),
+        ({"boxes": [4, 6, 12, 18]}, "four finite numbers"),
+        ({"boxes": [["a", 1, 2, 3]]}, "not four numbers"),
+        ({"polygons": [[[1, 1, 5, 1, 5]]]}, "even number"),
+        ({"polygons": [[[1, 1, 5, 1]]]}, "at least three points"),
+        ({"polygons": [[[1, 1, 5, 1, 5, float("nan")]]]}, "finite coordinates"),
+        ({"polygons": [[]]}, "polygon 0 has no parts"),
+        ({"polygons": [[1, 1, 5, 1, 5, 5]]}, "one list of parts|at least three points"),
+        ({"polygons": [[["x", 1, 5, 1, 5, 5]]]}, "one list of parts"),
+        ({"polygons": [[[40, 1, 50, 1, 50, 5]]]}, "polygon 0 has no area"),
+        ({"polygons": [[[1, 1, 5, 1, 9, 1]]]}, "polygon 0 has no area"),
+        ({"masks": [np.ones((24, 31))]}, r"mask 0 has shape \(24, 31\)"),
+        ({"masks": [np.ones((24, 32, 1))]}, "mask 0 has shape"),
+        ({"masks": [np.ones((24, 32)), np.zeros((24, 32))]}, "mask 1 is empty"),
+        ({"masks": [Image.new("L", (32, 24), 1)]}, "mask 0 is empty"),
+        ({"masks": [np.full((24, 32), 255, dtype=np.uint8)]}, "divide an 8-bit mask by 255"),
+        ({"masks": [np.full((24, 32), np.nan)]}, "outside"),
+        ({"masks": [np.full((24, 32), -1.0)]}, "outside"),
+        ({"masks": [Image.new("RGB", (32, 24))]}, 'mode "RGB"'),
+        ({"masks": ["mask.png"]}, "expected a PIL image"),
+        ({"image": broken_image()}, "cannot be decoded"),
+        ({"image": {"bytes": b"no image", "path": None}}, "cannot be decoded"),
+        ({"image": {"bytes": None, "path": "/nowhere/photo.jpg"}}, "cannot be decoded"),
+        ({"image": {"bytes": None, "path": None}}, "needs"),
+        ({"image": None}, "expected a PIL image"),
+        ({"image": "photo.jpg"}, "expected a PIL image"),
+        ({"image": np.zeros((4, 4), dtype=np.uint8)}, "uint8"),
+        ({"image": np.zeros((4, 4, 3), dtype=np.float32)}, "uint8"),
+        ({"image": Image.new("F", (32, 24))}, "scale it to 8 bits"),
+        ({"phrase": "  "}, "phrase is empty"),
+        ({"phrase": None}, "phrase is empty"),
+        ({"phrase": "...!"}, "empty after cleaning"),
+    ],
+)
+def test_an_unusable_record_is_named(collator, changes, message):
+    records = [record(image_id="good"), record(image_id="photo-7", **changes)]
+    with pytest.raises(ValueError, match=message) as raised:
+        collator(records)
+    assert "'photo-7'" in str(raised.value) and repr(records[1]["phrase"]) in str(raised.value)
+
+
+def test_an_empty_batch_is_refused(collator):
+    with pytest.raises(ValueError, match="empty batch"):
+        collator([])
+
+
+@pytest.mark.parametrize("wrong", [{"mask_size": 0}, {"box_choice": "first"}, {"mlm_probability": 1.5}])
+def test_wrong_options_are_named(processor, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        GroundingCollator(processor, **wrong)

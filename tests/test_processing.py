@@ -1,0 +1,468 @@
+"""The processor: cleaning, word pieces, layouts of phrases and images, answers in pixels, saving and loading."""
+
+import json
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+
+from modeling_albef_amc.gradcam import heatmap_points
+from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
+from modeling_albef_amc.processing_albef import AlbefProcessor, box_around_point
+from modeling_albef_amc.tokenization_albef import albef_tokenizer, clean_text, tokenizer_from_texts
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
+
+
+@pytest.fixture
+def tokenizer():
+    return BertTokenizer(vocab={piece: index for index, piece in enumerate(VOCABULARY)})
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return AlbefProcessor(AlbefImageProcessorPil(size={"height": 16, "width": 32}), tokenizer)
+
+
+@pytest.fixture
+def image():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8))
+
+
+# --- phrases ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_cleaning_is_the_original(shared_dir):
+    cases = json.loads((shared_dir / "golden/functions.json").read_text())["pre_caption"]
+    assert cases
+    for case in cases:
+        assert clean_text(case["text"], case["max_words"]) == case["result"], case
+
+
+def test_cleaning_by_hand():
+    assert clean_text("A <person>'s Two-story/house; (red!)") == "a persons two story house red"
+    assert clean_text("word " * 60).split(" ") == ["word"] * 50
+    assert clean_text("one two three", max_words=2) == "one two"
+    with pytest.raises(ValueError, match="max_words must be at least 1, got 0"):
+        clean_text("one", max_words=0)
+
+
+@pytest.mark.shared
+def test_word_pieces_are_the_original(shared_dir):
+    case = json.loads((shared_dir / "golden/functions.json").read_text())["tokenizer"]
+    stock = BertTokenizer(vocab={piece: index for index, piece in enumerate(case["vocab"])})
+    tokenizer = albef_tokenizer(stock)
+    encoded = tokenizer(case["texts"], padding=True)
+    assert encoded["input_ids"] == case["input_ids"]
+    assert encoded["attention_mask"] == case["attention_mask"]
+    truncated = tokenizer([case["truncated_text"]], truncation=True, max_length=25)
+    assert truncated["input_ids"] == case["truncated_25"]
+
+    processor = AlbefProcessor(AlbefImageProcessorPil(), stock)
+    encoded = processor(text=[text for text in case["texts"] if text])
+    assert encoded["input_ids"] == [row for row, text in zip(case["input_ids"], case["texts"], strict=True) if text]
+    assert processor(text=case["truncated_text"], max_length=25)["input_ids"] == case["truncated_25"]
+
+
+def test_a_stock_bert_tokenizer_loses_its_sep_and_stays_as_it_was(tokenizer):
+    sep = tokenizer.sep_token_id
+    tokenizer("a dog", truncation=True, max_length=3, padding="max_length")
+    ours = albef_tokenizer(tokenizer)
+    assert ours("a red dog a red dog")["input_ids"] == [2, 5, 6, 7, 5, 6, 7]
+    assert set(ours("a")) == {"input_ids", "attention_mask"}
+    assert ours("a dog", "red")["input_ids"] == [2, 5, 7, 6]
+    assert (ours.mask_token_id, ours.cls_token_id, ours.pad_token_id) == (4, 2, 0)
+    assert tokenizer("a dog")["input_ids"] == [2, 5, 7, sep]
+    assert albef_tokenizer(ours)("a dogs")["input_ids"] == [2, 5, 7, 8]
+
+
+def test_tokenizers_that_cannot_serve(tokenizer):
+    backend = tokenizer.backend_tokenizer
+    with pytest.raises(ValueError, match="needs a cls_token and a pad_token"):
+        albef_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]"))
+    with pytest.raises(ValueError, match="needs a cls_token and a pad_token"):
+        albef_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]"))
+
+
+def test_a_tokenizer_from_texts():
+    tokenizer = tokenizer_from_texts(["A red dog!", "two-story house", "café", "red"])
+    vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert vocabulary[:12] == [*VOCABULARY[:5], "a", "cafe", "dog", "house", "red", "story", "two"]
+    assert len(set(vocabulary)) == len(vocabulary) == tokenizer.vocab_size
+    assert tokenizer.tokenize("red dog") == ["red", "dog"]
+    assert tokenizer.tokenize("dig 7x") == ["d", "##i", "##g", "7", "##x"]
+    assert tokenizer("red")["input_ids"] == [2, 9]
+    assert tokenizer_from_texts(["red", "a dog"]).get_vocab() == tokenizer_from_texts(["dog a", "red"]).get_vocab()
+    assert tokenizer_from_texts([]).tokenize("ab") == ["a", "##b"]
+
+
+def test_phrases_are_cut_only_when_asked(processor):
+    long = "a dog " * 40
+    assert len(processor(text=long)["input_ids"][0]) == 51
+    assert len(processor(text=long, max_words=30)["input_ids"][0]) == 31
+    assert len(processor(text=long, max_length=25)["input_ids"][0]) == 25
+    assert len(processor(text=long)["input_ids"][0]) == 51
+    assert AlbefProcessor(processor.image_processor, processor.tokenizer, max_words=3)(text=long)["input_ids"] == [
+        [2, 5, 7, 5]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("?!", r"phrase 0 \('\?!'\) is empty after cleaning"),
+        (["a dog", "..."], r"phrase 1 \('\.\.\.'\) is empty"),
+        ([["a dog"], ["red", " \t "]], r"phrase 2 .* is empty"),
+        (["a dog", "\u200b"], r"phrase 1 .* is empty"),
+        ([], "text must be"),
+        ([[], []], "no phrase"),
+        (7, "text must be"),
+        (["a dog", None], "phrase 1 is None, not a string"),
+        (["a dog", ["red"]], r"phrase 1 is \['red'\], not a string"),
+    ],
+)
+def test_phrases_that_are_refused(processor, text, message):
+    with pytest.raises(ValueError, match=message):
+        processor(text=text)
+
+
+def test_options_that_are_refused(processor, tokenizer):
+    with pytest.raises(ValueError, match="max_length must leave room"):
+        processor(text="a dog", max_length=1)
+    with pytest.raises(ValueError, match="max_words must be at least 1"):
+        processor(text="a dog", max_words=0)
+    with pytest.raises(ValueError, match="max_words must be at least 1"):
+        AlbefProcessor(processor.image_processor, tokenizer, max_words=0)
+    with pytest.raises(ValueError, match="nothing to process"):
+        processor()
+
+
+# --- phrases and images ----------------------------------------------------------------------------------------------
+
+
+def test_one_phrase_one_image(processor, image):
+    batch = processor(images=image, text="Two dogs.", return_tensors="pt")
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
+    assert batch["pixel_values"].shape == (1, 3, 16, 32)
+    assert batch["input_ids"].tolist() == [[2, 9, 7, 8]]
+
+
+def test_phrase_i_on_image_i(processor, image):
+    batch = processor(images=[image, image], text=["a dog", "a red dog"], return_tensors="pt")
+    assert "image_index" not in batch
+    assert batch["input_ids"].tolist() == [[2, 5, 7, 0], [2, 5, 6, 7]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_several_phrases_on_one_image(processor, image):
+    batch = processor(images=[image], text=["a dog", "red", "house"], return_tensors="pt")
+    assert batch["image_index"].tolist() == [0, 0, 0]
+    assert batch["image_index"].dtype == torch.long
+    assert len(batch["pixel_values"]) == 1
+
+
+def test_phrases_of_each_image(processor, image):
+    batch = processor(images=[image] * 3, text=[["a dog", "red"], [], ["house"]], return_tensors="pt")
+    assert batch["image_index"].tolist() == [0, 0, 2]
+    assert batch["input_ids"].tolist() == [[2, 5, 7], [2, 6, 0], [2, 11, 0]]
+    assert processor(images=[image] * 2, text=[["dog"], ["red"]])["image_index"] == [0, 1]
+
+
+def test_images_alone_and_text_alone(processor, image):
+    assert set(processor(images=image)) == {"pixel_values"}
+    assert set(processor(text="dog")) == {"input_ids", "attention_mask"}
+    assert processor(text=[["dog", "red"], ["tree"]])["image_index"] == [0, 0, 1]
+    assert set(processor.model_input_names) == {"pixel_values", "input_ids", "attention_mask", "image_index"}
+
+
+def test_other_options_reach_the_parts(processor, image):
+    batch = processor(
+        images=image,
+        text="dog",
+        size={"height": 8, "width": 8},
+        padding="max_length",
+        max_length=5,
+        return_tensors="np",
+    )
+    assert batch["pixel_values"].shape == (1, 3, 8, 8)
+    assert batch["input_ids"].tolist() == [[2, 7, 0, 0, 0]]
+
+
+def test_numbers_that_do_not_match(processor, image):
+    with pytest.raises(ValueError, match="3 phrases for 2 images"):
+        processor(images=[image] * 2, text=["dog"] * 3)
+    with pytest.raises(ValueError, match="1 phrases for 2 images"):
+        processor(images=[image] * 2, text="dog")
+    with pytest.raises(ValueError, match="2 lists of phrases for 1 images"):
+        processor(images=image, text=[["dog"], ["red"]])
+    with pytest.raises(ValueError, match="no images were given"):
+        processor(images=[], text="dog")
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def bicubic(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cubic convolution (a = -0.75) with replicated borders, in float64, from its definition."""
+
+    def weights(size: int, length: int) -> np.ndarray:
+        matrix = np.zeros((length, size))
+        for target in range(length):
+            center = (target + 0.5) * size / length - 0.5
+            for tap in range(int(np.floor(center)) - 1, int(np.floor(center)) + 3):
+                x = abs(center - tap)
+                weight = 1.25 * x**3 - 2.25 * x**2 + 1 if x <= 1 else -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+                matrix[target, min(max(tap, 0), size - 1)] += weight
+        return matrix
+
+    return weights(heatmap.shape[0], height) @ heatmap @ weights(heatmap.shape[1], width).T
+
+
+def test_a_map_of_two_by_two_by_hand(processor):
+    # The four taps of a pixel are 0.25, 0.75, 1.25 and 1.75 away: weights 225, 67, -27 and -9 over 256.
+    (result,) = processor.post_process_grounding(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), (4, 4))
+    row = [(-9 + 67 + 225) / 256, (225 - 27) / 256, (67 - 9) / 256, -27 / 256]
+    torch.testing.assert_close(result["heatmap"], torch.tensor([row] * 4))
+    assert result["point"] == (0, 0)
+    assert result["box"] == (0, 0, 2, 4)
+    (flipped,) = processor.post_process_grounding(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), (4, 4))
+    assert (flipped["point"], flipped["box"]) == ((3, 0), (2, 0, 4, 4))
+
+
+def test_maps_follow_the_definition_of_cubic_convolution(processor):
+    heatmaps = torch.rand(5, 4, 6, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[9, 13], [40, 7], [9, 13], [2, 3], [1, 1]])
+    results = processor.post_process_grounding(heatmaps, sizes)
+    for heatmap, (height, width), result in zip(heatmaps, sizes.tolist(), results, strict=True):
+        expected = bicubic(heatmap.double().numpy(), height, width)
+        assert result["heatmap"].dtype == torch.float32
+        np.testing.assert_allclose(result["heatmap"].numpy(), expected, atol=1e-6)
+        y, x = np.unravel_index(expected.argmax(), expected.shape)
+        assert result["point"] == (x, y)
+    assert heatmap_points(heatmaps, sizes).tolist() == [list(result["point"]) for result in results]
+
+
+@pytest.mark.shared
+def test_maps_and_points_are_the_original(processor, shared_dir):
+    arrays = load_file(shared_dir / "golden/heatmaps.safetensors")
+    cases = json.loads((shared_dir / "golden/functions.json").read_text())["grounding_eval"]
+    for grid in (16, 24):
+        group = [case for case in cases if case["mask_size"] == grid]
+        heatmaps = torch.stack([arrays[f"heat{grid}_{case['i']}"] for case in group])
+        results = processor.post_process_grounding(heatmaps, [(case["height"], case["width"]) for case in group])
+        assert len(results) == 10
+        for case, result in zip(group, results, strict=True):
+            name, upsampled = f"up{grid}_{case['i']}", result["heatmap"]
+            assert upsampled.shape == (case["height"], case["width"])
+            if name not in arrays:
+                name, upsampled = f"{name}_every16th", upsampled[::16, ::16]
+            torch.testing.assert_close(upsampled, arrays[name], atol=1e-6, rtol=1e-5)
+            # All values of a constant map tie up to rounding: where its maximum lies is chance.
+            if case["kind"] != "const":
+                assert list(result["point"]) == case["point"]["point"], case["i"]
+
+
+def test_the_first_of_equal_maxima_in_row_order(processor):
+    heatmap = torch.zeros(1, 3, 4)
+    heatmap[0, 0, 3] = heatmap[0, 1, 0] = heatmap[0, 2, 2] = 1
+    assert processor.post_process_grounding(heatmap, (3, 4))[0]["point"] == (3, 0)
+    assert processor.post_process_grounding(torch.zeros(1, 3, 4), (30, 40))[0]["point"] == (0, 0)
+
+
+DRAWN = """
+    ..######....
+    ..#....#..1.
+    ..#.9..#.11.
+    ..#.#..#....
+    ..#.####.7..
+    ......#.#...
+    ....77..####
+"""
+
+
+def draw(picture: str) -> torch.Tensor:
+    values = {".": 0.0, "#": 6.0, "1": 1.0, "7": 7.0, "9": 9.0}
+    return torch.tensor([[values[character] for character in line] for line in picture.split()])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "box"),
+    [
+        (0.5, (2, 0, 8, 6)),  # 4.5 and more: all that hangs together with the 9 by edges; the 7s do so by corners only
+        (0.7, (4, 2, 5, 3)),  # 6.3 and more: the 9 alone, though the 7s are high enough
+        (1.0, (4, 2, 5, 3)),
+        (0.0, (0, 0, 12, 7)),
+    ],
+)
+def test_a_box_from_a_drawn_map(processor, threshold, box):
+    # At the map's own size bicubic upsampling is the identity.
+    (result,) = processor.post_process_grounding(draw(DRAWN)[None], (7, 12), threshold=threshold)
+    assert result["point"] == (4, 2)
+    assert result["box"] == box
+
+
+def test_boxes_do_not_depend_on_scale_and_offset(processor):
+    heatmaps = torch.stack([draw(DRAWN), draw(DRAWN) * 1e-6 - 3e-6, draw(DRAWN) * 1000 + 5])
+    boxes = [result["box"] for result in processor.post_process_grounding(heatmaps, (7, 12))]
+    assert boxes == [(2, 0, 8, 6)] * 3
+
+
+def test_the_box_of_a_constant_map_is_the_image(processor):
+    results = processor.post_process_grounding(torch.stack([torch.zeros(16, 16), torch.full((16, 16), 0.1)]), (64, 48))
+    assert [result["box"] for result in results] == [(0, 0, 48, 64)] * 2
+
+
+def region_box(inside: np.ndarray, point: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Breadth first, pixel by pixel."""
+    queue, seen = deque([point]), {point}
+    while queue:
+        x, y = queue.popleft()
+        for neighbour in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
+            column, row = neighbour
+            within = 0 <= row < inside.shape[0] and 0 <= column < inside.shape[1]
+            if within and inside[row, column] and neighbour not in seen:
+                seen.add(neighbour)
+                queue.append(neighbour)
+    xs, ys = zip(*seen, strict=True)
+    return min(xs), min(ys), max(xs) + 1, max(ys) + 1
+
+
+@pytest.mark.parametrize("density", [0.3, 0.55, 0.6, 0.65, 0.9])
+def test_regions_against_a_flood_fill(density):
+    generator = np.random.default_rng(int(density * 100))
+    for _ in range(20):
+        inside = generator.random((17, 23)) < density
+        y, x = generator.integers(17), generator.integers(23)
+        inside[y, x] = True
+        heatmap = torch.from_numpy(inside).float()
+        heatmap[y, x] = 1.5
+        assert box_around_point(heatmap, (x, y), 0.6) == region_box(inside, (x, y))
+
+
+def test_lists_of_maps_of_different_grids(processor):
+    maps = [torch.rand(16, 16), torch.rand(24, 24, requires_grad=True), torch.rand(16, 16).half()]
+    results = processor.post_process_grounding(maps, np.array([[30, 40], [50, 60], [30, 40]]))
+    assert [tuple(result["heatmap"].shape) for result in results] == [(30, 40), (50, 60), (30, 40)]
+    assert not any(result["heatmap"].requires_grad for result in results)
+    assert all(isinstance(value, int) for result in results for value in (*result["point"], *result["box"]))
+    assert processor.post_process_grounding(torch.zeros(0, 16, 16), torch.zeros(0, 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("heatmaps", "sizes", "message"),
+    [
+        (torch.rand(3, 4, 4), [(5, 5)] * 2, "2 target_sizes for 3 heatmaps"),
+        (torch.rand(4, 4), (5, 5), r"got the shape \(4, 4\)"),
+        (torch.rand(2, 1, 4, 4), (5, 5), r"got the shape \(2, 1, 4, 4\)"),
+        ([torch.rand(4, 4), torch.rand(4)], (5, 5), r"heatmap 1 must be \(rows, columns\)"),
+        ([torch.rand(4, 4), torch.rand(0, 4)], (5, 5), r"heatmap 1 must be \(rows, columns\)"),
+        (torch.tensor([[[0.0, 1.0]], [[0.0, float("nan")]]]), (5, 5), "heatmap 1 has NaN"),
+        (torch.tensor([[[0.0, float("inf")]], [[0.0, 1.0]]]), (5, 5), "heatmap 0 has NaN or infinite"),
+        (torch.rand(2, 4, 4), [(5, 5), (0, 5)], r"target size 1 is \[0, 5\]"),
+        (torch.rand(2, 4, 4), [(5, -5), (5, 5)], r"target size 0 is \[5, -5\]"),
+        (torch.rand(1, 4, 4), [(5.5, 5.0)], r"target size 0 is \[5.5, 5.0\]"),
+        (torch.rand(1, 4, 4), torch.tensor([[float("nan"), 5.0]]), "target size 0"),
+        (torch.rand(3, 4, 4), [(5, 5, 3)] * 3, r"must be \(num_phrases, 2\)"),
+        (torch.rand(1, 4, 4), 5, r"must be \(num_phrases, 2\)"),
+    ],
+)
+def test_answers_that_are_refused(processor, heatmaps, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        processor.post_process_grounding(heatmaps, sizes)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_thresholds_that_are_refused(processor, threshold):
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+        processor.post_process_grounding(torch.rand(1, 4, 4), (5, 5), threshold=threshold)
+
+
+# --- saving and loading ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(processor, tmp_path):
+    """A saved processor that has just cut phrases, which must not stick."""
+    processor.max_words = 7
+    processor(text=["a dog a red dog"], max_length=3, padding="max_length")
+    processor.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def assert_same(loaded: AlbefProcessor, image: Image.Image):
+    batch = loaded(images=image, text=["two dogs", "a " * 9], return_tensors="pt")
+    assert batch["input_ids"].tolist() == [[2, 9, 7, 8, 0, 0, 0, 0], [2, *[5] * 7]]
+    assert batch["pixel_values"].shape == (1, 3, 16, 32)
+
+
+def test_loaded_by_its_class_and_by_the_auto_classes(folder, image):
+    assert_same(AlbefProcessor.from_pretrained(folder), image)
+    loaded = AutoProcessor.from_pretrained(folder)
+    assert type(loaded) is AlbefProcessor
+    assert_same(loaded, image)
+    assert AutoTokenizer.from_pretrained(folder)("two dogs a dog")["input_ids"] == [2, 9, 7, 8, 5, 7]
+    assert AutoImageProcessor.from_pretrained(folder, backend="pil").size["width"] == 32
+
+
+def test_saved_again_it_is_the_same(folder, tmp_path):
+    AutoProcessor.from_pretrained(folder, backend="pil").save_pretrained(tmp_path / "again")
+    for name in ("processor_config.json", "tokenizer_config.json", "tokenizer.json"):
+        assert json.loads((tmp_path / "again" / name).read_text()) == json.loads((folder / name).read_text())
+    assert json.loads((folder / "tokenizer.json").read_text())["truncation"] is None
+
+
+def test_a_folder_with_a_stock_bert_tokenizer(folder, tokenizer, image):
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder)("dog")["input_ids"] == [2, 7, 3]
+    assert_same(AutoProcessor.from_pretrained(folder), image)
+
+
+def run_python(code: str, folder: Path, **environment: str) -> str:
+    """The last line that `code` prints in a process of its own, away from this repository."""
+    script = f"folder = {str(folder)!r}\n{code}"
+    completed = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        cwd=folder,
+        env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "home"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.strip().splitlines()[-1]
+
+
+def test_in_a_clean_process_with_the_package(folder):
+    root = str(Path(__file__).parents[1])
+    code = f"""
+import sys; sys.path.insert(0, {root!r})
+import modeling_albef_amc
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(folder)
+print(type(processor).__module__, processor(text="two dogs")["input_ids"], processor.image_processor.size["width"])
+"""
+    assert run_python(code, folder) == "modeling_albef_amc.processing_albef [[2, 9, 7, 8]] 32"
+
+
+def test_in_a_clean_process_as_remote_code(folder):
+    code = """
+import sys
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert not any(name.startswith("modeling_albef_amc") for name in sys.modules)
+assert type(processor).__module__.startswith("transformers_modules")
+batch = processor(images=Image.new("RGB", (9, 5)), text=["two dogs", "a " * 9], return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+print(batch["input_ids"].tolist(), tuple(batch["pixel_values"].shape), tokenizer("dog")["input_ids"])
+"""
+    expected = f"[[2, 9, 7, 8, 0, 0, 0, 0], {[2, *[5] * 7]}] (1, 3, 16, 32) [2, 7]"
+    assert run_python(code, folder) == expected

@@ -1,0 +1,142 @@
+"""Trains a vision-language model with Attention Mask Consistency.
+
+    accelerate launch train.py trainer/configs/scenes_with_amc.yaml --model outputs/scenes/base
+    python train.py --help
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import PIL.Image
+import transformers
+from datasets import Dataset, Image, List, load_dataset
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_albef_amc import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefImageProcessorPil,
+    AlbefProcessor,
+    explain_function,
+    tokenizer_from_texts,
+)
+from trainer.amc_config import AmcConfig
+from trainer.amc_trainer import AmcTrainer
+from trainer.arguments import DataArguments, ModelArguments, parse_arguments
+from trainer.augmentation import GroundingAugmentation
+from trainer.data_collator import GroundingCollator
+from trainer.evaluation import batch_heatmaps
+from trainer.heatmap_grid import grid_of_batch
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    model_args, data_args, args = parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=arguments)
+    set_seed(args.seed)
+    train_dataset = read_split(data_args, data_args.train_split, data_args.max_train_examples)
+    eval_datasets = {split: read_split(data_args, split, data_args.max_eval_examples) for split in data_args.eval_splits}
+    model, processor = build_model(model_args, train_dataset)
+
+    collator = GroundingCollator(
+        processor,
+        mask_size=data_args.mask_size,
+        box_choice=data_args.box_choice,
+        mlm_probability=data_args.mlm_probability if args.mlm_weight > 0 else 0.0,
+        max_length=data_args.max_text_length,
+        augmentation=GroundingAugmentation(
+            flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
+        ),
+    )
+    eval_collator = replace(collator, box_choice="all", max_length=None, augmentation=None)
+    first_eval_dataset = next(iter(eval_datasets.values()))
+    trainer = AmcTrainer(
+        model,
+        args,
+        train_dataset=train_dataset,
+        eval_dataset=first_eval_dataset,
+        data_collator=collator,
+        eval_data_collator=eval_collator,
+        processing_class=processor,
+        phrases_per_image=data_args.phrases_per_image,
+        draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),
+    )
+    resume = args.resume_from_checkpoint
+    if resume == "true":
+        resume = get_last_checkpoint(args.output_dir)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    trainer.save_state()
+
+    metrics = {}
+    for split, dataset in eval_datasets.items():
+        split_metrics = trainer.evaluate(dataset, metric_key_prefix=split)
+        trainer.log_metrics(split, split_metrics)
+        trainer.save_metrics(split, split_metrics)
+        metrics |= split_metrics
+    return metrics
+
+
+def read_split(data_args: DataArguments, split: str, limit: int | None) -> Dataset:
+    """One split, its pictures left undecoded: the collator decodes each once, however many phrases it has.
+
+    Raises:
+        ValueError: there is no data set, or it has no such split or column.
+    """
+    if data_args.dataset is None:
+        raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
+    dataset = load_dataset(data_args.dataset, data_args.dataset_config, split=split)
+    missing = {"image", "phrase"} - set(dataset.column_names)
+    if missing:
+        raise ValueError(f"{data_args.dataset} has no column {', '.join(sorted(missing))}; see dataset_scripts/features.py.")
+    dataset = dataset.cast_column("image", Image(decode=False))
+    if "masks" in dataset.column_names:
+        dataset = dataset.cast_column("masks", List(Image(decode=False)))
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A checkpoint of any known family, or ALBEF from random weights with a tokenizer made from the training phrases."""
+    if model_args.model is not None:
+        config = AutoConfig.from_pretrained(model_args.model, trust_remote_code=model_args.trust_remote_code)
+        if isinstance(config, AlbefConfig):
+            model_class = AlbefForPreTraining
+        else:
+            model_class = getattr(transformers, config.architectures[0])
+        model = model_class.from_pretrained(model_args.model)
+        explain_function(model)  # raises now if the family is unknown
+        processor = AutoProcessor.from_pretrained(model_args.model, trust_remote_code=model_args.trust_remote_code)
+    else:
+        fields = model_args.model_config or {}
+        fields = json.loads(fields) if isinstance(fields, str) else fields
+        tokenizer = tokenizer_from_texts(train_dataset["phrase"])
+        text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
+        config = AlbefConfig(**{**fields, "text_config": text_config})
+        model = AlbefForPreTraining(config)
+        side = config.vision_config.image_size
+        processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
+    if model_args.image_size is not None:
+        processor.image_processor.size = {"height": model_args.image_size, "width": model_args.image_size}
+    return model, processor
+
+
+def heatmap_drawer(
+    dataset: Dataset, collator: GroundingCollator, num_examples: int
+) -> Callable[[AmcTrainer], PIL.Image.Image] | None:
+    """Draws the heatmaps of held-out examples, spread evenly over the data set."""
+    num_examples = min(num_examples, len(dataset))
+    if num_examples == 0:
+        return None
+    records = [dataset[i * len(dataset) // num_examples] for i in range(num_examples)]
+    batch = collator(records)
+
+    def draw(trainer: AmcTrainer) -> PIL.Image.Image:
+        inputs = trainer._prepare_inputs(batch)
+        heatmaps = batch_heatmaps(trainer.model, trainer.explain, inputs)
+        return grid_of_batch(records, {"heatmap": heatmaps})
+
+    return draw
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Settings of a run: transformers' TrainingArguments, and what AMC adds."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class AmcConfig(TrainingArguments):
+    """Defaults are the paper's recipe (Yang et al., CVPR 2023). Changed from transformers' own: `learning_rate` (1e-5),
+    `weight_decay` (0.02), `lr_scheduler_type` and `lr_scheduler_kwargs` (cosine to a tenth, warm-up from a tenth),
+    `warmup_steps` (2,000), `remove_unused_columns` (False: the collator needs all columns), `label_names`,
+    `ddp_broadcast_buffers` (False: the queues are equal on all processes by construction).
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(
+        default=0.02,
+        metadata={"help": "Weight decay; spares biases, norms, temperature, [CLS] and position embeddings."},
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_warmup_with_min_lr", metadata={"help": "Learning rate schedule, by transformers' name."}
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1},
+        metadata={"help": "Arguments of the schedule, as JSON."},
+    )
+    warmup_steps: float = field(
+        default=2000, metadata={"help": "Steps (or, below 1, share of all steps) until the peak learning rate."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave False: the collator needs all columns."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["boxes"], metadata={"help": "Leave as it is: what the pointing game compares with."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Leave False: the queues are equal on all processes already."}
+    )
+
+    itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast (ITC)."})
+    itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching (ITM)."})
+    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of masked language modelling (MLM)."})
+    amc_mean_weight: float = field(default=0.2, metadata={"help": "Weight of loss_amc_mean; 0 for none."})
+    amc_max_weight: float = field(default=0.8, metadata={"help": "Weight of loss_amc_max; 0 for none."})
+    amc_margin_mean: float = field(default=0.1, metadata={"help": "Margin between the means (Δ_mean)."})
+    amc_margin_max: float = field(default=0.5, metadata={"help": "Margin between the maxima (Δ_max)."})
+    amc_reduction: Literal["example", "batch"] = field(
+        default="example",
+        metadata={"help": "Means of loss_amc_mean per example (the paper) or over the batch (the released code)."},
+    )
+    alpha: float = field(default=0.4, metadata={"help": "Weight of the momentum model's soft labels (ALBEF)."})
+    alpha_ramp_epochs: float = field(default=1.0, metadata={"help": "Epochs over which alpha rises from 0."})
+    max_bad_steps: int = field(
+        default=10,
+        metadata={"help": "Steps in a row without a finite gradient (each is skipped) until training stops."},
+    )
+    num_logged_heatmaps: int = field(
+        default=8, metadata={"help": "Held-out examples whose heatmaps go to TensorBoard at each evaluation."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("itc_weight", "itm_weight", "mlm_weight", "amc_mean_weight", "amc_max_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if self.max_grad_norm <= 0:
+            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")

@@ -1,0 +1,267 @@
+"""Trains any groundable vision-language model with Attention Mask Consistency, and evaluates where it points."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.integrations import TensorBoardCallback
+from transformers.utils import logging
+
+from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets
+from modeling_albef_amc.gradcam import heatmap_points
+
+from .amc_config import AmcConfig
+from .amc_loss import attention_mask_consistency_loss
+from .sampler import ImageGroupedSampler
+
+logger = logging.get_logger(__name__)
+METRICS = Path(__file__).parent / "metrics"
+PADDING = -100
+# What each loss is the mean over: the number of phrases, of masked words, of phrases with a region.
+ITEMS = {
+    "loss_itc": "phrases",
+    "loss_itm": "phrases",
+    "loss_mlm": "mlm_tokens",
+    "loss_amc_mean": "regions",
+    "loss_amc_max": "regions",
+}
+# Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
+NO_DECAY = ("temperature", "logit_scale", "cls_token", "class_embedding", "position_embedding")
+
+
+class AmcTrainer(Trainer):
+    """transformers' Trainer whose loss is the model's own objectives plus Attention Mask Consistency.
+
+    Args:
+        model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`).
+        explain: how to explain a model of an unknown family.
+        phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
+        draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation; returns a picture for TensorBoard.
+        Everything else as in `Trainer`. `data_collator` is a `GroundingCollator`; `eval_data_collator` may be another one,
+        without augmentation.
+
+    Every loss is the mean over its items in the whole optimizer step: neither the number of processes nor gradient
+    accumulation changes the gradient. A step without a finite gradient is skipped, counted and reported with its records.
+
+    Raises:
+        FloatingPointError: `max_bad_steps` such steps in a row. A checkpoint is saved before.
+    """
+
+    args: AmcConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: AmcConfig,
+        *,
+        explain: Explain | None = None,
+        eval_data_collator: Callable | None = None,
+        phrases_per_image: int = 1,
+        draw_heatmaps: Callable[["AmcTrainer"], Any] | None = None,
+        **kwargs,
+    ):
+        self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
+        kwargs.setdefault("compute_metrics", self.compute_pointing_game)
+        self.explain = explain or explain_function(model)
+        super().__init__(groundable(model, self.explain), args, **kwargs)
+        # compute_loss divides by the items of the whole step already.
+        self.loss_is_scaled_for_ga = True
+        self.eval_data_collator = eval_data_collator or self.data_collator
+        self.phrases_per_image = phrases_per_image
+        self.draw_heatmaps = draw_heatmaps
+        self.bad_steps = 0
+        self._step_records: list[str] = []
+        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.phrases_per_image == 1:
+            return super()._get_train_sampler(train_dataset)
+        return ImageGroupedSampler(train_dataset["image_id"], self.phrases_per_image, seed=self.args.data_seed or self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
+        training_collator, self.data_collator = self.data_collator, self.eval_data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], dict[str, torch.Tensor] | None]:
+        """All micro-batches of an optimizer step, with what their losses must know of each other."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        self._step_records = [name for batch in batches for name in batch.get("record_names", [])]
+        model = self.accelerator.unwrap_model(self.model)
+        model.train()
+        with self.compute_loss_context_manager():
+            targets = step_targets(model, batches)
+        for batch, target in zip(batches, targets):
+            batch["momentum_targets"] = target
+        totals = count_items(batches)
+        totals = {name: self.accelerator.reduce(total.to(device)) for name, total in totals.items()}
+        return batches, totals
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The weighted sum of the model's objectives and AMC.
+
+        Args:
+            inputs: a batch of `GroundingCollator`.
+            num_items_in_batch: from `get_batch_samples`, the items of the whole step over all processes.
+        """
+        weights = self.loss_weights()
+        uses_amc = weights["loss_amc_mean"] > 0 or weights["loss_amc_max"] > 0
+        inputs = dict(inputs)
+        masks, has_region = inputs.pop("masks"), inputs.pop("has_region")
+        counts = count_items([{**inputs, "has_region": has_region}])
+        for name in ("boxes", "image_sizes", "record_names"):
+            inputs.pop(name, None)
+        outputs = model(**inputs, alpha=self.alpha(), output_heatmaps=uses_amc or not model.training)
+        losses = {name: outputs[name] for name in ("loss_itc", "loss_itm", "loss_mlm") if outputs.get(name) is not None}
+        if outputs.heatmaps is not None:
+            losses |= attention_mask_consistency_loss(
+                outputs.heatmaps,
+                masks,
+                has_region,
+                self.args.amc_margin_mean,
+                self.args.amc_margin_max,
+                self.args.amc_reduction,
+            )
+        loss = 0.0
+        for name, value in losses.items():
+            count = counts[ITEMS[name]]
+            self._record("train" if model.training else "eval", name, value, count)
+            if num_items_in_batch is not None:
+                # The mean over this process' items → its part of the mean over the step's items; gradients are then
+                # averaged over the processes.
+                total = num_items_in_batch[ITEMS[name]].clamp(min=1)
+                value = value * (count * self.accelerator.num_processes / total)
+            if weights[name] > 0:
+                loss = loss + weights[name] * value
+        return (loss, outputs) if return_outputs else loss
+
+    def loss_weights(self) -> dict[str, float]:
+        args = self.args
+        return {
+            "loss_itc": args.itc_weight,
+            "loss_itm": args.itm_weight,
+            "loss_mlm": args.mlm_weight,
+            "loss_amc_mean": args.amc_mean_weight,
+            "loss_amc_max": args.amc_max_weight,
+        }
+
+    def alpha(self) -> float:
+        """The weight of the soft labels now: it rises from 0 over the first epochs, and stays."""
+        if not self.args.alpha_ramp_epochs:
+            return self.args.alpha
+        return self.args.alpha * min(1.0, (self.state.epoch or 0.0) / self.args.alpha_ramp_epochs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clips; a gradient that is not finite, on whichever process, empties the step instead."""
+        grad_norm = super()._clip_grad_norm(model)
+        if torch.isfinite(torch.as_tensor(grad_norm)):
+            self.bad_steps = 0
+            return grad_norm
+        # Without gradients the optimizer leaves weights and its own state alone.
+        model.zero_grad(set_to_none=True)
+        self.bad_steps += 1
+        records = "; ".join(self._step_records) or "its records have no image_id"
+        message = f"Step {self.state.global_step + 1} has no finite gradient and is skipped. Its examples: {records}."
+        if self.bad_steps >= self.args.max_bad_steps:
+            self._save_checkpoint(self.model, trial=None)
+            raise FloatingPointError(
+                f"{message} That makes {self.bad_steps} in a row, so training stops; the weights from before them are in "
+                f"{self._get_output_dir(None)}. Lower the learning rate, or look at these examples."
+            )
+        self.log({"bad_step": self.state.global_step + 1})
+        logger.warning(message)
+        return grad_norm
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not any(spared in name for spared in NO_DECAY)]
+
+    # Logs
+
+    def _record(self, mode: str, name: str, value: torch.Tensor, count: torch.Tensor) -> None:
+        sums = self._sums[mode].setdefault(name, torch.zeros(2, device=value.device))
+        sums += torch.stack([value.detach().float() * count, count.float()])
+
+    def _drain(self, mode: str) -> dict[str, float]:
+        """The mean of every loss since the last call, over all processes."""
+        recorded, self._sums[mode] = self._sums[mode], {}
+        if not recorded:
+            return {}
+        sums = self.accelerator.reduce(torch.stack(list(recorded.values()))).tolist()
+        return {name: total / max(count, 1) for name, (total, count) in zip(recorded, sums)}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self._drain("train")}
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        self._sums["eval"] = {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
+        if self.draw_heatmaps is not None and self.is_world_process_zero():
+            self._log_picture(f"{metric_key_prefix}/heatmaps", self.draw_heatmaps(self))
+        return output
+
+    def _log_picture(self, name: str, picture: Image.Image) -> None:
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image(name, np.asarray(picture), self.state.global_step, dataformats="HWC")
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The loss, the point (x, y) of each phrase in pixels, and its boxes."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            if prediction_loss_only:
+                return loss.detach(), None, None
+            return loss.detach(), heatmap_points(outputs.heatmaps, inputs["image_sizes"]), inputs["boxes"]
+
+    def compute_pointing_game(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Accuracy over the phrases that have boxes; nothing where none has."""
+        annotated = (prediction.label_ids != PADDING).any(axis=(1, 2))
+        if not annotated.any():
+            return {}
+        return self.pointing_game.compute(
+            points=prediction.predictions[annotated], boxes=prediction.label_ids[annotated]
+        )
+
+
+def count_items(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """How many phrases, masked words and phrases with a region these batches have."""
+    counts: dict[str, torch.Tensor] = defaultdict(lambda: torch.tensor(0))
+    for batch in batches:
+        counts["phrases"] = counts["phrases"] + torch.tensor(len(batch["input_ids"]))
+        counts["regions"] = counts["regions"] + batch["has_region"].sum()
+        if "mlm_labels" in batch:
+            counts["mlm_tokens"] = counts["mlm_tokens"] + (batch["mlm_labels"] != -100).sum()
+    return counts

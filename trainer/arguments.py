@@ -1,0 +1,109 @@
+"""Command line and YAML: dataclasses say what there is, a YAML file sets defaults, the command line wins."""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to start from: a folder or a Hub id. Without it ALBEF starts at random."},
+    )
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Without --model: fields of AlbefConfig as JSON, e.g. '{\"projection_dim\": 64}'."},
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels that images are resized to; default: the processor's."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the checkpoint."})
+
+
+@dataclass
+class DataArguments:
+    """What it is trained and evaluated on."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Folder of Parquet files made by dataset_scripts.build, or a Hub id."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_splits: list[str] = field(
+        default_factory=lambda: ["validation"],
+        metadata={"help": "Splits to evaluate on; the first one while training."},
+    )
+    max_train_examples: int | None = field(default=None, metadata={"help": "Train on this many phrases only."})
+    max_eval_examples: int | None = field(
+        default=None, metadata={"help": "Evaluate on this many phrases a split only."}
+    )
+    mask_size: int = field(default=256, metadata={"help": "Side of the region masks that AMC compares heatmaps with."})
+    box_choice: str = field(
+        default="random",
+        metadata={"help": "Region of a phrase with several instances: 'all', or 'random' (the paper)."},
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the words that MLM masks."})
+    max_text_length: int = field(default=25, metadata={"help": "Tokens a phrase is cut to in training."})
+    phrases_per_image: int = field(
+        default=1,
+        metadata={"help": "Up to this many phrases of a batch share an image, which is encoded once for them."},
+    )
+    flip: float = field(
+        default=0.5, metadata={"help": "Probability of mirroring an image (left and right change places)."}
+    )
+    gray: float = field(default=0.2, metadata={"help": "Probability of graying an image whose phrases name no colour."})
+    color_jitter: float = field(default=0.5, metadata={"help": "Probability of changing its colours; likewise."})
+    crop: float = field(default=0.0, metadata={"help": "Probability of a random crop that keeps all regions."})
+
+
+def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> tuple[Any, ...]:
+    """Reads `[CONFIG.yaml] [--name value …]` into one instance of each dataclass.
+
+    Raises:
+        ValueError: the YAML is no mapping, or has a key that no dataclass knows.
+        SystemExit: a bad command line, as argparse does it.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = HfArgumentParser(
+        dataclasses_,
+        usage="%(prog)s [CONFIG.yaml] [--name value ...]",
+        formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=40, width=110),
+    )
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        defaults = read_yaml(Path(arguments.pop(0)), [f.name for cls in dataclasses_ for f in dataclasses.fields(cls)])
+        for action in parser._actions:
+            if action.dest in defaults:
+                action.default, action.required = defaults.pop(action.dest), False
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+
+def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
+    """A YAML file of settings.
+
+    Raises:
+        ValueError: as `parse_arguments`; the message names the file and the key.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, 'name: value' on each line.")
+    unknown = [key for key in settings if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{path}: unknown setting {', '.join(map(repr, unknown))}; --help lists the settings there are."
+        )
+    return settings

@@ -1,0 +1,209 @@
+"""Turns records `{image, image_id, phrase, boxes, polygons or masks}` into the batch of the model and the loss."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import DataCollatorForLanguageModeling, ProcessorMixin
+
+from .augmentation import GroundingAugmentation
+from .regions import Region, open_image
+
+
+# What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
+PADDING = -100
+
+
+@dataclass
+class GroundingCollator:
+    """Collates phrases with their images and regions.
+
+    Rows of one batch with the same `image_id` share one image: it is decoded, augmented and encoded once, with all its
+    phrases and regions. Without an `image_id` each row is its own image.
+
+    The image of a record is a PIL image, the undecoded `{"bytes", "path"}` of a datasets `Image()` feature, or a uint8
+    array `(height, width, 3)`. For its region see [`Region.from_record`]; of masks, polygons and boxes the first that
+    is present is the region. A record with none of them is an example without region.
+
+    All random draws come from torch's global generator: a seeded worker repeats its batches.
+
+    Args:
+        processor: Called with `images`, then with `text`; its `tokenizer` serves the MLM masking.
+        mask_size: Cells a side of the region masks.
+        box_choice: "all" takes the union of a phrase's instances as its mask, "random" one instance drawn per phrase
+            and batch, as the paper does. `boxes` holds all of them either way.
+        mlm_probability: Share of tokens that MLM predicts; 0 leaves `mlm_input_ids` and `mlm_labels` out.
+        max_length: Tokens a phrase is cut to; None does not cut.
+        augmentation: Changes to image, phrases and regions; None for none.
+    """
+
+    processor: ProcessorMixin
+    mask_size: int = 256
+    box_choice: Literal["all", "random"] = "all"
+    mlm_probability: float = 0.15
+    max_length: int | None = 25
+    augmentation: GroundingAugmentation | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask_size < 1:
+            raise ValueError(f"mask_size must be at least 1, got {self.mask_size}")
+        if self.box_choice not in ("all", "random"):
+            raise ValueError(f'box_choice must be "all" or "random", got {self.box_choice!r}')
+        if not 0 <= self.mlm_probability <= 1:
+            raise ValueError(f"mlm_probability must lie in [0, 1], got {self.mlm_probability}")
+
+    def for_evaluation(self) -> "GroundingCollator":
+        """The same collator with nothing random and nothing cut: no augmentation, no MLM, all boxes, whole phrases."""
+        return replace(self, box_choice="all", mlm_probability=0.0, max_length=None, augmentation=None)
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collates the records of one batch.
+
+        Returns:
+            `input_ids`, `attention_mask`: long `(num_phrases, num_tokens)`.
+            `pixel_values`: float32 `(num_images, 3, height, width)`, images in the order they first appear.
+            `image_index`: long `(num_phrases,)`, the row of `pixel_values` that a phrase belongs to.
+            `image_ids`: long `(num_images,)`, a stable 63-bit hash of `image_id`, or of the pixels without one.
+            `masks`: float32 `(num_phrases, mask_size, mask_size)` in [0, 1], zeros without region.
+            `has_region`: bool `(num_phrases,)`.
+            `boxes`: float32 `(num_phrases, max_boxes, 4)`, xyxy in pixels of the (augmented) image, within it; -100
+                after a phrase's last box; `max_boxes` is at least 1.
+            `image_sizes`: long `(num_phrases, 2)`, height and width in pixels of the (augmented) image.
+            `record_names`: what error messages call each record, a list of `num_phrases` strings.
+            `mlm_input_ids`, `mlm_labels`: long `(num_phrases, num_tokens)`, with `mlm_probability` above 0.
+
+        Raises:
+            ValueError: A record is unusable; the message names it and says what to do.
+        """
+        if len(records) == 0:
+            raise ValueError("cannot collate an empty batch")
+        groups: dict[Any, list[int]] = {}
+        for row, record in enumerate(records):
+            image_id = record.get("image_id")
+            groups.setdefault(("row", row) if image_id is None else ("id", str(image_id)), []).append(row)
+
+        images, image_ids = [], []
+        image_index = torch.empty(len(records), dtype=torch.long)
+        phrases: list[str] = [""] * len(records)
+        regions: list[Region | None] = [None] * len(records)
+        sizes = torch.empty(len(records), 2, dtype=torch.long)
+        for rows in groups.values():
+            image, image_id, group_phrases, group_regions = self._read_image([records[row] for row in rows])
+            image_index[rows] = len(images)
+            sizes[rows] = torch.tensor([image.height, image.width])
+            images.append(image)
+            image_ids.append(image_id)
+            for row, phrase, region in zip(rows, group_phrases, group_regions, strict=True):
+                phrases[row], regions[row] = phrase, region
+
+        encoded = self._encode_phrases(records, phrases)
+        # Trainer takes the batch size from the first tensor: a phrase, not an image, is an example.
+        batch = {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            # Apart from the phrases: a processor expects as many phrases as images where it gets both.
+            "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
+            "image_index": image_index,
+            "image_ids": torch.tensor(image_ids, dtype=torch.long),
+            "masks": torch.from_numpy(np.stack([self._draw(region) for region in regions])),
+            "has_region": torch.tensor([region is not None for region in regions]),
+            "boxes": _pad_boxes(regions),
+            "image_sizes": sizes,
+            "record_names": [_name(record) for record in records],
+        }
+        if self.mlm_probability > 0:
+            batch["mlm_input_ids"], batch["mlm_labels"] = self._mask_tokens(batch["input_ids"])
+        return batch
+
+    def _read_image(
+        self, records: Sequence[Mapping[str, Any]]
+    ) -> tuple[Image.Image, int, list[str], list[Region | None]]:
+        """Reads the records of one image: the image, the hash that stands for it, each record's phrase and region."""
+        try:
+            image = _read_rgb(records[0].get("image"))
+        except ValueError as error:
+            raise ValueError(f"{_name(records[0])}: {error}") from error
+        image_id = records[0].get("image_id")
+        image_hash = _hash(image.tobytes() if image_id is None else str(image_id).encode())
+        phrases, regions = [], []
+        for record in records:
+            phrase = record.get("phrase")
+            if not isinstance(phrase, str) or not phrase.strip():
+                raise ValueError(f"{_name(record)}: the phrase is empty or not a string; drop the record")
+            try:
+                regions.append(Region.from_record(record, image.height, image.width))
+            except ValueError as error:
+                raise ValueError(f"{_name(record)}: {error}") from error
+            phrases.append(phrase)
+        if self.augmentation is not None:
+            image, phrases, regions = self.augmentation(image, phrases, regions)
+        return image, image_hash, phrases, regions
+
+    def _encode_phrases(self, records: Sequence[Mapping[str, Any]], phrases: list[str]) -> Mapping[str, torch.Tensor]:
+        options = {"truncation": self.max_length is not None, "max_length": self.max_length, "return_tensors": "pt"}
+        try:
+            return self.processor(text=phrases, padding=True, **options)
+        except ValueError:
+            # The processor cannot name the record: ask it again, phrase by phrase.
+            for record, phrase in zip(records, phrases, strict=True):
+                try:
+                    self.processor(text=[phrase], **options)
+                except ValueError as error:
+                    raise ValueError(f"{_name(record)}: {error}") from error
+            raise
+
+    def _draw(self, region: Region | None) -> np.ndarray:
+        if region is None:
+            return np.zeros((self.mask_size, self.mask_size), dtype=np.float32)
+        instance = None
+        if self.box_choice == "random":
+            instance = int(torch.randint(region.num_instances, ()).item())
+        return region.rasterize(self.mask_size, instance)
+
+    def _mask_tokens(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """BERT's masking (80 % [MASK], 10 % a random token, 10 % unchanged) of any token but [CLS], [SEP] and [PAD]."""
+        tokenizer = self.processor.tokenizer
+        spared = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+        # Ours rather than the tokenizer's own special tokens mask, which spares [UNK] too.
+        special = torch.isin(input_ids, torch.tensor([token for token in spared if token is not None]))
+        masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=self.mlm_probability)
+        return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    return f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}"
+
+
+def _read_rgb(image: Any) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(
+                f"an image array must be uint8 (height, width, 3) RGB, got {image.dtype} {image.shape}; convert it"
+            )
+        return Image.fromarray(image)
+    image = open_image(image)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f'an image of mode "{image.mode}" has no known range of values; scale it to 8 bits')
+    if image.has_transparency_data:
+        # On white, as the image processor would lay it; a plain conversion uncovers what the pixels hide.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _hash(content: bytes) -> int:
+    """A hash of 63 bits, so that it is a non-negative int64."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def _pad_boxes(regions: Sequence[Region | None]) -> torch.Tensor:
+    most = max([1, *(len(region.boxes) for region in regions if region is not None)])
+    boxes = torch.full((len(regions), most, 4), float(PADDING))
+    for row, region in enumerate(regions):
+        if region is not None:
+            boxes[row, : len(region.boxes)] = torch.from_numpy(region.boxes)
+    return boxes

@@ -1,0 +1,112 @@
+"""Pointing game: how often the most salient point of a phrase's heatmap lies inside one of its boxes."""
+
+import datasets
+import evaluate
+import numpy as np
+
+
+_CITATION = """\
+@article{zhang2018excitation,
+  title={Top-Down Neural Attention by Excitation Backprop},
+  author={Zhang, Jianming and Bargal, Sarah Adel and Lin, Zhe and Brandt, Jonathan and Shen, Xiaohui
+          and Sclaroff, Stan},
+  journal={International Journal of Computer Vision},
+  volume={126},
+  pages={1084--1102},
+  year={2018}
+}
+"""
+
+_DESCRIPTION = """\
+Share of phrases whose point lies strictly inside at least one of their boxes. The point is where the phrase's heatmap,
+upsampled to the size of the image, has its maximum.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    points: One point `(x, y)` per phrase, in pixels of the image.
+    boxes: Per phrase its boxes `[x1, y1, x2, y2]`, in pixels of the image; at least one. A box of four -100 is padding
+        and is left out.
+    categories (`list` of `str`, *optional*): One category per phrase, to have the accuracy of each as well.
+Returns:
+    `pointing_game`: hits / phrases, in [0, 1].
+    `num_phrases`: number of phrases.
+    `pointing_game_{category}`: the same among the phrases of one category, when `categories` are given.
+Raises:
+    ValueError: No phrases; a point or box that is not finite; a phrase without boxes; a box without area; categories
+        of another number than points. The message names the phrase by its index.
+Examples:
+    >>> import evaluate
+    >>> pointing_game = evaluate.load("trainer/metrics/pointing_game")
+    >>> pointing_game.compute(points=[[5, 5], [40, 5]], boxes=[[[0, 0, 10, 10]], [[0, 0, 10, 10], [50, 0, 60, 10]]])
+    {'pointing_game': 0.5, 'num_phrases': 2}
+"""
+
+# GroundingCollator fills up the boxes of a batch with this value.
+_PADDING = -100
+
+
+def point_in_boxes(point: np.ndarray, boxes: np.ndarray) -> bool:
+    """Whether the point lies strictly inside any of the boxes.
+
+    Args:
+        point: `(2,)`, x and y in pixels.
+        boxes: `(num_boxes, 4)`, xyxy in pixels; may be empty.
+    """
+    x, y = point
+    x1, y1, x2, y2 = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).T
+    return bool(((x1 < x) & (x < x2) & (y1 < y) & (y < y2)).any())
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class PointingGame(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "points": datasets.List(datasets.Value("float64")),
+                    "boxes": datasets.List(datasets.List(datasets.Value("float64"))),
+                }
+            ),
+            reference_urls=["https://arxiv.org/abs/1608.00507", "https://arxiv.org/abs/2206.15462"],
+        )
+
+    def _compute(
+        self, points: list[list[float]], boxes: list[list[list[float]]], categories: list[str] | None = None
+    ) -> dict[str, float | int]:
+        if len(points) == 0:
+            raise ValueError("there are no phrases to score: check that the split has records")
+        if categories is not None and len(categories) != len(points):
+            raise ValueError(f"{len(categories)} categories for {len(points)} points; give one category per phrase")
+        hits = np.array(
+            [point_in_boxes(_read_point(points[i], i), _read_boxes(boxes[i], i)) for i in range(len(points))]
+        )
+        result = {"pointing_game": float(hits.mean()), "num_phrases": len(hits)}
+        if categories is not None:
+            for category in sorted(set(categories)):
+                chosen = np.array([other == category for other in categories])
+                result[f"pointing_game_{category}"] = float(hits[chosen].mean())
+        return result
+
+
+def _read_point(point: list[float], index: int) -> np.ndarray:
+    if len(point) != 2 or not np.isfinite(point).all():
+        raise ValueError(f"phrase {index}: the point must be two finite numbers (x, y), got {point}")
+    return np.array(point)
+
+
+def _read_boxes(boxes: list[list[float]], index: int) -> np.ndarray:
+    if any(len(box) != 4 for box in boxes):
+        raise ValueError(f"phrase {index}: a box must be four numbers [x1, y1, x2, y2], got {boxes}")
+    boxes = np.array([box for box in boxes if set(box) != {_PADDING}]).reshape(-1, 4)
+    if len(boxes) == 0:
+        raise ValueError(f"phrase {index} has no boxes to be scored against; leave it out")
+    if not (np.isfinite(boxes).all() and (boxes[:, :2] < boxes[:, 2:]).all()):
+        raise ValueError(
+            f"phrase {index}: boxes must be finite [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and height), "
+            f"got {boxes.tolist()}"
+        )
+    return boxes

@@ -1,0 +1,288 @@
+"""Region annotations of a phrase: read and checked, mirrored, cropped, and drawn as the mask of the AMC loss.
+
+Coordinates are pixels of the image, x to the right and y down, half-open: pixel column `i` covers `i <= x < i + 1`.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageDraw, ImageOps
+
+
+# Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
+# cell.
+_POLYGON_OVERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the objects of one phrase are in an image of `height` x `width` pixels: the union of its instances.
+
+    The instances are the `masks` if there are any, else the `polygons`, else the `boxes`.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        boxes: float64 `(num_boxes, 4)`, xyxy in pixels, within the image.
+        polygons: Per instance its parts, each float64 `(num_points, 2)` of x, y in pixels.
+        masks: Per instance float32 `(height, width)` in [0, 1].
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    polygons: tuple[tuple[np.ndarray, ...], ...] = ()
+    masks: tuple[np.ndarray, ...] = ()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], height: int, width: int) -> "Region | None":
+        """Reads and checks `masks`, `polygons` and `boxes` of a record; None when it has none of them.
+
+        Boxes are clipped to the image. Without boxes in the record, `boxes` are the tight boxes of the masks or
+        polygons. Soft masks count as inside from 0.5 on when a box is taken around them.
+
+        Args:
+            record: May hold `boxes` (a list of xyxy), `polygons` (per instance a list of flat `[x0, y0, x1, y1, …]`)
+                and `masks` (per instance an 8-bit gray PIL image, its undecoded `{"bytes", "path"}`, or an array
+                `(height, width)` in [0, 1]); each may be missing, None or empty.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
+
+        Raises:
+            ValueError: A box, polygon or mask is unusable; the message says which and what to do, not which record.
+        """
+        boxes, polygons, masks = (_items(record.get(key)) for key in ("boxes", "polygons", "masks"))
+        if not boxes and not polygons and not masks:
+            return None
+        checked_masks = tuple(_read_mask(mask, i, height, width) for i, mask in enumerate(masks))
+        checked_polygons = tuple(_read_polygons(parts, i, height, width) for i, parts in enumerate(polygons))
+        if boxes:
+            checked_boxes = [_read_box(box, i, height, width) for i, box in enumerate(boxes)]
+        elif masks:
+            checked_boxes = [_mask_box(mask) for mask in checked_masks]
+        else:
+            checked_boxes = [_polygons_box(parts, height, width) for parts in checked_polygons]
+        return cls(height, width, np.array(checked_boxes, dtype=np.float64), checked_polygons, checked_masks)
+
+    @property
+    def num_instances(self) -> int:
+        return len(self.masks) or len(self.polygons) or len(self.boxes)
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """The smallest xyxy box, in pixels, that holds everything: masks (from 0.5 on), polygons and boxes."""
+        boxes = [*self.boxes, *(_mask_box(mask) for mask in self.masks)]
+        boxes += [_polygons_box(parts, self.height, self.width) for parts in self.polygons]
+        boxes = np.array(boxes)
+        return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+
+    def mirrored(self) -> "Region":
+        """The region in the image mirrored left to right: the span [x1, x2) becomes [width - x2, width - x1)."""
+        return replace(
+            self,
+            boxes=np.stack(
+                [self.width - self.boxes[:, 2], self.boxes[:, 1], self.width - self.boxes[:, 0], self.boxes[:, 3]],
+                axis=1,
+            ),
+            polygons=tuple(
+                tuple(np.stack([self.width - part[:, 0], part[:, 1]], axis=1) for part in parts)
+                for parts in self.polygons
+            ),
+            masks=tuple(mask[:, ::-1] for mask in self.masks),
+        )
+
+    def cropped(self, x1: int, y1: int, x2: int, y2: int) -> "Region":
+        """The region in the image cropped to the window `[x1, y1, x2, y2]`, whole pixels, which holds its extent.
+
+        Raises:
+            ValueError: The window cuts the region.
+        """
+        left, top, right, bottom = self.extent
+        if not (x1 <= left and y1 <= top and right <= x2 and bottom <= y2):
+            raise ValueError(f"the crop window {[x1, y1, x2, y2]} cuts the region {[left, top, right, bottom]}")
+        return Region(
+            height=y2 - y1,
+            width=x2 - x1,
+            boxes=self.boxes - np.array([x1, y1, x1, y1]),
+            polygons=tuple(tuple(part - np.array([x1, y1]) for part in parts) for parts in self.polygons),
+            masks=tuple(mask[y1:y2, x1:x2] for mask in self.masks),
+        )
+
+    def rasterize(self, size: int, instance: int | None = None) -> np.ndarray:
+        """Draws the region over a grid of `size` x `size` cells laid over the whole image.
+
+        A cell holds the share of its area that the region covers. So that a region smaller than a cell does not
+        vanish, each instance is scaled until its fullest cell holds what its fullest pixel held (1 for boxes,
+        polygons and hard masks). The union of instances is their maximum, cell by cell.
+
+        Args:
+            size: Cells a side.
+            instance: Draw this instance only; None draws the union of all.
+
+        Returns:
+            float32 `(size, size)` in [0, 1], its maximum is 1 (for soft masks, the maximum of the mask).
+        """
+        chosen = range(self.num_instances) if instance is None else [instance]
+        if self.masks:
+            drawn = [_draw_mask(self.masks[i], size) for i in chosen]
+        elif self.polygons:
+            drawn = [_draw_polygons(self.polygons[i], self.height, self.width, size) for i in chosen]
+        else:
+            drawn = [_draw_box(self.boxes[i], self.height, self.width, size) for i in chosen]
+        return np.maximum.reduce(drawn)
+
+
+def open_image(image: Any) -> Image.Image:
+    """A loaded PIL image, upright, from a PIL image or the undecoded `{"bytes", "path"}` of an `Image()` feature.
+
+    Raises:
+        ValueError: It is neither, or the file is missing, truncated or not an image.
+    """
+    try:
+        if isinstance(image, Mapping):
+            if image.get("bytes") is None and image.get("path") is None:
+                raise ValueError('an undecoded image needs "bytes" or "path"')
+            source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
+            image = Image.open(source)
+            if image.getexif().get(ExifTags.Base.Orientation) is not None:
+                # As datasets does when it decodes, so that both ways give the same pixels.
+                image = ImageOps.exif_transpose(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(f'expected a PIL image or {{"bytes", "path"}}, got {type(image).__name__}')
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow reports some broken PNG files as SyntaxError.
+        raise ValueError(f"the image cannot be decoded ({error}); fetch the file again or drop the record") from error
+    return image
+
+
+def _items(value: Sequence | np.ndarray | None) -> list:
+    return [] if value is None else list(value)
+
+
+def _read_box(box: Any, index: int, height: int, width: int) -> np.ndarray:
+    try:
+        box = np.array(box, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"box {index} is not four numbers [x1, y1, x2, y2]: {box!r}") from error
+    if box.shape != (4,) or not np.isfinite(box).all():
+        raise ValueError(f"box {index} is not four finite numbers [x1, y1, x2, y2] in pixels: {box.tolist()}")
+    if box[2] <= box[0] or box[3] <= box[1]:
+        raise ValueError(
+            f"box {index} has no area: {box.tolist()}; give [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and "
+            "height) or drop it"
+        )
+    clipped = np.clip(box, 0, [width, height, width, height])
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        raise ValueError(
+            f"box {index} lies outside the image of {width}x{height} pixels: {box.tolist()}; check that it belongs to "
+            "this image and is in its pixels, or drop it"
+        )
+    return clipped
+
+
+def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
+    checked = []
+    for part in _items(parts):
+        try:
+            flat = np.array(part, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"polygon {index} is not a list of flat lists [x0, y0, x1, y1, …]: one list of parts per instance"
+            ) from error
+        if flat.ndim != 1 or flat.size % 2 or flat.size < 6 or not np.isfinite(flat).all():
+            raise ValueError(
+                f"polygon {index} needs parts of at least three points, an even number of finite coordinates "
+                f"[x0, y0, x1, y1, …] each; got one of shape {flat.shape}: {flat.tolist()}"
+            )
+        checked.append(flat.reshape(-1, 2))
+    if not checked:
+        raise ValueError(f"polygon {index} has no parts; drop it")
+    x1, y1, x2, y2 = _polygons_box(checked, height, width)
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(
+            f"polygon {index} has no area within the image of {width}x{height} pixels; check that it belongs to this "
+            "image and is in its pixels, or drop it"
+        )
+    return tuple(checked)
+
+
+def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
+    if isinstance(mask, np.ndarray):
+        if mask.dtype.kind not in "bfui" or not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
+            raise ValueError(f"mask {index} has values outside [0, 1]; divide an 8-bit mask by 255")
+        mask = mask.astype(np.float32)
+    else:
+        mask = open_image(mask)
+        if mask.mode not in ("1", "L"):
+            raise ValueError(f'mask {index} has mode "{mask.mode}"; store masks as 8-bit gray ("L") with 0 and 255')
+        mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"mask {index} has shape {mask.shape}, the image is (height, width) = ({height}, {width}); resize the mask"
+        )
+    if mask.max() < 0.5:
+        raise ValueError(
+            f"mask {index} is empty: its largest value is {mask.max():.3g} of 1; drop it, or store 8-bit masks with "
+            "0 and 255"
+        )
+    return mask
+
+
+def _mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    columns = np.flatnonzero((mask >= 0.5).any(axis=0))
+    rows = np.flatnonzero((mask >= 0.5).any(axis=1))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _polygons_box(parts: Sequence[np.ndarray], height: int, width: int) -> tuple[float, float, float, float]:
+    points = np.clip(np.concatenate(parts), 0, [width, height])
+    return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+
+
+def _coverage(starts: np.ndarray, stops: np.ndarray, length: int, size: int) -> np.ndarray:
+    """Share of each of `size` equal cells of [0, length) that each interval [start, stop) covers.
+
+    Args:
+        starts: `(num_intervals,)`.
+        stops: `(num_intervals,)`.
+        length: Length of the side in pixels.
+        size: Number of cells.
+
+    Returns:
+        float64 `(size, num_intervals)`.
+    """
+    edges = np.arange(size + 1)[:, None] * (length / size)
+    covered = np.minimum(stops, edges[1:]) - np.maximum(starts, edges[:-1])
+    return np.clip(covered * (size / length), 0, 1)
+
+
+def _draw_box(box: np.ndarray, height: int, width: int, size: int) -> np.ndarray:
+    columns, rows = _coverage(box[0:1], box[2:3], width, size), _coverage(box[1:2], box[3:4], height, size)
+    return ((rows / rows.max()) @ (columns / columns.max()).T).astype(np.float32)
+
+
+def _draw_polygons(parts: Sequence[np.ndarray], height: int, width: int, size: int) -> np.ndarray:
+    fine = size * _POLYGON_OVERSAMPLING
+    canvas = Image.new("L", (fine, fine))
+    draw = ImageDraw.Draw(canvas)
+    for part in parts:
+        # Pillow puts the centre of pixel i at coordinate i, not i + 0.5.
+        draw.polygon(list(map(tuple, part * [fine / width, fine / height] - 0.5)), fill=255)
+    drawn = np.asarray(canvas.reduce(_POLYGON_OVERSAMPLING), dtype=np.float32)
+    if drawn.max() == 0:
+        # A sliver between the lines of the drawing grid: its box is the finest that the grid can tell.
+        return _draw_box(np.array(_polygons_box(parts, height, width)), height, width, size)
+    return drawn / drawn.max()
+
+
+def _draw_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    # Pixels are boxes of one pixel each.
+    rows, columns = (
+        _coverage(np.arange(length), np.arange(1, length + 1), length, size).astype(np.float32) for length in mask.shape
+    )
+    drawn = rows @ mask @ columns.T
+    return np.clip(drawn * (mask.max() / drawn.max()), 0, 1)
