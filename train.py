@@ -11,7 +11,7 @@ from dataclasses import replace
 import PIL.Image
 import transformers
 from datasets import Dataset, Image, List, load_dataset
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, set_seed
+from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_albef_amc import (
@@ -19,7 +19,6 @@ from modeling_albef_amc import (
     AlbefForPreTraining,
     AlbefImageProcessorPil,
     AlbefProcessor,
-    explain_function,
     tokenizer_from_texts,
 )
 from trainer.amc_config import AmcConfig
@@ -34,8 +33,11 @@ from trainer.heatmap_grid import grid_of_batch
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     model_args, data_args, args = parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=arguments)
     set_seed(args.seed)
-    train_dataset = read_split(data_args, data_args.train_split, data_args.max_train_examples)
-    eval_datasets = {split: read_split(data_args, split, data_args.max_eval_examples) for split in data_args.eval_splits}
+    if data_args.dataset is None:
+        raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
+    source = data_args.dataset, data_args.dataset_config
+    train_dataset = load_split(*source, data_args.train_split, data_args.max_train_examples)
+    eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in data_args.eval_splits}
     model, processor = build_model(model_args, train_dataset)
 
     collator = GroundingCollator(
@@ -77,34 +79,43 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def read_split(data_args: DataArguments, split: str, limit: int | None) -> Dataset:
+def load_split(path: str, config: str | None, split: str, limit: int | None = None) -> Dataset:
     """One split, its pictures left undecoded: the collator decodes each once, however many phrases it has.
 
     Raises:
-        ValueError: there is no data set, or it has no such split or column.
+        ValueError: it has no such split or column.
     """
-    if data_args.dataset is None:
-        raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
-    dataset = load_dataset(data_args.dataset, data_args.dataset_config, split=split)
+    dataset = load_dataset(path, config, split=split)
     missing = {"image", "phrase"} - set(dataset.column_names)
     if missing:
-        raise ValueError(f"{data_args.dataset} has no column {', '.join(sorted(missing))}; see dataset_scripts/features.py.")
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; see dataset_scripts/features.py.")
     dataset = dataset.cast_column("image", Image(decode=False))
     if "masks" in dataset.column_names:
         dataset = dataset.cast_column("masks", List(Image(decode=False)))
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class that trains a checkpoint with this configuration.
+
+    Raises:
+        ValueError: transformers does not know it.
+    """
+    if isinstance(config, AlbefConfig):
+        return AlbefForPreTraining
+    name = (config.architectures or ["no architecture"])[0]
+    if not hasattr(transformers, name):
+        raise ValueError(f"The checkpoint is of {name}, which transformers does not have.")
+    return getattr(transformers, name)
+
+
 def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A checkpoint of any known family, or ALBEF from random weights with a tokenizer made from the training phrases."""
     if model_args.model is not None:
         config = AutoConfig.from_pretrained(model_args.model, trust_remote_code=model_args.trust_remote_code)
-        if isinstance(config, AlbefConfig):
-            model_class = AlbefForPreTraining
-        else:
-            model_class = getattr(transformers, config.architectures[0])
-        model = model_class.from_pretrained(model_args.model)
-        explain_function(model)  # raises now if the family is unknown
+        model = model_class(config).from_pretrained(
+            model_args.model, attn_implementation=model_args.attn_implementation
+        )
         processor = AutoProcessor.from_pretrained(model_args.model, trust_remote_code=model_args.trust_remote_code)
     else:
         fields = model_args.model_config or {}
@@ -112,7 +123,7 @@ def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[Pre
         tokenizer = tokenizer_from_texts(train_dataset["phrase"])
         text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
         config = AlbefConfig(**{**fields, "text_config": text_config})
-        model = AlbefForPreTraining(config)
+        model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
         side = config.vision_config.image_size
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
     if model_args.image_size is not None:

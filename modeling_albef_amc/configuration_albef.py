@@ -122,7 +122,8 @@ class AlbefConfig(PreTrainedConfig):
         first, last = self.text_config.fusion_layer, self.text_config.num_hidden_layers - 1
         if not first <= self.grounding_layer <= last:
             raise ValueError(
-                f"grounding_layer {self.grounding_layer} has no cross-attention: choose a fusion layer, {first}..{last}."
+                f"grounding_layer {self.grounding_layer} has no cross-attention: choose a fusion layer, "
+                f"{first}..{last}."
             )
         num_vision_layers = self.vision_config.num_hidden_layers
         if not -num_vision_layers <= self.vision_grounding_layer < num_vision_layers:

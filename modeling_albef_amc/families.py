@@ -1,8 +1,8 @@
 """What each model family must say of itself to be explained and trained: one function a family.
 
 `explain(model, pixel_values, input_ids, attention_mask, image_index, create_graph)` runs the model once and returns a
-`PhraseAttention`: which score, which attention, which tokens, which patches, which grid. Everything else (heatmaps, AMC,
-pointing game) follows from that.
+`PhraseAttention`: which score, which attention, which tokens, which patches, which grid. Everything else (heatmaps,
+AMC, pointing game) follows from that.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from transformers import BlipForImageTextRetrieval, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .gradcam import PhraseAttention, explaining, gradcam, record_attention
+from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, record_attention
 from .modeling_albef import AlbefModel, resolve_image_index
 from .modeling_albef_pretraining import AlbefForPreTraining
 
 Explain = Callable[..., PhraseAttention]
 
 
+@leaving_inference_mode
 def albef(
     model: AlbefModel | AlbefForPreTraining,
     pixel_values: torch.Tensor,
@@ -32,11 +33,12 @@ def albef(
 ) -> PhraseAttention:
     """ALBEF: the match logit, by the cross-attention of text-encoder layer `config.grounding_layer`."""
     albef_model = getattr(model, model.base_model_prefix, model)
-    with explaining(create_graph):
+    with torch.set_grad_enabled(create_graph):
         inputs = pixel_values, input_ids, attention_mask, image_index
         return albef_model.score(*inputs, model.config.grounding_layer, create_graph)[1]
 
 
+@leaving_inference_mode
 def blip(
     model: BlipForImageTextRetrieval,
     pixel_values: torch.Tensor,
@@ -53,8 +55,8 @@ def blip(
     """
     layers = model.text_encoder.encoder.layer
     layer = 2 * len(layers) // 3 if layer is None else layer
-    image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
-    with explaining(create_graph):
+    image_index = resolve_image_index(pixel_values, input_ids, image_index)
+    with torch.set_grad_enabled(create_graph):
         image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
     if image_index is not None:
         image_embeds = image_embeds[image_index]
@@ -84,8 +86,8 @@ def explain_function(model: PreTrainedModel) -> Explain:
         return FAMILIES[model.config.model_type]
     except KeyError:
         raise ValueError(
-            f"No explanation is known for models of type {model.config.model_type!r} (known: {', '.join(FAMILIES)}). Pass "
-            f"explain=, a function as described in modeling_albef_amc/families.py."
+            f"No explanation is known for models of type {model.config.model_type!r} (known: {', '.join(FAMILIES)}). "
+            f"Pass explain=, a function as described in modeling_albef_amc/families.py."
         ) from None
 
 
@@ -113,6 +115,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         return model
     explain = explain or explain_function(model)
 
+    @leaving_inference_mode
     def forward(
         model: PreTrainedModel,
         pixel_values: torch.Tensor,
@@ -123,7 +126,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         output_heatmaps: bool = False,
         **unused,
     ) -> GroundingOutput:
-        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
         create_graph = torch.is_grad_enabled()
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
@@ -140,7 +143,10 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
 
 def other_image(
-    own_image: torch.Tensor, image_ids: torch.Tensor | None, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    own_image: torch.Tensor,
+    image_ids: torch.Tensor | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each phrase an image of the batch that shows another picture and belongs to no equal phrase, drawn at random.
 

@@ -4,9 +4,10 @@ A model family hands over a `PhraseAttention`: a score for every phrase and the 
 from. `gradcam` turns it into one heatmap a phrase.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,8 +41,8 @@ def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_t
         per_token: return the map of every token instead of their mean.
 
     Returns:
-        (num_phrases, rows, columns), or (num_phrases, num_tokens, rows, columns) with `per_token`; float32, not
-        negative, not normalised. Padded tokens count for nothing: their own maps are zero.
+        (num_phrases, rows, columns), or (num_phrases, num_tokens, rows, columns) with `per_token`; at least float32,
+        not negative, not normalised. Padded tokens count for nothing: their own maps are zero.
 
     Raises:
         ValueError: the score does not depend on the attention, or the grid does not fit the patches.
@@ -65,11 +66,11 @@ def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_t
     if gradient is None:
         raise ValueError("The score does not depend on the recorded attention: record an attention below the score.")
     # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
-    maps = (attention.float() * gradient.float().relu())[..., patches].mean(dim=1)
+    maps = (at_least_float32(attention) * at_least_float32(gradient).relu())[..., patches].mean(dim=1)
     if maps.shape[-1] != rows * columns:
         raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
-    maps = maps.unflatten(-1, (rows, columns)) * token_mask[:, :, None, None]
     maps = maps if create_graph else maps.detach()
+    maps = maps.unflatten(-1, (rows, columns)) * token_mask[:, :, None, None]
     return maps if per_token else average_tokens(maps, token_mask)
 
 
@@ -84,22 +85,22 @@ def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> to
     """
     weights = token_mask.to(token_heatmaps.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.einsum("ptrc,pt->prc", token_heatmaps, weights)
+    return (token_heatmaps * weights[:, :, None, None]).sum(dim=1)
 
 
 def normalize_heatmaps(heatmaps: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
-    """(…, rows, columns) → the same in [0, 1): ReLU, minus the map's minimum, over (its maximum + `epsilon`).
+    """(…, rows, columns) → the same in [0, 1]: ReLU, minus the map's minimum, over (its maximum + `epsilon`).
 
-    Differentiable, in float32. A constant map becomes zero.
+    Differentiable, in at least float32. A constant map becomes zero.
     """
-    heatmaps = heatmaps.float().relu()
+    heatmaps = at_least_float32(heatmaps).relu()
     heatmaps = heatmaps - heatmaps.amin(dim=(-2, -1), keepdim=True)
     return heatmaps / (heatmaps.amax(dim=(-2, -1), keepdim=True) + epsilon)
 
 
 def upsample_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(num_phrases, rows, columns) → (num_phrases, height, width) of an image, bicubic, `align_corners=False`."""
-    return F.interpolate(heatmaps[:, None].float(), size=size, mode="bicubic", align_corners=False)[:, 0]
+    return F.interpolate(at_least_float32(heatmaps[:, None]), size=size, mode="bicubic", align_corners=False)[:, 0]
 
 
 def heatmap_points(heatmaps: torch.Tensor, target_sizes: torch.Tensor) -> torch.Tensor:
@@ -134,12 +135,26 @@ def record_attention(module: nn.Module, index: int = 1) -> Iterator[list[torch.T
         handle.remove()
 
 
-@contextmanager
-def explaining(create_graph: bool) -> Iterator[None]:
-    """The autograd mode in which the layers below the explained attention run.
+def leaving_inference_mode(function: Callable) -> Callable:
+    """Lets `function` build graphs for a caller in `torch.inference_mode`, as it can for one in `torch.no_grad`.
 
-    A caller's `torch.inference_mode` is left, since its tensors can never enter a graph. Without `create_graph`
-    nothing below the explained attention is differentiated, so these layers build no graph at all.
+    Tensors made in inference mode can never enter a graph: arguments made there are copied.
     """
-    with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
-        yield
+
+    @wraps(function)
+    def outside(*args, **kwargs):
+        grad_enabled = torch.is_grad_enabled()  # never in inference mode
+        with torch.inference_mode(False), torch.set_grad_enabled(grad_enabled):
+            args = [copied_from_inference_mode(value) for value in args]
+            kwargs = {name: copied_from_inference_mode(value) for name, value in kwargs.items()}
+            return function(*args, **kwargs)
+
+    return outside
+
+
+def copied_from_inference_mode(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651): encoders, image-text heads, and heatmaps of what a phrase means."""
+"""ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651): encoders, image-text heads, and heatmaps of phrases."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
-from .gradcam import PhraseAttention, average_tokens, explaining, gradcam
+from .gradcam import PhraseAttention, average_tokens, gradcam, leaving_inference_mode
 
 
 @dataclass
@@ -75,7 +75,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, so that it can be differentiated twice. Returns probabilities as they are before dropout."""
+    """Attention written out, so that it can be differentiated twice. The probabilities returned are before dropout."""
     scores = query @ key.transpose(-2, -1) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -511,6 +511,7 @@ class AlbefModel(AlbefPreTrainedModel):
         """(num_phrases, num_tokens, hidden_size) of the text layers → ITC features, unit length"""
         return F.normalize(self.text_projection(text_embeds[:, 0]), dim=-1)
 
+    @leaving_inference_mode
     @can_return_tuple
     @merge_with_config_defaults
     def forward(
@@ -538,7 +539,7 @@ class AlbefModel(AlbefPreTrainedModel):
             heatmap_token_mask: (num_phrases, num_tokens), 1 for the tokens whose maps are averaged; default all.
             explanation: "itm": the match score by a cross-attention; "itc": the scaled image-text similarity by the
                 [CLS] row of a self-attention of the image encoder.
-            grounding_layer: the explained layer; default `config.grounding_layer` (itm), `vision_grounding_layer` (itc).
+            grounding_layer: the explained layer; default `config.grounding_layer` ("itm") or `vision_grounding_layer`.
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
                 Otherwise nothing below the explained layer is differentiated, and no output has a graph.
         """
@@ -546,13 +547,13 @@ class AlbefModel(AlbefPreTrainedModel):
             if create_graph is not None or heatmap_token_mask is not None or grounding_layer is not None:
                 raise ValueError("create_graph, heatmap_token_mask and grounding_layer need output_heatmaps=True.")
             return self.score(pixel_values, input_ids, attention_mask, image_index, **kwargs)[0]
+        if explanation not in ("itm", "itc"):
+            raise ValueError(f"explanation {explanation!r}: choose 'itm' or 'itc'.")
+        if explanation == "itc" and output_token_heatmaps:
+            raise ValueError("The 'itc' explanation has one map a phrase. Word pieces: explanation='itm'.")
         if create_graph is None:
             create_graph = self.training and torch.is_grad_enabled()
-        with explaining(create_graph):
-            if pixel_values.is_inference() or input_ids.is_inference():
-                pixel_values, input_ids = pixel_values.clone(), input_ids.clone()
-                attention_mask = None if attention_mask is None else attention_mask.clone()
-                image_index = None if image_index is None else image_index.clone()
+        with torch.set_grad_enabled(create_graph):
             inputs = pixel_values, input_ids, attention_mask, image_index
             if explanation == "itm":
                 layer = self.config.grounding_layer if grounding_layer is None else grounding_layer
@@ -560,12 +561,16 @@ class AlbefModel(AlbefPreTrainedModel):
             else:
                 output, _ = self.score(*inputs, **kwargs)
                 layer = self.config.vision_grounding_layer if grounding_layer is None else grounding_layer
-                phrase_attention = self.explain_itc(*inputs, layer, create_graph)
+                phrase_attention = self.explain_itc(
+                    pixel_values, output.text_features, image_index, layer, create_graph
+                )
             token_heatmaps = gradcam(phrase_attention, create_graph, per_token=True)
-            output.heatmaps = average_tokens(token_heatmaps, self._tokens_to_average(phrase_attention, heatmap_token_mask))
+            tokens = self._tokens_to_average(phrase_attention, heatmap_token_mask)
+            output.heatmaps = average_tokens(token_heatmaps, tokens)
             output.token_heatmaps = token_heatmaps if output_token_heatmaps else None
             if not create_graph:
-                output.itm_logits, output.last_hidden_state = output.itm_logits.detach(), output.last_hidden_state.detach()
+                output.itm_logits = output.itm_logits.detach()
+                output.last_hidden_state = output.last_hidden_state.detach()
         return output
 
     def score(
@@ -579,7 +584,7 @@ class AlbefModel(AlbefPreTrainedModel):
         **kwargs,
     ) -> tuple[AlbefOutput, PhraseAttention | None]:
         """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
-        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        image_index = resolve_image_index(pixel_values, input_ids, image_index)
         vision = self.vision_model(pixel_values, **kwargs)
         text = self.text_model(input_ids, attention_mask, **kwargs)
         image_features = self.get_image_features(vision.last_hidden_state)
@@ -598,8 +603,9 @@ class AlbefModel(AlbefPreTrainedModel):
             image_features=image_features,
             text_features=text_features,
             last_hidden_state=fusion.last_hidden_state,
-            hidden_states=text.hidden_states and text.hidden_states + fusion.hidden_states[1:],
-            attentions=text.attentions and text.attentions + fusion.attentions,
+            # The text layers' last state is the fusion layers' first.
+            hidden_states=fusion.hidden_states and (text.hidden_states or ())[:-1] + fusion.hidden_states,
+            attentions=fusion.attentions and (text.attentions or ()) + fusion.attentions,
             cross_attentions=fusion.cross_attentions,
             vision_hidden_states=vision.hidden_states,
             vision_attentions=vision.attentions,
@@ -622,7 +628,7 @@ class AlbefModel(AlbefPreTrainedModel):
         create_graph: bool = False,
         **kwargs,
     ) -> tuple[AlbefEncoderOutput, torch.Tensor]:
-        """Fuses encoded phrases with encoded images: the fusion encoder's output and the ITM logits (num_phrases, 2)."""
+        """Fuses encoded phrases and images. Returns the fusion encoder's output and the ITM logits (num_phrases, 2)."""
         first, last = self.config.text_config.fusion_layer, self.config.text_config.num_hidden_layers - 1
         if explained_layer is not None and not first <= explained_layer <= last:
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
@@ -641,8 +647,7 @@ class AlbefModel(AlbefPreTrainedModel):
     def explain_itc(
         self,
         pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        text_features: torch.Tensor,
         image_index: torch.Tensor | None,
         layer: int,
         create_graph: bool,
@@ -651,8 +656,7 @@ class AlbefModel(AlbefPreTrainedModel):
         num_layers = self.config.vision_config.num_hidden_layers
         if not -num_layers <= layer < num_layers:
             raise ValueError(f"grounding_layer {layer} is outside the image encoder's {num_layers} layers.")
-        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
-        text_features = self.get_text_features(self.text_model(input_ids, attention_mask).last_hidden_state)
+        image_index = resolve_image_index(pixel_values, text_features, image_index)
         vision = self.vision_model(pixel_values, layer % num_layers, image_index, create_graph)
         with torch.enable_grad():
             image_features = self.get_image_features(vision.last_hidden_state)
@@ -679,12 +683,18 @@ class AlbefModel(AlbefPreTrainedModel):
         return phrase_attention.token_mask * chosen
 
 
-def resolve_image_index(num_images: int, num_phrases: int, image_index: torch.Tensor | None) -> torch.Tensor | None:
+def resolve_image_index(
+    images: torch.Tensor, phrases: torch.Tensor, image_index: torch.Tensor | None
+) -> torch.Tensor | None:
     """Which image each phrase belongs to; None where phrase i belongs to image i.
+
+    Args:
+        images: (num_images, …). phrases: (num_phrases, …).
 
     Raises:
         ValueError: `image_index` is missing where it cannot be guessed, or is not one whole number a phrase.
     """
+    num_images, num_phrases = len(images), len(phrases)
     if image_index is not None:
         if image_index.shape != (num_phrases,) or image_index.is_floating_point():
             raise ValueError(
@@ -695,7 +705,7 @@ def resolve_image_index(num_images: int, num_phrases: int, image_index: torch.Te
     if num_images == num_phrases:
         return None
     if num_images == 1:
-        return torch.zeros(num_phrases, dtype=torch.long)
+        return torch.zeros(num_phrases, dtype=torch.long, device=phrases.device)
     raise ValueError(f"{num_phrases} phrases for {num_images} images: say which belongs to which with image_index.")
 
 

@@ -1,6 +1,6 @@
-"""ALBEF's training objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
+"""ALBEF's objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import distributed, nn
@@ -11,8 +11,10 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .gradcam import PhraseAttention, gradcam
+from .gradcam import PhraseAttention, gradcam, leaving_inference_mode
 from .modeling_albef import AlbefModel, AlbefPreTrainedModel, AlbefTextModel, AlbefVisionModel, resolve_image_index
+
+TEMPERATURE_RANGE = 0.001, 0.5
 
 
 @dataclass
@@ -21,8 +23,8 @@ class AlbefForPreTrainingOutput(ModelOutput):
 
     - `loss`: the sum of the three below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
       masked words; None without `mlm_labels`.
-    - `itm_logits` (num_phrases, 2): of the true pairs. `negative_itm_logits` (2 * num_phrases, 2): of each phrase with a
-      negative image, then of each phrase's image with a negative phrase.
+    - `itm_logits` (num_phrases, 2): of the true pairs. `negative_itm_logits` (2 * num_phrases, 2): of each phrase with
+      a negative image, then of each phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
     - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length.
@@ -97,9 +99,9 @@ class AlbefMomentumEncoder(nn.Module):
 class AlbefForPreTraining(AlbefPreTrainedModel):
     """`AlbefModel` with the objectives it is trained by.
 
-    The momentum encoders and the queues move in training mode only: once a forward pass, or once an optimizer step where
-    `momentum_step` was called for all micro-batches of the step. ITC contrasts a pair with the momentum features of the
-    whole step (all processes, all micro-batches) and of the queue, so that neither the number of processes nor
+    The momentum encoders and the queues move in training mode only: once a forward pass, or once an optimizer step
+    where `momentum_step` was called for all micro-batches of the step. ITC contrasts a pair with the momentum features
+    of the whole step (all processes, all micro-batches) and of the queue, so that neither the number of processes nor
     gradient accumulation changes the objective. Hard negatives for ITM come from the process' own micro-batch.
     """
 
@@ -148,6 +150,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.mlm_head.decoder = new_embeddings
 
+    @leaving_inference_mode
     @can_return_tuple
     @merge_with_config_defaults
     def forward(
@@ -180,7 +183,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
         """
         alpha = self.config.alpha if alpha is None else alpha
-        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
         if momentum_targets is None:
             batch = {
@@ -191,20 +194,23 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 "image_ids": image_ids,
             }
             (momentum_targets,) = self.momentum_step([batch])
-        with torch.no_grad():
-            self.albef.temperature.clamp_(0.001, 0.5)
+        temperature = self.albef.temperature.clamp(*TEMPERATURE_RANGE)
 
         image_embeds = self.albef.vision_model(pixel_values).last_hidden_state
         text_embeds = self.albef.text_model(input_ids, attention_mask).last_hidden_state
         image_features = self.albef.get_image_features(image_embeds)
         text_features = self.albef.get_text_features(text_embeds)
         loss_itc, image_to_text, text_to_image = contrastive_loss(
-            image_features[own_image], text_features, momentum_targets, self.albef.temperature, alpha
+            image_features[own_image], text_features, momentum_targets, temperature, alpha
         )
 
         image_key_values = self.albef.text_model.project_images(image_embeds)
         itm_logits, heatmaps = self._match_true_pairs(
-            text_embeds, attention_mask, image_key_values, image_index, output_heatmaps, self.albef.patch_grid(pixel_values)
+            text_embeds,
+            attention_mask,
+            image_key_values,
+            image_index,
+            self.albef.patch_grid(pixel_values) if output_heatmaps else None,
         )
         # A row without any allowed negative, as in a batch of one, has its true pair only.
         different = ~same_pairs(momentum_targets)[:, momentum_targets.position :][:, : len(input_ids)]
@@ -234,7 +240,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         if mlm_labels is not None:
             teacher = None
             if alpha > 0:
-                teacher = self._momentum_mlm_logits(mlm_input_ids, attention_mask, mlm_labels, own_image, momentum_targets)
+                teacher = self._momentum_mlm_logits(
+                    mlm_input_ids, attention_mask, mlm_labels, own_image, momentum_targets
+                )
             loss_mlm, mlm_logits = self._masked_language_loss(states[2], mlm_labels, teacher, alpha)
         return AlbefForPreTrainingOutput(
             loss=loss_itc + loss_itm + (0 if loss_mlm is None else loss_mlm),
@@ -255,10 +263,10 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         attention_mask: torch.Tensor | None,
         image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
         image_index: torch.Tensor | None,
-        output_heatmaps: bool,
-        grid: tuple[int, int],
+        grid: tuple[int, int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not output_heatmaps:
+        """ITM logits (num_phrases, 2) and, where the `grid` of patches is given, heatmaps (num_phrases, *grid)."""
+        if grid is None:
             return self.albef.match(text_embeds, attention_mask, image_key_values, image_index)[1], None
         create_graph = torch.is_grad_enabled()
         fusion, itm_logits = self.albef.match(
@@ -320,8 +328,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def momentum_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[MomentumTargets]:
         """Moves the teacher, lets it encode all micro-batches of one optimizer step, and rolls them into the queues.
 
-        With several processes every one of them must call this: features are gathered from all. In evaluation mode
-        nothing moves and nothing is gathered.
+        The temperature is pulled back into its range as well. With several processes every one of them must call this:
+        features are gathered from all. In evaluation mode nothing moves and nothing is gathered.
 
         Args:
             micro_batches: each with `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids` where
@@ -329,18 +337,22 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         """
         if self.training:
             self._move_momentum_encoder()
+            # By its data: autograd need not know, and a graph that is not yet differentiated stays valid.
+            self.albef.temperature.data.clamp_(*TEMPERATURE_RANGE)
         targets = [self._encode_momentum(**batch) for batch in micro_batches]
         gather = gather_rows if self.training else lambda rows: (rows, 0)
         image_features, position = gather(torch.cat([target.image_features for target in targets]))
         text_features, _ = gather(torch.cat([target.text_features for target in targets]))
         image_ids, _ = gather(torch.cat([target.image_ids for target in targets]))
         text_ids, _ = gather(torch.cat([target.text_ids for target in targets]))
-        for target in targets:
-            target.image_candidates = torch.cat([image_features, self.image_queue])
-            target.text_candidates = torch.cat([text_features, self.text_queue])
-            target.candidate_image_ids = torch.cat([image_ids, self.image_id_queue])
-            target.candidate_text_ids = torch.cat([text_ids, self.text_id_queue])
-            target.position = position
+        candidates = {
+            "image_candidates": torch.cat([image_features, self.image_queue]),
+            "text_candidates": torch.cat([text_features, self.text_queue]),
+            "candidate_image_ids": torch.cat([image_ids, self.image_id_queue]),
+            "candidate_text_ids": torch.cat([text_ids, self.text_id_queue]),
+        }
+        for index, target in enumerate(targets):
+            targets[index] = replace(target, position=position, **candidates)
             position += len(target.text_features)
         if self.training:
             self._enqueue(image_features, text_features, image_ids, text_ids)
@@ -354,9 +366,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         image_index: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
     ) -> MomentumTargets:
-        image_index = resolve_image_index(len(pixel_values), len(input_ids), image_index)
+        image_index = resolve_image_index(pixel_values, input_ids, image_index)
         if image_ids is None:
             image_ids = torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
+        elif image_ids.shape != (len(pixel_values),):
+            raise ValueError(
+                f"image_ids must be {len(pixel_values)} whole numbers, one an image, not {tuple(image_ids.shape)}."
+            )
         teacher = self.momentum_encoder
         image_embeds = teacher.vision_model(pixel_values).last_hidden_state
         text_embeds = teacher.text_model(input_ids, attention_mask).last_hidden_state
@@ -381,7 +397,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         torch._foreach_lerp_(copies, [original.to(copies[0].dtype) for original in originals], 1 - self.config.momentum)
 
     def _enqueue(self, *columns: torch.Tensor) -> None:
-        """Writes the newest rows of (image features, text features, image ids, text ids) over the oldest of the queues."""
+        """Writes the newest (image features, text features, image ids, text ids) over the oldest rows of the queues."""
         queues = self.image_queue, self.text_queue, self.image_id_queue, self.text_id_queue
         count = min(len(columns[0]), self.config.queue_size)
         index = (self.queue_pointer + torch.arange(count, device=self.queue_pointer.device)) % self.config.queue_size
@@ -417,9 +433,11 @@ def contrastive_loss(
         (image_features, targets.image_features, targets.text_candidates),
         (text_features, targets.text_features, targets.image_candidates),
     ):
-        similarity = features.float() @ candidates.float().T / temperature
-        soft = (momentum_features.float() @ candidates.float().T / temperature.detach()).masked_fill(ignored, -torch.inf)
-        soft_targets = alpha * soft.softmax(dim=1) + (1 - alpha) * one_hot
+        # Divided by the temperature, what bfloat16 rounds off is whole logits.
+        with torch.autocast(features.device.type, enabled=False):
+            similarity = features.float() @ candidates.float().T / temperature
+            soft = momentum_features.float() @ candidates.float().T / temperature.detach()
+        soft_targets = alpha * soft.masked_fill(ignored, -torch.inf).softmax(dim=1) + (1 - alpha) * one_hot
         # Not -inf: an ignored candidate's target is 0, and 0 · inf is not a number.
         log_probabilities = similarity.masked_fill(ignored, torch.finfo(torch.float32).min).log_softmax(dim=1)
         losses.append(-(soft_targets * log_probabilities).sum(dim=1).mean())
@@ -427,11 +445,13 @@ def contrastive_loss(
     return (losses[0] + losses[1]) / 2, *similarities
 
 
-def matching_loss(itm_logits: torch.Tensor, negative_itm_logits: torch.Tensor, has_negative: torch.Tensor) -> torch.Tensor:
+def matching_loss(
+    itm_logits: torch.Tensor, negative_itm_logits: torch.Tensor, has_negative: torch.Tensor
+) -> torch.Tensor:
     """ITM: binary cross-entropy over each phrase's true pair and its two negatives, the mean over 3 · num_phrases rows.
 
-    A negative that does not exist (`has_negative` False) contributes nothing, so that the loss of a batch is the mean of
-    the losses of its parts.
+    A negative that does not exist (`has_negative` False) contributes nothing, so that the loss of a batch is the mean
+    of the losses of its parts.
 
     Args:
         itm_logits: (num_phrases, 2). negative_itm_logits: (2 * num_phrases, 2). has_negative: (2 * num_phrases,).
@@ -460,7 +480,7 @@ def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Ten
 
 
 def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(num_phrases,): equal for equal phrases, whatever their padding; 62 bits, not negative."""
+    """(num_phrases,): equal for equal phrases, however far they are padded on the right; 62 bits, not negative."""
     # A polynomial in a fixed odd number modulo 2^64, which is how int64 products wrap.
     powers = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device).cumprod(0)
     tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask

@@ -27,12 +27,12 @@ def attention_mask_consistency_loss(
     over nothing (inside an empty mask, outside a full one) counts as 0, so that every mask has a finite loss.
 
     Args:
-        heatmaps: (num_phrases, rows, columns), raw: ReLU and normalisation happen here, in float32.
+        heatmaps: (num_phrases, rows, columns), raw: ReLU and normalisation happen here, in at least float32.
         masks: (num_phrases, height, width) in [0, 1]; soft masks weigh each pixel.
         has_region: (num_phrases,) bool: phrases without a region are left out; default: all have one.
         margin_mean, margin_max: Δ_mean and Δ_max of the paper.
-        reduction: over which pixels `loss_amc_mean` takes its two means: those of each "example", as in the paper, or of
-            the whole "batch", as in the released code.
+        reduction: over which pixels `loss_amc_mean` takes its two means: those of each "example", as in the paper, or
+            of the whole "batch", as in the released code.
 
     Returns: `{"loss_amc_mean", "loss_amc_max"}`, the mean over the phrases with a region; 0 where there is none, still
         with a gradient (of zero).
@@ -51,10 +51,10 @@ def attention_mask_consistency_loss(
         has_region = torch.ones(len(heatmaps), dtype=torch.bool, device=heatmaps.device)
     elif has_region.shape != (len(heatmaps),):
         raise ValueError(f"has_region must be ({len(heatmaps)},), not {tuple(has_region.shape)}.")
-    weights = has_region.float()
-    num_regions = weights.sum().clamp(min=1)
-    masks = masks.float()
     heatmaps = normalize_heatmaps(heatmaps)
+    masks = masks.to(heatmaps.dtype)
+    weights = has_region.to(heatmaps.dtype)
+    num_regions = weights.sum().clamp(min=1)
     heatmaps = F.interpolate(heatmaps[:, None], size=masks.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     inside, outside = masks * heatmaps, (1 - masks) * heatmaps
 

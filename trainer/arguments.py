@@ -26,6 +26,9 @@ class ModelArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "Side in pixels that images are resized to; default: the processor's."}
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention where it is not explained: sdpa, eager, flash_attention_2 …"}
+    )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the checkpoint."})
 
 

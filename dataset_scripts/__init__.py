@@ -1,0 +1,1 @@
+"""Builders that turn raw annotations, or nothing at all (`scenes`), into one record schema. No torch here."""

@@ -1,0 +1,72 @@
+"""The one record schema of all builders, and what the builders share.
+
+One row is one phrase with its image; the rows of an image follow each other. Coordinates are pixels of the image as it
+is stored, `[x1, y1, x2, y2]`, half-open: a box covers the pixel columns `x1 <= x < x2`. A phrase may have several
+instances, and the region of a phrase is the union of them.
+"""
+
+import io
+from collections import Counter
+
+import numpy as np
+from datasets import Features, Image, List, Value
+from PIL import Image as PilImage
+
+_PNG_LEVEL = 4  # half the time of the default, 6, for files 6 % larger
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "image_id": Value("string"),
+        "phrase": Value("string"),
+        "boxes": List(List(Value("float32"), length=4)),
+        "masks": List(Image()),
+    }
+)
+
+
+def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:
+    """Encodes pixels as an embedded PNG, in the form an `Image()` feature stores.
+
+    Args:
+        pixels: uint8 `(height, width, 3)` RGB, uint8 `(height, width)` gray, or bool `(height, width)`: a mask, which
+            becomes 0 and 255.
+
+    Raises:
+        ValueError: The array is of another type or shape.
+    """
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(
+            f"expected bool or uint8 pixels (height, width) or (height, width, 3), got {pixels.dtype} {pixels.shape}"
+        )
+    buffer = io.BytesIO()
+    PilImage.fromarray(pixels).save(buffer, format="PNG", compress_level=_PNG_LEVEL)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def mask_to_box(mask: np.ndarray) -> list[int]:
+    """The tight half-open box `[x1, y1, x2, y2]` in pixels of a bool mask `(height, width)`.
+
+    Raises:
+        ValueError: The mask is empty.
+    """
+    columns = np.flatnonzero(mask.any(axis=0))
+    rows = np.flatnonzero(mask.any(axis=1))
+    if columns.size == 0:
+        raise ValueError("an empty mask has no box")
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+class BuildReport:
+    """What a builder kept and dropped: counts by reason, filled while it generates and printed by `build`."""
+
+    def __init__(self) -> None:
+        self.kept: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+
+    def __str__(self) -> str:
+        lines = [f"kept     {count:>9,}  {what}" for what, count in sorted(self.kept.items())]
+        lines += [f"dropped  {count:>9,}  {why}" for why, count in sorted(self.dropped.items())]
+        return "\n".join(lines) or "nothing kept, nothing dropped"

@@ -1,0 +1,507 @@
+"""Built-in data: rendered scenes of 4 to 6 objects that share colours, shapes and sizes, with exact masks and boxes.
+
+No phrase can be grounded by one word. An attribute phrase ("small red star") is one whose every attribute is necessary:
+without any one of them it fits another object too. In a relation phrase ("the red star left of the small blue square")
+the words for the target fit at least two objects, and only the relation to a uniquely described anchor tells them apart.
+
+The splits: train and validation mix both kinds; test has attribute phrases, test_relations relation phrases; test_unseen
+has attribute phrases for a red cross, a yellow star, a green ring or a blue triangle, which no other split ever shows.
+
+Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, and pixels are mixed in
+integers, so that a scene does not depend on the other scenes nor on the machine.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .features import FEATURES, BuildReport, encode_png, mask_to_box
+
+SIZES = ("small", "large")
+# Each family is its lowest and its highest RGB; the families stay apart under every brightness of a scene.
+COLOURS = {
+    "red": ((190, 18, 22), (235, 55, 55)),
+    "yellow": ((225, 190, 15), (255, 220, 60)),
+    "green": ((20, 135, 40), (60, 180, 80)),
+    "blue": ((25, 70, 190), (65, 115, 240)),
+    "purple": ((125, 35, 150), (160, 70, 195)),
+    "white": ((235, 235, 235), (252, 252, 252)),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+# Seen in no split but test_unseen; every colour and every shape still occurs in the others.
+HELD_OUT = frozenset({("red", "cross"), ("yellow", "star"), ("green", "ring"), ("blue", "triangle")})
+
+# Words -> (axis, sign): on this axis the target's centre minus the anchor's has this sign.
+RELATIONS = {
+    "left of": (0, -1),
+    "to the left of": (0, -1),
+    "right of": (0, 1),
+    "to the right of": (0, 1),
+    "above": (1, -1),
+    "below": (1, 1),
+    "under": (1, 1),
+}
+_DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))
+_RELATION_WORDS = frozenset({"left", "right", "above", "below", "under"})
+
+TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN = "train", "validation", "test", "test_relations", "test_unseen"
+SPLITS = (TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN)  # a split's number is part of its scenes' seeds
+
+_SUPERSAMPLING = 4
+_UNIT = 128  # the lengths below are pixels of an image of this size
+_MIN_IMAGE_SIZE = 64
+_ACROSS = {"small": (22, 25), "large": (36, 40)}
+_MAX_ROTATION = 15  # degrees
+_MAX_LAYOUTS = 500  # one layout in two to four is good, so that this many bad ones in a row do not happen
+_PLACEMENT_TRIES = 80
+# Cosines of whole degrees, written with few digits: libraries may differ in the last one.
+_COS = [round(float(np.cos(np.pi * degree / 180)), 6) for degree in range(360)]
+
+
+@dataclass
+class ScenesConfig(datasets.BuilderConfig):
+    """What is drawn. A split of 0 scenes is left out."""
+
+    seed: int = field(default=0, metadata={"help": "Seed of all scenes."})
+    image_size: int = field(
+        default=_UNIT, metadata={"help": "Width and height in pixels, at least 64; the objects scale with it."}
+    )
+    phrases_per_scene: int = field(
+        default=4, metadata={"help": "At most this many rows per scene, 2 to 4, each with another target."}
+    )
+    train: int = field(default=5000, metadata={"help": "Scenes of the train split."})
+    validation: int = field(default=300, metadata={"help": "Scenes of the validation split."})
+    test: int = field(default=500, metadata={"help": "Scenes of the test split: attribute phrases only."})
+    test_relations: int = field(default=500, metadata={"help": "Scenes of test_relations: relation phrases only."})
+    test_unseen: int = field(
+        default=300, metadata={"help": "Scenes of test_unseen: targets of a colour and shape never seen together."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_dir is not None:
+            raise ValueError(f"scenes are drawn from a seed and read no data_dir, got {self.data_dir!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.image_size < _MIN_IMAGE_SIZE:
+            raise ValueError(f"image_size must be at least {_MIN_IMAGE_SIZE} pixels, got {self.image_size}")
+        if not 2 <= self.phrases_per_scene <= 4:
+            raise ValueError(f"phrases_per_scene must be 2, 3 or 4, got {self.phrases_per_scene}")
+        if min(self.counts.values()) < 0 or not any(self.counts.values()):
+            raise ValueError(f"the numbers of scenes must not be negative and not all 0, got {self.counts}")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of scenes by split."""
+        return {split: getattr(self, split) for split in SPLITS}
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object: its attributes, its tight box `[x1, y1, x2, y2]` and its bool mask `(height, width)`."""
+
+    size: str
+    colour: str
+    shape: str
+    box: list[int]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object)."""
+
+    image: np.ndarray
+    objects: list[SceneObject]
+    phrases: list[tuple[str, int]]
+
+
+class Scenes(datasets.GeneratorBasedBuilder):
+    """`datasets` builder of the rendered scenes; rows as in `features.FEATURES`, one mask and one box each."""
+
+    BUILDER_CONFIG_CLASS = ScenesConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.report = BuildReport()
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(description=__doc__, features=FEATURES, license="apache-2.0")
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"split": split})
+            for split, count in self.config.counts.items()
+            if count
+        ]
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for index in range(self.config.counts[split]):
+            scene = draw_scene(self.config, split, index)
+            self.report.kept[f"scenes of {split}"] += 1
+            image = encode_png(scene.image)
+            image_id = f"{split}-{index:06d}"
+            for number, (phrase, target) in enumerate(scene.phrases):
+                self.report.kept[f"{'relation' if is_relation(phrase) else 'attribute'} phrases of {split}"] += 1
+                yield (
+                    f"{image_id}-{number}",
+                    {
+                        "image": image,
+                        "image_id": image_id,
+                        "phrase": phrase,
+                        "boxes": [scene.objects[target].box],
+                        "masks": [encode_png(scene.objects[target].mask)],
+                    },
+                )
+
+
+def is_relation(phrase: str) -> bool:
+    """Whether a phrase of these scenes states a relation between two objects, rather than attributes alone."""
+    return not _RELATION_WORDS.isdisjoint(phrase.split())
+
+
+def draw_scene(config: ScenesConfig, split: str, index: int) -> Scene:
+    """Draws one scene of a split: always the same one for the same arguments.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}, choose from {', '.join(SPLITS)}")
+    rng = np.random.Generator(np.random.PCG64([config.seed, SPLITS.index(split), index]))
+    for _ in range(_MAX_LAYOUTS):
+        attributes = _sample_attributes(rng, unseen=split == TEST_UNSEEN)
+        outlines = [_sample_outline(rng, a["size"], a["shape"], config.image_size) for a in attributes]
+        centres = _place(rng, [outline.radius for outline in outlines], config.image_size)
+        if centres is None:
+            continue
+        stamps = [_draw(outline, centre, config.image_size) for outline, centre in zip(outlines, centres)]
+        masks = [stamp.mask(config.image_size) for stamp in stamps]
+        objects = [SceneObject(box=mask_to_box(mask), mask=mask, **a) for a, mask in zip(attributes, masks)]
+        phrases = _choose_phrases(rng, objects, split, config)
+        if phrases is not None:
+            return Scene(_paint(rng, config.image_size, objects, stamps), objects, phrases)
+    raise RuntimeError(f"no layout found for scene {index} of {split} (seed {config.seed}): please report this")
+
+
+# What is in the scene -------------------------------------------------------------------------------------------------
+
+
+def _pick(rng: np.random.Generator, options: Any, count: int) -> list[Any]:
+    """`count` different options, in random order."""
+    return [options[int(i)] for i in rng.permutation(len(options))[:count]]
+
+
+def _sample_attributes(rng: np.random.Generator, unseen: bool) -> list[dict[str, str]]:
+    """4 to 6 objects of two or three colours and two or three shapes, so that they share most attributes.
+
+    With `unseen` one of the held-out pairs of colour and shape is there for sure, else none of them is.
+    """
+    colours = _pick(rng, list(COLOURS), int(rng.integers(2, 4)))
+    shapes = _pick(rng, SHAPES, int(rng.integers(2, 4)))
+    held_out = None
+    if unseen:
+        held_out = _pick(rng, sorted(HELD_OUT), 1)[0]
+        colours = [held_out[0]] + [c for c in colours if c != held_out[0]][:2]
+        shapes = [held_out[1]] + [s for s in shapes if s != held_out[1]][:2]
+    pairs = [(c, s) for c in colours for s in shapes if (c, s) == held_out or (c, s) not in HELD_OUT]
+    count = int(rng.integers(4, 7))
+    chosen = [held_out] if unseen else []
+    while len(chosen) < count:
+        chosen.append(pairs[int(rng.integers(len(pairs)))])
+    return [{"size": SIZES[int(rng.integers(2))], "colour": c, "shape": s} for c, s in chosen]
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """A shape around the origin: polygon vertices (x, y) in pixels, or None for the round ones; `radius` bounds it."""
+
+    shape: str
+    radius: float
+    vertices: list[tuple[float, float]] | None
+
+
+def _turn(radius: float, degrees: int) -> tuple[float, float]:
+    return radius * _COS[degrees % 360], radius * _COS[(degrees - 90) % 360]
+
+
+def _sample_outline(rng: np.random.Generator, size: str, shape: str, image_size: int) -> _Outline:
+    """A shape of the given size, turned a little. Its bounding box lies around the origin."""
+    low, high = _ACROSS[size]
+    across = int(rng.integers(low * 16, high * 16 + 1)) / 16 * image_size / _UNIT
+    turn = int(rng.integers(-_MAX_ROTATION, _MAX_ROTATION + 1))
+    if shape in ("circle", "ring"):
+        return _Outline(shape, across / 2, None)
+    if shape == "square":
+        points = [_turn(across * 0.62, turn + 45 + 90 * i) for i in range(4)]
+    elif shape == "triangle":
+        points = [_turn(across * 0.6, turn - 90 + 120 * i) for i in range(3)]
+    elif shape == "star":
+        points = [_turn(across * (0.24 if i % 2 else 0.55), turn - 90 + 36 * i) for i in range(10)]
+    else:  # a cross: on each of four arms two corners, and the inner corner after it
+        points = []
+        for i in range(4):
+            points += [_turn(across * 0.51, turn + 90 * i - 18), _turn(across * 0.51, turn + 90 * i + 18)]
+            points += [_turn(across * 0.222, turn + 90 * i + 45)]
+    middle = [(min(p[axis] for p in points) + max(p[axis] for p in points)) / 2 for axis in (0, 1)]
+    points = [(x - middle[0], y - middle[1]) for x, y in points]
+    radius = max(math.sqrt(x * x + y * y) for x, y in points)
+    return _Outline(shape, radius, points)
+
+
+def _place(rng: np.random.Generator, radii: list[float], image_size: int) -> list[tuple[int, int]] | None:
+    """Random centres in supersampled pixels at which the objects' circles neither touch nor leave the image.
+
+    Returns None when the objects do not fit in after a fixed number of tries.
+    """
+    margin = 2 * image_size / _UNIT
+    centres: list[tuple[int, int]] = [(0, 0)] * len(radii)
+    placed: list[int] = []
+    for i in sorted(range(len(radii)), key=lambda i: -radii[i]):
+        low = int((radii[i] + 1.5) * _SUPERSAMPLING)
+        tries = rng.integers(low, image_size * _SUPERSAMPLING - low, size=(_PLACEMENT_TRIES, 2)).tolist()
+        for x, y in tries:
+            if all(
+                (x - centres[j][0]) ** 2 + (y - centres[j][1]) ** 2
+                >= ((radii[i] + radii[j] + margin) * _SUPERSAMPLING) ** 2
+                for j in placed
+            ):
+                centres[i] = (x, y)
+                placed.append(i)
+                break
+        else:
+            return None
+    return centres
+
+
+# Phrases --------------------------------------------------------------------------------------------------------------
+
+
+Description = tuple[str, ...]  # names of attributes, in the order of _NAMES
+# The target's description, the direction, the anchor's index and its description
+_Relation = tuple[Description, tuple[int, int], int, Description]
+_NAMES = ("size", "colour", "shape")
+_DESCRIPTIONS: list[Description] = [names for count in range(4) for names in combinations(_NAMES, count)]
+
+
+def _fitting(objects: list[SceneObject]) -> list[dict[Description, list[int]]]:
+    """For each object and each description of it by its attributes: the objects that the description fits."""
+    groups: dict[tuple[Description, tuple[str, ...]], list[int]] = {}
+    keys = [[(names, tuple(getattr(item, name) for name in names)) for names in _DESCRIPTIONS] for item in objects]
+    for i, own in enumerate(keys):
+        for key in own:
+            groups.setdefault(key, []).append(i)
+    return [{key[0]: groups[key] for key in own} for own in keys]
+
+
+def _unique(fitting: dict[Description, list[int]], fewest: int) -> list[Description]:
+    """An object's descriptions by `fewest` or more attributes that fit it alone and need each of their attributes."""
+    return [
+        names
+        for names in _DESCRIPTIONS
+        if len(names) >= fewest
+        and len(fitting[names]) == 1
+        and all(len(fitting[tuple(n for n in names if n != name)]) > 1 for name in names)
+    ]
+
+
+def _relation_holds(
+    offsets: list[tuple[float, float]], target: int, rivals: list[int], direction: tuple[int, int], image_size: int
+) -> bool:
+    """Whether the target clearly stands in a relation to an anchor, and all its rivals clearly do not.
+
+    `offsets` are all objects' centres minus the anchor's. Clearly so: the centres are more than a sixth of the image
+    apart in that direction, and less far across it. Clearly not: the rival's centre is on the anchor's other side.
+    """
+    axis, sign = direction
+    along = sign * offsets[target][axis]
+    if along <= image_size / 6 or abs(offsets[target][1 - axis]) >= along:
+        return False
+    return all(sign * offsets[i][axis] <= -image_size / 32 for i in rivals)
+
+
+def _relations(
+    objects: list[SceneObject], fitting: list[dict[Description, list[int]]], image_size: int
+) -> list[list[_Relation]]:
+    """For each object all (its description, direction, anchor, the anchor's description) that single it out.
+
+    The description fits other objects too, but not the anchor; the anchor's description fits the anchor alone.
+    """
+    centres = [((item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2) for item in objects]
+    anchors = [
+        (anchor, descriptions, [(x - centres[anchor][0], y - centres[anchor][1]) for x, y in centres])
+        for anchor, descriptions in enumerate(_unique(fits, fewest=1) for fits in fitting)
+        if descriptions
+    ]
+    found: list[list[_Relation]] = [[] for _ in objects]
+    for target, fits in enumerate(fitting):
+        for names in _DESCRIPTIONS[1:]:
+            rivals = [i for i in fits[names] if i != target]
+            for anchor, descriptions, offsets in anchors:
+                if not rivals or anchor in fits[names]:
+                    continue
+                for direction in _DIRECTIONS:
+                    if _relation_holds(offsets, target, rivals, direction, image_size):
+                        found[target] += [(names, direction, anchor, description) for description in descriptions]
+    return found
+
+
+def _noun_phrase(item: SceneObject, names: Description, noun: str) -> str:
+    """The named attributes in the order of English; `noun` stands for the shape when that is not named."""
+    return " ".join([getattr(item, name) for name in names] + ([] if "shape" in names else [noun]))
+
+
+def _word_attributes(rng: np.random.Generator, item: SceneObject, names: Description) -> str:
+    """Wording of an attribute phrase: "small red star", "the small red star", "the red star that is small", …"""
+    noun = ("thing", "object")[int(rng.integers(2))]
+    form = ("{}", "{}", "the {}", "a {}", "the {} that is {}")[int(rng.integers(5))]
+    if "that is" in form:
+        return form.format(_noun_phrase(item, names[1:], noun), getattr(item, names[0]))
+    return form.format(_noun_phrase(item, names, noun))
+
+
+def _word_relation(rng: np.random.Generator, objects: list[SceneObject], target: int, relation: _Relation) -> str:
+    """Wording of a relation phrase: "the red star left of the small thing", …"""
+    names, direction, anchor, anchor_names = relation
+    words = _pick(rng, [words for words, meaning in RELATIONS.items() if meaning == direction], 1)[0]
+    noun = ("thing", "object")[int(rng.integers(2))]
+    article = ("the ", "")[int(rng.integers(2))]
+    return (
+        f"{article}{_noun_phrase(objects[target], names, noun)} {words} "
+        f"the {_noun_phrase(objects[anchor], anchor_names, noun)}"
+    )
+
+
+def _choose_phrases(
+    rng: np.random.Generator, objects: list[SceneObject], split: str, config: ScenesConfig
+) -> list[tuple[str, int]] | None:
+    """Phrases of the split's kinds, each with another target, the relations first; None when there are too few.
+
+    Train and validation take half of `phrases_per_scene` as relations and the rest as attributes, and one phrase less
+    will do; the test splits take what there is, and two at least (test_unseen: one).
+    """
+    wanted = config.phrases_per_scene
+    mixed = split in (TRAIN, VALIDATION)
+    fitting = _fitting(objects)
+    order = _pick(rng, range(len(objects)), len(objects))
+    phrases: list[tuple[str, int]] = []
+    if split not in (TEST, TEST_UNSEEN):
+        relations = _relations(objects, fitting, config.image_size)
+        for target in [i for i in order if relations[i]][: wanted // 2 if mixed else wanted]:
+            phrases.append((_word_relation(rng, objects, target, _pick(rng, relations[target], 1)[0]), target))
+    if mixed and not phrases:
+        return None
+    num_relations = len(phrases)
+    if split != TEST_RELATIONS:
+        taken = {target for _, target in phrases}
+        unique = [[] if i in taken else _unique(fits, fewest=2) for i, fits in enumerate(fitting)]
+        if split == TEST_UNSEEN:
+            held_out = [(item.colour, item.shape) in HELD_OUT for item in objects]
+            unique = [[n for n in found if held_out[i] and n[-2:] == _NAMES[1:]] for i, found in enumerate(unique)]
+        for target in [i for i in order if unique[i]][: wanted - num_relations]:
+            phrases.append((_word_attributes(rng, objects[target], _pick(rng, unique[target], 1)[0]), target))
+    if mixed and len(phrases) == num_relations:
+        return None
+    fewest = wanted - 1 if mixed else 1 if split == TEST_UNSEEN else 2
+    return phrases if len(phrases) >= fewest else None
+
+
+# Drawing --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """A shape drawn at its place: how many of each pixel's 16 parts it covers, in the window of the image it lies in."""
+
+    window: tuple[slice, slice]
+    coverage: np.ndarray
+
+    def mask(self, image_size: int) -> np.ndarray:
+        """The pixels at least half covered, bool `(image_size, image_size)`."""
+        mask = np.zeros((image_size, image_size), bool)
+        mask[self.window] = 2 * self.coverage >= _SUPERSAMPLING**2
+        return mask
+
+
+def _draw(outline: _Outline, centre: tuple[int, int], image_size: int) -> _Stamp:
+    """Draws a shape around `centre` (x, y), in supersampled pixels."""
+    k = _SUPERSAMPLING
+    reach = int(outline.radius + 2)
+    left, top = (max(c // k - reach, 0) for c in centre)
+    right, bottom = (min(c // k + reach + 1, image_size) for c in centre)
+    x, y = centre[0] - left * k, centre[1] - top * k
+    canvas = Image.new("L", ((right - left) * k, (bottom - top) * k), 0)
+    draw = ImageDraw.Draw(canvas)
+    if outline.vertices is None:
+        r = round(outline.radius * k)
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=1)
+        if outline.shape == "ring":
+            r = round(outline.radius * k * 0.52)
+            draw.ellipse([x - r, y - r, x + r, y + r], fill=0)
+    else:
+        draw.polygon([(x + round(vx * k), y + round(vy * k)) for vx, vy in outline.vertices], fill=1)
+    parts = np.asarray(canvas).reshape(bottom - top, k, right - left, k)
+    return _Stamp((slice(top, bottom), slice(left, right)), parts.sum(axis=(1, 3), dtype=np.int64))
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int, image_size: int, filter_: Image.Resampling) -> np.ndarray:
+    """Random grays on a coarse grid, enlarged: int64 `(image_size, image_size)` from 0 to 255."""
+    coarse = Image.fromarray(rng.integers(0, 256, size=(cells, cells)).astype(np.uint8))
+    return np.asarray(coarse.resize((image_size, image_size), filter_)).astype(np.int64)
+
+
+def _background(rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """A muted background of two grayish colours: clouds, a gradient, stripes or a checker, all with some grain.
+
+    Returns int64 `(image_size, image_size, 3)`.
+    """
+    first, second = (int(rng.integers(75, 150)) + rng.integers(-14, 15, size=3) for _ in range(2))
+    kind = int(rng.integers(4))
+    ramp = np.arange(image_size)
+    # `blend`: how much of the second colour, from 0 to 256
+    if kind == 0:
+        blend = _smooth_noise(rng, int(rng.integers(4, 9)), image_size, Image.Resampling.BICUBIC)
+    elif kind == 1:
+        weights = rng.integers(-8, 9, size=2)
+        slope = weights[0] * ramp[None, :] + weights[1] * ramp[:, None]
+        slope = slope - slope.min()
+        blend = slope * 256 // max(int(slope.max()), 1)
+    elif kind == 2:
+        weights = rng.integers(-8, 9, size=2)
+        slope = weights[0] * ramp[None, :] + weights[1] * ramp[:, None]
+        period = int(rng.integers(50, 130)) * image_size // _UNIT
+        blend = np.abs(slope % (2 * period) - period) * 256 // period
+    else:
+        cell = int(rng.integers(8, 22)) * image_size // _UNIT
+        blend = ((ramp[None, :] // cell + ramp[:, None] // cell) % 2) * 256
+    blend = blend[..., None]
+    grain = _smooth_noise(rng, 16, image_size, Image.Resampling.BILINEAR)[..., None]
+    return (first * (256 - blend) + second * blend) // 256 + (grain - 128) // 10
+
+
+def _paint(rng: np.random.Generator, image_size: int, objects: list[SceneObject], stamps: list[_Stamp]) -> np.ndarray:
+    """Paints the objects, each with its own shade of its colour and a slight shading, uint8 `(height, width, 3)`."""
+    picture = _background(rng, image_size)
+    parts = _SUPERSAMPLING**2
+    ramp = np.arange(image_size)
+    for item, stamp in zip(objects, stamps):
+        low, high = (np.array(rgb) for rgb in COLOURS[item.colour])
+        colour = low + rng.integers(0, 257, size=1 if item.colour == "white" else 3) * (high - low) // 256
+        lean = rng.integers(-6, 7, size=2)
+        x1, y1, x2, y2 = item.box
+        across = 2 * ramp[None, stamp.window[1]] - x1 - x2
+        down = 2 * ramp[stamp.window[0], None] - y1 - y2
+        shade = (lean[0] * across + lean[1] * down) * 2 // max(x2 - x1, y2 - y1)
+        coverage = stamp.coverage[..., None]
+        under = picture[stamp.window]
+        picture[stamp.window] = (
+            under * (parts - coverage) + (colour + shade[..., None]) * coverage + parts // 2
+        ) // parts
+    brightness = int(rng.integers(82, 107))
+    return np.clip(picture * brightness // 100, 0, 255).astype(np.uint8)

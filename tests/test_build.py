@@ -1,0 +1,302 @@
+"""`dataset_scripts.build`: the folder it writes, and what `load_dataset` reads from it."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dataset_scripts import build as build_module
+from dataset_scripts.build import BUILDERS, build, builder_class, main
+from dataset_scripts.features import FEATURES, encode_png, mask_to_box
+
+COUNTS = {"train": 12, "validation": 3, "test": 3, "test_relations": 3, "test_unseen": 3}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built") / "scenes"
+    return folder, build("scenes", folder, **COUNTS)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same_pixels(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and one.mode == other.mode and np.array_equal(one, other)
+
+
+# Reading back ---------------------------------------------------------------------------------------------------------
+
+
+def test_load_dataset_reads_the_folder(built, tmp_path):
+    folder, builder = built
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path))
+    assert list(loaded) == list(COUNTS)
+    assert loaded["train"].features == FEATURES
+    assert {split: len(loaded[split]) for split in loaded} == {
+        s: i.num_examples for s, i in builder.info.splits.items()
+    }
+    direct = builder_class("scenes")(cache_dir=str(tmp_path / "direct"), **COUNTS)
+    direct.download_and_prepare()
+    for split in COUNTS:
+        rows = direct.as_dataset(split=split)
+        assert len(rows) == len(loaded[split])
+        for mine, theirs in zip(loaded[split], rows):
+            assert same_pixels(mine.pop("image"), theirs.pop("image"))
+            assert all(same_pixels(a, b) for a, b in zip(mine.pop("masks"), theirs.pop("masks"), strict=True))
+            assert mine == theirs
+
+
+def test_streaming_reads_the_folder(built):
+    folder, builder = built
+    streamed = datasets.load_dataset(str(folder), split="test", streaming=True)
+    assert streamed.features == FEATURES
+    rows = list(streamed)
+    assert len(rows) == builder.info.splits["test"].num_examples == streamed.info.splits["test"].num_examples
+    for row in rows:
+        assert mask_to_box(np.asarray(row["masks"][0]) > 0) == row["boxes"][0]
+
+
+def test_bytes_are_embedded_and_an_images_rows_share_them(built):
+    folder, builder = built
+    file = pq.ParquetFile(folder / "data" / "train-00000.parquet")
+    table = file.read()
+    assert all(value["bytes"] and value["path"] is None for value in table["image"].to_pylist())
+    assert all(mask["bytes"] and mask["path"] is None for masks in table["masks"].to_pylist() for mask in masks)
+    once = sum(map(len, {value["bytes"] for value in table["image"].to_pylist()}))
+    every_time = sum(len(value["bytes"]) for value in table["image"].to_pylist())
+    (column,) = [
+        file.metadata.row_group(0).column(i)
+        for i in range(file.metadata.num_columns)
+        if file.metadata.row_group(0).column(i).path_in_schema == "image.bytes"
+    ]
+    assert once < column.total_uncompressed_size < 1.05 * once < every_time / 2
+    assert builder.info.download_size == sum(path.stat().st_size for path in (folder / "data").iterdir())
+
+
+def test_files_named_by_path_are_embedded_too(tmp_path):
+    """Later builders may hand over paths, of the image and within the list of masks."""
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "photo.png")
+    Image.fromarray(np.full((4, 5), 255, np.uint8)).save(tmp_path / "mask.png")
+    row = {
+        "image": str(tmp_path / "photo.png"),
+        "image_id": "1",
+        "phrase": "sky",
+        "boxes": [],
+        "masks": [str(tmp_path / "mask.png"), encode_png(np.ones((4, 5), bool))],
+    }
+    with build_module._SplitWriter(tmp_path, "train", FEATURES) as writer:
+        writer.write([FEATURES.encode_example(row)])
+    (read,) = pq.read_table(tmp_path / "train-00000.parquet").to_pylist()
+    assert read["image"]["bytes"] == (tmp_path / "photo.png").read_bytes()
+    assert read["masks"][0]["bytes"] == (tmp_path / "mask.png").read_bytes()
+    assert str(tmp_path) not in json.dumps(read, default=str)
+
+
+def test_large_splits_are_written_in_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "_SHARD_BYTES", 30_000)
+    monkeypatch.setattr(build_module, "_ROWS_PER_GROUP", 8)
+    builder = build("scenes", tmp_path / "out", **COUNTS)
+    assert len(list((tmp_path / "out" / "data").glob("train-*.parquet"))) >= 3
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == builder.info.splits["train"].num_examples
+    assert loaded["image_id"][:] == sorted(loaded["image_id"][:])
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_options_give_the_same_bytes(built, tmp_path):
+    folder, _ = built
+    build("scenes", tmp_path / "again", **COUNTS)
+    assert files_of(tmp_path / "again") == files_of(folder)
+    build("scenes", tmp_path / "other", seed=1, **COUNTS)
+    assert files_of(tmp_path / "other")["data/test-00000.parquet"] != files_of(folder)["data/test-00000.parquet"]
+
+
+def test_the_card_tells_the_counts_and_no_path(built, tmp_path):
+    folder, builder = built
+    card = (folder / "README.md").read_text()
+    for split, info in builder.info.splits.items():
+        assert f"| {split} | {info.num_examples} |" in card
+        assert f"path: data/{split}-*.parquet" in card
+    assert f"{builder.report.kept['scenes of train']:>9}  scenes of train" in card
+    assert "license: apache-2.0" in card
+    assert str(folder.parent) not in card
+
+
+def test_limit_cuts_every_split(tmp_path):
+    builder = build("scenes", tmp_path / "out", limit=4, **COUNTS)
+    assert {split: info.num_examples for split, info in builder.info.splits.items()} == dict.fromkeys(COUNTS, 4) | {
+        "test_unseen": 3
+    }
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        build("scenes", tmp_path / "none", limit=0)
+
+
+def test_an_output_is_not_overwritten_unless_asked(tmp_path):
+    output = tmp_path / "deep" / "out"
+    build("scenes", output, limit=1, **COUNTS)
+    before = files_of(output)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        build("scenes", output, limit=2, **COUNTS)
+    assert files_of(output) == before
+    build("scenes", output, limit=2, overwrite=True, **COUNTS)
+    assert files_of(output) != before
+    (output / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt"):
+        build("scenes", output, overwrite=True, **COUNTS)
+    assert (output / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
+    with pytest.raises(FileExistsError, match="is a file"):
+        build("scenes", output / "README.md", **COUNTS)
+    (tmp_path / "empty").mkdir()
+    build("scenes", tmp_path / "empty", limit=1, **COUNTS)
+    assert (tmp_path / "empty" / "README.md").exists()
+
+
+def test_nothing_is_left_of_a_build_that_fails(tmp_path, monkeypatch):
+    def fail(self, split):
+        yield "0", next(iter(examples(self, split)))[1]
+        raise ValueError("scene 1 cannot be drawn")
+
+    scenes = builder_class("scenes")
+    examples = scenes._generate_examples
+    monkeypatch.setattr(scenes, "_generate_examples", fail)
+    with pytest.raises(ValueError, match="scene 1 cannot be drawn"):
+        build("scenes", tmp_path / "out", **COUNTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_build_without_rows_is_an_error(tmp_path):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    (data / "instances.json").write_text('{"images": [], "categories": [], "annotations": []}')
+    with pytest.raises(ValueError, match="coco: not one row came out"):
+        build("coco", tmp_path / "out", data_dir=str(data))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_builds_and_tells_what_it_kept(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "dataset_scripts.build",
+        "scenes",
+        "--output",
+        str(tmp_path / "out"),
+        "--limit",
+        "5",
+    ]
+    sizes = [word for split, count in COUNTS.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+    root = Path(build_module.__file__).parents[1]
+    done = subprocess.run([*command, *sizes], cwd=root, capture_output=True, text=True, check=True)
+    assert "kept             2  scenes of train" in done.stdout
+    assert "wrote            5  rows of train" in done.stdout
+    assert "Generating train split" in done.stderr  # the progress bar
+    again = subprocess.run([*command, *sizes], cwd=root, capture_output=True, text=True, check=False)
+    assert again.returncode == 1 and again.stderr.startswith("error: ") and "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_help_names_every_option(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--output" in text and "--limit" in text
+    assert ("--seed" in text) == (name == "scenes") and ("--data-dir" in text) == (name == "coco")
+
+
+def test_help_lists_the_datasets(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text and what in text for name, (_, _, what) in BUILDERS.items())
+
+
+def test_bad_arguments_end_with_a_message(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["photos", "--output", "x"])
+    assert "invalid choice: 'photos'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="error: seed must not be negative"):
+        main(["scenes", "--output", str(tmp_path / "out"), "--seed", "-1"])
+    with pytest.raises(SystemExit, match="error: there is no file"):
+        main(["coco", "--output", str(tmp_path / "out"), "--data-dir", str(tmp_path)])
+    with pytest.raises(ValueError, match="no builder 'photos'"):
+        builder_class("photos")
+
+
+# Helpers of the builders ----------------------------------------------------------------------------------------------
+
+
+def test_encode_png_keeps_pixels_and_refuses_the_rest():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(Image.open(io.BytesIO(encode_png(pixels)["bytes"])), pixels)
+    mask = pixels[..., 0] > 100
+    assert np.array_equal(Image.open(io.BytesIO(encode_png(mask)["bytes"])), mask * np.uint8(255))
+    for bad in (pixels.astype(np.float32), pixels[..., :2], pixels[0, 0]):
+        with pytest.raises(ValueError, match="expected bool or uint8 pixels"):
+            encode_png(bad)
+
+
+def test_mask_to_box_is_half_open():
+    mask = np.zeros((6, 9), bool)
+    mask[2, 3] = mask[4, 7] = True
+    assert mask_to_box(mask) == [3, 2, 8, 5]
+    with pytest.raises(ValueError, match="empty mask"):
+        mask_to_box(np.zeros((6, 9), bool))
+
+
+# Real photos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_real_photos_are_accounted_for(shared_dir, tmp_path):
+    folder = shared_dir / "data" / "coco_photos"
+    content = json.loads((folder / "instances.json").read_text())
+    assert len(content["images"]) == 32 and len(content["annotations"]) == 247
+    # The annotations number their categories otherwise than the file's own list of them: each gets a name here instead.
+    names = [{"id": i, "name": f"category {i}"} for i in sorted({a["category_id"] for a in content["annotations"]})]
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    builder = build("coco", tmp_path / "all", data_dir=str(folder), categories=str(tmp_path / "names.json"))
+    assert builder.report.kept["photos"] == 31 and builder.report.kept["instances"] == 247
+    assert builder.report.dropped == {"photos without annotation": 1}
+    loaded = datasets.load_dataset(str(tmp_path / "all"), cache_dir=str(tmp_path / "cache"))
+    wanted = {(str(a["image_id"]), f"category {a['category_id']}") for a in content["annotations"]}
+    rows = [row for split in ("train", "validation") for row in loaded[split]]
+    assert {(row["image_id"], row["phrase"]) for row in rows} == wanted and len(rows) == len(wanted)
+    assert len({row["phrase"] for row in rows}) == 44
+    assert sum(len(row["boxes"]) for row in rows) == sum(len(row["masks"]) for row in rows) == 247
+    missing = []
+    for row in rows:
+        for box, mask in zip(row["boxes"], row["masks"]):
+            assert mask.size == row["image"].size
+            # An outline covers the pixels whose centres it contains: of a thin one the tips are lost, nothing is added.
+            beyond = np.subtract(mask_to_box(np.asarray(mask) > 0), box) * [-1, -1, 1, 1]
+            assert beyond.max() <= 1
+            missing.append(-beyond.min())
+    assert np.quantile(missing, 0.9) <= 2
+    streamed = datasets.load_dataset(str(tmp_path / "all"), split="validation", streaming=True)
+    assert [row["phrase"] for row in streamed] == loaded["validation"]["phrase"][:]
+
+
+@pytest.mark.shared
+def test_real_photos_with_the_categories_of_their_file(shared_dir, tmp_path):
+    builder = build("coco", tmp_path / "out", data_dir=str(shared_dir / "data" / "coco_photos"), split="test")
+    dropped = {reason: n for reason, n in builder.report.dropped.items() if reason.startswith("instances")}
+    assert builder.report.kept["instances"] + sum(dropped.values()) == 247
+    assert list(dropped) == ["instances: of a category that is not listed (see --categories)"]
+    photos = builder.report.kept["photos"] + builder.report.dropped["photos without annotation"]
+    assert photos == 32 and list(builder.info.splits) == ["test"]

@@ -1,0 +1,319 @@
+"""COCO annotations, on files made by hand: what comes out, what is dropped and counted, what is refused."""
+
+import copy
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from dataset_scripts.coco import Coco, segmentation_to_mask
+
+HEIGHT, WIDTH = 6, 8
+SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]  # covers the pixels 1 to 3 in both directions
+SQUARE_MASK = np.zeros((HEIGHT, WIDTH), bool)
+SQUARE_MASK[1:4, 1:4] = True
+# The same square down the columns: 7 zeros, 3 ones, 3 zeros, 3 ones, 3 zeros, 3 ones and 26 zeros.
+SQUARE_COUNTS = [7, 3, 3, 3, 3, 3, 26]
+
+
+def annotation(id_: int, **changes):
+    plain = {
+        "id": id_,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [1, 1, 3, 3],
+        "segmentation": [SQUARE],
+        "area": 9,
+        "iscrowd": 0,
+    }
+    return plain | changes
+
+
+def content(*annotations):
+    return {
+        "images": [{"id": 1, "file_name": "one.png", "width": WIDTH, "height": HEIGHT}],
+        "categories": [{"id": 3, "name": "traffic light"}, {"id": 2, "name": "dog"}],
+        "annotations": list(annotations),
+    }
+
+
+class Workshop:
+    """Writes a data folder and runs the builder over it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "images").mkdir()
+        self.photo("one.png")
+
+    def photo(self, name: str, size=(WIDTH, HEIGHT), **options) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(self.folder / "images" / name, **options)
+
+    def build(self, data, **options):
+        """All rows by split, and the report."""
+        text = data if isinstance(data, str) else json.dumps(data)
+        (self.folder / "instances.json").write_text(text)
+        options = {"split": "train"} | options
+        builder = Coco(cache_dir=str(self.folder / "cache"), data_dir=str(self.folder), **options)
+        rows = {
+            generator.name: [row for _, row in builder._generate_examples(**generator.gen_kwargs)]
+            for generator in builder._split_generators(None)
+        }
+        return rows, builder.report
+
+    def rows(self, *annotations):
+        rows, report = self.build(content(*annotations))
+        return rows["train"], report
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    return Workshop(tmp_path)
+
+
+def decoded(mask: dict) -> np.ndarray:
+    image = Image.open(io.BytesIO(mask["bytes"]))
+    assert image.mode == "L" and image.format == "PNG"
+    return np.asarray(image)
+
+
+def compressed(counts: list[int], height: int = HEIGHT, width: int = WIDTH) -> str:
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"].decode()
+
+
+# Segmentations --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [SQUARE],
+        [[1, 1, 3, 1, 3, 4, 1, 4], [3, 1, 4, 1, 4, 4, 3, 4]],  # in two parts
+        {"size": [HEIGHT, WIDTH], "counts": SQUARE_COUNTS},
+        {"size": [HEIGHT, WIDTH], "counts": compressed(SQUARE_COUNTS)},
+    ],
+    ids=["polygon", "two polygons", "run lengths", "compressed run lengths"],
+)
+def test_every_form_of_the_square_is_the_square(segmentation):
+    mask = segmentation_to_mask(segmentation, HEIGHT, WIDTH)
+    assert mask.dtype == bool and np.array_equal(mask, SQUARE_MASK)
+
+
+def test_compressed_run_lengths_agree_with_pycocotools():
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        height, width = rng.integers(1, 90, size=2)
+        expected = rng.random((height, width)) < rng.random()
+        expected[rng.integers(height) :] ^= True  # long runs as well as short ones
+        expected[0, 0] = True
+        encoded = coco_mask.encode(np.asfortranarray(expected.astype(np.uint8)))
+        segmentation = {"size": [int(height), int(width)], "counts": encoded["counts"].decode()}
+        assert np.array_equal(segmentation_to_mask(segmentation, int(height), int(width)), expected)
+
+
+def test_a_polygon_over_the_edge_is_cut_to_the_photo():
+    mask = segmentation_to_mask([[5, 3, 20, 3, 20, 20, 5, 20]], HEIGHT, WIDTH)
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[3:, 5:] = True
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ([[1, 1, 4, 1, 4, 4, 1]], "odd number"),
+        ([[1, 1, 4, 1]], "fewer than three points"),
+        ([[1, 1, 4, 1, 4, "4"]], "no finite number"),
+        ([[1, 1, 4, 1, 4, float("nan")]], "no finite number"),
+        ([[1, 1, 4e9, 1, 4, 4]], "far outside"),
+        ([[20, 20, 24, 20, 24, 24]], "covers no pixel"),
+        ([1, 1, 4, 1, 4, 4], "neither polygons nor run lengths"),
+        ("square", "neither polygons nor run lengths"),
+        ({"size": [WIDTH, HEIGHT], "counts": SQUARE_COUNTS}, "another image size"),
+        ({"counts": SQUARE_COUNTS}, "another image size"),
+        ({"size": [HEIGHT, WIDTH]}, "cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": [7, -3, 44]}, "cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": [7.5, 40.5]}, "cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": [7, 3]}, "do not add up"),
+        ({"size": [HEIGHT, WIDTH], "counts": [48]}, "covers no pixel"),
+        ({"size": [HEIGHT, WIDTH], "counts": compressed(SQUARE_COUNTS)[:-1]}, "do not add up|cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": compressed(SQUARE_COUNTS) + "o"}, "cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": "é!"}, "cannot be read"),
+        ({"size": [HEIGHT, WIDTH], "counts": ""}, "do not add up"),
+    ],
+)
+def test_a_bad_segmentation_is_dropped_by_its_reason(workshop, segmentation, reason):
+    rows, report = workshop.rows(annotation(1, segmentation=segmentation), annotation(2, category_id=2))
+    assert [row["phrase"] for row in rows] == ["dog"]
+    assert report.kept["instances"] == 1
+    (dropped,) = report.dropped
+    assert dropped.startswith("instances: ") and report.dropped[dropped] == 1
+    assert any(word in dropped for word in reason.split("|"))
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def test_one_row_per_category_with_all_its_instances(workshop):
+    second = [5, 0, 7, 0, 7, 2, 5, 2]
+    rows, report = workshop.rows(
+        annotation(10),
+        annotation(11, category_id=2),
+        annotation(12, bbox=[5, 0, 2, 2], segmentation=[second]),
+    )
+    assert [(row["image_id"], row["phrase"]) for row in rows] == [("1", "traffic light"), ("1", "dog")]
+    assert rows[0]["boxes"] == [[1, 1, 4, 4], [5, 0, 7, 2]]
+    assert [int((decoded(mask) == 255).sum()) for mask in rows[0]["masks"]] == [9, 4]
+    assert np.array_equal(decoded(rows[0]["masks"][0]) == 255, SQUARE_MASK)
+    assert rows[0]["image"]["bytes"] == (workshop.folder / "images" / "one.png").read_bytes()
+    assert report.kept == {"instances": 3, "photos": 1, "rows (a photo and a category)": 2}
+    assert not report.dropped
+
+
+def test_a_crowd_is_part_of_the_region(workshop):
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 6, 42]}
+    rows, report = workshop.rows(annotation(1), annotation(2, iscrowd=1, segmentation=crowd, bbox=[0, 0, 1, 6]))
+    assert rows[0]["boxes"] == [[1, 1, 4, 4], [0, 0, 1, 6]]
+    assert [(decoded(mask) == 255).sum() for mask in rows[0]["masks"]] == [9, 6]
+    assert report.kept["instances that are crowds"] == 1 and report.kept["instances"] == 2
+
+
+@pytest.mark.parametrize(
+    ("bbox", "expected"),
+    [
+        ([-2, -1, 5, 4], [0, 0, 3, 3]),
+        ([6.5, 4, 10, 10], [6.5, 4, 8, 6]),
+        ([8, 0, 3, 3], None),
+        ([-5, 0, 5, 3], None),
+        ([2, 2, 0, 3], None),
+        ([4, 4, -2, 1], None),
+    ],
+)
+def test_boxes_are_cut_to_the_photo_or_dropped(workshop, bbox, expected):
+    rows, report = workshop.rows(annotation(1, bbox=bbox))
+    assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
+    assert report.dropped == ({} if expected else {"instances: box without area in the photo": 1})
+
+
+@pytest.mark.parametrize("segmentation", [None, []])
+def test_a_row_goes_by_boxes_where_a_segmentation_is_missing(workshop, segmentation):
+    rows, report = workshop.rows(annotation(1), annotation(2, segmentation=segmentation), annotation(3, category_id=2))
+    assert [len(row["boxes"]) for row in rows] == [2, 1]
+    assert [len(row["masks"]) for row in rows] == [0, 1]
+    assert report.kept["rows by boxes alone, for want of a segmentation"] == 1
+
+
+def test_annotations_of_what_is_not_listed_are_counted(workshop):
+    rows, report = workshop.rows(annotation(1), annotation(2, image_id=9), annotation(3, category_id=9))
+    assert len(rows) == 1 and len(rows[0]["boxes"]) == 1
+    assert report.dropped == {
+        "instances: of a photo that is not listed": 1,
+        "instances: of a category that is not listed (see --categories)": 1,
+    }
+
+
+def test_other_categories_replace_those_of_the_file(workshop):
+    (workshop.folder / "names.json").write_text('[{"id": 3, "name": "lamp"}]')
+    rows, report = workshop.build(content(annotation(1), annotation(2, category_id=2)), categories="names.json")
+    assert [row["phrase"] for row in rows["train"]] == ["lamp"]
+    assert sum(report.dropped.values()) == 1
+
+
+def test_bad_photos_are_dropped_with_their_instances(workshop):
+    data = content(*(annotation(i, image_id=i) for i in range(1, 6)))
+    names = ["one.png", "cut.jpg", "words.png", "large.png", "bare.png"]
+    data["images"] = [data["images"][0] | {"id": i + 1, "file_name": name} for i, name in enumerate(names)]
+    data["annotations"][4]["image_id"] = 4
+    workshop.photo("cut.jpg")
+    whole = (workshop.folder / "images" / "cut.jpg").read_bytes()
+    (workshop.folder / "images" / "cut.jpg").write_bytes(whole[:-40])
+    (workshop.folder / "images" / "words.png").write_text("this is no photo")
+    workshop.photo("large.png", size=(WIDTH + 1, HEIGHT))
+    workshop.photo("bare.png")
+    rows, report = workshop.build(data)
+    assert [row["image_id"] for row in rows["train"]] == ["1"]
+    assert report.dropped == {
+        "photos: cannot be decoded": 2,
+        "photos: has another size than its record says": 1,
+        "photos without annotation": 1,
+        "instances: of a photo that cannot be decoded": 2,
+        "instances: of a photo that has another size than its record says": 2,
+    }
+
+
+def test_a_photo_that_is_turned_when_read_has_the_wrong_size(workshop):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    workshop.photo("one.png", exif=exif)
+    rows, report = workshop.rows(annotation(1))
+    assert not rows and report.dropped["photos: has another size than its record says"] == 1
+
+
+def test_photos_are_split_by_their_id_alone(workshop):
+    data = content(*(annotation(i, image_id=i) for i in range(1, 201)))
+    data["images"] = [data["images"][0] | {"id": i} for i in range(1, 201)]
+    rows, _ = workshop.build(data, split=None, validation_fraction=0.25)
+    ids = {split: [row["image_id"] for row in rows[split]] for split in rows}
+    assert set(ids) == {"train", "validation"} and not set(ids["train"]) & set(ids["validation"])
+    assert len(ids["train"]) + len(ids["validation"]) == 200 and 30 <= len(ids["validation"]) <= 70
+    fewer = copy.deepcopy(data)
+    fewer["images"] = fewer["images"][100:]
+    rows, _ = workshop.build(fewer, split=None, validation_fraction=0.25)
+    assert [row["image_id"] for row in rows["validation"]] == [i for i in ids["validation"] if int(i) > 100]
+    rows, _ = workshop.build(data, split=None, validation_fraction=0)
+    assert set(rows) == {"train"}
+    rows, _ = workshop.build(data, split="test")
+    assert {split: len(rows[split]) for split in rows} == {"test": 200}
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def broken(change):
+    data = content(annotation(7))
+    change(data)
+    return data
+
+
+REFUSED = {
+    "no JSON": ("{", "instances.json is not JSON"),
+    "a list": ("[]", "needs the lists images, categories and annotations"),
+    "no annotations": (broken(lambda d: d.pop("annotations")), "needs the lists"),
+    "image twice": (broken(lambda d: d["images"].append(d["images"][0])), "image id 1 occurs twice"),
+    "category twice": (broken(lambda d: d["categories"].append(d["categories"][0])), "category id 3 occurs twice"),
+    "annotation twice": (
+        broken(lambda d: d["annotations"].append(d["annotations"][0])),
+        "annotation id 7 occurs twice",
+    ),
+    "image without id": (broken(lambda d: d["images"][0].pop("id")), "image without a whole number as id"),
+    "image without name": (broken(lambda d: d["images"][0].pop("file_name")), "image 1: file_name is missing"),
+    "image of no width": (broken(lambda d: d["images"][0].update(width=0)), "image 1: width cannot be '0'"),
+    "category without name": (broken(lambda d: d["categories"][1].update(name=" ")), "category 2: name cannot be"),
+    "no image id": (broken(lambda d: d["annotations"][0].pop("image_id")), "annotation 7: image_id is missing"),
+    "no bbox": (broken(lambda d: d["annotations"][0].pop("bbox")), "annotation 7: bbox is missing"),
+    "short bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), "annotation 7: bbox cannot be"),
+    "NaN bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")])), "annotation 7: bbox"),
+    "iscrowd 2": (broken(lambda d: d["annotations"][0].update(iscrowd=2)), "annotation 7: iscrowd cannot be '2'"),
+    "no photo": (broken(lambda d: d["images"][0].update(file_name="two.png")), "1 of 1 photos are not in .*two.png"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_broken_file_is_refused_with_its_record(workshop, case):
+    data, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        workshop.build(data)
+
+
+def test_bad_options_are_named(workshop):
+    with pytest.raises(ValueError, match="coco needs data_dir"):
+        Coco(cache_dir=str(workshop.folder))
+    with pytest.raises(ValueError, match="validation_fraction"):
+        workshop.build(content(), validation_fraction=1.0)
+    with pytest.raises(ValueError, match=r"there is no file .*other\.json"):
+        workshop.build(content(), annotations="other.json")
+    with pytest.raises(ValueError, match="Split name"):
+        workshop.build(content(annotation(1)), split="my-split")

@@ -1,0 +1,525 @@
+"""ALBEF's objectives against slow second implementations, and the rules by which teacher and queues move."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_albef_amc import AlbefForPreTraining
+from modeling_albef_amc.modeling_albef_pretraining import (
+    MomentumTargets,
+    contrastive_loss,
+    draw_negatives,
+    matching_loss,
+    text_fingerprints,
+)
+from tests.conftest import tiny_batch, tiny_config
+
+
+def pretraining_model(**overrides) -> AlbefForPreTraining:
+    """In training mode, its teacher a little away from it, as after some steps."""
+    model = AlbefForPreTraining(tiny_config(**overrides)).train()
+    with torch.no_grad():
+        for parameter in model.momentum_encoder.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def masked_batch(num_phrases: int = 4) -> dict[str, torch.Tensor]:
+    """With two masked words in every phrase."""
+    batch = tiny_batch(num_phrases)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, 1:3] = batch["input_ids"][:, 1:3]
+    return {**batch, "mlm_input_ids": batch["input_ids"].where(labels == -100, 3), "mlm_labels": labels}
+
+
+def state_of(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+# ITC ------------------------------------------------------------------------------------------------------------------
+
+
+def log_softmax(values: list[float]) -> list[float]:
+    high = max(values)
+    total = high + math.log(sum(math.exp(value - high) for value in values))
+    return [value - total for value in values]
+
+
+def naive_contrast(features, teacher, candidates, allowed, own, temperature, alpha) -> float:
+    """One direction of ITC, the mean over the rows, on plain numbers."""
+    total = 0.0
+    for i in range(len(features)):
+        kept = [j for j in range(len(candidates)) if allowed[i][j] or j == own[i]]
+        student = log_softmax([(features[i] @ candidates[j]).item() / temperature for j in kept])
+        soft = [math.exp(v) for v in log_softmax([(teacher[i] @ candidates[j]).item() / temperature for j in kept])]
+        for j, log_probability, probability in zip(kept, student, soft):
+            total -= (alpha * probability + (1 - alpha) * (j == own[i])) * log_probability
+    return total / len(features)
+
+
+def naive_itc(image_features, text_features, targets: MomentumTargets, temperature: float, alpha: float) -> float:
+    own = [targets.position + i for i in range(len(text_features))]
+    allowed = [
+        [
+            targets.image_ids[i] != targets.candidate_image_ids[j]
+            and targets.text_ids[i] != targets.candidate_text_ids[j]
+            for j in range(len(targets.candidate_text_ids))
+        ]
+        for i in range(len(text_features))
+    ]
+    student, teacher = (image_features, text_features), (targets.image_features, targets.text_features)
+    candidates = targets.text_candidates, targets.image_candidates
+    return sum(
+        naive_contrast(a.double(), b.double(), c.double(), allowed, own, temperature, alpha) / 2
+        for a, b, c in zip(student, teacher, candidates)
+    )
+
+
+def random_targets(position: int = 0) -> MomentumTargets:
+    """Four pairs among six of a step and five of a queue; the second pair shares its picture, the third its words."""
+    image_features, text_features = (F.normalize(torch.randn(11, 8), dim=-1) for _ in range(2))
+    image_ids = torch.tensor([1, 2, 3, 4, 5, 2, 9, 2, 9, 9, -1])
+    text_ids = torch.tensor([10, 20, 30, 40, 30, 60, 99, 99, 30, 99, -1])
+    own = slice(position, position + 4)
+    return MomentumTargets(
+        image_embeds=torch.empty(0),
+        image_features=image_features[own],
+        text_features=text_features[own],
+        image_ids=image_ids[own],
+        text_ids=text_ids[own],
+        image_candidates=image_features,
+        text_candidates=text_features,
+        candidate_image_ids=image_ids,
+        candidate_text_ids=text_ids,
+        position=position,
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("position", [0, 2])
+def test_contrastive_loss(alpha, position):
+    targets = random_targets(position)
+    images, texts = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
+    loss, image_to_text, text_to_image = contrastive_loss(images, texts, targets, torch.tensor(0.07), alpha)
+    assert loss.item() == pytest.approx(naive_itc(images, texts, targets, 0.07, alpha), rel=1e-5)
+    own = slice(position, position + 4)
+    torch.testing.assert_close(image_to_text, images @ targets.text_candidates[own].T / 0.07)
+    torch.testing.assert_close(text_to_image, texts @ targets.image_candidates[own].T / 0.07)
+
+
+def test_equal_pictures_and_captions_are_not_contrasted():
+    targets = random_targets()
+    images, texts = (F.normalize(torch.randn(4, 8), dim=-1).requires_grad_() for _ in range(2))
+    candidates = targets.text_candidates.clone().requires_grad_()
+    targets.text_candidates = candidates
+    contrastive_loss(images, texts, targets, torch.tensor(0.07), 0.4)[0].backward()
+    plain = contrastive_loss(images, texts, targets, torch.tensor(0.07), 0.4)[0]
+    # A queued caption that only the second pair must ignore: moved onto that pair's image, it costs the others only.
+    only_second = targets.image_ids[1] == targets.candidate_image_ids
+    assert only_second.nonzero().flatten().tolist() == [1, 5, 7]
+    for pair, ignored in ((1, 7), (2, 8)):
+        row = images.detach()[pair : pair + 1]
+        alone = copy.copy(targets)
+        for name in ("image_features", "text_features", "image_ids", "text_ids"):
+            setattr(alone, name, getattr(targets, name)[pair : pair + 1])
+        alone.position = pair
+        before = contrastive_loss(row, texts[pair : pair + 1], alone, torch.tensor(0.07), 0.4)[0]
+        alone.text_candidates = candidates.detach().clone()
+        alone.text_candidates[ignored] = row[0]
+        assert torch.equal(contrastive_loss(row, texts[pair : pair + 1], alone, torch.tensor(0.07), 0.4)[0], before)
+        alone.text_candidates[6] = row[0]
+        assert contrastive_loss(row, texts[pair : pair + 1], alone, torch.tensor(0.07), 0.4)[0] > before + 0.1
+    assert torch.isfinite(plain)
+    assert torch.isfinite(images.grad).all()
+
+
+def test_itc_of_the_model_over_two_steps():
+    """The second step meets its own pictures in the queue, where they are ignored."""
+    model, batch = pretraining_model(), tiny_batch(5)
+    batch["pixel_values"], batch["image_index"] = batch["pixel_values"][:3], torch.tensor([0, 0, 1, 2, 2])
+    batch["input_ids"][4], batch["attention_mask"][4] = batch["input_ids"][2], batch["attention_mask"][2]
+    image_ids, index = torch.tensor([70, 80, 90]), batch["image_index"]
+    pairs = torch.tensor([70, 70, 80, 90, 90])
+    queued_images, queued_texts = torch.full((12,), -1), torch.full((12,), -1)
+    for step in range(2):
+        queues = model.image_queue.clone(), model.text_queue.clone()
+        output = model(**batch, image_ids=image_ids, alpha=0.3)
+        with torch.no_grad():
+            teacher = model.momentum_encoder
+            image_embeds = teacher.vision_model(batch["pixel_values"]).last_hidden_state[index, 0]
+            text_embeds = teacher.text_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+            image_features = F.normalize(teacher.vision_projection(image_embeds), dim=-1)
+            text_features = F.normalize(teacher.text_projection(text_embeds), dim=-1)
+        texts = torch.tensor([0, 1, 2, 3, 2])  # the fifth caption repeats the third
+        targets = MomentumTargets(
+            image_embeds=None,
+            image_features=image_features,
+            text_features=text_features,
+            image_ids=pairs,
+            text_ids=texts,
+            image_candidates=torch.cat([image_features, queues[0]]),
+            text_candidates=torch.cat([text_features, queues[1]]),
+            candidate_image_ids=torch.cat([pairs, queued_images]),
+            candidate_text_ids=torch.cat([texts, queued_texts]),
+        )
+        temperature = model.albef.temperature.item()
+        expected = naive_itc(output.image_features[index], output.text_features, targets, temperature, 0.3)
+        assert output.loss_itc.item() == pytest.approx(expected, rel=1e-4), step
+        queued_images[:5], queued_texts[:5] = pairs, texts
+
+
+# ITM ------------------------------------------------------------------------------------------------------------------
+
+
+def pair_logits(model, batch, images) -> torch.Tensor:
+    """(num_texts, num_images, 2): the match of every phrase with every image, each pair by itself."""
+    with torch.no_grad():
+        return torch.stack(
+            [model.albef(image[None], batch["input_ids"], batch["attention_mask"]).itm_logits for image in images],
+            dim=1,
+        )
+
+
+def test_matching_loss():
+    true, negative = (
+        torch.tensor([[0.0, 2.0], [1.0, 0.0]]),
+        torch.tensor([[0.0, 3.0], [0.0, 0.0], [1.0, 0.0], [9.0, 9.0]]),
+    )
+    # Softplus of the wrong logit minus the right one.
+    parts = [-2.0, 1.0, 3.0, 0.0, -1.0]
+    expected = sum(math.log1p(math.exp(part)) for part in parts) / 6
+    has_negative = torch.tensor([True, True, True, False])
+    assert matching_loss(true, negative, has_negative).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_itm_with_given_negatives():
+    model, batch = pretraining_model(), tiny_batch()
+    images, texts = torch.tensor([1, 2, 3, 0]), torch.tensor([3, 3, 0, 1])
+    output = model(**batch, negative_image_index=images, negative_text_index=texts)
+    logits, phrases = pair_logits(model, batch, batch["pixel_values"]), torch.arange(4)
+    expected = [logits[phrases, phrases], logits[phrases, images], logits[texts, phrases]]
+    torch.testing.assert_close(output.itm_logits, expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.negative_itm_logits, torch.cat(expected[1:]), rtol=1e-4, atol=1e-5)
+    log_probabilities = torch.cat(expected).double().log_softmax(dim=1)
+    loss = -(log_probabilities[:4, 1].sum() + log_probabilities[4:, 0].sum()) / 12
+    assert output.loss_itm.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_itm_where_some_pairs_have_no_negative():
+    """(picture 0, A), (picture 0, B), (picture 1, A): the first pair is like each of the others, these are not alike."""
+    model, batch = pretraining_model(), tiny_batch(3)
+    images = batch.pop("pixel_values")[:2]
+    batch["input_ids"][2], batch["attention_mask"][2] = batch["input_ids"][0], batch["attention_mask"][0]
+    output = model(pixel_values=images, **batch, image_index=torch.tensor([0, 0, 1]))
+    probabilities = pair_logits(model, batch, images).double().log_softmax(dim=-1)
+    true = probabilities[0, 0, 1] + probabilities[1, 0, 1] + probabilities[2, 1, 1]
+    negative = probabilities[1, 1, 0] + probabilities[2, 0, 0]  # of the second and third pair with the other's image
+    negative = negative + probabilities[2, 0, 0] + probabilities[1, 1, 0]  # and with the other's text
+    assert output.loss_itm.item() == pytest.approx(-(true + negative).item() / 9, rel=1e-5)
+
+
+def test_itm_where_no_pair_has_a_negative():
+    model, batch = pretraining_model(), tiny_batch(3)
+    output = model(**batch, image_ids=torch.tensor([5, 5, 5]))
+    expected = -output.itm_logits.log_softmax(dim=1)[:, 1].sum() / 9
+    assert output.loss_itm.item() == pytest.approx(expected.item(), rel=1e-5)
+    output.loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_hardest_negative_is_drawn_by_momentum_similarity():
+    """At the lowest temperature the draw is a maximum; texts look for images, and images for texts."""
+    model, batch = pretraining_model(), tiny_batch()
+    with torch.no_grad():
+        model.albef.temperature.fill_(0.001)
+    output = model(**batch)
+    with torch.no_grad():
+        (targets,) = model.eval().momentum_step([batch])
+    diagonal = torch.eye(4, dtype=torch.bool)
+    hard_images = (output.text_features @ targets.image_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    hard_texts = (output.image_features @ targets.text_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    logits, phrases = pair_logits(model, batch, batch["pixel_values"]), torch.arange(4)
+    expected = torch.cat([logits[phrases, hard_images], logits[hard_texts, phrases]])
+    torch.testing.assert_close(output.negative_itm_logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_negatives_of_the_model_are_never_equal_pairs():
+    model, batch = pretraining_model().eval(), tiny_batch(5)
+    batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
+    image_ids = torch.tensor([7, 7, 8, 9, 10])
+    logits = pair_logits(model, batch, batch["pixel_values"])
+    same = torch.eye(5, dtype=torch.bool)
+    same[0, 1] = same[1, 0] = same[1, 3] = same[3, 1] = True
+    seen = torch.zeros(2, 5, 5, dtype=torch.bool)
+    for _ in range(40):
+        with torch.no_grad():
+            drawn = model(**batch, image_ids=image_ids).negative_itm_logits
+        for i in range(5):
+            seen[0, i] |= (logits[i] - drawn[i]).abs().amax(dim=1) < 1e-5
+            seen[1, i] |= (logits[:, i] - drawn[5 + i]).abs().amax(dim=1) < 1e-5
+    assert not seen[0][same].any()
+    assert seen[0].any(dim=1).all()
+    # The first and second picture have the same id but other pixels, the second and fourth phrase the same logits.
+    assert not seen[1][same].any()
+    assert seen[1].any(dim=1).all()
+    assert seen.sum() > 15
+
+
+def test_draw_negatives_follows_the_softmax():
+    similarity = torch.tensor([[5.0, 1.0, 0.0, -1.0], [0.0, 50.0, 2.0, 2.0], [0.0, 0.0, 900.0, -900.0]])
+    allowed = torch.tensor([[False, True, True, True], [True, False, True, False], [True, True, False, True]])
+    draws = torch.stack([draw_negatives(similarity, allowed) for _ in range(8000)])
+    frequencies = torch.stack([(draws == column).double().mean(dim=0) for column in range(4)], dim=1)
+    assert (frequencies[~allowed] == 0).all()
+    weights = [[0, math.e, 1, 1 / math.e], [1, 0, math.e**2, 0], [1, 1, 0, 0]]
+    expected = torch.tensor([[value / sum(row) for value in row] for row in weights], dtype=torch.double)
+    torch.testing.assert_close(frequencies, expected, rtol=0, atol=0.02)
+
+
+def test_draw_negatives_survives_a_row_without_any():
+    allowed = torch.tensor([[False, False], [True, False]])
+    for similarity in (torch.zeros(2, 2), torch.tensor([[1e4, -1e4], [-1e4, 1e4]])):
+        drawn = draw_negatives(similarity, allowed)
+        assert drawn[0] in (0, 1)
+        assert drawn[1] == 0
+
+
+# MLM ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_mlm_loss(alpha):
+    model, batch = pretraining_model(), masked_batch()
+    output = model(**batch, alpha=alpha)
+    positions = [(i, j) for i in range(4) for j in (1, 2)]
+    encoder, total = model.momentum_encoder, 0.0
+    with torch.no_grad():
+        ids, mask = batch["mlm_input_ids"], batch["attention_mask"]
+        student = model.mlm_head(model.albef(batch["pixel_values"], ids, mask).last_hidden_state).double()
+        key_values = encoder.text_model.project_images(encoder.vision_model(batch["pixel_values"]).last_hidden_state)
+        states = encoder.text_model(ids, mask, image_key_values=key_values).last_hidden_state
+        teacher = encoder.mlm_head(states).double()
+    for i, j in positions:
+        log_probabilities = log_softmax(student[i, j].tolist())
+        soft = [math.exp(value) for value in log_softmax(teacher[i, j].tolist())]
+        hard = -log_probabilities[batch["mlm_labels"][i, j]]
+        distilled = -sum(p * q for p, q in zip(soft, log_probabilities))
+        total += (1 - alpha) * hard + alpha * distilled
+    assert output.loss_mlm.item() == pytest.approx(total / len(positions), rel=1e-5)
+    expected = torch.stack([student[position] for position in positions]).float()
+    torch.testing.assert_close(output.mlm_logits, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.loss, output.loss_itc + output.loss_itm + output.loss_mlm)
+
+
+def test_without_labels_there_is_no_mlm():
+    output = pretraining_model()(**tiny_batch())
+    assert output.loss_mlm is None
+    assert output.mlm_logits is None
+    torch.testing.assert_close(output.loss, output.loss_itc + output.loss_itm)
+
+
+@pytest.mark.parametrize("axis", ["vocabulary", "sequence"])
+def test_no_masked_word_costs_nothing(axis):
+    model, batch = pretraining_model(mlm_distillation_axis=axis), masked_batch()
+    batch["mlm_labels"] = torch.full_like(batch["mlm_labels"], -100)
+    loss = model(**batch, alpha=0.4).loss_mlm
+    assert loss.item() == 0
+    loss.backward()
+    assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
+
+
+def test_alpha_of_zero_spares_the_teachers_words():
+    model, calls = pretraining_model(), []
+    model.momentum_encoder.mlm_head.register_forward_hook(lambda *_: calls.append(1))
+    model(**masked_batch(), alpha=0.0)
+    assert not calls
+    model(**masked_batch(), alpha=0.1)
+    assert len(calls) == 1
+
+
+def test_alpha_comes_from_the_configuration():
+    state = pretraining_model().state_dict()
+    losses = []
+    for configured, given in ((0.7, None), (0.1, 0.7), (0.1, None)):
+        model = AlbefForPreTraining(tiny_config(alpha=configured)).train()
+        model.load_state_dict(state)
+        losses.append(model(**masked_batch(), alpha=given).loss_mlm.item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+# Teacher and queues ---------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_moves_a_little_towards_the_model():
+    model = pretraining_model(momentum=0.9)
+    before = state_of(model)
+    model(**masked_batch())
+    after = model.state_dict()
+    copies = [name for name in before if name.startswith("momentum_encoder.")]
+    assert len(copies) > 100
+    for name in copies:
+        original = name.removeprefix("momentum_encoder.")
+        original = original if original.startswith("mlm_head") else f"albef.{original}"
+        torch.testing.assert_close(after[name], 0.9 * before[name] + 0.1 * before[original])
+        assert torch.equal(after[original], before[original])
+    assert not model.momentum_encoder.training
+    assert not any(parameter.requires_grad for parameter in model.momentum_encoder.parameters())
+
+
+def test_the_queues_go_round():
+    model, batch = pretraining_model(), tiny_batch(5)
+    before, written = state_of(model), []
+    for step in range(3):
+        model(**batch, image_ids=torch.arange(5) + 10 * step)
+        with torch.no_grad():
+            (targets,) = model.eval().momentum_step([batch])
+        model.train()
+        written.append((targets.image_features, targets.text_features, targets.text_ids))
+        assert model.queue_pointer.tolist() == [[5], [10], [3]][step]
+        if step == 0:
+            assert torch.equal(model.image_queue[5:], before["image_queue"][5:])
+            assert model.image_id_queue.tolist() == [0, 1, 2, 3, 4] + [-1] * 7
+    # Twelve rows: the third step's last three have overwritten the first step's first three.
+    sources = [(2, 2), (2, 3), (2, 4), (0, 3), (0, 4), *((1, i) for i in range(5)), (2, 0), (2, 1)]
+    assert model.image_id_queue.tolist() == [10 * step + row for step, row in sources]
+    for position, (step, row) in enumerate(sources):
+        torch.testing.assert_close(model.image_queue[position], written[step][0][row])
+        torch.testing.assert_close(model.text_queue[position], written[step][1][row])
+        assert model.text_id_queue[position] == written[step][2][row]
+
+
+def test_a_queue_smaller_than_the_batch_holds_its_last_rows():
+    model = pretraining_model(queue_size=3)
+    model.queue_pointer.fill_(2)
+    model(**tiny_batch(5), image_ids=torch.arange(5))
+    assert model.queue_pointer.tolist() == [2]
+    assert model.image_id_queue.tolist() == [3, 4, 2]
+
+
+def test_evaluation_moves_nothing():
+    model = pretraining_model().eval()
+    before = state_of(model)
+    output = model(**masked_batch(), output_heatmaps=True)
+    assert torch.isfinite(output.loss)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_temperature_stays_in_its_range():
+    for value, expected in ((1e-5, 0.001), (2.0, 0.5), (0.2, 0.2)):
+        model = pretraining_model()
+        with torch.no_grad():
+            model.albef.temperature.fill_(value)
+        loss = model(**masked_batch()).loss
+        loss.backward()
+        assert model.albef.temperature.item() == pytest.approx(expected)
+        assert model.albef.temperature.grad != 0
+
+
+def test_two_forward_passes_can_be_differentiated_together():
+    model = pretraining_model()
+    (model(**masked_batch()).loss + model(**masked_batch()).loss).backward()
+
+
+def test_one_momentum_step_for_two_micro_batches_equals_the_joined_batch():
+    joined_model = pretraining_model()
+    model = copy.deepcopy(joined_model)
+    batch = {**masked_batch(), "image_ids": torch.tensor([1, 2, 1, 3])}  # one picture is in both halves
+    negatives = dict(negative_image_index=torch.tensor([1, 0]), negative_text_index=torch.tensor([1, 0]))
+    joined = joined_model(
+        **batch, output_heatmaps=True, **{name: torch.cat([index, index + 2]) for name, index in negatives.items()}
+    )
+    joined.loss.backward()
+
+    halves = [{name: values[part] for name, values in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+    names = ("pixel_values", "input_ids", "attention_mask", "image_ids")
+    targets = model.momentum_step([{name: half[name] for name in names} for half in halves])
+    assert [target.position for target in targets] == [0, 2]
+    after_step = state_of(model)
+    outputs = [
+        model(**half, momentum_targets=target, output_heatmaps=True, **negatives)
+        for half, target in zip(halves, targets)
+    ]
+    (sum(output.loss for output in outputs) / 2).backward()
+
+    for name in ("loss_itc", "loss_itm", "loss_mlm"):
+        mean = sum(output[name].item() for output in outputs) / 2
+        assert joined[name].item() == pytest.approx(mean, rel=1e-5), name
+    torch.testing.assert_close(torch.cat([o.heatmaps for o in outputs]), joined.heatmaps, rtol=1e-4, atol=1e-7)
+    expected = dict(joined_model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if expected[name].grad is None:
+            assert parameter.grad is None
+        else:
+            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5)
+    # The forward passes moved nothing a second time.
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, after_step[name])
+        torch.testing.assert_close(tensor, joined_model.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def test_phrases_that_share_an_image_equal_copies_of_it():
+    shared_model = pretraining_model()
+    copies_model, batch = copy.deepcopy(shared_model), masked_batch()
+    index, ids = torch.tensor([1, 0, 1, 1]), torch.tensor([5, 6])
+    images = batch.pop("pixel_values")[:2]
+    texts = torch.tensor([1, 2, 1, 1])
+    shared = shared_model(
+        images, **batch, image_index=index, image_ids=ids, output_heatmaps=True,
+        negative_image_index=torch.tensor([0, 1, 0, 0]), negative_text_index=texts,
+    )  # fmt: skip
+    copies = copies_model(
+        images[index], **batch, image_ids=ids[index], output_heatmaps=True,
+        negative_image_index=torch.tensor([1, 0, 1, 1]), negative_text_index=texts,
+    )  # fmt: skip
+    for name in ("loss_itc", "loss_itm", "loss_mlm"):
+        assert shared[name].item() == pytest.approx(copies[name].item(), rel=1e-5), name
+    torch.testing.assert_close(shared.heatmaps, copies.heatmaps, rtol=1e-4, atol=1e-7)
+    assert shared.image_features.shape == (2, 8)
+
+
+# Fingerprints and errors ----------------------------------------------------------------------------------------------
+
+
+def test_fingerprints_do_not_see_padding():
+    ids = torch.randint(1, 30522, (6, 9))
+    mask = (torch.arange(9) < torch.tensor([[3], [9], [5], [1], [8], [9]])).long()
+    prints = text_fingerprints(ids, mask)
+    other_padding = F.pad(ids.where(mask == 1, 17), (0, 4), value=3)
+    assert torch.equal(text_fingerprints(other_padding, F.pad(mask, (0, 4))), prints)
+    for i, length in enumerate(mask.sum(dim=1).tolist()):
+        assert text_fingerprints(ids[i : i + 1, :length], None) == prints[i]
+    assert ((prints >= 0) & (prints < 2**62)).all()
+
+
+def test_fingerprints_of_different_texts_differ():
+    ids = torch.randint(1, 30522, (3000, 6))
+    ids[1000:2000] = ids[:1000].flip(1)  # the same words in another order
+    ids[2000:] = ids[:1000]
+    ids[2000:, 5] += 1  # one word differs
+    assert len(text_fingerprints(ids, None).unique()) == len(ids.unique(dim=0))
+    # A phrase and its beginning, a padding id that counts as a token.
+    row = torch.tensor([[4, 5, 0]])
+    prints = {text_fingerprints(row[:, :length], None).item() for length in (1, 2, 3)}
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_ids": torch.arange(5)}, r"image_ids must be 4 whole numbers, one an image, not \(5,\)"),
+        ({"image_index": torch.arange(3)}, "image_index must be 4 whole numbers"),
+        ({"pixel_values": torch.zeros(2, 3, 32, 32)}, "4 phrases for 2 images: say which belongs to which"),
+        ({"pixel_values": torch.zeros(4, 3, 32, 36)}, "not a whole number of patches"),
+        ({"pixel_values": torch.zeros(4, 1, 32, 32)}, r"must be \(num_images, 3, height, width\)"),
+    ],
+)
+def test_errors_leave_the_queues_alone(change, message):
+    model = pretraining_model()
+    queues = model.image_queue.clone(), model.queue_pointer.clone()
+    with pytest.raises(ValueError, match=message):
+        model(**{**tiny_batch(), **change})
+    assert torch.equal(model.image_queue, queues[0])
+    assert torch.equal(model.queue_pointer, queues[1])

@@ -1,0 +1,319 @@
+"""The rendered scenes: what their phrases, boxes, masks and pictures promise, read off the rows and the pixels.
+
+The phrases are parsed here anew, with regular expressions, and colours, sizes and shapes are measured in the pixels.
+"""
+
+import colorsys
+import hashlib
+import re
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+
+from dataset_scripts.scenes import (
+    COLOURS,
+    HELD_OUT,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    Scenes,
+    ScenesConfig,
+    _relation_holds,
+    draw_scene,
+    is_relation,
+)
+
+COUNTS = {"train": 60, "validation": 10, "test": 40, "test_relations": 40, "test_unseen": 40}
+RELATION = re.compile(
+    r"^(?P<target>.+?) (?P<relation>(?:to the )?(?:left|right) of|above|below|under) the (?P<anchor>.+)$"
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    builder = Scenes(cache_dir=str(tmp_path_factory.mktemp("cache")), **COUNTS)
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    config = ScenesConfig(**COUNTS)
+    return {(s, i): draw_scene(config, s, i) for s, count in COUNTS.items() for i in range(count)}
+
+
+def attributes_of(words: str) -> dict[str, str]:
+    """The attributes that a noun phrase names."""
+    found = {}
+    for word in words.split():
+        for name, values in (("size", SIZES), ("colour", tuple(COLOURS)), ("shape", SHAPES)):
+            if word in values:
+                assert name not in found, f"{words!r} names two of {name}"
+                found[name] = word
+    return found
+
+
+def fits(attributes: dict[str, str], item) -> bool:
+    return all(getattr(item, name) == value for name, value in attributes.items())
+
+
+def rows_of(dataset, split: str) -> list[tuple[int, str, list[float]]]:
+    table = dataset[split].select_columns(["image_id", "phrase", "boxes"])
+    return [(int(row["image_id"].rsplit("-", 1)[1]), row["phrase"], row["boxes"][0]) for row in table]
+
+
+def target_of(scene, box: list[float]) -> int:
+    (index,) = [i for i, item in enumerate(scene.objects) if item.box == box]
+    return index
+
+
+def test_rows_have_the_schema_and_adjacent_images(dataset):
+    assert set(dataset) == set(SPLITS)
+    for split, count in COUNTS.items():
+        ids = dataset[split]["image_id"][:]
+        assert list(dict.fromkeys(ids)) == [f"{split}-{i:06d}" for i in range(count)]
+        assert sum(a != b for a, b in pairwise(ids)) == count - 1  # every image's rows follow each other
+        for row in dataset[split].select(range(12)):
+            assert row["image"].mode == "RGB" and row["image"].size == (128, 128)
+            assert len(row["boxes"]) == len(row["masks"]) == 1
+            assert row["masks"][0].mode == "L" and row["masks"][0].size == (128, 128)
+            assert set(np.unique(row["masks"][0])) == {0, 255}
+
+
+def test_boxes_are_the_tight_boxes_of_the_masks_inside_the_image(dataset):
+    for row in dataset["train"].select(range(100)):
+        rows, columns = np.nonzero(np.asarray(row["masks"][0]))
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert row["boxes"][0] == box
+        assert min(box) >= 0 and max(box) <= 128
+
+
+def test_pictures_and_targets_are_those_of_the_scene(dataset, scenes):
+    for split in SPLITS:
+        for row in dataset[split].select(range(15)):
+            scene = scenes[split, int(row["image_id"][-6:])]
+            assert np.array_equal(row["image"], scene.image)
+            target = scene.objects[target_of(scene, row["boxes"][0])]
+            assert np.array_equal(np.asarray(row["masks"][0]) > 127, target.mask)
+
+
+def test_each_split_has_its_kinds_of_phrases_and_distinct_targets(dataset):
+    kinds = {split: [is_relation(phrase) for _, phrase, _ in rows_of(dataset, split)] for split in SPLITS}
+    assert not any(kinds["test"]) and not any(kinds["test_unseen"])
+    assert all(kinds["test_relations"])
+    assert 0.35 < np.mean(kinds["train"]) < 0.65
+    for split in SPLITS:
+        by_scene: dict[int, list] = {}
+        for index, phrase, box in rows_of(dataset, split):
+            by_scene.setdefault(index, []).append((phrase, tuple(box)))
+        for rows in by_scene.values():
+            assert len({box for _, box in rows}) == len(rows) <= 4
+            if split in ("train", "validation"):
+                assert len(rows) >= 3 and {is_relation(phrase) for phrase, _ in rows} == {True, False}
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "test_unseen"])
+def test_attribute_phrases_need_each_of_their_words(dataset, scenes, split):
+    checked = 0
+    for index, phrase, box in rows_of(dataset, split):
+        assert bool(RELATION.match(phrase)) == is_relation(phrase)
+        if is_relation(phrase):
+            continue
+        scene = scenes[split, index]
+        attributes = attributes_of(phrase)
+        assert len(attributes) >= 2
+        fitting = [i for i, item in enumerate(scene.objects) if fits(attributes, item)]
+        assert fitting == [target_of(scene, box)], phrase
+        for dropped in attributes:
+            fewer = {name: value for name, value in attributes.items() if name != dropped}
+            assert sum(fits(fewer, item) for item in scene.objects) >= 2, f"{phrase!r} does not need its {dropped}"
+        checked += 1
+    assert checked >= 15
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test_relations"])
+def test_relation_phrases_need_their_relation(dataset, scenes, split):
+    checked = 0
+    for index, phrase, box in rows_of(dataset, split):
+        if not is_relation(phrase):
+            continue
+        scene = scenes[split, index]
+        match = RELATION.match(phrase)
+        attributes, anchor_attributes = attributes_of(match["target"]), attributes_of(match["anchor"])
+        (anchor,) = [item for item in scene.objects if fits(anchor_attributes, item)]
+        fitting = [i for i, item in enumerate(scene.objects) if fits(attributes, item)]
+        assert len(fitting) >= 2 and target_of(scene, box) in fitting, phrase
+        assert not fits(attributes, anchor)
+        axis = 0 if "left" in match["relation"] or "right" in match["relation"] else 1
+        sign = 1 if re.search("left|above", match["relation"]) else -1
+        for i in fitting:
+            item = scene.objects[i]
+            gaps = [(anchor.box[a] + anchor.box[a + 2] - item.box[a] - item.box[a + 2]) / 2 for a in (0, 1)]
+            if item.box == box:
+                assert sign * gaps[axis] > 128 / 6 and sign * gaps[axis] > abs(gaps[1 - axis]), phrase
+            else:
+                assert sign * gaps[axis] <= -4, phrase
+        checked += 1
+    assert checked >= 15
+
+
+@pytest.mark.parametrize(
+    ("target", "rival", "holds"),
+    [
+        ((-22, 0), (10, 0), True),  # 128 / 6 is 21.3
+        ((-21, 0), (10, 0), False),
+        ((-30, 31), (10, 0), False),  # rather below than left
+        ((-30, 29), (4, 50), True),
+        ((-30, 0), (3, 0), False),  # the rival is hardly right of the anchor
+        ((30, 0), (10, 0), False),
+    ],
+)
+def test_left_of_is_clear(target, rival, holds):
+    offsets = [(0, 0), target, rival]
+    assert _relation_holds(offsets, 1, [2], RELATIONS["left of"], 128) is holds
+    upright = [(y, x) for x, y in offsets]
+    assert _relation_holds(upright, 1, [2], RELATIONS["above"], 128) is holds
+
+
+def test_held_out_pairs_are_seen_in_test_unseen_only(dataset, scenes):
+    for (split, _), scene in scenes.items():
+        if split != "test_unseen":
+            assert not HELD_OUT & {(item.colour, item.shape) for item in scene.objects}
+    targets = set()
+    for index, phrase, box in rows_of(dataset, "test_unseen"):
+        named = attributes_of(phrase)
+        item = scenes["test_unseen", index].objects[target_of(scenes["test_unseen", index], box)]
+        assert (named["colour"], named["shape"]) == (item.colour, item.shape)
+        targets.add((item.colour, item.shape))
+    assert targets == HELD_OUT
+    train = {(item.colour, item.shape) for (split, _), s in scenes.items() if split == "train" for item in s.objects}
+    assert {c for c, _ in train} == set(COLOURS) and {s for _, s in train} == set(SHAPES)
+
+
+def test_vocabulary_is_small(dataset):
+    words = {word for split in SPLITS for _, phrase, _ in rows_of(dataset, split) for word in phrase.split()}
+    assert len(words) < 60
+    other = {"the", "a", "thing", "object", "that", "is", "left", "right", "to", "of", "above", "below", "under"}
+    assert words <= {*SIZES, *COLOURS, *SHAPES} | other
+
+
+def test_objects_are_apart_and_not_on_the_edge(scenes):
+    for scene in scenes.values():
+        assert 4 <= len(scene.objects) <= 6
+        for item in scene.objects:
+            assert item.mask[1:-1, 1:-1].sum() == item.mask.sum()
+        for one, other in combinations(scene.objects, 2):
+            grown = one.mask.copy()
+            for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
+                grown |= np.roll(one.mask, shift, axis)
+            assert not (grown & other.mask).any()
+
+
+def measured_colour(rgb: np.ndarray) -> str:
+    hue, saturation, _ = colorsys.rgb_to_hsv(*(rgb / 255))
+    if saturation < 0.25:
+        return "white"
+    degrees = {"red": 0, "yellow": 50, "green": 130, "blue": 222, "purple": 283}
+    return min(degrees, key=lambda name: min(abs(360 * hue - degrees[name]), 360 - abs(360 * hue - degrees[name])))
+
+
+def measured_shape(mask: np.ndarray) -> str:
+    """Ring: a hole in the middle; else by the number of waves in the outline's distance from the centroid."""
+    rows, columns = np.nonzero(mask)
+    y, x = rows - rows.mean(), columns - columns.mean()
+    if not mask[round(rows.mean()), round(columns.mean())]:
+        return "ring"
+    radius, angle = np.hypot(y, x), np.arctan2(y, x)
+    bins = ((angle + np.pi) / (2 * np.pi) * 36).astype(int) % 36
+    outline = np.array([radius[bins == b].max(initial=0) for b in range(36)])
+    waves = np.abs(np.fft.rfft(outline))[3:6] / outline.sum()
+    if waves.max() < 0.03:
+        return "circle"
+    shape = ("triangle", "square", "star")[int(waves.argmax())]
+    # Between its corners a square comes down to 0.71 of their distance, a cross much lower.
+    return "cross" if shape == "square" and outline.min() < 0.6 * outline.max() else shape
+
+
+def test_colour_size_and_shape_can_be_read_off_the_pixels(scenes):
+    for scene in scenes.values():
+        for item in scene.objects:
+            assert measured_colour(np.median(scene.image[item.mask], axis=0)) == item.colour
+            assert measured_shape(item.mask) == item.shape
+            across = max(item.box[2] - item.box[0], item.box[3] - item.box[1])
+            assert (across < 28) == (item.size == "small") and (across > 31) == (item.size == "large")
+
+
+def test_objects_stand_out_from_their_background(scenes):
+    for scene in scenes.values():
+        anywhere = np.any([item.mask for item in scene.objects], axis=0)
+        for item in scene.objects:
+            x1, y1, x2, y2 = item.box
+            around = np.zeros_like(item.mask)
+            around[max(y1 - 4, 0) : y2 + 4, max(x1 - 4, 0) : x2 + 4] = True
+            around &= ~anywhere
+            difference = np.median(scene.image[item.mask], axis=0) - np.median(scene.image[around], axis=0)
+            assert np.abs(difference).max() > 25
+
+
+def test_scenes_do_not_depend_on_each_other_and_are_the_same_everywhere():
+    few, many = ScenesConfig(train=1), ScenesConfig(train=100000, test=0)
+    assert np.array_equal(draw_scene(few, "train", 7).image, draw_scene(many, "train", 7).image)
+    digests = {}
+    for split, index, seed in (("train", 0, 0), ("train", 4999, 0), ("test_relations", 3, 0), ("test_unseen", 1, 5)):
+        scene = draw_scene(ScenesConfig(seed=seed), split, index)
+        digest = hashlib.sha256(scene.image.tobytes())
+        for phrase, target in scene.phrases:
+            digest.update(phrase.encode() + scene.objects[target].mask.tobytes())
+        digests[split, index, seed] = digest.hexdigest()[:16]
+    assert digests == DIGESTS
+    assert len(set(digests.values())) == len(digests)
+
+
+# Recorded when the scenes were first drawn: a change here means that every number trained on them is of other data.
+DIGESTS = {
+    ("train", 0, 0): "43c9c8b735b923a4",
+    ("train", 4999, 0): "77b0308a2731b82c",
+    ("test_relations", 3, 0): "84c940da61e1989c",
+    ("test_unseen", 1, 5): "8f1a739af0033554",
+}
+
+
+@pytest.mark.parametrize(("image_size", "phrases_per_scene"), [(64, 2), (96, 3), (224, 4)])
+def test_other_sizes(image_size, phrases_per_scene):
+    config = ScenesConfig(image_size=image_size, phrases_per_scene=phrases_per_scene)
+    for split in SPLITS:
+        for index in range(5):
+            scene = draw_scene(config, split, index)
+            assert scene.image.shape == (image_size, image_size, 3)
+            assert len(scene.phrases) <= phrases_per_scene
+            for item in scene.objects:
+                across = max(item.box[2] - item.box[0], item.box[3] - item.box[1]) * 128 / image_size
+                assert (across < 29.5) == (item.size == "small")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"image_size": 32}, "at least 64"),
+        ({"phrases_per_scene": 5}, "phrases_per_scene"),
+        ({"train": -1}, "numbers of scenes"),
+        (dict.fromkeys(SPLITS, 0), "numbers of scenes"),
+        ({"data_dir": "photos"}, "read no data_dir"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ScenesConfig(**options)
+
+
+def test_unknown_split_is_named():
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        draw_scene(ScenesConfig(), "dev", 0)
+
+
+def test_a_split_of_no_scenes_is_left_out(tmp_path):
+    builder = Scenes(cache_dir=str(tmp_path), **dict.fromkeys(SPLITS, 0) | {"test": 2})
+    assert [generator.name for generator in builder._split_generators(None)] == ["test"]
