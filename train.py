@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -112,11 +113,11 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A checkpoint of any known family, or ALBEF from random weights with a tokenizer made from the training phrases."""
     if model_args.model is not None:
-        config = AutoConfig.from_pretrained(model_args.model, trust_remote_code=model_args.trust_remote_code)
+        config = AutoConfig.from_pretrained(model_args.model)
         model = model_class(config).from_pretrained(
             model_args.model, attn_implementation=model_args.attn_implementation
         )
-        processor = AutoProcessor.from_pretrained(model_args.model, trust_remote_code=model_args.trust_remote_code)
+        processor = AutoProcessor.from_pretrained(model_args.model)
     else:
         fields = model_args.model_config or {}
         fields = json.loads(fields) if isinstance(fields, str) else fields
@@ -128,7 +129,22 @@ def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[Pre
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
     if model_args.image_size is not None:
         processor.image_processor.size = {"height": model_args.image_size, "width": model_args.image_size}
+    freeze(model, model_args.freeze)
     return model, processor
+
+
+def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
+    """Takes the parameters whose names match a pattern out of training.
+
+    Raises:
+        ValueError: a pattern matches no name.
+    """
+    for pattern in patterns:
+        matching = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+        if not matching:
+            raise ValueError(f"freeze: no parameter of the model has a name with {pattern!r} in it.")
+        for parameter in matching:
+            parameter.requires_grad_(False)
 
 
 def heatmap_drawer(

@@ -1,11 +1,16 @@
 """Built-in data: rendered scenes of 4 to 6 objects that share colours, shapes and sizes, with exact masks and boxes.
 
-No phrase can be grounded by one word. An attribute phrase ("small red star") is one whose every attribute is necessary:
-without any one of them it fits another object too. In a relation phrase ("the red star left of the small blue square")
+No phrase can be grounded by one word. An attribute phrase ("small red cross") is one whose every attribute is necessary:
+without any one of them it fits another object too. In a relation phrase ("the red circle left of the small blue square")
 the words for the target fit at least two objects, and only the relation to a uniquely described anchor tells them apart.
 
-The splits: train and validation mix both kinds; test has attribute phrases, test_relations relation phrases; test_unseen
-has attribute phrases for a red cross, a yellow star, a green ring or a blue triangle, which no other split ever shows.
+The splits: train and validation mix both kinds, mostly attribute phrases; test has attribute phrases, test_relations
+relation phrases; test_unseen has attribute phrases for a red cross, a green square, a blue triangle or a yellow circle,
+which no other split ever shows.
+
+The objects' centres lie on a lattice of an eighth of the image, where the corners of 16-pixel patches meet in an image of
+128 pixels: a small vision transformer that is trained from nothing learns a shape from its patches, and learns it quickly
+when the shape falls on them in few ways.
 
 Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, and pixels are mixed in
 integers, so that a scene does not depend on the other scenes nor on the machine.
@@ -27,15 +32,14 @@ SIZES = ("small", "large")
 # Each family is its lowest and its highest RGB; the families stay apart under every brightness of a scene.
 COLOURS = {
     "red": ((190, 18, 22), (235, 55, 55)),
-    "yellow": ((225, 190, 15), (255, 220, 60)),
     "green": ((20, 135, 40), (60, 180, 80)),
     "blue": ((25, 70, 190), (65, 115, 240)),
+    "yellow": ((225, 190, 15), (255, 220, 60)),
     "purple": ((125, 35, 150), (160, 70, 195)),
-    "white": ((235, 235, 235), (252, 252, 252)),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "cross")
 # Seen in no split but test_unseen; every colour and every shape still occurs in the others.
-HELD_OUT = frozenset({("red", "cross"), ("yellow", "star"), ("green", "ring"), ("blue", "triangle")})
+HELD_OUT = frozenset({("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "circle")})
 
 # Words -> (axis, sign): on this axis the target's centre minus the anchor's has this sign.
 RELATIONS = {
@@ -57,9 +61,9 @@ _SUPERSAMPLING = 4
 _UNIT = 128  # the lengths below are pixels of an image of this size
 _MIN_IMAGE_SIZE = 64
 _ACROSS = {"small": (22, 25), "large": (36, 40)}
-_MAX_ROTATION = 15  # degrees
-_MAX_LAYOUTS = 500  # one layout in two to four is good, so that this many bad ones in a row do not happen
-_PLACEMENT_TRIES = 80
+_LATTICE = 8  # the centres are multiples of this part of the image
+_MAX_ROTATION = 8  # degrees
+_MAX_LAYOUTS = 500  # one layout in LAYOUTS is good, so that this many bad ones in a row do not happen
 # Cosines of whole degrees, written with few digits: libraries may differ in the last one.
 _COS = [round(float(np.cos(np.pi * degree / 180)), 6) for degree in range(360)]
 
@@ -75,10 +79,10 @@ class ScenesConfig(datasets.BuilderConfig):
     phrases_per_scene: int = field(
         default=4, metadata={"help": "At most this many rows per scene, 2 to 4, each with another target."}
     )
-    train: int = field(default=5000, metadata={"help": "Scenes of the train split."})
-    validation: int = field(default=300, metadata={"help": "Scenes of the validation split."})
-    test: int = field(default=500, metadata={"help": "Scenes of the test split: attribute phrases only."})
-    test_relations: int = field(default=500, metadata={"help": "Scenes of test_relations: relation phrases only."})
+    train: int = field(default=6000, metadata={"help": "Scenes of the train split."})
+    validation: int = field(default=200, metadata={"help": "Scenes of the validation split."})
+    test: int = field(default=400, metadata={"help": "Scenes of the test split: attribute phrases only."})
+    test_relations: int = field(default=400, metadata={"help": "Scenes of test_relations: relation phrases only."})
     test_unseen: int = field(
         default=300, metadata={"help": "Scenes of test_unseen: targets of a colour and shape never seen together."}
     )
@@ -178,19 +182,31 @@ def draw_scene(config: ScenesConfig, split: str, index: int) -> Scene:
     for _ in range(_MAX_LAYOUTS):
         attributes = _sample_attributes(rng, unseen=split == TEST_UNSEEN)
         outlines = [_sample_outline(rng, a["size"], a["shape"], config.image_size) for a in attributes]
-        centres = _place(rng, [outline.radius for outline in outlines], config.image_size)
+        centres = _place(rng, outlines, config.image_size)
         if centres is None:
+            continue
+        planned = [_Planned(centre=centre, **a) for centre, a in zip(centres, attributes)]
+        phrases = _choose_phrases(rng, planned, split, config)
+        if phrases is None:
             continue
         stamps = [_draw(outline, centre, config.image_size) for outline, centre in zip(outlines, centres)]
         masks = [stamp.mask(config.image_size) for stamp in stamps]
         objects = [SceneObject(box=mask_to_box(mask), mask=mask, **a) for a, mask in zip(attributes, masks)]
-        phrases = _choose_phrases(rng, objects, split, config)
-        if phrases is not None:
-            return Scene(_paint(rng, config.image_size, objects, stamps), objects, phrases)
+        return Scene(_paint(rng, config.image_size, objects, stamps), objects, phrases)
     raise RuntimeError(f"no layout found for scene {index} of {split} (seed {config.seed}): please report this")
 
 
 # What is in the scene -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """An object before it is drawn: its attributes and its centre (x, y) in supersampled pixels."""
+
+    size: str
+    colour: str
+    shape: str
+    centre: tuple[int, int]
 
 
 def _pick(rng: np.random.Generator, options: Any, count: int) -> list[Any]:
@@ -220,10 +236,13 @@ def _sample_attributes(rng: np.random.Generator, unseen: bool) -> list[dict[str,
 
 @dataclass(frozen=True)
 class _Outline:
-    """A shape around the origin: polygon vertices (x, y) in pixels, or None for the round ones; `radius` bounds it."""
+    """A shape around the origin: polygon vertices (x, y) in pixels, or None for a circle.
 
-    shape: str
+    A circle of `radius` and a box of the half widths `extent` (x, y) bound it.
+    """
+
     radius: float
+    extent: tuple[float, float]
     vertices: list[tuple[float, float]] | None
 
 
@@ -236,14 +255,12 @@ def _sample_outline(rng: np.random.Generator, size: str, shape: str, image_size:
     low, high = _ACROSS[size]
     across = int(rng.integers(low * 16, high * 16 + 1)) / 16 * image_size / _UNIT
     turn = int(rng.integers(-_MAX_ROTATION, _MAX_ROTATION + 1))
-    if shape in ("circle", "ring"):
-        return _Outline(shape, across / 2, None)
+    if shape == "circle":
+        return _Outline(across / 2, (across / 2, across / 2), None)
     if shape == "square":
         points = [_turn(across * 0.62, turn + 45 + 90 * i) for i in range(4)]
     elif shape == "triangle":
         points = [_turn(across * 0.6, turn - 90 + 120 * i) for i in range(3)]
-    elif shape == "star":
-        points = [_turn(across * (0.24 if i % 2 else 0.55), turn - 90 + 36 * i) for i in range(10)]
     else:  # a cross: on each of four arms two corners, and the inner corner after it
         points = []
         for i in range(4):
@@ -252,32 +269,43 @@ def _sample_outline(rng: np.random.Generator, size: str, shape: str, image_size:
     middle = [(min(p[axis] for p in points) + max(p[axis] for p in points)) / 2 for axis in (0, 1)]
     points = [(x - middle[0], y - middle[1]) for x, y in points]
     radius = max(math.sqrt(x * x + y * y) for x, y in points)
-    return _Outline(shape, radius, points)
+    return _Outline(radius, (max(x for x, _ in points), max(y for _, y in points)), points)
 
 
-def _place(rng: np.random.Generator, radii: list[float], image_size: int) -> list[tuple[int, int]] | None:
-    """Random centres in supersampled pixels at which the objects' circles neither touch nor leave the image.
+def _place(rng: np.random.Generator, outlines: list[_Outline], image_size: int) -> list[tuple[int, int]] | None:
+    """Random centres on the lattice, in supersampled pixels, at which the objects neither touch nor leave the image.
 
-    Returns None when the objects do not fit in after a fixed number of tries.
+    The largest object comes first. Returns None when one finds no free place.
     """
+    cell = image_size / _LATTICE
     margin = 2 * image_size / _UNIT
-    centres: list[tuple[int, int]] = [(0, 0)] * len(radii)
+    lattice = range(1, _LATTICE)
+    places = [(column * cell, row * cell) for row in lattice for column in lattice]
+    centres: list[tuple[float, float]] = [(0.0, 0.0)] * len(outlines)
     placed: list[int] = []
-    for i in sorted(range(len(radii)), key=lambda i: -radii[i]):
-        low = int((radii[i] + 1.5) * _SUPERSAMPLING)
-        tries = rng.integers(low, image_size * _SUPERSAMPLING - low, size=(_PLACEMENT_TRIES, 2)).tolist()
-        for x, y in tries:
-            if all(
-                (x - centres[j][0]) ** 2 + (y - centres[j][1]) ** 2
-                >= ((radii[i] + radii[j] + margin) * _SUPERSAMPLING) ** 2
-                for j in placed
-            ):
-                centres[i] = (x, y)
+    for i in sorted(range(len(outlines)), key=lambda i: -outlines[i].radius):
+        for number in rng.permutation(len(places)).tolist():
+            centre = places[number]
+            inside = all(e + 1.5 <= c <= image_size - e - 1.5 for c, e in zip(centre, outlines[i].extent))
+            if inside and all(_apart(outlines[i], centre, outlines[j], centres[j], margin) for j in placed):
+                centres[i] = centre
                 placed.append(i)
                 break
         else:
             return None
-    return centres
+    return [(int(x * _SUPERSAMPLING), int(y * _SUPERSAMPLING)) for x, y in centres]
+
+
+def _apart(
+    one: _Outline, here: tuple[float, float], other: _Outline, there: tuple[float, float], margin: float
+) -> bool:
+    """Whether the circles or the boxes around two shapes at these centres are at least `margin` pixels apart."""
+    x, y = abs(here[0] - there[0]), abs(here[1] - there[1])
+    return (
+        x >= one.extent[0] + other.extent[0] + margin
+        or y >= one.extent[1] + other.extent[1] + margin
+        or x * x + y * y >= (one.radius + other.radius + margin) ** 2
+    )
 
 
 # Phrases --------------------------------------------------------------------------------------------------------------
@@ -290,7 +318,7 @@ _NAMES = ("size", "colour", "shape")
 _DESCRIPTIONS: list[Description] = [names for count in range(4) for names in combinations(_NAMES, count)]
 
 
-def _fitting(objects: list[SceneObject]) -> list[dict[Description, list[int]]]:
+def _fitting(objects: list[_Planned]) -> list[dict[Description, list[int]]]:
     """For each object and each description of it by its attributes: the objects that the description fits."""
     groups: dict[tuple[Description, tuple[str, ...]], list[int]] = {}
     keys = [[(names, tuple(getattr(item, name) for name in names)) for names in _DESCRIPTIONS] for item in objects]
@@ -327,13 +355,13 @@ def _relation_holds(
 
 
 def _relations(
-    objects: list[SceneObject], fitting: list[dict[Description, list[int]]], image_size: int
+    objects: list[_Planned], fitting: list[dict[Description, list[int]]], image_size: int
 ) -> list[list[_Relation]]:
     """For each object all (its description, direction, anchor, the anchor's description) that single it out.
 
     The description fits other objects too, but not the anchor; the anchor's description fits the anchor alone.
     """
-    centres = [((item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2) for item in objects]
+    centres = [(item.centre[0] / _SUPERSAMPLING, item.centre[1] / _SUPERSAMPLING) for item in objects]
     anchors = [
         (anchor, descriptions, [(x - centres[anchor][0], y - centres[anchor][1]) for x, y in centres])
         for anchor, descriptions in enumerate(_unique(fits, fewest=1) for fits in fitting)
@@ -352,13 +380,13 @@ def _relations(
     return found
 
 
-def _noun_phrase(item: SceneObject, names: Description, noun: str) -> str:
+def _noun_phrase(item: _Planned, names: Description, noun: str) -> str:
     """The named attributes in the order of English; `noun` stands for the shape when that is not named."""
     return " ".join([getattr(item, name) for name in names] + ([] if "shape" in names else [noun]))
 
 
-def _word_attributes(rng: np.random.Generator, item: SceneObject, names: Description) -> str:
-    """Wording of an attribute phrase: "small red star", "the small red star", "the red star that is small", …"""
+def _word_attributes(rng: np.random.Generator, item: _Planned, names: Description) -> str:
+    """Wording of an attribute phrase: "small red cross", "the small red cross", "the red cross that is small", …"""
     noun = ("thing", "object")[int(rng.integers(2))]
     form = ("{}", "{}", "the {}", "a {}", "the {} that is {}")[int(rng.integers(5))]
     if "that is" in form:
@@ -366,8 +394,8 @@ def _word_attributes(rng: np.random.Generator, item: SceneObject, names: Descrip
     return form.format(_noun_phrase(item, names, noun))
 
 
-def _word_relation(rng: np.random.Generator, objects: list[SceneObject], target: int, relation: _Relation) -> str:
-    """Wording of a relation phrase: "the red star left of the small thing", …"""
+def _word_relation(rng: np.random.Generator, objects: list[_Planned], target: int, relation: _Relation) -> str:
+    """Wording of a relation phrase: "the red cross left of the small thing", …"""
     names, direction, anchor, anchor_names = relation
     words = _pick(rng, [words for words, meaning in RELATIONS.items() if meaning == direction], 1)[0]
     noun = ("thing", "object")[int(rng.integers(2))]
@@ -379,37 +407,37 @@ def _word_relation(rng: np.random.Generator, objects: list[SceneObject], target:
 
 
 def _choose_phrases(
-    rng: np.random.Generator, objects: list[SceneObject], split: str, config: ScenesConfig
+    rng: np.random.Generator, objects: list[_Planned], split: str, config: ScenesConfig
 ) -> list[tuple[str, int]] | None:
     """Phrases of the split's kinds, each with another target, the relations first; None when there are too few.
 
-    Train and validation take half of `phrases_per_scene` as relations and the rest as attributes, and one phrase less
-    will do; the test splits take what there is, and two at least (test_unseen: one).
+    Train and validation take a quarter of `phrases_per_scene`, but one at least, as relations, and the rest as
+    attributes, of which two will do; the test splits take what there is, and two at least (test_unseen: one).
     """
     wanted = config.phrases_per_scene
     mixed = split in (TRAIN, VALIDATION)
+    num_relations = max(wanted // 4, 1) if mixed else wanted
     fitting = _fitting(objects)
     order = _pick(rng, range(len(objects)), len(objects))
     phrases: list[tuple[str, int]] = []
     if split not in (TEST, TEST_UNSEEN):
         relations = _relations(objects, fitting, config.image_size)
-        for target in [i for i in order if relations[i]][: wanted // 2 if mixed else wanted]:
+        for target in [i for i in order if relations[i]][:num_relations]:
             phrases.append((_word_relation(rng, objects, target, _pick(rng, relations[target], 1)[0]), target))
-    if mixed and not phrases:
-        return None
-    num_relations = len(phrases)
+        if len(phrases) < (num_relations if mixed else 2):
+            return None
     if split != TEST_RELATIONS:
         taken = {target for _, target in phrases}
         unique = [[] if i in taken else _unique(fits, fewest=2) for i, fits in enumerate(fitting)]
         if split == TEST_UNSEEN:
             held_out = [(item.colour, item.shape) in HELD_OUT for item in objects]
             unique = [[n for n in found if held_out[i] and n[-2:] == _NAMES[1:]] for i, found in enumerate(unique)]
-        for target in [i for i in order if unique[i]][: wanted - num_relations]:
+        targets = [i for i in order if unique[i]][: wanted - len(phrases)]
+        if len(targets) < (1 if split == TEST_UNSEEN else min(2, wanted - len(phrases))):
+            return None
+        for target in targets:
             phrases.append((_word_attributes(rng, objects[target], _pick(rng, unique[target], 1)[0]), target))
-    if mixed and len(phrases) == num_relations:
-        return None
-    fewest = wanted - 1 if mixed else 1 if split == TEST_UNSEEN else 2
-    return phrases if len(phrases) >= fewest else None
+    return phrases
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
@@ -441,9 +469,6 @@ def _draw(outline: _Outline, centre: tuple[int, int], image_size: int) -> _Stamp
     if outline.vertices is None:
         r = round(outline.radius * k)
         draw.ellipse([x - r, y - r, x + r, y + r], fill=1)
-        if outline.shape == "ring":
-            r = round(outline.radius * k * 0.52)
-            draw.ellipse([x - r, y - r, x + r, y + r], fill=0)
     else:
         draw.polygon([(x + round(vx * k), y + round(vy * k)) for vx, vy in outline.vertices], fill=1)
     parts = np.asarray(canvas).reshape(bottom - top, k, right - left, k)
@@ -492,7 +517,7 @@ def _paint(rng: np.random.Generator, image_size: int, objects: list[SceneObject]
     ramp = np.arange(image_size)
     for item, stamp in zip(objects, stamps):
         low, high = (np.array(rgb) for rgb in COLOURS[item.colour])
-        colour = low + rng.integers(0, 257, size=1 if item.colour == "white" else 3) * (high - low) // 256
+        colour = low + rng.integers(0, 257, size=3) * (high - low) // 256
         lean = rng.integers(-6, 7, size=2)
         x1, y1, x2, y2 = item.box
         across = 2 * ramp[None, stamp.window[1]] - x1 - x2

@@ -155,7 +155,9 @@ def other_image(
     picture = own_image if image_ids is None else image_ids[own_image]
     tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
     same_text = (tokens[:, None] == tokens[None]).all(dim=-1)
-    allowed = (picture[:, None] != picture[None]) & ~same_text
+    same_picture = picture[:, None] == picture[None]
+    # Not only its own picture: every one that some equal phrase belongs to.
+    allowed = same_text.float() @ same_picture.float() == 0
     exists = allowed.any(dim=1)
     probabilities = allowed.float().where(exists[:, None], 1.0)
     return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]], exists

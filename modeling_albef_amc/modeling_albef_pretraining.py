@@ -1,6 +1,7 @@
 """ALBEF's objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
 
 from dataclasses import dataclass, replace
+from os import PathLike
 
 import torch
 from torch import distributed, nn
@@ -48,7 +49,7 @@ class MomentumTargets:
 
     - `image_embeds` (num_images, 1 + num_patches, hidden_size): momentum image states.
     - `image_features`, `text_features` (num_phrases, projection_dim): momentum features of the pairs.
-    - `image_ids`, `text_ids` (num_phrases,): fingerprints; pairs that share one are not negatives of each other.
+    - `image_ids`, `text_ids` (num_phrases,): fingerprints of what counts as the same picture and the same text.
     - `image_candidates`, `text_candidates` (num_candidates, projection_dim), `candidate_image_ids`,
       `candidate_text_ids` (num_candidates,): the pairs of all processes and micro-batches of the step, then the queue.
     - `position`: where this micro-batch begins among the candidates.
@@ -150,6 +151,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.mlm_head.decoder = new_embeddings
 
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
+        """As ever; remote code that is saved along also serves `AutoModel`, which takes the model that grounds."""
+        if self._auto_class is not None:
+            known = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**known, "AutoModel": f"{AlbefModel.__module__.split('.')[-1]}.AlbefModel"}
+        super().save_pretrained(save_directory, **kwargs)
+
     @leaving_inference_mode
     @can_return_tuple
     @merge_with_config_defaults
@@ -200,8 +208,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         text_embeds = self.albef.text_model(input_ids, attention_mask).last_hidden_state
         image_features = self.albef.get_image_features(image_embeds)
         text_features = self.albef.get_text_features(text_embeds)
+        matches = known_matches(momentum_targets)
         loss_itc, image_to_text, text_to_image = contrastive_loss(
-            image_features[own_image], text_features, momentum_targets, temperature, alpha
+            image_features[own_image], text_features, momentum_targets, matches, temperature, alpha
         )
 
         image_key_values = self.albef.text_model.project_images(image_embeds)
@@ -213,13 +222,14 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             self.albef.patch_grid(pixel_values) if output_heatmaps else None,
         )
         # A row without any allowed negative, as in a batch of one, has its true pair only.
-        different = ~same_pairs(momentum_targets)[:, momentum_targets.position :][:, : len(input_ids)]
-        has_negative = different.any(dim=1)
+        own = slice(momentum_targets.position, momentum_targets.position + len(input_ids))
+        wrong_texts, wrong_images = (~known[:, own] for known in matches)
+        has_negative = torch.cat([wrong_images.any(dim=1), wrong_texts.any(dim=1)])
         drawn = negative_image_index is None, negative_text_index is None
         if negative_image_index is None:
-            negative_image_index = own_image[draw_negatives(text_to_image, different)]
+            negative_image_index = own_image[draw_negatives(text_to_image, wrong_images)]
         if negative_text_index is None:
-            negative_text_index = draw_negatives(image_to_text, different)
+            negative_text_index = draw_negatives(image_to_text, wrong_texts)
         texts, images = [text_embeds, text_embeds[negative_text_index]], [negative_image_index, own_image]
         masks = None if attention_mask is None else [attention_mask, attention_mask[negative_text_index]]
         if mlm_labels is not None:
@@ -233,8 +243,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_index=torch.cat(images),
         ).last_hidden_state.split(len(input_ids))
         negative_itm_logits = self.albef.itm_head(torch.cat(states[:2])[:, 0])
-        weights = torch.cat([has_negative | ~torch.tensor(is_drawn, device=has_negative.device) for is_drawn in drawn])
-        loss_itm = matching_loss(itm_logits, negative_itm_logits, weights)
+        is_given = ~torch.tensor(drawn, device=has_negative.device).repeat_interleave(len(input_ids))
+        loss_itm = matching_loss(itm_logits, negative_itm_logits, has_negative | is_given)
 
         loss_mlm, mlm_logits = None, None
         if mlm_labels is not None:
@@ -410,29 +420,30 @@ def contrastive_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
     targets: MomentumTargets,
+    matches: tuple[torch.Tensor, torch.Tensor],
     temperature: torch.Tensor,
     alpha: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ITC with soft targets α · softmax(momentum similarity) + (1 − α) · one-hot, both directions (ALBEF, eq. 1 and 6).
 
-    Candidates that show the same picture or say the same as a pair are neither its positives nor its negatives.
+    Candidates that are known to fit, besides the pair itself, are neither its positives nor its negatives.
 
     Args:
         image_features, text_features: (num_phrases, projection_dim) of the true pairs.
+        matches: from `known_matches`.
 
     Returns: the loss, and the similarities over temperature of each image to the phrases and of each phrase to the
         images of this micro-batch, both (num_phrases, num_phrases).
     """
     num_phrases = len(text_features)
     own = targets.position + torch.arange(num_phrases, device=text_features.device)
-    ignored = same_pairs(targets)
-    ignored[torch.arange(num_phrases, device=own.device), own] = False
-    one_hot = F.one_hot(own, ignored.shape[1])
+    one_hot = F.one_hot(own, len(targets.text_candidates))
     losses, similarities = [], []
-    for features, momentum_features, candidates in (
-        (image_features, targets.image_features, targets.text_candidates),
-        (text_features, targets.text_features, targets.image_candidates),
+    for features, momentum_features, candidates, known in (
+        (image_features, targets.image_features, targets.text_candidates, matches[0]),
+        (text_features, targets.text_features, targets.image_candidates, matches[1]),
     ):
+        ignored = known & (one_hot == 0)
         # Divided by the temperature, what bfloat16 rounds off is whole logits.
         with torch.autocast(features.device.type, enabled=False):
             similarity = features.float() @ candidates.float().T / temperature
@@ -462,11 +473,28 @@ def matching_loss(
     return loss.where(torch.cat([torch.ones_like(has_negative[: len(itm_logits)]), has_negative]), 0).mean()
 
 
-def same_pairs(targets: MomentumTargets) -> torch.Tensor:
-    """(num_phrases, num_candidates): does the candidate show the same picture or say the same as the pair?"""
-    return (targets.image_ids[:, None] == targets.candidate_image_ids) | (
-        targets.text_ids[:, None] == targets.candidate_text_ids
-    )
+def known_matches(targets: MomentumTargets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which texts are known to fit each image, and which images each text: all of these are no negatives.
+
+    A text fits a picture if any pair of the step or the queue says so: equal pictures share their texts, equal texts
+    their pictures. A picture with the phrases "a dog" and "a man" is no negative for another picture's "a dog".
+
+    Returns: two (num_phrases, num_candidates) of bool: image i with text j, text i with image j.
+    """
+    same_image = targets.image_ids[:, None] == targets.candidate_image_ids
+    same_text = targets.text_ids[:, None] == targets.candidate_text_ids
+    return spread(same_image, targets.candidate_text_ids), spread(same_text, targets.candidate_image_ids)
+
+
+def spread(chosen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Chooses beside each chosen candidate all that share its id.
+
+    Args:
+        chosen: (num_rows, num_candidates) of bool. ids: (num_candidates,).
+    """
+    values, group = ids.unique(return_inverse=True)
+    chosen_groups = torch.zeros(len(chosen), len(values), device=ids.device).index_add_(1, group, chosen.float())
+    return chosen_groups[:, group] > 0
 
 
 def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:

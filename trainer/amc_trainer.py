@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets
@@ -77,8 +78,27 @@ class AmcTrainer(Trainer):
         self.phrases_per_image = phrases_per_image
         self.draw_heatmaps = draw_heatmaps
         self.bad_steps = 0
+        self._has_unsaved_steps = False
         self._step_records: list[str] = []
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """As ever. A run of one process that an error or Ctrl-C ends saves first what it has trained since the last save."""
+        try:
+            return super().train(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            # Of several processes the others may be waiting for this one elsewhere: nothing can be saved together.
+            if self.accelerator.num_processes == 1 and self._has_unsaved_steps:
+                self._save_checkpoint(self.model, trial=None)
+                error.add_note(
+                    f"The {self.state.global_step} steps before it are in {self._get_output_dir(None)}: continue with "
+                    f"resume_from_checkpoint."
+                )
+            raise
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self._has_unsaved_steps = False
 
     # Data
 
@@ -181,6 +201,7 @@ class AmcTrainer(Trainer):
         grad_norm = super()._clip_grad_norm(model)
         if torch.isfinite(torch.as_tensor(grad_norm)):
             self.bad_steps = 0
+            self._has_unsaved_steps = True
             return grad_norm
         # Without gradients the optimizer leaves weights and its own state alone.
         model.zero_grad(set_to_none=True)
@@ -205,7 +226,8 @@ class AmcTrainer(Trainer):
 
     def _record(self, mode: str, name: str, value: torch.Tensor, count: torch.Tensor) -> None:
         sums = self._sums[mode].setdefault(name, torch.zeros(2, device=value.device))
-        sums += torch.stack([value.detach().float() * count, count.float()])
+        value = value.detach().float()
+        sums += torch.stack([value * count, count.to(value)])
 
     def _drain(self, mode: str) -> dict[str, float]:
         """The mean of every loss since the last call, over all processes."""

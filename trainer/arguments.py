@@ -29,7 +29,10 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention where it is not explained: sdpa, eager, flash_attention_2 …"}
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the checkpoint."})
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Parameters not to train: regular expressions, each found in at least one name."},
+    )
 
 
 @dataclass
@@ -72,7 +75,7 @@ def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> 
     """Reads `[CONFIG.yaml] [--name value …]` into one instance of each dataclass.
 
     Raises:
-        ValueError: the YAML is no mapping, or has a key that no dataclass knows.
+        ValueError: the YAML is no mapping, has a key that no dataclass knows, or a value of the wrong type.
         SystemExit: a bad command line, as argparse does it.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -82,11 +85,37 @@ def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> 
         formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=40, width=110),
     )
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        defaults = read_yaml(Path(arguments.pop(0)), [f.name for cls in dataclasses_ for f in dataclasses.fields(cls)])
+        path = Path(arguments.pop(0))
+        fields = {f.name: f for cls in dataclasses_ for f in dataclasses.fields(cls)}
+        defaults = read_yaml(path, list(fields))
         for action in parser._actions:
             if action.dest in defaults:
-                action.default, action.required = defaults.pop(action.dest), False
+                try:
+                    action.default = typed(defaults[action.dest], action, str(fields[action.dest].type))
+                except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                    raise ValueError(f"{path}: {action.dest}: {error}") from error
+                action.required = False
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+
+def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
+    """A value from YAML, checked and converted as the same setting on the command line would be.
+
+    Args:
+        annotation: the field's type as text; where it speaks of a list or a dict, one may stand in the YAML.
+
+    Raises:
+        ValueError, TypeError, ArgumentTypeError: it does not fit.
+    """
+    if value is None:
+        return None
+    if isinstance(value, list | dict):
+        if type(value).__name__ not in annotation.lower():
+            raise ValueError(f"expected one value, got {value!r}.")
+        return value
+    if action.nargs in ("+", "*"):
+        raise ValueError(f"expected a list, got {value!r}; write [{value}].")
+    return action.type(str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:

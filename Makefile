@@ -1,0 +1,63 @@
+# Each target sets up all that it needs: a virtual environment in .venv with the versions of constraints.txt.
+
+PYTHON ?= python3
+THREADS ?= $(shell nproc)
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+SCENES := outputs/scenes
+# All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help train test lint space clean
+
+# Nothing but the installation needs the network.
+train test space: export HF_HUB_OFFLINE := 1
+train test space: export HF_HUB_DISABLE_TELEMETRY := 1
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
+
+train: $(SCENES)/results.json  ## build scenes, train a base model, then it without and with AMC; compare the three
+	@echo "The numbers are in $(SCENES)/results.json, the pictures in $(SCENES)/heatmaps.png."
+
+test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
+	@$(BIN)/python -m pytest $(TESTS)
+
+lint: $(INSTALLED)  ## style and likely mistakes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+space: $(INSTALLED)  ## the demo, in a browser: of what `make train` made, or of MODEL_ID
+	@$(BIN)/python space/app.py
+
+clean:  ## remove .venv, caches and outputs/scenes
+	rm -rf .venv $(SCENES) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# PIP_CONSTRAINT rather than -c: so the versions also hold for what builds the package.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing the versions of constraints.txt into .venv (a few minutes)."
+	@$(PYTHON) -m venv .venv
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[train,eval,space,dev]"
+	@touch $@
+
+# The folder appears when it is complete.
+$(SCENES)/data/README.md: dataset_scripts/scenes.py dataset_scripts/build.py dataset_scripts/features.py | $(INSTALLED)
+	$(BIN)/python -m dataset_scripts.build scenes --output $(@D) --overwrite
+
+# A run is repeated when its settings or what it starts from changed; after a change of the code, `make -B train`. Its file
+# `done` appears when it has ended well.
+$(SCENES)/base/done: $(SCENES)/data/README.md
+$(SCENES)/without_amc/done $(SCENES)/with_amc/done: $(SCENES)/base/done
+$(SCENES)/%/done: trainer/configs/scenes_%.yaml | $(INSTALLED)
+	@rm -f $@
+	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) train.py $<
+	@touch $@
+
+$(SCENES)/results.json: $(SCENES)/without_amc/done $(SCENES)/with_amc/done evaluate_grounding.py | $(INSTALLED)
+	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) evaluate_grounding.py \
+		--models base=$(SCENES)/base without_amc=$(SCENES)/without_amc with_amc=$(SCENES)/with_amc \
+		--dataset $(SCENES)/data --splits validation test test_relations test_unseen --output $(@D)

@@ -1,0 +1,357 @@
+"""Every model family: its maps, their second order, and AMC training on nothing but them."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel
+
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, explain_function, gradcam, groundable
+from modeling_albef_amc.families import blip, other_image, ranking_loss, step_targets
+from tests.conftest import tiny_batch, tiny_blip, tiny_config
+from trainer.amc_loss import attention_mask_consistency_loss
+
+FAMILIES = {
+    "albef": lambda: AlbefModel(tiny_config()),
+    "albef_pretraining": lambda: AlbefForPreTraining(tiny_config()),
+    "blip": tiny_blip,
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def build(family: str):
+    return FAMILIES[family]().eval()
+
+
+def heatmaps_of(model, batch, create_graph=False) -> torch.Tensor:
+    return gradcam(explain_function(model)(model, **batch, create_graph=create_graph), create_graph)
+
+
+def region_masks(num_phrases: int = 4) -> torch.Tensor:
+    masks = torch.zeros(num_phrases, 16, 16)
+    for i in range(num_phrases):
+        masks[i, 4 * i : 4 * i + 4, 2 : 10 - i] = 1
+    return masks
+
+
+def close_maps(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * expected.max().item())
+
+
+# Maps -----------------------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_maps_have_heat_and_differ(family):
+    heatmaps = heatmaps_of(build(family), tiny_batch())
+    assert heatmaps.shape == (4, 4, 4)
+    assert (heatmaps >= 0).all()
+    assert (heatmaps.amax(dim=(1, 2)) > 1e-7).all()
+    assert not torch.allclose(heatmaps[1], heatmaps[2], rtol=0.01)
+
+
+@every_family
+def test_padding_and_the_rest_of_the_batch_do_not_matter(family):
+    model, batch = build(family), tiny_batch()
+    expected = heatmaps_of(model, batch)
+    padded = {
+        "pixel_values": batch["pixel_values"].flip(0),
+        "input_ids": F.pad(batch["input_ids"].flip(0), (0, 3), value=7),
+        "attention_mask": F.pad(batch["attention_mask"].flip(0), (0, 3)),
+    }
+    close_maps(heatmaps_of(model, padded).flip(0), expected)
+    alone = {"pixel_values": batch["pixel_values"][:1], "input_ids": batch["input_ids"][:1, :-2]}
+    close_maps(heatmaps_of(model, alone), expected[:1])
+
+
+@every_family
+def test_many_phrases_of_an_image(family):
+    model, batch = build(family), tiny_batch()
+    index = torch.tensor([1, 0, 1, 1])
+    images = batch["pixel_values"][:2]
+    shared = heatmaps_of(model, {**batch, "pixel_values": images, "image_index": index})
+    close_maps(shared, heatmaps_of(model, {**batch, "pixel_values": images[index]}))
+    one_image = heatmaps_of(model, {**batch, "pixel_values": images[:1]})
+    close_maps(one_image, heatmaps_of(model, {**batch, "pixel_values": images[[0, 0, 0, 0]]}))
+    with pytest.raises(ValueError, match="say which belongs to which with image_index"):
+        heatmaps_of(model, {**batch, "pixel_values": images})
+
+
+@every_family
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("inputs_made_inside", [False, True])
+def test_callers_without_gradients(family, mode, inputs_made_inside):
+    model, batch = build(family), tiny_batch()
+    batch["image_index"] = torch.tensor([3, 1, 2, 0])
+    expected = heatmaps_of(model, batch)
+    with mode():
+        inputs = {name: value.clone() for name, value in batch.items()} if inputs_made_inside else batch
+        heatmaps = heatmaps_of(model, inputs)
+        assert not heatmaps.requires_grad
+    assert torch.equal(heatmaps, expected)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@every_family
+def test_a_frozen_model_grounds(family):
+    model, batch = build(family), tiny_batch()
+    expected = heatmaps_of(model, batch)
+    model.requires_grad_(False)
+    close_maps(heatmaps_of(model, batch), expected)
+
+
+@every_family
+def test_differentiable_maps_have_the_same_values(family):
+    model, batch = build(family), tiny_batch()
+    heatmaps = heatmaps_of(model, batch, create_graph=True)
+    assert heatmaps.requires_grad
+    close_maps(heatmaps.detach(), heatmaps_of(model, batch))
+
+
+@pytest.mark.parametrize("layer", [None, 0, 2])
+def test_blip_by_its_own_recorded_attention(layer):
+    """The other way to BLIP's attention: its text encoder's `output_attentions`. Layer 2 of 3 is the default."""
+    model, batch = tiny_blip().eval(), tiny_batch()
+    image_embeds = model.vision_model(batch["pixel_values"]).last_hidden_state
+    output = model.text_encoder(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        encoder_hidden_states=image_embeds,
+        output_attentions=True,
+    )
+    score = model.itm_head(output.last_hidden_state[:, 0])[:, 1]
+    attention = output.cross_attentions[2 if layer is None else layer]
+    (gradient,) = torch.autograd.grad(score.sum(), attention)
+    token_maps = (attention * gradient.clamp(min=0))[..., 1:].mean(dim=1).unflatten(-1, (4, 4))
+    valid = batch["attention_mask"][:, :, None, None].float()
+    expected = (token_maps * valid).sum(dim=1) / valid.sum(dim=1)
+    explained = blip(model, **batch, layer=layer)
+    close_maps(gradcam(explained), expected.detach())
+    torch.testing.assert_close(explained.score, score, rtol=1e-4, atol=1e-5)
+    own_score = model(batch["input_ids"], batch["pixel_values"], attention_mask=batch["attention_mask"]).itm_score[:, 1]
+    torch.testing.assert_close(explained.score, own_score, rtol=1e-4, atol=1e-5)
+
+
+def test_blip_is_left_without_hooks_and_its_image_encoder_without_a_graph():
+    model, graphs = tiny_blip(), []
+    model.vision_model.post_layernorm.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
+    for create_graph in (False, True):
+        heatmaps_of(model, tiny_batch(), create_graph)
+    assert set(graphs[:1]) == {False}
+    assert graphs[-1]
+    assert not any(layer.crossattention.self._forward_hooks for layer in model.text_encoder.encoder.layer)
+
+
+@every_family
+def test_images_that_are_not_square(family):
+    model, batch = build(family), tiny_batch()
+    batch["pixel_values"] = torch.randn(4, 3, 24, 48)
+    assert heatmaps_of(model, batch).shape == (4, 3, 6)
+
+
+def test_an_unknown_family_is_named():
+    model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(ValueError, match=r"models of type 'bert' \(known: albef, blip\)\. Pass explain="):
+        explain_function(model)
+    with pytest.raises(ValueError, match="models of type 'bert'"):
+        groundable(model)
+
+
+# Second order ---------------------------------------------------------------------------------------------------------
+
+
+def amc_loss(heatmaps: torch.Tensor) -> torch.Tensor:
+    # Margins so wide that no hinge is closed.
+    terms = attention_mask_consistency_loss(heatmaps, region_masks(), margin_mean=1.0, margin_max=1.0)
+    assert all(term > 0 for term in terms.values())
+    return terms["loss_amc_mean"] + terms["loss_amc_max"]
+
+
+def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1e-6) -> None:
+    """Autograd against central differences in float64, for every parameter, along a random direction.
+
+    Args:
+        loss_of: gives the loss of the model as it is now.
+        moved: parts of names; at least one parameter of each must have a gradient that is not small.
+    """
+    loss_of().backward()
+    steep = set()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        direction = F.normalize(torch.randn_like(parameter).flatten(), dim=0).view_as(parameter)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * step * direction
+            values.append(loss_of().item())
+            with torch.no_grad():
+                parameter -= sign * step * direction
+        difference = (values[0] - values[1]) / (2 * step)
+        slope = 0.0 if parameter.grad is None else (parameter.grad * direction).sum().item()
+        assert slope == pytest.approx(difference, rel=1e-4, abs=1e-7), name
+        if abs(slope) > 1e-4:
+            steep |= {part for part in moved if part in name}
+    assert steep == moved
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_second_order_gradients_of_every_parameter(family):
+    """Of vision, text below, at and above the explained layer, and of the head that no attention depends on."""
+    model, batch = build(family).double(), tiny_batch(dtype=torch.float64)
+    parts = {
+        "albef": {
+            "embeddings.patch_embedding", "vision_model.layers.0", "vision_model.layernorm", "word_embeddings",
+            "text_model.layers.0", "text_model.layers.2.cross_attention", "text_model.layers.3.self_attention",
+            "text_model.layers.3.cross_attention.query", "text_model.layers.3.cross_attention.value",
+            "text_model.layers.4.cross_attention.query", "text_model.layers.4.self_attention", "itm_head.weight",
+        },
+        "blip": {
+            "patch_embedding", "vision_model.encoder.layers.0", "post_layernorm", "word_embeddings",
+            "encoder.layer.0.attention", "encoder.layer.1.crossattention", "encoder.layer.2.crossattention.self.query",
+            "encoder.layer.2.crossattention.self.value", "encoder.layer.2.output", "itm_head.weight",
+        },
+    }[family]  # fmt: skip
+    check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
+
+
+def test_second_order_gradients_with_layers_above_the_explained_one_in_blip():
+    model, batch = tiny_blip().eval().double(), tiny_batch(dtype=torch.float64)
+
+    def loss_of():
+        return amc_loss(gradcam(blip(model, **batch, create_graph=True, layer=0), create_graph=True))
+
+    check_by_finite_differences(
+        model, loss_of, {"layer.0.crossattention", "layer.2.crossattention", "layer.1.attention"}
+    )
+
+
+def test_second_order_gradients_of_the_itc_explanation():
+    model, batch = build("albef").double(), tiny_batch(dtype=torch.float64)
+
+    def loss_of():
+        options = dict(output_heatmaps=True, explanation="itc", grounding_layer=0, create_graph=True)
+        return amc_loss(model(**batch, **options).heatmaps)
+
+    parts = {"vision_model.layers.0", "vision_model.layers.1", "text_model.layers.0", "vision_projection"}
+    check_by_finite_differences(model, loss_of, parts)
+
+
+def test_second_order_gradients_with_shared_images_and_sdpa():
+    model, batch = build("albef").double(), tiny_batch(dtype=torch.float64)
+    model.set_attn_implementation("sdpa")
+    batch["pixel_values"], batch["image_index"] = batch["pixel_values"][:2], torch.tensor([0, 1, 1, 0])
+    parts = {"vision_model.layers.1", "text_model.layers.1", "text_model.layers.4.self_attention"}
+    check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
+
+
+# groundable -----------------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_amc_alone_trains_the_model(family):
+    model = groundable(FAMILIES[family]()).train()
+    batch, masks = tiny_batch(), region_masks()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(25):
+        terms = attention_mask_consistency_loss(model(**batch, output_heatmaps=True).heatmaps, masks)
+        losses.append(sum(terms.values()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    for part in ("vision_model", "text_", "itm_head.weight"):
+        assert any(part in name and "momentum" not in name for name in moved), part
+
+
+def test_the_pretraining_model_needs_no_change():
+    model = AlbefForPreTraining(tiny_config())
+    assert groundable(model) is model
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_groundable_forward(family):
+    """With two pictures there is but one wrong image for each phrase, and the loss can be written down."""
+    model, batch = build(family), tiny_batch()
+    images, index = batch["pixel_values"][:2], torch.tensor([0, 1, 1, 0])
+    inputs = {**batch, "pixel_values": images}
+    explain = explain_function(model)
+    with torch.no_grad():
+        right = explain(model, **inputs, image_index=index).score.detach()
+        wrong = explain(model, **inputs, image_index=1 - index).score.detach()
+    keys, expected = list(model.state_dict()), heatmaps_of(model, {**inputs, "image_index": index})
+    assert groundable(model) is model
+    assert list(model.state_dict()) == keys
+    output = model(**inputs, image_index=index, image_ids=torch.tensor([4, 5]), output_heatmaps=True, alpha=0.4)
+    torch.testing.assert_close(output.loss, F.softplus(wrong - right).mean(), rtol=1e-4, atol=1e-6)
+    assert output.loss_itm is output.loss
+    torch.testing.assert_close(output.scores, right, rtol=1e-4, atol=1e-5)
+    close_maps(output.heatmaps.detach(), expected)
+    assert output.heatmaps.requires_grad
+    assert output.loss.requires_grad
+    assert model(**inputs, image_index=index).heatmaps is None
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_groundable_forward_without_gradients(family, mode):
+    model, batch = groundable(build(family)), tiny_batch()
+    expected = model(**batch, output_heatmaps=True)
+    with mode():
+        output = model(**{name: value.clone() for name, value in batch.items()}, output_heatmaps=True)
+    close_maps(output.heatmaps, expected.heatmaps.detach())
+    assert not any(value.requires_grad for value in output.values())
+
+
+def test_a_family_of_ones_own():
+    model, calls = tiny_blip(), []
+
+    def explain(model, *inputs):
+        calls.append(len(inputs))
+        return blip(model, *inputs, layer=0)
+
+    batch = tiny_batch()
+    heatmaps = groundable(model, explain)(**batch, output_heatmaps=True).heatmaps
+    assert calls == [5, 5]  # the true pairs, the wrong ones
+    close_maps(heatmaps.detach(), gradcam(blip(model, **batch, layer=0)))
+
+
+def test_other_images_show_other_pictures_of_other_phrases():
+    own, ids = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([10, 11, 12, 10])
+    tokens = torch.tensor([[5, 6, 0], [7, 8, 9], [5, 5, 5], [5, 6, 9], [4, 4, 4]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]])
+    # Images 0 and 3 are the same picture, and what phrase 0 says of it, phrase 3 says of image 2 (all but padding).
+    allowed = [{1}, {1, 2}, {0, 2, 3}, {1}, {1, 2}]
+    seen = [set() for _ in allowed]
+    for _ in range(100):
+        images, exists = other_image(own, ids, tokens, mask)
+        assert exists.all()
+        for found, image in zip(seen, images.tolist()):
+            found.add(image)
+    assert seen == allowed
+    _, exists = other_image(own, torch.zeros(4, dtype=torch.long), tokens, mask)
+    assert not exists.any()
+
+
+def test_ranking_loss():
+    scores, wrong = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 9.0])
+    loss = ranking_loss(scores, wrong, torch.tensor([True, True, False]))
+    assert loss.item() == pytest.approx((0.126928 + 1.313262) / 3, rel=1e-5)
+    assert ranking_loss(scores, wrong, torch.zeros(3, dtype=torch.bool)) == 0
+
+
+def test_step_targets():
+    halves = [{**tiny_batch(2), "boxes": None}, tiny_batch(2)]
+    assert step_targets(tiny_blip(), halves) == [None, None]
+    model = AlbefForPreTraining(tiny_config()).train()
+    twin = copy.deepcopy(model)
+    targets = step_targets(model, halves)
+    assert [target.position for target in targets] == [0, 2]
+    assert model.queue_pointer.tolist() == [4]
+    expected = twin.momentum_step([{name: half[name] for name in tiny_batch()} for half in halves])
+    assert torch.equal(targets[1].text_candidates, expected[1].text_candidates)

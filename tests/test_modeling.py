@@ -1,0 +1,474 @@
+"""ALBEF as a transformers model: configuration, saving and loading, attention implementations, shapes, errors."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+
+from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, AlbefTextConfig, AlbefVisionConfig
+from modeling_albef_amc.modeling_albef import eager_attention_forward
+from tests.conftest import tiny_batch, tiny_config
+from trainer.amc_loss import attention_mask_consistency_loss
+
+
+def grounding_model(**overrides) -> AlbefModel:
+    return AlbefModel(tiny_config(**overrides)).eval()
+
+
+def masked_batch() -> dict[str, torch.Tensor]:
+    batch = tiny_batch()
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, 1:3] = batch["input_ids"][:, 1:3]
+    negatives = {f"negative_{kind}_index": torch.tensor([1, 2, 3, 0]) for kind in ("image", "text")}
+    return {
+        **batch,
+        **negatives,
+        "image_ids": torch.arange(4),
+        "mlm_input_ids": batch["input_ids"].where(labels == -100, 3),
+        "mlm_labels": labels,
+    }
+
+
+def amc_total(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """All objectives with AMC, as in training, and the heatmaps."""
+    output = model(**batch, output_heatmaps=True, alpha=0.4)
+    masks = torch.zeros(4, 16, 16)
+    masks[:, 4:9, 3:12] = 1
+    return output.loss + sum(attention_mask_consistency_loss(output.heatmaps, masks).values()), output.heatmaps
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+# Configuration --------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_albef_base():
+    config = AlbefConfig()
+    vision, text = config.vision_config, config.text_config
+    assert (vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers) == (768, 3072, 12)
+    assert (vision.num_attention_heads, vision.patch_size, vision.image_size, vision.grid) == (12, 16, 256, (16, 16))
+    assert (vision.layer_norm_eps, vision.hidden_act) == (1e-6, "gelu")
+    assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (768, 3072, 12)
+    assert (text.num_attention_heads, text.fusion_layer, text.encoder_hidden_size) == (12, 6, 768)
+    assert (text.vocab_size, text.max_position_embeddings, text.type_vocab_size) == (30522, 512, 2)
+    assert (text.layer_norm_eps, text.hidden_act) == (1e-12, "gelu")
+    assert (text.hidden_dropout_prob, text.attention_probs_dropout_prob) == (0.1, 0.1)
+    assert (config.projection_dim, config.temperature, config.grounding_layer) == (256, 0.07, 8)
+    assert (config.momentum, config.queue_size, config.alpha) == (0.995, 65536, 0.4)
+    assert config.mlm_distillation_axis == "vocabulary"
+
+
+def test_the_size_of_albef_base():
+    """209.3 million parameters, counted from the sizes of the paper's parts."""
+    with torch.device("meta"):
+        model = AlbefForPreTraining(AlbefConfig())
+    width, mlp = 768, 3072
+    norm, attention = 2 * width, 4 * (width * width + width)
+    block = attention + (width * mlp + mlp) + (mlp * width + width) + 2 * norm
+    vision = (3 * 16 * 16 * width + width) + width + 257 * width + 12 * block + norm
+    text = (30522 + 512 + 2) * width + norm + 12 * block + 6 * (attention + norm)
+    heads = 2 * (width * 256 + 256) + (2 * width + 2) + 1
+    assert count(model.albef) == vision + text + heads == 209_315_075
+    mlm_head = width * width + width + norm + 30522  # its decoder is tied to the word embeddings
+    assert count(model.mlm_head) - 30522 * width == mlm_head
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trainable == count(model.albef) + mlm_head == 209_937_725
+    assert count(model.momentum_encoder) == vision + text + heads - (2 * width + 2) - 1 + mlm_head
+    assert tuple(model.image_queue.shape) == (65536, 256)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grounding_layer": 1}, r"grounding_layer 1 has no cross-attention: choose a fusion layer, 2\.\.4"),
+        ({"grounding_layer": 5}, "grounding_layer 5"),
+        ({"vision_grounding_layer": 2}, "vision_grounding_layer 2 is outside the image encoder's 2 layers"),
+        ({"mlm_distillation_axis": "batch"}, "mlm_distillation_axis"),
+        ({"queue_size": "many"}, "queue_size"),
+    ],
+)
+def test_configurations_that_are_refused(change, message):
+    with pytest.raises(Exception, match=message):  # the types are checked by huggingface_hub's own error
+        tiny_config(**change)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (AlbefVisionConfig, {"image_size": 250}, "not a whole number of patches of 16 pixels"),
+        (AlbefVisionConfig, {"image_size": (256, 100)}, "not a whole number of patches"),
+        (AlbefVisionConfig, {"num_attention_heads": 7}, "hidden_size 768 is not divisible by num_attention_heads 7"),
+        (AlbefTextConfig, {"num_attention_heads": 5}, "not divisible"),
+        (AlbefTextConfig, {"fusion_layer": 12}, r"fusion_layer 12 must lie in 0\.\.11"),
+    ],
+)
+def test_parts_that_are_refused(config, options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+
+
+def test_the_configuration_survives_its_file(tmp_path):
+    config = tiny_config(
+        vision_config=dict(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=(32, 48),
+            patch_size=8,
+        ),
+        momentum=0.9,
+        mlm_distillation_axis="sequence",
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is AlbefConfig
+    assert {**loaded.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+    assert loaded.vision_config.grid == (4, 6)
+    assert loaded.text_config.encoder_hidden_size == 16
+    assert (loaded.momentum, loaded.mlm_distillation_axis) == (0.9, "sequence")
+
+
+def test_the_auto_classes_know_albef():
+    config = AutoConfig.for_model(**tiny_config().to_dict())
+    assert type(config) is AlbefConfig
+    assert type(AutoModel.from_config(config)) is AlbefModel
+    assert type(AutoModelForPreTraining.from_config(config)) is AlbefForPreTraining
+
+
+# Initialisation, saving and loading -----------------------------------------------------------------------------------
+
+
+def test_a_new_model_begins_with_its_teacher_as_a_copy():
+    model = AlbefForPreTraining(tiny_config())
+    copies = list(model._momentum_pairs())
+    assert len(copies) == len(list(model.momentum_encoder.parameters()))
+    assert all(torch.equal(copy, original) for copy, original in copies)
+    assert sum(copy.std() > 0.01 for copy, _ in copies if copy.ndim > 1) > 40  # of something drawn at random
+    for queue in (model.image_queue, model.text_queue):
+        torch.testing.assert_close(queue.norm(dim=1), torch.ones(12))
+    assert not torch.equal(model.image_queue, model.text_queue)
+    assert (model.image_id_queue == -1).all()
+    assert (model.text_id_queue == -1).all()
+    assert model.queue_pointer.tolist() == [0]
+    assert model.albef.temperature.item() == pytest.approx(0.07)
+    assert model.mlm_head.decoder.weight is model.get_input_embeddings().weight
+
+
+def test_saved_and_loaded_the_pretraining_model_is_the_same(tmp_path):
+    model = AlbefForPreTraining(tiny_config()).train()
+    amc_total(model, masked_batch())  # the teacher differs from the model, the queues are not new
+    model.eval().save_pretrained(tmp_path)
+    loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is AlbefForPreTraining
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    state = loaded.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert loaded.mlm_head.decoder.weight is loaded.get_input_embeddings().weight
+    teacher = loaded.momentum_encoder
+    assert teacher.mlm_head.decoder.weight is teacher.text_model.get_input_embeddings().weight
+    for one, other in zip(amc_total(loaded, masked_batch()), amc_total(model, masked_batch())):
+        assert torch.equal(one, other)
+
+
+def test_the_pretraining_checkpoint_gives_the_grounding_model(tmp_path):
+    model = AlbefForPreTraining(tiny_config()).train()
+    model(**masked_batch())
+    model.eval().save_pretrained(tmp_path)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is AlbefModel
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    batch = tiny_batch()
+    expected, actual = (part(**batch, output_heatmaps=True) for part in (model.albef, loaded))
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_the_grounding_checkpoint_gives_a_pretraining_model(tmp_path):
+    model = grounding_model()
+    with torch.no_grad():
+        model.temperature.fill_(0.2)
+    model.save_pretrained(tmp_path)
+    loaded, info = AlbefForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    # The head that is new is reported; what is no more than a copy or empty is not.
+    assert {name.split(".")[0] for name in info["missing_keys"]} == {"mlm_head"}
+    assert all(torch.equal(tensor, loaded.albef.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(copy, original) for copy, original in loaded._momentum_pairs())
+    torch.testing.assert_close(loaded.image_queue.norm(dim=1), torch.ones(12))
+    assert (loaded.image_id_queue == -1).all()
+    assert loaded.queue_pointer.tolist() == [0]
+    assert loaded.mlm_head.dense.weight.std() > 0.1
+
+
+REMOTE_SCRIPT = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForPreTraining
+
+folder = sys.argv[1]
+assert not any("modeling_albef_amc" in name for name in sys.modules)
+batch = load_file(folder + "/batch.safetensors")
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+heatmaps = model(**batch, output_heatmaps=True).heatmaps
+pretraining = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    loss_itc = pretraining(**batch, image_ids=torch.arange(4)).loss_itc
+modules = {type(part).__module__.split(".")[0] for part in (model, pretraining, model.config)}
+assert modules == {"transformers_modules"}, modules
+try:
+    import modeling_albef_amc
+except ImportError:
+    save_file({"heatmaps": heatmaps, "loss_itc": loss_itc}, folder + "/result.safetensors")
+"""
+
+
+def test_remote_code_in_a_clean_process(tmp_path):
+    model = AlbefForPreTraining(tiny_config()).eval()
+    model.save_pretrained(tmp_path)
+    save_file(tiny_batch(), tmp_path / "batch.safetensors")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", REMOTE_SCRIPT, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = load_file(tmp_path / "result.safetensors")
+    assert torch.equal(result["heatmaps"], model.albef(**tiny_batch(), output_heatmaps=True).heatmaps)
+    with torch.no_grad():
+        assert torch.equal(result["loss_itc"], model(**tiny_batch(), image_ids=torch.arange(4)).loss_itc)
+
+
+# Attention, checkpointing, precision ----------------------------------------------------------------------------------
+
+
+def test_sdpa_equals_eager():
+    results = []
+    state = AlbefForPreTraining(tiny_config()).state_dict()
+    for implementation in ("eager", "sdpa"):
+        model = AlbefForPreTraining(tiny_config()).train()
+        model.load_state_dict(state)
+        model.set_attn_implementation(implementation)
+        assert model.albef.text_model.config._attn_implementation == implementation
+        assert model.albef.vision_model.config._attn_implementation == implementation
+        loss, heatmaps = amc_total(model, masked_batch())
+        loss.backward()
+        results.append((loss.detach(), heatmaps.detach(), gradients(model)))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-7)
+    assert results[0][2].keys() == results[1][2].keys()
+    for name, gradient in results[0][2].items():
+        torch.testing.assert_close(gradient, results[1][2][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_gradient_checkpointing_changes_nothing(implementation):
+    results = []
+    state = AlbefForPreTraining(tiny_config()).state_dict()
+    for checkpointing in (False, True):
+        model = AlbefForPreTraining(tiny_config()).train()
+        model.load_state_dict(state)
+        model.set_attn_implementation(implementation)
+        passes = []
+        model.albef.vision_model.layers[0].intermediate.register_forward_hook(
+            lambda *_, passes=passes: passes.append(1)
+        )
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        loss, _ = amc_total(model, masked_batch())
+        loss.backward()
+        # Computed again in the backward pass: proof that it is on.
+        assert len(passes) == 1 + checkpointing
+        results.append((loss.detach(), gradients(model)))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_autocast_trains_with_heatmaps():
+    state, results = AlbefForPreTraining(tiny_config()).state_dict(), []
+    for enabled in (False, True):
+        model = AlbefForPreTraining(tiny_config()).train()
+        model.load_state_dict(state)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            loss, heatmaps = amc_total(model, masked_batch())
+        loss.backward()
+        results.append((loss.item(), gradients(model)))
+        assert heatmaps.dtype == torch.float32
+        assert (heatmaps.amax(dim=(1, 2)) > 0).all()
+        assert all(torch.isfinite(gradient).all() for gradient in results[-1][1].values())
+    assert results[0][0] == pytest.approx(results[1][0], rel=0.03)
+    # No parameter loses its gradient to a cast that was made without one.
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, gradient in results[0][1].items():
+        if gradient.norm() > 0.1:
+            similarity = torch.nn.functional.cosine_similarity(gradient.flatten(), results[1][1][name].flatten(), dim=0)
+            assert similarity > 0.7, name
+
+
+def test_bfloat16_weights_ground():
+    model, batch = grounding_model(), tiny_batch()
+    expected = model(**batch, output_heatmaps=True).heatmaps
+    output = model.to(torch.bfloat16)(**batch, output_heatmaps=True)
+    assert output.itm_logits.dtype == torch.bfloat16
+    assert output.heatmaps.dtype == torch.float32
+    assert torch.isfinite(output.heatmaps).all()
+    correlation = torch.corrcoef(torch.stack([output.heatmaps.flatten(), expected.flatten()]))[0, 1]
+    assert correlation > 0.9
+
+
+def test_eager_attention_hands_out_probabilities_before_dropout():
+    module = torch.nn.Module().train()
+    states = torch.randn(2, 3, 5, 4)
+    _, probabilities = eager_attention_forward(module, states, states, states, None, scaling=0.5, dropout=0.9)
+    torch.testing.assert_close(probabilities.sum(dim=-1), torch.ones(2, 3, 5))
+
+
+# Shapes and recorded outputs ------------------------------------------------------------------------------------------
+
+
+def test_recorded_outputs():
+    model, batch = grounding_model(), tiny_batch()
+    model.set_attn_implementation("eager")
+    plain = model(**batch)
+    assert [
+        plain[name] for name in ("hidden_states", "attentions", "cross_attentions", "heatmaps") if name in plain
+    ] == []
+    output = model(**batch, output_attentions=True, output_hidden_states=True)
+    assert output.itm_logits.shape == (4, 2)
+    assert output.image_features.shape == output.text_features.shape == (4, 8)
+    torch.testing.assert_close(output.image_features.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(output.text_features.norm(dim=1), torch.ones(4))
+    assert [tuple(states.shape) for states in output.hidden_states] == [(4, 6, 24)] * 6
+    assert [tuple(states.shape) for states in output.attentions] == [(4, 2, 6, 6)] * 5
+    assert [tuple(states.shape) for states in output.cross_attentions] == [(4, 2, 6, 17)] * 3
+    assert [tuple(states.shape) for states in output.vision_hidden_states] == [(4, 17, 16)] * 3
+    assert [tuple(states.shape) for states in output.vision_attentions] == [(4, 2, 17, 17)] * 2
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    for attentions in (output.attentions, output.cross_attentions, output.vision_attentions):
+        for attention in attentions:
+            torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
+    # The first phrase has two padded slots, which nothing attends to.
+    assert all((attention[0, :, :, -2:] < 1e-6).all() for attention in output.attentions)
+    assert model(**batch, return_dict=False)[0].equal(plain.itm_logits)
+
+
+def test_a_fusion_encoder_without_text_layers_below():
+    text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=0)
+    model = grounding_model(text_config=dict(**text, vocab_size=40), grounding_layer=1)
+    model.set_attn_implementation("eager")
+    output = model(**tiny_batch(), output_attentions=True, output_hidden_states=True)
+    assert (len(output.hidden_states), len(output.attentions), len(output.cross_attentions)) == (4, 3, 3)
+    assert model(**tiny_batch(), output_heatmaps=True).heatmaps.shape == (4, 4, 4)
+
+
+def test_padding_does_not_matter_and_no_mask_is_a_mask_of_ones():
+    model, batch = grounding_model(), tiny_batch()
+    logits = model(**batch).itm_logits
+    padded = {
+        "pixel_values": batch["pixel_values"],
+        "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 5), value=9),
+        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 5)),
+    }
+    torch.testing.assert_close(model(**padded).itm_logits, logits, rtol=1e-4, atol=1e-5)
+    unmasked = model(batch["pixel_values"][1:], batch["input_ids"][1:]).itm_logits
+    torch.testing.assert_close(unmasked, logits[1:], rtol=1e-4, atol=1e-5)
+    wrong = model(batch["pixel_values"][:1], batch["input_ids"][:1]).itm_logits
+    assert not torch.allclose(wrong, logits[:1], rtol=1e-3)
+
+
+# Many phrases an image ------------------------------------------------------------------------------------------------
+
+
+def test_image_index_says_which_image_a_phrase_belongs_to():
+    model, batch, encoded = grounding_model(), tiny_batch(), []
+    images, index = batch.pop("pixel_values")[:2], torch.tensor([1, 0, 0, 1])
+    repeated = model(images[index], **batch)
+    model.vision_model.register_forward_pre_hook(lambda _, args, kwargs: encoded.append(len(args[0])), with_kwargs=True)
+    for dtype in (torch.long, torch.int32):
+        shared = model(images, **batch, image_index=index.to(dtype))
+        torch.testing.assert_close(shared.itm_logits, repeated.itm_logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shared.image_features[index], repeated.image_features, rtol=1e-4, atol=1e-5)
+    assert encoded == [2, 2]
+    # A single image is everyone's; an image may have no phrase.
+    single = model(images[:1], **batch).itm_logits
+    torch.testing.assert_close(single, model(images[[0, 0, 0, 0]], **batch).itm_logits, rtol=1e-4, atol=1e-5)
+    spare = model(images, **batch, image_index=torch.zeros(4, dtype=torch.long)).itm_logits
+    torch.testing.assert_close(spare, single, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("image_index", "message"),
+    [
+        (None, "4 phrases for 2 images: say which belongs to which with image_index"),
+        (torch.tensor([0, 1]), r"image_index must be 4 whole numbers, one a phrase, not \(2,\)"),
+        (torch.zeros(4, 1, dtype=torch.long), "image_index must be 4 whole numbers"),
+        (torch.zeros(4), r"not \(4,\) of torch\.float32"),
+    ],
+)
+def test_wrong_image_indices(image_index, message):
+    batch = tiny_batch()
+    images = batch.pop("pixel_values")[:2]
+    with pytest.raises(ValueError, match=message):
+        grounding_model()(images, **batch, image_index=image_index)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"pixel_values": torch.zeros(4, 3, 32, 30)},
+            "Images of 32 x 30 pixels are not a whole number of patches of 8",
+        ),
+        (
+            {"pixel_values": torch.zeros(4, 1, 32, 32)},
+            r"must be \(num_images, 3, height, width\), not \(4, 1, 32, 32\)",
+        ),
+        ({"pixel_values": torch.zeros(4, 32, 32)}, r"pixel_values must be"),
+        (
+            {"input_ids": torch.ones(4, 21, dtype=torch.long), "attention_mask": None},
+            "Text of 21 tokens: at most 20 have a position",
+        ),
+    ],
+)
+def test_wrong_sizes(change, message):
+    with pytest.raises(ValueError, match=message):
+        grounding_model()(**{**tiny_batch(), **change})
+
+
+def test_the_text_model_takes_words_or_states():
+    model = grounding_model().text_model
+    states = torch.zeros(1, 2, 24)
+    for inputs in ({}, {"input_ids": torch.ones(1, 2, dtype=torch.long), "text_embeds": states}):
+        with pytest.raises(ValueError, match="either input_ids or text_embeds"):
+            model(**inputs)
+
+
+# Positions on other grids ---------------------------------------------------------------------------------------------
+
+
+def test_positions_of_the_learned_grid_are_used_as_they_are():
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8)
+    embeddings = grounding_model(vision_config=dict(**vision, image_size=(32, 48))).vision_model.embeddings
+    assert embeddings.position_embeddings.shape == (1, 1 + 24, 16)
+    assert embeddings.interpolated_positions((4, 6)) is embeddings.position_embeddings
+    assert embeddings.interpolated_positions((6, 4)).shape == (1, 1 + 24, 16)
+    assert not torch.equal(embeddings.interpolated_positions((6, 4)), embeddings.position_embeddings)
+
+
+def test_positions_vary_along_the_axis_they_were_learned_on():
+    embeddings = grounding_model().vision_model.embeddings
+    rows = torch.arange(4.0)[:, None].expand(4, 4)
+    for ramp, still in ((rows, 1), (rows.T, 0)):
+        with torch.no_grad():
+            embeddings.position_embeddings[0, 1:] = ramp.reshape(16, 1)
+        patches = embeddings.interpolated_positions((8, 12))[0, 1:, 0].unflatten(0, (8, 12))
+        torch.testing.assert_close(patches, patches.select(still, 0).unsqueeze(still).expand(8, 12))
+        assert (patches.select(still, 0).diff() > 0).all()
+    assert torch.equal(embeddings.interpolated_positions((8, 12))[0, 0], embeddings.position_embeddings[0, 0])

@@ -1,0 +1,75 @@
+"""A tiny grounding task for tests of the trainer: small pictures of one coloured square, their phrases and boxes."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from dataset_scripts.features import FEATURES, encode_png
+from modeling_albef_amc import AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
+from tests.conftest import tiny_config
+
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (40, 60, 230), "white": (250, 250, 250)}
+SIDES = {"left": 0, "right": 1}
+PHRASES = [f"the {color} square on the {side}" for color in COLORS for side in SIDES]
+
+
+def tiny_records(count: int = 8, without_region: tuple[int, ...] = (), phrases_per_image: int = 1) -> list[dict]:
+    """Records that differ in picture, size, phrase length and number of boxes; no two have the same phrase below 9.
+
+    Args:
+        count: number of records. without_region: rows that get no box.
+        phrases_per_image: as many rows in a row share a picture.
+    """
+    records = []
+    for row in range(count):
+        number = row // phrases_per_image
+        rng = np.random.default_rng(number)
+        color, side = list(COLORS)[number % 4], list(SIDES)[number // 4 % 2]
+        width, height = 40 + number % 3, 36 + number % 2
+        pixels = rng.integers(60, 120, (height, width, 3), dtype=np.uint8)
+        x, y = 3 + number % 5 + 20 * SIDES[side], 4 + number % 7
+        pixels[y : y + 12, x : x + 12] = COLORS[color]
+        phrase = ["", "small ", "very small "][row % 3] + f"{color} square on the {side}"
+        boxes = [[x, y, x + 12, y + 12]] + [[1, 30, 5, 34]] * (row % 2)
+        records.append(
+            {
+                "image": encode_png(pixels),
+                "image_id": f"scene-{number}",
+                "phrase": phrase + " here" * (row % phrases_per_image),
+                "boxes": [] if row in without_region else boxes,
+                "masks": [],
+            }
+        )
+    return records
+
+
+def tiny_dataset(*args, **kwargs) -> datasets.Dataset:
+    """`tiny_records` as `train.py` hands them over: pictures undecoded."""
+    dataset = datasets.Dataset.from_list(tiny_records(*args, **kwargs), features=FEATURES)
+    return dataset.cast_column("image", datasets.Image(decode=False))
+
+
+def tiny_processor() -> AlbefProcessor:
+    tokenizer = tokenizer_from_texts([*PHRASES, "very small square here"])
+    return AlbefProcessor(AlbefImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+
+
+def tiny_albef(**overrides) -> AlbefForPreTraining:
+    """The tiny model of conftest with a vocabulary for these phrases."""
+    config = tiny_config(**overrides)
+    config.text_config.vocab_size = len(tiny_processor().tokenizer)
+    return AlbefForPreTraining(config)
+
+
+def write_folder(folder: Path, **splits: list[dict]) -> Path:
+    """A folder of Parquet files as `dataset_scripts.build` leaves it."""
+    (folder / "data").mkdir(parents=True)
+    for split, records in splits.items():
+        datasets.Dataset.from_list(records, features=FEATURES).to_parquet(folder / "data" / f"{split}-00000.parquet")
+    return folder
+
+
+def picture(width: int = 40, height: int = 36) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
