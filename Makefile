@@ -24,7 +24,7 @@ train: $(SCENES)/results.json  ## build scenes, train a base model, then it with
 	@echo "The numbers are in $(SCENES)/results.json, the pictures in $(SCENES)/heatmaps.png."
 
 test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
-	@$(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(THREADS) --maxprocesses 8 $(TESTS)
 
 lint: $(INSTALLED)  ## style and likely mistakes
 	@$(BIN)/ruff check .

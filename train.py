@@ -1,13 +1,14 @@
 """Trains a vision-language model with Attention Mask Consistency.
 
-    accelerate launch train.py trainer/configs/scenes_with_amc.yaml --model outputs/scenes/base
-    python train.py --help
+accelerate launch train.py trainer/configs/scenes_with_amc.yaml --model outputs/scenes/base
+python train.py --help
 """
 
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import PIL.Image
 import transformers
@@ -22,6 +23,7 @@ from modeling_albef_amc import (
     AlbefProcessor,
     tokenizer_from_texts,
 )
+from modeling_albef_amc.families import FAMILIES
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     source = data_args.dataset, data_args.dataset_config
     train_dataset = load_split(*source, data_args.train_split, data_args.max_train_examples)
     eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in data_args.eval_splits}
-    model, processor = build_model(model_args, train_dataset)
+    texts = [phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"]]
+    model, processor = build_model(model_args, texts)
 
     collator = GroundingCollator(
         processor,
@@ -65,8 +68,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),
     )
     resume = args.resume_from_checkpoint
-    if resume == "true":
-        resume = get_last_checkpoint(args.output_dir)
+    if resume is not None and resume.lower() == "true":
+        resume = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if resume is None:
+            raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir} to go on from.")
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     trainer.save_state()
@@ -100,18 +105,23 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The class that trains a checkpoint with this configuration.
 
     Raises:
-        ValueError: transformers does not know it.
+        ValueError: its family is unknown, or transformers does not have the class.
     """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{config.name_or_path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; known "
+            f"are {', '.join(FAMILIES)}. Describe it in modeling_albef_amc/families.py, or choose another checkpoint."
+        )
     if isinstance(config, AlbefConfig):
         return AlbefForPreTraining
     name = (config.architectures or ["no architecture"])[0]
     if not hasattr(transformers, name):
-        raise ValueError(f"The checkpoint is of {name}, which transformers does not have.")
+        raise ValueError(f"{config.name_or_path} is a checkpoint of {name}, which transformers does not have.")
     return getattr(transformers, name)
 
 
-def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A checkpoint of any known family, or ALBEF from random weights with a tokenizer made from the training phrases."""
+def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A checkpoint of any known family, or ALBEF from random weights with a tokenizer of the words of these texts."""
     if model_args.model is not None:
         config = AutoConfig.from_pretrained(model_args.model)
         model = model_class(config).from_pretrained(
@@ -121,7 +131,7 @@ def build_model(model_args: ModelArguments, train_dataset: Dataset) -> tuple[Pre
     else:
         fields = model_args.model_config or {}
         fields = json.loads(fields) if isinstance(fields, str) else fields
-        tokenizer = tokenizer_from_texts(train_dataset["phrase"])
+        tokenizer = tokenizer_from_texts(texts)
         text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
         config = AlbefConfig(**{**fields, "text_config": text_config})
         model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)

@@ -8,17 +8,19 @@ The splits: train and validation mix both kinds, mostly attribute phrases; test 
 relation phrases; test_unseen has attribute phrases for a red cross, a green square, a blue triangle or a yellow circle,
 which no other split ever shows.
 
-The objects' centres lie on a lattice of an eighth of the image, where the corners of 16-pixel patches meet in an image of
-128 pixels: a small vision transformer that is trained from nothing learns a shape from its patches, and learns it quickly
-when the shape falls on them in few ways.
+The captions split names all objects of a scene, in random order and without a region: image-text data to pretrain on.
 
-Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, and pixels are mixed in
-integers, so that a scene does not depend on the other scenes nor on the machine.
+The objects' centres lie on a lattice of an eighth of the image: in the middle of the 16-pixel patches of an image of 128
+pixels. A small vision transformer that is trained from nothing learns a shape quickly when it falls on the patches in few
+ways, and a heatmap, which is highest in the middle of a patch, can hit an object that is hardly larger than one.
 """
 
 import math
+import multiprocessing
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -55,14 +57,23 @@ _DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))
 _RELATION_WORDS = frozenset({"left", "right", "above", "below", "under"})
 
 TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN = "train", "validation", "test", "test_relations", "test_unseen"
-SPLITS = (TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN)  # a split's number is part of its scenes' seeds
+CAPTIONS = "captions"
+SPLITS = (
+    TRAIN,
+    VALIDATION,
+    TEST,
+    TEST_RELATIONS,
+    TEST_UNSEEN,
+    CAPTIONS,
+)  # a split's number is part of its scenes' seeds
 
 _SUPERSAMPLING = 4
+_SCENES_PER_PROCESS = 200
 _UNIT = 128  # the lengths below are pixels of an image of this size
 _MIN_IMAGE_SIZE = 64
 _ACROSS = {"small": (22, 25), "large": (36, 40)}
-_LATTICE = 8  # the centres are multiples of this part of the image
-_MAX_ROTATION = 8  # degrees
+_LATTICE = 8  # the centres are those of a grid of this many cells a side
+_MAX_ROTATION = 4  # degrees
 _MAX_LAYOUTS = 500  # one layout in LAYOUTS is good, so that this many bad ones in a row do not happen
 # Cosines of whole degrees, written with few digits: libraries may differ in the last one.
 _COS = [round(float(np.cos(np.pi * degree / 180)), 6) for degree in range(360)]
@@ -82,10 +93,11 @@ class ScenesConfig(datasets.BuilderConfig):
     train: int = field(default=6000, metadata={"help": "Scenes of the train split."})
     validation: int = field(default=200, metadata={"help": "Scenes of the validation split."})
     test: int = field(default=400, metadata={"help": "Scenes of the test split: attribute phrases only."})
-    test_relations: int = field(default=400, metadata={"help": "Scenes of test_relations: relation phrases only."})
+    test_relations: int = field(default=300, metadata={"help": "Scenes of test_relations: relation phrases only."})
     test_unseen: int = field(
-        default=300, metadata={"help": "Scenes of test_unseen: targets of a colour and shape never seen together."}
+        default=200, metadata={"help": "Scenes of test_unseen: targets of a colour and shape never seen together."}
     )
+    captions: int = field(default=2500, metadata={"help": "Scenes of captions: one caption each, no region."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,11 +131,11 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object)."""
+    """A picture, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object, or None)."""
 
     image: np.ndarray
     objects: list[SceneObject]
-    phrases: list[tuple[str, int]]
+    phrases: list[tuple[str, int | None]]
 
 
 class Scenes(datasets.GeneratorBasedBuilder):
@@ -146,23 +158,39 @@ class Scenes(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for index in range(self.config.counts[split]):
-            scene = draw_scene(self.config, split, index)
+        for index, rows in enumerate(self._draw_rows(split)):
             self.report.kept[f"scenes of {split}"] += 1
-            image = encode_png(scene.image)
-            image_id = f"{split}-{index:06d}"
-            for number, (phrase, target) in enumerate(scene.phrases):
-                self.report.kept[f"{'relation' if is_relation(phrase) else 'attribute'} phrases of {split}"] += 1
-                yield (
-                    f"{image_id}-{number}",
-                    {
-                        "image": image,
-                        "image_id": image_id,
-                        "phrase": phrase,
-                        "boxes": [scene.objects[target].box],
-                        "masks": [encode_png(scene.objects[target].mask)],
-                    },
-                )
+            for number, row in enumerate(rows):
+                kind = "relation phrases" if is_relation(row["phrase"]) else "attribute phrases"
+                self.report.kept[f"{kind if row['boxes'] else 'captions'} of {split}"] += 1
+                yield f"{split}-{index:06d}-{number}", row
+
+    def _draw_rows(self, split: str) -> Iterator[list[dict[str, Any]]]:
+        """The rows of each scene in turn, drawn by all processors where that is worth their start."""
+        draw, count = partial(scene_rows, self.config, split), self.config.counts[split]
+        processes = min(os.cpu_count() or 1, count // _SCENES_PER_PROCESS)
+        if processes < 2:
+            yield from map(draw, range(count))
+            return
+        with multiprocessing.Pool(processes) as pool:
+            yield from pool.imap(draw, range(count), chunksize=20)
+
+
+def scene_rows(config: ScenesConfig, split: str, index: int) -> list[dict[str, Any]]:
+    """One scene as rows of `features.FEATURES`, the pictures as PNG."""
+    scene = draw_scene(config, split, index)
+    image = encode_png(scene.image)
+    targets = [(phrase, [] if target is None else [scene.objects[target]]) for phrase, target in scene.phrases]
+    return [
+        {
+            "image": image,
+            "image_id": f"{split}-{index:06d}",
+            "phrase": phrase,
+            "boxes": [item.box for item in items],
+            "masks": [encode_png(item.mask) for item in items],
+        }
+        for phrase, items in targets
+    ]
 
 
 def is_relation(phrase: str) -> bool:
@@ -279,8 +307,8 @@ def _place(rng: np.random.Generator, outlines: list[_Outline], image_size: int) 
     """
     cell = image_size / _LATTICE
     margin = 2 * image_size / _UNIT
-    lattice = range(1, _LATTICE)
-    places = [(column * cell, row * cell) for row in lattice for column in lattice]
+    lattice = [(i + 0.5) * cell for i in range(_LATTICE)]
+    places = [(x, y) for y in lattice for x in lattice]
     centres: list[tuple[float, float]] = [(0.0, 0.0)] * len(outlines)
     placed: list[int] = []
     for i in sorted(range(len(outlines)), key=lambda i: -outlines[i].radius):
@@ -408,18 +436,21 @@ def _word_relation(rng: np.random.Generator, objects: list[_Planned], target: in
 
 def _choose_phrases(
     rng: np.random.Generator, objects: list[_Planned], split: str, config: ScenesConfig
-) -> list[tuple[str, int]] | None:
+) -> list[tuple[str, int | None]] | None:
     """Phrases of the split's kinds, each with another target, the relations first; None when there are too few.
 
     Train and validation take a quarter of `phrases_per_scene`, but one at least, as relations, and the rest as
     attributes, of which two will do; the test splits take what there is, and two at least (test_unseen: one).
     """
+    if split == CAPTIONS:
+        described = [_noun_phrase(objects[i], _NAMES, "") for i in _pick(rng, range(len(objects)), len(objects))]
+        return [(" and ".join(described), None)]
     wanted = config.phrases_per_scene
     mixed = split in (TRAIN, VALIDATION)
     num_relations = max(wanted // 4, 1) if mixed else wanted
     fitting = _fitting(objects)
     order = _pick(rng, range(len(objects)), len(objects))
-    phrases: list[tuple[str, int]] = []
+    phrases: list[tuple[str, int | None]] = []
     if split not in (TEST, TEST_UNSEEN):
         relations = _relations(objects, fitting, config.image_size)
         for target in [i for i in order if relations[i]][:num_relations]:

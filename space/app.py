@@ -7,6 +7,7 @@ model that `make train` makes is shown.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
@@ -21,7 +22,11 @@ TRAINED_HERE = HERE.parent / "outputs" / "scenes" / "with_amc"
 MAX_PHRASES = 16
 COLUMNS = ["phrase", "match, %", "point (x, y)", "box (x1, y1, x2, y2)"]
 EXAMPLES = [
-    [str(HERE / "examples" / "scene_1.png"), "PHRASES_1"],
+    [str(HERE / "examples" / "scene_1.png"), "the small red object\nthe large red object\nthe small yellow object"],
+    [
+        str(HERE / "examples" / "scene_2.png"),
+        "the small circle left of the large green circle\nthe small circle to the right of the large cross",
+    ],
 ]
 EXPLANATION = """
 # Point at it
@@ -53,7 +58,7 @@ def ground(
     Returns: for each phrase the photo under its heatmap, with a caption; and a row of `COLUMNS`.
 
     Raises:
-        gr.Error: no photo, no phrase, too many of them, or one without a word.
+        gr.Error: no photo, no phrase, too many of them, or one that is too long or has no word.
     """
     phrases = [line.strip() for line in text.splitlines() if line.strip()]
     if photo is None:
@@ -64,9 +69,12 @@ def ground(
         raise gr.Error(f"At most {MAX_PHRASES} phrases at a time, please; these are {len(phrases)}.")
     photo = photo.convert("RGB")
     try:
-        inputs = processor(images=photo, text=phrases, return_tensors="pt", max_length=max_tokens(model))
+        inputs = processor(images=photo, text=phrases, return_tensors="pt")
     except ValueError as error:
         raise gr.Error(str(error)) from error
+    most = model.config.text_config.max_position_embeddings
+    if inputs["input_ids"].shape[1] > most:
+        raise gr.Error(f"A phrase is longer than the model's {most} word pieces: shorten it.")
     output = model(**inputs.to(model.device), output_heatmaps=True)
     matches = output.itm_logits.detach().float().softmax(dim=-1)[:, 1].tolist()
     found = processor.post_process_grounding(output.heatmaps.cpu(), (photo.height, photo.width))
@@ -77,10 +85,6 @@ def ground(
         pictures.append((picture, f"{phrase} ({match:.0%})"))
         rows.append([phrase, f"{100 * match:.1f}", *(", ".join(map(str, answer[key])) for key in ("point", "box"))])
     return pictures, rows
-
-
-def max_tokens(model: PreTrainedModel) -> int:
-    return model.config.text_config.max_position_embeddings
 
 
 def overlay(photo: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Image.Image:
@@ -109,13 +113,13 @@ def build(model: PreTrainedModel, processor: ProcessorMixin) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 photo = gr.Image(type="pil", image_mode="RGB", label="Photo", sources=["upload", "clipboard"])
-                phrases = gr.Textbox(lines=4, label="Phrases, one a line", placeholder="the red cup\nthe cup on the left")
+                phrases = gr.Textbox(lines=4, label="Phrases, one a line", placeholder="the red cup\nthe left cup")
                 button = gr.Button("Point", variant="primary")
             with gr.Column():
                 pictures = gr.Gallery(label="Heatmaps", columns=2, object_fit="contain")
                 table = gr.Dataframe(headers=COLUMNS, label="Answers", interactive=False)
         gr.Examples(EXAMPLES, [photo, phrases], cache_examples=False)
-        button.click(lambda *given: ground(model, processor, *given), [photo, phrases], [pictures, table], api_name="ground")
+        button.click(partial(ground, model, processor), [photo, phrases], [pictures, table], api_name="ground")
     return page
 
 

@@ -51,6 +51,13 @@ def tiny_dataset(*args, **kwargs) -> datasets.Dataset:
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
+def scattered_boxes(row: dict, index: int) -> dict:
+    """For `map`: one box or two all over the picture, none in every fifth row; a point hits some and misses others."""
+    x, y = 13 * (index % 3), 12 * (index // 3 % 3)
+    boxes = [[x, y, x + 14, y + 12], [2 * index, 20, 2 * index + 6, 34]][: 1 + index % 2]
+    return {**row, "boxes": [] if index % 5 == 4 else boxes}
+
+
 def tiny_processor() -> AlbefProcessor:
     tokenizer = tokenizer_from_texts([*PHRASES, "very small square here"])
     return AlbefProcessor(AlbefImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)

@@ -62,9 +62,12 @@ class AmcConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("itc_weight", "itm_weight", "mlm_weight", "amc_mean_weight", "amc_max_weight"):
-            if getattr(self, name) < 0:
+        weights = "itc_weight", "itm_weight", "mlm_weight", "amc_mean_weight", "amc_max_weight"
+        for name in weights:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
         if self.max_grad_norm <= 0:

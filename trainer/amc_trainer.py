@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ class AmcTrainer(Trainer):
         model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`).
         explain: how to explain a model of an unknown family.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
-        draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation; returns a picture for TensorBoard.
-        Everything else as in `Trainer`. `data_collator` is a `GroundingCollator`; `eval_data_collator` may be another one,
-        without augmentation.
+        draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation while training; returns a picture for
+            TensorBoard.
+        Everything else as in `Trainer`. `data_collator` is a `GroundingCollator`; `eval_data_collator` may be another
+        one, without augmentation.
 
     Every loss is the mean over its items in the whole optimizer step: neither the number of processes nor gradient
-    accumulation changes the gradient. A step without a finite gradient is skipped, counted and reported with its records.
+    accumulation changes the gradient. A step without a finite gradient is skipped, counted and reported with its
+    records.
 
     Raises:
         FloatingPointError: `max_bad_steps` such steps in a row. A checkpoint is saved before.
@@ -83,7 +86,7 @@ class AmcTrainer(Trainer):
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """As ever. A run of one process that an error or Ctrl-C ends saves first what it has trained since the last save."""
+        """As ever, but a run of one process that an error or Ctrl-C ends saves what it trained since the last save."""
         try:
             return super().train(*args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
@@ -106,12 +109,25 @@ class AmcTrainer(Trainer):
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.phrases_per_image == 1:
             return super()._get_train_sampler(train_dataset)
-        return ImageGroupedSampler(train_dataset["image_id"], self.phrases_per_image, seed=self.args.data_seed or self.args.seed)
+        if "image_id" not in train_dataset.column_names:
+            raise ValueError("phrases_per_image above 1 needs the column image_id, to know which rows share an image.")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ImageGroupedSampler(train_dataset["image_id"], self.phrases_per_image, seed)
 
     def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
+        with self._evaluating():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset) -> torch.utils.data.DataLoader:
+        with self._evaluating():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Loaders made in here use the collator without augmentation."""
         training_collator, self.data_collator = self.data_collator, self.eval_data_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.data_collator = training_collator
 
@@ -211,8 +227,8 @@ class AmcTrainer(Trainer):
         if self.bad_steps >= self.args.max_bad_steps:
             self._save_checkpoint(self.model, trial=None)
             raise FloatingPointError(
-                f"{message} That makes {self.bad_steps} in a row, so training stops; the weights from before them are in "
-                f"{self._get_output_dir(None)}. Lower the learning rate, or look at these examples."
+                f"{message} That makes {self.bad_steps} in a row, so training stops; the weights from before them "
+                f"are in {self._get_output_dir(None)}. Lower the learning rate, or look at these examples."
             )
         self.log({"bad_step": self.state.global_step + 1})
         logger.warning(message)
@@ -248,7 +264,8 @@ class AmcTrainer(Trainer):
         self._sums["eval"] = {}
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
-        if self.draw_heatmaps is not None and self.is_world_process_zero():
+        # Later evaluations may be of other data than is drawn, and TensorBoard's file is closed.
+        if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
             self._log_picture(f"{metric_key_prefix}/heatmaps", self.draw_heatmaps(self))
         return output
 

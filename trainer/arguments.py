@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -86,12 +86,13 @@ def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> 
     )
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path = Path(arguments.pop(0))
-        fields = {f.name: f for cls in dataclasses_ for f in dataclasses.fields(cls)}
-        defaults = read_yaml(path, list(fields))
+        # Not the types in dataclasses.fields: the parser has simplified those.
+        annotations = {name: str(hint) for cls in dataclasses_ for name, hint in get_type_hints(cls).items()}
+        defaults = read_yaml(path, [f.name for cls in dataclasses_ for f in dataclasses.fields(cls)])
         for action in parser._actions:
             if action.dest in defaults:
                 try:
-                    action.default = typed(defaults[action.dest], action, str(fields[action.dest].type))
+                    action.default = typed(defaults[action.dest], action, annotations[action.dest])
                 except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                     raise ValueError(f"{path}: {action.dest}: {error}") from error
                 action.required = False
@@ -107,7 +108,7 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
     Raises:
         ValueError, TypeError, ArgumentTypeError: it does not fit.
     """
-    if value is None:
+    if value is None and ("None" in annotation or "Optional" in annotation):
         return None
     if isinstance(value, list | dict):
         if type(value).__name__ not in annotation.lower():
@@ -115,7 +116,10 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
         return value
     if action.nargs in ("+", "*"):
         raise ValueError(f"expected a list, got {value!r}; write [{value}].")
-    return action.type(str(value).lower() if isinstance(value, bool) else str(value))
+    value = action.type(str(value).lower() if isinstance(value, bool) else str(value))
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"{value!r} is none of {', '.join(map(str, action.choices))}.")
+    return value
 
 
 def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from .regions import Region
 
-
 _COLOR_WORDS = re.compile(
     r"\b(?:colou?r(?:s|ed|ful)?|gr[ae]y|red|orange|yellow|green|blue|purple|violet|lilac|lavender|pink|brown|black|white"
     r"|gold|golden|silver|beige|tan|maroon|burgundy|crimson|navy|teal|turquoise|cyan|aqua|magenta|cream|khaki|ivory"

@@ -13,7 +13,6 @@ from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 from .augmentation import GroundingAugmentation
 from .regions import Region, open_image
 
-
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
 PADDING = -100
 

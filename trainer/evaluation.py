@@ -47,7 +47,12 @@ def point_at(
     model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
     model.eval()
     points, boxes = [], []
-    bar = tqdm(total=len(dataset), desc=description, unit="phrase", disable=description is None or not accelerator.is_main_process)
+    bar = tqdm(
+        total=len(dataset),
+        desc=description,
+        unit="phrase",
+        disable=description is None or not accelerator.is_main_process,
+    )
     for batch in loader:
         with accelerator.autocast():
             heatmaps = batch_heatmaps(model, explain, batch)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
 _POLYGON_OVERSAMPLING = 4

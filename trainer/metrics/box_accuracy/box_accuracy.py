@@ -4,7 +4,6 @@ import datasets
 import evaluate
 import numpy as np
 
-
 _CITATION = """\
 @inproceedings{yang2023improving,
   title={Improving Visual Grounding by Encouraging Consistent Gradient-based Explanations},

@@ -4,7 +4,6 @@ import datasets
 import evaluate
 import numpy as np
 
-
 _CITATION = """\
 @article{zhang2018excitation,
   title={Top-Down Neural Attention by Excitation Backprop},

@@ -1,0 +1,90 @@
+"""What the two processes of test_distributed.py run: `torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER`.
+
+Each process leaves what it found in FOLDER/rank-N.pt; the tests compare that with one process.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from modeling_albef_amc.modeling_albef_pretraining import gather_rows
+from tests.tiny_data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
+from tests.trainer_helpers import FixedDraws, Watcher, collator_of, make_trainer, snapshot
+from trainer.amc_trainer import AmcTrainer, count_items
+
+
+def model_and_data():
+    """Three rows a process: the first one's have a region and masked words, of the other's just one a region."""
+    torch.manual_seed(0)
+    return tiny_albef(), tiny_dataset(6, without_region=(3, 5))
+
+
+def settings(per_device: int) -> dict:
+    return dict(per_device_train_batch_size=per_device, max_steps=2, learning_rate=1e-3, logging_steps=1)
+
+
+def by_trainer(folder: Path, per_device: int, **more) -> dict:
+    """Two steps of the same batch by `AmcTrainer`, then an evaluation of 11 rows."""
+    model, dataset = model_and_data()
+    watcher = Watcher()
+    trainer = make_trainer(folder, model, dataset, FixedDraws(collator_of()), watcher, **settings(per_device), **more)
+    trainer.eval_data_collator = collator_of(tiny_processor(), mlm_probability=0.0)
+    trainer.train()
+    held_out = tiny_dataset(11, phrases_per_image=2).map(scattered_boxes, with_indices=True)
+    metrics = trainer.evaluate(held_out)
+    return {
+        "gradients": watcher.gradients,
+        "weights": watcher.weights,
+        "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "metrics": metrics,
+        "points": trainer.predict(held_out).predictions,
+    }
+
+
+def by_hand(folder: Path, rank: int) -> dict:
+    """DDP around the model and `compute_loss`, without the Trainer's loop."""
+    model, dataset = model_and_data()
+    trainer: AmcTrainer = make_trainer(folder, model, dataset, FixedDraws(collator_of()))
+    batch = trainer.data_collator([dataset[row] for row in range(3 * rank, 3 * rank + 3)])
+    totals = {name: trainer.accelerator.reduce(total) for name, total in count_items([batch]).items()}
+    assert int(count_items([batch])["regions"]) == (3, 1)[rank] and int(totals["regions"]) == 4
+    model.train()
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+    trainer.compute_loss(wrapped, batch, num_items_in_batch=totals).backward()
+    return {
+        "gradients": {name: p.grad for name, p in model.named_parameters()},
+        "state": snapshot(model),
+        "own_mlm_tokens": int(count_items([batch])["mlm_tokens"]),
+    }
+
+
+def main(folder: Path) -> None:
+    distributed.init_process_group("gloo")
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    assert world_size == 2
+    found = {
+        "world_size": world_size,
+        "by_hand": by_hand(folder / "by_hand", rank),
+        "by_trainer": by_trainer(folder / "run", 3),
+    }
+    found["without_itc_and_itm"] = by_trainer(folder / "off", 3, itc_weight=0.0, itm_weight=0.0)
+    own = torch.arange(12.0).reshape(6, 2)[: 2 + 4 * rank] + 100 * rank
+    found["gathered"] = {
+        "unequal": gather_rows(own),
+        "flat": gather_rows(own[:, 0].long()),
+        "one is empty": gather_rows(own[: 3 * rank]),
+    }
+    torch.save(found, folder / f"rank-{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,149 @@
+"""Two gloo processes against one: the same gradients, queues, teacher, metrics and points."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_albef_amc.modeling_albef_pretraining import gather_rows
+from tests import distributed_worker
+from tests.tiny_data import tiny_records, write_folder
+from tests.trainer_helpers import is_equal, relative_difference
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+
+
+def torchrun(*command: str, cwd: Path) -> str:
+    """Runs a script in two processes; what they print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun(str(ROOT / "tests" / "distributed_worker.py"), str(folder), cwd=folder)
+    found = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert [rank["world_size"] for rank in found] == [2, 2]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        "by_trainer": distributed_worker.by_trainer(folder / "run", 6),
+        "without_itc_and_itm": distributed_worker.by_trainer(folder / "off", 6, itc_weight=0.0, itm_weight=0.0),
+    }
+
+
+def test_ddp_and_compute_loss_give_the_gradients_of_one_process(ranks, alone):
+    one, other = (rank["by_hand"] for rank in ranks)
+    assert one["own_mlm_tokens"] > 0 == other["own_mlm_tokens"]  # as uneven as can be
+    assert relative_difference(one["gradients"], other["gradients"]) == 0
+    assert relative_difference(alone["by_trainer"]["gradients"][0], one["gradients"]) < 1e-5
+    assert is_equal(one["state"], other["state"])
+
+
+@pytest.mark.parametrize("run", ["by_trainer", "without_itc_and_itm"])
+def test_two_steps_of_the_trainer_equal_those_of_one_process(ranks, alone, run):
+    one, other = (rank[run] for rank in ranks)
+    for step in (0, 1):
+        assert relative_difference(one["gradients"][step], other["gradients"][step]) == 0
+        tolerance = (1e-5, 1e-3)[step]  # after Adam's first step, rounding has been divided by tiny gradients
+        assert relative_difference(alone[run]["gradients"][step], one["gradients"][step]) < tolerance
+        for log in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"):
+            assert one["logs"][step][log] == pytest.approx(alone[run]["logs"][step][log], rel=1e-4)
+
+
+def test_queues_and_teacher_stay_the_same_on_all_processes(ranks, alone):
+    one, other = (rank["by_trainer"]["weights"] for rank in ranks)
+    for step in (0, 1):
+        assert is_equal(one[step], other[step])
+        for name, tensor in alone["by_trainer"]["weights"][step].items():
+            if "queue" in name or name.startswith("momentum_encoder."):
+                torch.testing.assert_close(one[step][name], tensor, rtol=1e-4, atol=1e-5)
+    assert one[0]["queue_pointer"] == 6 and one[1]["queue_pointer"] == 0  # of both processes, and once round
+    assert (one[1]["text_id_queue"] >= 0).all()
+
+
+def test_evaluation_of_a_number_that_two_does_not_divide(ranks, alone):
+    one, other = (rank["by_trainer"] for rank in ranks)
+    expected = alone["by_trainer"]
+    assert (one["points"] == expected["points"]).all() and len(one["points"]) == 11
+    for name in ("eval_pointing_game", "eval_num_phrases"):
+        assert one["metrics"][name] == other["metrics"][name] == expected["metrics"][name]
+    assert expected["metrics"]["eval_num_phrases"] == 9  # 11 less two without a box
+    assert 0 < expected["metrics"]["eval_pointing_game"] < 1, "a test that could not fail"
+
+
+def test_gather_rows_of_unequal_counts(ranks):
+    first, second = torch.arange(12.0).reshape(6, 2)[:2], torch.arange(12.0).reshape(6, 2) + 100
+    for rank, position in zip(ranks, (0, 2)):
+        rows, start = rank["gathered"]["unequal"]
+        assert torch.equal(rows, torch.cat([first, second])) and start == position
+        rows, start = rank["gathered"]["flat"]
+        assert torch.equal(rows, torch.cat([first, second])[:, 0].long()) and start == position
+    for rank in ranks:
+        rows, start = rank["gathered"]["one is empty"]
+        assert torch.equal(rows, second[:3]) and start == 0
+    rows, start = gather_rows(first)
+    assert rows is first and start == 0
+
+
+# train.py -------------------------------------------------------------------------------------------------------------
+
+WRAPPER = """
+import sys
+from torch import distributed
+from train import main
+main(sys.argv[1:])
+assert distributed.is_initialized() and distributed.get_world_size() == 2, "one process only"
+print("world size", distributed.get_world_size(), distributed.get_backend())
+"""
+
+
+def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
+    data = write_folder(tmp_path / "data", train=tiny_records(16), validation=tiny_records(7, phrases_per_image=2))
+    (tmp_path / "wrapper.py").write_text(WRAPPER)
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=1)
+    config = dict(
+        vision_config={**vision, "image_size": 32, "patch_size": 8},
+        text_config=text,
+        projection_dim=8,
+        queue_size=12,
+        grounding_layer=1,
+    )
+    arguments = dict(
+        dataset=data, output_dir=tmp_path / "run", model_config=json.dumps(config), max_steps=4, warmup_steps=0,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=2, mask_size=16,
+        logging_steps=1, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, use_cpu="true",
+        phrases_per_image=2, mlm_probability=0.5,
+    )  # fmt: skip
+    command = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    printed = torchrun(str(tmp_path / "wrapper.py"), *command, cwd=tmp_path)
+    assert printed.count("world size 2 gloo") == 2
+    metrics = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert metrics["validation_num_phrases"] == 7
+    assert {"checkpoint-2", "checkpoint-4", "model.safetensors"} < {f.name for f in (tmp_path / "run").iterdir()}
+
+    scored = [str(ROOT / "evaluate_grounding.py"), "--models", f"run={tmp_path / 'run'}", "--dataset", str(data)]
+    scored += ["--splits", "validation", "train", "--batch_size", "2", "--cpu", "--output"]
+    torchrun(*scored, str(tmp_path / "two"), cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *scored, str(tmp_path / "one")], env=environment, check=True, capture_output=True)
+    two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
+    assert two == one and one["run"]["validation"] == pytest.approx(metrics["validation_pointing_game"])

@@ -1,0 +1,322 @@
+"""`train.py` and `evaluate_grounding.py` as a user calls them: settings, errors, and a run from data to pictures."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from transformers import AutoModel, BertConfig, BertModel
+
+import evaluate_grounding
+import train
+from dataset_scripts.build import build
+from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
+from tests.conftest import tiny_blip
+from tests.test_trainer import blip_processor
+from tests.tiny_data import tiny_records, write_folder
+from trainer.amc_config import AmcConfig
+from trainer.arguments import DataArguments, ModelArguments, parse_arguments
+
+CLASSES = ModelArguments, DataArguments, AmcConfig
+TINY_MODEL = {
+    "vision_config": dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    ),
+    "text_config": dict(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=1
+    ),
+    "projection_dim": 8,
+    "queue_size": 12,
+    "grounding_layer": 1,
+}
+RUN = dict(
+    max_steps=3,
+    warmup_steps=0,
+    per_device_train_batch_size=4,
+    per_device_eval_batch_size=4,
+    mask_size=16,
+    logging_steps=1,
+    save_strategy="no",
+    use_cpu=True,
+    disable_tqdm=True,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    splits = {"train": tiny_records(8), "validation": tiny_records(5), "test": tiny_records(6)}
+    return write_folder(tmp_path_factory.mktemp("data") / "tiny", **splits)
+
+
+def write_yaml(folder: Path, **settings) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path, data) -> str:
+    """A YAML file that trains a tiny model for three steps."""
+    return write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", model_config=TINY_MODEL, **RUN)
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_defaults(tmp_path):
+    path = write_yaml(
+        tmp_path, learning_rate=3e-4, flip=0.25, max_steps=7, bf16=False, eval_splits=["a"], alpha=0.1, output_dir="x"
+    )
+    command = [path, "--flip", "0.75", "--eval_splits", "b", "c", "--alpha", "0.2"]
+    _, data_args, args = parse_arguments(*CLASSES, arguments=command)
+    assert (data_args.flip, data_args.eval_splits, args.alpha) == (0.75, ["b", "c"], 0.2)
+    assert (args.learning_rate, args.max_steps, args.bf16) == (3e-4, 7, False)
+    assert (data_args.gray, args.amc_max_weight, args.weight_decay) == (0.2, 0.8, 0.02)
+
+
+def test_yaml_and_the_command_line_read_the_same_values(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "output_dir: x\nlearning_rate: 1e-4\nmax_steps: 5\nbf16: false\nuse_cpu: true\nrun_name: 2024\n"
+        "model_config: {projection_dim: 8}\nlr_scheduler_kwargs: {min_lr_rate: 0.5}\nmax_train_examples:\n"
+    )
+    model_args, data_args, args = parse_arguments(*CLASSES, arguments=[str(path)])
+    assert args.learning_rate == 1e-4 and args.max_steps == 5 and args.use_cpu is True and args.bf16 is False
+    assert args.run_name == "2024" and data_args.max_train_examples is None
+    assert model_args.model_config == {"projection_dim": 8} and args.lr_scheduler_kwargs == {"min_lr_rate": 0.5}
+    command = ["--output_dir", "x", "--learning_rate", "1e-4", "--lr_scheduler_kwargs", '{"min_lr_rate": 0.5}']
+    _, _, other = parse_arguments(*CLASSES, arguments=command)
+    assert other.learning_rate == args.learning_rate and other.lr_scheduler_kwargs == args.lr_scheduler_kwargs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnig_rate: 1e-4\nmax_steps: 3\n", "unknown setting 'learnig_rate'; --help"),
+        ("flips: 1\ngrays: 2\n", "unknown setting 'flips', 'grays'"),
+        ("- learning_rate\n", "expected a mapping"),
+        ("a: [1\n", "is not YAML"),
+        ("learning_rate: fast\n", "learning_rate: .*'fast'"),
+        ("max_steps: 2.5\n", "max_steps: .*'2.5'"),
+        ("max_steps: true\n", "max_steps: .*'true'"),
+        ("use_cpu: maybe\n", "use_cpu: .*maybe"),
+        ("flip: [0.5]\n", r"flip: expected one value, got \[0.5\]"),
+        ("learning_rate: {a: 1}\n", "learning_rate: expected one value"),
+        ("eval_splits: validation\n", "eval_splits: expected a list"),
+        ("learning_rate:\n", "learning_rate: .*None"),
+        ("amc_reduction: pixel\n", "amc_reduction: .*pixel"),
+    ],
+)
+def test_a_wrong_yaml_is_refused_with_its_name_and_key(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as raised:
+        parse_arguments(*CLASSES, arguments=[str(path)])
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_yaml_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.yaml: No such file"):
+        parse_arguments(*CLASSES, arguments=[str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize("command", [["--flipp", "1"], ["--flip", "often"], ["--max_steps", "2.5"], ["stray"]])
+def test_a_wrong_command_line_is_refused(command, capsys):
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        parse_arguments(*CLASSES, arguments=["--output_dir", "x", *command])
+    assert command[0].removeprefix("--") in capsys.readouterr().err + str(raised.value)
+
+
+def test_help_has_every_setting_with_a_word_about_it():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        parse_arguments(*CLASSES, arguments=["--help"])
+    text = printed.getvalue()
+    assert ended.value.code == 0 and "[CONFIG.yaml] [--name value ...]" in text
+    for cls in CLASSES:
+        for field in dataclasses.fields(cls):
+            if field.init:
+                assert re.search(rf"^  --{field.name}\b", text, re.MULTILINE), field.name
+    ours = {*dataclasses.fields(ModelArguments), *dataclasses.fields(DataArguments)}
+    inherited = {field.name for field in dataclasses.fields(AmcConfig.__mro__[1])}
+    ours |= {field for field in dataclasses.fields(AmcConfig) if field.name not in inherited}
+    assert len(ours) > 30 and all(len(field.metadata["help"]) > 15 for field in ours)
+    assert max(len(line) for line in text.splitlines() if "{" not in line) <= 110  # choices are not wrapped
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(train.__file__).parent.glob("trainer/configs/*.yaml")), ids=lambda p: p.name
+)
+def test_the_configurations_of_the_project_are_valid(path):
+    parse_arguments(*CLASSES, arguments=[str(path), "--output_dir", "x", "--use_cpu", "--bf16", "false"])
+
+
+# What cannot be trained -----------------------------------------------------------------------------------------------
+
+
+def test_data_that_is_not_there(config, data, tmp_path):
+    with pytest.raises(ValueError, match="Say which data set to use: --dataset"):
+        train.main(["--output_dir", str(tmp_path / "run")])
+    with pytest.raises((ValueError, OSError), match="no-such-folder"):
+        train.main([config, "--dataset", str(tmp_path / "no-such-folder")])
+    with pytest.raises(ValueError, match="nosuchsplit") as raised:
+        train.main([config, "--train_split", "nosuchsplit"])
+    assert "validation" in str(raised.value)
+    with pytest.raises(ValueError, match="nosuchsplit"):
+        train.main([config, "--eval_splits", "nosuchsplit"])
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_missing_column_is_named(config, tmp_path):
+    folder = tmp_path / "bare"
+    (folder / "data").mkdir(parents=True)
+    datasets.Dataset.from_list([{"caption": "a"}]).to_parquet(folder / "data" / "train-00000.parquet")
+    with pytest.raises(ValueError, match=r"bare has no column image, phrase; see dataset_scripts/features\.py"):
+        train.main([config, "--dataset", str(folder)])
+
+
+def test_a_checkpoint_of_another_family_is_named(config, data, tmp_path):
+    BertModel(
+        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match=r"bert is a checkpoint of type 'bert'.*known are albef, blip"):
+        train.main([config, "--model", str(tmp_path / "bert")])
+    with pytest.raises(ValueError, match="checkpoint of type 'bert'"):
+        evaluate_grounding.main(["--models", f"a={tmp_path / 'bert'}", "--dataset", str(data)])
+
+
+def test_there_must_be_something_to_resume(config, tmp_path):
+    for _ in range(2):  # without the folder, and with one that has no checkpoint
+        with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path / 'run'}"):
+            train.main([config, "--resume_from_checkpoint", "true"])
+        (tmp_path / "run").mkdir(exist_ok=True)
+
+
+def test_a_pattern_that_freezes_nothing_is_named(config):
+    with pytest.raises(ValueError, match=r"freeze: no parameter .*'no_such_layer'"):
+        train.main([config, "--freeze", "no_such_layer"])
+
+
+# Runs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_from_yaml_to_checkpoint_to_scores_and_picture(config, data, tmp_path, capsys):
+    metrics = train.main([config, "--eval_splits", "validation", "test", "--max_steps", "2"])
+    run = tmp_path / "run"
+    state = json.loads((run / "trainer_state.json").read_text())
+    assert state["global_step"] == 2, "the command line did not win"
+    assert metrics["validation_num_phrases"] == 5 and metrics["test_num_phrases"] == 6
+    assert metrics == pytest.approx({k: v for k, v in json.loads((run / "all_results.json").read_text()).items()})
+    assert isinstance(AlbefProcessor.from_pretrained(run).tokenizer.vocab_size, int)
+    trained = AlbefForPreTraining.from_pretrained(run)
+    assert trained.config.projection_dim == 8 and trained.config.vision_config.image_size == 32
+    assert type(AutoModel.from_pretrained(run)).__name__ == "AlbefModel"
+
+    # Once more from there, with the image encoder frozen and other sizes: it begins with these weights.
+    again = ["--model", str(run), "--output_dir", str(tmp_path / "more"), "--freeze", r"albef\.vision_model"]
+    train.main([config, *again, "--image_size", "48", "--phrases_per_image", "2", "--max_steps", "1"])
+    more = AlbefForPreTraining.from_pretrained(tmp_path / "more").state_dict()
+    changed = {name for name, value in trained.state_dict().items() if not value.equal(more[name])}
+    assert changed and not any(name.startswith("albef.vision_model") for name in changed)
+    assert AlbefProcessor.from_pretrained(tmp_path / "more").image_processor.size["height"] == 48
+
+    capsys.readouterr()
+    models = [f"first={run}", f"second={tmp_path / 'more'}"]
+    command = ["--models", *models, "--dataset", str(data), "--splits", "validation", "test", "--batch_size", "4"]
+    results = evaluate_grounding.main([*command, "--num_pictured", "3", "--cpu", "--output", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    assert list(results) == ["first", "second"]
+    assert all(list(scores) == ["validation", "test"] for scores in results.values())
+    for split in ("validation", "test"):
+        assert results["first"][split] == pytest.approx(metrics[f"{split}_pointing_game"])
+    printed = capsys.readouterr().out
+    assert "| pointing accuracy, %" in printed and f"{100 * results['second']['test']:.1f}" in printed
+    check_picture(tmp_path / "out" / "heatmaps.png", columns=3, rows=3)
+
+
+def check_picture(path: Path, columns: int, rows: int) -> None:
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    assert pixels.shape[1] == 230 * columns and pixels.shape[0] == round(255 * rows + 35)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    assert ((red < 40) & (green > 220) & (blue > 220)).sum() > 20 * columns, "no cyan box"
+    lime_or_red = ((red < 40) & (green > 220) & (blue < 40)) | ((red > 220) & (green < 40) & (blue < 40))
+    assert lime_or_red.sum() > 10 * rows, "no mark where the maxima are"
+
+
+def test_a_run_that_was_cut_off_is_resumed(config, tmp_path):
+    saving = ["--save_strategy", "steps", "--save_steps", "1"]
+    train.main([config, *saving, "--max_steps", "2"])
+    first = (tmp_path / "run" / "checkpoint-2" / "model.safetensors").stat().st_mtime_ns
+    train.main([config, *saving, "--max_steps", "4", "--resume_from_checkpoint", "true"])
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "checkpoint-2" / "model.safetensors").stat().st_mtime_ns == first
+
+
+def test_blip_by_the_same_command(config, data, tmp_path):
+    tiny_blip().save_pretrained(tmp_path / "blip")
+    blip_processor().save_pretrained(tmp_path / "blip")
+    metrics = train.main([config, "--model", str(tmp_path / "blip"), "--mlm_weight", "0"])
+    assert metrics["validation_loss_amc_max"] > 0 and metrics["validation_num_phrases"] == 5
+    command = ["--models", f"blip={tmp_path / 'run'}", "--dataset", str(data), "--cpu", "--output", str(tmp_path)]
+    results = evaluate_grounding.main([*command, "--splits", "validation"])
+    assert results["blip"]["validation"] == pytest.approx(metrics["validation_pointing_game"])
+
+
+def test_pairs_of_evaluate_grounding_need_names(capsys):
+    with pytest.raises(SystemExit):
+        evaluate_grounding.main(["--models", "outputs/run", "--dataset", "x"])
+    assert "NAME=CHECKPOINT" in capsys.readouterr().err
+
+
+def test_a_split_without_boxes_cannot_be_scored(config, tmp_path):
+    train.main([config, "--max_steps", "1"])
+    bare = write_folder(tmp_path / "bare", test=tiny_records(3, without_region=(0, 1, 2)))
+    with pytest.raises(ValueError, match=r"Split test of .*bare has no phrase with a box"):
+        evaluate_grounding.main(["--models", f"a={tmp_path / 'run'}", "--dataset", str(bare), "--cpu"])
+
+
+# Real photos ----------------------------------------------------------------------------------------------------------
+
+
+def coco_names(content: dict) -> list[dict]:
+    """The file's list has COCO's own category numbers; its annotations have them one higher."""
+    names = [{"id": category["id"] + 1, "name": category["name"]} for category in content["categories"]]
+    assert {a["category_id"] for a in content["annotations"]} <= {name["id"] for name in names}
+    return names
+
+
+@pytest.mark.shared
+def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
+    """The path only: twenty steps teach nothing. ALBEF_AMC_PICTURES names a folder to keep the picture in."""
+    folder = shared_dir / "data" / "coco_photos"
+    content = json.loads((folder / "instances.json").read_text())
+    (tmp_path / "names.json").write_text(json.dumps(coco_names(content)))
+    data = tmp_path / "coco"
+    build("coco", data, data_dir=str(folder), categories=str(tmp_path / "names.json"), validation_fraction=0.3)
+    settings = {**RUN, "max_steps": 20, "mask_size": 64, "eval_splits": ["validation"], "phrases_per_image": 2}
+    model = {**TINY_MODEL, "vision_config": {**TINY_MODEL["vision_config"], "image_size": 96, "patch_size": 16}}
+    settings |= dict(learning_rate=1e-3, report_to="tensorboard", eval_strategy="steps", eval_steps=10, crop=0.5)
+    config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", model_config=model, **settings)
+    metrics = train.main([config])
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry for entry in log if "loss" in entry]
+    assert len(losses) == 20 and not any("bad_step" in entry for entry in log)
+    for entry in losses:
+        for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"):
+            assert math.isfinite(entry[name]), (name, entry)
+    assert metrics["validation_num_phrases"] > 20 and 0 <= metrics["validation_pointing_game"] <= 1
+    output = Path(os.environ.get("ALBEF_AMC_PICTURES", tmp_path / "pictures"))
+    command = ["--models", f"20 steps={tmp_path / 'run'}", "--dataset", str(data), "--splits", "validation", "--cpu"]
+    results = evaluate_grounding.main([*command, "--num_pictured", "6", "--output", str(output)])
+    assert results["20 steps"]["validation"] == pytest.approx(metrics["validation_pointing_game"])
+    check_picture(output / "heatmaps.png", columns=2, rows=6)
