@@ -3,9 +3,10 @@
     python -m dataset_scripts.build scenes --output data/scenes
     python -m dataset_scripts.build coco --data-dir coco --output data/coco
 
-then `datasets.load_dataset("data/scenes", split="train")`, with `streaming=True` too. Images and masks are embedded. The
-rows of one image follow each other and share its bytes in the file: its column is dictionary-encoded, so that a photo
-with fifty phrases is stored once or twice and not fifty times, which is what `datasets`' own Parquet writer would do.
+then `datasets.load_dataset("data/scenes", split="train")`, with `streaming=True` too. Images and masks are embedded.
+The rows of one image follow each other and share its bytes in the file: its column is dictionary-encoded, so that a
+photo with fifty phrases is stored once or twice and not fifty times, which is what `datasets`' own Parquet writer would
+do.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from datasets.utils import tqdm
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 
-# Name on the command line -> (module, builder class, what it is). A builder has a `report` (`features.BuildReport`); the
-# fields of its config that have a help text are its command line options.
+# Name on the command line -> (module, builder class, what it is). A builder has a `report` (`features.BuildReport`);
+# the fields of its config that have a help text are its command line options.
 BUILDERS = {
     "scenes": ("scenes", "Scenes", "rendered scenes, drawn here: no download, exact masks"),
     "coco": ("coco", "Coco", "photos with COCO's instances.json: a category and all its instances"),
@@ -193,9 +194,9 @@ def _write_card(
 |---|---|
 {counts}
 
-One row is one phrase with its image; the rows of an image follow each other. `boxes` are `[x1, y1, x2, y2]` in pixels of
-the image, half-open, one for each instance of the phrase; `masks` are 8-bit PNGs of the image's size, 0 and 255, in the
-same order. The region of a phrase is the union of its instances.
+One row is one phrase with its image; the rows of an image follow each other. `boxes` are `[x1, y1, x2, y2]` in pixels
+of the image, half-open, one for each instance of the phrase; `masks` are 8-bit PNGs of the image's size, 0 and 255, in
+the same order. The region of a phrase is the union of its instances.
 
 Built with `{command}`:
 

@@ -1,18 +1,21 @@
 """Built-in data: rendered scenes of 4 to 6 objects that share colours, shapes and sizes, with exact masks and boxes.
 
-No phrase can be grounded by one word. An attribute phrase ("small red cross") is one whose every attribute is necessary:
-without any one of them it fits another object too. In a relation phrase ("the red circle left of the small blue square")
-the words for the target fit at least two objects, and only the relation to a uniquely described anchor tells them apart.
+No phrase can be grounded by one word. An attribute phrase ("small red cross") is one whose every attribute is
+necessary: without any one of them it fits another object too. In a relation phrase ("the red circle left of the small
+blue square") the words for the target fit at least two objects, and only the relation to a uniquely described anchor
+tells them apart.
 
 The splits: train and validation mix both kinds, mostly attribute phrases; test has attribute phrases, test_relations
 relation phrases; test_unseen has attribute phrases for a red cross, a green square, a blue triangle or a yellow circle,
-which no other split ever shows.
+which no other split ever shows. The captions split names all objects of a scene, in random order and without a region:
+image-text data to pretrain on.
 
-The captions split names all objects of a scene, in random order and without a region: image-text data to pretrain on.
+The objects' centres lie on a lattice of an eighth of the image: in the middle of the 16-pixel patches of an image of
+128 pixels. A small vision transformer that is trained from nothing learns a shape quickly when it falls on the patches
+in few ways, and a heatmap, which is highest in the middle of a patch, can hit an object that is hardly larger than one.
 
-The objects' centres lie on a lattice of an eighth of the image: in the middle of the 16-pixel patches of an image of 128
-pixels. A small vision transformer that is trained from nothing learns a shape quickly when it falls on the patches in few
-ways, and a heatmap, which is highest in the middle of a patch, can hit an object that is hardly larger than one.
+Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, and pixels are mixed in
+integers, so that a scene does not depend on the other scenes, on the machine or on the number of processes.
 """
 
 import math
@@ -58,23 +61,17 @@ _RELATION_WORDS = frozenset({"left", "right", "above", "below", "under"})
 
 TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN = "train", "validation", "test", "test_relations", "test_unseen"
 CAPTIONS = "captions"
-SPLITS = (
-    TRAIN,
-    VALIDATION,
-    TEST,
-    TEST_RELATIONS,
-    TEST_UNSEEN,
-    CAPTIONS,
-)  # a split's number is part of its scenes' seeds
+# A split's number is part of its scenes' seeds: a new one comes last.
+SPLITS = (TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN, CAPTIONS)
 
 _SUPERSAMPLING = 4
-_SCENES_PER_PROCESS = 200
+_SCENES_PER_PROCESS = 200  # fewer are drawn sooner than another process has started
 _UNIT = 128  # the lengths below are pixels of an image of this size
 _MIN_IMAGE_SIZE = 64
 _ACROSS = {"small": (22, 25), "large": (36, 40)}
 _LATTICE = 8  # the centres are those of a grid of this many cells a side
 _MAX_ROTATION = 4  # degrees
-_MAX_LAYOUTS = 500  # one layout in LAYOUTS is good, so that this many bad ones in a row do not happen
+_MAX_LAYOUTS = 500  # one layout in two to four is good, so that this many bad ones in a row do not happen
 # Cosines of whole degrees, written with few digits: libraries may differ in the last one.
 _COS = [round(float(np.cos(np.pi * degree / 180)), 6) for degree in range(360)]
 
@@ -131,7 +128,10 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object, or None)."""
+    """A picture, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object).
+
+    A caption has no target: None.
+    """
 
     image: np.ndarray
     objects: list[SceneObject]
@@ -139,7 +139,10 @@ class Scene:
 
 
 class Scenes(datasets.GeneratorBasedBuilder):
-    """`datasets` builder of the rendered scenes; rows as in `features.FEATURES`, one mask and one box each."""
+    """`datasets` builder of the rendered scenes; rows as in `features.FEATURES`.
+
+    A phrase has one mask and one box, a caption none.
+    """
 
     BUILDER_CONFIG_CLASS = ScenesConfig
 
@@ -252,8 +255,8 @@ def _sample_attributes(rng: np.random.Generator, unseen: bool) -> list[dict[str,
     held_out = None
     if unseen:
         held_out = _pick(rng, sorted(HELD_OUT), 1)[0]
-        colours = [held_out[0]] + [c for c in colours if c != held_out[0]][:2]
-        shapes = [held_out[1]] + [s for s in shapes if s != held_out[1]][:2]
+        colours = [held_out[0], *[c for c in colours if c != held_out[0]][:2]]
+        shapes = [held_out[1], *[s for s in shapes if s != held_out[1]][:2]]
     pairs = [(c, s) for c in colours for s in shapes if (c, s) == held_out or (c, s) not in HELD_OUT]
     count = int(rng.integers(4, 7))
     chosen = [held_out] if unseen else []
@@ -440,7 +443,8 @@ def _choose_phrases(
     """Phrases of the split's kinds, each with another target, the relations first; None when there are too few.
 
     Train and validation take a quarter of `phrases_per_scene`, but one at least, as relations, and the rest as
-    attributes, of which two will do; the test splits take what there is, and two at least (test_unseen: one).
+    attributes, of which two will do; the test splits take what there is, and two at least (test_unseen: one). Captions
+    have one phrase, all objects joined by "and", with no target.
     """
     if split == CAPTIONS:
         described = [_noun_phrase(objects[i], _NAMES, "") for i in _pick(rng, range(len(objects)), len(objects))]
@@ -476,7 +480,7 @@ def _choose_phrases(
 
 @dataclass(frozen=True)
 class _Stamp:
-    """A shape drawn at its place: how many of each pixel's 16 parts it covers, in the window of the image it lies in."""
+    """A shape drawn at its place: how many of each pixel's 16 parts it covers, in the window that it lies in."""
 
     window: tuple[slice, slice]
     coverage: np.ndarray

@@ -8,7 +8,6 @@ from PIL import Image
 from trainer.augmentation import GroundingAugmentation, names_color, names_position, swap_left_right
 from trainer.regions import Region
 
-
 HEIGHT, WIDTH = 40, 60
 RED, GREEN = (250, 10, 20), (30, 220, 40)
 OFF = {"flip": 0.0, "gray": 0.0, "jitter": 0.0, "crop": 0.0}

@@ -16,7 +16,7 @@ from dataset_scripts import build as build_module
 from dataset_scripts.build import BUILDERS, build, builder_class, main
 from dataset_scripts.features import FEATURES, encode_png, mask_to_box
 
-COUNTS = {"train": 12, "validation": 3, "test": 3, "test_relations": 3, "test_unseen": 3}
+COUNTS = {"train": 12, "validation": 3, "test": 3, "test_relations": 3, "test_unseen": 3, "captions": 3}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,8 @@ def test_the_card_tells_the_counts_and_no_path(built, tmp_path):
 def test_limit_cuts_every_split(tmp_path):
     builder = build("scenes", tmp_path / "out", limit=4, **COUNTS)
     assert {split: info.num_examples for split, info in builder.info.splits.items()} == dict.fromkeys(COUNTS, 4) | {
-        "test_unseen": 3
+        "test_unseen": 3,
+        "captions": 3,
     }
     with pytest.raises(ValueError, match="limit must be at least 1"):
         build("scenes", tmp_path / "none", limit=0)

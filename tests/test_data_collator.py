@@ -20,8 +20,24 @@ from trainer.augmentation import GroundingAugmentation
 from trainer.data_collator import GroundingCollator
 from trainer.regions import Region, open_image
 
-
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a man dog on the left right of red car in".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "man",
+    "dog",
+    "on",
+    "the",
+    "left",
+    "right",
+    "of",
+    "red",
+    "car",
+    "in",
+]
 PAD, UNK, CLS, SEP, MASK = range(5)
 HEIGHT, WIDTH = 24, 32
 

@@ -16,7 +16,6 @@ from torch.nn.functional import interpolate
 from trainer.metrics.box_accuracy import box_accuracy as box_module
 from trainer.metrics.pointing_game import pointing_game as point_module
 
-
 ROOT = Path(__file__).parents[1]
 METRICS = ROOT / "trainer" / "metrics"
 BOX = [[0, 0, 10, 10]]

@@ -11,6 +11,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
+from dataset_scripts import scenes as scenes_module
 from dataset_scripts.scenes import (
     COLOURS,
     HELD_OUT,
@@ -25,7 +26,8 @@ from dataset_scripts.scenes import (
     is_relation,
 )
 
-COUNTS = {"train": 60, "validation": 10, "test": 40, "test_relations": 40, "test_unseen": 40}
+COUNTS = {"train": 60, "validation": 10, "test": 40, "test_relations": 40, "test_unseen": 40, "captions": 20}
+PHRASE_SPLITS = tuple(split for split in SPLITS if split != "captions")
 RELATION = re.compile(
     r"^(?P<target>.+?) (?P<relation>(?:to the )?(?:left|right) of|above|below|under) the (?P<anchor>.+)$"
 )
@@ -59,9 +61,10 @@ def fits(attributes: dict[str, str], item) -> bool:
     return all(getattr(item, name) == value for name, value in attributes.items())
 
 
-def rows_of(dataset, split: str) -> list[tuple[int, str, list[float]]]:
+def rows_of(dataset, split: str) -> list[tuple[int, str, list[float] | None]]:
+    """(number of the scene, phrase, box) of each row; a caption has no box: None."""
     table = dataset[split].select_columns(["image_id", "phrase", "boxes"])
-    return [(int(row["image_id"].rsplit("-", 1)[1]), row["phrase"], row["boxes"][0]) for row in table]
+    return [(int(row["image_id"].rsplit("-", 1)[1]), row["phrase"], *(row["boxes"] or [None])) for row in table]
 
 
 def target_of(scene, box: list[float]) -> int:
@@ -77,9 +80,10 @@ def test_rows_have_the_schema_and_adjacent_images(dataset):
         assert sum(a != b for a, b in pairwise(ids)) == count - 1  # every image's rows follow each other
         for row in dataset[split].select(range(12)):
             assert row["image"].mode == "RGB" and row["image"].size == (128, 128)
-            assert len(row["boxes"]) == len(row["masks"]) == 1
-            assert row["masks"][0].mode == "L" and row["masks"][0].size == (128, 128)
-            assert set(np.unique(row["masks"][0])) == {0, 255}
+            assert len(row["boxes"]) == len(row["masks"]) == (0 if split == "captions" else 1)
+            for mask in row["masks"]:
+                assert mask.mode == "L" and mask.size == (128, 128)
+                assert set(np.unique(mask)) == {0, 255}
 
 
 def test_boxes_are_the_tight_boxes_of_the_masks_inside_the_image(dataset):
@@ -91,27 +95,41 @@ def test_boxes_are_the_tight_boxes_of_the_masks_inside_the_image(dataset):
 
 
 def test_pictures_and_targets_are_those_of_the_scene(dataset, scenes):
-    for split in SPLITS:
+    for split in GROUNDED:
         for row in dataset[split].select(range(15)):
             scene = scenes[split, int(row["image_id"][-6:])]
             assert np.array_equal(row["image"], scene.image)
+            if split == "captions":
+                continue
             target = scene.objects[target_of(scene, row["boxes"][0])]
             assert np.array_equal(np.asarray(row["masks"][0]) > 127, target.mask)
 
 
 def test_each_split_has_its_kinds_of_phrases_and_distinct_targets(dataset):
-    kinds = {split: [is_relation(phrase) for _, phrase, _ in rows_of(dataset, split)] for split in SPLITS}
-    assert not any(kinds["test"]) and not any(kinds["test_unseen"])
+    kinds = {split: [is_relation(phrase) for _, phrase, _ in rows_of(dataset, split)] for split in GROUNDED}
+    assert not any(kinds["test"] + kinds["test_unseen"] + kinds["captions"])
     assert all(kinds["test_relations"])
-    assert 0.35 < np.mean(kinds["train"]) < 0.65
-    for split in SPLITS:
+    assert 0.24 < np.mean(kinds["train"]) < 0.34
+    for split in PHRASE_SPLITS:
         by_scene: dict[int, list] = {}
         for index, phrase, box in rows_of(dataset, split):
             by_scene.setdefault(index, []).append((phrase, tuple(box)))
         for rows in by_scene.values():
             assert len({box for _, box in rows}) == len(rows) <= 4
             if split in ("train", "validation"):
-                assert len(rows) >= 3 and {is_relation(phrase) for phrase, _ in rows} == {True, False}
+                assert [is_relation(phrase) for phrase, _ in rows] == [True] + [False] * (len(rows) - 1)
+                assert len(rows) >= 3
+
+
+def test_captions_name_every_object_once(dataset, scenes):
+    orders = []
+    for index, caption, box in rows_of(dataset, "captions"):
+        assert box is None
+        objects = [(item.size, item.colour, item.shape) for item in scenes["captions", index].objects]
+        named = [tuple(words.split()) for words in caption.split(" and ")]
+        assert sorted(named) == sorted(objects)
+        orders.append(named == objects)
+    assert len(orders) == COUNTS["captions"] and not all(orders)
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test", "test_unseen"])
@@ -192,11 +210,52 @@ def test_held_out_pairs_are_seen_in_test_unseen_only(dataset, scenes):
     assert {c for c, _ in train} == set(COLOURS) and {s for _, s in train} == set(SHAPES)
 
 
+def test_captions_name_every_object_once(dataset, scenes):
+    for row in dataset["captions"]:
+        named = sorted(tuple(words.split()) for words in row["phrase"].split(" and "))
+        objects = scenes["captions", int(row["image_id"][-6:])].objects
+        assert named == sorted((item.size, item.colour, item.shape) for item in objects)
+        assert len(row["phrase"].split()) <= 23  # with [CLS] within ALBEF's 25 tokens
+
+
+def test_centres_are_in_the_middle_of_the_patches(scenes):
+    for scene in scenes.values():
+        for item in scene.objects:
+            # Round and square shapes are symmetric about their centre; a triangle's box is, too.
+            for low, high in ((item.box[0], item.box[2]), (item.box[1], item.box[3])):
+                assert min(abs((low + high) / 2 - 8) % 16, -abs((low + high) / 2 - 8) % 16) <= 1.5
+
+
+def test_all_processors_draw_the_same_scenes_as_one(tmp_path, monkeypatch):
+    counts = dict.fromkeys(SPLITS, 0) | {"test": 12}
+    monkeypatch.setattr("dataset_scripts.scenes.os.cpu_count", lambda: 1)
+    alone = list(Scenes(cache_dir=str(tmp_path), **counts)._generate_examples("test"))
+    monkeypatch.setattr("dataset_scripts.scenes.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("dataset_scripts.scenes._SCENES_PER_PROCESS", 6)
+    assert list(Scenes(cache_dir=str(tmp_path), **counts)._generate_examples("test")) == alone
+
+
 def test_vocabulary_is_small(dataset):
-    words = {word for split in SPLITS for _, phrase, _ in rows_of(dataset, split) for word in phrase.split()}
-    assert len(words) < 60
-    other = {"the", "a", "thing", "object", "that", "is", "left", "right", "to", "of", "above", "below", "under"}
+    words = {word for split in GROUNDED for _, phrase, _ in rows_of(dataset, split) for word in phrase.split()}
+    other = {"and", "the", "a", "thing", "object", "that", "is", "left", "right", "to", "of", "above", "below", "under"}
     assert words <= {*SIZES, *COLOURS, *SHAPES} | other
+
+
+def test_objects_are_centred_on_the_patches_and_almost_upright(scenes):
+    columns, rows = set(), set()
+    for scene in scenes.values():
+        for item in scene.objects:
+            x1, y1, x2, y2 = item.box
+            column, row = (x1 + x2) // 2 // 16, (y1 + y2) // 2 // 16
+            # A box is of whole pixels: its middle may be half a pixel off.
+            assert abs((x1 + x2) / 2 - (16 * column + 8)) <= 0.5 and abs((y1 + y2) / 2 - (16 * row + 8)) <= 0.5
+            columns.add(column)
+            rows.add(row)
+            if item.shape == "square":  # its box grows by cos + sin of the angle
+                side = np.sqrt(item.mask.sum())
+                angle = np.radians(4)
+                assert side - 0.5 <= max(x2 - x1, y2 - y1) <= side * (np.cos(angle) + np.sin(angle)) + 1
+    assert columns == rows == set(range(1, 7))
 
 
 def test_objects_are_apart_and_not_on_the_edge(scenes):
@@ -212,26 +271,22 @@ def test_objects_are_apart_and_not_on_the_edge(scenes):
 
 
 def measured_colour(rgb: np.ndarray) -> str:
-    hue, saturation, _ = colorsys.rgb_to_hsv(*(rgb / 255))
-    if saturation < 0.25:
-        return "white"
+    hue = colorsys.rgb_to_hsv(*(rgb / 255))[0]
     degrees = {"red": 0, "yellow": 50, "green": 130, "blue": 222, "purple": 283}
     return min(degrees, key=lambda name: min(abs(360 * hue - degrees[name]), 360 - abs(360 * hue - degrees[name])))
 
 
 def measured_shape(mask: np.ndarray) -> str:
-    """Ring: a hole in the middle; else by the number of waves in the outline's distance from the centroid."""
+    """By the number of waves in the outline's distance from the centroid."""
     rows, columns = np.nonzero(mask)
     y, x = rows - rows.mean(), columns - columns.mean()
-    if not mask[round(rows.mean()), round(columns.mean())]:
-        return "ring"
     radius, angle = np.hypot(y, x), np.arctan2(y, x)
     bins = ((angle + np.pi) / (2 * np.pi) * 36).astype(int) % 36
     outline = np.array([radius[bins == b].max(initial=0) for b in range(36)])
-    waves = np.abs(np.fft.rfft(outline))[3:6] / outline.sum()
+    waves = np.abs(np.fft.rfft(outline))[3:5] / outline.sum()
     if waves.max() < 0.03:
         return "circle"
-    shape = ("triangle", "square", "star")[int(waves.argmax())]
+    shape = ("triangle", "square")[int(waves.argmax())]
     # Between its corners a square comes down to 0.71 of their distance, a cross much lower.
     return "cross" if shape == "square" and outline.min() < 0.6 * outline.max() else shape
 
@@ -258,14 +313,16 @@ def test_objects_stand_out_from_their_background(scenes):
 
 
 def test_scenes_do_not_depend_on_each_other_and_are_the_same_everywhere():
-    few, many = ScenesConfig(train=1), ScenesConfig(train=100000, test=0)
+    few, many = ScenesConfig(train=1), ScenesConfig(train=100000, test=0, captions=0)
     assert np.array_equal(draw_scene(few, "train", 7).image, draw_scene(many, "train", 7).image)
     digests = {}
-    for split, index, seed in (("train", 0, 0), ("train", 4999, 0), ("test_relations", 3, 0), ("test_unseen", 1, 5)):
+    for split, index, seed in DIGESTS:
         scene = draw_scene(ScenesConfig(seed=seed), split, index)
         digest = hashlib.sha256(scene.image.tobytes())
         for phrase, target in scene.phrases:
-            digest.update(phrase.encode() + scene.objects[target].mask.tobytes())
+            digest.update(phrase.encode())
+            if target is not None:
+                digest.update(scene.objects[target].mask.tobytes())
         digests[split, index, seed] = digest.hexdigest()[:16]
     assert digests == DIGESTS
     assert len(set(digests.values())) == len(digests)
@@ -273,21 +330,39 @@ def test_scenes_do_not_depend_on_each_other_and_are_the_same_everywhere():
 
 # Recorded when the scenes were first drawn: a change here means that every number trained on them is of other data.
 DIGESTS = {
-    ("train", 0, 0): "43c9c8b735b923a4",
-    ("train", 4999, 0): "77b0308a2731b82c",
-    ("test_relations", 3, 0): "84c940da61e1989c",
-    ("test_unseen", 1, 5): "8f1a739af0033554",
+    ("train", 0, 0): "",
+    ("train", 5999, 0): "",
+    ("test", 7, 0): "",
+    ("test_relations", 3, 0): "",
+    ("test_unseen", 1, 5): "",
+    ("captions", 2, 0): "",
 }
 
 
-@pytest.mark.parametrize(("image_size", "phrases_per_scene"), [(64, 2), (96, 3), (224, 4)])
+def test_rows_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch):
+    builder = Scenes(cache_dir=str(tmp_path), **dict.fromkeys(SPLITS, 0) | {"train": 50})
+    monkeypatch.setattr(scenes_module.os, "cpu_count", lambda: 3)
+    alone = list(builder._generate_examples("train"))
+    kept, builder.report.kept = builder.report.kept, type(builder.report.kept)()
+    pools = []
+    pool = scenes_module.multiprocessing.Pool
+    monkeypatch.setattr(scenes_module.multiprocessing, "Pool", lambda count: pools.append(count) or pool(count))
+    monkeypatch.setattr(scenes_module, "_SCENES_PER_PROCESS", 20)
+    assert list(builder._generate_examples("train")) == alone
+    assert pools == [2] and builder.report.kept == kept
+
+
+@pytest.mark.parametrize(("image_size", "phrases_per_scene"), [(64, 2), (97, 3), (224, 4)])
 def test_other_sizes(image_size, phrases_per_scene):
     config = ScenesConfig(image_size=image_size, phrases_per_scene=phrases_per_scene)
-    for split in SPLITS:
+    for split in GROUNDED:
         for index in range(5):
             scene = draw_scene(config, split, index)
             assert scene.image.shape == (image_size, image_size, 3)
             assert len(scene.phrases) <= phrases_per_scene
+            if split == "train":
+                assert [is_relation(p) for p, _ in scene.phrases] == [True] + [False] * (len(scene.phrases) - 1)
+                assert len(scene.phrases) >= min(phrases_per_scene, 3)
             for item in scene.objects:
                 across = max(item.box[2] - item.box[0], item.box[3] - item.box[1]) * 128 / image_size
                 assert (across < 29.5) == (item.size == "small")
