@@ -109,8 +109,8 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
-            f"{config.name_or_path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; known "
-            f"are {', '.join(FAMILIES)}. Describe it in modeling_albef_amc/families.py, or choose another checkpoint."
+            f"{config.name_or_path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; "
+            f"known are {', '.join(FAMILIES)}. Describe it in modeling_albef_amc/families.py, or choose another one."
         )
     if isinstance(config, AlbefConfig):
         return AlbefForPreTraining

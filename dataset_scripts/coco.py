@@ -1,7 +1,8 @@
 """Photos with annotations in COCO's format: one row for each category in a photo, with all its instances.
 
 The phrase is the category's name ("traffic light") and its region every instance of it in the photo, crowds
-(`iscrowd`) included: a crowd is part of what the phrase means, and a point in it is right. Photos are stored as they are.
+(`iscrowd`) included: a crowd is part of what the phrase means, and a point in it is right. Photos are stored as they
+are.
 """
 
 import hashlib
@@ -54,9 +55,10 @@ class _Unusable(Exception):
 class Coco(datasets.GeneratorBasedBuilder):
     """`datasets` builder of photos with COCO annotations; rows as in `features.FEATURES`.
 
-    A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers, a photo that is
-    not there) raises a `ValueError` that names the record. A record that is of no use is dropped and counted in `report`:
-    an annotation whose photo or category is not listed, a photo that cannot be decoded or has another size than its
+    A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers, a photo that
+    is not there) raises a `ValueError` that names the record. A record that is of no use is dropped and counted in
+    `report`: an annotation whose photo or category is not listed, a photo that cannot be decoded or has
+    another size than its
     record says, a box without area in the photo, a segmentation that cannot be read or covers no pixel. Where an
     instance has no segmentation at all, its row goes by boxes alone.
     """
@@ -206,7 +208,7 @@ def _polygons_to_mask(polygons: Any, height: int, width: int) -> np.ndarray:
 
 
 def _run_lengths_to_mask(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Run lengths, down the columns and starting with zeros. pycocotools' own decoder trusts them, so it is not used."""
+    """Run lengths, down the columns, zeros first. pycocotools' own decoder trusts them, so it is not used."""
     if segmentation.get("size") != [height, width]:
         raise _Unusable("run lengths for another image size")
     counts = segmentation.get("counts")

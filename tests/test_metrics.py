@@ -267,7 +267,7 @@ GOOD = {"heatmaps": [[[0.0, 1.0]]], "image_sizes": [[10, 20]], "proposals": [[[0
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict.fromkeys(GOOD, []), "no phrases"),
+        ({key: [] for key in GOOD}, "no phrases"),
         ({"heatmaps": [[[0.0, math.nan]]]}, "phrase 0: the heatmap holds NaN"),
         ({"heatmaps": [[[0.0, math.inf]]]}, "phrase 0: the heatmap holds NaN"),
         ({"heatmaps": [[]]}, "phrase 0: the heatmap must be"),

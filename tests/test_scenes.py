@@ -26,7 +26,7 @@ from dataset_scripts.scenes import (
     is_relation,
 )
 
-COUNTS = {"train": 60, "validation": 10, "test": 40, "test_relations": 40, "test_unseen": 40, "captions": 20}
+COUNTS = {"train": 60, "validation": 16, "test": 40, "test_relations": 40, "test_unseen": 40, "captions": 20}
 PHRASE_SPLITS = tuple(split for split in SPLITS if split != "captions")
 RELATION = re.compile(
     r"^(?P<target>.+?) (?P<relation>(?:to the )?(?:left|right) of|above|below|under) the (?P<anchor>.+)$"
@@ -95,7 +95,7 @@ def test_boxes_are_the_tight_boxes_of_the_masks_inside_the_image(dataset):
 
 
 def test_pictures_and_targets_are_those_of_the_scene(dataset, scenes):
-    for split in GROUNDED:
+    for split in PHRASE_SPLITS:
         for row in dataset[split].select(range(15)):
             scene = scenes[split, int(row["image_id"][-6:])]
             assert np.array_equal(row["image"], scene.image)
@@ -106,7 +106,7 @@ def test_pictures_and_targets_are_those_of_the_scene(dataset, scenes):
 
 
 def test_each_split_has_its_kinds_of_phrases_and_distinct_targets(dataset):
-    kinds = {split: [is_relation(phrase) for _, phrase, _ in rows_of(dataset, split)] for split in GROUNDED}
+    kinds = {split: [is_relation(phrase) for _, phrase, _ in rows_of(dataset, split)] for split in SPLITS}
     assert not any(kinds["test"] + kinds["test_unseen"] + kinds["captions"])
     assert all(kinds["test_relations"])
     assert 0.24 < np.mean(kinds["train"]) < 0.34
@@ -210,14 +210,6 @@ def test_held_out_pairs_are_seen_in_test_unseen_only(dataset, scenes):
     assert {c for c, _ in train} == set(COLOURS) and {s for _, s in train} == set(SHAPES)
 
 
-def test_captions_name_every_object_once(dataset, scenes):
-    for row in dataset["captions"]:
-        named = sorted(tuple(words.split()) for words in row["phrase"].split(" and "))
-        objects = scenes["captions", int(row["image_id"][-6:])].objects
-        assert named == sorted((item.size, item.colour, item.shape) for item in objects)
-        assert len(row["phrase"].split()) <= 23  # with [CLS] within ALBEF's 25 tokens
-
-
 def test_centres_are_in_the_middle_of_the_patches(scenes):
     for scene in scenes.values():
         for item in scene.objects:
@@ -236,7 +228,7 @@ def test_all_processors_draw_the_same_scenes_as_one(tmp_path, monkeypatch):
 
 
 def test_vocabulary_is_small(dataset):
-    words = {word for split in GROUNDED for _, phrase, _ in rows_of(dataset, split) for word in phrase.split()}
+    words = {word for split in PHRASE_SPLITS for _, phrase, _ in rows_of(dataset, split) for word in phrase.split()}
     other = {"and", "the", "a", "thing", "object", "that", "is", "left", "right", "to", "of", "above", "below", "under"}
     assert words <= {*SIZES, *COLOURS, *SHAPES} | other
 
@@ -330,12 +322,12 @@ def test_scenes_do_not_depend_on_each_other_and_are_the_same_everywhere():
 
 # Recorded when the scenes were first drawn: a change here means that every number trained on them is of other data.
 DIGESTS = {
-    ("train", 0, 0): "",
-    ("train", 5999, 0): "",
-    ("test", 7, 0): "",
-    ("test_relations", 3, 0): "",
-    ("test_unseen", 1, 5): "",
-    ("captions", 2, 0): "",
+    ("train", 0, 0): "f8af5cd3048270c1",
+    ("train", 5999, 0): "086056798770a887",
+    ("test", 7, 0): "2cf3d3fbfdfd46e3",
+    ("test_relations", 3, 0): "41b4d5cc35d21252",
+    ("test_unseen", 1, 5): "dd3475ef551a0967",
+    ("captions", 2, 0): "2131275b07c3c22b",
 }
 
 
@@ -355,7 +347,7 @@ def test_rows_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("image_size", "phrases_per_scene"), [(64, 2), (97, 3), (224, 4)])
 def test_other_sizes(image_size, phrases_per_scene):
     config = ScenesConfig(image_size=image_size, phrases_per_scene=phrases_per_scene)
-    for split in GROUNDED:
+    for split in PHRASE_SPLITS:
         for index in range(5):
             scene = draw_scene(config, split, index)
             assert scene.image.shape == (image_size, image_size, 3)
