@@ -62,19 +62,19 @@ def ground(
     """
     phrases = [line.strip() for line in text.splitlines() if line.strip()]
     if photo is None:
-        raise gr.Error("Choose a photo first.")
+        raise user_error("Choose a photo first.")
     if not phrases:
-        raise gr.Error("Write at least one phrase, for example: the red cup")
+        raise user_error("Write at least one phrase, for example: the red cup")
     if len(phrases) > MAX_PHRASES:
-        raise gr.Error(f"At most {MAX_PHRASES} phrases at a time, please; these are {len(phrases)}.")
+        raise user_error(f"At most {MAX_PHRASES} phrases at a time, please; these are {len(phrases)}.")
     photo = photo.convert("RGB")
     try:
         inputs = processor(images=photo, text=phrases, return_tensors="pt")
     except ValueError as error:
-        raise gr.Error(str(error)) from error
+        raise user_error(str(error)) from error
     most = model.config.text_config.max_position_embeddings
     if inputs["input_ids"].shape[1] > most:
-        raise gr.Error(f"A phrase is longer than the model's {most} word pieces: shorten it.")
+        raise user_error(f"A phrase is longer than the model's {most} word pieces: shorten it.")
     output = model(**inputs.to(model.device), output_heatmaps=True)
     matches = output.itm_logits.detach().float().softmax(dim=-1)[:, 1].tolist()
     found = processor.post_process_grounding(output.heatmaps.cpu(), (photo.height, photo.width))
@@ -85,6 +85,11 @@ def ground(
         pictures.append((picture, f"{phrase} ({match:.0%})"))
         rows.append([phrase, f"{100 * match:.1f}", *(", ".join(map(str, answer[key])) for key in ("point", "box"))])
     return pictures, rows
+
+
+def user_error(message: str) -> gr.Error:
+    """Shown on the page; not a fault of the program, so without a traceback in its log."""
+    return gr.Error(message, print_exception=False)
 
 
 def overlay(photo: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Image.Image:
