@@ -412,7 +412,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         count = min(len(columns[0]), self.config.queue_size)
         index = (self.queue_pointer + torch.arange(count, device=self.queue_pointer.device)) % self.config.queue_size
         for queue, rows in zip(queues, columns):
-            queue[index] = rows[-count:].to(queue.dtype)
+            # What overflowed spoils the step that it is in, and no later one.
+            queue[index] = rows[-count:].to(queue.dtype).nan_to_num(0.0, 0.0, 0.0)
         self.queue_pointer.copy_((self.queue_pointer + count) % self.config.queue_size)
 
 
@@ -501,10 +502,13 @@ def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Ten
     """Hard negatives: for each row one allowed column, drawn by softmax of its similarity (ALBEF, §3.2).
 
     Args:
-        similarity, allowed: (num_phrases, num_phrases). A row without an allowed column gets an arbitrary one.
+        similarity, allowed: (num_phrases, num_phrases). A row without an allowed column, or with a similarity that is
+            not finite (of a step that is about to be skipped), gets an arbitrary one.
     """
+    # Of a row of -inf alone, too, the softmax is not a number.
     probabilities = similarity.masked_fill(~allowed, -torch.inf).softmax(dim=1)
-    return torch.multinomial(probabilities.where(allowed.any(dim=1, keepdim=True), 1.0), num_samples=1)[:, 0]
+    is_drawable = probabilities.isfinite().all(dim=1, keepdim=True)
+    return torch.multinomial(probabilities.where(is_drawable, 1.0), num_samples=1)[:, 0]
 
 
 def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

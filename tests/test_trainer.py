@@ -320,7 +320,6 @@ def test_a_step_with_nan_is_skipped_and_its_records_are_named(tmp_path, caplog):
     assert "scene-7" in warnings[0] and "scene-3" not in warnings[0]  # the whole batch, and no other
 
 
-@pytest.mark.xfail(strict=True, reason="draw_negatives raises on NaN, and NaN stays in the queues")
 def test_nan_in_the_encoders_is_skipped_too_and_does_not_stay(tmp_path):
     """As when a layer overflows: it reaches the drawing of negatives and the features that go into the queues."""
     model = tiny_albef()
