@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, AlbefTextConfig, AlbefVisionConfig
-from modeling_albef_amc.modeling_albef import eager_attention_forward
+from modeling_albef_amc.explained_attention import eager_attention_forward
 from tests.conftest import tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
