@@ -1,12 +1,12 @@
 """Built-in data: rendered scenes of 4 to 6 objects that share colours, shapes and sizes, with exact masks and boxes.
 
 No phrase can be grounded by one word. An attribute phrase ("small red cross") is one whose every attribute is
-necessary: without any one of them it fits another object too. In a relation phrase ("the red circle left of the small
+necessary: without any one of them it fits another object too. In a relation phrase ("the red star left of the small
 blue square") the words for the target fit at least two objects, and only the relation to a uniquely described anchor
 tells them apart.
 
 The splits: train and validation mix both kinds, mostly attribute phrases; test has attribute phrases, test_relations
-relation phrases; test_unseen has attribute phrases for a red cross, a green square, a blue triangle or a yellow circle,
+relation phrases; test_unseen has attribute phrases for a red cross, a green square, a blue triangle or a yellow star,
 which no other split ever shows. The captions split names all objects of a scene, in random order and without a region:
 image-text data to pretrain on.
 
@@ -42,9 +42,9 @@ COLOURS = {
     "yellow": ((225, 190, 15), (255, 220, 60)),
     "purple": ((125, 35, 150), (160, 70, 195)),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("star", "square", "triangle", "cross")
 # Seen in no split but test_unseen; every colour and every shape still occurs in the others.
-HELD_OUT = frozenset({("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "circle")})
+HELD_OUT = frozenset({("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "star")})
 
 # Words -> (axis, sign): on this axis the target's centre minus the anchor's has this sign.
 RELATIONS = {
@@ -267,14 +267,14 @@ def _sample_attributes(rng: np.random.Generator, unseen: bool) -> list[dict[str,
 
 @dataclass(frozen=True)
 class _Outline:
-    """A shape around the origin: polygon vertices (x, y) in pixels, or None for a circle.
+    """A shape around the origin: polygon vertices (x, y) in pixels.
 
     A circle of `radius` and a box of the half widths `extent` (x, y) bound it.
     """
 
     radius: float
     extent: tuple[float, float]
-    vertices: list[tuple[float, float]] | None
+    vertices: list[tuple[float, float]]
 
 
 def _turn(radius: float, degrees: int) -> tuple[float, float]:
@@ -286,9 +286,11 @@ def _sample_outline(rng: np.random.Generator, size: str, shape: str, image_size:
     low, high = _ACROSS[size]
     across = int(rng.integers(low * 16, high * 16 + 1)) / 16 * image_size / _UNIT
     turn = int(rng.integers(-_MAX_ROTATION, _MAX_ROTATION + 1))
-    if shape == "circle":
-        return _Outline(across / 2, (across / 2, across / 2), None)
-    if shape == "square":
+    if shape == "star":
+        points = []
+        for i in range(5):
+            points += [_turn(across * 0.56, turn - 90 + 72 * i), _turn(across * 0.23, turn - 54 + 72 * i)]
+    elif shape == "square":
         points = [_turn(across * 0.62, turn + 45 + 90 * i) for i in range(4)]
     elif shape == "triangle":
         points = [_turn(across * 0.6, turn - 90 + 120 * i) for i in range(3)]
@@ -500,12 +502,7 @@ def _draw(outline: _Outline, centre: tuple[int, int], image_size: int) -> _Stamp
     right, bottom = (min(c // k + reach + 1, image_size) for c in centre)
     x, y = centre[0] - left * k, centre[1] - top * k
     canvas = Image.new("L", ((right - left) * k, (bottom - top) * k), 0)
-    draw = ImageDraw.Draw(canvas)
-    if outline.vertices is None:
-        r = round(outline.radius * k)
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=1)
-    else:
-        draw.polygon([(x + round(vx * k), y + round(vy * k)) for vx, vy in outline.vertices], fill=1)
+    ImageDraw.Draw(canvas).polygon([(x + round(vx * k), y + round(vy * k)) for vx, vy in outline.vertices], fill=1)
     parts = np.asarray(canvas).reshape(bottom - top, k, right - left, k)
     return _Stamp((slice(top, bottom), slice(left, right)), parts.sum(axis=(1, 3), dtype=np.int64))
 
