@@ -22,10 +22,10 @@ TRAINED_HERE = HERE.parent / "outputs" / "scenes" / "with_amc"
 MAX_PHRASES = 16
 COLUMNS = ["phrase", "match, %", "point (x, y)", "box (x1, y1, x2, y2)"]
 EXAMPLES = [
-    [str(HERE / "examples" / "scene_1.png"), "the small red object\nthe large red object\nthe small yellow object"],
+    [str(HERE / "examples" / "scene_1.png"), "the triangle that is red\nlarge star\nsmall star"],
     [
         str(HERE / "examples" / "scene_2.png"),
-        "the small circle left of the large green circle\nthe small circle to the right of the large cross",
+        "the green object above the blue square\ngreen object below the blue square\nblue star under the blue square",
     ],
 ]
 EXPLANATION = """
