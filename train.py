@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
-import transformers
 from datasets import Dataset, Image, List, load_dataset
 from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -23,7 +22,7 @@ from modeling_albef_amc import (
     AlbefProcessor,
     tokenizer_from_texts,
 )
-from modeling_albef_amc.families import FAMILIES
+from modeling_albef_amc.families import FAMILIES, TRAINABLE
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -105,19 +104,21 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The class that trains a checkpoint with this configuration.
 
     Raises:
-        ValueError: its family is unknown, or transformers does not have the class.
+        ValueError: its family is unknown, or its head is another.
     """
     if config.model_type not in FAMILIES:
         raise ValueError(
             f"{config.name_or_path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; "
             f"known are {', '.join(FAMILIES)}. Describe it in modeling_albef_amc/families.py, or choose another one."
         )
-    if isinstance(config, AlbefConfig):
-        return AlbefForPreTraining
-    name = (config.architectures or ["no architecture"])[0]
-    if not hasattr(transformers, name):
-        raise ValueError(f"{config.name_or_path} is a checkpoint of {name}, which transformers does not have.")
-    return getattr(transformers, name)
+    trainable = TRAINABLE[config.model_type]
+    architecture = (config.architectures or ["no architecture"])[0]
+    if trainable is not AlbefForPreTraining and architecture != trainable.__name__:
+        raise ValueError(
+            f"{config.name_or_path} is a checkpoint of {architecture}, which has no score of image and text to "
+            f"explain: choose one of {trainable.__name__}."
+        )
+    return trainable
 
 
 def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:

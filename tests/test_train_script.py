@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel, BlipForConditionalGeneration
 
 import evaluate_grounding
 import train
@@ -191,6 +191,13 @@ def test_a_checkpoint_of_another_family_is_named(config, data, tmp_path):
         train.main([config, "--model", str(tmp_path / "bert")])
     with pytest.raises(ValueError, match="checkpoint of type 'bert'"):
         evaluate_grounding.main(["--models", f"a={tmp_path / 'bert'}", "--dataset", str(data)])
+
+
+def test_a_head_that_scores_nothing_is_named(config, tmp_path):
+    captioner = BlipForConditionalGeneration(tiny_blip().config)
+    captioner.save_pretrained(tmp_path / "captioner")
+    with pytest.raises(ValueError, match=r"BlipForConditionalGeneration.*choose one of BlipForImageTextRetrieval"):
+        train.main([config, "--model", str(tmp_path / "captioner")])
 
 
 def test_there_must_be_something_to_resume(config, tmp_path):

@@ -11,7 +11,7 @@ class AmcConfig(TrainingArguments):
     """Defaults are the paper's recipe (Yang et al., CVPR 2023). Changed from transformers' own: `learning_rate` (1e-5),
     `weight_decay` (0.02), `lr_scheduler_type` and `lr_scheduler_kwargs` (cosine to a tenth, warm-up from a tenth),
     `warmup_steps` (2,000), `remove_unused_columns` (False: the collator needs all columns), `label_names`,
-    `ddp_broadcast_buffers` (False: the queues are equal on all processes by construction).
+    `report_to` (TensorBoard), `ddp_broadcast_buffers` (False: the queues are equal on all processes by construction).
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -34,6 +34,9 @@ class AmcConfig(TrainingArguments):
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["boxes"], metadata={"help": "Leave as it is: what the pointing game compares with."}
+    )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (the order that HfArgumentParser understands)
+        default="tensorboard", metadata={"help": "Where scalars and pictures of heatmaps go; none for nowhere."}
     )
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Leave False: the queues are equal on all processes already."}
