@@ -9,16 +9,20 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
-from .families import explain_function, groundable
+from .families import AutoModelForVisualGrounding, explain_function, groundable
 from .gradcam import PhraseAttention, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
 from .image_processing_pil_albef import AlbefImageProcessorPil
 from .modeling_albef import AlbefModel, AlbefOutput
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
+from .pipeline import VisualGroundingPipeline
 from .processing_albef import AlbefProcessor
 from .tokenization_albef import clean_text, tokenizer_from_texts
+
+__version__ = "0.1.0"
 
 image_processor_classes = {"pil": AlbefImageProcessorPil}
 if is_torchvision_available():
@@ -32,6 +36,9 @@ AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining)
 AutoImageProcessor.register(AlbefConfig, image_processor_classes=image_processor_classes)
 AutoTokenizer.register(AlbefConfig, tokenizer_class=PreTrainedTokenizerFast)
 AutoProcessor.register(AlbefConfig, AlbefProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "visual-grounding", VisualGroundingPipeline, pt_model=AutoModelForVisualGrounding, type="multimodal"
+)
 
 # save_pretrained then copies the code along, for trust_remote_code.
 AlbefConfig.register_for_auto_class()
@@ -50,7 +57,9 @@ __all__ = [
     "AlbefProcessor",
     "AlbefTextConfig",
     "AlbefVisionConfig",
+    "AutoModelForVisualGrounding",
     "PhraseAttention",
+    "VisualGroundingPipeline",
     "clean_text",
     "explain_function",
     "gradcam",

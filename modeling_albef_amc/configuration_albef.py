@@ -1,9 +1,15 @@
 """Configuration of ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651). The defaults are the released base model."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies what a file imports from beside it: this line puts pipeline.py, which `custom_pipelines`
+    # names, among the files of every checkpoint.
+    from .pipeline import VisualGroundingPipeline  # noqa: F401
 
 
 @strict
@@ -113,6 +119,7 @@ class AlbefConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        kwargs.pop("custom_pipelines", None)
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
             if not isinstance(value, config_class):
@@ -131,6 +138,20 @@ class AlbefConfig(PreTrainedConfig):
                 f"vision_grounding_layer {self.vision_grounding_layer} is outside the image encoder's "
                 f"{num_vision_layers} layers."
             )
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict]:
+        """What `transformers.pipeline` takes from the checkpoint: none where this package is imported with its own."""
+        return published_pipelines() if __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else {}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        # What is written into config.json.
+        return {**super().to_diff_dict(), "custom_pipelines": published_pipelines()}
+
+
+def published_pipelines() -> dict[str, dict]:
+    """`custom_pipelines` of config.json: task → class, in a file beside it, and the class that loads its model."""
+    return {"visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}}
 
 
 def check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:

@@ -2,19 +2,22 @@
 
 `explain(model, pixel_values, input_ids, attention_mask, image_index, create_graph)` runs the model once and returns a
 `PhraseAttention`: which score, which attention, which tokens, which patches, which grid. Everything else (heatmaps,
-AMC, pointing game) follows from that.
+AMC, pointing game) follows from that. Beyond that, `layer` explains another layer and `explanation` another score.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MethodType
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
-from transformers import BlipForImageTextRetrieval, PreTrainedModel
+from transformers import BlipConfig, BlipForImageTextRetrieval, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
+from .configuration_albef import AlbefConfig
 from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, record_attention
 from .modeling_albef import AlbefModel, resolve_image_index
 from .modeling_albef_pretraining import AlbefForPreTraining
@@ -30,12 +33,26 @@ def albef(
     attention_mask: torch.Tensor | None = None,
     image_index: torch.Tensor | None = None,
     create_graph: bool = False,
+    layer: int | None = None,
+    explanation: Literal["itm", "itc"] = "itm",
 ) -> PhraseAttention:
-    """ALBEF: the match logit, by the cross-attention of text-encoder layer `config.grounding_layer`."""
+    """ALBEF: the match logit, by the cross-attention of text-encoder layer `config.grounding_layer`.
+
+    With "itc", the image-text similarity by the self-attention of image-encoder layer `config.vision_grounding_layer`.
+    """
     albef_model = getattr(model, model.base_model_prefix, model)
+    inputs = pixel_values, input_ids, attention_mask, image_index
     with torch.set_grad_enabled(create_graph):
-        inputs = pixel_values, input_ids, attention_mask, image_index
-        return albef_model.score(*inputs, model.config.grounding_layer, create_graph)[1]
+        if explanation == "itm":
+            layer = model.config.grounding_layer if layer is None else layer
+            output, attention = albef_model.score(*inputs, layer, create_graph)
+        elif explanation == "itc":
+            layer = model.config.vision_grounding_layer if layer is None else layer
+            output, _ = albef_model.score(*inputs)
+            attention = albef_model.explain_itc(pixel_values, output.text_features, image_index, layer, create_graph)
+        else:
+            raise ValueError(f"explanation {explanation!r}: choose 'itm' or 'itc'.")
+    return attention._replace(probability=match_probability(output.itm_logits))
 
 
 @leaving_inference_mode
@@ -47,14 +64,19 @@ def blip(
     image_index: torch.Tensor | None = None,
     create_graph: bool = False,
     layer: int | None = None,
+    explanation: Literal["itm"] = "itm",
 ) -> PhraseAttention:
     """BLIP with its matching head: the match logit, by the cross-attention of text layer `layer`.
 
     The default layer is two thirds up the text encoder (8 of 12): BLIP attends to the image in every layer. Its
     attention never goes through transformers' attention interface, so it is recorded by a hook, before dropout.
     """
+    if explanation != "itm":
+        raise ValueError(f"explanation {explanation!r}: BLIP is explained by its match score, 'itm', only.")
     layers = model.text_encoder.encoder.layer
     layer = 2 * len(layers) // 3 if layer is None else layer
+    if not 0 <= layer < len(layers):
+        raise ValueError(f"layer {layer} is outside BLIP's text encoder: choose one of 0..{len(layers) - 1}.")
     image_index = resolve_image_index(pixel_values, input_ids, image_index)
     with torch.set_grad_enabled(create_graph):
         image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
@@ -66,14 +88,28 @@ def blip(
         states = model.text_encoder(
             input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=image_embeds
         ).last_hidden_state
-        score = model.itm_head(states[:, 0])[:, 1]
+        itm_logits = model.itm_head(states[:, 0])
+        score = itm_logits[:, 1]
     token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     patch_size = model.config.vision_config.patch_size
     grid = pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
-    return PhraseAttention(score, recorded[0], token_mask, slice(1, None), grid)
+    return PhraseAttention(score, recorded[0], token_mask, slice(1, None), grid, match_probability(itm_logits))
+
+
+def match_probability(itm_logits: torch.Tensor) -> torch.Tensor:
+    """(num_phrases, 2), index 1 for "the phrase fits its image" → the probability of that, (num_phrases,)"""
+    return itm_logits.detach().float().softmax(dim=-1)[:, 1]
 
 
 FAMILIES: dict[str, Explain] = {"albef": albef, "blip": blip}
+# Of each family the class that trains; other heads have other scores, or none.
+TRAINABLE: dict[str, type[PreTrainedModel]] = {"albef": AlbefForPreTraining, "blip": BlipForImageTextRetrieval}
+
+
+class AutoModelForVisualGrounding(_BaseAutoModelClass):
+    """`from_pretrained` gives a checkpoint the class of its family that scores phrases; AutoModel's BLIP does not."""
+
+    _model_mapping = {AlbefConfig: AlbefModel, BlipConfig: BlipForImageTextRetrieval}
 
 
 def explain_function(model: PreTrainedModel) -> Explain:

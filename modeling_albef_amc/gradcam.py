@@ -23,6 +23,7 @@ class PhraseAttention(NamedTuple):
     - `token_mask` (num_phrases, num_tokens): which query tokens count (1) and which are padding (0).
     - `patches`: the keys that are image patches, in row order, e.g. `slice(1, None)` after a [CLS] patch.
     - `grid`: (rows, columns) of those patches.
+    - `probability` (num_phrases,): that the phrase fits its image, in [0, 1], without a graph. Heatmaps do not need it.
     """
 
     score: torch.Tensor
@@ -30,6 +31,7 @@ class PhraseAttention(NamedTuple):
     token_mask: torch.Tensor
     patches: slice
     grid: tuple[int, int]
+    probability: torch.Tensor | None = None
 
 
 def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False) -> torch.Tensor:
@@ -49,7 +51,7 @@ def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_t
 
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
-    score, attention, token_mask, patches, (rows, columns) = phrase_attention
+    score, attention, token_mask, patches, (rows, columns), _ = phrase_attention
     if attention is None:
         raise ValueError(
             "The model returned no attention probabilities. SDPA and flash attention compute none: load it with "

@@ -102,41 +102,8 @@ class AlbefProcessor(ProcessorMixin):
         target_sizes: torch.Tensor | np.ndarray | list[tuple[int, int]] | tuple[int, int],
         threshold: float = 0.5,
     ) -> list[dict[str, Any]]:
-        """
-        Heatmaps of the patch grid to answers in the pixels of the original images.
-
-        Args:
-            heatmaps: (num_phrases, rows, columns), or a list of (rows, columns).
-            target_sizes: (num_phrases, 2), the (height, width) in pixels of each phrase's image, or one pair for all.
-                A Pillow image's `size` is the other way round.
-            threshold: how far up from the map's minimum (0) to its maximum (1) a pixel must be to belong to the box.
-
-        Returns:
-            One dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
-            "point": (x, y), the pixel of its first maximum in row order. "box": (x1, y1, x2, y2), half-open, in pixels,
-            around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
-            a constant map is the whole image.
-
-        Raises:
-            ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
-        """
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-        maps = check_heatmaps(heatmaps)
-        sizes = check_target_sizes(target_sizes, len(maps))
-        groups = defaultdict(list)
-        for index, (heatmap, size) in enumerate(zip(maps, sizes, strict=True)):
-            groups[size, heatmap.shape, heatmap.device].append(index)
-        results = [{} for _ in maps]
-        for (size, _, _), indices in groups.items():
-            upsampled = upsample_heatmaps(torch.stack([maps[index] for index in indices]), size)
-            for index, heatmap in zip(indices, upsampled, strict=True):
-                y, x = divmod(heatmap.argmax().item(), heatmap.shape[-1])
-                # Upsampled, a constant map is not quite constant any more; it has no region of its own.
-                constant = maps[index].min() == maps[index].max()
-                box = (0, 0, size[1], size[0]) if constant else box_around_point(heatmap, (x, y), threshold)
-                results[index] = {"heatmap": heatmap, "point": (x, y), "box": box}
-        return results
+        """Points and boxes in the pixels of the original images: see the function of this name."""
+        return post_process_grounding(heatmaps, target_sizes, threshold)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -176,6 +143,48 @@ def match_phrases(text: Any, phrases: list[str], image_index: list[int] | None, 
         f"{len(phrases)} phrases for {num_images} images: pass one phrase an image, or a list of "
         "lists, the phrases of each"
     )
+
+
+def post_process_grounding(
+    heatmaps: torch.Tensor | list[torch.Tensor],
+    target_sizes: torch.Tensor | np.ndarray | list[tuple[int, int]] | tuple[int, int],
+    threshold: float = 0.5,
+) -> list[dict[str, Any]]:
+    """
+    Heatmaps of the patch grid to answers in the pixels of the original images.
+
+    Args:
+        heatmaps: (num_phrases, rows, columns), or a list of (rows, columns).
+        target_sizes: (num_phrases, 2), the (height, width) in pixels of each phrase's image, or one pair for all.
+            A Pillow image's `size` is the other way round.
+        threshold: how far up from the map's minimum (0) to its maximum (1) a pixel must be to belong to the box.
+
+    Returns:
+        One dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
+        "point": (x, y), the pixel of its first maximum in row order. "box": (x1, y1, x2, y2), half-open, in pixels,
+        around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
+        a constant map is the whole image.
+
+    Raises:
+        ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    maps = check_heatmaps(heatmaps)
+    sizes = check_target_sizes(target_sizes, len(maps))
+    groups = defaultdict(list)
+    for index, (heatmap, size) in enumerate(zip(maps, sizes, strict=True)):
+        groups[size, heatmap.shape, heatmap.device].append(index)
+    results = [{} for _ in maps]
+    for (size, _, _), indices in groups.items():
+        upsampled = upsample_heatmaps(torch.stack([maps[index] for index in indices]), size)
+        for index, heatmap in zip(indices, upsampled, strict=True):
+            y, x = divmod(heatmap.argmax().item(), heatmap.shape[-1])
+            # Upsampled, a constant map is not quite constant any more; it has no region of its own.
+            constant = maps[index].min() == maps[index].max()
+            box = (0, 0, size[1], size[0]) if constant else box_around_point(heatmap, (x, y), threshold)
+            results[index] = {"heatmap": heatmap, "point": (x, y), "box": box}
+    return results
 
 
 def check_heatmaps(heatmaps: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,0 +1,81 @@
+"""Photos from wherever they are: paths, URLs, Pillow images, arrays."""
+
+import io
+import os
+import urllib.request
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import ChannelDimension
+
+from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
+
+Photo = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+# What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
+UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+
+
+def is_photo(value: object) -> bool:
+    """Whether this is one photo; an array or tensor of four dimensions is several."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim < 4
+    return isinstance(value, str | os.PathLike | Image.Image)
+
+
+def open_photo(photo: Photo, timeout: float = 30) -> Image.Image:
+    """
+    A photo in RGB, upright: turned as its EXIF orientation says, which is how it is shown everywhere.
+
+    Args:
+        photo: a path, a URL, a Pillow image, or an array or tensor (height, width), (height, width, channels) or
+            (channels, height, width) of any number type; transparent pixels are laid on white.
+        timeout: seconds to wait for a URL.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError: the URL cannot be had.
+        ValueError: the file is no picture or cut off, an array has no picture's shape or values.
+    """
+    if isinstance(photo, np.ndarray | torch.Tensor):
+        return photo_from_array(photo)
+    name, opened = f"this photo ({type(photo).__name__})", photo
+    if isinstance(photo, str | os.PathLike):
+        name = os.fspath(photo)
+        is_url = name.startswith(("http://", "https://"))
+        if not is_url and not os.path.isfile(name):
+            raise FileNotFoundError(f"there is no photo {name}")
+        opened = io.BytesIO(download(name, timeout)) if is_url else name
+    elif not isinstance(photo, Image.Image):
+        raise ValueError(f"a photo must be a path, a URL, a Pillow image or an array, not {type(photo)}")
+    try:
+        opened = opened if isinstance(opened, Image.Image) else Image.open(opened)
+        upright = ImageOps.exif_transpose(pillow_to_eight_bit(opened))
+        return Image.fromarray(convert_to_rgb(upright, return_numpy=True))
+    except UNREADABLE as error:
+        raise ValueError(f"{name} is not a readable photo: {error}") from error
+
+
+def download(url: str, timeout: float) -> bytes:
+    # Some servers turn away the library's own name.
+    request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return response.read()
+    except (OSError, ValueError) as error:  # ValueError: the URL is malformed
+        raise ConnectionError(f"{url} could not be fetched: {error}") from error
+
+
+def photo_from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
+    """Booleans, integers or floating point values, see `array_to_eight_bit`, to a photo in RGB."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"an array of the shape {tuple(array.shape)} is no photo: pass (height, width, 3)")
+    if array.ndim == 3 and channel_axis_format(array) == ChannelDimension.FIRST:
+        array = array.transpose(1, 2, 0) if isinstance(array, np.ndarray) else array.permute(1, 2, 0)
+    pixels = array_to_eight_bit(array, do_rescale=True).cpu().numpy()
+    photo = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return Image.fromarray(convert_to_rgb(photo, return_numpy=True))
+
+
+__all__ = ["open_photo"]
