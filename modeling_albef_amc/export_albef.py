@@ -1,0 +1,325 @@
+"""ALBEF for serving: two programs that need torch alone, and give heatmaps without autograd.
+
+`python -m modeling_albef_amc.export_albef CHECKPOINT OUT` writes them. `image_encoder.pt2` runs once an image; what it
+returns goes into `phrase_grounder.pt2`, together with any number of phrases.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_shapes
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from transformers import AutoProcessor, PreTrainedConfig
+
+from .explained_attention import additive_mask
+from .gradcam import PhraseAttention, average_tokens, gradcam
+from .modeling_albef import AlbefModel
+
+# The largest difference allowed between a program and the model: of a heatmap relative to its maximum, else absolute.
+TOLERANCE = 1e-4
+IMAGE_ENCODER, PHRASE_GROUNDER, DESCRIPTION = "image_encoder.pt2", "phrase_grounder.pt2", "programs.json"
+
+
+class ImageEncoder(nn.Module):
+    """Pixels → all that phrases need of an image, so that the image is encoded and projected once."""
+
+    def __init__(self, model: AlbefModel):
+        super().__init__()
+        text = model.config.text_config
+        layers = [layer.cross_attention for layer in model.text_model.layers[text.fusion_layer :]]
+        # Only what is used: a program keeps all parameters of its module.
+        self.vision_model, self.vision_projection = model.vision_model, model.vision_projection
+        self.keys = nn.ModuleList([layer.key for layer in layers])
+        self.values = nn.ModuleList([layer.value for layer in layers])
+        self.num_heads, self.patch_size = text.num_attention_heads, model.config.vision_config.patch_size
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor | int]:
+        """
+        Args:
+            pixel_values: (num_images, num_channels, height, width), sides a multiple of the patch size.
+
+        Returns:
+            `image_keys`, `image_values` (num_images, num_fusion_layers, num_heads, 1 + rows * columns, head_dim);
+            `image_features` (num_images, projection_dim), unit length; `rows` and `columns`, of patches.
+        """
+        for side in pixel_values.shape[2:]:
+            torch._check(side % self.patch_size == 0)  # the program refuses other sizes
+        embeddings = self.vision_model.embeddings
+        patches = embeddings.patch_embedding(pixel_values)
+        rows, columns = patches.shape[2:]
+        # A list equals no tuple: positions are interpolated to any grid, to the configured one too, where that changes
+        # nothing. A branch on the grid would tie the program to one side of it.
+        positions = embeddings.interpolated_positions([rows, columns])
+        cls_token = embeddings.cls_token.expand(pixel_values.shape[0], -1, -1)
+        states = torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions
+        for layer in self.vision_model.layers:
+            states, _ = layer(states)
+        states = self.vision_model.layernorm(states)
+        keys, values = (torch.stack([project(states) for project in side], 1) for side in (self.keys, self.values))
+        return {
+            "image_keys": keys.unflatten(-1, (self.num_heads, -1)).transpose(2, 3),
+            "image_values": values.unflatten(-1, (self.num_heads, -1)).transpose(2, 3),
+            "image_features": F.normalize(self.vision_projection(states[:, 0]), dim=-1),
+            "rows": rows,
+            "columns": columns,
+        }
+
+
+class PhraseScorer(nn.Module):
+    """Phrases and encoded images → scores, and their gradient with respect to one cross-attention by autograd."""
+
+    def __init__(self, model: AlbefModel, grounding_layer: int):
+        super().__init__()
+        self.model, self.grounding_layer = model, grounding_layer
+        self.num_fusion_layers = model.config.text_config.num_hidden_layers - model.config.text_config.fusion_layer
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, image_index: Tensor, image_keys: Tensor, image_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns: `itm_logits`, `text_features` and the tokens' maps (num_phrases, num_tokens, num_patches)."""
+        # A mask that is additive already is taken as it is.
+        mask = additive_mask(attention_mask, image_keys.dtype)
+        key_values = [(image_keys[:, layer], image_values[:, layer]) for layer in range(self.num_fusion_layers)]
+        encoded, itm_logits = self.model.match(input_ids, mask, key_values, image_index, self.grounding_layer)
+        with torch.enable_grad():
+            score = itm_logits[:, 1]
+        one_row = 1, image_keys.shape[3] - 1
+        explanation = PhraseAttention(score, encoded.explained_attention, attention_mask, slice(1, None), one_row)
+        text_features = F.normalize(self.model.text_projection(encoded.text_hidden_state[:, 0]), dim=-1)
+        return itm_logits.detach(), text_features, gradcam(explanation, per_token=True).flatten(2)
+
+
+class PhraseGrounder(nn.Module):
+    """Names and shapes around a `PhraseScorer` whose backward pass has become part of an ordinary graph."""
+
+    def __init__(self, traced_scorer: nn.Module, temperature: Tensor):
+        super().__init__()
+        self.traced_scorer, self.temperature = traced_scorer, temperature
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_index: Tensor,
+        image_keys: Tensor,
+        image_values: Tensor,
+        image_features: Tensor,
+        rows: int,
+        columns: int,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            input_ids, attention_mask: (num_phrases, num_tokens).
+            image_index: (num_phrases,), which image each phrase belongs to.
+            The others: what `ImageEncoder` returned.
+
+        Returns: as in `AlbefOutput`, and `itc_logits` (num_phrases,), the scaled similarity of image and text features.
+        """
+        # What was traced holds for contiguous tensors, and is silently wrong for other strides.
+        images = image_keys.contiguous(), image_values.contiguous()
+        outputs = self.traced_scorer(input_ids, attention_mask, image_index, *images)
+        itm_logits, text_features, token_heatmaps = outputs
+        token_heatmaps = token_heatmaps.unflatten(-1, (rows, columns))
+        return {
+            "itm_logits": itm_logits,
+            "itc_logits": (image_features[image_index] * text_features).sum(dim=-1) / self.temperature,
+            "heatmaps": average_tokens(token_heatmaps, attention_mask),
+            "token_heatmaps": token_heatmaps,
+            "text_features": text_features,
+        }
+
+
+def export_image_encoder(model: AlbefModel) -> ExportedProgram:
+    """`ImageEncoder` as a program: any number of images, of any size from two by two patches on.
+
+    Args:
+        model: in evaluation mode, its parameters without gradients.
+    """
+    size = model.config.vision_config.patch_size
+    pixel_values, _ = random_inputs(model)
+    dims = {0: Dim("num_images"), 2: size * Dim("rows", min=2), 3: size * Dim("columns", min=2)}
+    with torch.no_grad():
+        return torch.export.export(ImageEncoder(model), (), {"pixel_values": pixel_values}, dynamic_shapes=[dims])
+
+
+def export_phrase_grounder(model: AlbefModel, grounding_layer: int) -> ExportedProgram:
+    """`PhraseGrounder` as a program: any number of phrases, tokens and images.
+
+    `torch.export` records no backward pass. So `make_fx` runs scorer and backward pass on tensors without data, writes
+    down every operation of both, and the graph that comes of it is exported.
+
+    Args:
+        model: in evaluation mode, its parameters without gradients.
+        grounding_layer: the fusion layer whose cross-attention is explained, counted from the first text layer.
+    """
+    pixel_values, phrases = random_inputs(model)
+    with torch.no_grad():
+        inputs = phrases | ImageEncoder(model)(pixel_values)
+        scored = [inputs[name].contiguous() for name in (*phrases, "image_keys", "image_values")]
+        # Sizes that happen to be equal must not count as one size. The weights become constants of the graph.
+        with symbolic_shapes.patch(use_duck_shape=False):
+            trace = make_fx(PhraseScorer(model, grounding_layer), tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            grounder = PhraseGrounder(trace(*scored), model.temperature)
+        num_phrases, num_images = Dim("num_phrases"), Dim("num_images")
+        tokens = {0: num_phrases, 1: Dim("num_tokens", max=model.config.text_config.max_position_embeddings)}
+        keys = {0: num_images, 3: Dim("num_keys", min=5)}
+        dims = tokens, tokens, {0: num_phrases}, keys, keys, {0: num_images}, Dim.DYNAMIC, Dim.DYNAMIC
+        return torch.export.export(grounder, (), inputs, dynamic_shapes=dict(zip(inputs, dims, strict=True)))
+
+
+def random_inputs(
+    model: AlbefModel, num_images: int = 2, num_phrases: int = 3, num_tokens: int = 4, grid: tuple[int, int] = (5, 7)
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`pixel_values` of `grid` patches, and phrases of any lengths up to `num_tokens`."""
+    vision = model.config.vision_config
+    pixel_values = torch.randn(num_images, vision.num_channels, *(side * vision.patch_size for side in grid))
+    lengths = torch.randint(1, num_tokens + 1, (num_phrases, 1))
+    lengths[-1] = num_tokens
+    return pixel_values, {
+        "input_ids": torch.randint(model.config.text_config.vocab_size, (num_phrases, num_tokens)),
+        "attention_mask": (torch.arange(num_tokens) < lengths).long(),
+        "image_index": torch.randint(num_images, (num_phrases,)),
+    }
+
+
+@torch.inference_mode()
+def largest_differences(folder: Path, model: AlbefModel, grounding_layer: int) -> dict[str, float]:
+    """Loads the programs of `folder` and runs them beside the model: several numbers of all things, three grids.
+
+    Returns: of each output the largest difference: of maps relative to the phrase's maximum, else absolute.
+    """
+    encode_images, ground = (torch.export.load(folder / name).module() for name in (IMAGE_ENCODER, PHRASE_GROUNDER))
+    own_grid, longest = model.config.vision_config.grid, min(9, model.config.text_config.max_position_embeddings)
+    differences = defaultdict(list)
+    for sizes in ((1, 1, longest, own_grid), (1, 5, longest, own_grid), (3, 4, longest, (3, 2)), (2, 1, 1, (2, 5))):
+        pixel_values, phrases = random_inputs(model, *sizes)
+        images = encode_images(pixel_values=pixel_values)
+        found = ground(**phrases, **images) | {"image_features": images["image_features"]}
+        expected = dict(model(pixel_values, **phrases, output_token_heatmaps=True, grounding_layer=grounding_layer))
+        own_image = expected["image_features"][phrases["image_index"]]
+        expected["itc_logits"] = (own_image * expected["text_features"]).sum(dim=-1) / model.temperature
+        for name, tensor in found.items():
+            difference = (tensor - expected[name]).abs()
+            if "heatmaps" in name:
+                maximum = expected[name].flatten(1).amax(dim=1).clamp(min=torch.finfo(tensor.dtype).tiny)
+                difference = difference.flatten(1).amax(dim=1) / maximum
+            differences[name].append(difference.max())
+    # torch's maximum, unlike Python's, does not overlook a NaN.
+    return {name: torch.stack(values).max().item() for name, values in differences.items()}
+
+
+def description(model: AlbefModel, grounding_layer: int) -> dict:
+    """What a server must know: dtype and shape of inputs and outputs, where a name stands for any number."""
+    vision, text, features = model.config.vision_config, model.config.text_config, model.config.projection_dim
+    num_layers, num_heads = text.num_hidden_layers - text.fusion_layer, text.num_attention_heads
+    sides = f"{vision.patch_size} * rows, {vision.patch_size} * columns"
+    keys = f"float32 (num_images, {num_layers}, {num_heads}, 1 + rows * columns, {text.hidden_size // num_heads})"
+    images = {"image_keys": keys, "image_values": keys, "image_features": f"float32 (num_images, {features})"}
+    images |= {"rows": "int", "columns": "int"}
+    phrases = {name: "int64 (num_phrases, num_tokens)" for name in ("input_ids", "attention_mask")}
+    outputs = {
+        "itm_logits": "float32 (num_phrases, 2)",
+        "itc_logits": "float32 (num_phrases)",
+        "heatmaps": "float32 (num_phrases, rows, columns)",
+        "token_heatmaps": "float32 (num_phrases, num_tokens, rows, columns)",
+        "text_features": f"float32 (num_phrases, {features})",
+    }
+    return {
+        IMAGE_ENCODER: {
+            "inputs": {"pixel_values": f"float32 (num_images, {vision.num_channels}, {sides})"},
+            "outputs": images,
+        },
+        PHRASE_GROUNDER: {
+            "inputs": phrases | {"image_index": "int64 (num_phrases)"} | images,
+            "outputs": outputs,
+        },
+        "image_size": [side * vision.patch_size for side in vision.grid],
+        "max_num_tokens": text.max_position_embeddings,
+        "grounding_layer": grounding_layer,
+        "torch": torch.__version__,
+    }
+
+
+def load_model(checkpoint: str) -> AlbefModel:
+    """The model of a checkpoint in float32, in evaluation mode, without gradients.
+
+    Raises:
+        ValueError: the checkpoint is of another family, or lacks weights.
+    """
+    family = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    if family != AlbefModel.config_class.model_type:
+        raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")
+    # A traced SDPA is the kernel of one device: phrases, which are short, do without it.
+    attention = {"vision_config": "sdpa", "text_config": "eager"}
+    model, loading = AlbefModel.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        raise ValueError(f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}.")
+    return model.eval().requires_grad_(False)
+
+
+def export_albef(checkpoint: str, output: str | Path, grounding_layer: int | None = None) -> dict[str, float]:
+    """Writes programs, their description and the processor; the folder appears when all is there and checked.
+
+    Args:
+        checkpoint: folder or Hub name of an ALBEF checkpoint with its processor.
+        output: a new or empty folder.
+        grounding_layer: default: the checkpoint's.
+
+    Returns: `largest_differences`.
+
+    Raises:
+        ValueError: `output` is not empty, the checkpoint is not ALBEF's, the layer is no fusion layer.
+        ArithmeticError: a program differs from the model by more than `TOLERANCE`.
+    """
+    output = Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not an empty folder: choose another.")
+    model = load_model(checkpoint)
+    text = model.config.text_config
+    layer = model.config.grounding_layer if grounding_layer is None else grounding_layer
+    first, last = text.fusion_layer, text.num_hidden_layers - 1
+    if not first <= layer <= last:
+        raise ValueError(f"grounding_layer {layer} is no fusion layer: choose one of {first}..{last}.")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
+        folder = Path(scratch) / output.name
+        processor.save_pretrained(folder)
+        torch.export.save(export_image_encoder(model), folder / IMAGE_ENCODER)
+        torch.export.save(export_phrase_grounder(model, layer), folder / PHRASE_GROUNDER)
+        differences = largest_differences(folder, model, layer)
+        if not all(difference <= TOLERANCE for difference in differences.values()):
+            raise ArithmeticError(f"The programs differ from the model by more than {TOLERANCE}: {differences}.")
+        facts = description(model, layer) | {"largest_differences": differences}
+        (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
+        folder.rename(output)
+    return differences
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m modeling_albef_amc.export_albef", description=__doc__)
+    parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
+    parser.add_argument("output", help="a new folder")
+    parser.add_argument("--grounding-layer", type=int, help="the explained fusion layer; default: the checkpoint's")
+    options = parser.parse_args(arguments)
+    try:
+        differences = export_albef(options.checkpoint, options.output, options.grounding_layer)
+    except (ValueError, OSError, ArithmeticError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.output}: {IMAGE_ENCODER}, {PHRASE_GROUNDER}, {DESCRIPTION}, the processor")
+    for name, difference in differences.items():
+        print(f"largest difference from the model, {name}: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
