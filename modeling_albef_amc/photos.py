@@ -1,18 +1,22 @@
-"""Photos from wherever they are: paths, URLs, Pillow images, arrays."""
+"""Photos from wherever they are (paths, URLs, Pillow images, arrays), and with them their phrases."""
 
 import io
 import os
 import urllib.request
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch.utils.data import Dataset
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import ChannelDimension
 
 from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
 
 Photo = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+Phrases = str | list[str]
 # What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 
@@ -78,4 +82,41 @@ def photo_from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
     return Image.fromarray(convert_to_rgb(photo, return_numpy=True))
 
 
-__all__ = ["open_photo"]
+class Records(Dataset):
+    """Photos and their phrases as records {"image", "phrases"}, read one by one."""
+
+    def __init__(self, images: Any, phrases: Phrases | list[Phrases] | None):
+        if is_nested(phrases) and len(phrases) != len(images):
+            raise ValueError(f"{len(phrases)} lists of phrases for {len(images)} photos: pass one list a photo")
+        self.images, self.phrases = images, phrases
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return as_record(self.images[row], self.phrases[row] if is_nested(self.phrases) else self.phrases)
+
+
+def is_nested(phrases: Any) -> bool:
+    return isinstance(phrases, list | tuple) and any(isinstance(item, list | tuple) for item in phrases)
+
+
+def as_record(image: Photo | Mapping[str, Any], phrases: Phrases | None) -> dict[str, Any]:
+    """{"image", "phrases"} with the phrases, none of them empty, in a list."""
+    if isinstance(image, Mapping):
+        phrases = image.get("phrases") if phrases is None else phrases
+        if "image" not in image:
+            raise ValueError(f'a record needs "image" and "phrases", this one has {", ".join(map(repr, image))}')
+        image = image["image"]
+    if phrases is None:
+        raise ValueError('no phrases were given: pass them after the photos, or in the records as "phrases"')
+    phrases = [phrases] if isinstance(phrases, str) else list(phrases)
+    for phrase in phrases:
+        if not isinstance(phrase, str):
+            raise ValueError(f"a phrase must be a string, not {phrase!r}; for one photo pass one list of phrases")
+        if not phrase.strip():
+            raise ValueError(f"a phrase is empty ({phrase!r}): give it a word or leave it out")
+    return {"image": image, "phrases": phrases}
+
+
+__all__ = ["Records", "open_photo"]

@@ -1,7 +1,8 @@
 """Pictures of answers, with NumPy and Pillow alone: photos under heatmaps, points, boxes, captions, sheets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -65,26 +66,38 @@ def mark(picture: Image.Image, point: tuple[int, int], box: tuple[int, int, int,
     return picture
 
 
-def panel(picture: Image.Image, caption: str, width: int = 560, max_height: int = 900) -> Image.Image:
-    """The picture with its caption above, scaled to `width` pixels, whatever its own size.
+def panel(
+    photo: Image.Image,
+    answer: Mapping[str, Any],
+    caption: str,
+    width: int = 560,
+    max_height: int = 900,
+    opacity: float = 0.6,
+) -> Image.Image:
+    """A phrase's answer as a picture of `width` pixels, whatever the photo's size: caption, photo, heatmap, point, box.
 
     Args:
-        max_height: of the scaled picture; a taller one becomes narrower instead.
+        photo: RGB.
+        answer: "heatmap", "point" and "box" in pixels of the photo, as the pipeline gives them.
+        max_height: of the photo in the panel; a taller one becomes narrower instead.
     """
-    scale = min(width / picture.width, max_height / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    # Enlarged pixels stay pixels; reduced ones are averaged.
-    picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    picture = overlay(photo, answer["heatmap"], opacity)
+    scale = min(width / photo.width, max_height / photo.height)
+    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+    x, y = (int((place + 0.5) * scale) for place in answer["point"])
+    x1, y1, x2, y2 = (round(edge * scale) for edge in answer["box"])
+    # Scaled first, so that lines are equally thin on all photos.
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    picture = mark(picture, (x, y), (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
     font = ImageFont.load_default(size=max(14, width // 28))
     lines = wrap(caption, font, width)
-    ascent, descent = font.getmetrics()
-    line_height = ascent + descent
-    sheet = Image.new("RGB", (width, line_height * len(lines) + line_height // 2 + picture.height), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    line_height = sum(font.getmetrics())
+    drawn = Image.new("RGB", (width, line_height * len(lines) + line_height // 2 + picture.height), PAPER)
+    draw = ImageDraw.Draw(drawn)
     for number, line in enumerate(lines):
         draw.text((0, number * line_height), line, fill=INK, font=font)
-    sheet.paste(picture, (0, sheet.height - picture.height))
-    return sheet
+    drawn.paste(picture, (0, drawn.height - picture.height))
+    return drawn
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

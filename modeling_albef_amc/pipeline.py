@@ -8,18 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .families import Explain, explain_function
 from .gradcam import gradcam
-from .photos import Photo, is_photo, open_photo
+from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo
 from .pictures import mark, overlay
 from .processing_albef import post_process_grounding
-
-Phrases = str | list[str]
 
 
 class VisualGroundingPipeline(Pipeline):
@@ -221,38 +219,4 @@ def answered(item: dict[str, Any], heatmaps: Iterator[torch.Tensor], scores: Ite
     }
 
 
-class Records(Dataset):
-    """Photos and their phrases as records {"image", "phrases"}, read one by one."""
-
-    def __init__(self, images: Any, phrases: Phrases | list[Phrases] | None):
-        if is_nested(phrases) and len(phrases) != len(images):
-            raise ValueError(f"{len(phrases)} lists of phrases for {len(images)} photos: pass one list a photo")
-        self.images, self.phrases = images, phrases
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return as_record(self.images[row], self.phrases[row] if is_nested(self.phrases) else self.phrases)
-
-
-def is_nested(phrases: Any) -> bool:
-    return isinstance(phrases, list | tuple) and any(isinstance(item, list | tuple) for item in phrases)
-
-
-def as_record(image: Photo | Mapping[str, Any], phrases: Phrases | None) -> dict[str, Any]:
-    """{"image", "phrases"} with the phrases, none of them empty, in a list."""
-    if isinstance(image, Mapping):
-        phrases = image.get("phrases") if phrases is None else phrases
-        if "image" not in image:
-            raise ValueError(f'a record needs "image" and "phrases", this one has {", ".join(map(repr, image))}')
-        image = image["image"]
-    if phrases is None:
-        raise ValueError('no phrases were given: pass them after the photos, or in the records as "phrases"')
-    phrases = [phrases] if isinstance(phrases, str) else list(phrases)
-    for phrase in phrases:
-        if not isinstance(phrase, str):
-            raise ValueError(f"a phrase must be a string, not {phrase!r}; for one photo pass one list of phrases")
-        if not phrase.strip():
-            raise ValueError(f"a phrase is empty ({phrase!r}): give it a word or leave it out")
-    return {"image": image, "phrases": phrases}
+__all__ = ["VisualGroundingPipeline"]
