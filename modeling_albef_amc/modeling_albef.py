@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -28,12 +29,14 @@ class AlbefEncoderOutput(ModelOutput):
     """Output of one encoder.
 
     - `last_hidden_state` (batch_size, sequence_length, hidden_size).
+    - `text_hidden_state` (num_phrases, num_tokens, hidden_size): of the text layers, before the image is seen.
     - `explained_attention` (batch_size, num_heads, queries, keys): attention probabilities of the explained layer, in
       the graph of `last_hidden_state`.
     - `hidden_states`, `attentions`, `cross_attentions`: of every layer, when asked for.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
+    text_hidden_state: torch.FloatTensor | None = None
     explained_attention: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -49,8 +52,8 @@ class AlbefOutput(ModelOutput):
     - `token_heatmaps` (num_phrases, num_tokens, rows, columns): the same for every word piece.
     - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length.
     - `last_hidden_state` (num_phrases, num_tokens, hidden_size): of the fusion encoder.
-    - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers; `vision_hidden_states` and
-      `vision_attentions`: of the image encoder.
+    - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers, when asked for.
+    - `vision_model_output`: of the image encoder.
     """
 
     itm_logits: torch.FloatTensor | None = None
@@ -62,8 +65,10 @@ class AlbefOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    vision_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    vision_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_model_output: AlbefEncoderOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 class AlbefAttention(nn.Module):
@@ -183,6 +188,7 @@ class AlbefVisionEmbeddings(nn.Module):
 class AlbefPreTrainedModel(PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "albef"
+    main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlbefVisionLayer", "AlbefTextLayer", "AlbefVisionEmbeddings", "AlbefTextEmbeddings"]
@@ -205,7 +211,6 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     """The image encoder."""
 
     config: AlbefVisionConfig
-    main_input_name = "pixel_values"
     input_modalities = ("image",)
     _can_record_outputs = {"hidden_states": AlbefVisionLayer, "attentions": AlbefVisionAttention}
 
@@ -227,7 +232,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         explained_layer: int | None = None,
         image_index: torch.Tensor | None = None,
         create_graph: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefEncoderOutput:
         """
         Args:
@@ -302,17 +307,18 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        image_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        image_key: torch.Tensor | None = None,
+        image_value: torch.Tensor | None = None,
         self_interface: Callable | None = None,
         cross_interface: Callable | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         key_value = self.self_attention.project(hidden_states)
         hidden_states, _ = self.self_attention(hidden_states, key_value, attention_mask, self_interface)
         probabilities = None
-        if image_key_value is not None:
-            hidden_states, probabilities = self.cross_attention(
-                hidden_states, image_key_value, attention_interface=cross_interface
-            )
+        # Key and value are no pair in the signature: reentrant gradient checkpointing looks for tensors there only.
+        if image_key is not None:
+            pair = image_key, image_value
+            hidden_states, probabilities = self.cross_attention(hidden_states, pair, None, cross_interface)
         update = self.output(self.activation(self.intermediate(hidden_states)))
         return self.layernorm(hidden_states + self.dropout(update)), probabilities
 
@@ -381,7 +387,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         image_index: torch.Tensor | None = None,
         explained_layer: int | None = None,
         create_graph: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefEncoderOutput:
         """Text alone (`input_ids`), fusion (`text_embeds` and images), or both in one pass (`input_ids` and images).
 
@@ -401,15 +407,17 @@ class AlbefTextModel(AlbefPreTrainedModel):
         first = 0 if text_embeds is None else fusion_layer
         last = fusion_layer if image_key_values is None else len(self.layers)
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
-        explained_attention = None
+        text_hidden_state = explained_attention = None
         for index in range(first, last):
-            key_value = None
+            key_value = (None, None)
+            if index == fusion_layer:
+                text_hidden_state = hidden_states
             if index >= fusion_layer:
                 key_value = image_key_values[index - fusion_layer]
                 if image_index is not None:
                     key_value = tuple(states[image_index] for states in key_value)
             if explained_layer is None:
-                hidden_states, _ = self.layers[index](hidden_states, mask, key_value)
+                hidden_states, _ = self.layers[index](hidden_states, mask, *key_value)
                 continue
             cross_interface = explained_interface(index, explained_layer, create_graph, default=None)
             written_out = index > explained_layer and create_graph
@@ -417,13 +425,17 @@ class AlbefTextModel(AlbefPreTrainedModel):
                 hidden_states, probabilities = self.layers[index](
                     hidden_states,
                     additive_mask(attention_mask, hidden_states.dtype) if written_out else mask,
-                    key_value,
+                    *key_value,
                     eager_attention_forward if written_out else None,
                     cross_interface,
                 )
             if index == explained_layer:
                 explained_attention = probabilities
-        return AlbefEncoderOutput(last_hidden_state=hidden_states, explained_attention=explained_attention)
+        return AlbefEncoderOutput(
+            last_hidden_state=hidden_states,
+            text_hidden_state=text_hidden_state,
+            explained_attention=explained_attention,
+        )
 
 
 class AlbefModel(AlbefPreTrainedModel):
@@ -447,11 +459,11 @@ class AlbefModel(AlbefPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def get_image_features(self, image_embeds: torch.Tensor) -> torch.Tensor:
+    def itc_image_features(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """(num_images, 1 + num_patches, hidden_size) of the image encoder → ITC features, unit length"""
         return F.normalize(self.vision_projection(image_embeds[:, 0]), dim=-1)
 
-    def get_text_features(self, text_embeds: torch.Tensor) -> torch.Tensor:
+    def itc_text_features(self, text_embeds: torch.Tensor) -> torch.Tensor:
         """(num_phrases, num_tokens, hidden_size) of the text layers → ITC features, unit length"""
         return F.normalize(self.text_projection(text_embeds[:, 0]), dim=-1)
 
@@ -470,7 +482,7 @@ class AlbefModel(AlbefPreTrainedModel):
         explanation: Literal["itm", "itc"] = "itm",
         grounding_layer: int | None = None,
         create_graph: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefOutput:
         """
         Args:
@@ -530,29 +542,19 @@ class AlbefModel(AlbefPreTrainedModel):
         """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         vision = self.vision_model(pixel_values, **kwargs)
-        text = self.text_model(input_ids, attention_mask, **kwargs)
-        image_features = self.get_image_features(vision.last_hidden_state)
-        text_features = self.get_text_features(text.last_hidden_state)
-        fusion, itm_logits = self.match(
-            text.last_hidden_state,
-            attention_mask,
-            self.text_model.project_images(vision.last_hidden_state),
-            image_index,
-            explained_layer,
-            create_graph,
-            **kwargs,
+        image_key_values = self.text_model.project_images(vision.last_hidden_state)
+        encoded, itm_logits = self.match(
+            input_ids, attention_mask, image_key_values, image_index, explained_layer, create_graph, **kwargs
         )
         output = AlbefOutput(
             itm_logits=itm_logits,
-            image_features=image_features,
-            text_features=text_features,
-            last_hidden_state=fusion.last_hidden_state,
-            # The text layers' last state is the fusion layers' first.
-            hidden_states=fusion.hidden_states and (text.hidden_states or ())[:-1] + fusion.hidden_states,
-            attentions=fusion.attentions and (text.attentions or ()) + fusion.attentions,
-            cross_attentions=fusion.cross_attentions,
-            vision_hidden_states=vision.hidden_states,
-            vision_attentions=vision.attentions,
+            image_features=self.itc_image_features(vision.last_hidden_state),
+            text_features=self.itc_text_features(encoded.text_hidden_state),
+            last_hidden_state=encoded.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+            vision_model_output=vision,
         )
         if explained_layer is None:
             return output, None
@@ -560,11 +562,11 @@ class AlbefModel(AlbefPreTrainedModel):
         with torch.enable_grad():
             score = itm_logits[:, 1]
         grid = self.patch_grid(pixel_values)
-        return output, PhraseAttention(score, fusion.explained_attention, token_mask, slice(1, None), grid)
+        return output, PhraseAttention(score, encoded.explained_attention, token_mask, slice(1, None), grid)
 
     def match(
         self,
-        text_embeds: torch.Tensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
         image_index: torch.Tensor | None,
@@ -572,13 +574,16 @@ class AlbefModel(AlbefPreTrainedModel):
         create_graph: bool = False,
         **kwargs,
     ) -> tuple[AlbefEncoderOutput, torch.Tensor]:
-        """Fuses encoded phrases and images. Returns the fusion encoder's output and the ITM logits (num_phrases, 2)."""
+        """Reads phrases and fuses them with encoded images, in one pass.
+
+        Returns: the output of the text and fusion layers, and the ITM logits (num_phrases, 2).
+        """
         first, last = self.config.text_config.fusion_layer, self.config.text_config.num_hidden_layers - 1
         if explained_layer is not None and not first <= explained_layer <= last:
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
-        fusion = self.text_model(
-            text_embeds=text_embeds,
-            attention_mask=attention_mask,
+        encoded = self.text_model(
+            input_ids,
+            attention_mask,
             image_key_values=image_key_values,
             image_index=image_index,
             explained_layer=explained_layer,
@@ -586,7 +591,7 @@ class AlbefModel(AlbefPreTrainedModel):
             **kwargs,
         )
         with nullcontext() if explained_layer is None else torch.enable_grad():
-            return fusion, self.itm_head(fusion.last_hidden_state[:, 0])
+            return encoded, self.itm_head(encoded.last_hidden_state[:, 0])
 
     def explain_itc(
         self,
@@ -603,7 +608,7 @@ class AlbefModel(AlbefPreTrainedModel):
         image_index = resolve_image_index(pixel_values, text_features, image_index)
         vision = self.vision_model(pixel_values, layer % num_layers, image_index, create_graph)
         with torch.enable_grad():
-            image_features = self.get_image_features(vision.last_hidden_state)
+            image_features = self.itc_image_features(vision.last_hidden_state)
             score = (image_features * text_features).sum(dim=-1) / self.temperature
         cls_row = torch.zeros(vision.explained_attention.shape[::2], device=score.device)
         cls_row[:, 0] = 1

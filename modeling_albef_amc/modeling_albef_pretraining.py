@@ -1,19 +1,29 @@
 """ALBEF's objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .gradcam import PhraseAttention, gradcam, leaving_inference_mode
-from .modeling_albef import AlbefModel, AlbefPreTrainedModel, AlbefTextModel, AlbefVisionModel, resolve_image_index
+from .modeling_albef import (
+    AlbefEncoderOutput,
+    AlbefModel,
+    AlbefPreTrainedModel,
+    AlbefTextModel,
+    AlbefVisionModel,
+    resolve_image_index,
+)
 
 TEMPERATURE_RANGE = 0.001, 0.5
 
@@ -24,11 +34,13 @@ class AlbefForPreTrainingOutput(ModelOutput):
 
     - `loss`: the sum of the three below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
       masked words; None without `mlm_labels`.
-    - `itm_logits` (num_phrases, 2): of the true pairs. `negative_itm_logits` (2 * num_phrases, 2): of each phrase with
-      a negative image, then of each phrase's image with a negative phrase.
+    - `itm_logits` (num_phrases, 2): of the true pairs. `negative_itm_logits` (2 * num_phrases, 2): in training, of each
+      phrase with a negative image, then of each phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
     - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length.
+    - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers with the true pairs, when asked
+      for. `vision_model_output`: of the image encoder.
     """
 
     loss: torch.FloatTensor | None = None
@@ -41,6 +53,13 @@ class AlbefForPreTrainingOutput(ModelOutput):
     heatmaps: torch.FloatTensor | None = None
     image_features: torch.FloatTensor | None = None
     text_features: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    vision_model_output: AlbefEncoderOutput | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
 
 @dataclass
@@ -119,11 +138,12 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self.albef = AlbefModel(config)
         self.mlm_head = AlbefMlmHead(config.text_config)
         self.momentum_encoder = AlbefMomentumEncoder(config)
-        self.register_buffer("image_queue", torch.empty(config.queue_size, config.projection_dim))
-        self.register_buffer("text_queue", torch.empty(config.queue_size, config.projection_dim))
-        self.register_buffer("image_id_queue", torch.empty(config.queue_size, dtype=torch.long))
-        self.register_buffer("text_id_queue", torch.empty(config.queue_size, dtype=torch.long))
-        self.register_buffer("queue_pointer", torch.empty(1, dtype=torch.long))
+        # An empty place is a candidate of similarity 0, and of no picture and no text: fingerprints are not negative.
+        self.register_buffer("image_queue", torch.zeros(config.queue_size, config.projection_dim))
+        self.register_buffer("text_queue", torch.zeros(config.queue_size, config.projection_dim))
+        self.register_buffer("image_id_queue", torch.full((config.queue_size,), -1))
+        self.register_buffer("text_id_queue", torch.full((config.queue_size,), -1))
+        self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))
         self.post_init()
 
     @torch.no_grad()
@@ -133,11 +153,10 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             # The momentum encoders begin as copies; children come before their parent, so the originals are ready.
             for copy, original in module._momentum_pairs():
                 init.copy_(copy, original)
-            for queue in (module.image_queue, module.text_queue):
-                init.copy_(queue, F.normalize(torch.randn_like(queue), dim=-1))
-            for queue in (module.image_id_queue, module.text_id_queue):
-                init.constant_(queue, -1)  # of nothing: fingerprints are not negative
-            init.zeros_(module.queue_pointer)
+            for buffer in (module.image_queue, module.text_queue, module.queue_pointer):
+                init.zeros_(buffer)
+            for buffer in (module.image_id_queue, module.text_id_queue):
+                init.constant_(buffer, -1)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.albef.get_input_embeddings()
@@ -150,6 +169,32 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.mlm_head.decoder = new_embeddings
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """As ever; a checkpoint without the teacher, which then begins as a copy, is not taken for a corrupted one."""
+        source = self._tied_weights_keys["momentum_encoder.mlm_head.decoder.weight"]
+        is_missing = missing_keys is not None and source in missing_keys
+        if is_missing:
+            missing_keys.remove(source)
+        super().tie_weights(missing_keys, recompute_mapping)
+        if is_missing:
+            missing_keys.add(source)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """As ever; the teacher's embeddings get the student's new rows and keep their own."""
+        teacher = self.momentum_encoder
+        known = teacher.text_model.get_input_embeddings().weight, teacher.mlm_head.decoder.bias
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        teacher.text_model.set_input_embeddings(deepcopy(embeddings).requires_grad_(False))
+        teacher.mlm_head.decoder = deepcopy(self.mlm_head.decoder).requires_grad_(False)
+        with torch.no_grad():
+            for resized, old in zip(
+                (teacher.text_model.get_input_embeddings().weight, teacher.mlm_head.decoder.bias), known
+            ):
+                count = min(len(resized), len(old))
+                resized[:count] = old[:count]
+        self.tie_weights()
+        return embeddings
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
         """As ever; remote code that is saved along also serves `AutoModel`, which takes the model that grounds."""
@@ -175,7 +220,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         negative_image_index: torch.Tensor | None = None,
         negative_text_index: torch.Tensor | None = None,
         momentum_targets: MomentumTargets | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """
         Args:
@@ -187,7 +232,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             alpha: weight of the momentum model's soft labels; default `config.alpha`.
             output_heatmaps: explain the match of the true pairs; differentiable unless gradients are off.
             negative_image_index: (num_phrases,), a wrong image for each phrase; negative_text_index: (num_phrases,), a
-                wrong phrase for each phrase's image. None: drawn by their similarity.
+                wrong phrase for each phrase's image. None: drawn by their similarity; in evaluation the most similar.
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
         """
         alpha = self.config.alpha if alpha is None else alpha
@@ -204,32 +249,34 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             (momentum_targets,) = self.momentum_step([batch])
         temperature = self.albef.temperature.clamp(*TEMPERATURE_RANGE)
 
-        image_embeds = self.albef.vision_model(pixel_values).last_hidden_state
-        text_embeds = self.albef.text_model(input_ids, attention_mask).last_hidden_state
-        image_features = self.albef.get_image_features(image_embeds)
-        text_features = self.albef.get_text_features(text_embeds)
+        vision = self.albef.vision_model(pixel_values, **kwargs)
+        image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
+        encoded, itm_logits, heatmaps = self._match_true_pairs(
+            input_ids,
+            attention_mask,
+            image_key_values,
+            image_index,
+            self.albef.patch_grid(pixel_values) if output_heatmaps else None,
+            **kwargs,
+        )
+        text_embeds = encoded.text_hidden_state
+        image_features = self.albef.itc_image_features(vision.last_hidden_state)
+        text_features = self.albef.itc_text_features(text_embeds)
         matches = known_matches(momentum_targets)
         loss_itc, image_to_text, text_to_image = contrastive_loss(
             image_features[own_image], text_features, momentum_targets, matches, temperature, alpha
         )
 
-        image_key_values = self.albef.text_model.project_images(image_embeds)
-        itm_logits, heatmaps = self._match_true_pairs(
-            text_embeds,
-            attention_mask,
-            image_key_values,
-            image_index,
-            self.albef.patch_grid(pixel_values) if output_heatmaps else None,
-        )
         # A row without any allowed negative, as in a batch of one, has its true pair only.
         own = slice(momentum_targets.position, momentum_targets.position + len(input_ids))
         wrong_texts, wrong_images = (~known[:, own] for known in matches)
         has_negative = torch.cat([wrong_images.any(dim=1), wrong_texts.any(dim=1)])
-        drawn = negative_image_index is None, negative_text_index is None
+        is_chosen = negative_image_index is None, negative_text_index is None
+        choose = draw_negatives if self.training else hardest_negatives
         if negative_image_index is None:
-            negative_image_index = own_image[draw_negatives(text_to_image, wrong_images)]
+            negative_image_index = own_image[choose(text_to_image, wrong_images)]
         if negative_text_index is None:
-            negative_text_index = draw_negatives(image_to_text, wrong_texts)
+            negative_text_index = choose(image_to_text, wrong_texts)
         texts, images = [text_embeds, text_embeds[negative_text_index]], [negative_image_index, own_image]
         masks = None if attention_mask is None else [attention_mask, attention_mask[negative_text_index]]
         if mlm_labels is not None:
@@ -243,7 +290,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_index=torch.cat(images),
         ).last_hidden_state.split(len(input_ids))
         negative_itm_logits = self.albef.itm_head(torch.cat(states[:2])[:, 0])
-        is_given = ~torch.tensor(drawn, device=has_negative.device).repeat_interleave(len(input_ids))
+        is_given = ~torch.tensor(is_chosen, device=has_negative.device).repeat_interleave(len(input_ids))
         loss_itm = matching_loss(itm_logits, negative_itm_logits, has_negative | is_given)
 
         loss_mlm, mlm_logits = None, None
@@ -260,35 +307,41 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             loss_itm=loss_itm,
             loss_mlm=loss_mlm,
             itm_logits=itm_logits,
-            negative_itm_logits=negative_itm_logits,
+            # Of an evaluation they would depend on what else is in the batch, as nothing else does but the losses.
+            negative_itm_logits=negative_itm_logits if self.training else None,
             mlm_logits=mlm_logits,
             heatmaps=heatmaps,
             image_features=image_features,
             text_features=text_features,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            cross_attentions=encoded.cross_attentions,
+            vision_model_output=vision,
         )
 
     def _match_true_pairs(
         self,
-        text_embeds: torch.Tensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
         image_index: torch.Tensor | None,
         grid: tuple[int, int] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """ITM logits (num_phrases, 2) and, where the `grid` of patches is given, heatmaps (num_phrases, *grid)."""
+        **kwargs,
+    ) -> tuple[AlbefEncoderOutput, torch.Tensor, torch.Tensor | None]:
+        """What the text and fusion layers gave, ITM logits (num_phrases, 2) and, where the `grid` of patches is given,
+        heatmaps (num_phrases, *grid)."""
+        pairs = input_ids, attention_mask, image_key_values, image_index
         if grid is None:
-            return self.albef.match(text_embeds, attention_mask, image_key_values, image_index)[1], None
+            return *self.albef.match(*pairs, **kwargs), None
         create_graph = torch.is_grad_enabled()
-        fusion, itm_logits = self.albef.match(
-            text_embeds, attention_mask, image_key_values, image_index, self.config.grounding_layer, create_graph
-        )
-        token_mask = torch.ones_like(text_embeds[:, :, 0]) if attention_mask is None else attention_mask
+        encoded, itm_logits = self.albef.match(*pairs, self.config.grounding_layer, create_graph, **kwargs)
+        token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with torch.enable_grad():
             score = itm_logits[:, 1]
         heatmaps = gradcam(
-            PhraseAttention(score, fusion.explained_attention, token_mask, slice(1, None), grid), create_graph
+            PhraseAttention(score, encoded.explained_attention, token_mask, slice(1, None), grid), create_graph
         )
-        return (itm_logits if create_graph else itm_logits.detach()), heatmaps
+        return encoded, (itm_logits if create_graph else itm_logits.detach()), heatmaps
 
     def _masked_language_loss(
         self, states: torch.Tensor, mlm_labels: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
@@ -377,8 +430,10 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         image_ids: torch.Tensor | None = None,
     ) -> MomentumTargets:
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
-        if image_ids is None:
+        if image_ids is None and self.training:  # fingerprints that no picture of the queue or of another process has
             image_ids = torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
+        elif image_ids is None:  # as different from all in the queue, and the same every time
+            image_ids = -2 - torch.arange(len(pixel_values), device=pixel_values.device)
         elif image_ids.shape != (len(pixel_values),):
             raise ValueError(
                 f"image_ids must be {len(pixel_values)} whole numbers, one an image, not {tuple(image_ids.shape)}."
@@ -509,6 +564,11 @@ def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Ten
     probabilities = similarity.masked_fill(~allowed, -torch.inf).softmax(dim=1)
     is_drawable = probabilities.isfinite().all(dim=1, keepdim=True)
     return torch.multinomial(probabilities.where(is_drawable, 1.0), num_samples=1)[:, 0]
+
+
+def hardest_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """For each row the allowed column of the highest similarity; arguments as of `draw_negatives`."""
+    return similarity.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
 def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

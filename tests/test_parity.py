@@ -184,9 +184,9 @@ def test_encoder_outputs(golden):
         vision = model.albef.vision_model(batch["pixel_values"]).last_hidden_state
         patches = model.albef.vision_model.embeddings.patch_embedding(batch["pixel_values"]).flatten(2).transpose(1, 2)
     assert deviation(patches, expected["vit_patch_embed"]) < 1e-4
-    assert len(output.vision_hidden_states) == 4
+    assert len(output.vision_model_output.hidden_states) == 4
     for index in range(3):
-        assert deviation(output.vision_hidden_states[index + 1], expected[f"vit_block{index}"]) < 1e-4
+        assert deviation(output.vision_model_output.hidden_states[index + 1], expected[f"vit_block{index}"]) < 1e-4
     assert deviation(vision, expected["image_embeds"]) < 1e-4
     # Text states and fusion states share the one in the middle.
     names = [f"text_hidden{index}" for index in range(4)] + [f"fusion_hidden{index}" for index in (1, 2, 3)]

@@ -242,7 +242,7 @@ def test_the_hardest_negative_is_drawn_by_momentum_similarity():
 
 
 def test_negatives_of_the_model_are_never_equal_pairs():
-    model, batch = pretraining_model().eval(), tiny_batch(5)
+    model, batch = pretraining_model(), tiny_batch(5)
     batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
     image_ids = torch.tensor([7, 7, 8, 9, 10])
     logits = pair_logits(model, batch, batch["pixel_values"])
@@ -296,6 +296,20 @@ def test_draw_negatives_survives_a_row_without_any():
         drawn = draw_negatives(similarity, allowed)
         assert drawn[0] in (0, 1)
         assert drawn[1] == 0
+
+
+def test_evaluation_takes_the_hardest_negatives_and_repeats_itself():
+    model, batch = pretraining_model().eval(), tiny_batch()
+    with torch.no_grad():
+        first, second = model(**batch), model(**batch)
+        (targets,) = model.momentum_step([batch])
+    assert first.loss_itm == second.loss_itm and first.loss_itc == second.loss_itc
+    assert first.negative_itm_logits is None
+    diagonal = torch.eye(4, dtype=torch.bool)
+    hard_images = (first.text_features @ targets.image_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    hard_texts = (first.image_features @ targets.text_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    given = model(**batch, negative_image_index=hard_images, negative_text_index=hard_texts)
+    assert first.loss_itm.item() == pytest.approx(given.loss_itm.item(), rel=1e-6)
 
 
 # MLM ------------------------------------------------------------------------------------------------------------------
