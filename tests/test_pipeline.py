@@ -1,0 +1,441 @@
+"""The visual-grounding pipeline: answers by hand, photos of all kinds, sharing and batches, publishing."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, BertModel, BlipImageProcessorPil, BlipProcessor, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_albef_amc import AlbefForPreTraining, PhraseAttention, VisualGroundingPipeline
+from modeling_albef_amc.photos import open_photo
+from tests.conftest import tiny_blip
+from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor
+
+PHRASES = ["the red square on the left", "the blue square", "the green square on the right here"]
+EXIF_ORIENTATION = 0x0112
+
+
+def blip_processor() -> BlipProcessor:
+    size = {"height": 32, "width": 32}
+    return BlipProcessor(BlipImageProcessorPil(size=size), tiny_processor().tokenizer)
+
+
+def build(family: str, **options) -> VisualGroundingPipeline:
+    model, processor = {
+        "albef": lambda: (tiny_albef().albef, tiny_processor()),
+        "albef_pretraining": lambda: (tiny_albef(), tiny_processor()),
+        "blip": lambda: (tiny_blip(), blip_processor()),
+    }[family]()
+    return pipeline("visual-grounding", model=model, processor=processor, device="cpu", **options)
+
+
+every_family = pytest.mark.parametrize("family", ["albef", "albef_pretraining", "blip"])
+
+
+@pytest.fixture
+def ground() -> VisualGroundingPipeline:
+    return build("albef")
+
+
+def same(actual: list[dict], expected: list[dict]) -> None:
+    """Equal answers; what is computed in another order may differ in the last digits."""
+    assert [answer["phrase"] for answer in actual] == [answer["phrase"] for answer in expected]
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        highest = other["heatmap"].max()
+        np.testing.assert_allclose(one["heatmap"], other["heatmap"], rtol=1e-4, atol=1e-4 * highest)
+        assert one["point"] == other["point"]
+        assert one["box"] == other["box"]
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def one_patch(row: int, column: int, probability: float = 0.75):
+    """An `explain` whose heatmap is 1 in one patch of 4 x 4 and 0 elsewhere."""
+
+    def explain(model, pixel_values, input_ids, attention_mask, image_index):
+        attention = torch.zeros(len(input_ids), 1, 1, 17)
+        attention[..., 1 + 4 * row + column] = 1
+        attention.requires_grad_()
+        token_mask = torch.ones(len(input_ids), 1)
+        probabilities = torch.full((len(input_ids),), probability)
+        return PhraseAttention(attention.sum((1, 2, 3)), attention, token_mask, slice(1, None), (4, 4), probabilities)
+
+    return explain
+
+
+def test_a_heatmap_known_by_hand(ground):
+    """Patch (row 1, column 2) of 4 x 4 on a photo 80 wide and 40 high covers x 40..59 and y 10..19."""
+    (answer,) = ground(Image.new("RGB", (80, 40)), "a dog", explain=one_patch(1, 2), output_pictures=True)
+    assert answer.keys() == {"phrase", "score", "point", "box", "heatmap", "picture"}
+    assert (answer["phrase"], answer["score"]) == ("a dog", 0.75)
+    assert answer["heatmap"].shape == (40, 80)
+    assert answer["heatmap"].dtype == np.float32
+    # Its middle lies between two pixels, and the first of equal maxima in row order counts.
+    assert answer["point"] == (49, 14)
+    x1, y1, x2, y2 = answer["box"]
+    assert (x1 + x2, y1 + y2) == (100, 30)
+    assert 18 <= x2 - x1 <= 24
+    assert 9 <= y2 - y1 <= 12
+    assert answer["picture"].size == (80, 40)
+    assert answer["picture"].getpixel(answer["point"]) == (0, 255, 255)
+    assert answer["picture"].getpixel((x1, y1)) == answer["picture"].getpixel((x2 - 1, y2 - 1)) == (0, 255, 255)
+    assert answer["picture"].getpixel((x1 - 1, y1)) != (0, 255, 255)
+    assert max(answer["picture"].getpixel((5, 35))) < 8
+
+
+def test_a_lower_threshold_gives_a_larger_box(ground):
+    boxes = [
+        ground(Image.new("RGB", (80, 40)), "a dog", explain=one_patch(1, 2), threshold=threshold)[0]["box"]
+        for threshold in (0.1, 0.9)
+    ]
+    assert boxes[0][0] < boxes[1][0] < boxes[1][2] < boxes[0][2]
+
+
+@pytest.mark.parametrize("explanation", ["itm", "itc"])
+@pytest.mark.parametrize("layer", [None, 1])
+def test_equal_to_model_and_processor(ground, explanation, layer):
+    layer = layer if explanation == "itc" else layer and 4
+    photo, processor = picture(), tiny_processor()
+    inputs = processor(images=photo, text=PHRASES, return_tensors="pt")
+    output = ground.model(**inputs, output_heatmaps=True, explanation=explanation, grounding_layer=layer)
+    expected = processor.post_process_grounding(output.heatmaps, (photo.height, photo.width))
+    answers = ground(photo, PHRASES, explanation=explanation, grounding_layer=layer)
+    scores = output.itm_logits.softmax(dim=-1)[:, 1].tolist()
+    for answer, wanted, phrase, score in zip(answers, expected, PHRASES, scores, strict=True):
+        assert answer["phrase"] == phrase
+        assert answer["score"] == pytest.approx(score, abs=1e-6)
+        assert (answer["point"], answer["box"]) == (wanted["point"], wanted["box"])
+        np.testing.assert_allclose(answer["heatmap"], wanted["heatmap"].numpy(), rtol=1e-5, atol=1e-9)
+
+
+def test_blip_scores_as_blip_does():
+    ground, photo = build("blip"), picture()
+    inputs = blip_processor()(images=photo, text=PHRASES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        pixel_values = inputs["pixel_values"].repeat(3, 1, 1, 1)
+        logits = ground.model(inputs["input_ids"], pixel_values, attention_mask=inputs["attention_mask"]).itm_score
+    scores = [answer["score"] for answer in ground(photo, PHRASES)]
+    assert scores == pytest.approx(logits.softmax(dim=-1)[:, 1].tolist(), abs=1e-5)
+    assert ground(photo, PHRASES[:1], grounding_layer=0)[0]["heatmap"].max() > 0
+    with pytest.raises(ValueError, match="BLIP is explained by its match score"):
+        ground(photo, PHRASES, explanation="itc")
+    with pytest.raises(ValueError, match=r"layer 3 is outside BLIP's text encoder: choose one of 0\.\.2"):
+        ground(photo, PHRASES, grounding_layer=3)
+
+
+@every_family
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callers_without_gradients(family, mode):
+    ground = build(family)
+    expected = ground(picture(), PHRASES)
+    with mode():
+        same(ground(picture(), PHRASES), expected)
+
+
+def test_without_heatmaps(ground):
+    (answer,) = ground(picture(), "the red square", output_heatmaps=False)
+    assert answer.keys() == {"phrase", "score", "point", "box"}
+
+
+# Sharing and batches --------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_photo_is_encoded_once_for_all_its_phrases(family):
+    ground, sizes = build(family), []
+    encoder = ground.model.base_model.vision_model
+    encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    ground(picture(), PHRASES * 20)
+    assert sizes == [1]
+    sizes.clear()
+    ground([picture(), picture(50, 30), picture(20, 20)], PHRASES, batch_size=2)
+    assert sizes == [2, 1]
+
+
+@every_family
+def test_batches_and_passes_change_nothing(family):
+    ground = build(family)
+    photos = [picture(), picture(50, 30), picture(20, 20)]
+    phrases = [PHRASES, PHRASES[2:], [], PHRASES[:2]]
+    photos.insert(2, picture(8, 8))
+    expected = [ground(photo, own) for photo, own in zip(photos, phrases)]
+    assert [len(answers) for answers in expected] == [3, 1, 0, 2]
+    for options in ({}, {"batch_size": 2}, {"batch_size": 4, "phrase_batch_size": 2}, {"phrase_batch_size": 1}):
+        for answers, wanted in zip(ground(photos, phrases, **options), expected, strict=True):
+            same(answers, wanted)
+
+
+def test_phrases_come_back_in_their_order(ground):
+    phrases = [f"{'very ' * (number % 7)}red square" for number in range(150)]
+    answers = ground(picture(), phrases, output_heatmaps=False)
+    assert [answer["phrase"] for answer in answers] == phrases
+    assert answers[3]["score"] == pytest.approx(answers[143]["score"], abs=1e-5)
+    assert answers[3]["score"] != pytest.approx(answers[4]["score"], abs=1e-5)
+
+
+# Photos ---------------------------------------------------------------------------------------------------------------
+
+
+def test_photos_of_all_kinds(ground, tmp_path):
+    photo = picture()
+    photo.save(tmp_path / "photo.png")
+    pixels = np.asarray(photo)
+    kinds = [
+        str(tmp_path / "photo.png"),
+        tmp_path / "photo.png",
+        pixels,
+        torch.tensor(pixels).permute(2, 0, 1),
+        pixels.astype(np.float32) / 255,
+        np.dstack([pixels, np.full_like(pixels[..., :1], 255)]),
+        photo.convert("RGBA"),
+    ]
+    expected = ground(photo, PHRASES)
+    for kind in kinds:
+        same(ground(kind, PHRASES), expected)
+    for several in (kinds[:3], tuple(kinds[:3]), np.stack([pixels] * 3), torch.tensor(np.stack([pixels] * 3))):
+        found = ground(several, PHRASES)
+        assert len(found) == 3
+        for answers in found:
+            same(answers, expected)
+
+
+def test_gray_and_transparent_photos():
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert (np.asarray(open_photo(gray)) == gray[..., None]).all()
+    assert (np.asarray(open_photo(gray[..., None] > 31))[4:] == 255).all()
+    assert (np.asarray(open_photo(gray.astype(np.uint16) * 257)) == gray[..., None]).all()
+    assert open_photo(Image.new("RGBA", (2, 2), (9, 9, 9, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(ground, tmp_path, orientation):
+    """The photo as it is shown is 60 x 40; what the camera stored is that, turned or mirrored."""
+    shown = picture(60, 40)
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = shown.transpose(back[orientation]) if orientation in back else shown
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    expected = ground(shown, PHRASES)
+    same(ground(tmp_path / "photo.png", PHRASES), expected)
+    with Image.open(tmp_path / "photo.png") as opened:
+        assert opened.size == ((40, 60) if orientation > 4 else (60, 40))
+        same(ground(opened, PHRASES), expected)
+    assert expected[0]["heatmap"].shape == (40, 60)
+
+
+@pytest.fixture
+def server():
+    """Serves /photo.png, and nothing else."""
+    content = io.BytesIO()
+    picture().save(content, "png")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path == "/photo.png"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(content.getvalue() if found else b"no such page")
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_urls(ground, server):
+    same(ground(f"{server}/photo.png", PHRASES), ground(picture(), PHRASES))
+    with pytest.raises(ConnectionError, match=r"/other\.png could not be fetched: HTTP Error 404"):
+        ground(f"{server}/other.png", PHRASES)
+    with pytest.raises(ConnectionError, match="could not be fetched: <urlopen error"):
+        ground("http://127.0.0.1:1/photo.png", PHRASES)
+
+
+# Data sets ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_sets(ground):
+    dataset = tiny_dataset(count=4).cast_column("image", datasets.Image())
+    photos, phrases = list(dataset["image"]), list(dataset["phrase"])
+    expected = [ground(photo, phrase) for photo, phrase in zip(photos, phrases)]
+    rows = dataset.rename_column("phrase", "phrases")
+    given = {
+        "rows": ground(rows, batch_size=3),
+        "streamed rows": ground(rows.to_iterable_dataset(), batch_size=3),
+        "a column": ground(dataset["image"], [[phrase] for phrase in phrases]),
+        "KeyDataset": ground(KeyDataset(dataset, "image"), [[phrase] for phrase in phrases], num_workers=1),
+        "a generator": ground({"image": photo, "phrases": [phrase]} for photo, phrase in zip(photos, phrases)),
+        "an iterator": ground(iter(photos), [[phrase] for phrase in phrases]),
+        "a list of records": ground([{"image": photo, "phrases": phrase} for photo, phrase in zip(photos, phrases)]),
+    }
+    for name, found in given.items():
+        assert isinstance(found, list) == (name == "a list of records"), name
+        for answers, wanted in zip(found, expected, strict=True):
+            same(answers, wanted)
+    same(ground({"image": photos[0], "phrases": phrases[0]}), expected[0])
+    assert ground([], PHRASES) == []
+
+
+def test_a_data_set_is_read_as_it_is_needed(ground):
+    read = []
+
+    def photos():
+        for number in range(100):
+            read.append(number)
+            yield picture()
+
+    found = ground(photos(), "the red square")
+    next(found)
+    assert len(read) < 5
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "phrases", "message"),
+    [
+        (picture(), " ", r"a phrase is empty \(' '\)"),
+        (picture(), ["a dog", ""], r"a phrase is empty \(''\)"),
+        (picture(), ["a dog", "!?"], r"phrase 1 \('!\?'\) is empty after cleaning"),
+        (picture(), ["a dog", 3], "a phrase must be a string, not 3"),
+        (picture(), [["a dog"]], "for one photo pass one list"),
+        (picture(), None, "no phrases were given"),
+        (picture(), "very " * 30, "has 31 word pieces, the model takes 20"),
+        ([picture()] * 3, [["a dog"], ["a cat"]], "2 lists of phrases for 3 photos"),
+        (iter([picture()] * 3), [["a dog"], ["a cat"]], "zip"),
+        ({"photo": picture(), "phrases": "a dog"}, None, 'a record needs "image" and "phrases", this one has'),
+        ({"image": picture()}, None, "no phrases were given"),
+        ([3], "a dog", "a photo must be a path, a URL, a Pillow image or an array"),
+        (3, "a dog", "images must be a photo, several photos or a data set"),
+        (np.zeros((0, 4, 3)), "a dog", r"an array of the shape \(0, 4, 3\) is no photo"),
+        (np.zeros(4), "a dog", r"an array of the shape \(4,\) is no photo"),
+        (np.full((4, 4, 3), 300.0), "a dog", r"they must lie in \[0, 255\]"),
+        (Image.new("F", (4, 4)), "a dog", "is not a readable photo: a Pillow image of mode 'F'"),
+    ],
+)  # fmt: skip
+def test_bad_input(ground, images, phrases, message):
+    with pytest.raises(ValueError, match=message):
+        list(ground(images, phrases))
+
+
+def test_bad_files(ground, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no photo .*missing\.png"):
+        ground(tmp_path / "missing.png", PHRASES)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png is not a readable photo: cannot identify"):
+        ground(tmp_path / "text.png", PHRASES)
+    picture(200, 200).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-900])
+    with pytest.raises(ValueError, match=r"cut\.jpg is not a readable photo: image file is truncated"):
+        ground(tmp_path / "cut.jpg", PHRASES)
+
+
+def test_bad_pipelines(ground):
+    with pytest.raises(ValueError, match="the pipeline needs the processor too"):
+        VisualGroundingPipeline(tiny_blip())
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(ValueError, match="No explanation is known for models of type 'bert'"):
+        VisualGroundingPipeline(bert, tiny_processor())
+    with pytest.raises(ValueError, match="gives no probability"):
+        ground(picture(), "a dog", explain=lambda *inputs: one_patch(0, 0)(*inputs)._replace(probability=None))
+    with pytest.raises(TypeError, match="treshold"):
+        ground(picture(), "a dog", treshold=0.3)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+        ground(picture(), "a dog", threshold=2)
+
+
+# Publishing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_albef(tmp_path):
+    """With the package imported, a folder needs no code of its own."""
+    model = AlbefForPreTraining(tiny_albef().config).eval()
+    model.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    ground = pipeline("visual-grounding", model=str(tmp_path), device="cpu")
+    assert type(ground) is VisualGroundingPipeline
+    assert type(ground.model).__module__ == "modeling_albef_amc.modeling_albef"
+    expected = pipeline("visual-grounding", model=model, processor=tiny_processor(), device="cpu")(picture(), PHRASES)
+    same(ground(picture(), PHRASES), expected)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["custom_pipelines"] == {
+        "visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}
+    }
+
+
+REMOTE_SCRIPT = """
+import sys
+sys.modules["modeling_albef_amc"] = None  # importing it fails
+import numpy as np
+from transformers import pipeline
+
+folder = sys.argv[1]
+for again in range(2):  # what was saved by the published code works as well
+    ground = pipeline("visual-grounding", model=folder, trust_remote_code=True, device="cpu")
+    assert type(ground).__module__.startswith("transformers_modules."), type(ground)
+    phrases = ["the red square on the left", "the blue square"]
+    answers = ground([folder + "/photo.png"], phrases, output_pictures=True)[0]
+    assert answers[0].pop("picture").size == answers[0]["heatmap"].shape[::-1]
+    folder = sys.argv[2]
+    if not again:
+        ground.save_pretrained(folder)
+        answers_of_first = answers
+        open(folder + "/photo.png", "wb").write(open(sys.argv[1] + "/photo.png", "rb").read())
+for one, other in zip(answers, answers_of_first):
+    assert (one["score"], one["point"]) == (other["score"], other["point"])
+np.savez(sys.argv[1] + "/answers.npz", heatmaps=[answer["heatmap"] for answer in answers],
+         scores=[answer["score"] for answer in answers], boxes=[answer["box"] for answer in answers])
+"""
+
+
+@pytest.mark.parametrize("saved_by", ["the model", "the pipeline", "the pipeline of blip"])
+def test_published_code_in_a_clean_process(tmp_path, saved_by):
+    ground = build("blip" if "blip" in saved_by else "albef_pretraining")
+    folder = tmp_path / "published"
+    if saved_by == "the model":
+        ground.model.save_pretrained(folder)
+        ground.processor.save_pretrained(folder)
+    else:
+        ground.save_pretrained(folder)
+    picture().save(folder / "photo.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", REMOTE_SCRIPT, str(folder), str(tmp_path / "again")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found, expected = np.load(folder / "answers.npz"), ground(picture(), PHRASES[:2])
+    np.testing.assert_allclose(found["heatmaps"], [answer["heatmap"] for answer in expected], rtol=1e-5, atol=1e-9)
+    assert found["scores"].tolist() == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
+    assert [tuple(box) for box in found["boxes"].tolist()] == [answer["box"] for answer in expected]
+
+
+def test_the_own_code_is_not_run_unasked(tmp_path):
+    """A published folder of another family names its pipeline, and transformers asks before it runs that."""
+    build("blip").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline("visual-grounding", model=str(tmp_path), device="cpu")
+    ground = pipeline("visual-grounding", str(tmp_path), pipeline_class=VisualGroundingPipeline, device="cpu")
+    assert len(ground(picture(), PHRASES)) == 3
