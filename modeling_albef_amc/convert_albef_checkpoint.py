@@ -1,60 +1,383 @@
-"""Names and layouts of the original ALBEF and AMC checkpoints, turned into those of `AlbefForPreTraining`."""
+"""Original ALBEF and AMC checkpoints to folders of `save_pretrained`, and back.
 
+python -m modeling_albef_amc.convert_albef_checkpoint ALBEF.pth albef --image-size 384
+python -m modeling_albef_amc.convert_albef_checkpoint --to-original albef ALBEF.pth
+"""
+
+import argparse
+import os
 import re
+from collections import Counter
+from functools import reduce
+from pathlib import Path
 
 import torch
+from torch import nn
+from transformers import BertTokenizer
 
-# Applied in order, each to the outcome of the one before.
-RENAMES = [
-    (r"^(visual_encoder|text_encoder|vision_proj|text_proj)_m\.", r"momentum_encoder.\1."),
-    (r"^(visual_encoder|text_encoder\.bert|vision_proj|text_proj|itm_head)\.", r"albef.\1."),
-    (r"^temp$", "albef.temperature"),
-    (r"\bvisual_encoder\b", "vision_model"),
-    (r"\bvision_proj\b", "vision_projection"),
-    (r"\btext_proj\b", "text_projection"),
-    (r"vision_model\.(cls_token|pos_embed|patch_embed\.proj)\b", r"vision_model.embeddings.\1"),
-    (r"\bpos_embed\b", "position_embeddings"),
-    (r"\bpatch_embed\.proj\b", "patch_embedding"),
-    (r"\bblocks\.(\d+)\.norm1\b", r"layers.\1.layernorm_before"),
-    (r"\bblocks\.(\d+)\.norm2\b", r"layers.\1.layernorm_after"),
-    (r"\bblocks\.(\d+)\.attn\.proj\b", r"layers.\1.attention.projection"),
-    (r"\bblocks\.(\d+)\.attn\.qkv\b", r"layers.\1.attention.qkv"),
-    (r"\bblocks\.(\d+)\.mlp\.fc1\b", r"layers.\1.intermediate"),
-    (r"\bblocks\.(\d+)\.mlp\.fc2\b", r"layers.\1.output"),
-    (r"vision_model\.norm\b", "vision_model.layernorm"),
-    (r"\btext_encoder\.cls\.predictions\.(transform\.)?", "mlm_head."),
-    (r"mlm_head\.bias$", "mlm_head.decoder.bias"),
-    (r"\btext_encoder\.bert\b", "text_model"),
-    (r"\bencoder\.layer\.", "layers."),
-    (r"\bcrossattention\.(self|output)\b", "cross_attention"),
-    (r"(?<!cross_)\battention\.(self|output)\.", "self_attention."),
-    (r"\.(intermediate|output)\.dense\.", r".\1."),
-    (r"(layers\.\d+)\.output\.LayerNorm\b", r"\1.layernorm"),
-    (r"\bLayerNorm\b", "layernorm"),
-]
-# Fixed tables that the model builds itself.
-DROPPED = re.compile(r"position_ids$|^idx_queue$|^queue_ptr_txt$")
+from .albef_checkpoint_files import appearing, check_output, load_folder, load_original
+from .albef_checkpoint_layout import (
+    LAYOUTS,
+    QUEUES,
+    ConversionError,
+    Weights,
+    check_copy,
+    convert_state_dict,
+    infer_config,
+    listing,
+    original_names,
+    rename,
+    sort_out,
+)
+from .configuration_albef import AlbefConfig
+from .image_processing_pil_albef import AlbefImageProcessorPil
+from .modeling_albef import AlbefModel, AlbefVisionEmbeddings
+from .modeling_albef_pretraining import AlbefForPreTraining
+from .processing_albef import AlbefProcessor
+
+# What either side may lack, each part as a whole: its names here, and what becomes of it.
+OPTIONAL = {
+    "MLM head": (
+        r"^mlm_head\.",
+        "not needed to ground; AlbefForPreTraining.from_pretrained starts it at random, and says so",
+    ),
+    "momentum MLM head": (r"^momentum_encoder\.mlm_head\.", "training starts it as a copy of the MLM head"),
+    "momentum encoders": (r"^momentum_encoder\.(?!mlm_head\.)", "training starts them as copies of the encoders"),
+    "queues": (r"^(image_queue|text_queue|queue_pointer)$", "training starts them with random features"),
+}
+# Of these the original has none: fingerprints of the pairs in the queues.
+ID_QUEUES = "image_id_queue", "text_id_queue"
+PARTS = {
+    "image encoder": r"^albef\.vision_model\.",
+    "text and fusion encoder": r"^albef\.text_model\.",
+    "projections, match head": r"^albef\.(vision_projection|text_projection|itm_head|temperature)\b",
+    "MLM head": r"^mlm_head\.",
+    "momentum encoders": r"^momentum_encoder\.",
+    "queues": r"_queue$|^queue_pointer$",
+}
 
 
-def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dictionary of an original checkpoint → one of `AlbefForPreTraining`.
-
-    Queues are transposed to (queue_size, projection_dim); the two equal queue pointers of AMC become one.
+def convert_checkpoint(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    image_size: int | None = None,
+    tokenizer: str | os.PathLike = "bert-base-uncased",
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    grounding_layer: int | None = None,
+    overwrite: bool = False,
+) -> str:
     """
-    converted = {}
-    for name, tensor in original.items():
-        if DROPPED.search(name):
-            continue
-        if name in ("image_queue", "text_queue"):
-            tensor = tensor.T.contiguous()
-        converted[rename(name)] = tensor
-    return converted
+    An original checkpoint to a folder for `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`: weights,
+    configuration, processor and code. The folder appears complete or not at all.
+
+    Args:
+        source: a `.pth` file of ALBEF or AMC: pre-trained, or fine-tuned for retrieval or grounding.
+        output: the folder. It must not exist, or be empty.
+        image_size: side in pixels that the learned positions are interpolated to; None: the one they were learned for.
+        tokenizer: name on the Hub or folder (with vocab.txt or tokenizer.json) of the BERT tokenizer.
+        vision_heads, text_heads: heads of the encoders' attention; None: 12, as in ALBEF base.
+        grounding_layer: the text-encoder layer that heatmaps explain; None: 8, as in ALBEF base.
+        overwrite: replace the folder if it holds a model.
+
+    Returns: a report for people to read.
+
+    Raises:
+        ConversionError: the file, an option or the output is not right. Nothing has changed then.
+    """
+    source, output = Path(source).resolve(), Path(output).resolve()
+    original, beside = load_original(source)
+    check_output(source, output, overwrite, is_folder=True)
+    weights, origin, dropped = sort_out(original)
+    config = infer_config(weights, vision_heads, text_heads, grounding_layer)
+    model = empty_model(AlbefForPreTraining, config)
+    labels = {rename(name): name for name in original_names(config, "amc")} | origin
+    absent = check_weights(weights, model, labels)
+    for copy, kept in model._tied_weights_keys.items():
+        if copy in weights:
+            check_copy(origin[copy], weights.pop(copy), origin[kept], weights[kept])
+            dropped[origin[copy]] = f"equal to {origin[kept]}, to which it is tied"
+    processor = load_processor(tokenizer, config)
+    config.text_config.pad_token_id = processor.tokenizer.pad_token_id
+    learned_size = config.vision_config.image_size
+    if image_size is not None:
+        interpolate_positions(weights, config, image_size)
+        processor.image_processor.size = {"height": image_size, "width": image_size}
+
+    for name in QUEUES:
+        if name in weights:
+            weights[name] = transpose_in_place(original[origin[name]])
+    model_class = AlbefModel if len(absent) == len(OPTIONAL) else AlbefForPreTraining
+    report = [f"{source.name}: {megabytes(source)}, {len(original)} tensors of {dtypes(weights)}"]
+    report += [f"Converted: {len(weights)} tensors", *part_lines(weights)]
+    report += [f"Dropped: {len(dropped)} tensors", *(f"  {name}: {reason}" for name, reason in dropped.items())]
+    if beside:
+        report.append(f"Left aside, as no weights: {', '.join(beside)}")
+    report += ["Not in the file:", *(f"  {part}: {OPTIONAL[part][1]}" for part in absent)] if absent else []
+    report += config_lines(config, learned_size, vision_heads, text_heads, grounding_layer)
+    if model_class is AlbefModel:
+        weights = {name.removeprefix("albef."): tensor for name, tensor in weights.items()}
+    model = empty_model(model_class, config)
+    model.to(reduce(torch.promote_types, {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}))
+    with appearing(output) as folder:
+        folder.mkdir()
+        model.save_pretrained(folder, state_dict=weights)
+        processor.save_pretrained(folder)
+    return "\n".join([*report, f"Written: {output}, of {model_class.__name__}", *next_lines(output)])
 
 
-def rename(name: str) -> str:
-    """The name of an original parameter or buffer in `AlbefForPreTraining`."""
-    if name in ("queue_ptr", "queue_ptr_img"):
-        return "queue_pointer"
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+def write_original(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    layout: str = "amc",
+    momentum_copies: bool = False,
+    overwrite: bool = False,
+) -> str:
+    """
+    A folder of `AlbefModel` or `AlbefForPreTraining` to a `.pth` file for the released code.
+
+    Args:
+        source: the folder, with config.json and safetensors.
+        output: the file. It must not exist.
+        layout: "amc", "albef" or "retrieval": see `original_names`.
+        momentum_copies: where the folder has no momentum encoders, write copies of the encoders. The released scripts
+            look for them, even to evaluate.
+        overwrite: replace the file.
+
+    Returns: a report for people to read.
+
+    Raises:
+        ConversionError: the folder, an option or the output is not right. Nothing has changed then.
+    """
+    source, output = Path(source).resolve(), Path(output).resolve()
+    config, weights = load_folder(source)
+    check_output(source, output, overwrite, is_folder=False)
+    model = empty_model(AlbefForPreTraining, config)
+    absent = check_weights(weights, model, {})
+    report = [f"{source.name}: {len(weights)} tensors of {dtypes(weights)}", *part_lines(weights)]
+    if momentum_copies:
+        copies = {f"momentum_encoder.{name.removeprefix('albef.')}": weights[name] for name in weights}
+        weights = {name: copies[name] for name in model.state_dict() if name in copies} | weights
+    for copy, kept in model._tied_weights_keys.items():
+        if copy.replace("decoder.weight", "decoder.bias") in weights:
+            weights.setdefault(copy, weights[kept])
+
+    state, converted = {}, {}
+    for name in original_names(config, layout):
+        new_name = rename(name)
+        if name.endswith("position_ids"):
+            if new_name.replace("position_ids", "word_embeddings.weight") in weights:
+                state[name] = torch.arange(config.text_config.max_position_embeddings)[None]
+        elif name == "idx_queue":
+            if "image_queue" in weights:
+                state[name] = torch.full((1, config.queue_size), -100)  # of no image
+        elif new_name in weights:
+            if new_name not in converted:
+                tensor = weights[new_name]
+                converted[new_name] = transpose_in_place(tensor) if new_name in QUEUES else tensor
+            state[name] = converted[new_name]
+    with appearing(output) as file, file.open("wb") as stream:
+        torch.save({"model": state}, stream)
+    left_out = [name for name in weights if name not in converted]
+    if left_out:
+        report += ["Left out, as the original has no place for it:", f"  {listing(left_out)}"]
+    report += ["Not in the folder, nor in the file:", *(f"  {part}" for part in absent)] if absent else []
+    if "momentum encoders" in absent and not momentum_copies:
+        report.append("  The released scripts look for momentum encoders: --momentum-copies writes copies.")
+    return "\n".join([*report, f"Written: {output}, {megabytes(output)}, {len(state)} tensors"])
+
+
+# Parts -------------------------------------------------------------------------------------------------
+
+
+def empty_model(model_class: type[AlbefModel | AlbefForPreTraining], config: AlbefConfig):
+    """A model without memory for its weights."""
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def check_weights(weights: Weights, model: AlbefForPreTraining, labels: dict[str, str]) -> list[str]:
+    """The parts of `OPTIONAL` that are absent.
+
+    Args:
+        labels: how errors call a tensor of the model; default its own name.
+
+    Raises:
+        ConversionError: a tensor too many, missing, or of the wrong shape or type.
+    """
+    expected = model.state_dict()
+    required = [name for name in expected if name not in (*model._tied_weights_keys, *ID_QUEUES)]
+    missing, absent = [name for name in required if name not in weights], []
+    for part, (pattern, _) in OPTIONAL.items():
+        if all(name in missing for name in required if re.search(pattern, name)):
+            missing = [name for name in missing if not re.search(pattern, name)]
+            absent.append(part)
+    unknown = [name for name in weights if name not in expected]
+    problems = [
+        f"{len(names)} {what}: {listing([labels.get(name, name) for name in names])}"
+        for what, names in (("missing", missing), ("too many", unknown))
+        if names
+    ]
+    for name in weights.keys() & expected.keys():
+        tensor, wanted = weights[name], expected[name]
+        if tensor.shape != wanted.shape:
+            problems.append(f"{labels.get(name, name)} has the shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}")
+        elif tensor.is_floating_point() != wanted.is_floating_point():
+            problems.append(f"{labels.get(name, name)} is of {tensor.dtype}, unlike {wanted.dtype}")
+    if problems:
+        raise ConversionError(f"its tensors are not those of the model that it seems to be; {listing(problems)}.")
+    return absent
+
+
+def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefProcessor:
+    """The processor of the model, with the BERT tokenizer of that name or folder.
+
+    Raises:
+        ConversionError: there is none, or it has another vocabulary than the weights.
+    """
+    folder = Path(tokenizer)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        raise ConversionError(f"--tokenizer: the folder {tokenizer} has neither vocab.txt nor tokenizer.json.")
+    try:
+        bert_tokenizer = BertTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ConversionError(
+            f"no tokenizer {str(tokenizer)!r} here or on the Hub. Without a network, pass --tokenizer a folder with "
+            f"its vocab.txt or tokenizer.json. ({str(error).splitlines()[0]})"
+        ) from error
+    vocab_size = config.text_config.vocab_size
+    if len(bert_tokenizer) != vocab_size:
+        raise ConversionError(
+            f"the tokenizer {str(tokenizer)!r} has {len(bert_tokenizer)} tokens, the weights {vocab_size}: pass the "
+            "one they were trained with by --tokenizer."
+        )
+    size = config.vision_config.image_size
+    return AlbefProcessor(AlbefImageProcessorPil(size={"height": size, "width": size}), bert_tokenizer)
+
+
+def transpose_in_place(matrix: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) → (columns, rows), contiguous; in the same memory, since the queues are large.
+
+    The file that the matrix may be mapped from does not change: it is mapped privately.
+    """
+    if not matrix.is_contiguous():
+        return matrix.T.contiguous()
+    return matrix.view(-1).copy_(matrix.T.flatten()).view(matrix.shape[::-1])
+
+
+def interpolate_positions(weights: Weights, config: AlbefConfig, image_size: int) -> None:
+    """Learned positions, and the configuration, for images of another size in pixels. Changes both arguments."""
+    patch_size = config.vision_config.patch_size
+    if image_size < patch_size or image_size % patch_size:
+        raise ConversionError(f"--image-size {image_size} is no multiple of the patches' {patch_size} pixels.")
+    with torch.device("meta"):
+        embeddings = AlbefVisionEmbeddings(config.vision_config)
+    for name in [name for name in weights if name.endswith("vision_model.embeddings.position_embeddings")]:
+        embeddings.position_embeddings = nn.Parameter(weights[name], requires_grad=False)
+        weights[name] = embeddings.interpolated_positions((image_size // patch_size, image_size // patch_size))
+    config.vision_config.image_size = image_size
+
+
+# Reporting ------------------------------------------------------------------------------------------------------------
+
+
+def megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:,.1f} MB"
+
+
+def dtypes(weights: Weights) -> str:
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in weights.values())
+    return ", ".join(name for name, _ in counts.most_common() if not name.startswith("int"))
+
+
+def part_lines(weights: Weights) -> list[str]:
+    lines = []
+    for part, pattern in PARTS.items():
+        numbers = sum(tensor.numel() for name, tensor in weights.items() if re.search(pattern, name))
+        if numbers:
+            lines.append(f"  {part:<26}{numbers:>15,} {'numbers' if part == 'queues' else 'parameters'}")
+    return lines
+
+
+def config_lines(
+    config: AlbefConfig,
+    learned_size: int,
+    vision_heads: int | None,
+    text_heads: int | None,
+    grounding_layer: int | None,
+) -> list[str]:
+    vision, text = config.vision_config, config.text_config
+    positions = "" if learned_size == vision.image_size else f", interpolated from {learned_size} × {learned_size}"
+    lines = [
+        "Configuration, from the tensors:",
+        f"  images of {vision.image_size} × {vision.image_size} pixels{positions}, in patches of {vision.patch_size}",
+        f"  image encoder of {vision.num_hidden_layers} layers, width {vision.hidden_size}",
+        f"  text encoder of {text.fusion_layer} layers, fusion encoder of "
+        f"{text.num_hidden_layers - text.fusion_layer}, width {text.hidden_size}, {text.vocab_size:,} word pieces",
+        f"  features of {config.projection_dim}, queues of {config.queue_size:,}, temperature {config.temperature:g}",
+        "Configuration, which they do not tell:",
+    ]
+    for what, value, option, given in (
+        ("heads of the image encoder", vision.num_attention_heads, "--vision-heads", vision_heads),
+        ("heads of the text and fusion encoder", text.num_attention_heads, "--text-heads", text_heads),
+        ("layer that heatmaps explain", config.grounding_layer, "--grounding-layer", grounding_layer),
+    ):
+        lines.append(
+            f"  {what}: {value} ({'as given' if given is not None else f'as in ALBEF base; else pass {option}'})"
+        )
+    return lines
+
+
+def next_lines(output: Path) -> list[str]:
+    return [
+        "Next:",
+        f'  albef-amc ground photo.jpg "a black cat" --model {output} --output heatmap.png',
+        f'  or AutoModel.from_pretrained("{output}", trust_remote_code=True), and AutoProcessor in the same way',
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_albef_amc.convert_albef_checkpoint",
+        description="Original ALBEF and AMC checkpoints (.pth) to folders for transformers, and back.",
+    )
+    parser.add_argument("source", help="the .pth file; with --to-original, the folder")
+    parser.add_argument("output", help="the folder to write; with --to-original, the .pth file")
+    parser.add_argument("--to-original", action="store_true", help="the other way: from a folder to a .pth file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output, when all is written")
+    there = parser.add_argument_group("to a folder")
+    there.add_argument("--image-size", type=int, help="interpolate the learned positions to images of that side")
+    there.add_argument("--tokenizer", help="BERT tokenizer: name on the Hub, or folder; default bert-base-uncased")
+    there.add_argument("--vision-heads", type=int, help="attention heads of the image encoder; default 12")
+    there.add_argument("--text-heads", type=int, help="attention heads of the text and fusion encoder; default 12")
+    there.add_argument("--grounding-layer", type=int, help="text-encoder layer that heatmaps explain; default 8")
+    back = parser.add_argument_group("to a .pth file")
+    back.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned "
+        "for retrieval or grounding, text names without 'bert.', no MLM head",
+    )
+    back.add_argument(
+        "--momentum-copies",
+        action="store_true",
+        help="where there are no momentum encoders, write copies: the released scripts look for them",
+    )
+    options = vars(parser.parse_args(arguments))
+    source, output, to_original = (options.pop(name) for name in ("source", "output", "to_original"))
+    back_only = {"layout", "momentum_copies"}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    misplaced = [name for name in given if name != "overwrite" and (name in back_only) != to_original]
+    if misplaced:
+        direction = "does not go with --to-original" if to_original else "needs --to-original"
+        parser.error(f"--{misplaced[0].replace('_', '-')} {direction}")
+    try:
+        print((write_original if to_original else convert_checkpoint)(source, output, **given))
+    except ConversionError as error:
+        parser.exit(1, f"Cannot convert {source}: {error}\n")
+
+
+__all__ = ["ConversionError", "convert_checkpoint", "convert_state_dict", "rename", "write_original"]
+
+if __name__ == "__main__":
+    main()
