@@ -17,7 +17,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from modeling_albef_amc import __version__
 
@@ -127,7 +127,9 @@ def load_pipeline(model: str, device: str | None) -> VisualGroundingPipeline:
     if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise UserError(f"there is no folder {model}, and a Hub id has the form name or owner/name")
     try:
-        loaded = AutoModelForVisualGrounding.from_pretrained(model)
+        # The configuration alone first: without a network, this is found out once.
+        config = AutoConfig.from_pretrained(model)
+        loaded = AutoModelForVisualGrounding.from_pretrained(model, config=config)
         processor = AutoProcessor.from_pretrained(model)
         return VisualGroundingPipeline(loaded, processor, task="visual-grounding", device=device)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
