@@ -432,6 +432,35 @@ def test_published_code_in_a_clean_process(tmp_path, saved_by):
     assert [tuple(box) for box in found["boxes"].tolist()] == [answer["box"] for answer in expected]
 
 
+HUB_SCRIPT = """
+import sys
+sys.modules["modeling_albef_amc"] = None  # importing it fails
+from transformers import pipeline
+
+ground = pipeline("visual-grounding", model="org/albef-amc", trust_remote_code=True, device="cpu")
+assert type(ground).__module__.startswith("transformers_modules.org.albef"), type(ground)
+print([answer["score"] for answer in ground(sys.argv[1], ["the red square on the left", "the blue square"])])
+"""
+
+
+def test_published_on_the_hub(tmp_path):
+    """From a Hub cache as a download leaves it, by transformers' other way to a checkpoint's code."""
+    ground, commit = build("albef_pretraining"), "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--org--albef-amc"
+    ground.model.save_pretrained(repository / "snapshots" / commit)
+    ground.processor.save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    picture().save(tmp_path / "photo.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path / "photo.png")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected = [answer["score"] for answer in ground(picture(), PHRASES[:2])]
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_own_code_is_not_run_unasked(tmp_path):
     """A published folder of another family names its pipeline, and transformers asks before it runs that."""
     build("blip").save_pretrained(tmp_path)
