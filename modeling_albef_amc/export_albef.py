@@ -42,13 +42,10 @@ class ImageEncoder(nn.Module):
         self.num_heads, self.patch_size = text.num_attention_heads, model.config.vision_config.patch_size
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor | int]:
-        """
-        Args:
-            pixel_values: (num_images, num_channels, height, width), sides a multiple of the patch size.
+        """(num_images, num_channels, height, width), sides a multiple of the patch size →
 
-        Returns:
-            `image_keys`, `image_values` (num_images, num_fusion_layers, num_heads, 1 + rows * columns, head_dim);
-            `image_features` (num_images, projection_dim), unit length; `rows` and `columns`, of patches.
+        `image_keys`, `image_values` (num_images, num_fusion_layers, num_heads, 1 + rows * columns, head_dim),
+        `image_features` (num_images, projection_dim), unit length, and the patch grid, `rows` and `columns`.
         """
         for side in pixel_values.shape[2:]:
             torch._check(side % self.patch_size == 0)  # the program refuses other sizes
@@ -91,8 +88,8 @@ class PhraseScorer(nn.Module):
         encoded, itm_logits = self.model.match(input_ids, mask, key_values, image_index, self.grounding_layer)
         with torch.enable_grad():
             score = itm_logits[:, 1]
-        one_row = 1, image_keys.shape[3] - 1
-        explanation = PhraseAttention(score, encoded.explained_attention, attention_mask, slice(1, None), one_row)
+        patches, one_row = slice(1, None), (1, image_keys.shape[3] - 1)
+        explanation = PhraseAttention(score, encoded.explained_attention, attention_mask, patches, one_row)
         text_features = F.normalize(self.model.text_projection(encoded.text_hidden_state[:, 0]), dim=-1)
         return itm_logits.detach(), text_features, gradcam(explanation, per_token=True).flatten(2)
 
@@ -117,32 +114,26 @@ class PhraseGrounder(nn.Module):
     ) -> dict[str, Tensor]:
         """
         Args:
-            input_ids, attention_mask: (num_phrases, num_tokens).
-            image_index: (num_phrases,), which image each phrase belongs to.
+            input_ids, attention_mask: (num_phrases, num_tokens). image_index: (num_phrases,), each phrase's image.
             The others: what `ImageEncoder` returned.
 
         Returns: as in `AlbefOutput`, and `itc_logits` (num_phrases,), the scaled similarity of image and text features.
         """
         # What was traced holds for contiguous tensors, and is silently wrong for other strides.
         images = image_keys.contiguous(), image_values.contiguous()
-        outputs = self.traced_scorer(input_ids, attention_mask, image_index, *images)
-        itm_logits, text_features, token_heatmaps = outputs
-        token_heatmaps = token_heatmaps.unflatten(-1, (rows, columns))
+        itm_logits, text_features, maps = self.traced_scorer(input_ids, attention_mask, image_index, *images)
+        maps = maps.unflatten(-1, (rows, columns))
         return {
             "itm_logits": itm_logits,
             "itc_logits": (image_features[image_index] * text_features).sum(dim=-1) / self.temperature,
-            "heatmaps": average_tokens(token_heatmaps, attention_mask),
-            "token_heatmaps": token_heatmaps,
+            "heatmaps": average_tokens(maps, attention_mask),
+            "token_heatmaps": maps,
             "text_features": text_features,
         }
 
 
 def export_image_encoder(model: AlbefModel) -> ExportedProgram:
-    """`ImageEncoder` as a program: any number of images, of any size from two by two patches on.
-
-    Args:
-        model: in evaluation mode, its parameters without gradients.
-    """
+    """`ImageEncoder` as a program: any number of images of any size, from two by two patches on."""
     size = model.config.vision_config.patch_size
     pixel_values, _ = random_inputs(model)
     dims = {0: Dim("num_images"), 2: size * Dim("rows", min=2), 3: size * Dim("columns", min=2)}
@@ -156,9 +147,7 @@ def export_phrase_grounder(model: AlbefModel, grounding_layer: int) -> ExportedP
     `torch.export` records no backward pass. So `make_fx` runs scorer and backward pass on tensors without data, writes
     down every operation of both, and the graph that comes of it is exported.
 
-    Args:
-        model: in evaluation mode, its parameters without gradients.
-        grounding_layer: the fusion layer whose cross-attention is explained, counted from the first text layer.
+    `grounding_layer` is the fusion layer whose cross-attention is explained, counted from the first text layer.
     """
     pixel_values, phrases = random_inputs(model)
     with torch.no_grad():
@@ -192,7 +181,7 @@ def random_inputs(
 
 @torch.inference_mode()
 def largest_differences(folder: Path, model: AlbefModel, grounding_layer: int) -> dict[str, float]:
-    """Loads the programs of `folder` and runs them beside the model: several numbers of all things, three grids.
+    """Runs the programs of `folder` beside the model, with several numbers of everything and three grids.
 
     Returns: of each output the largest difference: of maps relative to the phrase's maximum, else absolute.
     """
@@ -221,10 +210,12 @@ def description(model: AlbefModel, grounding_layer: int) -> dict:
     vision, text, features = model.config.vision_config, model.config.text_config, model.config.projection_dim
     num_layers, num_heads = text.num_hidden_layers - text.fusion_layer, text.num_attention_heads
     sides = f"{vision.patch_size} * rows, {vision.patch_size} * columns"
+    pixels = {"pixel_values": f"float32 (num_images, {vision.num_channels}, {sides})"}
     keys = f"float32 (num_images, {num_layers}, {num_heads}, 1 + rows * columns, {text.hidden_size // num_heads})"
     images = {"image_keys": keys, "image_values": keys, "image_features": f"float32 (num_images, {features})"}
     images |= {"rows": "int", "columns": "int"}
-    phrases = {name: "int64 (num_phrases, num_tokens)" for name in ("input_ids", "attention_mask")}
+    tokens = "int64 (num_phrases, num_tokens)"
+    phrases = {"input_ids": tokens, "attention_mask": tokens, "image_index": "int64 (num_phrases)"}
     outputs = {
         "itm_logits": "float32 (num_phrases, 2)",
         "itc_logits": "float32 (num_phrases)",
@@ -233,35 +224,23 @@ def description(model: AlbefModel, grounding_layer: int) -> dict:
         "text_features": f"float32 (num_phrases, {features})",
     }
     return {
-        IMAGE_ENCODER: {
-            "inputs": {"pixel_values": f"float32 (num_images, {vision.num_channels}, {sides})"},
-            "outputs": images,
-        },
-        PHRASE_GROUNDER: {
-            "inputs": phrases | {"image_index": "int64 (num_phrases)"} | images,
-            "outputs": outputs,
-        },
+        IMAGE_ENCODER: {"inputs": pixels, "outputs": images},
+        PHRASE_GROUNDER: {"inputs": phrases | images, "outputs": outputs},
         "image_size": [side * vision.patch_size for side in vision.grid],
         "max_num_tokens": text.max_position_embeddings,
         "grounding_layer": grounding_layer,
-        "torch": torch.__version__,
     }
 
 
 def load_model(checkpoint: str) -> AlbefModel:
-    """The model of a checkpoint in float32, in evaluation mode, without gradients.
-
-    Raises:
-        ValueError: the checkpoint is of another family, or lacks weights.
-    """
+    """The model of a checkpoint, frozen, in float32. ValueError: it is of another family, or lacks weights."""
     family = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
     if family != AlbefModel.config_class.model_type:
         raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")
     # A traced SDPA is the kernel of one device: phrases, which are short, do without it.
     attention = {"vision_config": "sdpa", "text_config": "eager"}
-    model, loading = AlbefModel.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
-    )
+    options = {"dtype": torch.float32, "attn_implementation": attention, "output_loading_info": True}
+    model, loading = AlbefModel.from_pretrained(checkpoint, **options)
     if loading["missing_keys"]:
         raise ValueError(f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}.")
     return model.eval().requires_grad_(False)
@@ -271,14 +250,12 @@ def export_albef(checkpoint: str, output: str | Path, grounding_layer: int | Non
     """Writes programs, their description and the processor; the folder appears when all is there and checked.
 
     Args:
-        checkpoint: folder or Hub name of an ALBEF checkpoint with its processor.
-        output: a new or empty folder.
-        grounding_layer: default: the checkpoint's.
+        checkpoint: folder or Hub name. output: a new or empty folder. grounding_layer: default: the checkpoint's.
 
     Returns: `largest_differences`.
 
     Raises:
-        ValueError: `output` is not empty, the checkpoint is not ALBEF's, the layer is no fusion layer.
+        ValueError: `output` is not empty, the checkpoint is not ALBEF's or lacks weights, the layer is no fusion layer.
         ArithmeticError: a program differs from the model by more than `TOLERANCE`.
     """
     output = Path(output)

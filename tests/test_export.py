@@ -1,0 +1,275 @@
+"""Programs for serving: equal to the model, for all sizes, without autograd and without this project."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from modeling_albef_amc import AlbefModel
+from modeling_albef_amc import export_albef as export
+from tests.conftest import tiny_blip
+from tests.tiny_data import PHRASES, tiny_albef, tiny_processor
+
+ROOT = Path(__file__).parents[1]
+OUTPUTS = "itm_logits", "heatmaps", "token_heatmaps", "text_features"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_albef().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command(checkpoint) -> subprocess.CompletedProcess:
+    """The command, run as its users run it."""
+    arguments = [str(checkpoint), str(checkpoint.parent / "new" / "serving")]
+    command = [sys.executable, "-m", "modeling_albef_amc.export_albef", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, command) -> Path:
+    return checkpoint.parent / "new" / "serving"
+
+
+@pytest.fixture(scope="module")
+def programs(folder) -> list[torch.nn.Module]:
+    return [torch.export.load(folder / name).module() for name in (export.IMAGE_ENCODER, export.PHRASE_GROUNDER)]
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint) -> AlbefModel:
+    return AlbefModel.from_pretrained(checkpoint).eval()
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("num_images", "num_phrases", "num_tokens", "grid"),
+    [(1, 1, 6, (4, 4)), (1, 14, 7, (4, 4)), (3, 5, 20, (2, 6)), (2, 1, 1, (7, 3)), (4, 2, 3, (2, 2))],
+)
+def test_programs_equal_the_model(programs, model, mode, num_images, num_phrases, num_tokens, grid):
+    encode_images, ground = programs
+    pixel_values, phrases = export.random_inputs(model, num_images, num_phrases, num_tokens, grid)
+    with mode():
+        images = encode_images(pixel_values=pixel_values)
+        found = ground(**phrases, **images)
+    expected = model(pixel_values, **phrases, output_heatmaps=True, output_token_heatmaps=True)
+    assert (images["rows"], images["columns"]) == grid
+    assert relative_difference(images["image_features"], expected.image_features) < 1e-5
+    for name in OUTPUTS:
+        assert relative_difference(found[name], expected[name]) < 1e-5, name
+        assert not found[name].requires_grad
+    own_image = expected.image_features[phrases["image_index"]]
+    itc_logits = (own_image * expected.text_features).sum(dim=-1) / model.temperature
+    assert relative_difference(found["itc_logits"], itc_logits) < 1e-5
+    padding = phrases["attention_mask"] == 0
+    assert not found["token_heatmaps"][padding].any() and found["heatmaps"].amax(dim=(1, 2)).min() > 0
+
+
+def test_another_grounding_layer(programs, checkpoint, model):
+    encode_images, ground = programs
+    ground_other = export.export_phrase_grounder(export.load_model(str(checkpoint)), 2).module()
+    pixel_values, phrases = export.random_inputs(model, 2, 5, 6, (4, 4))
+    with torch.no_grad():
+        images = encode_images(pixel_values=pixel_values)
+        found, configured = (run(**phrases, **images)["heatmaps"] for run in (ground_other, ground))
+    expected = model(pixel_values, **phrases, output_heatmaps=True, grounding_layer=2).heatmaps
+    assert relative_difference(found, expected) < 1e-5
+    assert relative_difference(configured, expected) > 0.1
+
+
+def test_images_from_a_cache(programs, model):
+    """Images encoded one by one and joined, in whatever layout in memory."""
+    encode_images, ground = programs
+    pixel_values, phrases = export.random_inputs(model, 3, 5, 6, (4, 4))
+    with torch.inference_mode():
+        single = [encode_images(pixel_values=image[None]) for image in pixel_values]
+        names = "image_keys", "image_values", "image_features"
+        images = single[0] | {name: torch.cat([image[name] for image in single]) for name in names}
+        other_layout = images | {name: images[name].mT.contiguous().mT for name in names[:2]}
+        other_layout |= {name: images[name].transpose(0, 4).contiguous().transpose(0, 4) for name in names[:1]}
+        phrases_too = phrases | {name: phrases[name].T.contiguous().T for name in ("input_ids", "attention_mask")}
+        channels_last = encode_images(pixel_values=pixel_values.contiguous(memory_format=torch.channels_last))
+        found = [ground(**phrases, **images), ground(**phrases_too, **other_layout), ground(**phrases, **channels_last)]
+    expected = model(pixel_values, **phrases, output_heatmaps=True)
+    for outputs in found:
+        assert relative_difference(outputs["heatmaps"], expected.heatmaps) < 1e-5
+        assert relative_difference(outputs["itm_logits"], expected.itm_logits) < 1e-5
+
+
+TORCH_ALONE = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("transformers", "modeling_albef_amc", "huggingface_hub"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Nothing())
+import torch
+
+encode_images, ground = (torch.export.load(name).module() for name in ("image_encoder.pt2", "phrase_grounder.pt2"))
+inputs = torch.load(sys.argv[1])
+with torch.inference_mode():
+    images = encode_images(pixel_values=inputs.pop("pixel_values"))
+    torch.save(ground(**inputs, **images), sys.argv[2])
+"""
+
+
+def test_torch_alone_is_enough(folder, model, tmp_path):
+    pixel_values, phrases = export.random_inputs(model, 2, 5, 6, (3, 5))
+    torch.save({"pixel_values": pixel_values, **phrases}, tmp_path / "inputs.pt")
+    paths = [str(tmp_path / name) for name in ("inputs.pt", "outputs.pt")]
+    subprocess.run([sys.executable, "-I", "-c", TORCH_ALONE, *paths], cwd=folder, check=True)
+    found = torch.load(paths[1])
+    expected = model(pixel_values, **phrases, output_heatmaps=True, output_token_heatmaps=True)
+    for name in OUTPUTS:
+        assert relative_difference(found[name], expected[name]) < 1e-5, name
+
+
+def test_the_command_reports_what_it_wrote(folder, command):
+    facts = json.loads((folder / export.DESCRIPTION).read_text())
+    assert set(facts["largest_differences"]) == {*OUTPUTS, "itc_logits", "image_features"}
+    assert all(0 <= difference < 1e-4 for difference in facts["largest_differences"].values())
+    for name, difference in facts["largest_differences"].items():
+        assert f"{name}: {difference:.1e}" in command.stdout
+    assert list(folder.parent.iterdir()) == [folder]  # no scratch folder stays
+
+
+def test_described_shapes_are_the_real_ones(programs, folder, model):
+    facts = json.loads((folder / export.DESCRIPTION).read_text())
+    pixel_values, phrases = export.random_inputs(model, 2, 5, 6, (3, 7))
+    sizes = {"num_images": 2, "num_phrases": 5, "num_tokens": 6, "rows": 3, "columns": 7}
+    with torch.no_grad():
+        images = programs[0](pixel_values=pixel_values)
+        outputs = programs[1](**phrases, **images)
+    for program, given, returned in (
+        (export.IMAGE_ENCODER, {"pixel_values": pixel_values}, images),
+        (export.PHRASE_GROUNDER, phrases | images, outputs),
+    ):
+        assert list(facts[program]["inputs"]) == list(given) and set(facts[program]["outputs"]) == set(returned)
+        for kind, tensors in (("inputs", given), ("outputs", returned)):
+            for name, tensor in tensors.items():
+                dtype, _, shape = facts[program][kind][name].partition(" ")
+                assert dtype == ("int" if isinstance(tensor, int) else str(tensor.dtype).removeprefix("torch."))
+                shape = [eval(size, {}, sizes) for size in shape.strip("()").split(", ") if size]
+                assert shape == ([] if isinstance(tensor, int) else list(tensor.shape)), name
+    assert facts["image_size"] == [32, 32] and facts["grounding_layer"] == 3 and facts["max_num_tokens"] == 20
+
+
+def test_the_documented_code_runs(folder, model, tmp_path, monkeypatch, capsys):
+    """docs/serving.md, with the folder that the command wrote."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 25
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    photo.save(tmp_path / "photo.png")
+    (tmp_path / "serving").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for phrase, own in zip(re.findall(r'text=\["(.*?)", "(.*?)"\]', code)[0], PHRASES, strict=False):
+        code = code.replace(phrase, own)
+    exec(code, names := {})
+    processor = AutoProcessor.from_pretrained(folder)
+    inputs = processor(images=photo, text=PHRASES[:2], return_tensors="pt")
+    expected = model(**inputs, output_heatmaps=True)
+    assert relative_difference(names["outputs"]["heatmaps"], expected.heatmaps) < 1e-5
+    answers = processor.post_process_grounding(expected.heatmaps, (40, 56))
+    assert all(str(answer["point"]) in capsys.readouterr().out for answer in answers[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 3}, "rows"),
+        ({"image_index": torch.tensor([0, 2])}, "out of bounds"),
+        ({"attention_mask": torch.ones(2, 5, dtype=torch.long)}, "input_ids"),
+        ({"image_values": torch.zeros(2, 3, 2, 17, 11)}, "image_values"),
+        (dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 21, dtype=torch.long)), "20"),
+    ],
+)
+def test_programs_refuse_what_does_not_fit(programs, model, change, message):
+    pixel_values, phrases = export.random_inputs(model, 2, 2, 6, (4, 4))
+    with torch.no_grad():
+        images = programs[0](pixel_values=pixel_values)
+        with pytest.raises((AssertionError, IndexError, RuntimeError), match=message):
+            programs[1](**phrases | images | change)
+
+
+@pytest.mark.parametrize("size", [(36, 32), (32, 36), (8, 32)])
+def test_image_sizes_that_are_no_patches(programs, size):
+    with pytest.raises(AssertionError, match="pixel_values"):
+        programs[0](pixel_values=torch.zeros(1, 3, *size))
+
+
+def test_the_check_sees_a_difference(folder, checkpoint):
+    model = export.load_model(str(checkpoint))
+    with torch.no_grad():
+        model.itm_head.bias += 2e-4
+        model.temperature.fill_(torch.nan)
+    differences = export.largest_differences(folder, model, 3)
+    assert differences["itm_logits"] == pytest.approx(2e-4, rel=0.1) and differences["heatmaps"] < 1e-5
+    assert np.isnan(differences["itc_logits"])
+
+
+@pytest.mark.parametrize("difference", [2e-4, float("nan")])
+def test_programs_that_differ_are_not_handed_out(checkpoint, tmp_path, monkeypatch, difference):
+    monkeypatch.setattr(export, "export_image_encoder", lambda model: None)
+    monkeypatch.setattr(export, "export_phrase_grounder", lambda model, layer: None)
+    monkeypatch.setattr(torch.export, "save", lambda program, path: path.touch())
+    monkeypatch.setattr(export, "largest_differences", lambda *arguments: {"heatmaps": difference})
+    with pytest.raises(SystemExit, match="heatmaps"):
+        export.main([str(checkpoint), str(tmp_path / "serving")])
+    assert not list(tmp_path.iterdir())
+
+
+def refused(arguments: list[str], output: Path) -> str:
+    """The message with which the command refuses; nothing is written."""
+    before = sorted(output.parent.iterdir())
+    with pytest.raises(SystemExit) as caught:
+        export.main(arguments)
+    assert sorted(output.parent.iterdir()) == before
+    return str(caught.value)
+
+
+def test_another_family_is_refused(tmp_path):
+    tiny_blip().save_pretrained(tmp_path / "blip")
+    message = refused([str(tmp_path / "blip"), str(tmp_path / "serving")], tmp_path / "serving")
+    assert str(tmp_path / "blip") in message and "'blip'" in message and "'albef'" in message
+
+
+def test_an_output_that_exists_is_refused(checkpoint, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept.txt").write_text("kept")
+    for output in (tmp_path / "full", tmp_path / "full" / "kept.txt"):
+        assert f"{output} exists" in refused([str(checkpoint), str(output)], output)
+    assert (tmp_path / "full" / "kept.txt").read_text() == "kept"
+
+
+def test_a_layer_without_cross_attention_is_refused(checkpoint, tmp_path):
+    message = refused([str(checkpoint), str(tmp_path / "serving"), "--grounding-layer", "1"], tmp_path / "serving")
+    assert "grounding_layer 1" in message and "2..4" in message
+
+
+def test_a_checkpoint_that_lacks_weights_or_is_not_there_is_refused(checkpoint, tmp_path):
+    model = AlbefModel.from_pretrained(checkpoint)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("itm_head")}
+    model.save_pretrained(tmp_path / "headless", state_dict=weights)
+    message = refused([str(tmp_path / "headless"), str(tmp_path / "serving")], tmp_path / "serving")
+    assert "itm_head.bias, itm_head.weight" in message
+    assert "nowhere" in refused([str(tmp_path / "nowhere"), str(tmp_path / "serving")], tmp_path / "serving")
