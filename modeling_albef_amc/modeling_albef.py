@@ -337,9 +337,10 @@ class AlbefTextEmbeddings(nn.Module):
         num_tokens = input_ids.shape[1]
         if num_tokens > self.max_length:
             raise ValueError(f"Text of {num_tokens} tokens: at most {self.max_length} have a position. Truncate it.")
+        positions = torch.arange(num_tokens, device=input_ids.device)
         # One segment only, as ALBEF was trained: token type 0 everywhere.
-        positions = self.position_embeddings.weight[:num_tokens] + self.token_type_embeddings.weight[0]
-        return self.dropout(self.layernorm(self.word_embeddings(input_ids) + positions))
+        states = self.position_embeddings(positions) + self.token_type_embeddings(torch.zeros_like(positions))
+        return self.dropout(self.layernorm(self.word_embeddings(input_ids) + states))
 
 
 class AlbefTextModel(AlbefPreTrainedModel):

@@ -1,0 +1,198 @@
+"""What transformers asks of every model, for both classes: the checks of its common model tests that matter here."""
+
+import gc
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import modeling_albef_amc
+from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel
+from tests.conftest import tiny_batch, tiny_config
+
+CLASSES = AlbefModel, AlbefForPreTraining
+NUM_LAYERS, NUM_FUSION_LAYERS, NUM_VISION_LAYERS = 5, 3, 2  # of tiny_config
+
+
+@pytest.fixture(params=CLASSES, ids=lambda model_class: model_class.__name__)
+def model_class(request):
+    return request.param
+
+
+def outputs_of(model, **options) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        output = model(**tiny_batch(dtype=model.dtype), **options)
+    return {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+
+
+def test_the_same_input_gives_the_same_output(model_class):
+    model = model_class(tiny_config()).eval()
+    first, second = outputs_of(model), outputs_of(model)
+    assert len(first) >= 4 and first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_saved_and_loaded_it_gives_the_same_output(model_class, tmp_path):
+    model = model_class(tiny_config()).eval()
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert not loaded.training
+    torch.testing.assert_close(outputs_of(loaded), outputs_of(model), rtol=0, atol=0)
+
+
+def test_a_tuple_holds_what_the_output_does(model_class):
+    model, batch = model_class(tiny_config()).eval(), tiny_batch()
+    with torch.no_grad():
+        as_tuple = model(**batch, return_dict=False, output_hidden_states=True, output_attentions=True)
+        as_output = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert isinstance(as_tuple, tuple) and isinstance(as_tuple[-1], tuple)
+    torch.testing.assert_close(as_tuple, as_output.to_tuple())
+
+
+def test_hidden_states_and_attentions_have_the_right_shapes(model_class):
+    model = model_class._from_config(tiny_config(), attn_implementation="eager").eval()
+    output = model(**tiny_batch(), output_hidden_states=True, output_attentions=True)
+    vision = output.vision_model_output
+    assert [tuple(states.shape) for states in output.hidden_states] == [(4, 6, 24)] * (NUM_LAYERS + 1)
+    assert [tuple(states.shape) for states in output.attentions] == [(4, 2, 6, 6)] * NUM_LAYERS
+    assert [tuple(states.shape) for states in output.cross_attentions] == [(4, 2, 6, 17)] * NUM_FUSION_LAYERS
+    assert [tuple(states.shape) for states in vision.hidden_states] == [(4, 17, 16)] * (NUM_VISION_LAYERS + 1)
+    assert [tuple(states.shape) for states in vision.attentions] == [(4, 2, 17, 17)] * NUM_VISION_LAYERS
+    for attention in (*output.attentions, *output.cross_attentions, *vision.attentions):
+        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
+    assert model(**tiny_batch()).hidden_states is None
+
+
+def test_some_hidden_states_can_be_chosen(model_class):
+    model = model_class(tiny_config()).eval()
+    everything = model(**tiny_batch(), output_hidden_states=True).hidden_states
+    chosen = model(**tiny_batch(), output_hidden_states=[0, 2]).hidden_states
+    assert [states is not None for states in chosen] == [True, False, True, False, False, False]
+    assert torch.equal(chosen[2], everything[2])
+
+
+def test_a_row_does_not_depend_on_its_batch(model_class):
+    model, batch = model_class(tiny_config()).eval(), tiny_batch()
+    with torch.no_grad():
+        together = model(**batch)
+        alone = model(**{name: value[1:2] for name, value in batch.items()})
+    for name in ("itm_logits", "image_features", "text_features"):
+        torch.testing.assert_close(alone[name][0], together[name][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(model_class, dtype, tmp_path):
+    full = model_class(tiny_config()).eval()
+    full.save_pretrained(tmp_path)
+    half = model_class.from_pretrained(tmp_path, dtype=dtype)
+    assert half.dtype == dtype
+    exact, rounded = outputs_of(full, output_heatmaps=True), outputs_of(half, output_heatmaps=True)
+    for name, value in rounded.items():
+        assert value.isfinite().all(), name
+        torch.testing.assert_close(value.float(), exact[name], rtol=0.1, atol=0.1 * exact[name].abs().max().item())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
+    model = AlbefForPreTraining(tiny_config()).train()
+    given = {"negative_image_index": torch.tensor([1, 2, 3, 0]), "negative_text_index": torch.tensor([2, 3, 0, 1])}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gradients = []
+    for checkpointed in (False, True):
+        model.load_state_dict(state)  # the teacher and the queues have moved
+        model.zero_grad()
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model(**tiny_batch(), image_ids=torch.arange(4), **given).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) > 100
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_tied_weights_are_one_tensor_also_after_loading(tmp_path):
+    model = AlbefForPreTraining(tiny_config())
+    model.save_pretrained(tmp_path)
+    for tied in (model, AlbefForPreTraining.from_pretrained(tmp_path)):
+        for target, source in tied._tied_weights_keys.items():
+            assert tied.get_parameter(target) is tied.get_parameter(source), target
+
+
+def test_a_checkpoint_of_the_other_class_loads_without_a_warning(tmp_path, caplog):
+    AlbefForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretraining")
+    AlbefModel.from_pretrained(tmp_path / "pretraining")
+    assert not caplog.records
+    AlbefModel(tiny_config()).save_pretrained(tmp_path / "grounding")
+    AlbefForPreTraining.from_pretrained(tmp_path / "grounding")
+    (warning,) = caplog.records  # the head that is new
+    assert set(re.findall(r"^(\w+)\.", warning.getMessage(), re.MULTILINE)) == {"mlm_head"}
+
+
+@pytest.mark.parametrize("size", [50, 30])
+def test_resized_embeddings(size):
+    model = AlbefForPreTraining(tiny_config()).train()
+    teacher = model.momentum_encoder
+    with torch.no_grad():
+        teacher.text_model.embeddings.word_embeddings.weight += 1
+        teacher.mlm_head.decoder.bias += 1
+    words, bias = teacher.text_model.get_input_embeddings().weight.clone(), teacher.mlm_head.decoder.bias.clone()
+    student = model.get_input_embeddings().weight.detach().clone()  # of a graph, the old size would be remembered
+    model.resize_token_embeddings(size)
+    kept = min(size, 40)
+    assert model.config.text_config.vocab_size == size
+    assert torch.equal(model.get_input_embeddings().weight[:kept], student[:kept])
+    assert torch.equal(teacher.text_model.get_input_embeddings().weight[:kept], words[:kept])
+    assert torch.equal(teacher.mlm_head.decoder.bias[:kept], bias[:kept])
+    assert teacher.mlm_head.decoder.weight is teacher.text_model.get_input_embeddings().weight
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    batch = tiny_batch()
+    batch["input_ids"] = batch["input_ids"].clamp(max=size - 1)
+    batch["input_ids"][0, 1] = size - 1
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, 1] = batch["input_ids"][:, 1]
+    output = model(**batch, mlm_input_ids=batch["input_ids"], mlm_labels=labels)
+    assert output.mlm_logits.shape == (4, size)
+    output.loss.backward()
+
+
+def test_weights_begin_at_the_configured_scale(model_class):
+    config = tiny_config()
+    config.vision_config.initializer_range = config.text_config.initializer_range = config.initializer_range = 1e-6
+    for name, parameter in model_class(config).named_parameters():
+        # Norms begin at one; all else at random, around zero.
+        is_scale = "layernorm" in name and name.endswith("weight")
+        expected = 0.07 if name.endswith("temperature") else float(is_scale)
+        assert parameter.mean().item() == pytest.approx(expected, abs=1e-5), name
+
+
+def test_every_field_of_the_configuration_is_used():
+    """A field nobody reads is a promise nobody keeps."""
+    sources = "\n".join(path.read_text() for path in Path(modeling_albef_amc.__file__).parent.glob("*.py"))
+    for config_class in (AlbefConfig, *AlbefConfig.sub_configs.values()):
+        for field in inspect.get_annotations(config_class):
+            uses = re.findall(rf"(?:config|self|module\.config)\.{field}\b", sources)
+            assert uses or field == "tie_word_embeddings", f"{config_class.__name__}.{field}"  # transformers reads that
+
+
+def test_a_training_step_leaves_no_tensor_behind(model_class):
+    """Differentiable heatmaps make graphs of graphs; once the output is dropped, all of it is free."""
+    model = model_class(tiny_config()).train()
+
+    def step():
+        output = model(**tiny_batch(), output_heatmaps=True)
+        (output.heatmaps.square().sum() + output.itm_logits.sum()).backward()
+        model.zero_grad()
+
+    def tensors() -> int:
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    step()
+    gc.collect()
+    gc.disable()  # what only the collector would find is left behind as well
+    try:
+        before = tensors()
+        step()
+        assert tensors() == before
+    finally:
+        gc.enable()
