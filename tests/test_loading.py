@@ -37,10 +37,11 @@ def test_device_map_auto(checkpoint):
     check_equal(loaded(**tiny_batch(), output_heatmaps=True), expected)
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # of a parameter that is in no submodule
 def test_parts_on_disk(checkpoint, tmp_path):
     """Every part that may lie elsewhere is fetched for its turn, and heatmaps are differentiated through it."""
     folder, model, expected = checkpoint
-    device_map = {name: "cpu" for name, _ in model.named_children()}
+    device_map = {name: "cpu" for name, _ in model.named_children()} | {"temperature": "cpu"}
     for name in ("vision_model", "text_model"):
         del device_map[name]
         parts = [f"{name}.{child}" for child, _ in getattr(model, name).named_children() if child != "layers"]
