@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from .albef_checkpoint_files import appearing, check_output, load_folder, load_original
 from .albef_checkpoint_layout import (
@@ -238,8 +238,11 @@ def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefPr
     folder = Path(tokenizer)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         raise ConversionError(f"--tokenizer: the folder {tokenizer} has neither vocab.txt nor tokenizer.json.")
+    # For a folder the class is named, since a vocab.txt alone does not tell it. A name that is not found must not come
+    # to BertTokenizer: it would return one without a vocabulary.
+    tokenizer_class = BertTokenizer if folder.is_dir() else AutoTokenizer
     try:
-        bert_tokenizer = BertTokenizer.from_pretrained(tokenizer)
+        bert_tokenizer = tokenizer_class.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"no tokenizer {str(tokenizer)!r} here or on the Hub. Without a network, pass --tokenizer a folder with "
