@@ -52,8 +52,7 @@ class ImageEncoder(nn.Module):
         embeddings = self.vision_model.embeddings
         patches = embeddings.patch_embedding(pixel_values)
         rows, columns = patches.shape[2:]
-        # A list equals no tuple: positions are interpolated to any grid, to the configured one too, where that changes
-        # nothing. A branch on the grid would tie the program to one side of it.
+        # A list equals no tuple: the configured grid is interpolated too (which changes nothing), without a branch.
         positions = embeddings.interpolated_positions([rows, columns])
         cls_token = embeddings.cls_token.expand(pixel_values.shape[0], -1, -1)
         states = torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions
@@ -238,9 +237,8 @@ def load_model(checkpoint: str) -> AlbefModel:
     if family != AlbefModel.config_class.model_type:
         raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")
     # A traced SDPA is the kernel of one device: phrases, which are short, do without it.
-    attention = {"vision_config": "sdpa", "text_config": "eager"}
-    options = {"dtype": torch.float32, "attn_implementation": attention, "output_loading_info": True}
-    model, loading = AlbefModel.from_pretrained(checkpoint, **options)
+    options = {"dtype": torch.float32, "attn_implementation": {"vision_config": "sdpa", "text_config": "eager"}}
+    model, loading = AlbefModel.from_pretrained(checkpoint, **options, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}.")
     return model.eval().requires_grad_(False)
@@ -262,9 +260,8 @@ def export_albef(checkpoint: str, output: str | Path, grounding_layer: int | Non
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another.")
     model = load_model(checkpoint)
-    text = model.config.text_config
     layer = model.config.grounding_layer if grounding_layer is None else grounding_layer
-    first, last = text.fusion_layer, text.num_hidden_layers - 1
+    first, last = model.config.text_config.fusion_layer, model.config.text_config.num_hidden_layers - 1
     if not first <= layer <= last:
         raise ValueError(f"grounding_layer {layer} is no fusion layer: choose one of {first}..{last}.")
     processor = AutoProcessor.from_pretrained(checkpoint)
