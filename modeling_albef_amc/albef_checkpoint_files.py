@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -59,10 +60,15 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     """
     if not (folder / "config.json").is_file():
         raise ConversionError("no folder with a config.json: pass one that save_pretrained wrote.")
-    if (found := json.loads((folder / "config.json").read_text()).get("model_type")) != AlbefConfig.model_type:
-        raise ConversionError(f"its config.json is of a model of type {found!r}, not {AlbefConfig.model_type!r}.")
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
+    try:
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        if model_type != AlbefConfig.model_type:
+            raise ConversionError(f"its config.json is of a model of type {model_type!r}, not 'albef'.")
+        config = AlbefConfig.from_pretrained(folder)
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
+    except (json.JSONDecodeError, StrictDataclassError) as error:
+        raise ConversionError(f"its config.json or {SAFE_WEIGHTS_INDEX_NAME} is damaged ({error}).") from error
     weights = {}
     for shard in sorted(shards):
         try:
@@ -71,7 +77,7 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
             raise ConversionError(f"its weights {shard} are missing or damaged ({error}).") from error
     if "temperature" in weights:  # of AlbefModel
         weights = {f"albef.{name}": tensor for name, tensor in weights.items()}
-    return AlbefConfig.from_pretrained(folder), weights
+    return config, weights
 
 
 def check_output(source: Path, output: Path, overwrite: bool, is_folder: bool) -> None:
@@ -106,16 +112,14 @@ def appearing(output: Path) -> Iterator[Path]:
         yield partial
         if output.is_dir():
             output.rename(old)
-        try:
-            partial.replace(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
+        partial.replace(output)
     except (OSError, SafetensorError) as error:
-        kept = "What was there before is as it was." if output.exists() else "Nothing was left behind."
+        is_kept = output.exists() or old.exists()
+        kept = "What was there before is as it was." if is_kept else "Nothing was left behind."
         raise ConversionError(f"could not write {output}: {error}. {kept}") from error
     finally:
+        if old.exists() and not output.exists():  # stopped between the two renamings
+            old.rename(output)
         for leftover in (partial, old):
             if leftover.is_dir():
                 shutil.rmtree(leftover)

@@ -181,8 +181,11 @@ def write_original(
     left_out = [name for name in weights if name not in converted]
     if left_out:
         report += ["Left out, as the original has no place for it:", f"  {listing(left_out)}"]
+    if momentum_copies:
+        report += [f"Written as copies: {part}" for part in absent if "momentum" in part]
+        absent = [part for part in absent if "momentum" not in part]
     report += ["Not in the folder, nor in the file:", *(f"  {part}" for part in absent)] if absent else []
-    if "momentum encoders" in absent and not momentum_copies:
+    if "momentum encoders" in absent:
         report.append("  The released scripts look for momentum encoders: --momentum-copies writes copies.")
     return "\n".join([*report, f"Written: {output}, {megabytes(output)}, {len(state)} tensors"])
 
@@ -218,8 +221,9 @@ def check_weights(weights: Weights, model: AlbefForPreTraining, labels: dict[str
         for what, names in (("missing", missing), ("too many", unknown))
         if names
     ]
-    for name in weights.keys() & expected.keys():
-        tensor, wanted = weights[name], expected[name]
+    for name, wanted in expected.items():
+        if (tensor := weights.get(name)) is None:
+            continue
         if tensor.shape != wanted.shape:
             problems.append(f"{labels.get(name, name)} has the shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}")
         elif tensor.is_floating_point() != wanted.is_floating_point():

@@ -486,6 +486,21 @@ def test_a_disk_that_fills_leaves_all_as_it_was(state, tokenizer, tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == everything
 
 
+def test_an_interruption_at_the_last_moment_keeps_the_previous_folder(state, tokenizer, tmp_path, monkeypatch):
+    source, out = save(state, tmp_path / "a.pth"), tmp_path / "out"
+    convert_checkpoint(source, out, tokenizer=tokenizer, **TINY)
+    before = files_of(out)
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert_checkpoint(source, out, tokenizer=tokenizer, overwrite=True, **TINY)
+    assert files_of(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "out", "tokenizer"]
+
+
 def test_command_in_a_process_whose_files_may_not_grow(state, tokenizer, tmp_path):
     """The real writer, stopped by the system in the middle of its work."""
     source = save(state, tmp_path / "a.pth")
@@ -534,13 +549,14 @@ def test_a_trained_folder_goes_back_and_says_what_stays_behind(folder, tmp_path)
     assert back.keys() == fine_tuned(original_state()).keys()
 
 
-def test_momentum_encoders_for_the_released_scripts(folder, tmp_path):
+def test_momentum_encoders_for_the_released_scripts(folder, tmp_path, capsys):
     AlbefModel.from_pretrained(folder).save_pretrained(tmp_path / "small")
     report = write_original(tmp_path / "small", tmp_path / "small.pth")
     assert "--momentum-copies" in report
     small = torch.load(tmp_path / "small.pth", weights_only=True)["model"]
     assert not any("_m." in name for name in small)
     main([str(tmp_path / "small"), str(tmp_path / "whole.pth"), "--to-original", "--momentum-copies"])
+    assert "Written as copies: momentum encoders" in capsys.readouterr().out
     whole = torch.load(tmp_path / "whole.pth", weights_only=True)["model"]
     copies = {name for name in original_state() if MOMENTUM.match(name) and not HEAD.search(name)}
     assert whole.keys() == small.keys() | copies
@@ -564,6 +580,10 @@ def test_folders_that_are_refused(folder, tmp_path):
     refused_folder(r"has the shape \(8, 16\), not \(9, 16\)")
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     refused_folder("'bert', not 'albef'")
+    (folder / "config.json").write_text("{")
+    refused_folder("config.json or .* is damaged")
+    (folder / "config.json").write_text(json.dumps({**config, "projection_dim": "eight"}))
+    refused_folder("config.json or .* is damaged")
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "adapter.weight": torch.ones(1)}, folder / "model.safetensors")
