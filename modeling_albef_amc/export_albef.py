@@ -49,16 +49,8 @@ class ImageEncoder(nn.Module):
         """
         for side in pixel_values.shape[2:]:
             torch._check(side % self.patch_size == 0)  # the program refuses other sizes
-        embeddings = self.vision_model.embeddings
-        patches = embeddings.patch_embedding(pixel_values)
-        rows, columns = patches.shape[2:]
-        # A list equals no tuple: the configured grid is interpolated too (which changes nothing), without a branch.
-        positions = embeddings.interpolated_positions([rows, columns])
-        cls_token = embeddings.cls_token.expand(pixel_values.shape[0], -1, -1)
-        states = torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions
-        for layer in self.vision_model.layers:
-            states, _ = layer(states)
-        states = self.vision_model.layernorm(states)
+        rows, columns = (side // self.patch_size for side in pixel_values.shape[2:])
+        states = self.vision_model(pixel_values).last_hidden_state
         keys, values = (torch.stack([project(states) for project in side], 1) for side in (self.keys, self.values))
         return {
             "image_keys": keys.unflatten(-1, (self.num_heads, -1)).transpose(2, 3),

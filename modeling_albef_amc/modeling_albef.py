@@ -160,7 +160,8 @@ class AlbefVisionEmbeddings(nn.Module):
 
     def interpolated_positions(self, grid: tuple[int, int]) -> torch.Tensor:
         """The learned positions on another grid of patches (bicubic), (1, 1 + rows * columns, hidden_size)."""
-        if grid == self.config.grid:
+        # An exported program serves all grids: it may not be built for the one that it was traced with.
+        if not torch.compiler.is_exporting() and grid == self.config.grid:
             return self.position_embeddings
         cls_position, patch_positions = self.position_embeddings.split([1, self.position_embeddings.shape[1] - 1], 1)
         patch_positions = patch_positions.unflatten(1, self.config.grid).permute(0, 3, 1, 2)
@@ -181,7 +182,7 @@ class AlbefVisionEmbeddings(nn.Module):
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self.interpolated_positions(tuple(patches.shape[2:]))
-        cls_token = self.cls_token.expand(len(pixel_values), -1, -1)
+        cls_token = self.cls_token.expand(pixel_values.shape[0], -1, -1)
         return self.dropout(torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
 
 
@@ -644,7 +645,7 @@ def resolve_image_index(
     Raises:
         ValueError: `image_index` is missing where it cannot be guessed, or is not one whole number a phrase.
     """
-    num_images, num_phrases = len(images), len(phrases)
+    num_images, num_phrases = images.shape[0], phrases.shape[0]
     if image_index is not None:
         if image_index.shape != (num_phrases,) or image_index.is_floating_point():
             raise ValueError(
