@@ -1,0 +1,529 @@
+"""Flickr30k Entities: one row for each phrase of a caption, with the boxes of what it speaks of, and the caption.
+
+Every photo has five captions, whose phrases are sorted into chains: "two men" and "the friends" are one chain where
+they are the same people, and all phrases of a chain share its boxes. Boxes are half-open here and count from 0: the
+corners 1 and 10 of the original, both part of the box and counted from 1, are 0 and 10.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from .features import make_row
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json, read_text
+
+SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
+SENTENCES = 5  # captions of a photo
+
+_ID = re.compile(r"[0-9]+")
+_HEADER = re.compile(r"\[/EN#([0-9]+)((?:/[A-Za-z]+)+)")
+# Of a word: the head of a phrase, a pair of brackets in the word, text, a bracket alone.
+_PIECE = re.compile(r"\[/EN#[^\[\]]*|\[[^\[\]]*\]|[^\[\]]+|[\[\]]")
+
+_NO_WORD = "phrases: without a word"
+_NOT_VISUAL = "phrases: of nothing visible (chain 0)"
+_SCENE = "phrases: of the scene as a whole, which has no box"
+_NO_BOX = "phrases: of what has no box"
+_NO_AREA = "phrases: of boxes without area in the photo"
+_UNKNOWN = "phrases: of a chain that the annotations do not have"
+
+
+class Phrase(NamedTuple):
+    """`words[first:end]` of a sentence, the chain it belongs to, and its kinds."""
+
+    first: int
+    end: int
+    chain: str
+    types: tuple[str, ...]
+
+
+class Sentence(NamedTuple):
+    """A caption without its markup."""
+
+    words: list[str]
+    phrases: list[Phrase]
+
+
+class Object(NamedTuple):
+    """A box, half-open `[x1, y1, x2, y2]` in pixels from 0 and not yet cut to the photo, or None; and its chains."""
+
+    chains: list[str]
+    box: list[float] | None
+    is_scene: bool = False
+    is_unboxed: bool = False  # marked as not to be boxed
+
+
+class Annotation(NamedTuple):
+    """What is known of a photo."""
+
+    size: tuple[int, int] | None  # (width, height) in pixels
+    objects: list[Object]
+
+
+@dataclass
+class Flickr30kEntitiesConfig(SourceConfig):
+    """Where the annotations and photos are, and what becomes of phrases without a box."""
+
+    keep_unboxed: bool = field(
+        default=False, metadata={"help": "Keep visible phrases that have no box, as rows without a region."}
+    )
+
+
+class Flickr30kEntities(SourceBuilder):
+    """`datasets` builder of Flickr30k Entities; rows as in `features.FEATURES`, one for each phrase that has boxes.
+
+    `data_dir` has one of two layouts. The original one, which is taken where both are there:
+        Sentences/<id>.txt        five lines, phrases marked as `[/EN#<chain>/<type>[/<type>…] words]`
+        Annotations/<id>.xml      size, and objects with chains and a box, or the flags `scene` and `nobndbox`
+        train.txt, val.txt, test.txt                       a photo's id in each line
+        UNRELATED_CAPTIONS        a line with "#", then lines "<id> <number of the sentence, from 1>"
+    InfoGround's, what the original tool returns for each photo, for one to three of the splits:
+        sentences_<split>.json       {id: [{"sentence", "phrases": [{"first_word_index", "phrase", "phrase_id",
+                                     "phrase_type": [type, …]}]}]}
+        bounding_boxes_<split>.json  {id: {"boxes": {chain: [[x1, y1, x2, y2], …]}, "scene": [chain, …],
+                                     "nobox": [chain, …], "width", "height", "depth"}}
+        UNRELATED_CAPTIONS           as above, if it is there
+    Photos are `<id>.jpg` in `images_dir`, or in its folder `flickr30k-images`.
+
+    Corners. The XML counts pixels from 1 and both corners are part of the box; [xmin - 1, ymin - 1, xmax, ymax] is the
+    same box half-open and from 0. The original tool subtracts 1 from all four, and InfoGround's files hold that; 1 is
+    added to x2 and y2 here, so that both layouts give the same rows. In the pointing game, where a point must be
+    strictly inside, the only difference to the tool's corners is the box's last column and row of pixels, which count
+    as inside here: the pixels 1 to 8 of the tool's 0 to 9, and 1 to 9 of 0 to 10.
+
+    Counted in `report`: photos, captions, objects (InfoGround's files repeat one for each of its chains), and phrases:
+    those kept, and those dropped by reason, add up to all phrases of the photos that have annotations. A chain that is
+    marked as the scene and has boxes all the same keeps them, as in InfoGround's evaluation. Chain 0 is of words like
+    "there" or "each other"; its phrases are always dropped, as are the captions of UNRELATED_CAPTIONS.
+
+    Raises:
+        ValueError: a file is missing, cut off or not in its format; the message names file and line or record. In
+            strict mode also for a record that would be dropped for a fault of its own, though not for a phrase whose
+            chain is marked as one without a box.
+    """
+
+    BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
+    images_per_job = 500
+    source = (
+        "Flickr30k Entities (Plummer et al., 2017) for the phrases and boxes, Flickr30k (Young et al., 2014) for the "
+        "captions and photos. The photos are Flickr users' own and were given out for research and education only."
+    )
+
+    def split_names(self) -> list[str]:
+        names = list(SPLIT_FILES)
+        if not self._is_original:
+            names = [name for name in names if any(path.is_file() for path in self._processed_files(name))]
+            if not names:
+                raise ValueError(
+                    f"{self._folder} has neither a folder Sentences (the original layout) nor sentences_<split>.json "
+                    f"(InfoGround's), <split> being one of {', '.join(SPLIT_FILES.values())}"
+                )
+            missing = [path for name in names for path in self._processed_files(name) if not path.is_file()]
+            if missing:
+                raise ValueError(f"there is no file {missing[0]}, though its counterpart is there")
+        elif not (self._folder / "Annotations").is_dir():
+            raise ValueError(f"there is no folder {self._folder / 'Annotations'}, which annotations.zip has")
+        else:
+            self._check_lists()
+        _ = self._unrelated  # read now, so that a fault of the file shows before the work begins
+        return names
+
+    def jobs(self, split: str) -> Iterator[list[Any]]:
+        """Lists of ids in the original layout, of (id, sentences, boxes) as JSON has them in InfoGround's."""
+        if self._is_original:
+            return chunked(_read_ids(self._list(split)), self.images_per_job)
+        return chunked(_processed_records(*self._processed_files(split)), self.images_per_job)
+
+    def rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
+        for record in job:
+            found = self._original(record) if self._is_original else self._processed(split, record)
+            if found is not None:
+                yield from self._photo_rows(*found)
+
+    # Reading a photo's annotations
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.config.data_dir)
+
+    @cached_property
+    def _is_original(self) -> bool:
+        return (self._folder / "Sentences").is_dir()
+
+    def _list(self, split: str) -> Path:
+        return self._folder / f"{SPLIT_FILES[split]}.txt"
+
+    def _processed_files(self, split: str) -> tuple[Path, Path]:
+        name = f"{SPLIT_FILES[split]}.json"
+        return self._folder / f"sentences_{name}", self._folder / f"bounding_boxes_{name}"
+
+    def _check_lists(self) -> None:
+        seen: dict[str, Path] = {}
+        for path in map(self._list, SPLIT_FILES):
+            for image_id in _read_ids(path):
+                if image_id in seen:
+                    raise ValueError(f"{path}: {image_id} is also in {seen[image_id]}")
+                seen[image_id] = path
+
+    @cached_property
+    def _unrelated(self) -> set[tuple[str, int]]:
+        path = self._folder / "UNRELATED_CAPTIONS"
+        return _read_unrelated(path) if self._is_original or path.is_file() else set()
+
+    def _original(self, image_id: str) -> tuple[str, list[Sentence], Annotation] | None:
+        sentences = self._folder / "Sentences" / f"{image_id}.txt"
+        annotation = self._folder / "Annotations" / f"{image_id}.xml"
+        for path, what in (sentences, "file of sentences"), (annotation, "file of annotations"):
+            if not path.is_file():
+                self.drop(f"photos: listed, but without a {what}", str(path))
+                return None
+        return image_id, read_sentences(sentences), read_annotation(annotation)
+
+    def _processed(self, split: str, record: tuple[str, Any, Any]) -> tuple[str, list[Sentence], Annotation] | None:
+        image_id, *parts = record
+        wheres = [f"{path}, photo {image_id}" for path in self._processed_files(split)]
+        for part, where, what in zip(parts, wheres, ("sentences", "annotations"), strict=True):
+            if part is None:
+                self.drop(f"photos: without {what}", where)
+                return None
+        return image_id, processed_sentences(parts[0], wheres[0]), processed_annotation(parts[1], wheres[1])
+
+    # Rows
+
+    def _photo_rows(self, image_id: str, sentences: list[Sentence], annotation: Annotation) -> Iterator[dict[str, Any]]:
+        kept, dropped = self.report.kept, self.report.dropped
+        try:
+            photo = self._load_photo(image_id, annotation.size)
+        except Unusable as reason:
+            self.drop(str(reason), f"photo {image_id}")
+            dropped["phrases: of a photo that cannot be used"] += sum(len(one.phrases) for one in sentences)
+            return
+        kept["photos"] += 1
+        boxes, reasons = self._regions(image_id, annotation)
+        for number, sentence in enumerate(sentences, start=1):
+            if (image_id, number) in self._unrelated:
+                dropped["captions: unrelated to their photo"] += 1
+                dropped["phrases: in captions unrelated to their photo"] += len(sentence.phrases)
+                continue
+            kept["captions"] += 1
+            caption = " ".join(sentence.words)
+            for phrase in sentence.phrases:
+                own, reason = boxes.get(phrase.chain, []), reasons.get(phrase.chain, _UNKNOWN)
+                if self._is_kept(phrase, own, reason, f"photo {image_id}, sentence {number}"):
+                    yield make_row(
+                        photo,
+                        image_id,
+                        " ".join(sentence.words[phrase.first : phrase.end]),
+                        own,
+                        caption=caption,
+                        caption_span=(phrase.first, phrase.end),
+                        categories=phrase.types,
+                    )
+
+    def _load_photo(self, image_id: str, size: tuple[int, int] | None) -> dict[str, Any] | None:
+        if self.config.images_dir is None:
+            return None
+        inner = Path(self.config.images_dir, "flickr30k-images")
+        name = f"{image_id}.jpg"
+        return self.photo(f"{inner.name}/{name}" if inner.is_dir() else name, size)
+
+    def _regions(self, image_id: str, annotation: Annotation) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
+        """By chain: the boxes, cut to the photo, and why there is none, or not all; counts the objects."""
+        kept, dropped = self.report.kept, self.report.dropped
+        boxes: dict[str, list[list[float]]] = {}
+        reasons: dict[str, str] = {}
+        for chains, box, is_scene, is_unboxed in annotation.objects:
+            if box is None:
+                for chain in chains:
+                    if is_scene or chain not in reasons:
+                        reasons[chain] = _SCENE if is_scene else _NO_BOX
+                if is_scene:
+                    dropped["objects: without a box, marked scene"] += 1
+                if is_unboxed:
+                    dropped["objects: without a box, marked nobndbox"] += 1
+                continue
+            try:
+                clipped = clip_box(box, annotation.size)
+            except Unusable as reason:
+                self.drop(f"objects: {reason}", f"photo {image_id}, box {box} of chain {chains[0]}")
+                for chain in chains:
+                    reasons.setdefault(chain, _NO_AREA)
+                continue
+            kept["objects with a box"] += 1
+            if clipped != box:
+                kept["objects with a box that was cut to the photo"] += 1
+            for chain in chains:
+                boxes.setdefault(chain, []).append(clipped)
+        return boxes, reasons
+
+    def _is_kept(self, phrase: Phrase, boxes: list[list[float]], reason: str, record: str) -> bool:
+        """Counts a phrase. `reason`: why its chain has no box."""
+        kept, dropped = self.report.kept, self.report.dropped
+        if phrase.first == phrase.end:
+            self.drop(_NO_WORD, f"{record}, chain {phrase.chain}")
+            return False
+        if phrase.chain == "0":
+            dropped[_NOT_VISUAL] += 1
+            return False
+        if boxes:
+            kept["phrases with boxes"] += 1
+            if reason == _SCENE:
+                kept["phrases with boxes of a chain that is marked scene, too"] += 1
+            return True
+        if self.config.keep_unboxed:
+            kept[f"{reason}: kept without a region"] += 1
+            return True
+        if reason == _UNKNOWN:
+            self.drop(reason, f"{record}, chain {phrase.chain}")
+        else:
+            dropped[reason] += 1
+        return False
+
+
+# The original layout --------------------------------------------------------------------------------------------------
+
+
+def _read_ids(path: Path) -> list[str]:
+    """The ids of a split's list, each of them once."""
+    ids = read_text(path).split()
+    for image_id in ids:
+        if not _ID.fullmatch(image_id):
+            raise ValueError(f"{path}: {image_id!r} is not the number of a photo")
+    if not ids:
+        raise ValueError(f"{path} is empty")
+    if len(set(ids)) < len(ids):
+        twice = next(image_id for number, image_id in enumerate(ids) if image_id in ids[:number])
+        raise ValueError(f"{path}: {twice} occurs twice")
+    return ids
+
+
+def _read_unrelated(path: Path) -> set[tuple[str, int]]:
+    """(id, number of the sentence from 1) of the captions that do not describe their photo."""
+    unrelated = set()
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.startswith("#") or not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) != 2 or not all(map(_ID.fullmatch, fields)) or not 1 <= int(fields[1]) <= SENTENCES:
+            raise ValueError(f"{path}, line {number}: {line!r} is not a photo's number and 1 to {SENTENCES}")
+        unrelated.add((fields[0], int(fields[1])))
+    return unrelated
+
+
+def read_sentences(path: Path) -> list[Sentence]:
+    """The five captions of a photo.
+
+    Raises:
+        ValueError: the file is not UTF-8, there are not five sentences, or markup cannot be read; names file and line.
+    """
+    sentences = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            sentences.append(parse_sentence(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if len(sentences) != SENTENCES:
+        raise ValueError(f"{path} has {len(sentences)} sentences, {SENTENCES} are expected: was it cut off?")
+    return sentences
+
+
+def parse_sentence(line: str) -> Sentence:
+    """Takes the markup out of a caption; phrases in the order in which they begin, also those inside another.
+
+    Brackets that are no markup are part of words: a pair within one word, an opening one that no "/EN#" follows, a
+    closing one outside of all phrases.
+
+    Raises:
+        ValueError: a phrase without an end, its head without a chain or a type, or "EN#" that is not part of a head.
+    """
+    words: list[str] = []
+    phrases: list[Phrase | None] = []
+    begun: list[tuple[int, int, str, tuple[str, ...]]] = []  # index in `phrases`, first word, chain, types
+    for token in line.split():
+        if "[" not in token and "]" not in token and "EN#" not in token:
+            words.append(token)
+            continue
+        word = ""
+        for piece in _PIECE.findall(token):
+            is_head = piece.startswith("[/EN#")
+            if not is_head and not (piece == "]" and begun):
+                word += piece
+                continue
+            if word:
+                words.append(_without_markup(word))
+                word = ""
+            if is_head:
+                begun.append((len(phrases), len(words), *_parse_head(piece)))
+                phrases.append(None)
+            else:
+                index, first, chain, types = begun.pop()
+                phrases[index] = Phrase(first, len(words), chain, types)
+        if word:
+            words.append(_without_markup(word))
+    if begun:
+        raise ValueError(f"the phrase of chain {begun[-1][2]} has no closing bracket")
+    return Sentence(words, phrases)
+
+
+def _parse_head(piece: str) -> tuple[str, tuple[str, ...]]:
+    match = _HEADER.fullmatch(piece)
+    if match is None:
+        raise ValueError(f"{piece!r} is not [/EN#<chain>/<type>")
+    return match[1], tuple(match[2][1:].split("/"))
+
+
+def _without_markup(word: str) -> str:
+    if "EN#" in word:
+        raise ValueError(f"{word!r} has markup that is not [/EN#<chain>/<type>")
+    return word
+
+
+def read_annotation(path: Path) -> Annotation:
+    """The size of a photo and its objects.
+
+    Raises:
+        ValueError: the file is no XML, was cut off, declares an entity, or has an object without a chain or with a
+            corner that is no number; names the file.
+    """
+    root = _parse_xml(path)
+    size = root.find("size")
+    if size is not None:
+        size = _number(size, "width", path), _number(size, "height", path)
+        if not all(side >= 1 and side == int(side) for side in size):
+            raise ValueError(f"{path}: a photo cannot have {size[0]:g} x {size[1]:g} pixels")
+        size = int(size[0]), int(size[1])
+    return Annotation(size, [_read_object(item, path) for item in root.iterfind("object")])
+
+
+def _read_object(item: Element, path: Path) -> Object:
+    chains = list(dict.fromkeys((name.text or "").strip() for name in item.iterfind("name")))
+    if not chains or not all(chains):
+        raise ValueError(f"{path}: an object has no <name>, the chain that it belongs to")
+    box = item.find("bndbox")
+    if box is None:
+        flags = [item.find(tag) is not None and _number(item, tag, path) > 0 for tag in ("scene", "nobndbox")]
+        return Object(chains, None, *flags)
+    x1, y1, x2, y2 = (_number(box, corner, path) for corner in ("xmin", "ymin", "xmax", "ymax"))
+    return Object(chains, [x1 - 1, y1 - 1, x2, y2])
+
+
+def _parse_xml(path: Path) -> Element:
+    """The root of an XML file; none that declares entities, which can swell to any size or name other files."""
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    tree = TreeBuilder()
+    parser.StartElementHandler, parser.EndElementHandler = tree.start, tree.end
+    parser.CharacterDataHandler = tree.data
+    parser.EntityDeclHandler = _refuse_entity
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise ValueError(f"{path} is not XML, or was cut off: {error}") from error
+    except _EntityError as error:
+        raise ValueError(f"{path} declares the entity {error}, which no annotation needs: it is not read") from None
+    root = tree.close()
+    if root.tag != "annotation":
+        raise ValueError(f"{path} is an XML file of <{root.tag}>, not of an <annotation>")
+    return root
+
+
+class _EntityError(Exception):
+    """An XML file declares an entity; its text is the entity's name."""
+
+
+def _refuse_entity(name: str, *_: Any) -> None:
+    raise _EntityError(name)
+
+
+def _number(element: Element, tag: str, path: Path) -> float:
+    text = element.findtext(tag)
+    try:
+        number = float(text or "")
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{path}: <{tag}> of <{element.tag}> cannot be {text!r}")
+    return number
+
+
+# InfoGround's layout --------------------------------------------------------------------------------------------------
+
+
+def _processed_records(sentences: Path, boxes: Path) -> Iterator[tuple[str, Any, Any]]:
+    """(id, its sentences, its boxes) of a split's two files, None for what one of them does not have."""
+    content = []
+    for path in (sentences, boxes):
+        photos = read_json(path)
+        if not isinstance(photos, dict) or not photos:
+            raise ValueError(f"{path} is empty, or not an object with an entry for each photo")
+        for image_id in photos:
+            if not _ID.fullmatch(image_id):
+                raise ValueError(f"{path}: {image_id!r} is not the number of a photo")
+        content.append(photos)
+    for image_id in dict.fromkeys([*content[0], *content[1]]):
+        yield image_id, content[0].get(image_id), content[1].get(image_id)
+
+
+def processed_sentences(entries: Any, where: str) -> list[Sentence]:
+    """A photo's sentences as InfoGround's JSON has them.
+
+    Raises:
+        ValueError: they are not as they should be, or a phrase is not at its place in the sentence; names `where`.
+    """
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: a list of sentences is expected")
+    sentences = []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            words, phrases = entry["sentence"].split(" "), entry["phrases"]
+            found = [_processed_phrase(words, phrase) for phrase in phrases]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}, sentence {number} is not in InfoGround's format: {error!r}") from error
+        sentences.append(Sentence([word for word in words if word], found))
+    return sentences
+
+
+def _processed_phrase(words: list[str], phrase: dict[str, Any]) -> Phrase:
+    """Words are counted with the empty ones, which the original tool leaves where a phrase has no word."""
+    first, text, types = phrase["first_word_index"], phrase["phrase"].split(" "), phrase["phrase_type"]
+    if type(first) is not int or first < 0 or words[first : first + len(text)] != text:
+        raise ValueError(f"the phrase {phrase['phrase']!r} is not at word {first!r}")
+    if not isinstance(phrase["phrase_id"], str) or not isinstance(types, list):
+        raise ValueError(f"the phrase {phrase['phrase']!r} has no phrase_id, or no list as phrase_type")
+    if not all(isinstance(type_, str) for type_ in types):
+        raise ValueError(f"the phrase {phrase['phrase']!r} has a phrase_type that is no text")
+    start = len([word for word in words[:first] if word])
+    return Phrase(start, start + len([word for word in text if word]), phrase["phrase_id"], tuple(types))
+
+
+def processed_annotation(entry: Any, where: str) -> Annotation:
+    """A photo's boxes as InfoGround's JSON has them: corners from 0, both of them part of the box.
+
+    Raises:
+        ValueError: they are not as they should be; names `where`.
+    """
+    try:
+        size = (entry["width"], entry["height"])
+        if not all(type(side) is int and side > 0 for side in size):
+            raise ValueError(f"width and height cannot be {size}")
+        objects = [Object([chain], _half_open(box)) for chain, boxes in entry["boxes"].items() for box in boxes]
+        objects += [Object([chain], None, is_scene=True) for chain in entry["scene"]]
+        objects += [Object([chain], None, is_unboxed=True) for chain in entry["nobox"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not in InfoGround's format: {error!r}") from error
+    return Annotation(size, objects)
+
+
+def _half_open(corners: list[float]) -> list[float]:
+    if len(corners) != 4 or not all(type(corner) in (int, float) and math.isfinite(corner) for corner in corners):
+        raise ValueError(f"a box cannot be {corners}")
+    x1, y1, x2, y2 = corners
+    return [x1, y1, x2 + 1, y2 + 1]
