@@ -61,4 +61,4 @@ $(SCENES)/%/done: trainer/configs/scenes_%.yaml | $(INSTALLED)
 $(SCENES)/results.json: $(SCENES)/without_amc/done $(SCENES)/with_amc/done evaluate_grounding.py | $(INSTALLED)
 	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) evaluate_grounding.py \
 		--models base=$(SCENES)/base without_amc=$(SCENES)/without_amc with_amc=$(SCENES)/with_amc \
-		--dataset $(SCENES)/data --splits validation test test_relations test_unseen --output $(@D)
+		--dataset $(SCENES)/data --splits validation test test_relations test_unseen --output $(@D) --overwrite

@@ -1,106 +1,205 @@
-"""Compares where checkpoints point: pointing game on splits of a data set, a table, and a picture.
+"""Scores where checkpoints point: pointing game and box accuracy on splits of a data set, a table, and pictures.
 
     accelerate launch evaluate_grounding.py --models base=outputs/scenes/base with_amc=outputs/scenes/with_amc \\
         --dataset outputs/scenes/data --splits validation test --output outputs/scenes
+    accelerate launch evaluate_grounding.py --benchmark refcoco+ --models mine=outputs/run --dataset data/refcoco_plus
+
+Every phrase leaves a row in OUTPUT/records/NAME; a run that was cut off goes on from there.
 """
 
 import argparse
 import json
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import evaluate
-import torch
-from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from modeling_albef_amc import explain_function
-from train import load_split, model_class
-from trainer.data_collator import GroundingCollator
-from trainer.evaluation import batch_heatmaps, point_at
+from modeling_albef_amc import AlbefProcessor, explain_function
+from train import model_class
+from trainer.benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
+from trainer.blocks import Blocks, FileBlocks, open_blocks, record_at
+from trainer.evaluation import Grounder
+from trainer.gallery import choose_cases, gallery
+from trainer.grounding_run import RunOptions, ground_split, make_accelerator, model_settings
 from trainer.heatmap_grid import grid_of_batch
-
-METRIC = Path(__file__).parent / "trainer" / "metrics" / "pointing_game"
+from trainer.record_store import HEATMAP_TYPES, RecordStore
+from trainer.scoring import Tally
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Returns: model → split → share of right answers by the protocol's first metric, on every process."""
     args = parse_arguments(arguments)
-    accelerator = Accelerator(cpu=args.cpu, mixed_precision="bf16" if args.bf16 else "no")
-    pointing_game = evaluate.load(str(METRIC))
-    datasets = {split: load_split(args.dataset, args.dataset_config, split, args.max_examples) for split in args.splits}
-    results: dict[str, dict[str, float]] = {}
-    pictured: dict[str, torch.Tensor] = {}
+    accelerator = make_accelerator(args.cpu, args.bf16)
+    protocol = BENCHMARKS[args.benchmark] if args.benchmark else Protocol()
+    source = args.dataset, args.dataset_config
+    splits = {
+        split: open_blocks(*source, split, args.max_examples, args.streaming, args.block_size)
+        for split in args.splits or protocol.splits
+    }
+    report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
+    pictured: tuple[list[dict], dict] = [], {}
+    options = RunOptions(args.batch_size, args.num_workers, args.overwrite)
     for name, path in args.models.items():
-        model, processor = load_model(path, args.attn_implementation)
-        explain = explain_function(model)
-        collator = GroundingCollator(processor).for_evaluation()
-        results[name] = {}
-        for split, dataset in datasets.items():
-            points, boxes = point_at(
-                model, explain, dataset, collator, args.batch_size, accelerator, description=f"{name}, {split}"
-            )
-            annotated = [i for i, phrase_boxes in enumerate(boxes) if len(phrase_boxes)]
-            if not annotated:
-                raise ValueError(f"Split {split} of {args.dataset} has no phrase with a box: nothing to score.")
-            score = pointing_game.compute(points=points[annotated], boxes=[boxes[i] for i in annotated])
-            results[name][split] = score["pointing_game"]
-        records = picture_records(list(datasets.values()), args.num_pictured)
-        batch = {key: value.to(accelerator.device) for key, value in tensors(collator(records)).items()}
-        pictured[name] = batch_heatmaps(model, explain, batch)
+        grounder = Grounder(
+            *load_model(path, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
+        )
+        settings = apply_protocol(grounder) | {"bf16": args.bf16}
+        grounder.model = accelerator.prepare_model(grounder.model, evaluation_mode=True)
+        report["protocol"] = grounder.protocol.spelled_out()
+        report["models"][name] = {}
+        stores = {}
+        for split, blocks in splits.items():
+            title, folder = f"{name}, {split}", args.output / "records" / name
+            stores[split], speed = ground_split(grounder, blocks, folder, split, settings, options, title)
+            if accelerator.is_main_process:
+                summary = summarize(stores[split], protocol, f"Split {split} of {args.dataset}")
+                report["models"][name][split] = {**summary, "pairs_per_second": speed}
+                if args.gallery:
+                    draw_gallery(grounder, blocks, stores[split], args, name, split)
+        if accelerator.is_main_process and args.num_pictured:
+            records = pictured[0] or picture_records(splits, stores, args.num_pictured)
+            pictured = records, {**pictured[1], name: grounder.heatmaps_of(records)}
+    results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        grid_of_batch(records, pictured).save(args.output / "heatmaps.png")
-        print(table(results))
-        print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
+        results = write_results(args.output, report, protocol)
+        if args.num_pictured:
+            grid_of_batch(*pictured).save(args.output / "heatmaps.png")
+            print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
+    (results,) = broadcast_object_list([results])
     return results
 
 
-def load_model(path: str, attn_implementation: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A checkpoint of any known family, in evaluation mode, and its processor."""
+def load_model(path: str, attn_implementation: str | None = None) -> tuple[PreTrainedModel, Any, ProcessorMixin]:
+    """A checkpoint of any known family, in evaluation mode, the function that explains it, and its processor."""
     config = AutoConfig.from_pretrained(path)
     loader = AutoModel if config.model_type == "albef" else model_class(config)
-    model = loader.from_pretrained(path, attn_implementation=attn_implementation)
-    return model.eval(), AutoProcessor.from_pretrained(path)
+    model = loader.from_pretrained(path, attn_implementation=attn_implementation).eval()
+    return model, explain_function(model), AutoProcessor.from_pretrained(path)
 
 
-def picture_records(datasets: list, count: int) -> list[dict]:
-    """The records of the picture: `count` in all, from every split alike, spread evenly over it."""
+def apply_protocol(grounder: Grounder) -> dict[str, Any]:
+    """Sets the processor to the protocol, fills in what that leaves open, and says what the records depend on."""
+    processor, protocol = grounder.processor, grounder.protocol
+    if protocol.image_size is not None:
+        processor.image_processor.size = {"height": protocol.image_size, "width": protocol.image_size}
+    max_words = None
+    if isinstance(processor, AlbefProcessor):  # no other family counts words
+        max_words = processor.max_words = protocol.max_words or processor.max_words
+    size = processor.image_processor.size["height"]
+    grounder.protocol = replace(protocol, image_size=size, max_words=max_words)
+    return {
+        **model_settings(grounder.model, processor),
+        "protocol": grounder.protocol.spelled_out(),
+        "heatmaps": grounder.heatmaps,
+    }
+
+
+def summarize(store: RecordStore, protocol: Protocol, name: str) -> dict[str, Any]:
+    """The numbers of a split.
+
+    Raises:
+        ValueError: no phrase of it can be scored.
+    """
+    store.counts()  # raises where blocks are missing
+    columns = ["image_id", "phrase", "categories", "error", *protocol.metrics]
+    tally = Tally.of(store.tables(columns), protocol.metrics)
+    if tally.num_records and tally.num_unusable == tally.num_records:
+        raise ValueError(f"{name} has no record that can be used; the first: {tally.unusable[0]}")
+    if tally.scored[protocol.metrics[0], None] == 0:
+        raise ValueError(f"{name} has no phrase with a box: nothing to score.")
+    if tally.num_unusable:
+        print(f"{name}: {tally.num_unusable} of {tally.num_records} records cannot be used and were left out, such as")
+        print("\n".join(f"  {line}" for line in tally.unusable))
+    return tally.summary()
+
+
+def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Writes results.json, report.json and, for a benchmark, table.md; prints the table.
+
+    Returns: model → split → accuracy by the first metric.
+    """
+    metric = protocol.metrics[0]
+    models = report["models"]
+    results = {name: {split: found[metric]["accuracy"] for split, found in of.items()} for name, of in models.items()}
+    splits = list(next(iter(results.values())))
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if protocol.published:
+        own = {
+            name: {
+                (split, m): 100 * of[split][m]["accuracy"]
+                for split in splits
+                for m in protocol.metrics
+                if m in of[split]
+            }
+            for name, of in models.items()
+        }
+        drawn = published_table(protocol, own, splits)
+        (output / "table.md").write_text(drawn + "\n")
+    else:
+        percent = {name: {split: 100 * score for split, score in of.items()} for name, of in results.items()}
+        drawn = table(f"{TITLES[metric]}, %", splits, percent)
+    print(drawn)
+    return results
+
+
+def picture_records(splits: dict[str, Blocks | FileBlocks], stores: dict[str, RecordStore], count: int) -> list[dict]:
+    """The records of the picture: `count` in all, from every split alike, spread evenly over its usable ones."""
     records = []
-    for number, dataset in enumerate(datasets):
-        share = count // len(datasets) + (number < count % len(datasets))
-        records += [dataset[i * len(dataset) // share] for i in range(share)]
+    for number, (split, blocks) in enumerate(splits.items()):
+        errors = chain.from_iterable(t["error"].to_pylist() for t in stores[split].tables(["error"]))
+        usable = [position for position, error in enumerate(errors) if error is None]
+        share = min(count // len(splits) + (number < count % len(splits)), len(usable))
+        counts = stores[split].counts()
+        records += [record_at(blocks, counts, usable[i * len(usable) // share]) for i in range(share)]
     return records
 
 
-def tensors(batch: dict) -> dict[str, torch.Tensor]:
-    return {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+def draw_gallery(
+    grounder: Grounder, blocks: Blocks | FileBlocks, store: RecordStore, args: argparse.Namespace, name: str, split: str
+) -> None:
+    metric, counts = grounder.protocol.metrics[0], store.counts()
+    cases = choose_cases(store.tables(["score", metric]), metric, args.gallery)
+    picture = gallery(cases, lambda position: record_at(blocks, counts, position), grounder.heatmaps_of, name)
+    picture.save(args.output / f"gallery-{name}-{split}.png")
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """Pointing accuracy in percent, one row a model, as Markdown."""
-    splits = list(next(iter(results.values())))
-    width = max(len(name) for name in ["pointing accuracy, %", *results])
-    lines = [f"| {'pointing accuracy, %':{width}} | " + " | ".join(splits) + " |"]
-    lines.append(f"|{'-' * (width + 2)}|" + "|".join("-" * (len(split) + 1) + ":" for split in splits) + "|")
-    for name, scores in results.items():
-        cells = (f"{100 * scores[split]:{len(split)}.1f}" for split in splits)
-        lines.append(f"| {name:{width}} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What any grounding of a data set can be told."""
+    parser.add_argument("--dataset", required=True, help="folder of Parquet files, or Hub id")
+    parser.add_argument("--dataset_config", help="its configuration, where it has several")
+    parser.add_argument("--streaming", action="store_true", help="read its files as they come; a block is one of them")
+    parser.add_argument("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
+    parser.add_argument(
+        "--block_size", type=int, default=1024, help="rows a block, see trainer/blocks.py (default: 1024)"
+    )
+    parser.add_argument("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
+    parser.add_argument(
+        "--save_heatmaps", nargs="?", const="float16", choices=list(HEATMAP_TYPES), help="keep the maps"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at a record that cannot be used")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, whatever records are there")
+    parser.add_argument("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU that is there")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=CHECKPOINT", help="what to compare")
-    parser.add_argument("--dataset", required=True, help="folder of Parquet files, or Hub id")
-    parser.add_argument("--dataset_config", help="its configuration, where it has several")
-    parser.add_argument("--splits", nargs="+", default=["test"], help="splits to score (default: test)")
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for results.json and heatmaps.png")
-    parser.add_argument("--batch_size", type=int, default=64, help="phrases a batch (default: 64)")
+    parser.add_argument(
+        "--benchmark", choices=list(BENCHMARKS), help="its protocol, and what was published, in the table"
+    )
+    parser.add_argument("--splits", nargs="+", help="splits to score (default: the benchmark's; test)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for results, pictures and records")
     parser.add_argument("--max_examples", type=int, help="score this many phrases a split only")
-    parser.add_argument("--num_pictured", type=int, default=8, help="rows of the picture (default: 8)")
-    parser.add_argument("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
-    parser.add_argument("--cpu", action="store_true", help="do not use a GPU that is there")
+    parser.add_argument("--num_pictured", type=int, default=8, help="rows of heatmaps.png (default: 8)")
+    parser.add_argument("--gallery", type=int, default=0, metavar="N", help="draw N best, worst and random cases each")
+    add_run_arguments(parser)
     args = parser.parse_args(arguments)
     if any("=" not in model for model in args.models):
         parser.error("--models takes NAME=CHECKPOINT pairs, e.g. mine=outputs/run")

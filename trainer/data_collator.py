@@ -112,7 +112,7 @@ class GroundingCollator:
             "has_region": torch.tensor([region is not None for region in regions]),
             "boxes": _pad_boxes(regions),
             "image_sizes": sizes,
-            "record_names": [_name(record) for record in records],
+            "record_names": [record_name(record) for record in records],
         }
         if self.mlm_probability > 0:
             batch["mlm_input_ids"], batch["mlm_labels"] = self._mask_tokens(batch["input_ids"])
@@ -123,20 +123,20 @@ class GroundingCollator:
     ) -> tuple[Image.Image, int, list[str], list[Region | None]]:
         """Reads the records of one image: the image, the hash that stands for it, each record's phrase and region."""
         try:
-            image = _read_rgb(records[0].get("image"))
+            image = read_rgb(records[0].get("image"))
         except ValueError as error:
-            raise ValueError(f"{_name(records[0])}: {error}") from error
+            raise ValueError(f"{record_name(records[0])}: {error}") from error
         image_id = records[0].get("image_id")
         image_hash = _hash(image.tobytes() if image_id is None else str(image_id).encode())
         phrases, regions = [], []
         for record in records:
             phrase = record.get("phrase")
             if not isinstance(phrase, str) or not phrase.strip():
-                raise ValueError(f"{_name(record)}: the phrase is empty or not a string; drop the record")
+                raise ValueError(f"{record_name(record)}: the phrase is empty or not a string; drop the record")
             try:
                 regions.append(Region.from_record(record, image.height, image.width))
             except ValueError as error:
-                raise ValueError(f"{_name(record)}: {error}") from error
+                raise ValueError(f"{record_name(record)}: {error}") from error
             phrases.append(phrase)
         if self.augmentation is not None:
             image, phrases, regions = self.augmentation(image, phrases, regions)
@@ -152,7 +152,7 @@ class GroundingCollator:
                 try:
                     self.processor(text=[phrase], **options)
                 except ValueError as error:
-                    raise ValueError(f"{_name(record)}: {error}") from error
+                    raise ValueError(f"{record_name(record)}: {error}") from error
             raise
 
     def _draw(self, region: Region | None) -> np.ndarray:
@@ -173,11 +173,17 @@ class GroundingCollator:
         return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
 
 
-def _name(record: Mapping[str, Any]) -> str:
+def record_name(record: Mapping[str, Any]) -> str:
+    """What messages call a record."""
     return f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}"
 
 
-def _read_rgb(image: Any) -> Image.Image:
+def read_rgb(image: Any) -> Image.Image:
+    """An RGB picture, upright, from what a record may hold as its image; transparent pixels are laid on white.
+
+    Raises:
+        ValueError: it is no picture, or the file is missing or damaged.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(

@@ -1,19 +1,37 @@
-"""Where a model points, over a data set, on any number of processes."""
+"""Grounds the phrases of a data set: blocks of records in, one row a phrase out, on any number of processes.
 
-from collections.abc import Callable
+Reading, decoding and resizing go on in threads while the model works. An image is encoded once for all its phrases, as
+far as they fit into one batch. A block is grounded by one process and batches never reach beyond it, so that the rows
+do not depend on the number of processes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc.families import Explain
-from modeling_albef_amc.gradcam import gradcam, heatmap_points
+from modeling_albef_amc.gradcam import gradcam
+from modeling_albef_amc.processing_albef import post_process_grounding
 
-PADDING = -100
+from .benchmarks import Protocol
+from .blocks import Blocks, FileBlocks
+from .data_collator import read_rgb, record_name
+from .record_store import RecordStore
+from .regions import Region
+from .scoring import score_answer
+
+Record = dict[str, Any]
 
 
 def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -24,43 +42,253 @@ def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, to
         )
 
 
-def point_at(
-    model: PreTrainedModel,
-    explain: Explain,
-    dataset: Any,
-    collator: Callable,
-    batch_size: int,
-    accelerator: Accelerator,
-    num_workers: int = 0,
-    description: str | None = None,
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Grounds every phrase of a data set; rows of one image that follow each other share its encoding.
+@dataclass
+class Phrase:
+    """A record on its way to its row.
 
     Args:
-        dataset: records as `GroundingCollator` takes them.
+        record: of the data set.
+        image: which of its batch's images it is about.
+        size: height and width of the image in pixels; None for an image that cannot be used.
+        boxes: (num_boxes, 4), the true boxes, and proposals: (num_proposals, 4), a detector's, xyxy in pixels.
+        error: why the record cannot be used; None if it can.
+    """
+
+    record: Record
+    image: int
+    size: tuple[int, int] | None = None
+    boxes: np.ndarray | None = None
+    proposals: np.ndarray | None = None
+    error: str | None = None
+
+
+@dataclass
+class Batch:
+    """Phrases, and of those that can be used the inputs of the model.
+
+    Args:
+        pixel_values: (num_images, 3, height, width). input_ids, attention_mask: (num_usable, num_tokens).
+        image_index: (num_usable,).
+    """
+
+    phrases: list[Phrase]
+    inputs: dict[str, torch.Tensor] | None = None
+
+    @property
+    def usable(self) -> list[Phrase]:
+        return [phrase for phrase in self.phrases if phrase.error is None]
+
+
+@dataclass
+class Grounder:
+    """A model and how it is asked.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device. explain: its family's function.
+        processor: of the model. protocol: which answers are scored, and how.
+        heatmaps: "float16" or "float32", to keep them; None not to.
+        strict: stop at a record that cannot be used, instead of writing down why.
+    """
+
+    model: PreTrainedModel
+    explain: Explain
+    processor: ProcessorMixin
+    protocol: Protocol
+    accelerator: Accelerator
+    heatmaps: str | None = None
+    strict: bool = False
+
+    def read(self, groups: list[list[Record]]) -> Batch:
+        """Decodes and prepares images, and checks their records; each group is the records of one image."""
+        phrases, images = [], []
+        for records in groups:
+            image, error = None, None
+            try:
+                image = read_rgb(records[0]["image"])
+                images.append(self.processor(images=[image], return_tensors="pt")["pixel_values"])
+            except ValueError as problem:
+                error = str(problem)
+            size = None if error is not None or image is None else (image.height, image.width)
+            phrases += [self._check(Phrase(record, len(images) - 1, size, error=error)) for record in records]
+        return Batch(phrases, {"pixel_values": torch.cat(images)} if images else None)
+
+    def _check(self, phrase: Phrase) -> Phrase:
+        text = phrase.record["phrase"]
+        if phrase.error is None and not (isinstance(text, str) and text.strip()):
+            phrase.error = "the phrase is empty or not a string"
+        if phrase.error is None and self.protocol.metrics:
+            try:
+                phrase.boxes, phrase.proposals = boxes_of(phrase.record, phrase.size)
+            except ValueError as problem:
+                phrase.error = str(problem)
+            else:
+                if self.protocol.one_box and len(phrase.boxes) > 1:
+                    phrase.error = f"it has {len(phrase.boxes)} boxes; {self.protocol.name} has one a phrase"
+        return phrase
+
+    def tokenize(self, batch: Batch) -> None:
+        """Completes the inputs of a batch. Not for several threads at a time: the tokenizer keeps state in a call."""
+        options = {"padding": True, "return_tensors": "pt"}
+        texts = [phrase.record["phrase"] for phrase in batch.usable]
+        if not texts:
+            return
+        try:
+            encoded = self.processor(text=texts, **options)
+        except ValueError:
+            # It does not say which phrase it cannot read: ask again, one by one.
+            for phrase in batch.usable:
+                try:
+                    self.processor(text=[phrase.record["phrase"]], **options)
+                except ValueError as problem:
+                    phrase.error = str(problem)
+            return self.tokenize(batch)
+        most = self.model.config.text_config.max_position_embeddings
+        lengths = encoded["attention_mask"].sum(dim=1).tolist()
+        for phrase, length in zip(batch.usable, lengths, strict=True):
+            if length > most:
+                phrase.error = f"the phrase has {length} word pieces, the model takes {most}"
+        if max(lengths) > most:
+            return self.tokenize(batch)
+        batch.inputs |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        batch.inputs["image_index"] = torch.tensor([phrase.image for phrase in batch.usable])
+
+    def answer(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
+        """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely each fits its image."""
+        self.tokenize(batch)
+        if not batch.usable:
+            return torch.zeros(0, 1, 1), []
+        inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.inputs.items()}
+        names = "pixel_values", "input_ids", "attention_mask", "image_index"
+        with torch.no_grad(), self.accelerator.autocast():
+            explained = self.explain(self.model, *(inputs[name] for name in names))
+            return gradcam(explained), explained.probability.tolist()
+
+    def heatmaps_of(self, records: list[Record]) -> torch.Tensor:
+        """(num_records, rows, columns), of records that can be used."""
+        return self.answer(self.read([[record] for record in records]))[0]
+
+    def rows(self, batch: Batch) -> list[Record]:
+        """One row a phrase, see `record_schema`, in the order of the phrases."""
+        heatmaps, scores = self.answer(batch)
+        answers = iter(zip(heatmaps, scores, strict=True))
+        return [self._row(phrase, answers) for phrase in batch.phrases]
+
+    def _row(self, phrase: Phrase, answers: Iterator[tuple[torch.Tensor, float]]) -> Record:
+        record = phrase.record
+        row = {
+            "image_id": None if record.get("image_id") is None else str(record["image_id"]),
+            "phrase": record["phrase"] if isinstance(record["phrase"], str) else None,
+            "categories": record.get("categories") or [],
+            "error": phrase.error,
+        }
+        if phrase.error is not None:
+            if self.strict:
+                raise ValueError(f"{record_name(record)}: {phrase.error}")
+            return row
+        heatmap, score = next(answers)
+        (found,) = post_process_grounding(heatmap[None], phrase.size)
+        found["heatmap"] = found["heatmap"].cpu().numpy()
+        row |= {"score": score, "point": list(found["point"]), "box": list(found["box"])}
+        if self.protocol.metrics:
+            row |= score_answer(found, phrase.boxes, phrase.proposals, self.protocol.metrics)
+        if self.heatmaps is not None:
+            row["heatmap"] = list(heatmap.cpu().numpy().astype(self.heatmaps))
+        return row
+
+
+def ground(
+    grounder: Grounder,
+    blocks: Blocks | FileBlocks,
+    numbers: list[int],
+    store: RecordStore,
+    batch_size: int,
+    num_workers: int = 0,
+    description: str | None = None,
+) -> tuple[int, float]:
+    """Grounds these blocks and stores their rows; for one process, its own share of the blocks.
+
+    Args:
+        batch_size: phrases a pass.
+        num_workers: threads that read and prepare batches ahead; 0 for none.
         description: what the progress bar says; none for no bar.
 
-    Returns: points (num_phrases, 2), (x, y) in pixels of the original image, and the true boxes of each phrase
-        (num_boxes, 4), both in the order of the data set, the same on every process.
+    Returns: number of phrases, and the seconds they took.
+
+    Raises:
+        ValueError: a record cannot be used, and the grounder is strict.
     """
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collator, num_workers=num_workers)
-    model, loader = accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare(loader)
-    model.eval()
-    points, boxes = [], []
-    bar = tqdm(
-        total=len(dataset),
-        desc=description,
-        unit="phrase",
-        disable=description is None or not accelerator.is_main_process,
+    start, num_phrases = time.perf_counter(), 0
+    read = ahead(
+        lambda item: (item[0], grounder.read(item[1])), numbered_batches(blocks, numbers, batch_size), num_workers
     )
-    for batch in loader:
-        with accelerator.autocast():
-            heatmaps = batch_heatmaps(model, explain, batch)
-        answers = heatmap_points(heatmaps, batch["image_sizes"])
-        padded = accelerator.pad_across_processes(batch["boxes"], dim=1, pad_index=PADDING)
-        gathered = accelerator.gather_for_metrics((answers, padded))
-        points.append(gathered[0].cpu().numpy())
-        boxes += [rows[(rows != PADDING).any(axis=1)] for rows in gathered[1].cpu().numpy()]
-        bar.update(len(gathered[0]))
-    bar.close()
-    return np.concatenate(points), boxes
+    total = blocks.num_rows(numbers)
+    with tqdm(total=total, desc=description, unit=" pairs", disable=description is None, smoothing=0.1) as bar:
+
+        def rows_of(batches: Iterable[tuple[int, Batch]]) -> Iterator[list[Record]]:
+            nonlocal num_phrases
+            for _, batch in batches:
+                yield grounder.rows(batch)
+                num_phrases += len(batch.phrases)
+                bar.update(len(batch.phrases))
+
+        for number, batches in groupby(read, key=itemgetter(0)):
+            store.write(number, rows_of(batches))
+    return num_phrases, time.perf_counter() - start
+
+
+def boxes_of(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """True boxes (num_boxes, 4) of a record, and a detector's proposals (num_proposals, 4), xyxy in pixels.
+
+    Args:
+        size: height and width of the image in pixels.
+
+    Raises:
+        ValueError: one of them cannot be used.
+    """
+    # Masks and polygons count where there are no boxes only: decoding masks takes time.
+    region = Region.from_record({"boxes": record["boxes"]} if record.get("boxes") else record, *size)
+    proposals = np.array(record.get("proposals") or [], dtype=np.float64).reshape(-1, 4)
+    if not (np.isfinite(proposals).all() and (proposals[:, :2] < proposals[:, 2:]).all()):
+        raise ValueError("a proposal is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2; drop it")
+    return np.zeros((0, 4)) if region is None else region.boxes, proposals
+
+
+def numbered_batches(
+    blocks: Blocks | FileBlocks, numbers: Iterable[int], batch_size: int
+) -> Iterator[tuple[int, list[list[Record]]]]:
+    """Each block's batches with its number; the first one is empty, so that a block without phrases has one as well."""
+    for number in numbers:
+        yield number, []
+        for batch in batches_of(blocks[number], batch_size):
+            yield number, batch
+
+
+def batches_of(groups: Iterable[list[Record]], batch_size: int) -> Iterator[list[list[Record]]]:
+    """Packs whole images into batches of at most `batch_size` phrases, in order; only larger images are split."""
+    batch: list[list[Record]] = []
+    count = 0
+    for records in groups:
+        for first in range(0, len(records), batch_size):
+            part = records[first : first + batch_size]
+            if batch and count + len(part) > batch_size:
+                yield batch
+                batch, count = [], 0
+            batch.append(part)
+            count += len(part)
+    if batch:
+        yield batch
+
+
+def ahead(function: Callable, items: Iterable, num_threads: int) -> Iterator:
+    """`map(function, items)`, worked out by threads for as many items ahead as there are threads."""
+    if num_threads == 0:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,146 @@
+"""One record a phrase, as numbered Parquet files that a killed run leaves whole and a restart goes on from.
+
+    FOLDER/test.json                           the settings that the records were made with
+    FOLDER/data/test-00003-of-00012.parquet    the records of block 3, in the order of the data set
+    FOLDER/partial-test-00004.parquet          a block that is being written
+
+`datasets.load_dataset(FOLDER)` reads the finished folder.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HEATMAP_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+# Rows that a file is written by; memory stays bounded however long a block is.
+ROWS_AT_ONCE = 1024
+
+
+def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.Schema:
+    """Columns of the records.
+
+    `score` is the probability that the phrase fits its image, `point` (x, y) and `box` (x1, y1, x2, y2; half-open) are
+    in pixels of the image, `heatmap` is the map over the grid of patches. Every metric has a column that says whether
+    the answer is right, null where there is nothing to compare it with. A record that could not be used has the reason
+    in `error` and no answer.
+
+    Args:
+        metrics: names of the metrics. heatmaps: "float16" or "float32"; None for no such column.
+    """
+    fields = [
+        ("image_id", pa.string()),
+        ("phrase", pa.string()),
+        ("score", pa.float32()),
+        ("point", pa.list_(pa.int32())),
+        ("box", pa.list_(pa.int32())),
+        *((metric, pa.bool_()) for metric in metrics),
+        ("categories", pa.list_(pa.string())),
+        ("error", pa.string()),
+    ]
+    if heatmaps is not None:
+        fields.append(("heatmap", pa.list_(pa.list_(HEATMAP_TYPES[heatmaps]))))
+    return pa.schema(fields)
+
+
+class RecordStore:
+    """The records of one split.
+
+    Args:
+        folder: shared by all processes; by the machines of a sharded run, or their folders are merged afterwards.
+        split: its name.
+        num_blocks: into how many files the records go.
+        schema: of the records.
+    """
+
+    def __init__(self, folder: Path, split: str, num_blocks: int, schema: pa.Schema):
+        if num_blocks > 99_999:
+            raise ValueError(f"{num_blocks:,} blocks are more than file names count: choose larger ones (--block_size)")
+        self.folder, self.split, self.num_blocks, self.schema = folder, split, num_blocks, schema
+        self.settings_path = folder / f"{split}.json"
+
+    def path(self, block: int) -> Path:
+        return self.folder / "data" / f"{self.split}-{block:05d}-of-{self.num_blocks:05d}.parquet"
+
+    def prepare(self, settings: dict[str, Any], overwrite: bool = False) -> None:
+        """Makes the folder ready for records made with these settings; for one process, before all others go on.
+
+        Raises:
+            ValueError: it has records that were made with other settings, or none of ours, and may not be overwritten.
+        """
+        data = self.folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            self.settings_path.unlink(missing_ok=True)
+            for path in data.glob(f"{self.split}-*-of-*.parquet"):
+                path.unlink()
+        if self.settings_path.is_file():
+            self._compare(settings)
+        elif any(data.glob(f"{self.split}-*-of-*.parquet")):
+            raise ValueError(
+                f"{data} has files of {self.split!r}, but no {self.settings_path.name} to say how they were made: "
+                "choose another folder, or --overwrite."
+            )
+        else:
+            partial = self.settings_path.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
+            os.replace(partial, self.settings_path)
+
+    def _compare(self, settings: dict[str, Any]) -> None:
+        try:
+            found = json.loads(self.settings_path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.settings_path} is damaged ({error}): start anew with --overwrite.") from error
+        differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
+        if differing:
+            changes = "; ".join(f"{key}: {found.get(key)!r}, now {settings.get(key)!r}" for key in differing)
+            raise ValueError(
+                f"The records in {self.folder} were made with other settings ({changes}). Go on with the same ones, "
+                "choose another folder, or start anew with --overwrite."
+            )
+
+    def missing(self) -> list[int]:
+        """Numbers of the blocks that are not there yet."""
+        return [block for block in range(self.num_blocks) if not self.path(block).is_file()]
+
+    def write(self, block: int, batches: Iterable[list[dict[str, Any]]]) -> None:
+        """Writes a block's records; the file has its name when it is whole."""
+        partial = self.folder / f"partial-{self.split}-{block:05d}.parquet"
+        with pq.ParquetWriter(partial, self.schema) as writer:
+            rows: list[dict[str, Any]] = []
+            for batch in batches:
+                rows += batch
+                if len(rows) >= ROWS_AT_ONCE:
+                    writer.write_table(pa.Table.from_pylist(rows, self.schema))
+                    rows = []
+            writer.write_table(pa.Table.from_pylist(rows, self.schema))
+        os.replace(partial, self.path(block))
+
+    def counts(self) -> list[int]:
+        """Number of records in every block.
+
+        Raises:
+            ValueError: blocks are missing, or a file is damaged.
+        """
+        missing = self.missing()
+        if missing:
+            raise ValueError(
+                f"{self.folder / 'data'} has {self.num_blocks - len(missing)} of {self.num_blocks} blocks of "
+                f"{self.split!r}. Start again to make the others; files of other machines go into this folder."
+            )
+        return [self._open(block).metadata.num_rows for block in range(self.num_blocks)]
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Block by block, these columns, or all."""
+        for block in range(self.num_blocks):
+            yield self._open(block).read(columns)
+
+    def _open(self, block: int) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path(block))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{self.path(block)} is damaged: delete it and start again. {error}") from error
