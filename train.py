@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         if resume is None:
             raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir} to go on from.")
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # it is pushed when its card can say how well it does
     trainer.save_state()
 
     metrics = {}
@@ -81,6 +81,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         trainer.log_metrics(split, split_metrics)
         trainer.save_metrics(split, split_metrics)
         metrics |= split_metrics
+    card = {"dataset": data_args.dataset, "dataset_args": data_args.dataset_config}
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
     return metrics
 
 

@@ -3,7 +3,8 @@
     python -m dataset_scripts.build scenes --output data/scenes
     python -m dataset_scripts.build coco --data-dir coco --output data/coco
 
-then `datasets.load_dataset("data/scenes", split="train")`, with `streaming=True` too. Images and masks are embedded.
+then `datasets.load_dataset("data/scenes", split="train")`, with `streaming=True` too. `--push-to-hub org/name` uploads
+the folder, and "org/name" loads it. Images and masks are embedded.
 The rows of one image follow each other and share its bytes in the file: its column is dictionary-encoded, so that a
 photo with fifty phrases is stored once or twice and not fifty times, which is what `datasets`' own Parquet writer would
 do.
@@ -12,6 +13,7 @@ do.
 import argparse
 import dataclasses
 import importlib
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,18 +24,23 @@ from typing import Any, Self
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.info import DatasetInfosDict
 from datasets.table import embed_table_storage
 from datasets.utils import tqdm
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import httpx
 
-# Name on the command line -> (module, builder class, what it is). A builder has a `report` (`features.BuildReport`);
-# the fields of its config that have a help text are its command line options.
+from .data_card import data_card
+
+# Name on the command line -> (module, builder class, what it is). A builder has a `report` (`features.BuildReport`) and
+# for the card a `source`, a text that says where its data is from; the licence is its info's. The fields of its config
+# that have a help text are its command line options.
 BUILDERS = {
     "scenes": ("scenes", "Scenes", "rendered scenes, drawn here: no download, exact masks"),
     "coco": ("coco", "Coco", "photos with COCO's instances.json: a category and all its instances"),
 }
+
+# Refused, not reached, offline on purpose, no such name.
+HUB_ERRORS = httpx.HTTPError, OSError, ValueError
 
 _ROWS_PER_GROUP = 256
 _SHARD_BYTES = 500 * 2**20
@@ -54,7 +61,13 @@ def builder_class(name: str) -> type[datasets.GeneratorBasedBuilder]:
 
 
 def build(
-    name: str, output: str | Path, *, limit: int | None = None, overwrite: bool = False, **options: Any
+    name: str,
+    output: str | Path,
+    *,
+    limit: int | None = None,
+    overwrite: bool = False,
+    repo_id: str | None = None,
+    **options: Any,
 ) -> datasets.GeneratorBasedBuilder:
     """Builds the dataset `name` into the folder `output`: `README.md` and `data/<split>-<shard>.parquet`.
 
@@ -65,6 +78,7 @@ def build(
         output: The folder to write; its parents are made.
         limit: At most this many rows of each split.
         overwrite: Replace what an earlier build wrote to `output`.
+        repo_id: What the card says the data set is called on the Hub; nothing is uploaded.
         options: For the builder: `data_dir` and the fields of its config.
 
     Returns:
@@ -84,7 +98,7 @@ def build(
         (folder / "data").mkdir(parents=True)
         builder = builder_class(name)(cache_dir=str(Path(scratch, "cache")), **options)
         _write_splits(builder, folder, limit)
-        _write_card(builder, folder, name, limit, options)
+        data_card(builder, name, _command(builder, name, limit, options), repo_id).save(folder / "README.md")
         if output.exists():
             output.rename(Path(scratch, "replaced"))
         folder.rename(output)
@@ -171,40 +185,50 @@ def _write_splits(builder: datasets.GeneratorBasedBuilder, folder: Path, limit: 
     builder.info.download_size = written
 
 
-def _write_card(
-    builder: datasets.GeneratorBasedBuilder, folder: Path, name: str, limit: int | None, options: dict[str, Any]
-) -> None:
-    """Writes README.md: the YAML that `load_dataset` reads, then the same for people."""
-    info = builder.info
-    data = DatasetCardData(
-        pretty_name=f"albef-amc {name}", license=info.license or None, task_categories=["zero-shot-object-detection"]
+def _command(builder: datasets.GeneratorBasedBuilder, name: str, limit: int | None, options: dict[str, Any]) -> str:
+    """The command that builds this again: what differs from the defaults, of paths only the last part."""
+    defaults = {field.name: field.default for field in dataclasses.fields(builder.BUILDER_CONFIG_CLASS)}
+    given = {key: value for key, value in options.items() if key == "data_dir" or value != defaults[key]}
+    if limit is not None:
+        given["limit"] = limit
+    words = ["python", "-m", "dataset_scripts.build", name]
+    for key, value in given.items():
+        value = Path(value).name if isinstance(value, str | Path) else str(value)
+        words += [f"--{key.replace('_', '-')}", value]
+    return shlex.join(words)
+
+
+def create_repository(repo_id: str, private: bool) -> str:
+    """Makes the data set's repository on the Hub, if it is not there, and sees to it that it takes files.
+
+    Returns: its whole name, with the user's where that was left out.
+
+    Raises:
+        HfHubHTTPError, httpx.HTTPError, ValueError: the Hub refuses, or cannot be reached; or the name is none.
+    """
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True).repo_id
+    # A token may be good for reading only, which the Hub does not mind as long as the repository is there.
+    api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"# Data card")], repo_type="dataset")
+    return repo_id
+
+
+def upload(folder: Path, repo_id: str) -> str:
+    """Uploads a built folder; Parquet files of an earlier build that it does not have are deleted there.
+
+    Returns: the address of the commit.
+    """
+    api = HfApi()
+    there = [file.rfilename for file in api.dataset_info(repo_id).siblings or []]
+    old = [name for name in there if name.startswith("data/") and not (folder / name).exists()]
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=folder,
+        commit_message="Built by albef-amc",
+        delete_patterns=old or None,
     )
-    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
-    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in info.splits]
-    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
-    given = {key: value for key, value in options.items() if key != "data_dir"} | ({"limit": limit} if limit else {})
-    given = [f"--{key.replace('_', '-')} {value}" for key, value in given.items() if value is not None]
-    command = " ".join(["python -m dataset_scripts.build", name, *given])
-    counts = "\n".join(f"| {split} | {info.splits[split].num_examples:,} |" for split in info.splits)
-    text = f"""# {data.pretty_name}
-
-{info.description.strip()}
-
-| split | rows |
-|---|---|
-{counts}
-
-One row is one phrase with its image; the rows of an image follow each other. `boxes` are `[x1, y1, x2, y2]` in pixels
-of the image, half-open, one for each instance of the phrase; `masks` are 8-bit PNGs of the image's size, 0 and 255, in
-the same order. The region of a phrase is the union of its instances.
-
-Built with `{command}`:
-
-```
-{builder.report}
-```
-"""
-    DatasetCard(f"---\n{data}\n---\n\n{text}").save(folder / "README.md")
+    return commit.commit_url
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
@@ -213,6 +237,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--limit", type=int, help="write at most this many rows of each split")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier build wrote to the folder")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder to this data set on the Hub")
+    parser.add_argument("--private", action="store_true", help="make that data set private, if it is new")
     config = builder_class(name).BUILDER_CONFIG_CLASS
     for field in dataclasses.fields(config):
         if "help" in field.metadata:
@@ -241,13 +267,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     name = top.parse_args(arguments[:1]).dataset
     options = vars(_parser(name).parse_args(arguments[1:]))
+    repo_id, private = options.pop("push_to_hub"), options.pop("private")
     try:
-        builder = build(name, **options)
+        if repo_id is not None:
+            repo_id = create_repository(repo_id, private)
+    except HUB_ERRORS as error:
+        sys.exit(
+            f"error: nothing was built: the Hub does not take files for {repo_id}. Log in with a token that may write "
+            f"(`hf auth login`, or HF_TOKEN), and check the name and the network.\n{error}"
+        )
+    try:
+        builder = build(name, repo_id=repo_id, **options)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(builder.report)
     for split in builder.info.splits.values():
         print(f"wrote    {split.num_examples:>9,}  rows of {split.name}")
+    if repo_id is not None:
+        folder = options["output"]
+        try:
+            print(f"pushed   {upload(folder, repo_id)}")
+        except HUB_ERRORS as error:
+            again = f"hf upload {repo_id} {folder} --repo-type dataset --delete 'data/*.parquet'"
+            sys.exit(f"error: {folder} is whole, but was not uploaded. Try again with `{again}`.\n{error}")
 
 
 if __name__ == "__main__":

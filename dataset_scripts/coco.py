@@ -36,6 +36,12 @@ class CocoConfig(datasets.BuilderConfig):
     split: str | None = field(
         default=None, metadata={"help": "Name of the one split to put all photos in, instead of train and validation."}
     )
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of photos and annotations by its name on the Hub, e.g. cc-by-4.0, for the data card."
+        },
+    )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the photos, drawn by a hash of their id, that validation gets."}
     )
@@ -64,13 +70,17 @@ class Coco(datasets.GeneratorBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
+    source = (
+        "Photos and an annotation file in COCO's format that the builder was given. Photos are stored byte for byte as "
+        "they were, whatever they show and carry with them (Exif data too)."
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.report = BuildReport()
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description=__doc__, features=FEATURES)
+        return datasets.DatasetInfo(description=__doc__, features=FEATURES, license=self.config.license or "")
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         folder = Path(self.config.data_dir)

@@ -145,6 +145,7 @@ class Scenes(datasets.GeneratorBasedBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ScenesConfig
+    source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

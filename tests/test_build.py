@@ -128,8 +128,12 @@ def test_the_card_tells_the_counts_and_no_path(built, tmp_path):
     for split, info in builder.info.splits.items():
         assert f"| {split} | {info.num_examples} |" in card
         assert f"path: data/{split}-*.parquet" in card
-    assert f"{builder.report.kept['scenes of train']:>9}  scenes of train" in card
-    assert "license: apache-2.0" in card
+    assert f"| scenes of train | {builder.report.kept['scenes of train']} |" in card
+    assert "No record was dropped." in card
+    assert all(f"| `{column}` |" in card for column in FEATURES)
+    assert "license: apache-2.0" in card and "Drawn by `dataset_scripts/scenes.py`" in card
+    sizes = " ".join(f"--{split.replace('_', '-')} {count}" for split, count in COUNTS.items())
+    assert f"`python -m dataset_scripts.build scenes {sizes}`" in card
     assert str(folder.parent) not in card
 
 

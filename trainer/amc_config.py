@@ -60,7 +60,11 @@ class AmcConfig(TrainingArguments):
         metadata={"help": "Steps in a row without a finite gradient (each is skipped) until training stops."},
     )
     num_logged_heatmaps: int = field(
-        default=8, metadata={"help": "Held-out examples whose heatmaps go to TensorBoard at each evaluation."}
+        default=8, metadata={"help": "Held-out examples whose heatmaps go to TensorBoard and the model card."}
+    )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights on the model card, e.g. apache-2.0; default: the base checkpoint's."},
     )
 
     def __post_init__(self):
@@ -75,3 +79,7 @@ class AmcConfig(TrainingArguments):
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
         if self.max_grad_norm <= 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
+
+    def __getstate__(self) -> dict:
+        # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.
+        return {**super().__getstate__(), "hub_token": None}

@@ -1,5 +1,6 @@
 """Trains any groundable vision-language model with Attention Mask Consistency, and evaluates where it points."""
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from PIL import Image
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, Trainer
@@ -21,6 +23,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import AmcConfig
 from .amc_loss import attention_mask_consistency_loss
+from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
 
 logger = logging.get_logger(__name__)
@@ -45,8 +48,8 @@ class AmcTrainer(Trainer):
         model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`).
         explain: how to explain a model of an unknown family.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
-        draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation while training; returns a picture for
-            TensorBoard.
+        draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation while training, for TensorBoard, and
+            for the model card; returns a picture.
         Everything else as in `Trainer`. `data_collator` is a `GroundingCollator`; `eval_data_collator` may be another
         one, without augmentation.
 
@@ -80,6 +83,7 @@ class AmcTrainer(Trainer):
         self.eval_data_collator = eval_data_collator or self.data_collator
         self.phrases_per_image = phrases_per_image
         self.draw_heatmaps = draw_heatmaps
+        self.evaluations: dict[str, Evaluation] = {}
         self.bad_steps = 0
         self._has_unsaved_steps = False
         self._step_records: list[str] = []
@@ -260,10 +264,12 @@ class AmcTrainer(Trainer):
 
     # Evaluation
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         self._sums["eval"] = {}
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
+        evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
+        self.evaluations[evaluation.split] = evaluation
         # Later evaluations may be of other data than is drawn, and TensorBoard's file is closed.
         if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
             self._log_picture(f"{metric_key_prefix}/heatmaps", self.draw_heatmaps(self))
@@ -293,6 +299,105 @@ class AmcTrainer(Trainer):
         return self.pointing_game.compute(
             points=prediction.predictions[annotated], boxes=prediction.label_ids[annotated]
         )
+
+    # Publishing
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As ever, before training; and makes sure now that files can be pushed, not when the training is done.
+
+        Raises:
+            HfHubHTTPError, httpx.ConnectError, ValueError: the Hub refuses or cannot be reached.
+        """
+        with noting(
+            f"push_to_hub: the Hub must take files for {self.args.hub_model_id or self.args.output_dir} before "
+            "anything is trained. Log in with a token that may write (`hf auth login`, or HF_TOKEN), and check the "
+            "name and the network; or do without push_to_hub and upload the folder later."
+        ):
+            super().init_hf_repo(token=token, private=private)
+            if self.is_world_process_zero():
+                # A token may be good for reading only, which the Hub does not mind as long as the repository is there.
+                HfApi().preupload_lfs_files(
+                    self.hub_model_id,
+                    [CommitOperationAdd("README.md", b"# Model card")],
+                    token=token or self.args.hub_token,
+                    revision=self.args.hub_revision,
+                )
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | None = None,
+        dataset_tags: str | None = None,
+        dataset: str | None = None,
+        dataset_args: str | None = None,
+    ) -> None:
+        """Writes README.md and heatmaps.png into the output folder: see `model_card`.
+
+        Args:
+            language, license, tags, model_name, tasks: as in `Trainer`; `license` is `args.hub_license` by default.
+            finetuned_from: the base checkpoint, Hub id or folder; default: what the model was loaded from.
+            dataset, dataset_args: Hub id or folder of the data, and its configuration.
+            dataset_tags: the data's Hub id, where `dataset` is not it.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        if self.draw_heatmaps is not None:
+            self.model.eval()
+            self.draw_heatmaps(self).save(folder / "heatmaps.png")
+        card = model_card(
+            self,
+            model_name=model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1],
+            base_model=finetuned_from or self.model.name_or_path or None,
+            dataset=dataset_tags or dataset,
+            dataset_config=dataset_args,
+            license=license or self.args.hub_license,
+            language=language,
+            tags=[tags] if isinstance(tags, str) else tags,
+            pipeline_tag=tasks or TASK,
+            has_picture=self.draw_heatmaps is not None,
+        )
+        card.save(folder / "README.md")
+
+    def push_to_hub(self, *args, **kwargs) -> CommitInfo:
+        """As ever: saves the model, its processor and its code, writes the card, uploads all of it.
+
+        Raises:
+            HfHubHTTPError, httpx.ConnectError, OSError: it did not go through; the output folder is whole.
+        """
+        folder = self.args.output_dir
+        upload = f"`hf upload {self.hub_model_id or 'ORG/NAME'} {folder} --exclude 'checkpoint-*/*'`"
+        with noting(f"The model is whole in {folder}; push it again with {upload}."):
+            return super().push_to_hub(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer takes the weights from there, but not the code that they need.
+        if self.is_world_process_zero():
+            for path in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(path, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        """Waits for pushes while training, and reports those that failed: nobody else asks."""
+        super()._finish_current_push()
+        if self.hub_model_id is not None and self.push_in_progress is not None:
+            for job in self.push_in_progress.jobs:
+                if not job.cancelled() and job.exception() is not None:
+                    logger.warning(f"A push to {self.hub_model_id} while training failed: {job.exception()}")
+
+
+@contextmanager
+def noting(advice: str) -> Iterator[None]:
+    """Errors from in here come with this advice."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(advice)
+        raise
 
 
 def count_items(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,490 @@
+"""Publishing: models, data sets and the Space, pushed to a local Hub over HTTP, and pulled without the project.
+
+Every process here has its own empty cache. Those that pull cannot import the project, although it is installed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+from PIL import Image
+from transformers import BlipForImageTextRetrieval
+
+from dataset_scripts.build import build
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor
+from tests.conftest import tiny_blip
+from tests.hub_repository import Repo
+from tests.hub_server import READ_TOKEN, TOKEN, HubServer
+from tests.test_train_script import RUN, TINY_MODEL
+from tests.test_trainer import blip_processor
+from tests.tiny_data import picture, tiny_records, write_folder
+
+ROOT = Path(__file__).parents[1]
+PHRASES = ["red square on the left", "very small blue square on the right"]
+# What makes the project impossible to import: its modules are in sys.modules, as nothing.
+WITHOUT_PROJECT = (
+    "import sys\nfor name in 'modeling_albef_amc', 'trainer', 'dataset_scripts':\n    sys.modules[name] = None\n"
+)
+LOAD = """
+import json
+import numpy as np, torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+inputs = processor(images=Image.open(sys.argv[2]), text=json.loads(sys.argv[3]), return_tensors="pt")
+outputs = model(**inputs, output_heatmaps=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, "weights.safetensors")
+save_file({"heatmaps": outputs.heatmaps.contiguous(), "logits": outputs.itm_logits.detach()}, "answers.safetensors")
+"""
+ROWS = """
+import hashlib, io, json
+from datasets import Image, List, load_dataset
+
+def digest(row):
+    pictures = [row["image"], *row["masks"]]
+    pixels = [hashlib.sha256(str(picture.size).encode() + picture.tobytes()).hexdigest() for picture in pictures]
+    return [row["image_id"], row["phrase"], row["boxes"], pixels]
+
+for streaming in (False, True):
+    loaded = load_dataset(sys.argv[1], streaming=streaming)
+    rows = {split: [digest(row) for row in loaded[split]] for split in loaded}
+    open(f"rows-{streaming}.json", "w").write(json.dumps(rows))
+"""
+
+
+def environment(hub: str, home: Path, token: str | None = TOKEN, **more: str) -> dict[str, str]:
+    """Of a process that knows no Hub but `hub`, and whose caches are in `home`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))}
+    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    settings |= {"NO_PROXY": "127.0.0.1,localhost", **({"HF_TOKEN": token} if token else {})}
+    return {**kept, **settings, **more}
+
+
+def run(arguments: list, folder: Path, variables: dict[str, str], fails: bool = False) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode != 0) == fails, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def hf(hub: HubServer, arguments: list[str], folder: Path, variables: dict[str, str]) -> None:
+    """The command line of huggingface_hub. It asks the Hub things of its own too, and does well without an answer."""
+    known = len(hub.unknown_requests)
+    run(["-c", "from huggingface_hub.cli.hf import main\nmain()", *arguments], folder, variables)
+    del hub.unknown_requests[known:]
+
+
+def run_clean(code: str, folder: Path, variables: dict[str, str], *arguments, fails: bool = False):
+    """Runs code in a process that cannot import the project; `folder` is where it works."""
+    folder.mkdir(exist_ok=True)
+    return run(["-c", WITHOUT_PROJECT + code, *arguments], folder, variables, fails)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with HubServer(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+    assert hub.unknown_requests == []
+
+
+@pytest.fixture
+def other_hub(tmp_path):
+    """A Hub to break."""
+    (tmp_path / "hub").mkdir()
+    with HubServer(tmp_path / "hub") as hub:
+        yield hub
+
+
+def put(hub: HubServer, kind: str, name: str, folder: Path) -> None:
+    """A repository with these files, as somebody else has pushed it."""
+    files = {
+        str(path.relative_to(folder)): hub.store(path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+    }
+    hub.repos[kind, name] = Repo(kind, name)
+    hub.repos[kind, name].commit(files, "by somebody else")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    splits = {"train": tiny_records(8), "validation": tiny_records(5), "test": tiny_records(6)}
+    return write_folder(tmp_path_factory.mktemp("data") / "squares", **splits)
+
+
+def write_config(folder: Path, data: Path | str, **settings) -> Path:
+    settings = {**RUN, "dataset": str(data), "output_dir": str(folder / "run"), "report_to": "none", **settings}
+    settings.setdefault("model_config", TINY_MODEL)
+    (folder / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if v is not None}))
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, data, tmp_path_factory) -> Path:
+    """The folder of a run that `train.py --push_to_hub` has published as org/albef-amc."""
+    folder = tmp_path_factory.mktemp("pushed")
+    settings = dict(eval_splits=["validation", "test"], max_eval_examples=5, num_logged_heatmaps=3)
+    config = write_config(folder, data, save_strategy="steps", save_steps=2, **settings)
+    options = ["--push_to_hub", "--hub_model_id", "org/albef-amc", "--hub_license", "cc-by-4.0", "--hub_token", TOKEN]
+    run([ROOT / "train.py", config, *options], folder, environment(hub.url, folder / "home", token=None))
+    return folder / "run"
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+def test_train_pushes_all_that_a_user_needs(hub, pushed):
+    files = hub.files("models", "org/albef-amc")
+    code = {path.name for path in pushed.glob("*.py")}
+    assert {"modeling_albef.py", "processing_albef.py", "gradcam.py", "configuration_albef.py"} <= code
+    needed = {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "README.md",
+        "heatmaps.png",
+    }
+    assert needed | code <= set(files)
+    assert not [path for path in files if path.startswith("checkpoint-")]
+    for path in needed | code:
+        assert files[path] == (pushed / path).read_bytes(), path
+    for path, content in files.items():
+        assert TOKEN.encode() not in content, f"{path} gives the token away"
+    assert hub.repos["models", "org/albef-amc"].messages[-1] == "End of training"
+    assert str(pushed.parent).encode() not in files["README.md"] + files["config.json"]
+
+
+def test_while_training_it_is_complete_too(hub, pushed):
+    """What is pushed with a checkpoint has its code already."""
+    repo = hub.repos["models", "org/albef-amc"]
+    while_training = repo.messages.index("Training in progress, step 2")
+    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[while_training][1])
+
+
+def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp_path):
+    picture().save(tmp_path / "photo.png")
+    arguments = ["org/albef-amc", tmp_path / "photo.png", json.dumps(PHRASES)]
+    run_clean(LOAD, tmp_path / "online", environment(hub.url, tmp_path / "home"), *arguments)
+    before = len(hub.requests)
+    offline = environment("http://127.0.0.1:9", tmp_path / "home", token=None, HF_HUB_OFFLINE="1")
+    run_clean(LOAD, tmp_path / "offline", offline, *arguments)
+    assert len(hub.requests) == before
+    model, processor = AlbefModel.from_pretrained(pushed).eval(), AlbefProcessor.from_pretrained(pushed)
+    inputs = processor(images=picture(), text=PHRASES, return_tensors="pt")
+    outputs = model(**inputs, output_heatmaps=True)
+    assert outputs.heatmaps.max() > 0
+    for folder in ("online", "offline"):
+        weights = safetensors.torch.load_file(tmp_path / folder / "weights.safetensors")
+        mine = model.state_dict()
+        assert weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in mine)
+        answers = safetensors.torch.load_file(tmp_path / folder / "answers.safetensors")
+        assert torch.equal(answers["heatmaps"], outputs.heatmaps)
+        assert torch.equal(answers["logits"], outputs.itm_logits)
+
+
+def code_blocks(card: ModelCard) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+
+
+def test_the_code_on_its_card_runs(hub, pushed, tmp_path):
+    card = ModelCard.load(pushed / "README.md")
+    blocks = code_blocks(card)
+    assert len(blocks) == 2 and all('"org/albef-amc"' in block for block in blocks)
+    picture().save(tmp_path / "photo.jpg")
+    done = run_clean("\n".join(blocks), tmp_path, environment(hub.url, tmp_path / "home", token=None))
+    printed = done.stdout.splitlines()
+    assert [line.split(": fits with ")[0] for line in printed[2:]] == ["red square on the left", PHRASES_ON_CARD[1]]
+    assert all(line.startswith(phrase) for line, phrase in zip(printed[:2], PHRASES_ON_CARD))
+
+
+PHRASES_ON_CARD = [tiny_records(5)[0]["phrase"], tiny_records(5)[2]["phrase"]]
+
+
+def test_the_card_is_made_from_the_run(pushed):
+    card = ModelCard.load(pushed / "README.md")
+    results = json.loads((pushed / "all_results.json").read_text())
+    assert (card.data.library_name, card.data.license) == ("transformers", "cc-by-4.0")
+    assert card.data.pipeline_tag == "zero-shot-object-detection" and "visual-grounding" in card.data.tags
+    assert card.data.model_name == "albef-amc" and card.data.base_model is None and card.data.datasets is None
+    scores = {result.dataset_split: result for result in card.data.eval_results}
+    assert list(scores) == ["validation", "test"] and len(card.data.eval_results) == 2
+    for split, result in scores.items():
+        assert result.metric_type == "pointing_game" and result.dataset_name == "squares"
+        assert result.metric_value == pytest.approx(results[f"{split}_pointing_game"], abs=1e-4)
+        assert result.metric_args["num_phrases"] == results[f"{split}_num_phrases"] == 5
+        assert "strictly inside any" in result.metric_args["protocol"]
+    assert scores["validation"].metric_args["rows"] == "all 5"
+    assert scores["test"].metric_args["rows"] == "the first 5 of 6"
+    for name, weight in dict(loss_itc=1, loss_itm=1, loss_mlm=1, loss_amc_mean=0.2, loss_amc_max=0.8).items():
+        assert f"| {name} | {weight} |" in card.text
+        assert f"{results[f'validation_{name}']:.4f}" in card.text
+    for text in ("random weights", "1e-05", "| steps | 3 (1.50 epochs) |", "yang2023improving", "li2021align"):
+        assert text in card.text
+    with Image.open(pushed / "heatmaps.png") as drawn:
+        assert drawn.size == (460, 800) and "(heatmaps.png)" in card.text
+
+
+def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
+    """`model.push_to_hub()`: nothing of a run, but weights and code; a card that is there stays."""
+    code = (
+        "import sys, modeling_albef_amc\nfrom transformers import AutoModel, AutoProcessor\n"
+        "for name in ('org/by-hand', 'org/again'):\n"
+        "    AutoModel.from_pretrained(sys.argv[1]).push_to_hub(name)\n"
+        "    AutoProcessor.from_pretrained(sys.argv[1]).push_to_hub(name)\n"
+    )
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_bytes((pushed / "README.md").read_bytes())
+    put(hub, "models", "org/again", tmp_path / "card")
+    run(["-c", code, pushed], ROOT, environment(hub.url, tmp_path / "home"))
+    assert hub.files("models", "org/again")["README.md"] == (pushed / "README.md").read_bytes()
+    files = hub.files("models", "org/by-hand")
+    assert {path.name for path in pushed.glob("*.py")} <= set(files)
+    mine, weights = AlbefModel.from_pretrained(pushed).state_dict(), safetensors.torch.load(files["model.safetensors"])
+    assert weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in mine)
+
+
+def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monkeypatch, capsys):
+    """From a base model and a data set on the Hub: both are named on the card, the licence is the base's."""
+    base = tmp_path / "base"
+    tiny_blip().save_pretrained(base)
+    blip_processor().save_pretrained(base)
+    (base / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n\n# A base\n")
+    put(hub, "models", "org/base", base)
+    put(hub, "datasets", "org/squares", data)
+    config = write_config(tmp_path, "org/squares", model="org/base", model_config=None, mlm_weight=0, max_steps=1)
+    options = ["--push_to_hub", "--hub_model_id", "org/blip-amc", "--num_logged_heatmaps", "0"]
+    run([ROOT / "train.py", config, *options], tmp_path, environment(hub.url, tmp_path / "home"))
+    card = ModelCard(hub.files("models", "org/blip-amc")["README.md"].decode())
+    assert card.data.base_model == "org/base" and card.data.datasets == ["org/squares"]
+    assert card.data.license == "bsd-3-clause"
+    assert "heatmaps.png" not in card.text and "trust_remote_code" not in card.text and "li2022blip" in card.text
+    assert "| loss_itm |" in card.text and "| loss_itc |" not in card.text and "| loss_mlm |" not in card.text
+    plain, with_project = code_blocks(card)
+    picture().save(tmp_path / "photo.jpg")
+    printed = run_clean(plain, tmp_path, environment(hub.url, tmp_path / "clean", token=None)).stdout
+    loaded = BlipForImageTextRetrieval.from_pretrained(tmp_path / "run").eval()
+    for phrase, match in eval(printed).items():
+        inputs = blip_processor()(images=Image.open(tmp_path / "photo.jpg"), text=phrase, return_tensors="pt")
+        assert match == pytest.approx(loaded(**inputs).itm_score.softmax(-1)[0, 1].item(), abs=1e-5)
+    monkeypatch.chdir(tmp_path)
+    exec(with_project.replace("org/blip-amc", "run"), {"phrases": PHRASES})
+    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == PHRASES
+
+
+# Data sets ------------------------------------------------------------------------------------------------------------
+
+SCENES = dict(train=6, validation=2, test=2, test_relations=0, test_unseen=0, captions=0)
+SIZES = [word for split, count in SCENES.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+
+
+def rows_of(loaded: datasets.DatasetDict) -> dict[str, list]:
+    def digest(row: dict) -> list:
+        pictures = [row["image"], *row["masks"]]
+        pixels = [hashlib.sha256(str(p.size).encode() + p.tobytes()).hexdigest() for p in pictures]
+        return [row["image_id"], row["phrase"], row["boxes"], pixels]
+
+    return {split: [digest(row) for row in loaded[split]] for split in loaded}
+
+
+def test_a_data_set_goes_there_and_back(hub, tmp_path):
+    command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "scenes", *SIZES]
+    done = run([*command, "--push-to-hub", "org/scenes", "--private"], ROOT, environment(hub.url, tmp_path / "up"))
+    assert f"pushed   {hub.url}/datasets/org/scenes/commit/" in done.stdout
+    files = hub.files("datasets", "org/scenes")
+    local = {str(p.relative_to(tmp_path / "scenes")): p for p in (tmp_path / "scenes").rglob("*") if p.is_file()}
+    assert {path: content for path, content in files.items() if path != ".gitattributes"} == {
+        path: file.read_bytes() for path, file in local.items()
+    }
+    assert hub.repos["datasets", "org/scenes"].private
+    card = DatasetCard(files["README.md"].decode())
+    assert card.data.license == "apache-2.0" and 'load_dataset("org/scenes", split="train")' in card.text
+
+    run_clean(ROWS, tmp_path / "online", environment(hub.url, tmp_path / "home"), "org/scenes")
+    expected = rows_of(datasets.load_dataset(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache")))
+    assert len(expected["train"]) > 6
+    for name in ("rows-False.json", "rows-True.json"):
+        assert json.loads((tmp_path / "online" / name).read_text()) == expected
+    offline = environment("http://127.0.0.1:9", tmp_path / "home", token=None, HF_HUB_OFFLINE="1")
+    run_clean(ROWS.replace("(False, True)", "(False,)"), tmp_path / "offline", offline, "org/scenes")
+    assert json.loads((tmp_path / "offline" / "rows-False.json").read_text()) == expected
+
+
+def test_a_data_set_that_is_pushed_again_has_no_old_rows(hub, tmp_path):
+    settings = environment(hub.url, tmp_path / "home")
+    command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", "--overwrite", "--push-to-hub"]
+    run([*command, "scenes-2", *SIZES], ROOT, settings)
+    assert "data/test-00000.parquet" in hub.files("datasets", "org/scenes-2")
+    run([*command, "scenes-2", *SIZES, "--test", "0"], ROOT, settings)
+    files = hub.files("datasets", "org/scenes-2")
+    assert [path for path in files if path.startswith("data/")] == [
+        "data/train-00000.parquet",
+        "data/validation-00000.parquet",
+    ]
+    assert ".gitattributes" in files and not hub.repos["datasets", "org/scenes-2"].private
+
+
+def test_a_data_card_tells_what_was_dropped_and_whose_it_is(tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folder / "images" / "a.png")
+    annotation = dict(image_id=1, category_id=1, iscrowd=0)
+    good, bad = dict(annotation, id=1, bbox=[1, 1, 5, 5]), dict(annotation, id=2, bbox=[40, 1, 5, 5])
+    content = {"images": [dict(id=1, file_name="a.png", width=30, height=20)], "annotations": [good, bad]}
+    (folder / "instances.json").write_text(json.dumps({**content, "categories": [dict(id=1, name="cat")]}))
+    build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0")
+    card = DatasetCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "cc-by-4.0" and "Licence: cc-by-4.0." in card.text
+    assert "| instances: box without area in the photo | 1 |" in card.text and "| train | 1 |" in card.text
+    assert "build coco --data-dir mine --split train --license cc-by-4.0`" in card.text
+    assert str(tmp_path) not in card.content
+    build("coco", tmp_path / "other", data_dir=str(folder), split="train")
+    card = DatasetCard.load(tmp_path / "other" / "README.md")
+    assert card.data.license is None and "look it up there before you publish" in card.text
+
+
+# The Space ------------------------------------------------------------------------------------------------------------
+
+COLOURS = "red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"
+
+
+def test_the_space_says_what_a_space_must_say():
+    card = SpaceCard.load(ROOT / "space" / "README.md")
+    header = card.data.to_dict()
+    assert header["sdk"] == "gradio" and (ROOT / "space" / header["app_file"]).is_file()
+    pinned = re.search(r"^gradio==(.+)$", (ROOT / "space" / "requirements.txt").read_text(), re.MULTILINE)
+    assert header["sdk_version"] == pinned[1]
+    assert header["colorFrom"] in COLOURS and header["colorTo"] in COLOURS
+    assert header["title"] and header["emoji"] and header["license"] == "apache-2.0"
+    assert len(header["short_description"]) <= 60 and re.fullmatch(r"3\.\d+", header["python_version"])
+
+
+def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, pushed, tmp_path):
+    pytest.importorskip("gradio")
+    # The two commands of the README.
+    settings = environment(hub.url, tmp_path / "up")
+    hf(hub, ["repos", "create", "org/point", "--type", "space", "--space-sdk", "gradio"], ROOT, settings)
+    hf(hub, ["upload", "org/point", "space", ".", "--type", "space", "--exclude", "__pycache__/*"], ROOT, settings)
+    files = hub.files("spaces", "org/point")
+    folder = {str(path.relative_to(ROOT / "space")) for path in (ROOT / "space").rglob("*") if path.is_file()}
+    assert set(files) - {".gitattributes"} == {path for path in folder if "__pycache__" not in path}
+    assert {"app.py", "README.md", "requirements.txt"} <= set(files)
+    for path, content in files.items():
+        if path != ".gitattributes":
+            assert content == (ROOT / "space" / path).read_bytes()
+    pull = """
+import json
+from huggingface_hub import snapshot_download
+from PIL import Image
+sys.path.insert(0, snapshot_download("org/point", repo_type="space"))
+import app
+pictures, rows = app.ground(*app.load("org/albef-amc"), Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))
+app.build(*app.load("org/albef-amc"))
+print(json.dumps(rows))
+"""
+    picture().save(tmp_path / "photo.png")
+    settings = environment(hub.url, tmp_path / "home", token=None)
+    printed = run_clean(pull, tmp_path, settings, tmp_path / "photo.png", json.dumps(PHRASES)).stdout
+    rows = json.loads(printed.splitlines()[-1])
+    assert [row[0] for row in rows] == PHRASES
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def unreachable() -> str:
+    """An address that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+TRY = """
+import sys, traceback, train
+for token in sys.argv[2:]:
+    try:
+        options = ["--hub_token", token] if token else []
+        train.main([sys.argv[1], "--push_to_hub", "--hub_model_id", "org/there", *options])
+    except Exception:
+        print(f"--- {token}: {traceback.format_exc()}")
+"""
+
+
+def test_a_push_that_cannot_work_ends_before_the_training(other_hub, data, tmp_path):
+    (tmp_path / "there").mkdir()
+    put(other_hub, "models", "org/there", tmp_path / "there")
+    config, here = write_config(tmp_path, data), {"PYTHONPATH": str(ROOT)}
+    settings = environment(other_hub.url, tmp_path / "home", token=None, **here)
+    printed = run(["-c", TRY, config, "", "hf_wrong", READ_TOKEN], tmp_path, settings).stdout
+    settings = environment(unreachable(), tmp_path / "home", **here)
+    printed += run(["-c", TRY, config, TOKEN], tmp_path, settings).stdout
+    errors = printed.split("--- ")[1:]
+    for error, message in zip(errors, ["401", "401", "403", "Connection refused"], strict=True):
+        assert message in error and "must take files for org/there before anything is trained" in error
+    assert "'loss'" not in printed and not (tmp_path / "run" / "model.safetensors").exists()
+    assert len(other_hub.repos["models", "org/there"].commits) == 1
+
+
+def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_path):
+    other_hub.failing["/api/models/org/lost/commit"] = 500
+    config = write_config(tmp_path, data, max_steps=1, save_strategy="steps", save_steps=1)
+    options = ["--push_to_hub", "--hub_model_id", "org/lost"]
+    settings = environment(other_hub.url, tmp_path / "home")
+    error = run([ROOT / "train.py", config, *options], tmp_path, settings, fails=True).stderr
+    # Pushes while training that fail are reported, the last one ends in an error.
+    assert "A push to org/lost while training failed" in error
+    assert "500 Internal Server Error" in error and f"The model is whole in {tmp_path / 'run'}" in error
+    assert AlbefForPreTraining.from_pretrained(tmp_path / "run").config.projection_dim == 8
+    assert (tmp_path / "run" / "all_results.json").is_file() and (tmp_path / "run" / "README.md").is_file()
+    # The advice works, once the Hub does.
+    advice = re.search(r"push it again with `hf (upload [^`]+)`", error)[1]
+    other_hub.failing.clear()
+    hf(other_hub, shlex.split(advice), tmp_path, settings)
+    files = other_hub.files("models", "org/lost")
+    assert {"model.safetensors", "README.md", "modeling_albef.py"} <= set(files)
+    assert not [path for path in files if path.startswith("checkpoint-")]
+
+
+@pytest.mark.parametrize("trouble", ["no token", "no network", "offline", "fails midway", "no such name"])
+def test_a_data_set_that_cannot_be_pushed(trouble, other_hub, tmp_path):
+    if trouble == "fails midway":
+        other_hub.failing["/api/datasets/org/scenes/commit"] = 500
+    address = unreachable() if trouble == "no network" else other_hub.url
+    more = {"HF_HUB_OFFLINE": "1"} if trouble == "offline" else {}
+    settings = environment(address, tmp_path / "home", token=None if trouble == "no token" else TOKEN, **more)
+    name = "not a name" if trouble == "no such name" else "org/scenes"
+    command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", *SIZES, "--push-to-hub", name]
+    error = run(command, ROOT, settings, fails=True).stderr
+    assert "Traceback" not in error
+    message = error[error.index("error: ") :]
+    if trouble == "fails midway":
+        assert f"{tmp_path / 'out'} is whole, but was not uploaded" in message and "500" in message
+        assert len(datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "c"))) > 6
+    else:
+        assert f"nothing was built: the Hub does not take files for {name}" in message
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_named(hub, tmp_path):
+    code = "from transformers import AutoModel\nAutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    error = run_clean(code, tmp_path / "a", environment(hub.url, tmp_path / "home"), "org/nothing", fails=True).stderr
+    assert "org/nothing is not a local folder and is not a valid model identifier" in error
+    code = "from datasets import load_dataset\nload_dataset(sys.argv[1])"
+    error = run_clean(code, tmp_path / "b", environment(hub.url, tmp_path / "home"), "org/nothing", fails=True).stderr
+    assert "Dataset 'org/nothing' doesn't exist on the Hub" in error
