@@ -1,7 +1,7 @@
 """Builds a dataset and writes it as a folder of Parquet files that `datasets.load_dataset` reads.
 
     python -m dataset_scripts.build scenes --output data/scenes
-    python -m dataset_scripts.build coco --data-dir coco --output data/coco
+    python -m dataset_scripts.build coco --data-dir coco --images-dir coco/images --output data/coco
 
 then `datasets.load_dataset("data/scenes", split="train")`, with `streaming=True` too. `--push-to-hub org/name` uploads
 the folder, and "org/name" loads it. Images and masks are embedded.
@@ -13,23 +13,22 @@ do.
 import argparse
 import dataclasses
 import importlib
+import json
+import os
 import shlex
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets.table import embed_table_storage
-from datasets.utils import tqdm
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import httpx
 
 from .data_card import data_card
+from .shards import write_splits
+from .sources import SourceBuilder
 
 # Name on the command line -> (module, builder class, what it is). A builder has a `report` (`features.BuildReport`) and
 # for the card a `source`, a text that says where its data is from; the licence is its info's. The fields of its config
@@ -42,13 +41,8 @@ BUILDERS = {
 # Refused, not reached, offline on purpose, no such name.
 HUB_ERRORS = httpx.HTTPError, OSError, ValueError
 
-_ROWS_PER_GROUP = 256
-_SHARD_BYTES = 500 * 2**20
-# A dictionary that outgrows this is given up for plain values: more than any row group of photos needs.
-_DICTIONARY_BYTES = 2**30
 
-
-def builder_class(name: str) -> type[datasets.GeneratorBasedBuilder]:
+def builder_class(name: str) -> type[SourceBuilder]:
     """The builder class of a name in `BUILDERS`; imports that builder's module only.
 
     Raises:
@@ -65,18 +59,21 @@ def build(
     output: str | Path,
     *,
     limit: int | None = None,
+    num_proc: int | None = None,
     overwrite: bool = False,
     repo_id: str | None = None,
     **options: Any,
-) -> datasets.GeneratorBasedBuilder:
-    """Builds the dataset `name` into the folder `output`: `README.md` and `data/<split>-<shard>.parquet`.
+) -> SourceBuilder:
+    """Builds the dataset `name` into the folder `output`: `README.md` and `data/<split>-<job>.parquet`.
 
-    The folder appears under its name when it is complete, or not at all.
+    The folder appears under its name when it is complete, or not at all. A call that was killed is gone on with by the
+    same call; what it has done lies in the hidden folder `.<output>.building` beside the output.
 
     Args:
         name: A name in `BUILDERS`.
         output: The folder to write; its parents are made.
         limit: At most this many rows of each split.
+        num_proc: Processes that work at the same time; default: one for each processor. The bytes are the same.
         overwrite: Replace what an earlier build wrote to `output`.
         repo_id: What the card says the data set is called on the Hub; nothing is uploaded.
         options: For the builder: `data_dir` and the fields of its config.
@@ -86,23 +83,47 @@ def build(
 
     Raises:
         ValueError: Bad options or bad data, or not one row came out.
+        RuntimeError: A process was killed, as when memory runs out.
         FileExistsError: `output` is not empty, and `overwrite` is not given or it holds what no build wrote.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    if num_proc is not None and num_proc < 1:
+        raise ValueError(f"num_proc must be at least 1, got {num_proc}")
     output = Path(output).absolute()
     _check_output(output, overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        folder = Path(scratch, "dataset")
-        (folder / "data").mkdir(parents=True)
-        builder = builder_class(name)(cache_dir=str(Path(scratch, "cache")), **options)
-        _write_splits(builder, folder, limit)
-        data_card(builder, name, _command(builder, name, limit, options), repo_id).save(folder / "README.md")
-        if output.exists():
-            output.rename(Path(scratch, "replaced"))
-        folder.rename(output)
+    # Options first: bad ones must not touch what an earlier call left.
+    with tempfile.TemporaryDirectory() as cache:
+        builder = builder_class(name)(cache_dir=cache, **options)
+    scratch = output.parent / f".{output.name}.building"
+    command = _command(builder, name, limit, options)
+    folder = _begin_or_go_on(scratch, {"name": name, "limit": limit, **options})
+    try:
+        write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1)
+    except ValueError:
+        shutil.rmtree(scratch)  # of data that must be mended first; what else ends a build leaves it to go on
+        raise
+    data_card(builder, name, command, repo_id).save(folder / "README.md")
+    shutil.rmtree(folder / "notes")
+    if output.exists():
+        output.rename(scratch / "replaced")
+    folder.rename(output)
+    shutil.rmtree(scratch)
     return builder
+
+
+def _begin_or_go_on(scratch: Path, settings: dict[str, Any]) -> Path:
+    """The folder to build in: what an earlier call with these settings left, or a new one."""
+    folder, record = scratch / "dataset", scratch / "settings.json"
+    text = json.dumps(settings, default=str, sort_keys=True)
+    if record.exists() and record.read_text() == text and folder.is_dir():
+        print(f"Going on with what an earlier call left in {scratch}.")
+        return folder
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    folder.mkdir(parents=True)
+    record.write_text(text)
+    return folder
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -117,75 +138,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{output} will not be replaced: it holds {strangers[0]!r}, which no build wrote")
 
 
-class _SplitWriter:
-    """Writes the rows of a split to `<split>-00000.parquet`, `<split>-00001.parquet`, …"""
-
-    def __init__(self, folder: Path, split: str, features: datasets.Features) -> None:
-        self.folder, self.split, self.schema = folder, split, features.arrow_schema
-        self.num_shards = self.num_examples = self.num_bytes = self.num_written = 0
-        self._file: pa.OSFile | None = None
-        self._writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._finish_shard()
-
-    def write(self, examples: Sequence[dict[str, Any]]) -> None:
-        """Writes encoded examples as one row group."""
-        table = embed_table_storage(pa.Table.from_pylist(list(examples), schema=self.schema))
-        if self._writer is None:
-            self._file = pa.OSFile(str(self.folder / f"{self.split}-{self.num_shards:05d}.parquet"), "wb")
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self.schema,
-                use_dictionary=["image.bytes", "image_id"],
-                dictionary_pagesize_limit=_DICTIONARY_BYTES,
-                write_page_index=True,
-            )
-            self.num_shards += 1
-        self._writer.write_table(table)
-        self.num_examples += len(table)
-        self.num_bytes += table.nbytes
-        if self._file.tell() >= _SHARD_BYTES:
-            self._finish_shard()
-
-    def _finish_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self.num_written += self._file.tell()
-            self._file.close()
-            self._writer = self._file = None
-
-
-def _row_groups(examples: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(islice(examples, _ROWS_PER_GROUP)):
-        yield group
-
-
-def _write_splits(builder: datasets.GeneratorBasedBuilder, folder: Path, limit: int | None) -> None:
-    """Writes all splits and sets `splits` and the sizes of `builder.info`; a split without a row is left out."""
-    features = builder.info.features
-    splits = datasets.SplitDict(dataset_name=builder.dataset_name)
-    written = 0
-    for generator in builder._split_generators(datasets.DownloadManager()):
-        rows = islice((row for _, row in builder._generate_examples(**generator.gen_kwargs)), limit)
-        progress = tqdm(rows, desc=f"Generating {generator.name} split", unit=" examples")
-        with _SplitWriter(folder / "data", generator.name, features) as writer:
-            for group in _row_groups(features.encode_example(row) for row in progress):
-                writer.write(group)
-        if writer.num_examples:
-            splits.add(datasets.SplitInfo(generator.name, writer.num_bytes, writer.num_examples))
-            written += writer.num_written
-    if not splits:
-        raise ValueError(f"{builder.dataset_name}: not one row came out\n{builder.report}")
-    builder.info.splits = splits
-    builder.info.dataset_size = sum(split.num_bytes for split in splits.values())
-    builder.info.download_size = written
-
-
-def _command(builder: datasets.GeneratorBasedBuilder, name: str, limit: int | None, options: dict[str, Any]) -> str:
+def _command(builder: SourceBuilder, name: str, limit: int | None, options: dict[str, Any]) -> str:
     """The command that builds this again: what differs from the defaults, of paths only the last part."""
     defaults = {field.name: field.default for field in dataclasses.fields(builder.BUILDER_CONFIG_CLASS)}
     given = {key: value for key, value in options.items() if key == "data_dir" or value != defaults[key]}
@@ -236,15 +189,19 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m dataset_scripts.build {name}", description=BUILDERS[name][2])
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--limit", type=int, help="write at most this many rows of each split")
+    parser.add_argument("--num-proc", type=int, help="processes (default: one for each processor)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier build wrote to the folder")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder to this data set on the Hub")
     parser.add_argument("--private", action="store_true", help="make that data set private, if it is new")
     config = builder_class(name).BUILDER_CONFIG_CLASS
     for field in dataclasses.fields(config):
-        if "help" in field.metadata:
+        option = f"--{field.name.replace('_', '-')}"
+        if field.type is bool:
+            parser.add_argument(option, action="store_true", help=field.metadata["help"])
+        elif "help" in field.metadata:
             default = "" if field.default is None else " (default: %(default)s)"
             parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
+                option,
                 type=str if field.type == str | None else field.type,
                 default=field.default,
                 required=field.name == "data_dir",
@@ -278,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     try:
         builder = build(name, repo_id=repo_id, **options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     print(builder.report)
     for split in builder.info.splits.values():

@@ -6,33 +6,31 @@ are.
 """
 
 import hashlib
-import io
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from pycocotools import mask as coco_mask
 
-from .features import FEATURES, BuildReport, encode_png
+from .features import FEATURES, encode_png, make_row
+from .segmentations import is_box, segmentation_to_mask
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json
+
+_PHOTOS_PER_JOB = 1000
 
 
 @dataclass
-class CocoConfig(datasets.BuilderConfig):
+class CocoConfig(SourceConfig):
     """Where the data is and how it is split."""
 
-    data_dir: str | None = field(default=None, metadata={"help": "Folder that holds the annotations and the photos."})
     annotations: str = field(default="instances.json", metadata={"help": "Annotation file, in the data folder."})
     categories: str | None = field(
         default=None,
         metadata={"help": "JSON file with a list of {id, name}, to use instead of the annotation file's categories."},
     )
-    images: str = field(default="images", metadata={"help": "Folder of the photos, in the data folder."})
     split: str | None = field(
         default=None, metadata={"help": "Name of the one split to put all photos in, instead of train and validation."}
     )
@@ -48,25 +46,20 @@ class CocoConfig(datasets.BuilderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.data_dir:
-            raise ValueError("coco needs data_dir, the folder that holds the annotations and the photos")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
+        if self.split is not None:
+            datasets.NamedSplit(self.split)  # raises where no file could be named so
 
 
-class _Unusable(Exception):
-    """Why a record cannot be used; its text is the reason it is counted under."""
-
-
-class Coco(datasets.GeneratorBasedBuilder):
+class Coco(SourceBuilder):
     """`datasets` builder of photos with COCO annotations; rows as in `features.FEATURES`.
 
-    A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers, a photo that
-    is not there) raises a `ValueError` that names the record. A record that is of no use is dropped and counted in
-    `report`: an annotation whose photo or category is not listed, a photo that cannot be decoded or has
-    another size than its
-    record says, a box without area in the photo, a segmentation that cannot be read or covers no pixel. Where an
-    instance has no segmentation at all, its row goes by boxes alone.
+    A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers) raises a
+    `ValueError` that names the record. A record that is of no use is dropped and counted in `report`, or named in
+    strict mode: an annotation whose photo or category is not listed, a photo that is missing, cannot be decoded or has
+    another size than its record says, a box without area in the photo, a segmentation that cannot be read or covers no
+    pixel. Where an instance has no segmentation at all, its row goes by boxes alone.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
@@ -75,75 +68,60 @@ class Coco(datasets.GeneratorBasedBuilder):
         "they were, whatever they show and carry with them (Exif data too)."
     )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.report = BuildReport()
-
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(description=__doc__, features=FEATURES, license=self.config.license or "")
 
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+    def split_names(self) -> list[str]:
         folder = Path(self.config.data_dir)
         other_categories = folder / self.config.categories if self.config.categories else None
         photos, categories, annotations = _read_annotations(folder / self.config.annotations, other_categories)
         usable: dict[int, list[dict[str, Any]]] = {}
         for annotation in annotations:
+            record = f"annotation {annotation['id']}"
             if annotation["image_id"] not in photos:
-                self.report.dropped["instances: of a photo that is not listed"] += 1
+                self.drop("instances: of a photo that is not listed", record)
             elif annotation["category_id"] not in categories:
-                self.report.dropped["instances: of a category that is not listed (see --categories)"] += 1
+                self.drop("instances: of a category that is not listed (see --categories)", record)
             else:
-                usable.setdefault(annotation["image_id"], []).append(annotation)
-        image_folder = folder / self.config.images
-        missing = [p["file_name"] for p in photos.values() if not (image_folder / p["file_name"]).is_file()]
-        if missing:
-            raise ValueError(f"{len(missing)} of {len(photos)} photos are not in {image_folder}, first {missing[0]}")
-        splits: dict[str, list[dict[str, Any]]] = {}
+                name = categories[annotation["category_id"]]
+                usable.setdefault(annotation["image_id"], []).append({**annotation, "category": name})
+        order = {name: number for number, name in enumerate(categories.values())}
+        self.splits: dict[str, list[dict[str, Any]]] = {}
         for photo in photos.values():
+            own = sorted(usable.get(photo["id"], []), key=lambda annotation: order[annotation["category"]])
             split = self.config.split or _split_of(photo["id"], self.config.validation_fraction)
-            splits.setdefault(split, []).append(photo)
-        return [
-            datasets.SplitGenerator(
-                name=split,
-                gen_kwargs={"photos": splits[split], "categories": categories, "annotations": usable},
-            )
-            for split in sorted(splits)
-        ]
+            self.splits.setdefault(split, []).append({**photo, "annotations": own})
+        return sorted(self.splits)
 
-    def _generate_examples(
-        self, photos: list[dict[str, Any]], categories: dict[int, str], annotations: dict[int, list[dict[str, Any]]]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for photo in photos:
-            own = annotations.get(photo["id"], [])
-            if not own:
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process gets: not all photos, which come to it in its jobs."""
+        return {**super().__getstate__(), "splits": None}
+
+    def jobs(self, split: str) -> Iterator[list[dict[str, Any]]]:
+        """Records of photos, each with its annotations."""
+        return chunked(self.splits[split], _PHOTOS_PER_JOB)
+
+    def rows(self, split: str, job: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for record in job:
+            if not record["annotations"]:
                 self.report.dropped["photos without annotation"] += 1
                 continue
-            data = (Path(self.config.data_dir) / self.config.images / photo["file_name"]).read_bytes()
             try:
-                _check_photo(data, photo)
-            except _Unusable as reason:
-                self.report.dropped[f"photos: {reason}"] += 1
-                self.report.dropped[f"instances: of a photo that {reason}"] += len(own)
+                photo = self.photo(record["file_name"], (record["width"], record["height"]))
+            except Unusable as reason:
+                self.drop(str(reason), f"photo {record['id']} ({record['file_name']})")
+                self.report.dropped["instances: of a photo that cannot be used"] += len(record["annotations"])
                 continue
             self.report.kept["photos"] += 1
-            for category, name in categories.items():
-                boxes, masks = self._instances([a for a in own if a["category_id"] == category], photo)
+            for category, annotations in groupby(record["annotations"], key=lambda annotation: annotation["category"]):
+                boxes, masks = self._instances(list(annotations), record)
                 if not boxes:
                     continue
                 self.report.kept["rows (a photo and a category)"] += 1
                 if any(mask is None for mask in masks):
                     self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
                     masks = []
-                yield (
-                    f"{photo['id']}-{category}",
-                    {
-                        "image": {"bytes": data, "path": None},
-                        "image_id": str(photo["id"]),
-                        "phrase": name,
-                        "boxes": boxes,
-                        "masks": [encode_png(mask) for mask in masks],
-                    },
-                )
+                yield make_row(photo, str(record["id"]), category, boxes, [encode_png(mask) for mask in masks])
 
     def _instances(
         self, annotations: list[dict[str, Any]], photo: dict[str, Any]
@@ -151,12 +129,14 @@ class Coco(datasets.GeneratorBasedBuilder):
         """Boxes, and masks or None, of the annotations that can be used; counts all of them."""
         boxes: list[list[float]] = []
         masks: list[np.ndarray | None] = []
+        size = photo["width"], photo["height"]
         for annotation in annotations:
+            x, y, width, height = annotation["bbox"]
             try:
-                box = clip_box(annotation["bbox"], photo["height"], photo["width"])
+                box = clip_box([x, y, x + width, y + height], size)
                 mask = segmentation_to_mask(annotation.get("segmentation"), photo["height"], photo["width"])
-            except _Unusable as reason:
-                self.report.dropped[f"instances: {reason}"] += 1
+            except Unusable as reason:
+                self.drop(f"instances: {reason}", f"annotation {annotation['id']}")
                 continue
             boxes.append(box)
             masks.append(mask)
@@ -172,121 +152,14 @@ def _split_of(image_id: int, validation_fraction: float) -> str:
     return "validation" if draw < validation_fraction else "train"
 
 
-# Geometry -------------------------------------------------------------------------------------------------------------
-
-
-def clip_box(bbox: list[float], height: int, width: int) -> list[float]:
-    """COCO's `[x, y, width, height]` → `[x1, y1, x2, y2]`, both in pixels, cut to the image."""
-    x, y, w, h = bbox
-    box = [max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))]
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise _Unusable("box without area in the photo")
-    return box
-
-
-def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
-    """Polygons, compressed or uncompressed run lengths → bool mask `(height, width)`; None when there is nothing."""
-    if segmentation is None or segmentation == []:
-        return None
-    if isinstance(segmentation, dict):
-        mask = _run_lengths_to_mask(segmentation, height, width)
-    else:
-        mask = _polygons_to_mask(segmentation, height, width)
-    if not mask.any():
-        raise _Unusable("segmentation that covers no pixel of the photo")
-    return mask
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _polygons_to_mask(polygons: Any, height: int, width: int) -> np.ndarray:
-    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
-        raise _Unusable("segmentation that is neither polygons nor run lengths")
-    for polygon in polygons:
-        if len(polygon) % 2:
-            raise _Unusable("polygon with an odd number of coordinates")
-        if len(polygon) < 6:
-            raise _Unusable("polygon of fewer than three points")
-        if not all(_is_number(value) for value in polygon):
-            raise _Unusable("polygon with a coordinate that is no finite number")
-        # Outlines are traced point by point before they are cut to the image: a wild coordinate would exhaust memory.
-        if max(map(abs, polygon)) > 10 * max(height, width):
-            raise _Unusable("polygon far outside the photo")
-    return _run_lengths_to_mask(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)), height, width)
-
-
-def _run_lengths_to_mask(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Run lengths, down the columns, zeros first. pycocotools' own decoder trusts them, so it is not used."""
-    if segmentation.get("size") != [height, width]:
-        raise _Unusable("run lengths for another image size")
-    counts = segmentation.get("counts")
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    if isinstance(counts, str):
-        counts = _decompress(counts)
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise _Unusable("run lengths that cannot be read")
-    if sum(counts) != height * width:
-        raise _Unusable("run lengths that do not add up to the image")
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, counts).reshape(width, height).T
-
-
-def _decompress(text: str) -> list[int]:
-    """COCO's compressed run lengths → run lengths.
-
-    A number is written in groups of 5 bits, lowest first, as characters from "0" on: bit 5 says that more follow, bit 4
-    of the last one is the sign. From the fourth number on they are differences to the number two places before.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise _Unusable("run lengths that cannot be read")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise _Unusable("run lengths that cannot be read")
-    return counts
-
-
-def _check_photo(data: bytes, photo: dict[str, Any]) -> None:
-    """Decodes the photo as its reader will, which turns it as its EXIF orientation says."""
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise _Unusable("cannot be decoded") from error
-    if image.size != (photo["width"], photo["height"]):
-        raise _Unusable("has another size than its record says")
-
-
 # The annotation file --------------------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def _read_annotations(
     path: Path, categories_path: Path | None
 ) -> tuple[dict[int, dict[str, Any]], dict[int, str], list[dict[str, Any]]]:
     """Photos by id, names of categories by id, and annotations: all checked, in the order of the file."""
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) for key in ("images", "categories", "annotations")
     ):
@@ -300,13 +173,11 @@ def _read_annotations(
     for annotation in annotations:
         for key in ("image_id", "category_id"):
             _require(path, "annotation", annotation, key, type(annotation.get(key)) is int)
-        box = annotation.get("bbox")
-        is_box = isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)
-        _require(path, "annotation", annotation, "bbox", is_box)
+        _require(path, "annotation", annotation, "bbox", is_box(annotation.get("bbox")))
         _require(path, "annotation", annotation, "iscrowd", annotation.get("iscrowd", 0) in (0, 1))
     listed = content["categories"]
     if categories_path is not None:
-        path, listed = categories_path, _read_json(categories_path)
+        path, listed = categories_path, read_json(categories_path)
         if not isinstance(listed, list):
             raise ValueError(f"{path} is not a list of categories")
     categories = _by_id(path, "category", listed)

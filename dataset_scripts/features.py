@@ -7,10 +7,17 @@ instances, and the region of a phrase is the union of them.
 
 import io
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from datasets import Features, Image, List, Value
+from datasets import Features, Image, Value
 from PIL import Image as PilImage
+
+try:
+    from datasets import List
+except ImportError:  # datasets 3, which ran loading scripts, has another name for it
+    from datasets import Sequence as List
 
 _PNG_LEVEL = 4  # half the time of the default, 6, for files 6 % larger
 
@@ -21,8 +28,46 @@ FEATURES = Features(
         "phrase": Value("string"),
         "boxes": List(List(Value("float32"), length=4)),
         "masks": List(Image()),
+        "caption": Value("string"),
+        "caption_span": List(Value("int32")),
+        "categories": List(Value("string")),
+        "proposals": List(List(Value("float32"), length=4)),
     }
 )
+
+
+def make_row(
+    image: dict[str, Any] | None,
+    image_id: str,
+    phrase: str,
+    boxes: Sequence[Sequence[float]] = (),
+    masks: Sequence[dict[str, Any]] = (),
+    caption: str | None = None,
+    caption_span: tuple[int, int] | None = None,
+    categories: Sequence[str] = (),
+    proposals: Sequence[Sequence[float]] = (),
+) -> dict[str, Any]:
+    """A row with all columns of `FEATURES`.
+
+    Args:
+        image: {"bytes", "path"}; None in a build without photos.
+        boxes, masks: one for each instance of the phrase; masks as of `encode_png`, all or none.
+        caption: the sentence that the phrase is a part of, its words parted by single blanks.
+        caption_span: (first, end): `caption.split(" ")[first:end]` are the phrase's words.
+        categories: kinds of the phrase, such as "people".
+        proposals: a detector's boxes in the image.
+    """
+    return {
+        "image": image,
+        "image_id": image_id,
+        "phrase": phrase,
+        "boxes": list(boxes),
+        "masks": list(masks),
+        "caption": caption,
+        "caption_span": list(caption_span or ()),
+        "categories": list(categories),
+        "proposals": list(proposals),
+    }
 
 
 def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:

@@ -15,15 +15,12 @@ The objects' centres lie on a lattice of an eighth of the image: in the middle o
 in few ways, and a heatmap, which is highest in the middle of a patch, can hit an object that is hardly larger than one.
 
 Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, and pixels are mixed in
-integers, so that a scene does not depend on the other scenes, on the machine or on the number of processes.
+integers, so that a scene does not depend on the other scenes or on the machine.
 """
 
 import math
-import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -31,7 +28,8 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .features import FEATURES, BuildReport, encode_png, mask_to_box
+from .features import FEATURES, encode_png, make_row, mask_to_box
+from .sources import SourceBuilder, chunked
 
 SIZES = ("small", "large")
 # Each family is its lowest and its highest RGB; the families stay apart under every brightness of a scene.
@@ -65,7 +63,7 @@ CAPTIONS = "captions"
 SPLITS = (TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN, CAPTIONS)
 
 _SUPERSAMPLING = 4
-_SCENES_PER_PROCESS = 200  # fewer are drawn sooner than another process has started
+_SCENES_PER_JOB = 500
 _UNIT = 128  # the lengths below are pixels of an image of this size
 _MIN_IMAGE_SIZE = 64
 _ACROSS = {"small": (22, 25), "large": (36, 40)}
@@ -138,7 +136,7 @@ class Scene:
     phrases: list[tuple[str, int | None]]
 
 
-class Scenes(datasets.GeneratorBasedBuilder):
+class Scenes(SourceBuilder):
     """`datasets` builder of the rendered scenes; rows as in `features.FEATURES`.
 
     A phrase has one mask and one box, a caption none.
@@ -147,37 +145,23 @@ class Scenes(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = ScenesConfig
     source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.report = BuildReport()
-
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(description=__doc__, features=FEATURES, license="apache-2.0")
 
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"split": split})
-            for split, count in self.config.counts.items()
-            if count
-        ]
+    def split_names(self) -> list[str]:
+        return [split for split, count in self.config.counts.items() if count]
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for index, rows in enumerate(self._draw_rows(split)):
+    def jobs(self, split: str) -> Iterator[list[int]]:
+        """Numbers of scenes."""
+        return chunked(range(self.config.counts[split]), _SCENES_PER_JOB)
+
+    def rows(self, split: str, job: list[int]) -> Iterator[dict[str, Any]]:
+        for index in job:
             self.report.kept[f"scenes of {split}"] += 1
-            for number, row in enumerate(rows):
+            for row in scene_rows(self.config, split, index):
                 kind = "relation phrases" if is_relation(row["phrase"]) else "attribute phrases"
                 self.report.kept[f"{kind if row['boxes'] else 'captions'} of {split}"] += 1
-                yield f"{split}-{index:06d}-{number}", row
-
-    def _draw_rows(self, split: str) -> Iterator[list[dict[str, Any]]]:
-        """The rows of each scene in turn, drawn by all processors where that is worth their start."""
-        draw, count = partial(scene_rows, self.config, split), self.config.counts[split]
-        processes = min(os.cpu_count() or 1, count // _SCENES_PER_PROCESS)
-        if processes < 2:
-            yield from map(draw, range(count))
-            return
-        with multiprocessing.Pool(processes) as pool:
-            yield from pool.imap(draw, range(count), chunksize=20)
+                yield row
 
 
 def scene_rows(config: ScenesConfig, split: str, index: int) -> list[dict[str, Any]]:
@@ -186,13 +170,13 @@ def scene_rows(config: ScenesConfig, split: str, index: int) -> list[dict[str, A
     image = encode_png(scene.image)
     targets = [(phrase, [] if target is None else [scene.objects[target]]) for phrase, target in scene.phrases]
     return [
-        {
-            "image": image,
-            "image_id": f"{split}-{index:06d}",
-            "phrase": phrase,
-            "boxes": [item.box for item in items],
-            "masks": [encode_png(item.mask) for item in items],
-        }
+        make_row(
+            image,
+            f"{split}-{index:06d}",
+            phrase,
+            boxes=[item.box for item in items],
+            masks=[encode_png(item.mask) for item in items],
+        )
         for phrase, items in targets
     ]
 

@@ -11,7 +11,6 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from dataset_scripts import scenes as scenes_module
 from dataset_scripts.scenes import (
     COLOURS,
     HELD_OUT,
@@ -218,15 +217,6 @@ def test_centres_are_in_the_middle_of_the_patches(scenes):
                 assert min(abs((low + high) / 2 - 8) % 16, -abs((low + high) / 2 - 8) % 16) <= 1.5
 
 
-def test_all_processors_draw_the_same_scenes_as_one(tmp_path, monkeypatch):
-    counts = dict.fromkeys(SPLITS, 0) | {"test": 12}
-    monkeypatch.setattr("dataset_scripts.scenes.os.cpu_count", lambda: 1)
-    alone = list(Scenes(cache_dir=str(tmp_path), **counts)._generate_examples("test"))
-    monkeypatch.setattr("dataset_scripts.scenes.os.cpu_count", lambda: 2)
-    monkeypatch.setattr("dataset_scripts.scenes._SCENES_PER_PROCESS", 6)
-    assert list(Scenes(cache_dir=str(tmp_path), **counts)._generate_examples("test")) == alone
-
-
 def test_vocabulary_is_small(dataset):
     words = {word for split in PHRASE_SPLITS for _, phrase, _ in rows_of(dataset, split) for word in phrase.split()}
     other = {"and", "the", "a", "thing", "object", "that", "is", "left", "right", "to", "of", "above", "below", "under"}
@@ -327,19 +317,6 @@ DIGESTS = {
     ("test_unseen", 1, 5): "91c0e81a99f2d93f",
     ("captions", 2, 0): "2131275b07c3c22b",
 }
-
-
-def test_rows_are_the_same_from_any_number_of_processes(tmp_path, monkeypatch):
-    builder = Scenes(cache_dir=str(tmp_path), **dict.fromkeys(SPLITS, 0) | {"train": 50})
-    monkeypatch.setattr(scenes_module.os, "cpu_count", lambda: 3)
-    alone = list(builder._generate_examples("train"))
-    kept, builder.report.kept = builder.report.kept, type(builder.report.kept)()
-    pools = []
-    pool = scenes_module.multiprocessing.Pool
-    monkeypatch.setattr(scenes_module.multiprocessing, "Pool", lambda count: pools.append(count) or pool(count))
-    monkeypatch.setattr(scenes_module, "_SCENES_PER_PROCESS", 20)
-    assert list(builder._generate_examples("train")) == alone
-    assert pools == [2] and builder.report.kept == kept
 
 
 @pytest.mark.parametrize(("image_size", "phrases_per_scene"), [(64, 2), (97, 3), (224, 4)])

@@ -1,0 +1,246 @@
+"""What all builders of outside data share: reading files safely, counting what is dropped, working in parallel.
+
+A builder streams *jobs*, lists of raw records that make one Parquet file each, and turns a job into rows. Nothing else
+is held in memory, jobs run in any number of processes, and what comes out does not depend on that number.
+"""
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .features import FEATURES, BuildReport
+
+_CHUNK = 2**24  # characters of a JSON file that are read at a time
+
+
+@dataclass
+class SourceConfig(datasets.BuilderConfig):
+    """Where the annotations and the photos are."""
+
+    data_dir: str | None = field(default=None, metadata={"help": "Folder that holds the annotations."})
+    images_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the photos; without it annotations only, the image column empty."}
+    )
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at the first record that cannot be used, instead of counting it."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data_dir:
+            raise ValueError(f"{type(self).__name__} needs data_dir, the folder that holds the annotations")
+        for name in ("data_dir", "images_dir"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).is_dir():
+                raise ValueError(f"{name}: there is no folder {folder}")
+
+
+class Unusable(Exception):
+    """Why a record cannot be used; its text is the reason that it is counted under."""
+
+
+class SourceBuilder(datasets.GeneratorBasedBuilder):
+    """Base of the builders. A subclass says which splits there are, streams their jobs, and turns a job into rows.
+
+    Its objects are copied to worker processes, each of which fills a `report` of its own.
+    """
+
+    source = ""  # where the data is from, for the data card
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.report = BuildReport()
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(description=self.description(), features=FEATURES)
+
+    @classmethod
+    def description(cls) -> str:
+        """What the data is, for the data card: the text at the top of the builder's file."""
+        return sys.modules[cls.__module__].__doc__ or ""
+
+    def split_names(self) -> list[str]:
+        """The splits that the source has; what all of them need is read here."""
+        raise NotImplementedError
+
+    def jobs(self, split: str) -> Iterator[list[Any]]:
+        """Streams a split's raw records in lists, each of whole images; the same lists every time."""
+        raise NotImplementedError
+
+    def rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
+        """The rows of a job, those of an image following each other; counts into `self.report`."""
+        raise NotImplementedError
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager | None) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.split_names()]
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        number = 0
+        for job in self.jobs(split):
+            for row in self.rows(split, job):
+                yield f"{split}-{number}", row
+                number += 1
+
+    def drop(self, reason: str, record: str, count: int = 1) -> None:
+        """Counts records that cannot be used.
+
+        Raises:
+            ValueError: in strict mode; it names the record.
+        """
+        if self.config.strict:
+            raise ValueError(f"{record}: {reason}")
+        self.report.dropped[reason] += count
+
+    def photo(self, name: str, size: tuple[int, int] | None = None) -> dict[str, Any] | None:
+        """A photo as an `Image()` feature stores it, byte for byte; None in a build without photos.
+
+        Args:
+            name: its path in `images_dir`.
+            size: (width, height) in pixels that the annotations say it has.
+
+        Raises:
+            Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
+        """
+        if self.config.images_dir is None:
+            return None
+        data = read_inside(Path(self.config.images_dir), name)
+        try:
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))  # as the column's reader will turn it
+            image.load()
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise Unusable("photos: cannot be decoded") from error
+        if size is not None and image.size != size:
+            raise Unusable("photos: have another size than their record says")
+        return {"bytes": data, "path": None}
+
+
+def read_inside(folder: Path, name: str) -> bytes:
+    """The bytes of a file in a folder.
+
+    Raises:
+        Unusable: `name` leads out of the folder (an absolute path, "..", a link), or there is no such file.
+    """
+    folder = folder.resolve()
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise Unusable("photos: their name leads out of the folder of the photos")
+    if not path.is_file():
+        raise Unusable("photos: not in the folder of the photos")
+    return path.read_bytes()
+
+
+def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` records, the last one shorter."""
+    records = iter(records)
+    while chunk := list(islice(records, size)):
+        yield chunk
+
+
+def split_of(image_id: str, validation_fraction: float) -> str:
+    """train or validation, by the id alone: an image stays where it is when others come or go."""
+    draw = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:4]) / 2**32
+    return "validation" if draw < validation_fraction else "train"
+
+
+def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
+    """`[x1, y1, x2, y2]` in pixels, cut to an image of (width, height); where that is unknown, to positive numbers.
+
+    Raises:
+        Unusable: nothing is left of it.
+    """
+    width, height = size or (float("inf"), float("inf"))
+    x1, y1, x2, y2 = box
+    box = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+    if not (box[2] > box[0] and box[3] > box[1]):
+        raise Unusable("box without area in the photo")
+    return box
+
+
+# JSON -----------------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        ValueError: it is missing, or in another encoding; the message names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError: it is missing, cut off or no JSON; the message names it.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, or was cut off: {error}") from error
+
+
+def stream_json_array(path: Path) -> Iterator[Any]:
+    """The elements of a JSON file that is one array, one at a time: memory for the largest element, not for the file.
+
+    Raises:
+        ValueError: as `read_json`; the message says after how many elements.
+    """
+    decoder = json.JSONDecoder()
+    count = 0
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_CHUNK).lstrip()
+            if not text.startswith("["):
+                raise ValueError(f"{path} does not begin with '[': an array of records is expected")
+            position, ended = 1, False
+            while True:
+                position = _skip(text, position, " \t\r\n,")
+                if position < len(text) and text[position] == "]":
+                    break
+                try:
+                    if position == len(text):
+                        raise json.JSONDecodeError("more is expected", text, position)
+                    element, end = decoder.raw_decode(text, position)
+                    if end == len(text) and not ended:  # a number may go on in the next chunk
+                        raise json.JSONDecodeError("more is expected", text, position)
+                except json.JSONDecodeError as error:
+                    if ended:
+                        raise ValueError(
+                            f"{path} is not JSON, or was cut off, after {count} records: {error}"
+                        ) from error
+                    more = file.read(_CHUNK)
+                    text, position, ended = text[position:] + more, 0, not more
+                    continue
+                yield element
+                count += 1
+                position = end
+            rest = text[position + 1 :].strip() or file.read(1).strip()
+            if rest:
+                raise ValueError(f"{path}: something follows the array of {count} records: {rest[:40]!r}")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8, after {count} records: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: record {count} is nested too deep") from error
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while position < len(text) and text[position] in characters:
+        position += 1
+    return position

@@ -1,0 +1,130 @@
+"""How builders' rows become Parquet files: by any number of processes, after a kill, the same bytes."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dataset_scripts.build import build
+from dataset_scripts.scenes import SPLITS, Scenes
+from dataset_scripts.shards import write_splits
+
+ROOT = Path(__file__).parents[1]
+COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 40, "test": 10}
+
+
+class FewScenes(Scenes):
+    """Scenes in jobs of eight."""
+
+    scenes_per_job = 8
+
+    def jobs(self, split):
+        scenes = list(range(self.config.counts[split]))
+        return (scenes[i : i + self.scenes_per_job] for i in range(0, len(scenes), self.scenes_per_job))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted((folder / "data").iterdir())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def num_rows(folder: Path) -> int:
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in (folder / "data").iterdir())
+
+
+def make(tmp_path, name: str, **options):
+    builder = FewScenes(cache_dir=str(tmp_path / "cache"), **COUNTS)
+    write_splits(builder, tmp_path / name, **options)
+    return builder, digests(tmp_path / name)
+
+
+def test_two_processes_write_the_same_bytes_and_count_the_same(tmp_path):
+    one, expected = make(tmp_path, "one", num_proc=1)
+    assert list(expected) == ["test-00000.parquet", "test-00001.parquet"] + [f"train-0000{i}.parquet" for i in range(5)]
+    two, written = make(tmp_path, "two", num_proc=2)
+    assert written == expected
+    assert two.report.kept == one.report.kept and two.report.kept["scenes of train"] == 40
+    assert two.info.splits["train"].num_examples == one.info.splits["train"].num_examples
+    assert two.info.download_size == sum(path.stat().st_size for path in (tmp_path / "two" / "data").iterdir())
+
+
+def test_a_limit_cuts_in_the_middle_of_a_job(tmp_path):
+    builder, files = make(tmp_path, "out", limit=37, num_proc=2)
+    assert builder.info.splits["train"].num_examples == 37
+    assert [name for name in files if name.startswith("train")] == ["train-00000.parquet", "train-00001.parquet"]
+    assert num_rows(tmp_path / "out") == 37 + builder.info.splits["test"].num_examples
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    _, expected = make(tmp_path, "out")
+    first = next((tmp_path / "out" / "data").glob("train-00002*"))
+    (tmp_path / "out" / "notes" / "train-00002.json").unlink()
+    first.write_bytes(b"half a file")
+    drawn = []
+    rows = FewScenes.rows
+    monkeypatch.setattr(FewScenes, "rows", lambda self, split, job: drawn.append(job) or rows(self, split, job))
+    builder, files = make(tmp_path, "out")
+    assert files == expected and drawn == [list(range(16, 24))]
+    assert builder.report.kept["scenes of train"] == 40
+
+
+def test_a_process_that_dies_is_reported_and_its_job_left(tmp_path):
+    builder = FewScenes(cache_dir=str(tmp_path / "cache"), **COUNTS)
+    builder.scenes_per_job = DeadlyInt(8)
+    with pytest.raises(RuntimeError, match=r"A process ended before its job \d+ did.*--num-proc 1"):
+        write_splits(builder, tmp_path / "out", num_proc=2)
+    assert not list((tmp_path / "out" / "data").glob("*.parquet"))
+
+
+class DeadlyInt(int):
+    """Kills the process that it is copied to."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_build_that_was_killed_goes_on(tmp_path):
+    options = {**dict.fromkeys(SPLITS, 0), "train": 2000, "image_size": 64}
+    words = [word for split, count in options.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+    command = [sys.executable, "-m", "dataset_scripts.build", "scenes", "--output", str(tmp_path / "out"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    notes = tmp_path / ".out.building" / "dataset" / "notes"
+    process = subprocess.Popen(
+        [*command, "--num-proc", "2"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (notes.is_dir() and len(list(notes.glob("*.json"))) >= 2) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in notes.glob("*.json")}
+    assert 2 <= len(done) < 4 and not (tmp_path / "out").exists()
+    times = {path.name: path.stat().st_mtime_ns for path in (notes.parent / "data").glob("*.parquet")}
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "Going on with what an earlier call left" in finished.stdout
+    assert "kept         2,000  scenes of train" in finished.stdout
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
+    kept = [name for name in after if f"{Path(name).stem}.json" in done]
+    assert len(kept) == len(done) and all(after[name] == times[name] for name in kept)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    build("scenes", tmp_path / "straight", num_proc=2, **options)
+    assert digests(tmp_path / "out") == digests(tmp_path / "straight")
+
+
+def test_other_options_begin_anew(tmp_path, capsys):
+    scratch = tmp_path / ".out.building"
+    (scratch / "dataset" / "data").mkdir(parents=True)
+    (scratch / "dataset" / "data" / "train-00000.parquet").write_text("of another build")
+    (scratch / "settings.json").write_text("{}")
+    build("scenes", tmp_path / "out", num_proc=1, **COUNTS)
+    assert "Going on" not in capsys.readouterr().out and not scratch.exists()
+    assert num_rows(tmp_path / "out") > 100
