@@ -1,0 +1,280 @@
+"""Referring expressions: RefCOCO, RefCOCO+, RefCOCOg and ReferIt as the refer toolkit distributes them.
+
+The four have one layout: `refs(<whose split>).p`, expressions and splits (unc, google, umd, berkeley), and
+`instances.json`, photos and annotations. One row is one expression, in the toolkit's clean form (lower case, no
+punctuation), with the box of its object, the object's mask where it has one, and the object's category. Boxes are cut
+to the photo.
+
+Splits: `val` is named validation here, `testA`, `testB`, `testC` are test_a, test_b, test_c. ReferIt has objects in
+`testAB` and `testBC`: they are in both of the splits that this names, as in the toolkit.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .features import encode_png, make_row
+from .proposals import read_proposals
+from .safe_pickle import load_plain_pickle
+from .segmentations import is_box, segmentation_to_mask
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json
+
+_PHOTOS_PER_JOB = 500
+# The toolkit's name of a split → its name here.
+_SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "test": "test",
+    "testA": "test_a",
+    "testB": "test_b",
+    "testC": "test_c",
+}
+
+
+@dataclass
+class RefCocoConfig(SourceConfig):
+    """Where the data is, and which of its splits to use."""
+
+    splits_by: str | None = field(
+        default=None,
+        metadata={"help": "Whose split: the name in refs(NAME).p, such as unc. Not needed where there is one file."},
+    )
+    proposals: str | None = field(
+        default=None,
+        metadata={"help": "JSON file of a detector's boxes (dets.json), in the data folder or by its whole path."},
+    )
+
+
+class RefCoco(SourceBuilder):
+    """`datasets` builder of referring expressions; rows as in `features.FEATURES`.
+
+    `images_dir` holds the photos, or for COCO's a folder `train2014` with them. A file that is not what it should be
+    (missing keys, the same id twice, code in the pickle) raises a `ValueError` that names the record. What is of no use
+    is dropped and counted in `report`, or named in strict mode: expressions of an annotation that is not there or lies
+    in another photo, of an unknown split, without a word, with a box without area in the photo, or of a photo that
+    cannot be used. Where a segmentation cannot be read, the row goes by its box alone.
+    """
+
+    BUILDER_CONFIG_CLASS = RefCocoConfig
+    source = (
+        "Expressions and splits of the refer toolkit (github.com/lichengunc/refer); photos of COCO (RefCOCO, RefCOCO+, "
+        "RefCOCOg) or of SAIAPR TC-12 (ReferIt), stored byte for byte as they were."
+    )
+
+    def split_names(self) -> list[str]:
+        folder = Path(self.config.data_dir)
+        refs_path = _refs_path(folder, self.config.splits_by)
+        refs = _read_refs(refs_path)
+        photos, annotations = _read_instances(folder / "instances.json", {ref["ann_id"] for ref in refs})
+        proposals = read_proposals(folder / self.config.proposals) if self.config.proposals else None
+        self.splits: dict[str, dict[int, dict[str, Any]]] = {}  # split → photo's id → photo with its refs
+        for ref in refs:
+            splits = _splits_of(ref["split"])
+            annotation = annotations.get(ref["ann_id"])
+            if annotation is None:
+                reason = "of an annotation that is not in instances.json"
+            elif annotation["image_id"] != ref["image_id"]:
+                reason = "of an annotation in another photo"
+            elif ref["image_id"] not in photos:
+                reason = "of a photo that is not in instances.json"
+            elif not splits:
+                reason = f"of an unknown split, {ref['split'][:20]!r}"
+            else:
+                for split in splits:
+                    own = self.splits.setdefault(split, {}).setdefault(
+                        ref["image_id"], {**photos[ref["image_id"]], "refs": []}
+                    )
+                    own["refs"].append({**annotation, "ref_id": ref["ref_id"], "sentences": ref["sentences"]})
+                continue
+            self.drop(f"expressions: {reason}", f"{refs_path}: ref {ref['ref_id']}", len(ref["sentences"]))
+        if proposals is not None:
+            self._join_proposals(proposals)
+        return [split for split in _SPLITS.values() if split in self.splits]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process gets: not all photos, which come to it in its jobs."""
+        return {**super().__getstate__(), "splits": None}
+
+    def jobs(self, split: str) -> Iterator[list[dict[str, Any]]]:
+        """Records of photos, each with its refs, and each of these with its annotation."""
+        return chunked(self.splits[split].values(), _PHOTOS_PER_JOB)
+
+    def rows(self, split: str, job: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for photo in job:
+            record = f"photo {photo['id']} ({photo['file_name']})"
+            try:
+                image = self.photo(self._path(photo["file_name"]), (photo["width"], photo["height"]))
+            except Unusable as reason:
+                self.drop(str(reason), record)
+                lost = sum(len(ref["sentences"]) for ref in photo["refs"])
+                self.report.dropped["expressions: of a photo that cannot be used"] += lost
+                continue
+            self.report.kept["photos"] += 1
+            proposals = self._usable_proposals(photo, record)
+            for ref in photo["refs"]:
+                yield from self._rows_of_ref(ref, photo, image, proposals)
+
+    def _rows_of_ref(
+        self,
+        ref: dict[str, Any],
+        photo: dict[str, Any],
+        image: dict[str, Any] | None,
+        proposals: list[list[float]] | None,
+    ) -> Iterator[dict[str, Any]]:
+        record = f"ref {ref['ref_id']}"
+        x, y, width, height = ref["bbox"]
+        try:
+            box = clip_box([x, y, x + width, y + height], (photo["width"], photo["height"]))
+        except Unusable as reason:
+            self.drop(f"expressions: {reason}", record, len(ref["sentences"]))
+            return
+        try:
+            mask = segmentation_to_mask(ref["segmentation"], photo["height"], photo["width"])
+        except Unusable as reason:
+            self.drop(f"masks: {reason}", f"{record}, annotation {ref['id']}")
+            mask = None
+        masks = [] if mask is None else [encode_png(mask)]
+        self.report.kept["objects"] += 1
+        for sentence in ref["sentences"]:
+            phrase = " ".join(sentence["sent"].split())
+            if not phrase:
+                self.drop("expressions: without a word", f"{record}, sentence {sentence.get('sent_id')}")
+                continue
+            self.report.kept["expressions"] += 1
+            if not masks:
+                self.report.kept["expressions by a box alone, for want of a mask"] += 1
+            if proposals == []:
+                self.report.kept["expressions without proposals"] += 1
+            categories = [ref["category"]] if ref["category"] else []
+            yield make_row(
+                image, str(photo["id"]), phrase, [box], masks, categories=categories, proposals=proposals or []
+            )
+
+    def _path(self, file_name: str) -> str:
+        """A photo's path in `images_dir`, which may hold COCO's folders instead of the photos themselves."""
+        subset = re.match(r"COCO_([a-z]+20\d\d)_", file_name)
+        if subset and self.config.images_dir and Path(self.config.images_dir, subset[1]).is_dir():
+            return f"{subset[1]}/{file_name}"
+        return file_name
+
+    def _join_proposals(self, proposals: dict[str, list[list[float]]]) -> None:
+        found = 0
+        for photos in self.splits.values():
+            for photo in photos.values():
+                own = proposals.get(str(photo["id"]), proposals.get(photo["file_name"], []))
+                photo["proposals"] = own
+                found += bool(own)
+        if self.splits and not found:
+            some = next(iter(next(iter(self.splits.values())).values()))
+            raise ValueError(
+                f"{self.config.proposals} has no box for any photo of {self.config.data_dir}, such as {some['id']} "
+                f"({some['file_name']}): is it of another data set?"
+            )
+
+    def _usable_proposals(self, photo: dict[str, Any], record: str) -> list[list[float]] | None:
+        """The proposals, as the detector gave them, that have area in the photo; None where none were asked for."""
+        if "proposals" not in photo:
+            return None
+        usable = []
+        for x, y, width, height in photo["proposals"]:
+            box = [x, y, x + width, y + height]
+            try:
+                clip_box(box, (photo["width"], photo["height"]))
+            except Unusable as reason:
+                self.drop(f"proposals: {reason}", record)
+                continue
+            usable.append(box)
+        return usable
+
+
+def _splits_of(name: str) -> list[str]:
+    """The splits here that a ref belongs to, by the toolkit's name; none if that is unknown."""
+    letters = re.fullmatch("test([ABC]{2,3})", name)
+    names = [f"test{letter}" for letter in letters[1]] if letters else [name]
+    return [_SPLITS[name] for name in names if name in _SPLITS]
+
+
+# The files ------------------------------------------------------------------------------------------------------------
+
+
+def _refs_path(folder: Path, splits_by: str | None) -> Path:
+    names = sorted(path.name[5:-3] for path in folder.glob("refs(*).p"))
+    if not names:
+        raise ValueError(f"{folder} has no file refs(<whose split>).p, such as refs(unc).p")
+    if splits_by is None and len(names) == 1:
+        splits_by = names[0]
+    if splits_by not in names:
+        problem = "has several splits, say which" if splits_by is None else f"has no split by {splits_by}"
+        raise ValueError(f"{folder} {problem}: splits_by may be {', '.join(names)}")
+    return folder / f"refs({splits_by}).p"
+
+
+def _read_refs(path: Path) -> list[dict[str, Any]]:
+    """The refs, checked, in the order of the file.
+
+    Their `file_name` is not read: it names a cut-out of the photo (`COCO_train2014_000000581857_16.jpg`), and ReferIt's
+    refs have none.
+    """
+    refs = load_plain_pickle(path)
+    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        raise ValueError(f"{path} is not a list of refs")
+    ids = set()
+    for number, ref in enumerate(refs):
+        record = f"{path}: ref {ref.get('ref_id')!r} (number {number} in the file)"
+        if type(ref.get("ref_id")) is not int:
+            raise ValueError(f"{record}: ref_id is not a whole number")
+        if ref["ref_id"] in ids:
+            raise ValueError(f"{record}: its id occurs twice")
+        ids.add(ref["ref_id"])
+        if type(ref.get("ann_id")) not in (int, str):  # text in ReferIt: "8756_2"
+            raise ValueError(f"{record}: ann_id is neither a whole number nor text")
+        if type(ref.get("image_id")) is not int:
+            raise ValueError(f"{record}: image_id is not a whole number")
+        if not isinstance(ref.get("split"), str):
+            raise ValueError(f"{record}: split is not text")
+        sentences = ref.get("sentences")
+        if not isinstance(sentences, list) or not all(
+            isinstance(sentence, dict) and isinstance(sentence.get("sent"), str) for sentence in sentences
+        ):
+            raise ValueError(f"{record}: sentences is not a list of sentences with a text, sent")
+    return refs
+
+
+def _read_instances(path: Path, wanted: set[Any]) -> tuple[dict[int, dict[str, Any]], dict[Any, dict[str, Any]]]:
+    """Photos by id, and of the annotations those that are wanted, by id; both with what is needed of them, checked."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) and all(isinstance(record, dict) for record in content[key])
+        for key in ("images", "annotations", "categories")
+    ):
+        raise ValueError(f"{path} is not in COCO's format: it needs the lists images, annotations and categories")
+    photos: dict[int, dict[str, Any]] = {}
+    for image in content["images"]:
+        record = f"{path}: image {image.get('id')!r}"
+        if type(image.get("id")) is not int or image["id"] in photos:
+            raise ValueError(f"{record}: its id is not a whole number, or occurs twice")
+        if not isinstance(image.get("file_name"), str):
+            raise ValueError(f"{record}: file_name is not text")
+        if not all(type(image.get(key)) is int and image[key] > 0 for key in ("width", "height")):
+            raise ValueError(f"{record}: width and height are not whole numbers above 0")
+        photos[image["id"]] = {key: image[key] for key in ("id", "file_name", "width", "height")}
+    categories = {category.get("id"): category.get("name") for category in content["categories"]}
+    annotations: dict[Any, dict[str, Any]] = {}
+    for annotation in content["annotations"]:
+        id_ = annotation.get("id")
+        if type(id_) not in (int, str) or id_ not in wanted:
+            continue
+        if id_ in annotations:
+            raise ValueError(f"{path}: annotation {id_}: its id occurs twice")
+        if not is_box(annotation.get("bbox")):
+            raise ValueError(f"{path}: annotation {id_}: bbox is not four numbers")
+        annotations[id_] = {
+            "id": id_,
+            "image_id": annotation.get("image_id"),
+            "bbox": annotation["bbox"],
+            "segmentation": annotation.get("segmentation"),
+            "category": categories.get(annotation.get("category_id")),
+        }
+    return photos, annotations
