@@ -110,9 +110,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _json(self) -> Any:
-        return json.loads(self.body)
-
     def _token(self) -> str | None:
         return self.headers.get("Authorization", "").removeprefix("Bearer ") or None
 
@@ -147,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self) -> None:
         self._require_writer()
-        wanted = self._json()
+        wanted = json.loads(self.body)
         kind, name = f"{wanted.get('type', 'model')}s", f"{wanted.get('organization') or 'org'}/{wanted['name']}"
         url = {"url": f"{self.server.url}/{KINDS[kind]}{name}", "name": name}
         if (kind, name) in self.server.repos:
@@ -160,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, url)
 
     def validate(self) -> None:
-        errors = front_matter_errors(self._json()["content"])
+        errors = front_matter_errors(json.loads(self.body)["content"])
         if errors:
             return self._send(400, {"errors": [{"message": error} for error in errors], "warnings": []})
         self._send(200, {"errors": [], "warnings": []})
@@ -169,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._require_writer()
         _, files = self._revision(kind, name, revision)
         answers = []
-        for wanted in self._json()["files"]:
+        for wanted in json.loads(self.body)["files"]:
             base64.b64decode(wanted["sample"], validate=True)
             mode = "lfs" if is_lfs(wanted["path"], wanted["size"]) else "regular"
             oid = None
@@ -211,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._require_writer()
         self._repo(_kind(prefix), name)
         answers = []
-        for wanted in self._json()["objects"]:
+        for wanted in json.loads(self.body)["objects"]:
             answer = {"oid": wanted["oid"], "size": wanted["size"]}
             if not (self.server.folder / wanted["oid"]).is_file():
                 href = f"{self.server.storage}/{wanted['oid']}?size={wanted['size']}"

@@ -268,7 +268,8 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
     (base / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n\n# A base\n")
     put(hub, "models", "org/base", base)
     put(hub, "datasets", "org/squares", data)
-    config = write_config(tmp_path, "org/squares", model="org/base", model_config=None, mlm_weight=0, max_steps=1)
+    settings = dict(model="org/base", model_config=None, mlm_weight=0, max_steps=1, logging_steps=50)
+    config = write_config(tmp_path, "org/squares", **settings)
     options = ["--push_to_hub", "--hub_model_id", "org/blip-amc", "--num_logged_heatmaps", "0"]
     run([ROOT / "train.py", config, *options], tmp_path, environment(hub.url, tmp_path / "home"))
     card = ModelCard(hub.files("models", "org/blip-amc")["README.md"].decode())

@@ -84,6 +84,7 @@ class AmcTrainer(Trainer):
         self.phrases_per_image = phrases_per_image
         self.draw_heatmaps = draw_heatmaps
         self.evaluations: dict[str, Evaluation] = {}
+        self.trained_losses: set[str] = set()
         self.bad_steps = 0
         self._has_unsaved_steps = False
         self._step_records: list[str] = []
@@ -187,6 +188,8 @@ class AmcTrainer(Trainer):
                 self.args.amc_margin_max,
                 self.args.amc_reduction,
             )
+        if model.training:
+            self.trained_losses |= losses.keys()
         loss = 0.0
         for name, value in losses.items():
             count = counts[ITEMS[name]]

@@ -160,7 +160,6 @@ def name_of(dataset: Any) -> str:
 
 
 def link(name: str, prefix: str = "") -> str:
-    """To the Hub; a folder goes by its title."""
     return f"[{name}](https://huggingface.co/{prefix}{name})" if is_hub_id(name) else f"local folder “{title_of(name)}”"
 
 
@@ -209,10 +208,10 @@ def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None
 
 
 def used_losses(trainer: "AmcTrainer") -> list[str]:
-    """The losses that this run logged and that had a weight."""
+    """The losses that it was trained by; where this run only went on from its end, those that were logged before."""
     logged = {name for entry in trainer.state.log_history if "loss" in entry for name in entry}
     weights = trainer.loss_weights()
-    return [name for name in OBJECTIVES if name in logged and weights[name] > 0]
+    return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
 
 
 def summary(trainer: "AmcTrainer", family: str) -> str:
