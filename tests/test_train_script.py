@@ -310,7 +310,8 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
     content = json.loads((folder / "instances.json").read_text())
     (tmp_path / "names.json").write_text(json.dumps(coco_names(content)))
     data = tmp_path / "coco"
-    build("coco", data, data_dir=str(folder), categories=str(tmp_path / "names.json"), validation_fraction=0.3)
+    folders = {"data_dir": str(folder), "images_dir": str(folder / "images")}
+    build("coco", data, **folders, categories=str(tmp_path / "names.json"), validation_fraction=0.3)
     settings = {**RUN, "max_steps": 20, "mask_size": 64, "eval_splits": ["validation"], "phrases_per_image": 2}
     model = {**TINY_MODEL, "vision_config": {**TINY_MODEL["vision_config"], "image_size": 96, "patch_size": 16}}
     settings |= dict(learning_rate=1e-3, report_to="tensorboard", eval_strategy="steps", eval_steps=10, crop=0.5)
