@@ -224,7 +224,8 @@ class VisualGenome(SourceBuilder):
         seen = set()
         for kind, phrase, (x, y, width, height), record in self._phrases(image_id, records):
             box = [x, y, x + width, y + height]
-            if x < 0 or y < 0 or width <= 0 or height <= 0 or box[2] > size[0] or box[3] > size[1]:
+            # Written so that a NaN is not inside.
+            if not (x >= 0 and y >= 0 and width > 0 and height > 0 and box[2] <= size[0] and box[3] <= size[1]):
                 try:
                     box = clip_box(box, size)
                 except Unusable as reason:

@@ -1,0 +1,152 @@
+"""Captions, with or without boxes, from a JSON list as ALBEF and AMC read it: {"image", "caption", "bbox"}.
+
+`caption` is a text or a list of texts, each of which becomes a row's phrase. `bbox`, `[x1, y1, x2, y2]` in pixels or a
+list of such boxes, is the region of all of them; where there is none, the rows have no region and train the
+objectives that need none.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .features import make_row
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, stream_json_array
+
+_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # orientations that swap width and height
+_FAR = 1e6  # pixels, more than any photo has: nothing else keeps infinity out where the size is not known
+
+
+@dataclass
+class AlbefJsonConfig(SourceConfig):
+    """Which file, and what its images are called."""
+
+    annotations: str = field(default="train.json", metadata={"help": "JSON file with the list, in the data folder."})
+    split: str = field(default="train", metadata={"help": "Name of the split to make of it."})
+    image_prefix: str = field(
+        default="",
+        metadata={"help": "Beginning of the images' names to take off, where they are not relative to images_dir."},
+    )
+
+
+class AlbefJson(SourceBuilder):
+    """`datasets` builder of ALBEF's lists of captions; rows as in `features.FEATURES`, the image's name as `image_id`.
+
+    Boxes are cut to the photo where there are photos, and to positive numbers where not. Dropped and counted are
+    records without image or caption, empty captions, boxes without area, captions all of whose boxes were dropped
+    (they were meant to have a region) and, with photos, images that cannot be used.
+
+    Records of an image that follow each other are taken together. Where they are apart, so are their rows, and the
+    photo is stored with each: sort such a list by image first.
+
+    Raises:
+        ValueError: the file is missing, cut off, no JSON, or no list of records.
+    """
+
+    BUILDER_CONFIG_CLASS = AlbefJsonConfig
+    images_per_job = 500
+    source = "A list of images with captions and boxes in ALBEF's JSON form that the builder was given."
+
+    def split_names(self) -> list[str]:
+        """The one split."""
+        return [self.config.split]
+
+    def jobs(self, split: str) -> Iterator[list[tuple[str | None, list[tuple[int, dict[str, Any]]]]]]:
+        """Lists of (image, its records with their numbers in the file)."""
+        by_image = groupby(self._records(), key=lambda numbered: _image_of(numbered[1]))
+        return chunked(((image, list(records)) for image, records in by_image), self.images_per_job)
+
+    def rows(self, split: str, job: list[tuple[str | None, list[tuple[int, dict[str, Any]]]]]) -> Iterator[dict]:
+        """One row a caption, in the order of the file."""
+        for image, records in job:
+            record = f"{self.config.annotations}, record {records[0][0]}"
+            if image is None:
+                self.drop("records without image", record, len(records))
+                continue
+            try:
+                photo = self.photo(self._photo_name(image))
+            except Unusable as reason:
+                self.drop(str(reason), f"{record} ({image})")
+                self.report.dropped["records of photos that cannot be used"] += len(records)
+                continue
+            size = _size(photo) if photo and any(record.get("bbox") for _, record in records) else None
+            self.report.kept["images"] += 1
+            for number, fields in records:
+                yield from self._rows_of_record(f"{self.config.annotations}, record {number}", fields, photo, size)
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        path = Path(self.config.data_dir, self.config.annotations)
+        for number, record in enumerate(stream_json_array(path)):
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: record {number} is no record with image and caption: {str(record)[:80]}")
+            yield number, record
+
+    def _photo_name(self, image: str) -> str:
+        if not image.startswith(self.config.image_prefix):
+            raise Unusable("photos: their name does not begin with image_prefix")
+        return image.removeprefix(self.config.image_prefix)
+
+    def _rows_of_record(
+        self, record: str, fields: dict[str, Any], photo: dict[str, Any] | None, size: tuple[int, int] | None
+    ) -> Iterator[dict[str, Any]]:
+        captions = fields.get("caption")
+        captions = captions if isinstance(captions, list) else [captions]
+        try:
+            boxes = self._boxes(record, fields.get("bbox"), size)
+        except Unusable as reason:
+            self.drop(f"captions: {reason}", record, len(captions))
+            return
+        for caption in captions:
+            phrase = " ".join(caption.split()) if isinstance(caption, str) else ""
+            if not phrase:
+                self.drop("captions: missing, empty or no text", record)
+                continue
+            if phrase != caption:
+                self.report.kept["captions with stray blanks, cleaned"] += 1
+            self.report.kept["rows with boxes" if boxes else "rows without region"] += 1
+            yield make_row(photo, fields["image"], phrase, boxes=boxes)
+
+    def _boxes(self, record: str, bbox: Any, size: tuple[int, int] | None) -> list[list[float]]:
+        """A record's boxes, cut to the photo.
+
+        Raises:
+            Unusable: it has boxes, and none is of use.
+        """
+        if bbox is None or bbox == []:
+            return []
+        listed = bbox if isinstance(bbox, list) and isinstance(bbox[0], list) else [bbox]
+        boxes = []
+        for box in listed:
+            try:
+                if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+                    raise Unusable("not four numbers of pixels")
+                cut = clip_box(box, size)
+            except Unusable as reason:
+                self.drop(f"boxes: {reason}", record)
+                continue
+            if cut != box:
+                self.report.kept["boxes over the edge of the photo, cut"] += 1
+            boxes.append(cut)
+        if not boxes:
+            raise Unusable("none of their boxes is of use")
+        return boxes
+
+
+def _image_of(record: dict[str, Any]) -> str | None:
+    image = record.get("image")
+    return image if isinstance(image, str) and image else None
+
+
+def _is_coordinate(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _FAR
+
+
+def _size(photo: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of a photo as its reader turns it, from its header alone."""
+    with Image.open(io.BytesIO(photo["bytes"])) as image:
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        return image.size[::-1] if turned else image.size
