@@ -98,7 +98,10 @@ def open_blocks(
     """
     if streaming and limit is not None:
         raise ValueError("A streamed data set is taken whole: leave out streaming to take a part of it.")
-    dataset = load_dataset(path, config, split=split, streaming=streaming)
+    try:
+        dataset = load_dataset(path, config, split=split, streaming=streaming)
+    except ValueError as error:
+        raise ValueError(f"Split {split} of {path} cannot be had: {error}") from error
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."

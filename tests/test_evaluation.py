@@ -1,0 +1,491 @@
+"""The evaluation engine: against slow second implementations, one process against two, killed and gone on with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+import evaluate_grounding
+import ground_dataset
+from dataset_scripts.features import FEATURES
+from modeling_albef_amc import AlbefProcessor
+from modeling_albef_amc.processing_albef import post_process_grounding
+from tests.test_distributed import torchrun
+from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
+from trainer import benchmarks
+from trainer.blocks import Blocks, by_image, open_blocks, record_at
+from trainer.evaluation import ahead, batches_of
+
+ROOT = Path(__file__).parents[1]
+METRICS = ("pointing_game", "box_accuracy", "heatmap_box")
+NUM_RECORDS = 23
+
+
+def records_with_everything(count: int = NUM_RECORDS) -> list[dict]:
+    """Three phrases an image, one or two boxes or none, kinds of phrases, a detector's proposals."""
+    records = tiny_records(count, without_region=(4, 9), phrases_per_image=3)
+    for row, record in enumerate(records):
+        x, y = 13 * (row % 3), 12 * (row // 3 % 3)
+        record["boxes"] = [[x, y, x + 14, y + 12], *record["boxes"][1:]] if record["boxes"] else []
+        record["categories"] = [["people"], ["clothing", "other"], []][row % 3]
+        record["proposals"] = [[x, y, x + 13, y + 12], [0, 0, 9, 9], [20, 5, 39, 30]] if row % 7 else []
+    return records
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_albef().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("data") / "tiny", test=records_with_everything())
+
+
+def write_files(folder: Path, split: str, *parts: list[dict]) -> None:
+    """A split in several files, named so that splits may have any name."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate(parts):
+        columns = {name: [record[name] for record in part] for name in FEATURES}
+        path = folder / "data" / f"{split}-{number:05d}-of-{len(parts):05d}.parquet"
+        datasets.Dataset.from_dict(columns, features=FEATURES).to_parquet(path)
+
+
+def evaluate(checkpoint: Path, data: Path, output: Path, *more: str) -> dict:
+    command = ["--models", f"tiny={checkpoint}", "--dataset", str(data), "--output", str(output), "--cpu"]
+    return evaluate_grounding.main([*command, "--num_pictured", "0", "--block_size", "5", "--batch_size", "4", *more])
+
+
+def run_ground(checkpoint: Path, data: Path, output: Path, *more: str) -> None:
+    command = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--output", str(output), "--cpu"]
+    ground_dataset.main([*command, "--block_size", "5", "--batch_size", "4", *more])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Name → content of every Parquet file of records."""
+    found = {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}
+    assert found
+    return found
+
+
+def rows(folder: Path) -> list[dict]:
+    return [row for path in sorted((folder / "data").iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+# Blocks and batches ---------------------------------------------------------------------------------------------------
+
+
+def dataset_of(image_ids: list[str | None]) -> datasets.Dataset:
+    found = [{**tiny_records(1)[0], "image_id": image_id} for image_id in image_ids]
+    return datasets.Dataset.from_list(found, features=FEATURES).cast_column("image", datasets.Image(decode=False))
+
+
+def test_blocks_are_cut_between_images():
+    ids = [*"aaabbcdddddde", None, None, None, "f"]
+    for size in range(1, 20):
+        blocks = Blocks(dataset_of(ids), size)
+        read = [[record["image_id"] for group in blocks[i] for record in group] for i in range(len(blocks))]
+        assert [image_id for block in read for image_id in block] == ids
+        assert all(block for block in read) and blocks.num_rows(range(len(blocks))) == len(ids)
+        for one, other in pairwise(read):
+            assert one[-1] != other[0] or one[-1] is None
+            assert len(one) >= size
+    groups = [len(group) for group in by_image(dataset_of(ids))]
+    assert groups == [3, 2, 1, 6, 1, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="block_size must be at least 1"):
+        Blocks(dataset_of(ids), 0)
+
+
+def test_batches_hold_whole_images_unless_one_is_too_large():
+    def lengths(sizes, batch_size):
+        groups = [[{"image": i}] * size for i, size in enumerate(sizes)]
+        return [[len(part) for part in batch] for batch in batches_of(groups, batch_size)]
+
+    assert lengths([3, 2, 2, 1, 4], 5) == [[3, 2], [2, 1], [4]]
+    assert lengths([2, 12, 1], 5) == [[2], [5], [5], [2, 1]]
+    assert lengths([], 5) == []
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+def test_ahead_keeps_the_order_and_hands_on_errors(num_threads):
+    assert list(ahead(lambda n: n * n, range(20), num_threads)) == [n * n for n in range(20)]
+    taken = []
+    results = ahead(lambda n: 1 // (4 - n), (taken.append(n) or n for n in range(100)), num_threads)
+    with pytest.raises(ZeroDivisionError):
+        list(results)
+    assert len(taken) <= 5 + num_threads, "the whole data set was read ahead"
+
+
+def test_fingerprints_tell_data_sets_apart(data, tmp_path):
+    records = records_with_everything()
+    same = open_blocks(str(data), None, "test").fingerprint()
+    for name, change in {"phrase": "another", "boxes": [[1, 2, 3, 5]], "image_id": "x"}.items():
+        other = write_folder(tmp_path / name, test=[*records[:-1], {**records[-1], name: change}])
+        assert open_blocks(str(other), None, "test").fingerprint() != same
+    copy = write_folder(tmp_path / "copy", test=records)
+    assert open_blocks(str(copy), None, "test").fingerprint() == same
+    assert open_blocks(str(copy), None, "test", block_size=5).fingerprint() != same
+    assert open_blocks(str(copy), None, "test", limit=22).fingerprint() != same
+
+
+# The engine -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_against_the_model_asked_phrase_by_phrase(checkpoint, data, tmp_path):
+    evaluate(checkpoint, data, tmp_path, "--save_heatmaps", "float32")
+    model, processor = AutoModel.from_pretrained(checkpoint).eval(), AlbefProcessor.from_pretrained(checkpoint)
+    found, records = rows(tmp_path / "records" / "tiny"), records_with_everything()
+    assert len(found) == NUM_RECORDS
+    photos = datasets.load_dataset(str(data), split="test")["image"]
+    for row, record, photo in zip(found, records, photos, strict=True):
+        assert (row["image_id"], row["phrase"]) == (record["image_id"], record["phrase"])
+        assert row["categories"] == record["categories"] and row["error"] is None
+        inputs = processor(images=photo.convert("RGB"), text=[record["phrase"]], return_tensors="pt")
+        outputs = model(**inputs, output_heatmaps=True)
+        assert row["score"] == pytest.approx(outputs.itm_logits.softmax(-1)[0, 1].item(), rel=1e-4)
+        expected = outputs.heatmaps[0].detach()
+        np.testing.assert_allclose(np.array(row["heatmap"]), expected, atol=1e-5 * expected.max().item())
+        (answer,) = post_process_grounding(torch.tensor(row["heatmap"])[None], (photo.height, photo.width))
+        assert tuple(row["point"]) == answer["point"] and tuple(row["box"]) == answer["box"]
+        if not record["boxes"]:
+            assert row["pointing_game"] is None and row["heatmap_box"] is None
+        else:
+            assert row["pointing_game"] is any(
+                x1 < row["point"][0] < x2 and y1 < row["point"][1] < y2 for x1, y1, x2, y2 in record["boxes"]
+            )
+
+
+def test_rows_do_not_depend_on_how_they_are_batched(checkpoint, data, tmp_path):
+    run_ground(checkpoint, data, tmp_path / "a", "--save_heatmaps", "float32")
+    run_ground(
+        checkpoint, data, tmp_path / "b", "--save_heatmaps", "float32", "--batch_size", "64", "--block_size", "99"
+    )
+    one, other = rows(tmp_path / "a"), rows(tmp_path / "b")
+    assert len(list((tmp_path / "a" / "data").iterdir())) > 3 and len(list((tmp_path / "b" / "data").iterdir())) == 1
+    for a, b in zip(one, other, strict=True):
+        maps = np.array(a.pop("heatmap")), np.array(b.pop("heatmap"))
+        np.testing.assert_allclose(*maps, atol=1e-5 * maps[0].max())
+        assert a.pop("score") == pytest.approx(b.pop("score"), rel=1e-4)
+        assert a == b
+    assert len({row["phrase"] for row in one}) > 5 and len({tuple(row["point"]) for row in one}) > 3
+
+
+def test_an_image_is_encoded_once_for_its_phrases(checkpoint, data, tmp_path, monkeypatch):
+    encoded = []
+    load_model = evaluate_grounding.load_model
+
+    def watched(*args):
+        model, explain, processor = load_model(*args)
+        model.vision_model.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[0])))
+        return model, explain, processor
+
+    monkeypatch.setattr(ground_dataset, "load_model", watched)
+    run_ground(checkpoint, data, tmp_path, "--batch_size", "6")
+    assert sum(encoded) == len({record["image_id"] for record in records_with_everything()}) == 8
+    assert max(encoded) == 2
+
+
+@pytest.mark.parametrize("num_workers", ["0", "3"])
+def test_threads_change_nothing(checkpoint, data, tmp_path, num_workers):
+    run_ground(checkpoint, data, tmp_path / "a", "--num_workers", "1")
+    run_ground(checkpoint, data, tmp_path / "b", "--num_workers", num_workers)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_streaming_gives_the_same_rows(checkpoint, tmp_path):
+    records = records_with_everything()
+    write_files(tmp_path / "data", "test", records[:9], records[9:12], [], records[12:])
+    run_ground(checkpoint, tmp_path / "data", tmp_path / "whole", "--block_size", "999")
+    run_ground(checkpoint, tmp_path / "data", tmp_path / "streamed", "--streaming")
+    assert len(rows(tmp_path / "streamed")) == NUM_RECORDS and len(files(tmp_path / "streamed")) == 4
+    for a, b in zip(rows(tmp_path / "streamed"), rows(tmp_path / "whole"), strict=True):
+        assert a.pop("score") == pytest.approx(b.pop("score"), rel=1e-4)
+        assert a == b
+    results = evaluate(checkpoint, tmp_path / "data", tmp_path / "out", "--streaming", "--num_pictured", "3")
+    assert results == evaluate(checkpoint, tmp_path / "data", tmp_path / "again")
+    assert (tmp_path / "out" / "heatmaps.png").is_file()
+    with pytest.raises(ValueError, match="streamed data set is taken whole"):
+        run_ground(checkpoint, tmp_path / "data", tmp_path / "x", "--streaming", "--max_examples", "2")
+
+
+# Several processes, several machines, killed ones ---------------------------------------------------------------------
+
+WRAPPER = """
+import sys
+from pathlib import Path
+from torch import distributed
+import evaluate_grounding, ground_dataset
+script, arguments = sys.argv[1], sys.argv[2:]
+{"evaluate": evaluate_grounding, "ground": ground_dataset}[script].main(arguments)
+assert distributed.is_initialized() and distributed.get_world_size() == 2, "one process only"
+Path(f"rank{distributed.get_rank()}").write_text(distributed.get_backend())
+"""
+
+# Dies by SIGKILL, which nothing can catch, with half of a block's rows written.
+KILLED = """
+import os, signal, sys
+from trainer.record_store import RecordStore
+import ground_dataset
+write = RecordStore.write
+def write_some(self, block, batches):
+    def then_die():
+        for number, batch in enumerate(batches):
+            if block == 2 and number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+    write(self, block, then_die())
+RecordStore.write = write_some
+ground_dataset.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_record_for_record(checkpoint, data, tmp_path):
+    (tmp_path / "wrapper.py").write_text(WRAPPER)
+    common = ["--dataset", str(data), "--cpu", "--block_size", "5", "--batch_size", "4", "--save_heatmaps"]
+    scored = ["--models", f"tiny={checkpoint}", "--num_pictured", "3", *common, "--output"]
+    torchrun(str(tmp_path / "wrapper.py"), "evaluate", *scored, str(tmp_path / "two"), cwd=tmp_path)
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["gloo", "gloo"]
+    evaluate_grounding.main([*scored, str(tmp_path / "one")])
+    one, two = (files(tmp_path / name / "records" / "tiny") for name in ("one", "two"))
+    assert len(one) > 3 and one == two
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+    for report in reports:
+        assert report["models"]["tiny"]["test"].pop("pairs_per_second") > 0
+    assert reports[0] == reports[1]
+    assert (tmp_path / "one" / "results.json").read_bytes() == (tmp_path / "two" / "results.json").read_bytes()
+
+
+def test_shards_of_two_machines_make_the_whole(checkpoint, data, tmp_path, capsys):
+    run_ground(checkpoint, data, tmp_path / "whole")
+    run_ground(checkpoint, data, tmp_path / "first", "--shard", "0/2")
+    assert "blocks are missing here" in capsys.readouterr().out
+    run_ground(checkpoint, data, tmp_path / "second", "--shard", "1/2")
+    first, second, whole = (files(tmp_path / name) for name in ("first", "second", "whole"))
+    assert first and second and not first.keys() & second.keys() and {**first, **second} == whole
+    run_ground(checkpoint, data, tmp_path / "first", "--shard", "1/2")  # both into one folder
+    assert files(tmp_path / "first") == whole and "has all 23 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "-1/2", "a/b", "0/0"])
+def test_a_shard_that_there_is_not(checkpoint, data, tmp_path, capsys, shard):
+    with pytest.raises(SystemExit):
+        run_ground(checkpoint, data, tmp_path, f"--shard={shard}")
+    assert "--shard takes I/N" in capsys.readouterr().err
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, capsys):
+    run_ground(checkpoint, data, tmp_path / "whole", "--save_heatmaps")
+    output = tmp_path / "killed"
+    command = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--output", str(output), "--cpu"]
+    command += ["--block_size", "5", "--batch_size", "3", "--save_heatmaps"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run_ground(checkpoint, data, tmp_path / "whole", "--save_heatmaps", "--batch_size", "3", "--overwrite")
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    whole, left = files(tmp_path / "whole"), files(output)
+    assert list(left) == list(whole)[:2] and len(whole) == 4
+    assert [path.name for path in output.glob("partial*")] == ["partial-test-00002.parquet"]
+    made = {path.name: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
+    capsys.readouterr()
+    ground_dataset.main(command)
+    assert "2 of 4 blocks are missing" in capsys.readouterr().out
+    assert files(output) == whole and not list(output.glob("partial*"))
+    assert all((output / "data" / name).stat().st_mtime_ns == time for name, time in made.items()), "made again"
+    assert [row["phrase"] for row in rows(output)] == [record["phrase"] for record in records_with_everything()]
+    ground_dataset.main(command)  # nothing is left to do
+    assert files(output) == whole and "pairs/s" not in capsys.readouterr().out.split("going on")[-1]
+
+
+def test_records_of_other_settings_are_refused(checkpoint, data, tmp_path):
+    run_ground(checkpoint, data, tmp_path / "out")
+    torch.manual_seed(1)
+    tiny_albef().save_pretrained(tmp_path / "other")
+    tiny_processor().save_pretrained(tmp_path / "other")
+    moved = write_folder(tmp_path / "moved", test=records_with_everything())
+    before = files(tmp_path / "out")
+    for model, dataset, more, name in [
+        (tmp_path / "other", data, [], "model: "),
+        (checkpoint, data, ["--max_examples", "20"], "data: "),
+        (checkpoint, data, ["--save_heatmaps"], "heatmaps: None, now 'float16'"),
+        (checkpoint, data, ["--block_size", "7"], "blocks: 4, now 3"),
+    ]:
+        with pytest.raises(ValueError, match=rf"other settings \(.*{re.escape(name)}.*--overwrite"):
+            run_ground(model, dataset, tmp_path / "out", *more)
+        assert files(tmp_path / "out") == before
+    run_ground(checkpoint, moved, tmp_path / "out", "--batch_size", "7")  # the same data elsewhere
+    run_ground(tmp_path / "other", data, tmp_path / "out", "--overwrite")
+    after = files(tmp_path / "out")
+    assert after.keys() == before.keys() and after != before
+    (tmp_path / "out" / "test.json").unlink()
+    with pytest.raises(ValueError, match=r"no test\.json to say how they were made"):
+        run_ground(checkpoint, data, tmp_path / "out")
+    (tmp_path / "out" / "test.json").write_text("{")
+    with pytest.raises(ValueError, match=r"test\.json is damaged.*--overwrite"):
+        run_ground(checkpoint, data, tmp_path / "out")
+
+
+def test_a_damaged_file_of_records_is_named(checkpoint, data, tmp_path):
+    run_ground(checkpoint, data, tmp_path)
+    (tmp_path / "data" / "test-00001-of-00004.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(ValueError, match=r"test-00001-of-00004\.parquet is damaged: delete it"):
+        run_ground(checkpoint, data, tmp_path)
+
+
+# What cannot be used --------------------------------------------------------------------------------------------------
+
+BROKEN = {"bytes": b"\x89PNG\r\n\x1a\n cut off", "path": None}
+
+
+def broken_records() -> list[dict]:
+    records = records_with_everything(12)
+    for row in (3, 4, 5):
+        records[row]["image"] = BROKEN
+    records[7]["phrase"] = " "
+    records[8]["phrase"] = "..."  # nothing is left of it after cleaning
+    records[9]["phrase"] = "a b c d e f g h i j k l m n o p q r s t u v w"
+    records[10]["boxes"] = [[500, 500, 510, 510]]
+    return records
+
+
+def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, data, tmp_path, capsys):
+    folder = write_folder(tmp_path / "broken", test=broken_records())
+    results = evaluate(checkpoint, folder, tmp_path / "out", "--num_pictured", "5", "--gallery", "2")
+    printed = capsys.readouterr().out
+    found = rows(tmp_path / "out" / "records" / "tiny")
+    errors = {number: row["error"] for number, row in enumerate(found) if row["error"] is not None}
+    assert sorted(errors) == [3, 4, 5, 7, 8, 9, 10] and len(found) == 12
+    for number, reason in {3: "cannot be decoded", 7: "empty", 8: "", 9: "word pieces, the model takes 20"}.items():
+        assert reason in errors[number]
+    assert "outside the image" in errors[10]
+    assert all(found[number]["score"] is None and found[number]["point"] is None for number in errors)
+    assert "7 of 12 records cannot be used" in printed and "image 'scene-1', phrase 'small green" in printed
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["models"]["tiny"]["test"]
+    assert report["num_unusable"] == 7 and len(report["unusable"]) == 7 and report["num_records"] == 12
+    # The others are what they would be without the broken ones among them.
+    evaluate(checkpoint, data, tmp_path / "whole")
+    whole = rows(tmp_path / "whole" / "records" / "tiny")
+    kept = [number for number in range(12) if number not in errors]
+    assert [found[number]["point"] for number in kept] == [whole[number]["point"] for number in kept]
+    hits = [found[number]["pointing_game"] for number in kept if found[number]["pointing_game"] is not None]
+    assert results["tiny"]["test"] == sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [(3, "image 'scene-1', phrase .*cannot be decoded"), (7, "phrase ' '.*empty")]
+)
+def test_strict_stops_at_the_first_and_names_it(checkpoint, tmp_path, row, message):
+    records = records_with_everything(12)
+    records[row] = broken_records()[row]
+    folder = write_folder(tmp_path / "broken", test=records)
+    with pytest.raises(ValueError, match=message):
+        run_ground(checkpoint, folder, tmp_path / "out", "--strict")
+    written = {path.name for path in (tmp_path / "out" / "data").iterdir()}
+    assert len(written) == row // 6, "a block with a broken record, or one after it, was finished"
+
+
+def test_nothing_to_score(checkpoint, tmp_path):
+    photo = broken_records()[3]
+    for name, records, message in [
+        ("broken", [photo, photo], "no record that can be used; the first: image 'scene-1'.*decoded"),
+        ("bare", [{**r, "boxes": []} for r in tiny_records(3)], "Split test of .*bare has no phrase with a box"),
+    ]:
+        folder = write_folder(tmp_path / name, test=records)
+        with pytest.raises(ValueError, match=message):
+            evaluate(checkpoint, folder, tmp_path / "out" / name)
+    write_files(tmp_path / "empty", "test", [])
+    with pytest.raises(ValueError, match=r"Split test of .*empty cannot be had: .*no data"):
+        evaluate(checkpoint, tmp_path / "empty", tmp_path / "out" / "empty")
+    run_ground(checkpoint, tmp_path / "bare", tmp_path / "out" / "grounded")
+    assert len(rows(tmp_path / "out" / "grounded")) == 3, "to ground, no boxes are needed"
+
+
+def test_one_box_a_phrase_where_the_benchmark_says_so(checkpoint, data, tmp_path, monkeypatch):
+    one_box = benchmarks.Protocol(metrics=METRICS, one_box=True)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "referit", one_box)
+    evaluate(checkpoint, data, tmp_path, "--benchmark", "referit")
+    for row, record in zip(rows(tmp_path / "records" / "tiny"), records_with_everything(), strict=True):
+        assert (row["error"] is not None) == (len(record["boxes"]) > 1)
+        if row["error"] is not None:
+            assert "it has 2 boxes" in row["error"]
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, capsys):
+    records = [{**record, "boxes": record["boxes"][:1]} for record in records_with_everything()]
+    folder = tmp_path / "refcoco"
+    write_files(folder, "testA", records)
+    write_files(folder, "testB", records[:9])
+    output = tmp_path / "out"
+    results = evaluate(checkpoint, folder, output, "--benchmark", "refcoco+", "--gallery", "3")
+    report = json.loads((output / "report.json").read_text())
+    protocol, found = report["protocol"], report["models"]["tiny"]
+    assert (protocol["name"], protocol["image_size"], protocol["max_words"]) == ("RefCOCO+", 384, 30)
+    assert list(protocol["metrics"]) == list(METRICS) and list(found) == ["testA", "testB"]
+    for split in ("testA", "testB"):
+        assert found[split]["pointing_game"]["accuracy"] == results["tiny"][split]
+        assert found[split]["pairs_per_second"] > 0
+    of_rows = [row for row in rows(output / "records" / "tiny") if row["box_accuracy"] is not None]
+    assert len(of_rows) > 15
+    people = found["testA"]["pointing_game"]["categories"]["people"]
+    expected = [r for r in rows(output / "records" / "tiny")[:NUM_RECORDS] if "people" in r["categories"]]
+    expected = [row["pointing_game"] for row in expected if row["pointing_game"] is not None]
+    assert people == {"accuracy": sum(expected) / len(expected), "num_phrases": len(expected)}
+    printed = capsys.readouterr().out
+    table = (output / "table.md").read_text()
+    assert table in printed
+    (line,) = (line for line in table.splitlines() if line.startswith("| ALBEF + AMC"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["78.89", "61.16", "80.34", "64.55", "–", "–"]
+    (own,) = (line for line in table.splitlines() if line.startswith("| tiny"))
+    assert f"{100 * results['tiny']['testA']:.2f}" in own and "–" not in own
+    for split in ("testA", "testB"):
+        pixels = np.asarray(Image.open(output / f"gallery-tiny-{split}.png").convert("RGB")).astype(int)
+        assert pixels.shape[0] > 255 and pixels.shape[1] >= 460
+        assert ((pixels[..., 0] < 40) & (pixels[..., 1:] > 220).all(axis=-1)).sum() > 100, "no cyan box"
+
+
+def test_any_data_set_is_grounded(checkpoint, tmp_path, capsys):
+    """Other column names, several phrases in a row, no image ids; the rows load as a data set of the same split."""
+    records = tiny_records(4)
+    folder = tmp_path / "photos" / "data"
+    folder.mkdir(parents=True)
+    phrases = [["red square", "blue square"], ["white square on the left"], [], ["green square"]]
+    photos = {"photo": [record["image"] for record in records], "queries": phrases}
+    features = datasets.Features({"photo": datasets.Image(), "queries": datasets.List(datasets.Value("string"))})
+    datasets.Dataset.from_dict(photos, features=features).to_parquet(folder / "test-00000.parquet")
+    columns = ["--columns", "image=photo", "phrase=queries"]
+    run_ground(checkpoint, tmp_path / "photos", tmp_path / "out", *columns, "--save_heatmaps")
+    assert re.search(r"\d+\.\d pairs/s\n.* all 4 rows; 0 have an error", capsys.readouterr().out)
+    loaded = datasets.load_dataset(str(tmp_path / "out"), split="test")
+    assert loaded["phrase"][:] == [phrase for row in phrases for phrase in row]
+    assert {"image_id", "score", "point", "box", "error", "heatmap"} < set(loaded.column_names)
+    assert not set(METRICS) & set(loaded.column_names)
+    heatmap = np.array(loaded[0]["heatmap"])
+    assert heatmap.shape == (4, 4) and heatmap.max() > 0 and 0 <= loaded[0]["score"] <= 1
+    blocks = open_blocks(str(tmp_path / "photos"), None, "test", renamed={"photo": "image", "queries": "phrase"})
+    assert record_at(blocks, [4], 2)["phrase"] == "white square on the left"
+    with pytest.raises(IndexError):
+        record_at(blocks, [4], 4)
+    with pytest.raises(ValueError, match="has no column caption; it has photo, queries"):
+        run_ground(checkpoint, tmp_path / "photos", tmp_path / "x", "--columns", "phrase=caption")
+    with pytest.raises(ValueError, match="has no column image, phrase"):
+        run_ground(checkpoint, tmp_path / "photos", tmp_path / "x")
