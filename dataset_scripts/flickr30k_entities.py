@@ -425,7 +425,7 @@ def _parse_xml(path: Path) -> Element:
     parser.EntityDeclHandler = _refuse_entity
     try:
         parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two are of encodings
         raise ValueError(f"{path} is not XML, or was cut off: {error}") from error
     except _EntityError as error:
         raise ValueError(f"{path} declares the entity {error}, which no annotation needs: it is not read") from None

@@ -1,0 +1,611 @@
+"""Flickr30k Entities: invented trees in both layouts, odd markup, what is dropped and counted, what is refused."""
+
+import json
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_scripts.flickr30k_entities import (
+    Flickr30kEntities,
+    Phrase,
+    parse_sentence,
+    read_annotation,
+    read_sentences,
+)
+from tests.flickr30k_tree import (
+    Mention,
+    Photo,
+    Thing,
+    annotation_xml,
+    draw_photos,
+    sentence_text,
+    write_original,
+    write_processed,
+)
+from trainer.metrics.pointing_game.pointing_game import point_in_boxes
+
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+
+def builder(folder, **options) -> Flickr30kEntities:
+    return Flickr30kEntities(cache_dir=str(folder / "cache"), data_dir=str(folder), **options)
+
+
+def build(folder, **options):
+    """All rows by split, and the report's counts."""
+    made = builder(folder, **options)
+    rows = {name: [row for job in made.jobs(name) for row in made.rows(name, job)] for name in made.split_names()}
+    return rows, made.report
+
+
+def one_photo(things=(), captions=None, image_id="7", size=(40, 30)) -> Photo:
+    captions = [*(captions or []), *[["words", "alone"]] * 5][:5]
+    return Photo(image_id, size, captions, list(things))
+
+
+def phrase(chain: str, *words: str, types=("people",)) -> Mention:
+    return Mention(chain, list(types), list(words) or ["a", "man"])
+
+
+def write_one(folder, photo: Photo) -> None:
+    """A tree of one photo that matters, in "train"."""
+    others = {"val": [one_photo(image_id="8")], "test": [one_photo(image_id="9")]}
+    write_original(folder, {"train": [photo], **others})
+    (folder / "UNRELATED_CAPTIONS").write_text("# format: <imageID> <sentence number>\n")
+
+
+def rows_of(folder, *things, captions=None, **options):
+    write_one(folder, one_photo(things, captions))
+    rows, report = build(folder, **options)
+    return rows["train"], report
+
+
+@pytest.fixture
+def splits():
+    return {
+        split: list(draw_photos(count, seed))
+        for seed, (split, count) in enumerate([("train", 12), ("val", 3), ("test", 2)])
+    }
+
+
+# Whole trees ----------------------------------------------------------------------------------------------------------
+
+
+def expected_rows(photo: Photo, unrelated: set[tuple[str, int]]):
+    """(id, phrase, boxes, caption, span, types) of the phrases that have boxes, from what was drawn, not from files."""
+    boxes = {}
+    for thing in photo.things:
+        for chain in thing.chains if thing.box else []:
+            x1, y1, x2, y2 = thing.box
+            boxes.setdefault(chain, []).append([x1 - 1, y1 - 1, x2, y2])
+    for number, caption in enumerate(photo.captions, start=1):
+        words = [word for part in caption for word in ([part] if isinstance(part, str) else part.words)]
+        position = 0
+        for part in caption:
+            length = 1 if isinstance(part, str) else len(part.words)
+            if length > 1 and part.chain in boxes and (photo.image_id, number) not in unrelated:
+                span = [position, position + length]
+                yield photo.image_id, " ".join(part.words), boxes[part.chain], " ".join(words), span, part.types
+            position += length
+
+
+def as_tuple(row):
+    return tuple(row[key] for key in ("image_id", "phrase", "boxes", "caption", "caption_span", "categories"))
+
+
+def test_a_tree_comes_out_as_it_was_drawn(tmp_path, splits):
+    write_original(tmp_path, splits)
+    rows, report = build(tmp_path)
+    lines = (tmp_path / "UNRELATED_CAPTIONS").read_text().split("\n")[1:]
+    unrelated = {(image_id, int(number)) for image_id, number in (line.split() for line in lines)}
+    assert len(unrelated) == 12
+    for split, name in SPLITS.items():
+        assert [as_tuple(row) for row in rows[name]] == [
+            row for photo in splits[split] for row in expected_rows(photo, unrelated)
+        ]
+    everything = [row for name in rows for row in rows[name]]
+    assert everything and all(
+        row["caption"].split(" ")[slice(*row["caption_span"])] == row["phrase"].split(" ") for row in everything
+    )
+    assert all(row["image"] is None and row["masks"] == row["proposals"] == [] for row in everything)
+    photos = [photo for split in splits.values() for photo in split]
+    mentions = [part for photo in photos for caption in photo.captions for part in caption if isinstance(part, Mention)]
+    phrases = [
+        report.kept["phrases with boxes"],
+        *(n for why, n in report.dropped.items() if why.startswith("phrases")),
+    ]
+    assert len(everything) == phrases[0] and sum(phrases) == len(mentions)
+    things = [thing for photo in photos for thing in photo.things]
+    assert report.kept["photos"] == 17 and report.kept["captions"] == 5 * 17 - 12
+    assert report.dropped["captions: unrelated to their photo"] == 12
+    assert report.kept["objects with a box"] == sum(thing.box is not None for thing in things)
+    assert report.dropped["objects: without a box, marked scene"] == sum(thing.scene for thing in things)
+    assert report.dropped["objects: without a box, marked nobndbox"] == sum(thing.nobndbox for thing in things)
+
+
+def test_both_layouts_give_the_same_rows(tmp_path, splits):
+    splits["train"].append(one_photo([Thing(["1", "2"], (3, 4, 3, 9))], [[phrase("1"), phrase("2", types=("a", "b"))]]))
+    write_original(tmp_path / "original", splits)
+    write_processed(tmp_path / "processed", splits)
+    shutil.copy(tmp_path / "original" / "UNRELATED_CAPTIONS", tmp_path / "processed")
+    original, first = build(tmp_path / "original")
+    processed, second = build(tmp_path / "processed")
+    assert list(processed) == ["train", "validation", "test"] and all(processed.values())
+    for name in original:  # by photo and sentence in both, so that the order of boxes is the only freedom
+        assert [as_tuple(row) for row in processed[name]] == [as_tuple(row) for row in original[name]]
+    for key in ("phrases with boxes", "captions", "photos"):
+        assert first.kept[key] == second.kept[key]
+    assert {k: v for k, v in first.dropped.items() if k[0] == "p"} == {
+        k: v for k, v in second.dropped.items() if k[0] == "p"
+    }
+
+
+def test_of_the_processed_layout_one_split_is_enough(tmp_path, splits):
+    write_processed(tmp_path, {"test": splits["test"]})
+    rows, report = build(tmp_path)
+    assert [as_tuple(row) for row in rows["test"]] == [
+        row for photo in splits["test"] for row in expected_rows(photo, set())
+    ]
+    assert list(rows) == ["test"] and report.kept["captions"] == 10
+
+
+def test_jobs_are_whole_photos_and_work_in_another_process(tmp_path, splits, monkeypatch):
+    write_original(tmp_path, splits)
+    monkeypatch.setattr(Flickr30kEntities, "images_per_job", 5)
+    here = builder(tmp_path)
+    assert here.split_names() == ["train", "validation", "test"]
+    jobs = list(here.jobs("train"))
+    assert [len(job) for job in jobs] == [5, 5, 2] and [image_id for job in jobs for image_id in job] == [
+        photo.image_id for photo in splits["train"]
+    ]
+    there = pickle.loads(pickle.dumps(builder(tmp_path)))  # as a worker gets it: it has read nothing yet
+    assert list(there.rows("train", jobs[1])) == list(here.rows("train", jobs[1]))
+    assert there.report.kept == here.report.kept and there.report.dropped == here.report.dropped
+
+
+# Boxes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_corners_are_half_open_and_the_pointing_game_differs_by_the_last_pixel(tmp_path):
+    rows, _ = rows_of(tmp_path, Thing(["1"], (3, 5, 7, 9)), captions=[[phrase("1")]])
+    (box,) = rows[0]["boxes"]
+    assert box == [2, 4, 7, 9]  # the columns 2 to 6, which are the third to the seventh
+    original_tool = [2, 4, 6, 8]
+    hits = {corners: set() for corners in ("ours", "theirs")}
+    for x in range(12):
+        for y in range(12):
+            hits["ours"] |= {(x, y)} if point_in_boxes(np.array([x, y]), np.array([box])) else set()
+            hits["theirs"] |= {(x, y)} if point_in_boxes(np.array([x, y]), np.array([original_tool])) else set()
+    assert hits["theirs"] == {(x, y) for x in range(3, 6) for y in range(5, 8)}
+    last = {(6, y) for y in range(5, 9)} | {(x, 8) for x in range(3, 7)}
+    assert hits["ours"] == hits["theirs"] | last and not hits["theirs"] & last
+
+
+@pytest.mark.parametrize(
+    ("corners", "expected"),
+    [
+        ((1, 1, 40, 30), [0, 0, 40, 30]),
+        ((0, 1, 5, 5), [0, 0, 5, 5]),
+        ((30, 20, 41, 31), [29, 19, 40, 30]),
+        ((41, 1, 50, 5), None),
+        ((9, 9, 5, 12), None),
+        ((5, 5, 5, 5), [4, 4, 5, 5]),
+    ],
+)
+def test_boxes_are_cut_to_the_photo_or_dropped(tmp_path, corners, expected):
+    rows, report = rows_of(tmp_path, Thing(["1"], corners), captions=[[phrase("1")]])
+    if expected:
+        assert [row["boxes"] for row in rows] == [[expected]]
+        cut = expected != [corners[0] - 1, corners[1] - 1, *corners[2:]]
+        assert report.kept["objects with a box that was cut to the photo"] == cut and not report.dropped
+    else:
+        assert not rows and report.dropped == {
+            "objects: box without area in the photo": 1,
+            "phrases: of boxes without area in the photo": 1,
+        }
+        with pytest.raises(ValueError, match=r"photo 7, box .* of chain 1"):
+            build(tmp_path, strict=True)
+
+
+def test_without_a_size_boxes_are_not_cut(tmp_path):
+    write_one(tmp_path, one_photo([Thing(["1"], (90, 90, 99, 99))], [[phrase("1")]]))
+    path = tmp_path / "Annotations" / "7.xml"
+    path.write_text(re.sub(r"<size>.*</size>", "", path.read_text(), flags=re.S))
+    assert build(tmp_path)[0]["train"][0]["boxes"] == [[89, 89, 99, 99]]
+
+
+def test_a_phrase_has_all_boxes_of_its_chain(tmp_path):
+    things = [Thing(["1"], (1, 1, 4, 4)), Thing(["2", "1"], (5, 5, 9, 9)), Thing(["2", "2"], (6, 6, 8, 8))]
+    rows, _ = rows_of(tmp_path, *things, captions=[[phrase("1"), phrase("2")], [phrase("1")]])
+    first, second = [[0, 0, 4, 4], [4, 4, 9, 9]], [[4, 4, 9, 9], [5, 5, 8, 8]]
+    assert [row["boxes"] for row in rows] == [first, second, first]
+
+
+# Phrases without a box ------------------------------------------------------------------------------------------------
+
+UNBOXED = [
+    Thing(["1"], (1, 1, 4, 4)),
+    Thing(["2"], None, scene=1),
+    Thing(["3"], None, nobndbox=1),
+    Thing(["4"], None, scene=1, nobndbox=1),
+    Thing(["5"], (50, 50, 60, 60)),
+    Thing(["1"], None, scene=1),
+    Thing(["7"], None),
+]
+UNBOXED_CAPTION = [phrase(chain, "the", f"thing{chain}") for chain in "01234567"]
+UNBOXED_REASONS = {
+    "phrases: of the scene as a whole, which has no box": 2,
+    "phrases: of what has no box": 2,
+    "phrases: of boxes without area in the photo": 1,
+    "phrases: of a chain that the annotations do not have": 1,
+}
+
+
+def test_phrases_without_a_box_are_counted_by_reason(tmp_path):
+    rows, report = rows_of(tmp_path, *UNBOXED, captions=[UNBOXED_CAPTION])
+    assert [row["phrase"] for row in rows] == ["the thing1"]
+    assert {k: n for k, n in report.dropped.items() if k.startswith("phrases")} == {
+        **UNBOXED_REASONS,
+        "phrases: of nothing visible (chain 0)": 1,
+    }
+    assert report.kept["phrases with boxes of a chain that is marked scene, too"] == 1
+    assert report.dropped["objects: without a box, marked scene"] == 3
+    assert report.dropped["objects: without a box, marked nobndbox"] == 2
+
+
+def test_phrases_without_a_box_are_kept_on_demand(tmp_path):
+    rows, report = rows_of(tmp_path, *UNBOXED, captions=[UNBOXED_CAPTION], keep_unboxed=True)
+    assert [row["phrase"] for row in rows] == [f"the thing{chain}" for chain in "1234567"]
+    assert [row["boxes"] for row in rows] == [[[0, 0, 4, 4]], *[[]] * 6]
+    assert rows[3]["caption_span"] == [8, 10] and rows[3]["caption"].split(" ")[8:10] == ["the", "thing4"]
+    assert {k: report.kept[f"{k}: kept without a region"] for k in UNBOXED_REASONS} == UNBOXED_REASONS
+    assert {k for k in report.dropped if k.startswith("phrases")} == {"phrases: of nothing visible (chain 0)"}
+
+
+def test_strict_minds_faults_but_not_what_has_no_box(tmp_path):
+    rows, _ = rows_of(tmp_path / "fine", *UNBOXED[:4], captions=[UNBOXED_CAPTION[:5]], strict=True)
+    assert len(rows) == 1
+    with pytest.raises(ValueError, match="photo 7, sentence 2, chain 6: phrases: of a chain that the annotations"):
+        rows_of(tmp_path / "unknown", captions=[["words"], [phrase("6")]], strict=True)
+
+
+def test_unrelated_captions_are_dropped(tmp_path):
+    write_one(tmp_path, one_photo([Thing(["1"], (1, 1, 4, 4))], [[phrase("1")], [phrase("1"), "and", phrase("1")]]))
+    (tmp_path / "UNRELATED_CAPTIONS").write_text("# format: <imageID> <sentence number>\n7 2")
+    rows, report = build(tmp_path)
+    assert [row["caption"] for row in rows["train"]] == ["a man"]
+    assert report.dropped == {
+        "captions: unrelated to their photo": 1,
+        "phrases: in captions unrelated to their photo": 2,
+    }
+
+
+# Markup ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "phrases"),
+    [
+        ("[/EN#1/people A man] walks .", "A man walks .", [(0, 2, "1", "people")]),
+        ("no phrase at all", "no phrase at all", []),
+        ("in [/EN#3/bodyparts/people a man 's arm]", "in a man 's arm", [(1, 5, "3", "bodyparts/people")]),
+        (
+            "[/EN#1/people A man in [/EN#2/clothing a red shirt]] waves",
+            "A man in a red shirt waves",
+            [(0, 6, "1", "people"), (3, 6, "2", "clothing")],
+        ),
+        (
+            "[/EN#1/people [/EN#2/people One] of [/EN#3/people two men] here] .",
+            "One of two men here .",
+            [(0, 5, "1", "people"), (0, 1, "2", "people"), (2, 4, "3", "people")],
+        ),
+        ("a [/EN#4/other black/white ball]", "a black/white ball", [(1, 3, "4", "other")]),
+        ("[sic] [/EN#4/other a [red] ball]", "[sic] a [red] ball", [(1, 4, "4", "other")]),
+        ("[/EN#4/other the [red]]", "the [red]", [(0, 2, "4", "other")]),
+        ("[/EN#4/other a sad :[ face] ]", "a sad :[ face ]", [(0, 4, "4", "other")]),
+        ("[/EN#4/other a ball ] .", "a ball .", [(0, 2, "4", "other")]),
+        ("[/EN#4/other a ball], red", "a ball , red", [(0, 2, "4", "other")]),
+        ("the[/EN#4/other ball]", "the ball", [(1, 2, "4", "other")]),
+        ("[/EN#4/other a][/EN#5/other b]", "a b", [(0, 1, "4", "other"), (1, 2, "5", "other")]),
+        ("in [/EN#4/other ] there", "in there", [(1, 1, "4", "other")]),
+        ("in [/EN#4/other] there", "in there", [(1, 1, "4", "other")]),
+        ("  [/EN#0/notvisual it]\t is\xa0so  \r", "it is so", [(0, 1, "0", "notvisual")]),
+        ("[/EN#4/other der Fluß] – 咖啡", "der Fluß – 咖啡", [(0, 2, "4", "other")]),
+    ],
+)
+def test_markup(line, words, phrases):
+    sentence = parse_sentence(line)
+    assert " ".join(sentence.words) == words
+    assert sentence.phrases == [
+        Phrase(first, end, chain, tuple(types.split("/"))) for first, end, chain, types in phrases
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[/EN#12/people A man walks .", "chain 12 has no closing bracket"),
+        ("[/EN#1/people A man in [/EN#2/clothing a shirt] .", "chain 1 has no closing bracket"),
+        ("[/EN#1/people", "chain 1 has no closing bracket"),
+        ("[/EN#1 A man]", "is not .*<type>"),
+        ("[/EN#/people A man]", "is not .*<chain>"),
+        ("[/EN#x/people A man]", "is not .*<chain>"),
+        ("[/EN#1/people/ A man]", "is not .*<type>"),
+        ("/EN#1/people A man] walks", "has markup that is not"),
+        ("A man[ EN#1/people] walks", "has markup that is not"),
+        ("[/EN#1/people A /EN#2/people man]", "has markup that is not"),
+    ],
+)
+def test_broken_markup_is_refused_with_file_and_line(tmp_path, line, message):
+    path = tmp_path / "17.txt"
+    path.write_text("fine\nfine\n" + line + "\nfine\nfine\n")
+    with pytest.raises(ValueError, match=rf"17\.txt, line 3: .*{message}"):
+        read_sentences(path)
+
+
+def test_a_phrase_without_a_word_is_dropped(tmp_path):
+    caption = [phrase("1"), Mention("1", ["people"], [""]), "walks"]
+    rows, report = rows_of(tmp_path / "original", Thing(["1"], (1, 1, 4, 4)), captions=[caption, ["", phrase("1")]])
+    assert report.dropped == {"phrases: without a word": 1}
+    write_processed(
+        tmp_path / "processed", {"train": [one_photo([Thing(["1"], (1, 1, 4, 4))], [caption, ["", phrase("1")]])]}
+    )
+    again, report = build(tmp_path / "processed")
+    assert report.dropped == {"phrases: without a word": 1}
+    for found in (rows, again["train"]):
+        assert [(row["phrase"], row["caption"], row["caption_span"]) for row in found] == [
+            ("a man", "a man walks", [0, 2]),
+            ("a man", "a man", [0, 2]),
+        ]
+    with pytest.raises(ValueError, match="photo 7, sentence 1, chain 1: phrases: without a word"):
+        build(tmp_path / "original", strict=True)
+
+
+# Photos ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["photos", "photos/flickr30k-images"])
+def test_photos_are_stored_as_they_are_and_bad_ones_counted(tmp_path, folder):
+    names = ["7", "10", "11", "12"]
+    photos = [one_photo([Thing(["1"], (1, 1, 4, 4))], [[phrase("1")]], image_id) for image_id in names]
+    write_one(tmp_path, photos[0])
+    write_original(
+        tmp_path / "all", {"train": photos, "val": [one_photo(image_id="8")], "test": [one_photo(image_id="9")]}
+    )
+    (tmp_path / "all" / "UNRELATED_CAPTIONS").write_text("")
+    images = tmp_path / folder
+    images.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    for name in ("7", "8", "9", "10"):
+        Image.fromarray(noise).save(images / f"{name}.jpg")
+    (images / "10.jpg").write_bytes((images / "7.jpg").read_bytes()[:-40])
+    Image.fromarray(noise[:-1]).save(images / "11.jpg")
+    rows, report = build(tmp_path / "all", images_dir=str(tmp_path / "photos"))
+    (row,) = rows["train"]
+    assert row["image_id"] == "7" and row["image"] == {"bytes": (images / "7.jpg").read_bytes(), "path": None}
+    assert report.kept["photos"] == 3 and report.dropped["phrases: of a photo that cannot be used"] == 3
+    assert sum(count for reason, count in report.dropped.items() if reason.startswith("photos: ")) == 3
+    assert len(report.dropped) == 4
+    with pytest.raises(ValueError, match="photo 10: "):
+        build(tmp_path / "all", images_dir=str(tmp_path / "photos"), strict=True)
+    assert len(build(tmp_path, images_dir=str(tmp_path / "photos"), strict=True)[0]["train"]) == 1
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+BOMB = """<?xml version="1.0"?>
+<!DOCTYPE annotation [<!ENTITY a "1111111111"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>
+<annotation><object><name>&b;</name></object></annotation>"""
+OUTSIDE = """<!DOCTYPE annotation [<!ENTITY a SYSTEM "file:///etc/passwd">]>
+<annotation><object><name>&a;</name></object></annotation>"""
+PARAMETER = """<!DOCTYPE annotation [<!ENTITY % a SYSTEM "http://localhost/x.dtd"> %a;]><annotation/>"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda xml: xml[: len(xml) // 2], "is not XML, or was cut off"),
+        (lambda xml: "", "is not XML, or was cut off"),
+        (lambda xml: "<html>" + xml + "</html>", "XML file of <html>"),
+        (lambda xml: BOMB, "declares the entity a"),
+        (lambda xml: OUTSIDE, "declares the entity a"),
+        (lambda xml: PARAMETER, "declares the entity a"),
+        (lambda xml: xml.replace("<annotation>", "<annotation>&nbsp;"), "is not XML"),
+        (lambda xml: '<?xml version="1.0" encoding="no-such"?>' + xml, "is not XML"),
+        (lambda xml: xml.replace("<name>1</name>", ""), "an object has no <name>"),
+        (lambda xml: xml.replace("<name>1</name>", "<name> </name>"), "an object has no <name>"),
+        (lambda xml: xml.replace("<xmin>2</xmin>", ""), "<xmin> of <bndbox> cannot be None"),
+        (lambda xml: xml.replace("<xmin>2</xmin>", "<xmin>two</xmin>"), "<xmin> of <bndbox> cannot be 'two'"),
+        (lambda xml: xml.replace("<xmin>2</xmin>", "<xmin>nan</xmin>"), "<xmin> of <bndbox> cannot be 'nan'"),
+        (lambda xml: xml.replace("<width>40</width>", "<width>0</width>"), "cannot have 0 x 30 pixels"),
+        (lambda xml: xml.replace("<scene>0", "<scene>no"), "<scene> of <object> cannot be 'no'"),
+    ],
+)
+def test_a_broken_annotation_is_refused_with_its_file(tmp_path, change, message):
+    whole = annotation_xml(one_photo([Thing(["1"], (2, 2, 4, 4)), Thing(["2"], None, nobndbox=1)]))
+    path = tmp_path / "7.xml"
+    path.write_text(whole)
+    assert [thing.box for thing in read_annotation(path).objects] == [[1, 1, 4, 4], None]
+    path.write_text(change(whole))
+    with pytest.raises(ValueError, match=rf"7\.xml.*{re.escape(message)}"):
+        read_annotation(path)
+
+
+def write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+REFUSED = {
+    "no layout": (lambda folder: shutil.rmtree(folder / "Sentences"), "has neither a folder Sentences"),
+    "no annotations": (lambda folder: shutil.rmtree(folder / "Annotations"), "there is no folder .*Annotations"),
+    "no list": (lambda folder: (folder / "val.txt").unlink(), r"val\.txt: No such file"),
+    "no unrelated captions": (lambda folder: (folder / "UNRELATED_CAPTIONS").unlink(), "UNRELATED_CAPTIONS: No such"),
+    "empty list": (write("test.txt", "\n"), r"test\.txt is empty"),
+    "id twice": (write("train.txt", "7\n6\n7\n"), r"train\.txt: 7 occurs twice"),
+    "id in two lists": (write("test.txt", "9\n7\n"), r"test\.txt: 7 is also in .*train\.txt"),
+    "id that leads out": (write("train.txt", "../7\n"), r"train\.txt: '\.\./7' is not the number"),
+    "unrelated words": (write("UNRELATED_CAPTIONS", "# format\n7 two\n"), "UNRELATED_CAPTIONS, line 2: '7 two' is not"),
+    "unrelated number": (write("UNRELATED_CAPTIONS", "7 6\n"), "UNRELATED_CAPTIONS, line 1"),
+    "unrelated alone": (write("UNRELATED_CAPTIONS", "7\n"), "UNRELATED_CAPTIONS, line 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_broken_tree_is_refused_before_the_work_begins(tmp_path, case):
+    write_one(tmp_path, one_photo())
+    assert builder(tmp_path).split_names()
+    change, message = REFUSED[case]
+    change(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        builder(tmp_path).split_names()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"one\ntwo\n\nthree\nfour\n", "has 4 sentences, 5 are expected"),
+        (b"1\n2\n3\n4\n5\n6\n", "has 6 sentences"),
+        (b"", "has 0 sentences"),
+        (b"1\n2\n3\n4\ncaf\xe9\n", "is not UTF-8"),
+    ],
+)
+def test_a_broken_file_of_sentences_is_refused(tmp_path, text, message):
+    path = tmp_path / "17.txt"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"17\.txt {message}"):
+        read_sentences(path)
+
+
+@pytest.mark.parametrize("name", ["Sentences/7.txt", "Annotations/7.xml"])
+def test_a_listed_photo_without_its_file_is_counted(tmp_path, name):
+    write_one(tmp_path, one_photo())
+    (tmp_path / name).unlink()
+    rows, report = build(tmp_path)
+    assert not rows["train"] and report.kept["photos"] == 2
+    ((reason, count),) = report.dropped.items()
+    assert reason.startswith("photos: listed, but without a file of") and count == 1
+    with pytest.raises(ValueError, match=re.escape(name)):
+        build(tmp_path, strict=True)
+
+
+PROCESSED_SENTENCES = {
+    "no sentence": (lambda entry: entry.pop("sentence"), "sentence 1 .*KeyError"),
+    "sentence of another kind": (lambda entry: entry.update(sentence=5), "sentence 1 .*AttributeError"),
+    "phrase elsewhere": (lambda entry: entry["phrases"][0].update(first_word_index=1), "'a man' is not at word 1"),
+    "phrase before": (lambda entry: entry["phrases"][0].update(first_word_index=-2), "'a man' is not at word -2"),
+    "no chain": (lambda entry: entry["phrases"][0].update(phrase_id=None), "has no phrase_id"),
+    "types as text": (lambda entry: entry["phrases"][0].update(phrase_type="people"), "no list as phrase_type"),
+    "type of another kind": (lambda entry: entry["phrases"][0].update(phrase_type=[3]), "phrase_type that is no text"),
+}
+PROCESSED_BOXES = {
+    "no boxes": (lambda entry: entry.pop("boxes"), "KeyError"),
+    "three corners": (lambda entry: entry["boxes"].update({"1": [[1, 2, 3]]}), "a box cannot be"),
+    "words as corners": (lambda entry: entry["boxes"].update({"1": [[1, 2, 3, "4"]]}), "a box cannot be"),
+    "no width": (lambda entry: entry.update(width=None), "width and height cannot be"),
+}
+
+
+@pytest.mark.parametrize("case", [*PROCESSED_SENTENCES, *PROCESSED_BOXES])
+def test_a_broken_record_of_the_processed_layout_is_refused(tmp_path, case):
+    write_processed(tmp_path, {"test": [one_photo([Thing(["1"], (1, 1, 4, 4))], [[phrase("1"), "walks"]])]})
+    assert len(build(tmp_path)[0]["test"]) == 1
+    kind = "sentences" if case in PROCESSED_SENTENCES else "bounding_boxes"
+    change, message = (PROCESSED_SENTENCES | PROCESSED_BOXES)[case]
+    path = tmp_path / f"{kind}_test.json"
+    content = json.loads(path.read_text())
+    change(content["7"][0] if kind == "sentences" else content["7"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"{kind}_test\.json, photo 7.*{message}"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("sentences_test.json", '{"7": [', "sentences_test.json is not JSON, or was cut off"),
+        ("sentences_test.json", "[]", "sentences_test.json is empty, or not an object"),
+        ("bounding_boxes_test.json", "{}", "bounding_boxes_test.json is empty"),
+        ("sentences_test.json", '{"../7": []}', "'../7' is not the number"),
+        ("sentences_test.json", '{"7": {}}', "photo 7: a list of sentences is expected"),
+        ("bounding_boxes_test.json", None, "there is no file .*bounding_boxes_test.json"),
+    ],
+)
+def test_a_broken_file_of_the_processed_layout_is_refused(tmp_path, name, text, message):
+    write_processed(tmp_path, {"test": [one_photo()]})
+    (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sentences", "bounding_boxes"])
+def test_a_photo_in_one_file_of_the_processed_layout_only_is_counted(tmp_path, name):
+    write_processed(tmp_path, {"test": [one_photo(), one_photo(image_id="8")]})
+    path = tmp_path / f"{name}_test.json"
+    content = json.loads(path.read_text())
+    del content["8"]
+    path.write_text(json.dumps(content))
+    _, report = build(tmp_path)
+    assert report.kept["photos"] == 1 and list(report.dropped.values()) == [1]
+    with pytest.raises(ValueError, match=f"{name}_test.json, photo 8: photos: without"):
+        build(tmp_path, strict=True)
+
+
+# The real files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_nothing_of_the_real_sentences_is_lost(shared_dir):
+    """Against expressions of its own that know nothing of brackets in words or phrases in phrases."""
+    paths = sorted((shared_dir / "data" / "flickr30k_entities" / "Sentences").glob("*.txt"))
+    assert len(paths) == 9
+    total = 0
+    for path in paths:
+        text = path.read_text()
+        sentences = read_sentences(path)
+        plain = re.sub(r"\[/EN#\d+(/[a-z]+)+ |\]", "", text)
+        assert [" ".join(sentence.words) for sentence in sentences] == plain.split("\n")[:5]
+        found = [
+            (phrase.chain, "/".join(phrase.types), " ".join(sentence.words[phrase.first : phrase.end]))
+            for sentence in sentences
+            for phrase in sentence.phrases
+        ]
+        assert found == re.findall(r"\[/EN#(\d+)/([a-z/]+) ([^\]]+)\]", text)
+        assert len(found) == text.count("[/EN#")
+        total += len(found)
+    assert total == sum(len(re.findall(r"/EN#", path.read_text())) for path in paths) == 143
+
+
+@pytest.mark.shared
+def test_the_real_lists_and_the_real_annotation(shared_dir):
+    folder = shared_dir / "data" / "flickr30k_entities"
+    made = builder(folder)
+    ids = {name: [image_id for job in made.jobs(name) for image_id in job] for name in made.split_names()}
+    assert {name: len(found) for name, found in ids.items()} == {"train": 29_783, "validation": 1_000, "test": 1_000}
+    assert len({image_id for found in ids.values() for image_id in found}) == 31_783
+    assert len(made._unrelated) == 21 and ("129602216", 5) in made._unrelated and ("180753784", 3) in made._unrelated
+    annotation = read_annotation(folder / "Annotations" / "1000092795.xml")
+    assert annotation.size == (333, 500)
+    assert [thing.chains for thing in annotation.objects] == [["1"], ["4"], ["4"], ["1", "6"], ["10"]]
+    assert annotation.objects[3].box == [196, 109, 261, 373]
+    assert annotation.objects[4] == (["10"], None, False, True)
+    rows = list(made.rows("train", ["1000092795"]))
+    assert [(row["phrase"], len(row["boxes"])) for row in rows] == [
+        ("Two young guys", 2),
+        ("Two young , White males", 2),
+        ("many bushes", 2),
+        ("Two men", 2),
+        ("A man", 1),
+        ("Two friends", 2),
+    ]
+
+
+@pytest.mark.shared
+def test_invented_sentences_look_like_the_real_ones(shared_dir):
+    path = shared_dir / "data" / "flickr30k_entities" / "Sentences" / "1000092795.txt"
+    caption = [phrase("6", "A", "man"), "in", phrase("7", "a", "blue", "shirt", types=("clothing",)), "standing", "in"]
+    caption += [phrase("9", "a", "garden", types=("scene",)), "."]
+    assert path.read_text().split("\n")[3] == sentence_text(caption)
