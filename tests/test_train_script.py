@@ -288,7 +288,8 @@ def test_a_split_without_boxes_cannot_be_scored(config, tmp_path):
     train.main([config, "--max_steps", "1"])
     bare = write_folder(tmp_path / "bare", test=tiny_records(3, without_region=(0, 1, 2)))
     with pytest.raises(ValueError, match=r"Split test of .*bare has no phrase with a box"):
-        evaluate_grounding.main(["--models", f"a={tmp_path / 'run'}", "--dataset", str(bare), "--cpu"])
+        command = ["--models", f"a={tmp_path / 'run'}", "--dataset", str(bare), "--cpu"]
+        evaluate_grounding.main([*command, "--output", str(tmp_path / "out")])
 
 
 # Real photos ----------------------------------------------------------------------------------------------------------

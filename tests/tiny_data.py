@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from dataset_scripts.features import FEATURES, encode_png
+from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
 from tests.conftest import tiny_config
 
@@ -33,15 +33,9 @@ def tiny_records(count: int = 8, without_region: tuple[int, ...] = (), phrases_p
         pixels[y : y + 12, x : x + 12] = COLORS[color]
         phrase = ["", "small ", "very small "][row % 3] + f"{color} square on the {side}"
         boxes = [[x, y, x + 12, y + 12]] + [[1, 30, 5, 34]] * (row % 2)
-        records.append(
-            {
-                "image": encode_png(pixels),
-                "image_id": f"scene-{number}",
-                "phrase": phrase + " here" * (row % phrases_per_image),
-                "boxes": [] if row in without_region else boxes,
-                "masks": [],
-            }
-        )
+        phrase += " here" * (row % phrases_per_image)
+        boxes = [] if row in without_region else boxes
+        records.append(make_row(encode_png(pixels), f"scene-{number}", phrase, boxes))
     return records
 
 
