@@ -352,7 +352,9 @@ def _box(record: Any, get: itemgetter) -> tuple[float, float, float, float]:
 
 def _name(thing: Any) -> str:
     """An object's name in lower case: the first of `names` (`object_names` in older files), or `name`."""
-    names = [thing.get("name")] if "name" in thing else thing.get("names", thing.get("object_names"))
+    names = None
+    if isinstance(thing, dict):
+        names = [thing["name"]] if "name" in thing else thing.get("names", thing.get("object_names"))
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0].strip():
         raise Unusable("of an object without name")
     return _lower(names[0])

@@ -1,0 +1,551 @@
+"""Visual Genome, on files made by hand and on its own first hundred images: phrases, boxes, counts, what is refused."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset_scripts.features import FEATURES
+from dataset_scripts.visual_genome import VisualGenome, read_ids
+
+WIDTH, HEIGHT = 40, 30
+
+
+def image(id_: int, folder: str = "VG_100K", **changes) -> dict:
+    url = f"https://cs.stanford.edu/people/rak248/{folder}/{id_}.jpg"
+    plain = {"image_id": id_, "width": WIDTH, "height": HEIGHT, "url": url, "coco_id": None, "flickr_id": None}
+    return plain | changes
+
+
+def region(phrase="a red car", box=(1, 2, 10, 20), image_id=1, **changes) -> dict:
+    x, y, width, height = box
+    plain = {"region_id": 9, "image_id": image_id, "phrase": phrase, "x": x, "y": y, "width": width, "height": height}
+    return plain | changes
+
+
+def thing(object_id: int, name: str, *attributes, box=(1, 2, 10, 20), **changes) -> dict:
+    x, y, w, h = box
+    plain = {"object_id": object_id, "names": [name], "x": x, "y": y, "w": w, "h": h, "attributes": list(attributes)}
+    return plain | changes
+
+
+def relationship(subject: dict, predicate: str, other: dict) -> dict:
+    return {"predicate": predicate, "subject": subject, "object": other}
+
+
+CAR, TREE, DOG = thing(1, "car", "red", "parked"), thing(2, "tree", box=(20, 0, 5, 30)), thing(3, "Dog", "small ")
+RELATIONSHIPS = [relationship(CAR, "next  TO", TREE), relationship(TREE, "ON", DOG), relationship(DOG, "in", CAR)]
+
+
+class Workshop:
+    """Writes a data folder and runs the builder over it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.write("image_data", [image(1)])
+
+    def write(self, name: str, content) -> None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (self.folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+    def regions(self, *regions) -> None:
+        self.write("region_descriptions", [{"id": 1, "regions": list(regions)}])
+
+    def objects(self, *things) -> None:
+        self.write("attributes", [{"image_id": 1, "attributes": list(things)}])
+
+    def relationships(self, *relationships) -> None:
+        self.write("relationships", [{"image_id": 1, "relationships": list(relationships)}])
+
+    def photo(self, name: str, size=(WIDTH, HEIGHT)) -> bytes:
+        path = self.folder / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+        return path.read_bytes()
+
+    def builder(self, **options) -> VisualGenome:
+        return VisualGenome(cache_dir=str(self.folder / "cache"), **{"data_dir": str(self.folder)} | options)
+
+    def build(self, **options):
+        """All rows by split, and the report."""
+        builder = self.builder(**options)
+        rows = {
+            split: [row for job in builder.jobs(split) for row in builder.rows(split, job)]
+            for split in builder.split_names()
+        }
+        return rows, builder.report
+
+    def rows(self, **options):
+        rows, report = self.build(**options)
+        return rows["train"], report
+
+    def phrases(self, **options) -> list[tuple]:
+        return [(row["categories"][0], row["phrase"], row["boxes"][0]) for row in self.rows(**options)[0]]
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    return Workshop(tmp_path)
+
+
+# The real samples -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sample(shared_dir):
+    """Its records by file name, and a function that builds from it."""
+    folder = shared_dir / "data" / "visual_genome"
+
+    def build(file: str):
+        builder = VisualGenome(data_dir=str(folder), regions_file=file)
+        assert builder.split_names() == ["train"]
+        return [row for job in builder.jobs("train") for row in builder.rows("train", job)], builder.report
+
+    return (lambda file: json.loads((folder / file).read_text())), build
+
+
+@pytest.mark.shared
+def test_the_real_regions_are_all_there(sample):
+    read, build = sample
+    rows, report = build("region_descriptions.json")
+    assert len(rows) == 7278 and not report.dropped
+    assert report.kept == {
+        "images": 100,
+        "rows: regions": 7278,
+        "boxes that began left of or above the image, cut": 4,
+        "phrases with stray blanks at an end, cleaned": 557,
+        "phrases with stray blanks only inside, cleaned": 45,
+    }
+    raw = [region for record in read("region_descriptions.json") for region in record["regions"]]
+    for row, record in zip(rows, raw, strict=True):
+        assert row["phrase"].split(" ") == record["phrase"].split()
+        corner = [max(record["x"], 0), max(record["y"], 0)]
+        assert row["boxes"] == [[*corner, record["x"] + record["width"], record["y"] + record["height"]]]
+        assert row["image_id"] == str(record["image_id"]) and row["categories"] == ["region"] and row["image"] is None
+    assert FEATURES.encode_example(rows[0]).keys() == rows[0].keys()
+
+
+@pytest.mark.shared
+def test_the_real_regions_of_the_older_layout_are_kept_or_counted(sample):
+    read, build = sample
+    rows, report = build("region_descriptions_v1.json")
+    raw = [region for record in read("region_descriptions_v1.json") for region in record["regions"]]
+    assert len(raw) == 6472 and sum(region["width"] <= 0 or region["height"] <= 0 for region in raw) == 7
+    assert report.dropped["regions: box without area in the photo"] == 7
+    assert report.dropped["regions: phrase and box that the image has already"] == 13
+    assert len(rows) + sum(report.dropped.values()) == 6472
+    assert report.kept["phrases with stray blanks at an end, cleaned"] == 463
+
+
+# Phrases --------------------------------------------------------------------------------------------------------------
+
+
+def test_both_layouts_of_the_regions_give_the_same_rows(workshop):
+    workshop.regions(region(), region("a tree", (20, 0, 5, 30)))
+    newer = workshop.rows()[0]
+    older = [{"id": 4, "image": 1, "phrase": "a red car", "x": 1, "y": 2, "width": 10, "height": 20}]
+    older += [older[0] | {"id": 5, "phrase": "a tree", "x": 20, "y": 0, "width": 5, "height": 30}]
+    workshop.write("v1", [{"id": 1, "regions": older}])
+    workshop.write("image_data", [{"id": 1, "width": WIDTH, "height": HEIGHT, "url": "https://x.org/VG_100K/1.jpg"}])
+    assert workshop.rows(regions_file="v1.json")[0] == newer
+    assert newer == [
+        {
+            "image": None,
+            "image_id": "1",
+            "phrase": phrase,
+            "boxes": [box],
+            "masks": [],
+            "caption": None,
+            "caption_span": [],
+            "categories": ["region"],
+            "proposals": [],
+        }
+        for phrase, box in [("a red car", [1, 2, 11, 22]), ("a tree", [20, 0, 25, 30])]
+    ]
+
+
+def test_the_three_kinds_of_an_image_together(workshop):
+    workshop.regions(region("The Car"))
+    workshop.objects(CAR, TREE, DOG)
+    workshop.relationships(*RELATIONSHIPS)
+    box = [1, 2, 11, 22]
+    regions = [("region", "The Car", box)]
+    attributes = [("attribute", phrase, box) for phrase in ("red car", "parked car", "small dog")]
+    relations = [
+        ("relation", phrase, box) for phrase in ("red car next to tree", "parked car next to tree", "small dog in car")
+    ]
+    assert workshop.phrases() == regions + attributes + relations
+    assert workshop.phrases(kinds="regions") == regions
+    assert workshop.phrases(kinds="attributes") == attributes
+    assert workshop.phrases(kinds="relations") == relations
+    assert workshop.phrases(kinds="relations,regions") == regions + relations
+    report = workshop.rows()[1]
+    assert report.kept == {"images": 1, "rows: regions": 1, "rows: attributes": 3, "rows: relations": 3}
+    assert report.dropped == {"attributes: objects that have none": 1, "relations: whose subject has no attribute": 1}
+
+
+def test_older_attributes_meet_their_relations_by_name_and_box(workshop):
+    def older(record, id_):
+        kept = {key: record[key] for key in ("x", "y", "w", "h", "attributes")}
+        return kept | {"id": id_, "object_names": record["names"]}
+
+    def side(record, id_):
+        return {key: record[key] for key in ("x", "y", "w", "h")} | {"id": id_, "name": record["names"][0]}
+
+    workshop.write("attributes", [{"id": 1, "attributes": [older(CAR, 7), older(DOG, 8), older(CAR, 9)]}])
+    workshop.relationships(relationship(side(CAR, 70), "near", side(TREE, 71)))
+    assert [phrase for _, phrase, _ in workshop.phrases()] == [
+        *("red car", "parked car", "small dog"),
+        *("red car near tree", "parked car near tree"),
+    ]
+    assert workshop.rows()[1].dropped["attributes: phrase and box that the image has already"] == 2
+
+
+def test_all_takes_what_is_there_and_a_named_kind_must_be(workshop):
+    workshop.objects(CAR)
+    assert [kind for kind, _, _ in workshop.phrases()] == ["attribute"] * 2
+    with pytest.raises(ValueError, match=r"kinds: regions need .*region_descriptions\.json"):
+        workshop.build(kinds="attributes,regions")
+    with pytest.raises(ValueError, match=r"kinds: relations need .*relationships\.json"):
+        workshop.build(kinds="relations")
+    (workshop.folder / "attributes.json").unlink()
+    workshop.relationships(*RELATIONSHIPS)
+    with pytest.raises(ValueError, match=r"has none of region_descriptions\.json, attributes\.json"):
+        workshop.build()
+
+
+def test_stray_blanks_are_cleaned_and_counted(workshop):
+    phrases = ["a car ", "\ta  tree\n", "a  dog", "a cat", " \n", ""]
+    workshop.regions(*(region(phrase, (i, 0, 1, 1)) for i, phrase in enumerate(phrases)))
+    rows, report = workshop.rows()
+    assert [row["phrase"] for row in rows] == ["a car", "a tree", "a dog", "a cat"]
+    assert report.kept["phrases with stray blanks at an end, cleaned"] == 2
+    assert report.kept["phrases with stray blanks only inside, cleaned"] == 1
+    assert report.dropped == {"regions: with an empty phrase": 2}
+
+
+@pytest.mark.parametrize(
+    ("box", "expected", "began", "ended"),
+    [
+        ((-3, 4, 10, 10), [0, 4, 7, 14], 1, 0),
+        ((3, -4, 10, 10), [3, 0, 13, 6], 1, 0),
+        ((35, 25, 10, 10), [35, 25, 40, 30], 0, 1),
+        ((-5, -5, 100, 100), [0, 0, 40, 30], 1, 1),
+        ((0, 0, 40, 30), [0, 0, 40, 30], 0, 0),
+        ((1.5, 2.5, 2.0, 3.0), [1.5, 2.5, 3.5, 5.5], 0, 0),
+        ((-10, 0, 10, 10), None, 0, 0),
+        ((40, 0, 10, 10), None, 0, 0),
+        ((5, 5, 0, 10), None, 0, 0),
+        ((5, 5, 10, -1), None, 0, 0),
+        ((float("nan"), 5, 10, 10), None, 0, 0),
+        ((5, 5, 10, float("nan")), None, 0, 0),
+    ],
+)
+def test_boxes_are_cut_to_the_image_or_dropped(workshop, box, expected, began, ended):
+    workshop.regions(region(box=box))
+    rows, report = workshop.rows()
+    assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
+    assert report.kept["boxes that began left of or above the image, cut"] == began
+    assert report.kept["boxes that ended right of or below the image, cut"] == ended
+    assert report.dropped == ({} if expected else {"regions: box without area in the photo": 1})
+
+
+def test_a_phrase_and_box_come_once_an_image(workshop):
+    workshop.regions(region(), region("a  red car"), region(box=(1, 2, 10, 19)), region("red car"))
+    workshop.objects(CAR)
+    rows, report = workshop.rows()
+    assert [row["phrase"] for row in rows] == ["a red car", "a red car", "red car", "parked car"]
+    assert report.dropped == {
+        "regions: phrase and box that the image has already": 1,
+        "attributes: phrase and box that the image has already": 1,
+    }
+
+
+# Broken records -------------------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "no phrase": ("regions", region(None), "regions: without phrase"),
+    "phrase that is a list": ("regions", region(["a car"]), "regions: without phrase"),
+    "no box": ("regions", {"phrase": "a car", "x": 1, "y": 2, "width": 3}, "regions: without box"),
+    "no record": ("regions", "a car", "regions: without box"),
+    "box of text": ("regions", region(box=(1, 2, "10", 20)), "regions: with a box that is not four numbers"),
+    "box of truth": ("regions", region(box=(1, 2, True, 20)), "regions: with a box that is not four numbers"),
+    "another image": ("regions", region(image_id=2), "regions: of another image than the record they are in"),
+    "object without name": ("attributes", thing(1, "car", "red", names=[]), "attributes: of an object without name"),
+    "object without box": ("attributes", thing(1, "car", "red", w=None), "attributes: with a box that is not four num"),
+    "attributes in a text": ("attributes", thing(1, "car", attributes="red"), "attributes: that are no list"),
+    "attribute that is blank": ("attributes", thing(1, "car", " "), "attributes: empty or no text"),
+    "relation without predicate": ("relationships", relationship(CAR, " ", TREE), "relations: without predicate"),
+    "relation without object": ("relationships", relationship(CAR, "on", None), "relations: of an object without name"),
+    "relation without subject": ("relationships", {"predicate": "on", "object": TREE}, "relations: without box"),
+    "relation that is none": ("relationships", 7, "relations: that are no records"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_record_is_counted_or_fatal(workshop, case):
+    file, record, reason = BROKEN[case]
+    workshop.regions(region("a whole one", (0, 0, 5, 5)), *([record] if file == "regions" else []))
+    workshop.objects(thing(5, "cat", "black", box=(3, 3, 3, 3)), *([record] if file == "attributes" else []))
+    workshop.relationships(*([record] if file == "relationships" else []))
+    rows, report = workshop.rows()
+    assert [row["phrase"] for row in rows] == ["a whole one", "black cat"]
+    (dropped,) = report.dropped
+    assert dropped.startswith(reason) and report.dropped[dropped] == 1
+    with pytest.raises(ValueError, match=r"image 1, (region 1|an object of|a relationship).*" + reason):
+        workshop.rows(strict=True)
+
+
+def test_a_relation_of_null_subject_is_counted(workshop):
+    workshop.objects(CAR)
+    workshop.relationships({"predicate": "on", "subject": None, "object": TREE})
+    assert workshop.rows()[1].dropped == {"relations: without box": 1}
+
+
+def test_an_image_that_is_not_listed_is_counted(workshop):
+    workshop.write("image_data", [image(2)])
+    workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)] * i} for i in (1, 2, 3)])
+    workshop.write("attributes", [{"image_id": i, "attributes": [CAR]} for i in (1, 2, 3)])
+    rows, report = workshop.rows()
+    assert {row["image_id"] for row in rows} == {"2"} and len(rows) == 3
+    assert report.dropped == {
+        "images: not in image_data.json": 2,
+        "regions: of images: not in image_data.json": 4,
+        "attributes: of images: not in image_data.json": 2,
+        "regions: phrase and box that the image has already": 1,
+    }
+    with pytest.raises(ValueError, match="image 1: images: not in image_data"):
+        workshop.rows(strict=True)
+
+
+# Photos ---------------------------------------------------------------------------------------------------------------
+
+
+def test_photos_are_found_in_both_folders(workshop):
+    workshop.write("image_data", [image(1), image(2, "VG_100K_2"), image(3), image(4, url=None)])
+    workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)]} for i in (1, 2, 3, 4)])
+    names = ["VG_100K/1.jpg", "VG_100K_2/2.jpg", "VG_100K_2/3.jpg", "VG_100K_2/4.jpg"]
+    photos = [workshop.photo(name, (WIDTH, HEIGHT)) for name in names]
+    workshop.photo("VG_100K/2.jpg", (5, 5))  # its address says that the other one is meant
+    rows, report = workshop.rows(images_dir=str(workshop.folder / "photos"))
+    assert [row["image"] for row in rows] == [{"bytes": photo, "path": None} for photo in photos]
+    assert report.kept["images"] == 4 and not report.dropped
+
+
+def test_images_without_usable_photo_are_counted_with_their_regions(workshop):
+    workshop.write("image_data", [image(i) for i in (1, 2, 3, 4)])
+    workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)] * 2} for i in (1, 2, 3, 4)])
+    workshop.photo("VG_100K/1.jpg")
+    workshop.photo("VG_100K/2.jpg", (WIDTH + 1, HEIGHT))
+    whole = workshop.photo("VG_100K/3.jpg")
+    (workshop.folder / "photos/VG_100K/3.jpg").write_bytes(whole[: len(whole) // 2])
+    options = {"images_dir": str(workshop.folder / "photos")}
+    rows, report = workshop.rows(**options)
+    assert [row["image_id"] for row in rows] == ["1"]
+    reasons = ("have another size than their record says", "cannot be decoded", "not in the folder of the photos")
+    for reason in reasons:
+        assert report.dropped[f"photos: {reason}"] == 1 and report.dropped[f"regions: of photos: {reason}"] == 2
+    with pytest.raises(ValueError, match="image 2: photos: have another size"):
+        workshop.rows(strict=True, **options)
+
+
+# Exclusion and splits -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def overlapping(workshop):
+    """Four images: the second is in COCO, the third on Flickr, the fourth both."""
+    ids = [(None, None), (72, None), (None, 36979), (581857, "1007129816")]
+    data = [image(i + 1, coco_id=coco, flickr_id=flickr) for i, (coco, flickr) in enumerate(ids)]
+    workshop.write("image_data", data)
+    workshop.write(
+        "region_descriptions",
+        [{"id": i, "regions": [region(image_id=i), region("b", image_id=i)]} for i in (1, 2, 3, 4)],
+    )
+    return workshop
+
+
+COCO_LISTS = {
+    "lines": "72\n\n581857\n",
+    "file names": "train2014/COCO_train2014_000000000072.jpg\nCOCO_train2014_000000581857_16.jpg\n",
+    "JSON": "[72, 581857]",
+    "JSON of texts": '["72", "581857.jpg"]',
+    "instances": json.dumps({"images": [{"id": 72, "file_name": "x"}, {"id": 581857}], "annotations": []}),
+}
+
+
+@pytest.mark.parametrize("form", COCO_LISTS)
+def test_images_of_evaluation_splits_are_left_out_by_coco_id(overlapping, form):
+    (overlapping.folder / "ids").write_text(COCO_LISTS[form])
+    rows, report = overlapping.rows(exclude_coco_ids=str(overlapping.folder / "ids"), strict=True)
+    assert [row["image_id"] for row in rows] == ["1", "1", "3", "3"]
+    assert report.dropped == {
+        "images: excluded by their COCO id": 2,
+        "regions: of images: excluded by their COCO id": 4,
+    }
+
+
+def test_images_are_left_out_by_flickr_id_from_several_lists(overlapping):
+    (overlapping.folder / "val.txt").write_text("36979\n1")
+    (overlapping.folder / "test.txt").write_text("1007129816\n")
+    lists = ",".join(str(overlapping.folder / name) for name in ("val.txt", "test.txt"))
+    rows, report = overlapping.rows(exclude_flickr_ids=lists)
+    assert [row["image_id"] for row in rows] == ["1", "1", "2", "2"]
+    assert report.dropped["images: excluded by their Flickr id"] == 2
+
+
+@pytest.mark.shared
+def test_the_real_split_list_can_be_read_as_ids(shared_dir):
+    assert len(read_ids(shared_dir / "data" / "flickr30k_entities" / "test.txt")) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("72\nseventy\n", "'seventy' is no id of a photo"),
+        ("[72, null]", "'None' is no id"),
+        ("[72, 1.5]", "'1.5' is no id"),
+        ("[true]", "'True' is no id"),
+        ('{"annotations": []}', "has no list of images"),
+        ('{"images": [7]}', "has no list of images"),
+        ("[72", "is not JSON, or was cut off"),
+        ("\n", "has no ids"),
+        ("[]", "has no ids"),
+    ],
+)
+def test_a_list_of_ids_that_is_none_is_refused(overlapping, text, message):
+    (overlapping.folder / "ids").write_text(text)
+    with pytest.raises(ValueError, match=rf"ids.*{message}"):
+        overlapping.build(exclude_coco_ids=str(overlapping.folder / "ids"))
+    with pytest.raises(ValueError, match=r"nowhere\.txt"):
+        overlapping.build(exclude_flickr_ids=str(overlapping.folder / "nowhere.txt"))
+
+
+def many(workshop, count=200):
+    ids = range(3, 3 * count, 3)
+    workshop.write("image_data", [image(i) for i in ids])
+    workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)]} for i in ids])
+    workshop.write("attributes", [{"image_id": i, "attributes": [CAR]} for i in ids])
+
+
+def test_images_are_split_by_their_id_alone(workshop):
+    many(workshop)
+    rows, _ = workshop.build(validation_fraction=0.25)
+    ids = {split: {row["image_id"] for row in rows[split]} for split in rows}
+    assert set(ids) == {"train", "validation"} and not ids["train"] & ids["validation"]
+    assert len(ids["train"] | ids["validation"]) == 199 and 30 <= len(ids["validation"]) <= 70
+    assert set(workshop.build()[0]) == {"train"}
+    many(workshop, 100)
+    fewer = {row["image_id"] for row in workshop.build(validation_fraction=0.25)[0]["validation"]}
+    assert fewer == {i for i in ids["validation"] if int(i) < 300}
+
+
+def test_jobs_are_of_whole_images_and_always_the_same(workshop, monkeypatch):
+    monkeypatch.setattr(VisualGenome, "images_per_job", 30)
+    many(workshop)
+    builder = workshop.builder()
+    builder.split_names()
+    jobs = list(builder.jobs("train"))
+    assert [len(job) for job in jobs] == [30] * 6 + [19]
+    assert jobs == list(builder.jobs("train"))
+    together = [row for job in jobs for row in builder.rows("train", job)]
+    assert [row["image_id"] for row in together] == [str(i) for i in range(3, 600, 3) for _ in range(3)]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_read_in_step_where_images_are_missing(workshop):
+    order = [7, 2, 5, 1]  # whatever it is, it is image_data.json's
+    workshop.write("image_data", [image(i) for i in order])
+    workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)]} for i in (7, 99, 5, 1)])
+    workshop.write("attributes", [{"image_id": i, "attributes": [CAR]} for i in (7, 2, 99, 1)])
+    workshop.write("relationships", [{"image_id": i, "relationships": RELATIONSHIPS[:1]} for i in (2, 5, 1)])
+    rows, report = workshop.rows()
+    phrases: dict[str, list[str]] = {}
+    for row in rows:
+        phrases.setdefault(row["image_id"], []).append(row["categories"][0])
+    attributes, relations = ["attribute"] * 2, ["relation"] * 2
+    assert list(phrases.items()) == [
+        ("7", ["region", *attributes]),
+        ("2", [*attributes, *relations]),
+        ("5", ["region"]),
+        ("1", ["region", *attributes, *relations]),
+    ]
+    assert report.dropped["images: not in image_data.json"] in (1, 2)
+
+
+def test_a_file_in_another_order_can_be_built_alone(workshop):
+    workshop.write("image_data", [image(i) for i in (1, 2, 3)])
+    workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)]} for i in (1, 3, 2)])
+    assert [row["image_id"] for row in workshop.rows()[0]] == ["1", "3", "2"]
+    workshop.write("attributes", [{"image_id": i, "attributes": [CAR]} for i in (1, 2, 3)])
+    with pytest.raises(ValueError, match=r"region_descriptions\.json: image 2 \(record 2\) is not where .*one kind"):
+        workshop.rows()
+    assert len(workshop.rows(kinds="regions")[0]) == 3
+
+
+def broken(name, change):
+    """The name of a file, and its content with something changed."""
+    whole = {
+        "image_data": [image(1)],
+        "region_descriptions": [{"id": 1, "regions": [region()]}],
+        "attributes": [{"image_id": 1, "attributes": [CAR]}],
+        "relationships": [{"image_id": 1, "relationships": RELATIONSHIPS}],
+    }
+    content = copy.deepcopy(whole[name])
+    return name, change(content) or content
+
+
+def twice(content):
+    content.append(content[0])
+
+
+REFUSED = {
+    "regions cut off": (
+        broken("region_descriptions", lambda c: json.dumps(c)[:-5]),
+        r"region_descriptions\.json is not JSON, or was cut off, after 0 records",
+    ),
+    "regions of no list": (broken("region_descriptions", lambda c: '{"id": 1}'), "does not begin with '\\['"),
+    "no JSON": (broken("attributes", lambda c: "[nonsense]"), r"attributes\.json is not JSON"),
+    "flat regions": (broken("region_descriptions", lambda c: [region()]), "record 0 needs .* a list regions"),
+    "no id": (broken("relationships", lambda c: c[0].pop("image_id") and None), "record 0 needs a whole number"),
+    "id of text": (broken("attributes", lambda c: c[0].update(image_id="1")), r"attributes\.json: record 0 needs"),
+    "a list of numbers": (broken("attributes", lambda c: [1]), "record 0 needs"),
+    "regions twice": (broken("region_descriptions", twice), "image 1 occurs twice, the second time as record 1"),
+    "attributes twice": (broken("attributes", twice), r"attributes\.json: image 1 occurs twice"),
+    "image twice": (broken("image_data", twice), r"image_data\.json: image 1 occurs twice"),
+    "image without id": (broken("image_data", lambda c: c[0].pop("image_id") and None), "record 0 needs a whole"),
+    "image without width": (broken("image_data", lambda c: c[0].pop("width") and None), "image 1 has no usable width"),
+    "image of no height": (broken("image_data", lambda c: c[0].update(height=0)), "image 1 has no usable width and h"),
+    "image of odd COCO id": (broken("image_data", lambda c: c[0].update(coco_id=[7])), r"coco_id cannot be \[7\]"),
+    "images cut off": (broken("image_data", lambda c: "["), r"image_data\.json is not JSON, or was cut off"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_broken_file_is_refused_by_name(workshop, case):
+    (name, content), message = REFUSED[case]
+    workshop.regions(region())
+    workshop.objects(CAR)
+    workshop.relationships(*RELATIONSHIPS)
+    assert len(workshop.rows()[0]) == 5
+    workshop.write(name, content)
+    with pytest.raises(ValueError, match=message):
+        workshop.build()
+
+
+def test_bad_options_are_named(workshop):
+    with pytest.raises(ValueError, match="needs data_dir"):
+        VisualGenome(cache_dir=str(workshop.folder))
+    with pytest.raises(ValueError, match="kinds: 'colours' is none of regions, attributes, relations, all"):
+        workshop.builder(kinds="regions,colours")
+    with pytest.raises(ValueError, match="validation_fraction"):
+        workshop.builder(validation_fraction=1.0)
+    (workshop.folder / "image_data.json").unlink()
+    workshop.regions(region())
+    with pytest.raises(ValueError, match=r"image_data\.json"):
+        workshop.build()
