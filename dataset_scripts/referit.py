@@ -65,7 +65,8 @@ class ReferIt(SourceBuilder):
                     raise ValueError(f"{folder}: photo {photo} is in the lists of {listed[photo]} and of {split}")
                 listed[photo] = split
             self.splits[split] = [(photo, regions[photo]) for photo in photos if photo in regions]
-            self.report.dropped["photos: listed, but without a record"] += len(photos) - len(self.splits[split])
+            if without := len(photos) - len(self.splits[split]):
+                self.report.dropped["photos: listed, but without a record"] += without
         for photo in sorted(regions.keys() - listed.keys()):
             self.drop("records: of a photo in no list", f"photo {photo}", len(regions[photo]))
         return [split for split, photos in self.splits.items() if photos]

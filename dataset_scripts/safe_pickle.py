@@ -79,7 +79,7 @@ def load_plain_pickle(path: Path) -> Any:
 
     Raises:
         ValueError: There is no such file, it has more than 256 MiB, it is no pickle or was cut off, it holds something
-            else, or it is nested deeper than 32 levels. The message names the file, and what it wants to import.
+            else, or it is nested deeper than 32 levels. The message names the file, and what it asks for.
     """
     try:
         size = path.stat().st_size
@@ -93,7 +93,7 @@ def load_plain_pickle(path: Path) -> Any:
         _check_nesting(value, len(data))
     except _Refused as refused:
         raise ValueError(
-            f"{path} is not read: it wants {refused}, and only dictionaries, lists, tuples, text, bytes and numbers "
+            f"{path} is not read: it asks for {refused}, and only dictionaries, lists, tuples, text, bytes and numbers "
             "are admitted, since anything else in a pickle can run code. If you trust the file, load it yourself, "
             "turn what it holds into those (numpy's numbers into Python's) and pickle that."
         ) from None
