@@ -204,6 +204,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if any("=" not in model for model in args.models):
         parser.error("--models takes NAME=CHECKPOINT pairs, e.g. mine=outputs/run")
     args.models = dict(model.split("=", 1) for model in args.models)
+    if any("/" in name or name.startswith(".") for name in args.models):
+        parser.error("names in --models become names of folders: leave out / and a dot in front")
     return args
 
 

@@ -59,6 +59,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
         parser.error("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")
     args.shard = int(index), int(number)
+    if args.overwrite and args.shard != (0, 1):
+        parser.error(
+            "--overwrite would delete what other machines made: delete the folder first, then start the shards"
+        )
     if any("=" not in column for column in args.columns):
         parser.error("--columns takes OURS=THEIRS pairs, e.g. phrase=caption")
     args.columns = {theirs: ours for ours, theirs in (column.split("=", 1) for column in args.columns)}

@@ -1,5 +1,6 @@
 """Processor of ALBEF: photos and phrases in, heatmaps, points and boxes in the photos' own pixels out."""
 
+from bisect import bisect_right
 from collections import defaultdict
 from typing import Any
 
@@ -229,35 +230,39 @@ def box_around_point(heatmap: torch.Tensor, point: tuple[int, int], threshold: f
         threshold: in [0, 1], between the map's minimum and maximum.
     """
     low, high = heatmap.aminmax()
-    inside = heatmap - low >= threshold * (high - low)
-    # Nothing outside the box of all regions matters, and that is often a small part of a large photo.
-    left, top, right, bottom = bounding_box(inside)
-    inside = inside[top:bottom, left:right]
-    rows, columns = run_labels(inside), run_labels(inside.T).T
-    reached = torch.zeros_like(inside)
-    reached[point[1] - top, point[0] - left] = True
-    count = 0
-    # Whole runs at a time: a region is full after as many rounds as a path in it has corners, a few for smooth maps.
-    while count < (count := reached.sum().item()):
-        for labels in (rows, columns):
-            hit = torch.zeros(inside.numel() + 1, dtype=torch.bool, device=inside.device)
-            hit[labels[reached]] = True
-            reached = hit[labels] & inside
-    x1, y1, x2, y2 = bounding_box(reached)
-    return left + x1, top + y1, left + x2, top + y2
+    inside = (heatmap - low >= threshold * (high - low)).cpu().numpy()
+    # Whole runs instead of pixels: a smooth map has few.
+    rows, starts, stops = horizontal_runs(inside)
+    of_row = np.searchsorted(rows, np.arange(len(inside) + 1)).tolist()
+    rows, starts, stops = rows.tolist(), starts.tolist(), stops.tolist()
+    x, y = point
+    waiting = [bisect_right(starts, x, of_row[y], of_row[y + 1]) - 1]
+    reached = set(waiting)
+    while waiting:
+        run = waiting.pop()
+        for row in {max(rows[run] - 1, 0), min(rows[run] + 1, len(inside) - 1)}:
+            end = of_row[row + 1]
+            touching = bisect_right(stops, starts[run], of_row[row], end)
+            while touching < end and starts[touching] < stops[run]:
+                if touching not in reached:
+                    reached.add(touching)
+                    waiting.append(touching)
+                touching += 1
+    return (
+        min(starts[run] for run in reached),
+        min(rows[run] for run in reached),
+        max(stops[run] for run in reached),
+        max(rows[run] for run in reached) + 1,
+    )
 
 
-def bounding_box(inside: torch.Tensor) -> tuple[int, int, int, int]:
-    """Half-open xyxy of the True values, of which there are some, of a (height, width) tensor."""
-    ys, xs = inside.any(dim=1).nonzero(), inside.any(dim=0).nonzero()
-    return xs[0].item(), ys[0].item(), xs[-1].item() + 1, ys[-1].item() + 1
-
-
-def run_labels(inside: torch.Tensor) -> torch.Tensor:
-    """(height, width) bool: one number for each unbroken horizontal run of True; numbers elsewhere mean nothing."""
-    starts = inside.clone()
-    starts[:, 1:] &= ~inside[:, :-1]
-    return starts.flatten().cumsum(0).view(inside.shape)
+def horizontal_runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every unbroken run of True in a (height, width) array: row, first column, column after the last; in order."""
+    width = inside.shape[1] + 1
+    closed = np.zeros((len(inside), width + 1), dtype=bool)
+    closed[:, 1:-1] = inside
+    edges = np.flatnonzero(closed[:, 1:] != closed[:, :-1]).reshape(-1, 2)
+    return edges[:, 0] // width, edges[:, 0] % width, edges[:, 1] % width
 
 
 __all__ = ["AlbefProcessor"]

@@ -288,6 +288,9 @@ def test_a_shard_that_there_is_not(checkpoint, data, tmp_path, capsys, shard):
     with pytest.raises(SystemExit):
         run_ground(checkpoint, data, tmp_path, f"--shard={shard}")
     assert "--shard takes I/N" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_ground(checkpoint, data, tmp_path, "--shard", "0/2", "--overwrite")
+    assert "would delete what other machines made" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, capsys):

@@ -161,15 +161,14 @@ class Grounder:
         names = "pixel_values", "input_ids", "attention_mask", "image_index"
         with torch.no_grad(), self.accelerator.autocast():
             explained = self.explain(self.model, *(inputs[name] for name in names))
-            return gradcam(explained), explained.probability.tolist()
+            return gradcam(explained).cpu(), explained.probability.tolist()
 
     def heatmaps_of(self, records: list[Record]) -> torch.Tensor:
         """(num_records, rows, columns), of records that can be used."""
         return self.answer(self.read([[record] for record in records]))[0]
 
-    def rows(self, batch: Batch) -> list[Record]:
-        """One row a phrase, see `record_schema`, in the order of the phrases."""
-        heatmaps, scores = self.answer(batch)
+    def rows(self, batch: Batch, heatmaps: torch.Tensor, scores: list[float]) -> list[Record]:
+        """One row a phrase, see `record_schema`, in the order of the phrases; the others as of `answer`."""
         answers = iter(zip(heatmaps, scores, strict=True))
         return [self._row(phrase, answers) for phrase in batch.phrases]
 
@@ -187,12 +186,12 @@ class Grounder:
             return row
         heatmap, score = next(answers)
         (found,) = post_process_grounding(heatmap[None], phrase.size)
-        found["heatmap"] = found["heatmap"].cpu().numpy()
+        found["heatmap"] = found["heatmap"].numpy()
         row |= {"score": score, "point": list(found["point"]), "box": list(found["box"])}
         if self.protocol.metrics:
             row |= score_answer(found, phrase.boxes, phrase.proposals, self.protocol.metrics)
         if self.heatmaps is not None:
-            row["heatmap"] = list(heatmap.cpu().numpy().astype(self.heatmaps))
+            row["heatmap"] = list(heatmap.numpy().astype(self.heatmaps))
         return row
 
 
@@ -209,7 +208,8 @@ def ground(
 
     Args:
         batch_size: phrases a pass.
-        num_workers: threads that read and prepare batches ahead; 0 for none.
+        num_workers: threads that read and prepare batches ahead, and as many that work out points, boxes and hits; 0
+            for none.
         description: what the progress bar says; none for no bar.
 
     Returns: number of phrases, and the seconds they took.
@@ -218,21 +218,23 @@ def ground(
         ValueError: a record cannot be used, and the grounder is strict.
     """
     start, num_phrases = time.perf_counter(), 0
-    read = ahead(
-        lambda item: (item[0], grounder.read(item[1])), numbered_batches(blocks, numbers, batch_size), num_workers
-    )
+    batches = numbered_batches(blocks, numbers, batch_size)
+    read = ahead(lambda item: (item[0], grounder.read(item[1])), batches, num_workers)
+    # The model alone is asked in this thread.
+    answered = ((number, batch, *grounder.answer(batch)) for number, batch in read)
+    done = ahead(lambda item: (item[0], grounder.rows(*item[1:])), answered, num_workers)
     total = blocks.num_rows(numbers)
     with tqdm(total=total, desc=description, unit=" pairs", disable=description is None, smoothing=0.1) as bar:
 
-        def rows_of(batches: Iterable[tuple[int, Batch]]) -> Iterator[list[Record]]:
+        def counted(of_block: Iterable[tuple[int, list[Record]]]) -> Iterator[list[Record]]:
             nonlocal num_phrases
-            for _, batch in batches:
-                yield grounder.rows(batch)
-                num_phrases += len(batch.phrases)
-                bar.update(len(batch.phrases))
+            for _, rows in of_block:
+                yield rows
+                num_phrases += len(rows)
+                bar.update(len(rows))
 
-        for number, batches in groupby(read, key=itemgetter(0)):
-            store.write(number, rows_of(batches))
+        for number, of_block in groupby(done, key=itemgetter(0)):
+            store.write(number, counted(of_block))
     return num_phrases, time.perf_counter() - start
 
 

@@ -26,7 +26,7 @@ class RunOptions:
 
     Args:
         batch_size: phrases a pass.
-        num_workers: threads a process that read and prepare batches ahead.
+        num_workers: threads a process that read and prepare batches ahead, and that finish them.
         overwrite: start anew where records are there.
         shard: (i, n): take only every n-th block, from the i-th on, counted from 0; other machines take the others.
     """

@@ -1,6 +1,7 @@
 """Pictures of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ def heatmap_grid(
     axes = figure.subplots(len(images), len(titles), squeeze=False)
     for row, (image, phrase) in enumerate(zip(images, phrases)):
         axes[row, 0].imshow(image)
-        axes[row, 0].set_title(f"“{phrase}”", fontsize=9, loc="left", wrap=True)
+        # Matplotlib's own wrapping knows the figure's edge only, not the next column.
+        axes[row, 0].set_title(textwrap.fill(f"“{phrase}”", 38), fontsize=9, loc="left")
         for axis, (title, results) in zip(axes[row, 1:], columns.items()):
             heatmap, (x, y) = results[row]
             hit = any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in boxes[row])
