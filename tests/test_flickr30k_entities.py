@@ -235,10 +235,12 @@ UNBOXED = [
     Thing(["5"], (50, 50, 60, 60)),
     Thing(["1"], None, scene=1),
     Thing(["7"], None),
+    Thing(["8"], None, nobndbox=1),
+    Thing(["8"], None, scene=1),
 ]
-UNBOXED_CAPTION = [phrase(chain, "the", f"thing{chain}") for chain in "01234567"]
+UNBOXED_CAPTION = [phrase(chain, "the", f"thing{chain}") for chain in "012345678"]
 UNBOXED_REASONS = {
-    "phrases: of the scene as a whole, which has no box": 2,
+    "phrases: of the scene as a whole, which has no box": 3,
     "phrases: of what has no box": 2,
     "phrases: of boxes without area in the photo": 1,
     "phrases: of a chain that the annotations do not have": 1,
@@ -253,14 +255,14 @@ def test_phrases_without_a_box_are_counted_by_reason(tmp_path):
         "phrases: of nothing visible (chain 0)": 1,
     }
     assert report.kept["phrases with boxes of a chain that is marked scene, too"] == 1
-    assert report.dropped["objects: without a box, marked scene"] == 3
-    assert report.dropped["objects: without a box, marked nobndbox"] == 2
+    assert report.dropped["objects: without a box, marked scene"] == 4
+    assert report.dropped["objects: without a box, marked nobndbox"] == 3
 
 
 def test_phrases_without_a_box_are_kept_on_demand(tmp_path):
     rows, report = rows_of(tmp_path, *UNBOXED, captions=[UNBOXED_CAPTION], keep_unboxed=True)
-    assert [row["phrase"] for row in rows] == [f"the thing{chain}" for chain in "1234567"]
-    assert [row["boxes"] for row in rows] == [[[0, 0, 4, 4]], *[[]] * 6]
+    assert [row["phrase"] for row in rows] == [f"the thing{chain}" for chain in "12345678"]
+    assert [row["boxes"] for row in rows] == [[[0, 0, 4, 4]], *[[]] * 7]
     assert rows[3]["caption_span"] == [8, 10] and rows[3]["caption"].split(" ")[8:10] == ["the", "thing4"]
     assert {k: report.kept[f"{k}: kept without a region"] for k in UNBOXED_REASONS} == UNBOXED_REASONS
     assert {k for k in report.dropped if k.startswith("phrases")} == {"phrases: of nothing visible (chain 0)"}
@@ -496,7 +498,7 @@ PROCESSED_SENTENCES = {
     "no sentence": (lambda entry: entry.pop("sentence"), "sentence 1 .*KeyError"),
     "sentence of another kind": (lambda entry: entry.update(sentence=5), "sentence 1 .*AttributeError"),
     "phrase elsewhere": (lambda entry: entry["phrases"][0].update(first_word_index=1), "'a man' is not at word 1"),
-    "phrase before": (lambda entry: entry["phrases"][0].update(first_word_index=-2), "'a man' is not at word -2"),
+    "phrase before": (lambda entry: entry["phrases"][0].update(first_word_index=-3), "'a man' is not at word -3"),
     "no chain": (lambda entry: entry["phrases"][0].update(phrase_id=None), "has no phrase_id"),
     "types as text": (lambda entry: entry["phrases"][0].update(phrase_type="people"), "no list as phrase_type"),
     "type of another kind": (lambda entry: entry["phrases"][0].update(phrase_type=[3]), "phrase_type that is no text"),
