@@ -24,10 +24,11 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from dataset_scripts.build import build
-from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, convert_albef_checkpoint
 from tests.conftest import tiny_blip
 from tests.hub_repository import Repo
 from tests.hub_server import READ_TOKEN, TOKEN, HubServer
+from tests.test_convert_albef_checkpoint import GOLDEN, write_vocabulary
 from tests.test_train_script import RUN, TINY_MODEL
 from tests.test_trainer import blip_processor
 from tests.tiny_data import picture, tiny_records, write_folder
@@ -197,6 +198,43 @@ def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp
         answers = safetensors.torch.load_file(tmp_path / folder / "answers.safetensors")
         assert torch.equal(answers["heatmaps"], outputs.heatmaps)
         assert torch.equal(answers["logits"], outputs.itm_logits)
+
+
+PULL_GOLDEN = """
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("org/golden", trust_remote_code=True).eval()
+output = model(**load_file(sys.argv[1]), output_heatmaps=True)
+save_file({"heatmaps": output.heatmaps.contiguous(), "itm_logits": output.itm_logits.contiguous()}, sys.argv[2])
+"""
+
+
+@pytest.mark.shared
+def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(hub, shared_dir, tmp_path):
+    vocabulary = write_vocabulary(tmp_path / "tokenizer", 200)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in GOLDEN.items()]
+    golden, folder = shared_dir / "golden", tmp_path / "albef"
+    convert_albef_checkpoint.main([str(golden / "model.pth"), str(folder), "--tokenizer", str(vocabulary), *options])
+    push = "import sys\nfrom modeling_albef_amc import AlbefForPreTraining\n"
+    push += "AlbefForPreTraining.from_pretrained(sys.argv[1]).push_to_hub('org/golden')"
+    run(["-c", push, folder], ROOT, environment(hub.url, tmp_path / "home"))
+    inputs = safetensors.torch.load_file(golden / "inputs.safetensors")
+    batch = {"pixel_values": inputs["b0.images"].float(), "input_ids": inputs["b0.input_ids"]}
+    batch["attention_mask"] = inputs["b0.attention_mask"]
+    safetensors.torch.save_file(batch, tmp_path / "batch.safetensors")
+    files = tmp_path / "batch.safetensors", tmp_path / "answers.safetensors"
+    run_clean(PULL_GOLDEN, tmp_path / "clean", environment(hub.url, tmp_path / "home-2", token=None), *files)
+    answers = safetensors.torch.load_file(files[1])
+    expected = safetensors.torch.load_file(golden / "eval_cam.safetensors")
+    # The original divides by all token slots, padding included.
+    heatmaps = answers["heatmaps"] * batch["attention_mask"].float().mean(dim=1)[:, None, None]
+    for actual, recorded in (
+        (answers["itm_logits"], expected["itm_logits_res64"]),
+        (heatmaps, expected["itm_cam_res64_layer4"]),
+    ):
+        assert (actual - recorded).abs().max() < 1e-4 * recorded.abs().max()
 
 
 def code_blocks(card: ModelCard) -> list[str]:
