@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
                 if args.gallery:
                     draw_gallery(grounder, blocks, stores[split], args, name, split)
         if accelerator.is_main_process and args.num_pictured:
-            records = pictured[0] or picture_records(splits, stores, args.num_pictured)
+            records = pictured[0] or picture_records(grounder, splits, stores, args.num_pictured)
             pictured = records, {**pictured[1], name: grounder.heatmaps_of(records)}
     results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
@@ -147,7 +147,9 @@ def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> d
     return results
 
 
-def picture_records(splits: dict[str, Blocks | FileBlocks], stores: dict[str, RecordStore], count: int) -> list[dict]:
+def picture_records(
+    grounder: Grounder, splits: dict[str, Blocks | FileBlocks], stores: dict[str, RecordStore], count: int
+) -> list[dict]:
     """The records of the picture: `count` in all, from every split alike, spread evenly over its usable ones."""
     records = []
     for number, (split, blocks) in enumerate(splits.items()):
@@ -156,7 +158,7 @@ def picture_records(splits: dict[str, Blocks | FileBlocks], stores: dict[str, Re
         share = min(count // len(splits) + (number < count % len(splits)), len(usable))
         counts = stores[split].counts()
         records += [record_at(blocks, counts, usable[i * len(usable) // share]) for i in range(share)]
-    return records
+    return [grounder.with_boxes(record) for record in records]
 
 
 def draw_gallery(
@@ -164,8 +166,11 @@ def draw_gallery(
 ) -> None:
     metric, counts = grounder.protocol.metrics[0], store.counts()
     cases = choose_cases(store.tables(["score", metric]), metric, args.gallery)
-    picture = gallery(cases, lambda position: record_at(blocks, counts, position), grounder.heatmaps_of, name)
-    picture.save(args.output / f"gallery-{name}-{split}.png")
+    chosen = {
+        kind: [grounder.with_boxes(record_at(blocks, counts, position)) for position in positions]
+        for kind, positions in cases.items()
+    }
+    gallery(chosen, grounder.heatmaps_of, name).save(args.output / f"gallery-{name}-{split}.png")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +184,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
     parser.add_argument(
-        "--save_heatmaps", nargs="?", const="float16", choices=list(HEATMAP_TYPES), help="keep the maps"
+        "--save_heatmaps",
+        nargs="?",
+        const="float32",
+        choices=list(HEATMAP_TYPES),
+        help="keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)",
     )
     parser.add_argument("--strict", action="store_true", help="stop at a record that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="start anew, whatever records are there")

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from transformers import AutoModel
 
 import evaluate_grounding
 import ground_dataset
-from dataset_scripts.features import FEATURES
+from dataset_scripts.features import FEATURES, encode_png
 from modeling_albef_amc import AlbefProcessor
 from modeling_albef_amc.processing_albef import post_process_grounding
 from tests.test_distributed import torchrun
@@ -326,7 +327,7 @@ def test_records_of_other_settings_are_refused(checkpoint, data, tmp_path):
     for model, dataset, more, name in [
         (tmp_path / "other", data, [], "model: "),
         (checkpoint, data, ["--max_examples", "20"], "data: "),
-        (checkpoint, data, ["--save_heatmaps"], "heatmaps: None, now 'float16'"),
+        (checkpoint, data, ["--save_heatmaps"], "heatmaps: None, now 'float32'"),
         (checkpoint, data, ["--block_size", "7"], "blocks: 4, now 3"),
     ]:
         with pytest.raises(ValueError, match=rf"other settings \(.*{re.escape(name)}.*--overwrite"):
@@ -342,6 +343,11 @@ def test_records_of_other_settings_are_refused(checkpoint, data, tmp_path):
     (tmp_path / "out" / "test.json").write_text("{")
     with pytest.raises(ValueError, match=r"test\.json is damaged.*--overwrite"):
         run_ground(checkpoint, data, tmp_path / "out")
+
+
+def test_a_part_of_a_split_is_refused(checkpoint, data, tmp_path):
+    with pytest.raises(ValueError, match=r"'test\[:4\]' cannot name files.*--max_examples"):
+        evaluate(checkpoint, data, tmp_path, "--splits", "test[:4]")
 
 
 def test_a_damaged_file_of_records_is_named(checkpoint, data, tmp_path):
@@ -427,6 +433,25 @@ def test_one_box_a_phrase_where_the_benchmark_says_so(checkpoint, data, tmp_path
         assert (row["error"] is not None) == (len(record["boxes"]) > 1)
         if row["error"] is not None:
             assert "it has 2 boxes" in row["error"]
+
+
+def test_masks_count_where_there_are_no_boxes(checkpoint, tmp_path):
+    boxed = [{**record, "boxes": record["boxes"][:1]} for record in tiny_records(6)]
+    masked = []
+    for record in boxed:
+        x1, y1, x2, y2 = record["boxes"][0]
+        mask = np.zeros(np.asarray(Image.open(BytesIO(record["image"]["bytes"]))).shape[:2], dtype=bool)
+        mask[y1:y2, x1:x2] = True
+        masked.append({**record, "boxes": [], "masks": [encode_png(mask)]})
+    found = {}
+    for name, records in {"boxed": boxed, "masked": masked}.items():
+        folder = write_folder(tmp_path / name, test=records)
+        evaluate(checkpoint, folder, tmp_path / "out" / name, "--gallery", "2", "--num_pictured", "2")
+        found[name] = rows(tmp_path / "out" / name / "records" / "tiny")
+    assert found["boxed"] == found["masked"]
+    for picture in ("heatmaps.png", "gallery-tiny-test.png"):  # the same boxes are drawn
+        pictures = {Image.open(tmp_path / "out" / name / picture).tobytes() for name in ("boxed", "masked")}
+        assert len(pictures) == 1
 
 
 # The commands ---------------------------------------------------------------------------------------------------------

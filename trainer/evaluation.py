@@ -167,6 +167,11 @@ class Grounder:
         """(num_records, rows, columns), of records that can be used."""
         return self.answer(self.read([[record] for record in records]))[0]
 
+    def with_boxes(self, record: Record) -> Record:
+        """A usable record, its boxes those that it is scored by, which may come from masks or polygons."""
+        (phrase,) = self.read([[record]]).phrases
+        return {**record, "boxes": phrase.boxes.tolist()}
+
     def rows(self, batch: Batch, heatmaps: torch.Tensor, scores: list[float]) -> list[Record]:
         """One row a phrase, see `record_schema`, in the order of the phrases; the others as of `answer`."""
         answers = iter(zip(heatmaps, scores, strict=True))

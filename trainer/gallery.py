@@ -39,21 +39,19 @@ def choose_cases(tables: Iterable[pa.Table], metric: str, count: int, seed: int 
 
 
 def gallery(
-    cases: dict[str, list[int]],
-    record_at: Callable[[int], Record],
+    cases: dict[str, list[Record]],
     heatmaps_of: Callable[[list[Record]], torch.Tensor],
     title: str,
 ) -> Image.Image:
     """The kinds of cases side by side, each case with its annotated region and its heatmap.
 
     Args:
-        cases: as of `choose_cases`.
-        record_at: the record at a position. heatmaps_of: maps (num_records, rows, columns) of records.
+        cases: kind → records, kinds as of `choose_cases`.
+        heatmaps_of: maps (num_records, rows, columns) of records.
         title: of the heatmaps, such as the model's name.
     """
     sheets = []
-    for kind, positions in cases.items():
-        records = [record_at(position) for position in positions]
+    for kind, records in cases.items():
         sheets.append((HEADINGS[kind], grid_of_batch(records, {title: heatmaps_of(records)})))
     gap = 24
     width = sum(sheet.width for _, sheet in sheets) + gap * (len(sheets) - 1)

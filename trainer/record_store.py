@@ -9,6 +9,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class RecordStore:
     """
 
     def __init__(self, folder: Path, split: str, num_blocks: int, schema: pa.Schema):
+        if not re.fullmatch(r"\w+", split):
+            raise ValueError(f"{split!r} cannot name files: take a whole split, or its beginning with --max_examples")
         if num_blocks > 99_999:
             raise ValueError(f"{num_blocks:,} blocks are more than file names count: choose larger ones (--block_size)")
         self.folder, self.split, self.num_blocks, self.schema = folder, split, num_blocks, schema
