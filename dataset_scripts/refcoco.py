@@ -5,8 +5,8 @@ The four have one layout: `refs(<whose split>).p`, expressions and splits (unc, 
 punctuation), with the box of its object, the object's mask where it has one, and the object's category. Boxes are cut
 to the photo.
 
-Splits: `val` is named validation here, `testA`, `testB`, `testC` are test_a, test_b, test_c. ReferIt has objects in
-`testAB` and `testBC`: they are in both of the splits that this names, as in the toolkit.
+Splits keep the toolkit's names, but `val` is named validation. ReferIt has objects in `testAB` and `testBC`: they are
+in both of the splits that this names, as in the toolkit.
 """
 
 import re
@@ -27,9 +27,9 @@ _SPLITS = {
     "train": "train",
     "val": "validation",
     "test": "test",
-    "testA": "test_a",
-    "testB": "test_b",
-    "testC": "test_c",
+    "testA": "testA",
+    "testB": "testB",
+    "testC": "testC",
 }
 
 

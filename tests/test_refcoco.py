@@ -145,11 +145,11 @@ def test_splits_and_their_names(workshop):
         "train": ["train"],
         "validation": ["val"],
         "test": ["test"],
-        "test_a": ["testA", "testAB"],
-        "test_b": ["testB", "testAB", "testBC"],
-        "test_c": ["testC", "testBC"],
+        "testA": ["testA", "testAB"],
+        "testB": ["testB", "testAB", "testBC"],
+        "testC": ["testC", "testBC"],
     }
-    assert list(rows) == ["train", "validation", "test", "test_a", "test_b", "test_c"]
+    assert list(rows) == ["train", "validation", "test", "testA", "testB", "testC"]
 
 
 @pytest.mark.parametrize("name", ["valA", "testD", "testAX", "A", "validation", "", "Train", "testX\n"])
@@ -408,7 +408,7 @@ def test_proposals_are_joined_by_photo(workshop, layout):
     refs = [ref(1, "a", "b"), ref(2, "c", "d", "e", image_id=2, ann_id=200, split="testA")]
     rows, report = workshop.build(refs, proposals="dets.json")
     assert [row["proposals"] for row in rows["train"]] == [[[1, 1, 4, 4], [2.5, 0, 6.5, 5]]] * 2
-    assert [row["proposals"] for row in rows["test_a"]] == [[]] * 3
+    assert [row["proposals"] for row in rows["testA"]] == [[]] * 3
     assert report.kept["expressions without proposals"] == 3 and not report.dropped
 
 
@@ -495,10 +495,10 @@ def test_the_sample_of_real_proposals(workshop, shared_dir):
             content["annotations"].append(box)
         refs[key]["sentences"] += sentences(record["sent"])
     rows, report = workshop.build(list(refs.values()), content, proposals=str(sample))
-    assert list(rows) == ["test_a"] and len(rows["test_a"]) == 50
-    assert sum(len(row["proposals"]) for row in rows["test_a"]) == 427
-    assert len({tuple(row["boxes"][0]) for row in rows["test_a"]}) == 17
-    for row, record in zip(rows["test_a"], records, strict=True):
+    assert list(rows) == ["testA"] and len(rows["testA"]) == 50
+    assert sum(len(row["proposals"]) for row in rows["testA"]) == 427
+    assert len({tuple(row["boxes"][0]) for row in rows["testA"]}) == 17
+    for row, record in zip(rows["testA"], records, strict=True):
         assert row["phrase"] == record["sent"]
         expected = [[x, y, x + w, y + h] for x, y, w, h in record["pred_boxes"]]
         assert np.allclose(row["proposals"], expected, rtol=0, atol=1e-9)
