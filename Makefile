@@ -25,7 +25,7 @@ train: $(SCENES)/base/done  ## build scenes, train a base model, then it without
 	@echo "The numbers are in $(SCENES)/results.json, the pictures in $(SCENES)/heatmaps.png."
 
 test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(THREADS) --maxprocesses 8 $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(TESTS)
 
 lint: $(INSTALLED)  ## style and likely mistakes
 	@$(BIN)/ruff check .
