@@ -2,7 +2,7 @@
 
 Reading, decoding and resizing go on in threads while the model works. An image is encoded once for all its phrases, as
 far as they fit into one batch. A block is grounded by one process and batches never reach beyond it, so that the rows
-do not depend on the number of processes.
+do not depend on the number of processes; other devices, batch sizes or numbers of CPU threads change them by rounding.
 """
 
 import time
