@@ -460,20 +460,20 @@ def test_masks_count_where_there_are_no_boxes(checkpoint, tmp_path):
 def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, capsys):
     records = [{**record, "boxes": record["boxes"][:1]} for record in records_with_everything()]
     folder = tmp_path / "refcoco"
-    write_files(folder, "test_a", records)
-    write_files(folder, "test_b", records[:9])
+    write_files(folder, "testA", records)
+    write_files(folder, "testB", records[:9])
     output = tmp_path / "out"
     results = evaluate(checkpoint, folder, output, "--benchmark", "refcoco+", "--gallery", "3")
     report = json.loads((output / "report.json").read_text())
     protocol, found = report["protocol"], report["models"]["tiny"]
     assert (protocol["name"], protocol["image_size"], protocol["max_words"]) == ("RefCOCO+", 384, 30)
-    assert list(protocol["metrics"]) == list(METRICS) and list(found) == ["test_a", "test_b"]
-    for split in ("test_a", "test_b"):
+    assert list(protocol["metrics"]) == list(METRICS) and list(found) == ["testA", "testB"]
+    for split in ("testA", "testB"):
         assert found[split]["pointing_game"]["accuracy"] == results["tiny"][split]
         assert found[split]["pairs_per_second"] > 0
     of_rows = [row for row in rows(output / "records" / "tiny") if row["box_accuracy"] is not None]
     assert len(of_rows) > 15
-    people = found["test_a"]["pointing_game"]["categories"]["people"]
+    people = found["testA"]["pointing_game"]["categories"]["people"]
     expected = [r for r in rows(output / "records" / "tiny")[:NUM_RECORDS] if "people" in r["categories"]]
     expected = [row["pointing_game"] for row in expected if row["pointing_game"] is not None]
     assert people == {"accuracy": sum(expected) / len(expected), "num_phrases": len(expected)}
@@ -484,8 +484,8 @@ def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, cap
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:] == ["78.89", "61.16", "80.34", "64.55", "–", "–"]
     (own,) = (line for line in table.splitlines() if line.startswith("| tiny"))
-    assert f"{100 * results['tiny']['test_a']:.2f}" in own and "–" not in own
-    for split in ("test_a", "test_b"):
+    assert f"{100 * results['tiny']['testA']:.2f}" in own and "–" not in own
+    for split in ("testA", "testB"):
         pixels = np.asarray(Image.open(output / f"gallery-tiny-{split}.png").convert("RGB")).astype(int)
         assert pixels.shape[0] > 255 and pixels.shape[1] >= 460
         assert ((pixels[..., 0] < 40) & (pixels[..., 1:] > 220).all(axis=-1)).sum() > 100, "no cyan box"

@@ -58,9 +58,9 @@ def _pointing(split: str, percent: float) -> Scores:
 
 
 def _refcoco(point_a: float, point_b: float, box_a: float | None = None, box_b: float | None = None) -> Scores:
-    scores = {("test_a", "pointing_game"): point_a, ("test_b", "pointing_game"): point_b}
+    scores = {("testA", "pointing_game"): point_a, ("testB", "pointing_game"): point_b}
     if box_a is not None and box_b is not None:
-        scores |= {("test_a", "box_accuracy"): box_a, ("test_b", "box_accuracy"): box_b}
+        scores |= {("testA", "box_accuracy"): box_a, ("testB", "box_accuracy"): box_b}
     return scores
 
 
@@ -86,7 +86,7 @@ BENCHMARKS = {
         image_size=384,
         max_words=30,
         one_box=True,
-        splits=("test_a", "test_b"),
+        splits=("testA", "testB"),
         published={
             "ALBEF, no tuning": _refcoco(69.35, 53.77, 65.89, 46.25),
             "ALBEF + AMC (VG boxes)": _refcoco(78.89, 61.16, 80.34, 64.55),
