@@ -37,7 +37,7 @@ BUILDERS = {
     "scenes": ("scenes", "Scenes", "rendered scenes, drawn here: no download, exact masks"),
     "coco": ("coco", "Coco", "photos with COCO's instances.json: a category and all its instances"),
     "visual_genome": ("visual_genome", "VisualGenome", "Visual Genome's regions, attributes and relations as phrases"),
-    "flickr30k_entities": ("flickr30k_entities", "Flickr30kEntities", "phrases of Flickr30k's captions with their boxes"),
+    "flickr30k_entities": ("flickr30k_entities", "Flickr30kEntities", "phrases of Flickr30k's captions, and boxes"),
     "refcoco": ("refcoco", "RefCoco", "RefCOCO, RefCOCO+, RefCOCOg, ReferIt: the refer toolkit's pickle and JSON"),
     "referit": ("referit", "ReferIt", "ReferIt in the layout of the released code: image lists and a file a photo"),
     "albef_json": ("albef_json", "AlbefJson", "ALBEF's lists of images, captions and boxes"),
