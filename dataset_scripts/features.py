@@ -105,13 +105,27 @@ def mask_to_box(mask: np.ndarray) -> list[int]:
 
 
 class BuildReport:
-    """What a builder kept and dropped: counts by reason, filled while it generates and printed by `build`."""
+    """What a builder kept and dropped: counts by reason, and the first records of each; printed by `build`."""
+
+    NUM_EXAMPLES = 3
 
     def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, kept: dict[str, int], dropped: dict[str, int], examples: dict[str, list[str]]) -> None:
+        """Adds the counts of a later report."""
+        self.kept.update(kept)
+        self.dropped.update(dropped)
+        for why, records in examples.items():
+            self.examples[why] = (self.examples.get(why, []) + records)[: self.NUM_EXAMPLES]
 
     def __str__(self) -> str:
         lines = [f"kept     {count:>9,}  {what}" for what, count in sorted(self.kept.items())]
-        lines += [f"dropped  {count:>9,}  {why}" for why, count in sorted(self.dropped.items())]
+        for why, count in sorted(self.dropped.items()):
+            lines.append(f"dropped  {count:>9,}  {why}")
+            if why in self.examples:
+                more = ", …" if count > len(self.examples[why]) else ""
+                lines.append(f"{'':20}{', '.join(self.examples[why])}{more}")
         return "\n".join(lines) or "nothing kept, nothing dropped"

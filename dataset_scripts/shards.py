@@ -52,8 +52,7 @@ def write_splits(builder: SourceBuilder, folder: Path, limit: int | None = None,
         for split in split_names:
             notes = _run_split(builder, split, folder, workers, limit)
             for note in notes:
-                builder.report.kept.update(note["kept"])
-                builder.report.dropped.update(note["dropped"])
+                builder.report.add(note["kept"], note["dropped"], note["examples"])
             num_examples, num_bytes, written = (
                 sum(note[key] for note in notes) for key in ("rows", "bytes", "written")
             )
@@ -155,7 +154,8 @@ def _do_job(
     try:
         path = folder / "data" / f"{split}-{number:05d}.parquet"
         note = _write_file(path, builder, islice(builder.rows(split, job), limit))
-        note |= {"kept": builder.report.kept, "dropped": builder.report.dropped}
+        report = builder.report
+        note |= {"kept": report.kept, "dropped": report.dropped, "examples": report.examples}
     finally:
         builder.report = everything
     target = _note_path(folder, split, number)
