@@ -5,7 +5,6 @@ The phrase is the category's name ("traffic light") and its region every instanc
 are.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,7 +16,7 @@ import numpy as np
 
 from .features import FEATURES, encode_png, make_row
 from .segmentations import is_box, segmentation_to_mask
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json, split_of
 
 _PHOTOS_PER_JOB = 1000
 
@@ -89,7 +88,7 @@ class Coco(SourceBuilder):
         self.splits: dict[str, list[dict[str, Any]]] = {}
         for photo in photos.values():
             own = sorted(usable.get(photo["id"], []), key=lambda annotation: order[annotation["category"]])
-            split = self.config.split or _split_of(photo["id"], self.config.validation_fraction)
+            split = self.config.split or split_of(str(photo["id"]), self.config.validation_fraction)
             self.splits.setdefault(split, []).append({**photo, "annotations": own})
         return sorted(self.splits)
 
@@ -144,12 +143,6 @@ class Coco(SourceBuilder):
             if annotation.get("iscrowd"):
                 self.report.kept["instances that are crowds"] += 1
         return boxes, masks
-
-
-def _split_of(image_id: int, validation_fraction: float) -> str:
-    """The split of a photo, by its id alone: it stays where it is when photos come or go."""
-    draw = int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:4]) / 2**32
-    return "validation" if draw < validation_fraction else "train"
 
 
 # The annotation file --------------------------------------------------------------------------------------------------

@@ -149,6 +149,8 @@ def open_image(image: Any) -> Image.Image:
             if image.getexif().get(ExifTags.Base.Orientation) is not None:
                 # As datasets does when it decodes, so that both ways give the same pixels.
                 image = ImageOps.exif_transpose(image)
+        if image is None:
+            raise ValueError("there is no image: was the data set built without photos? Build it with --images-dir.")
         if not isinstance(image, Image.Image):
             raise ValueError(f'expected a PIL image or {{"bytes", "path"}}, got {type(image).__name__}')
         image.load()
