@@ -1,11 +1,17 @@
 """Checkpoints as users load them: in shards, in another precision, spread over devices, with a chosen attention."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from tests.conftest import tiny_batch, tiny_config
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -78,6 +84,31 @@ def test_precision_is_chosen(tmp_path, dtype):
         loaded = auto_class.from_pretrained(tmp_path, dtype=dtype)
         assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
         assert loaded.config.vision_config.dtype == expected
+
+
+FULL_DISK = """
+import resource, signal, sys
+from modeling_albef_amc import AlbefForPreTraining
+
+model = AlbefForPreTraining.from_pretrained(sys.argv[1])
+model.albef.temperature.data.fill_(0.5)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a file can grow no further than on a full disk
+model.save_pretrained(sys.argv[1])
+"""
+
+
+def test_a_disk_that_fills_while_saving_leaves_what_was_there(tmp_path):
+    model = AlbefForPreTraining(tiny_config())
+    model.save_pretrained(tmp_path / "checkpoint")
+    before = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
+    assert len(before) > 100_000
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "checkpoint")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "File too large" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == before
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path / "checkpoint")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_file_cut_short_is_named(checkpoint):
