@@ -4,9 +4,11 @@ A builder streams *jobs*, lists of raw records that make one Parquet file each, 
 is held in memory, jobs run in any number of processes, and what comes out does not depend on that number.
 """
 
+import copy
 import hashlib
 import io
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -80,8 +82,22 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         """The rows of a job, those of an image following each other; counts into `self.report`."""
         raise NotImplementedError
 
+    # As a loading script and by themselves: `build` needs none of these three.
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        super().download_and_prepare(*args, **kwargs)
+        if self.report.dropped:
+            logging.getLogger(__name__).warning("%s\n%s", self.dataset_name, self.report)
+
     def _split_generators(self, dl_manager: datasets.DownloadManager | None) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.split_names()]
+        """Those of all splits that have a row: `datasets` can read no empty one, and then not the others either."""
+        names = self.split_names()
+        counted = copy.deepcopy(self.report)
+        full = [split for split in names if next(self._generate_examples(split), None) is not None]
+        if not full:
+            raise ValueError(f"{self.dataset_name}: not one row came out\n{self.report}")
+        self.report = counted  # without what the look at the splits counted
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in full]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         number = 0
@@ -98,7 +114,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         """
         if self.config.strict:
             raise ValueError(f"{record}: {reason}")
-        self.report.dropped[reason] += count
+        self.report.add({}, {reason: count}, {reason: [record]})
 
     def photo(self, name: str, size: tuple[int, int] | None = None) -> dict[str, Any] | None:
         """A photo as an `Image()` feature stores it, byte for byte; None in a build without photos.

@@ -60,8 +60,8 @@ class Workshop:
         options = {"split": "train"} | folders | options
         builder = Coco(cache_dir=str(self.folder / "cache"), **options)
         rows = {
-            generator.name: [row for _, row in builder._generate_examples(**generator.gen_kwargs)]
-            for generator in builder._split_generators(None)
+            split: [row for job in builder.jobs(split) for row in builder.rows(split, job)]
+            for split in builder.split_names()
         }
         return rows, builder.report
 
@@ -261,7 +261,8 @@ def test_a_photo_that_is_not_in_the_folder_is_counted_or_named(workshop, name, r
     rows, report = workshop.build(data)
     assert not rows["train"]
     (dropped,) = (key for key in report.dropped if key.startswith("photos"))
-    assert reason in dropped
+    assert reason in dropped and report.examples[dropped] == [f"photo 1 ({name})"]
+    assert f"photo 1 ({name})" in str(report)
     with pytest.raises(ValueError, match=rf"photo 1 \({name}\): photos: .*{reason}"):
         workshop.build(data, strict=True)
 
