@@ -582,9 +582,9 @@ def test_nothing_of_the_real_sentences_is_lost(shared_dir):
 
 
 @pytest.mark.shared
-def test_the_real_lists_and_the_real_annotation(shared_dir):
+def test_the_real_lists_and_the_real_annotation(shared_dir, tmp_path):
     folder = shared_dir / "data" / "flickr30k_entities"
-    made = builder(folder)
+    made = Flickr30kEntities(cache_dir=str(tmp_path), data_dir=str(folder))
     ids = {name: [image_id for job in made.jobs(name) for image_id in job] for name in made.split_names()}
     assert {name: len(found) for name, found in ids.items()} == {"train": 29_783, "validation": 1_000, "test": 1_000}
     assert len({image_id for found in ids.values() for image_id in found}) == 31_783
