@@ -18,8 +18,8 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
 from .configuration_albef import AlbefConfig
-from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, record_attention
-from .modeling_albef import AlbefModel, resolve_image_index
+from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, record_attention, resolve_image_index
+from .modeling_albef import AlbefModel
 from .modeling_albef_pretraining import AlbefForPreTraining
 
 Explain = Callable[..., PhraseAttention]

@@ -123,6 +123,32 @@ def heatmap_points(heatmaps: torch.Tensor, target_sizes: torch.Tensor) -> torch.
     return points
 
 
+def resolve_image_index(
+    images: torch.Tensor, phrases: torch.Tensor, image_index: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Which image each phrase belongs to; None where phrase i belongs to image i.
+
+    Args:
+        images: (num_images, …). phrases: (num_phrases, …).
+
+    Raises:
+        ValueError: `image_index` is missing where it cannot be guessed, or is not one whole number a phrase.
+    """
+    num_images, num_phrases = images.shape[0], phrases.shape[0]
+    if image_index is not None:
+        if image_index.shape != (num_phrases,) or image_index.is_floating_point():
+            raise ValueError(
+                f"image_index must be {num_phrases} whole numbers, one a phrase, not {tuple(image_index.shape)} of "
+                f"{image_index.dtype}."
+            )
+        return image_index
+    if num_images == num_phrases:
+        return None
+    if num_images == 1:
+        return torch.zeros(num_phrases, dtype=torch.long, device=phrases.device)
+    raise ValueError(f"{num_phrases} phrases for {num_images} images: say which belongs to which with image_index.")
+
+
 @contextmanager
 def record_attention(module: nn.Module, index: int = 1) -> Iterator[list[torch.Tensor]]:
     """Records output `index` of `module` while the block runs; the hook is gone afterwards, whatever happens.

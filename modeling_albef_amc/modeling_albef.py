@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .explained_attention import additive_mask, eager_attention_forward, explained_interface
-from .gradcam import PhraseAttention, average_tokens, gradcam, leaving_inference_mode
+from .gradcam import PhraseAttention, average_tokens, gradcam, leaving_inference_mode, resolve_image_index
 
 
 @dataclass
@@ -632,32 +632,6 @@ class AlbefModel(AlbefPreTrainedModel):
                 f"{tuple(phrase_attention.token_mask.shape)}: it needs one value a token (and explanation='itm')."
             )
         return phrase_attention.token_mask * chosen
-
-
-def resolve_image_index(
-    images: torch.Tensor, phrases: torch.Tensor, image_index: torch.Tensor | None
-) -> torch.Tensor | None:
-    """Which image each phrase belongs to; None where phrase i belongs to image i.
-
-    Args:
-        images: (num_images, …). phrases: (num_phrases, …).
-
-    Raises:
-        ValueError: `image_index` is missing where it cannot be guessed, or is not one whole number a phrase.
-    """
-    num_images, num_phrases = images.shape[0], phrases.shape[0]
-    if image_index is not None:
-        if image_index.shape != (num_phrases,) or image_index.is_floating_point():
-            raise ValueError(
-                f"image_index must be {num_phrases} whole numbers, one a phrase, not {tuple(image_index.shape)} of "
-                f"{image_index.dtype}."
-            )
-        return image_index
-    if num_images == num_phrases:
-        return None
-    if num_images == 1:
-        return torch.zeros(num_phrases, dtype=torch.long, device=phrases.device)
-    raise ValueError(f"{num_phrases} phrases for {num_images} images: say which belongs to which with image_index.")
 
 
 __all__ = ["AlbefModel", "AlbefOutput", "AlbefPreTrainedModel", "AlbefTextModel", "AlbefVisionModel"]

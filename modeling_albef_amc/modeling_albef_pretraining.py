@@ -15,14 +15,13 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .gradcam import PhraseAttention, gradcam, leaving_inference_mode
+from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
 from .modeling_albef import (
     AlbefEncoderOutput,
     AlbefModel,
     AlbefPreTrainedModel,
     AlbefTextModel,
     AlbefVisionModel,
-    resolve_image_index,
 )
 
 TEMPERATURE_RANGE = 0.001, 0.5
