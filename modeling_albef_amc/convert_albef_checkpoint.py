@@ -43,7 +43,7 @@ OPTIONAL = {
     ),
     "momentum MLM head": (r"^momentum_encoder\.mlm_head\.", "training starts it as a copy of the MLM head"),
     "momentum encoders": (r"^momentum_encoder\.(?!mlm_head\.)", "training starts them as copies of the encoders"),
-    "queues": (r"^(image_queue|text_queue|queue_pointer)$", "training starts them with random features"),
+    "queues": (r"^(image_queue|text_queue|queue_pointer)$", "training starts with empty ones"),
 }
 # Of these the original has none: fingerprints of the pairs in the queues.
 ID_QUEUES = "image_id_queue", "text_id_queue"

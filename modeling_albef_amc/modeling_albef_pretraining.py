@@ -129,7 +129,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         "momentum_encoder.mlm_head.decoder.weight": "momentum_encoder.text_model.embeddings.word_embeddings.weight",
     }
 
-    # The momentum encoders of a checkpoint that has none begin as copies, the queues at random: nothing to warn about.
+    # The momentum encoders of a checkpoint that has none begin as copies, the queues empty: nothing to warn about.
     _keys_to_ignore_on_load_missing = [r"^momentum_encoder\.", r"_queue$", r"^queue_pointer$"]
 
     def __init__(self, config: AlbefConfig):
