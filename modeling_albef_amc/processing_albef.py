@@ -2,6 +2,8 @@
 
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from .gradcam import upsample_heatmaps
-from .tokenization_albef import albef_tokenizer, clean_text
+from .tokenization_albef import albef_tokenizer, clean_text, cleaned_span, span_characters
+
+# (first, end): the words `caption.split(" ")[first:end]`; None for all of it.
+Span = Sequence[int] | None
 
 
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
@@ -44,6 +49,7 @@ class AlbefProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | list[list[str]] | None = None,
+        phrase_spans: Span | list[Span] | list[list[Span]] = None,
         **kwargs: Unpack[AlbefProcessorKwargs],
     ) -> BatchFeature:
         """
@@ -51,24 +57,32 @@ class AlbefProcessor(ProcessorMixin):
             images: one image or a list of them.
             text: a phrase; a list of phrases, phrase i on image i or, when there is one image, all on that; or a list
                 of lists, the phrases of each image (an image may have none).
+            phrase_spans: to ground phrases in their captions: `text` is captions, and this, laid out like it, says
+                where the phrases are: (first, end) are the words `caption.split(" ")[first:end]`, counted before the
+                cleaning. None instead of a pair is the whole caption.
             kwargs: `return_tensors`, `max_words`, `max_length` (tokens, [CLS] included; without it no phrase is cut),
                 and whatever the image processor and the tokenizer take.
 
         Returns:
             With images, `pixel_values` (num_images, 3, height, width). With text, `input_ids` and `attention_mask`
             (num_phrases, num_tokens), and `image_index` (num_phrases,), each phrase's image, when the phrases come in
-            lists of lists or are several on one image.
+            lists of lists or are several on one image. With `phrase_spans`, `heatmap_token_mask` (num_phrases,
+            num_tokens), 1 for the phrases' word pieces: `model(**inputs, output_heatmaps=True)` averages their maps.
 
         Raises:
-            ValueError: a phrase has nothing left after cleaning; phrases and images do not match in number.
+            ValueError: a phrase, or a span, has nothing left after cleaning and cutting; a span is not in its caption;
+                phrases, spans and images do not match in number.
         """
         if images is None and text is None:
             raise ValueError("pass images, text or both: there is nothing to process")
+        if text is None and phrase_spans is not None:
+            raise ValueError("phrase_spans needs the captions that they are spans of: pass them as text")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data = {}
         if text is not None:
             phrases, image_index = flatten_phrases(text)
-            data.update(self._tokenize(phrases, merged["max_words"], **merged["text_kwargs"]))
+            spans = None if phrase_spans is None else match_spans(phrase_spans, text)
+            data.update(self._tokenize(phrases, spans, merged["max_words"], **merged["text_kwargs"]))
         if images is not None:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
         if images is not None and text is not None:
@@ -77,7 +91,7 @@ class AlbefProcessor(ProcessorMixin):
             data["image_index"] = image_index
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
-    def _tokenize(self, phrases: list[str], max_words: int, **text_kwargs) -> dict[str, Any]:
+    def _tokenize(self, phrases: list[str], spans: list[Span] | None, max_words: int, **text_kwargs) -> dict[str, Any]:
         max_length = text_kwargs.get("max_length")
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length must leave room for [CLS] and a word: at least 2, got {max_length}")
@@ -89,7 +103,12 @@ class AlbefProcessor(ProcessorMixin):
                 raise ValueError(
                     f"phrase {index} ({phrases[index]!r}) is empty after cleaning: give it a word or leave it out"
                 )
-        return dict(encoded)
+        if spans is None:
+            return dict(encoded)
+        offsets = [encoding.offsets for encoding in encoded.encodings]
+        attention_mask = [encoding.attention_mask for encoding in encoded.encodings]
+        characters = partial(cleaned_span, max_words=max_words)
+        return {**encoded, "heatmap_token_mask": span_tokens(offsets, attention_mask, phrases, spans, characters)}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
         # Else the last call's cutting and padding would be written into the tokenizer's file.
@@ -108,7 +127,7 @@ class AlbefProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "image_index"]
+        return [*super().model_input_names, "image_index", "heatmap_token_mask"]
 
 
 def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
@@ -128,6 +147,75 @@ def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str],
     if not phrases:
         raise ValueError("text holds no phrase: pass at least one")
     return phrases, [image for image, item in enumerate(text) for _ in item] if nested else None
+
+
+def match_spans(phrase_spans: Any, text: str | list[str] | list[list[str]]) -> list[Span]:
+    """One span a phrase, in one list, from spans that are laid out like `text`."""
+    if isinstance(text, str):
+        return [phrase_spans]
+    if not isinstance(phrase_spans, list | tuple) or len(phrase_spans) != len(text):
+        raise ValueError(
+            f"phrase_spans must be laid out like text, a (first, end) or None for each phrase: {phrase_spans!r} does "
+            f"not fit {text!r}"
+        )
+    return [span for spans, item in zip(phrase_spans, text, strict=True) for span in match_spans(spans, item)]
+
+
+def span_tokens(
+    offsets: list[list[tuple[int, int]]],
+    attention_mask: list[list[int]],
+    captions: list[str],
+    spans: list[Span],
+    characters: Callable[[str, Sequence[int]], tuple[int, int]],
+) -> list[list[int]]:
+    """
+    Which tokens are word pieces of the spans: 1, others 0, one row a caption; without a span, its attention mask.
+
+    Args:
+        offsets: of each caption's tokens, (start, end) in characters of the text that the tokenizer was given.
+        attention_mask: of each caption's tokens.
+        characters: caption, span → (start, end) of the span's words in that text.
+
+    Raises:
+        ValueError: a span has no token; the message names the caption.
+    """
+    rows = []
+    for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
+        if span is None:
+            rows.append(attention_mask[index])
+            continue
+        name = f"phrase {index} ({caption!r})"
+        try:
+            start, end = characters(caption, span)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        # [CLS] and padding are nowhere in the text: theirs is (0, 0).
+        rows.append([int(max(start, first) < min(end, last)) for first, last in offsets[index]])
+        if 1 not in rows[-1]:
+            raise ValueError(f"{name}: no token is left of the words of the span {span!r}")
+    return rows
+
+
+def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, torch.Tensor]:
+    """
+    Captions and the words of each that are to be grounded, tokenized by the processor of any family.
+
+    Args:
+        spans: as `AlbefProcessor` takes them.
+
+    Returns: `input_ids`, `attention_mask` and `heatmap_token_mask`, (num_captions, num_tokens) each.
+
+    Raises:
+        ValueError: as of `AlbefProcessor`.
+    """
+    options = {"padding": True, "return_tensors": "pt"}
+    if isinstance(processor, AlbefProcessor):
+        return dict(processor(text=captions, phrase_spans=spans, **options))
+    # Other families' processors hand the text on to the tokenizer as it is.
+    encoded = dict(processor(text=captions, return_offsets_mapping=True, **options))
+    offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
+    chosen = span_tokens(offsets, attention_mask, captions, spans, span_characters)
+    return {**encoded, "heatmap_token_mask": torch.tensor(chosen)}
 
 
 def match_phrases(text: Any, phrases: list[str], image_index: list[int] | None, num_images: int) -> list[int] | None:

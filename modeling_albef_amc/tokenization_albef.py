@@ -6,7 +6,7 @@ The tokenizer is a plain `PreTrainedTokenizerFast` whose whole behaviour is in i
 
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -30,10 +30,58 @@ def clean_text(text: str, max_words: int = 50) -> str:
     """
     if max_words < 1:
         raise ValueError(f"max_words must be at least 1, got {max_words}")
+    return " ".join(cleaned_words(text)[:max_words])
+
+
+def cleaned_words(text: str) -> list[str]:
+    """All words of a text after `clean_text`'s cleaning; none where nothing is left."""
     text = text.lower().translate(REPLACEMENTS).replace("<person>", "person")
     # A single tab or line break inside the text stays: word pieces part there too.
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:max_words])
+    return text.split(" ") if text else []
+
+
+def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[int, int]:
+    """
+    Where words of a caption are after `clean_text`.
+
+    Args:
+        text: the caption as it stands in the data.
+        span: (first, end): the words `text.split(" ")[first:end]`. They may become more ("two-story"), or fewer ("&").
+
+    Returns: (start, end) in characters of `clean_text(text, max_words)`.
+
+    Raises:
+        ValueError: as of `span_characters`; no word of the span is left after cleaning, or among the first `max_words`.
+    """
+    span_characters(text, span)
+    words, (first, end) = text.split(" "), span
+    # The blank after the words keeps what ends and what begins with white space apart, as in the whole caption.
+    before, until = (len(cleaned_words(" ".join([*words[:number], ""]))) for number in (first, end))
+    if before == until:
+        raise ValueError(f"nothing is left of {words[first:end]} after cleaning: leave the phrase out")
+    if before >= max_words:
+        raise ValueError(f"{words[first:end]} lies behind the {max_words} words that are kept (max_words)")
+    cleaned = clean_text(text, max_words)
+    return span_characters(cleaned, (before, min(until, max_words)))
+
+
+def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
+    """
+    (start, end) in characters of the words `text.split(" ")[first:end]`, with `span` being (first, end).
+
+    Raises:
+        ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
+    """
+    words = text.split(" ")
+    is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(number, int) for number in span)
+    if not (is_pair and 0 <= span[0] < span[1] <= len(words)):
+        raise ValueError(
+            f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the number of words"
+        )
+    first, end = span
+    start = sum(len(word) + 1 for word in words[:first])
+    return start, start + len(" ".join(words[first:end]))
 
 
 def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
@@ -93,4 +141,4 @@ def tokenizer_from_texts(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return albef_tokenizer(BertTokenizer(vocab=vocabulary))
 
 
-__all__ = ["albef_tokenizer", "clean_text", "tokenizer_from_texts"]
+__all__ = ["albef_tokenizer", "clean_text", "cleaned_span", "span_characters", "tokenizer_from_texts"]

@@ -180,7 +180,8 @@ def test_images_alone_and_text_alone(processor, image):
     assert set(processor(images=image)) == {"pixel_values"}
     assert set(processor(text="dog")) == {"input_ids", "attention_mask"}
     assert processor(text=[["dog", "red"], ["tree"]])["image_index"] == [0, 0, 1]
-    assert set(processor.model_input_names) == {"pixel_values", "input_ids", "attention_mask", "image_index"}
+    inputs = {"pixel_values", "input_ids", "attention_mask", "image_index", "heatmap_token_mask"}
+    assert set(processor.model_input_names) == inputs
 
 
 def test_other_options_reach_the_parts(processor, image):
