@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Returns: model → split → share of right answers by the protocol's first metric, on every process."""
     args = parse_arguments(arguments)
     accelerator = make_accelerator(args.cpu, args.bf16)
-    protocol = BENCHMARKS[args.benchmark] if args.benchmark else Protocol()
+    protocol = replace(BENCHMARKS[args.benchmark] if args.benchmark else Protocol(), in_caption=args.in_caption)
     source = args.dataset, args.dataset_config
     splits = {
         split: open_blocks(*source, split, args.max_examples, args.streaming, args.block_size)
@@ -130,7 +130,7 @@ def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> d
     (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if protocol.published:
         own = {
-            name: {
+            f"{name}, in captions" if protocol.in_caption else name: {
                 (split, m): 100 * of[split][m]["accuracy"]
                 for split in splits
                 for m in protocol.metrics
@@ -189,6 +189,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         const="float32",
         choices=list(HEATMAP_TYPES),
         help="keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)",
+    )
+    parser.add_argument(
+        "--in_caption",
+        action="store_true",
+        help="ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces "
+        "(caption_span) only; the score is then the probability that the whole caption fits",
     )
     parser.add_argument("--strict", action="store_true", help="stop at a record that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="start anew, whatever records are there")

@@ -8,6 +8,7 @@ share OUTPUT, or their OUTPUT/data are put together afterwards.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from evaluate_grounding import add_run_arguments, apply_protocol, load_model
@@ -23,8 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     blocks = open_blocks(
         args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.block_size, args.columns
     )
+    protocol = replace(GROUNDING_ONLY, in_caption=args.in_caption)
     grounder = Grounder(
-        *load_model(args.model, args.attn_implementation), GROUNDING_ONLY, accelerator, args.save_heatmaps, args.strict
+        *load_model(args.model, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
     )
     settings = apply_protocol(grounder) | {"bf16": args.bf16}
     grounder.model = accelerator.prepare_model(grounder.model, evaluation_mode=True)

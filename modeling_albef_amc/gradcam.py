@@ -76,6 +76,24 @@ def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_t
     return maps if per_token else average_tokens(maps, token_mask)
 
 
+def choose_tokens(phrase_attention: PhraseAttention, chosen: torch.Tensor) -> PhraseAttention:
+    """The same with fewer tokens that count, so that a heatmap is of a phrase in its caption.
+
+    Args:
+        chosen: (num_phrases, num_tokens), 1 for the word pieces of the phrase. The score stays that of all tokens.
+
+    Raises:
+        ValueError: there is not one value a token.
+    """
+    token_mask = phrase_attention.token_mask
+    if chosen.shape != token_mask.shape:
+        raise ValueError(
+            f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}: it takes one value a token, and "
+            "an explanation that has a map for every token (for ALBEF: 'itm')."
+        )
+    return phrase_attention._replace(token_mask=token_mask * chosen)
+
+
 def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
     """The mean map of the chosen tokens.
 

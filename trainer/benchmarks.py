@@ -29,6 +29,8 @@ class Protocol:
         metrics: of METRICS; none to ground only. Phrases without a box are not scored.
         image_size: pixels a side that images are resized to; None for the checkpoint's own.
         max_words: words kept of a phrase; None for the checkpoint's own.
+        in_caption: ask with the caption that a phrase is a part of, and average the maps of the phrase's word pieces
+            only; the probability is the whole caption's. Otherwise the phrase is asked alone, as published.
         one_box: every phrase has exactly one box at most; several are an error. Otherwise any of them will do.
         splits: that are evaluated by default.
         published: method → its scores.
@@ -38,16 +40,19 @@ class Protocol:
     metrics: tuple[str, ...] = ("pointing_game", "heatmap_box")
     image_size: int | None = None
     max_words: int | None = None
+    in_caption: bool = False
     one_box: bool = False
     splits: tuple[str, ...] = ("test",)
     published: Mapping[str, Scores] = field(default_factory=dict)
 
     def spelled_out(self) -> dict[str, Any]:
         """All that a reader of the scores must know, for JSON."""
+        in_caption = "the caption, for its score; the heatmap is the mean of the maps of the phrase's word pieces"
         return {
             "name": self.name,
             "image_size": self.image_size,
             "max_words": self.max_words,
+            "text": in_caption if self.in_caption else "the phrase alone",
             "boxes": "one box a phrase" if self.one_box else "any box of the phrase",
             "metrics": {metric: METRICS[metric] for metric in self.metrics},
         }

@@ -14,7 +14,10 @@ import pyarrow as pa
 from datasets import Dataset, Image, IterableDataset, List, load_dataset, load_dataset_builder
 
 # All that is looked at; other columns are not read.
-COLUMNS = "image", "image_id", "phrase", "boxes", "polygons", "masks", "proposals", "categories"
+COLUMNS = (
+    *("image", "image_id", "phrase", "caption", "caption_span"),
+    *("boxes", "polygons", "masks", "proposals", "categories"),
+)
 PICTURES = "image", "masks"
 
 
@@ -127,11 +130,17 @@ def open_blocks(
 
 
 def by_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows that follow each other and have the same `image_id`, together; a row with a list of phrases is several."""
+    """Rows that follow each other and have the same `image_id`, together; a row with a list of phrases is several.
+
+    Such a row may have a list of caption spans as well, one a phrase; a single one is of none of them.
+    """
     group: list[dict[str, Any]] = []
     for row in rows:
-        phrases = row["phrase"] if isinstance(row["phrase"], list) else [row["phrase"]]
-        records = [{**row, "phrase": phrase} for phrase in phrases]
+        records = [row]
+        if isinstance(row["phrase"], list):
+            phrases, spans = row["phrase"], row.get("caption_span")
+            spans = spans if spans and len(spans) == len(phrases) else [None] * len(phrases)
+            records = [{**row, "phrase": p, "caption_span": span} for p, span in zip(phrases, spans)]
         if group and row.get("image_id") is not None and row["image_id"] == group[0]["image_id"]:
             group += records
             continue

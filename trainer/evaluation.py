@@ -7,7 +7,7 @@ do not depend on the number of processes; other devices, batch sizes or numbers 
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc.families import Explain
-from modeling_albef_amc.gradcam import gradcam
-from modeling_albef_amc.processing_albef import post_process_grounding
+from modeling_albef_amc.gradcam import choose_tokens, gradcam
+from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
 
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
@@ -68,7 +68,7 @@ class Batch:
 
     Args:
         pixel_values: (num_images, 3, height, width). input_ids, attention_mask: (num_usable, num_tokens).
-        image_index: (num_usable,).
+        image_index: (num_usable,). heatmap_token_mask: (num_usable, num_tokens), of phrases grounded in captions.
     """
 
     phrases: list[Phrase]
@@ -116,6 +116,11 @@ class Grounder:
         text = phrase.record["phrase"]
         if phrase.error is None and not (isinstance(text, str) and text.strip()):
             phrase.error = "the phrase is empty or not a string"
+        if phrase.error is None and self.protocol.in_caption:
+            if not isinstance(phrase.record.get("caption"), str):
+                phrase.error = "it has no caption to ground its phrase in"
+            elif not phrase.record.get("caption_span"):
+                phrase.error = "it has no caption_span, which says where in its caption the phrase is"
         if phrase.error is None and self.protocol.metrics:
             try:
                 phrase.boxes, phrase.proposals = boxes_of(phrase.record, phrase.size)
@@ -128,17 +133,15 @@ class Grounder:
 
     def tokenize(self, batch: Batch) -> None:
         """Completes the inputs of a batch. Not for several threads at a time: the tokenizer keeps state in a call."""
-        options = {"padding": True, "return_tensors": "pt"}
-        texts = [phrase.record["phrase"] for phrase in batch.usable]
-        if not texts:
+        if not batch.usable:
             return
         try:
-            encoded = self.processor(text=texts, **options)
+            encoded = self._encode(batch.usable)
         except ValueError:
             # It does not say which phrase it cannot read: ask again, one by one.
             for phrase in batch.usable:
                 try:
-                    self.processor(text=[phrase.record["phrase"]], **options)
+                    self._encode([phrase])
                 except ValueError as problem:
                     phrase.error = str(problem)
             return self.tokenize(batch)
@@ -146,14 +149,24 @@ class Grounder:
         lengths = encoded["attention_mask"].sum(dim=1).tolist()
         for phrase, length in zip(batch.usable, lengths, strict=True):
             if length > most:
-                phrase.error = f"the phrase has {length} word pieces, the model takes {most}"
+                text = "caption" if self.protocol.in_caption else "phrase"
+                phrase.error = f"the {text} has {length} word pieces, the model takes {most}"
         if max(lengths) > most:
             return self.tokenize(batch)
-        batch.inputs |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        names = "input_ids", "attention_mask", "heatmap_token_mask"
+        batch.inputs |= {name: encoded[name] for name in names if name in encoded}
         batch.inputs["image_index"] = torch.tensor([phrase.image for phrase in batch.usable])
 
+    def _encode(self, phrases: list[Phrase]) -> Mapping[str, torch.Tensor]:
+        """`input_ids`, `attention_mask` and, where the protocol asks in captions, `heatmap_token_mask`."""
+        records = [phrase.record for phrase in phrases]
+        if self.protocol.in_caption:
+            captions, spans = ([record[name] for record in records] for name in ("caption", "caption_span"))
+            return tokenize_captions(self.processor, captions, spans)
+        return self.processor(text=[record["phrase"] for record in records], padding=True, return_tensors="pt")
+
     def answer(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely each fits its image."""
+        """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely what was asked fits."""
         self.tokenize(batch)
         if not batch.usable:
             return torch.zeros(0, 1, 1), []
@@ -161,6 +174,8 @@ class Grounder:
         names = "pixel_values", "input_ids", "attention_mask", "image_index"
         with torch.no_grad(), self.accelerator.autocast():
             explained = self.explain(self.model, *(inputs[name] for name in names))
+            if self.protocol.in_caption:
+                explained = choose_tokens(explained, inputs["heatmap_token_mask"])
             return gradcam(explained).cpu(), explained.probability.tolist()
 
     def heatmaps_of(self, records: list[Record]) -> torch.Tensor:

@@ -25,10 +25,10 @@ ROWS_AT_ONCE = 1024
 def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.Schema:
     """Columns of the records.
 
-    `score` is the probability that the phrase fits its image, `point` (x, y) and `box` (x1, y1, x2, y2; half-open) are
-    in pixels of the image, `heatmap` is the map over the grid of patches. Every metric has a column that says whether
-    the answer is right, null where there is nothing to compare it with. A record that could not be used has the reason
-    in `error` and no answer.
+    `score` is the probability that the phrase fits its image, or the caption that it was grounded in. `point` (x, y)
+    and `box` (x1, y1, x2, y2; half-open) are in pixels of the image, `heatmap` is the map over the grid of patches.
+    Every metric has a column that says whether the answer is right, null where there is nothing to compare it with. A
+    record that could not be used has the reason in `error` and no answer.
 
     Args:
         metrics: names of the metrics. heatmaps: "float16" or "float32"; None for no such column.
