@@ -4,11 +4,9 @@
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from benchmarks.timing import median_seconds
 from modeling_albef_amc import AlbefConfig, AlbefModel
 from modeling_albef_amc.export_albef import (
     IMAGE_ENCODER,
@@ -25,17 +24,6 @@ from modeling_albef_amc.export_albef import (
     largest_differences,
     random_inputs,
 )
-
-
-def median_seconds(repeats: int, *functions: Callable) -> list[float]:
-    """Of `repeats` calls of each, in turn, so that other load meets all alike; the first is not counted."""
-    seconds = [[] for _ in functions]
-    for _ in range(repeats + 1):
-        for function, measured in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            measured.append(time.perf_counter() - start)
-    return [statistics.median(measured[1:]) for measured in seconds]
 
 
 def main() -> None:
