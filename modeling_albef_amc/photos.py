@@ -16,7 +16,9 @@ from transformers.image_utils import ChannelDimension
 from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
 
 Photo = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
-Phrases = str | list[str]
+# A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
+Phrase = str | Mapping[str, Any]
+Phrases = Phrase | list[Phrase]
 # What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 
@@ -110,13 +112,23 @@ def as_record(image: Photo | Mapping[str, Any], phrases: Phrases | None) -> dict
         image = image["image"]
     if phrases is None:
         raise ValueError('no phrases were given: pass them after the photos, or in the records as "phrases"')
-    phrases = [phrases] if isinstance(phrases, str) else list(phrases)
-    for phrase in phrases:
-        if not isinstance(phrase, str):
-            raise ValueError(f"a phrase must be a string, not {phrase!r}; for one photo pass one list of phrases")
-        if not phrase.strip():
-            raise ValueError(f"a phrase is empty ({phrase!r}): give it a word or leave it out")
+    phrases = [phrases] if isinstance(phrases, str | Mapping) else list(phrases)
+    for text, _ in map(text_and_span, phrases):
+        if not isinstance(text, str):
+            raise ValueError(f"a phrase must be a string, not {text!r}; for one photo pass one list of phrases")
+        if not text.strip():
+            raise ValueError(f"a phrase is empty ({text!r}): give it a word or leave it out")
     return {"image": image, "phrases": phrases}
+
+
+def text_and_span(phrase: Phrase) -> tuple[str, list[int] | None]:
+    """What the model is asked, and the (first, end) of the words in it that are to be found; None for all of it."""
+    if not isinstance(phrase, Mapping):
+        return phrase, None
+    missing = {"caption", "caption_span"} - phrase.keys()
+    if missing:
+        raise ValueError(f'a phrase in its caption needs "caption" and "caption_span"; {phrase!r} lacks {missing}')
+    return phrase["caption"], phrase["caption_span"]
 
 
 __all__ = ["Records", "open_photo"]

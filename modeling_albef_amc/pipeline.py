@@ -14,10 +14,10 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .families import Explain, explain_function
-from .gradcam import gradcam
-from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo
+from .gradcam import choose_tokens, gradcam
+from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo, text_and_span
 from .pictures import mark, overlay
-from .processing_albef import post_process_grounding
+from .processing_albef import post_process_grounding, tokenize_captions
 
 
 class VisualGroundingPipeline(Pipeline):
@@ -62,13 +62,15 @@ class VisualGroundingPipeline(Pipeline):
                 Paths, URLs and Pillow images are turned upright first, as their EXIF orientation says and as photos
                 are shown: answers are in pixels of the upright photo.
             phrases: a phrase or a list of phrases for every photo; or a list of lists, the phrases of each photo. Not
-                needed with dictionaries.
+                needed with dictionaries. Instead of a string, a phrase may be words of a caption, as they are in
+                `caption.split(" ")`: {"caption": "a man in a red hat", "caption_span": (3, 6)} looks for "a red hat".
             options: see the class.
 
         Returns:
             A list of answers for one photo, a list of such lists for a list of photos, an iterator over such lists for
             a data set or a generator. One answer a phrase, a dictionary:
-            - "phrase", "score": the phrase, and the probability in [0, 1] that it fits the photo.
+            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or the caption that it was given
+              in, fits the photo.
             - "point": (x, y), where the heatmap is highest.
             - "box": (x1, y1, x2, y2), half-open, around the heat at that point.
             - "heatmap": (height, width) float32 array, not normalised.
@@ -131,12 +133,19 @@ class VisualGroundingPipeline(Pipeline):
         photo, phrases = open_photo(record["image"], timeout), record["phrases"]
         if not phrases:
             return {"photo": photo, "phrases": phrases, "inputs": None}
-        inputs = self.processor(images=photo, text=phrases, padding=True, return_tensors="pt")
+        texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
+        inputs = dict(self.processor(images=photo, text=texts, padding=True, return_tensors="pt"))
+        if any(span is not None for span in spans):
+            inputs |= tokenize_captions(self.processor, texts, spans)
         num_tokens, most = inputs["attention_mask"].sum(dim=1), self.model.config.text_config.max_position_embeddings
         if num_tokens.max() > most:
-            longest = phrases[num_tokens.argmax()]
+            longest = texts[num_tokens.argmax()]
             raise ValueError(f"the phrase {longest!r} has {num_tokens.max()} word pieces, the model takes {most}")
-        return {"photo": photo, "phrases": phrases, "inputs": dict(inputs)}
+        phrases = [
+            text if span is None else " ".join(text.split(" ")[slice(*span)])
+            for text, span in zip(texts, spans, strict=True)
+        ]
+        return {"photo": photo, "phrases": phrases, "inputs": inputs}
 
     def _forward(
         self,
@@ -149,9 +158,10 @@ class VisualGroundingPipeline(Pipeline):
         if not inputs:
             return [answered(item, iter(()), iter(())) for item in batch]
         pixel_values = torch.cat([each["pixel_values"] for each in inputs])
-        input_ids, attention_mask = (
-            pad_sequence([row for each in inputs for row in each[name]], batch_first=True)
-            for name in ("input_ids", "attention_mask")
+        in_captions = any("heatmap_token_mask" in each for each in inputs)
+        input_ids, attention_mask, chosen = (
+            pad_sequence([row for each in inputs for row in each.get(name, each["attention_mask"])], batch_first=True)
+            for name in ("input_ids", "attention_mask", "heatmap_token_mask")
         )
         counts = torch.tensor([len(each["input_ids"]) for each in inputs], device=input_ids.device)
         image_index = torch.arange(len(inputs), device=input_ids.device).repeat_interleave(counts)
@@ -169,6 +179,8 @@ class VisualGroundingPipeline(Pipeline):
             )
             if explained.probability is None:
                 raise ValueError("the explain function gives no probability: see PhraseAttention")
+            if in_captions:
+                explained = choose_tokens(explained, chosen[rows])
             heatmaps.extend(gradcam(explained))
             scores.extend(explained.probability.tolist())
         heatmaps, scores = iter(heatmaps), iter(scores)

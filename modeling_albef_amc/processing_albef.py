@@ -59,7 +59,7 @@ class AlbefProcessor(ProcessorMixin):
                 of lists, the phrases of each image (an image may have none).
             phrase_spans: to ground phrases in their captions: `text` is captions, and this, laid out like it, says
                 where the phrases are: (first, end) are the words `caption.split(" ")[first:end]`, counted before the
-                cleaning. None instead of a pair is the whole caption.
+                cleaning. In a list, None instead of a pair is the whole caption, [CLS] too.
             kwargs: `return_tensors`, `max_words`, `max_length` (tokens, [CLS] included; without it no phrase is cut),
                 and whatever the image processor and the tokenizer take.
 
