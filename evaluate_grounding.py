@@ -25,6 +25,7 @@ from trainer.evaluation import Grounder
 from trainer.gallery import choose_cases, gallery
 from trainer.grounding_run import RunOptions, ground_split, make_accelerator, model_settings
 from trainer.heatmap_grid import grid_of_batch
+from trainer.process_group import end_process_group
 from trainer.record_store import HEATMAP_TYPES, RecordStore
 from trainer.scoring import Tally
 
@@ -226,3 +227,4 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     main()
+    end_process_group()

@@ -16,6 +16,7 @@ from trainer.benchmarks import GROUNDING_ONLY
 from trainer.blocks import open_blocks
 from trainer.evaluation import Grounder
 from trainer.grounding_run import RunOptions, ground_split, make_accelerator
+from trainer.process_group import end_process_group
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,3 +74,4 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     main()
+    end_process_group()

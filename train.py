@@ -30,6 +30,7 @@ from trainer.augmentation import GroundingAugmentation
 from trainer.data_collator import GroundingCollator
 from trainer.evaluation import batch_heatmaps
 from trainer.heatmap_grid import grid_of_batch
+from trainer.process_group import end_process_group
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -183,3 +184,4 @@ def heatmap_drawer(
 
 if __name__ == "__main__":
     main()
+    end_process_group()

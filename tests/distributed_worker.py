@@ -18,6 +18,7 @@ from modeling_albef_amc.modeling_albef_pretraining import gather_rows
 from tests.tiny_data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
 from tests.trainer_helpers import FixedDraws, Watcher, collator_of, make_trainer, snapshot
 from trainer.amc_trainer import AmcTrainer, count_items
+from trainer.process_group import end_process_group
 
 
 def model_and_data():
@@ -83,8 +84,8 @@ def main(folder: Path) -> None:
     }
     torch.save(found, folder / f"rank-{rank}.pt")
     distributed.barrier()
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_process_group()

@@ -110,9 +110,13 @@ import sys
 from pathlib import Path
 from torch import distributed
 from train import main
+from trainer.process_group import end_process_group
 main(sys.argv[1:])
 assert distributed.is_initialized() and distributed.get_world_size() == 2, "one process only"
 Path(f"rank{distributed.get_rank()}").write_text(distributed.get_backend())
+end_process_group()
+threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+assert "pt_gloo_runloop" not in threads, "one that is still there at the interpreter's end may abort the process"
 """
 
 

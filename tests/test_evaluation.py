@@ -232,10 +232,12 @@ import sys
 from pathlib import Path
 from torch import distributed
 import evaluate_grounding, ground_dataset
+from trainer.process_group import end_process_group
 script, arguments = sys.argv[1], sys.argv[2:]
 {"evaluate": evaluate_grounding, "ground": ground_dataset}[script].main(arguments)
 assert distributed.is_initialized() and distributed.get_world_size() == 2, "one process only"
 Path(f"rank{distributed.get_rank()}").write_text(distributed.get_backend())
+end_process_group()
 """
 
 # Dies by SIGKILL, which nothing can catch, with half of a block's rows written.
