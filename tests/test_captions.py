@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from transformers import AutoModel, BertTokenizer
 
+from dataset_scripts.flickr30k_entities import read_sentences
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
 from modeling_albef_amc.families import albef, blip
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
+from modeling_albef_amc.tokenization_albef import clean_text, tokenizer_from_texts
 from tests.conftest import tiny_blip
 from tests.test_distributed import torchrun
 from tests.test_evaluation import WRAPPER, evaluate, files, rows, run_ground
@@ -83,6 +85,28 @@ def test_random_captions(processor):
     longest = max(map(len, expected))
     assert encoded["heatmap_token_mask"].tolist() == [row + [0] * (longest - len(row)) for row in expected]
     assert encoded["attention_mask"].sum(dim=1).tolist() == [len(row) for row in expected]
+
+
+@pytest.mark.shared
+def test_phrases_of_real_captions_have_the_pieces_they_have_alone(shared_dir):
+    """Of Flickr30k Entities' sentences the marked phrases; of many more captions words at random."""
+    random.seed(0)
+    asked = []
+    for path in sorted((shared_dir / "data/flickr30k_entities/Sentences").glob("*.txt")):
+        for sentence in read_sentences(path):
+            asked += [(sentence.words, phrase.first, phrase.end) for phrase in sentence.phrases]
+    assert len(asked) > 10
+    for record in json.loads((shared_dir / "data/albef_json/flickr30k_test.json").read_text()):
+        captions = [record["caption"]] if isinstance(record["caption"], str) else record["caption"]
+        for words in (caption.split(" ") for caption in captions):
+            asked.append((words, *sorted(random.sample(range(len(words) + 1), 2))))
+    asked = [(words, first, end) for words, first, end in asked if clean_text(" ".join(words[first:end]))]
+    captions, phrases = [" ".join(words) for words, _, _ in asked], [" ".join(w[first:end]) for w, first, end in asked]
+    processor = AlbefProcessor(AlbefImageProcessorPil(), tokenizer_from_texts(captions[::2]), max_words=1000)
+    encoded = processor(text=captions, phrase_spans=[(first, end) for _, first, end in asked])
+    alone = processor(text=phrases, padding=False)["input_ids"]
+    for ids, chosen, expected in zip(encoded["input_ids"], encoded["heatmap_token_mask"], alone, strict=True):
+        assert [token for token, is_chosen in zip(ids, chosen, strict=True) if is_chosen] == expected[1:]
 
 
 def test_spans_that_are_cut(processor):
