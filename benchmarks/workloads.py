@@ -1,7 +1,7 @@
 """What is measured: models of random weights, batches, and the evaluation and training step of this project."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,16 @@ QUICK = Scale(
 )
 
 
+# A GPU wants more at a time; 64 is the paper's batch.
+LARGE = replace(FULL, batch_size=64, max_images=32, max_phrases=448, matrix_size=8192)
+
+
+def scale_of(device: torch.device, quick: bool) -> Scale:
+    if quick:
+        return QUICK
+    return LARGE if device.type == "cuda" else FULL
+
+
 def precision(device: torch.device, bf16: bool) -> AbstractContextManager:
     """bfloat16 as `--bf16` of train.py and evaluate_grounding.py has it."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
@@ -107,10 +117,15 @@ def evaluation_batch(scale: Scale, device: torch.device, size: str, num_images: 
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def evaluate(model: AlbefModel, batch: Batch, bf16: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Heatmaps (num_phrases, rows, columns) and points (num_phrases, 2), as evaluate_grounding.py finds them."""
+def heatmaps_of(model: AlbefModel, batch: Batch, bf16: bool = False) -> torch.Tensor:
+    """(num_phrases, rows, columns), as evaluate_grounding.py computes them."""
     with precision(model.device, bf16):
-        heatmaps = batch_heatmaps(model, explain_function(model), batch)
+        return batch_heatmaps(model, explain_function(model), batch)
+
+
+def evaluate(model: AlbefModel, batch: Batch, bf16: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heatmaps, and points (num_phrases, 2) in pixels of the photos."""
+    heatmaps = heatmaps_of(model, batch, bf16)
     return heatmaps, heatmap_points(heatmaps, batch["target_sizes"])
 
 
@@ -194,12 +209,20 @@ class TrainingStep:
 
 
 class BaselineStep:
-    """One step of the plain implementation: no clipping, AdamW parameter by parameter."""
+    """One step of the plain implementation: no clipping, AdamW parameter by parameter. Arguments as above."""
 
-    def __init__(self, model: AlbefForPreTraining, batch: Batch, bf16: bool = False):
+    def __init__(
+        self,
+        model: AlbefForPreTraining,
+        batch: Batch,
+        optimizer: torch.optim.Optimizer | None = None,
+        bf16: bool = False,
+    ):
         self.model, self.batch, self.bf16 = model, batch, bf16
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.02, foreach=False, fused=False)
+        self.optimizer = optimizer or torch.optim.AdamW(
+            parameters, lr=1e-5, weight_decay=0.02, foreach=False, fused=False
+        )
 
     def __call__(self) -> None:
         with precision(self.model.device, self.bf16):
