@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from .features import make_row
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, stream_json_array
+from .json_files import stream_json_array
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # orientations that swap width and height
 _FAR = 1e6  # pixels, more than any photo has: nothing else keeps infinity out where the size is not known

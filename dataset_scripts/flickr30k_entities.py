@@ -16,7 +16,8 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from .features import make_row
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json, read_text
+from .json_files import read_json, read_text
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
 SENTENCES = 5  # captions of a photo

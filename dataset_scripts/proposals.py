@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .json_files import read_json
 from .segmentations import is_box
-from .sources import read_json
 
 Boxes = list[list[float]]
 

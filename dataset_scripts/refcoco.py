@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .features import encode_png, make_row
+from .json_files import stream_json_lists
 from .proposals import read_proposals
 from .safe_pickle import load_plain_pickle
 from .segmentations import is_box, segmentation_to_mask
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _PHOTOS_PER_JOB = 500
 # The toolkit's name of a split → its name here.
@@ -244,37 +245,51 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
 
 def _read_instances(path: Path, wanted: set[Any]) -> tuple[dict[int, dict[str, Any]], dict[Any, dict[str, Any]]]:
     """Photos by id, and of the annotations those that are wanted, by id; both with what is needed of them, checked."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) and all(isinstance(record, dict) for record in content[key])
-        for key in ("images", "annotations", "categories")
-    ):
-        raise ValueError(f"{path} is not in COCO's format: it needs the lists images, annotations and categories")
     photos: dict[int, dict[str, Any]] = {}
-    for image in content["images"]:
-        record = f"{path}: image {image.get('id')!r}"
-        if type(image.get("id")) is not int or image["id"] in photos:
-            raise ValueError(f"{record}: its id is not a whole number, or occurs twice")
-        if not isinstance(image.get("file_name"), str):
-            raise ValueError(f"{record}: file_name is not text")
-        if not all(type(image.get(key)) is int and image[key] > 0 for key in ("width", "height")):
-            raise ValueError(f"{record}: width and height are not whole numbers above 0")
-        photos[image["id"]] = {key: image[key] for key in ("id", "file_name", "width", "height")}
-    categories = {category.get("id"): category.get("name") for category in content["categories"]}
+    categories: dict[Any, Any] = {}
     annotations: dict[Any, dict[str, Any]] = {}
-    for annotation in content["annotations"]:
-        id_ = annotation.get("id")
-        if type(id_) not in (int, str) or id_ not in wanted:
-            continue
-        if id_ in annotations:
-            raise ValueError(f"{path}: annotation {id_}: its id occurs twice")
-        if not is_box(annotation.get("bbox")):
-            raise ValueError(f"{path}: annotation {id_}: bbox is not four numbers")
-        annotations[id_] = {
-            "id": id_,
-            "image_id": annotation.get("image_id"),
-            "bbox": annotation["bbox"],
-            "segmentation": annotation.get("segmentation"),
-            "category": categories.get(annotation.get("category_id")),
-        }
+    for key, record, _ in stream_json_lists(path, ("images", "annotations", "categories")):
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{path} needs the lists images, annotations and categories to be of records: {str(record)[:80]}"
+            )
+        if key == "images":
+            _add_photo(path, photos, record)
+        elif key == "annotations":
+            _add_annotation(path, annotations, record, wanted)
+        elif type(record.get("id")) is int and isinstance(record.get("name"), str):
+            categories[record["id"]] = record["name"]
+    for annotation in annotations.values():  # the categories may follow the annotations
+        number = annotation["category"]
+        annotation["category"] = categories.get(number) if type(number) is int else None
     return photos, annotations
+
+
+def _add_photo(path: Path, photos: dict[int, dict[str, Any]], image: dict[str, Any]) -> None:
+    record = f"{path}: image {image.get('id')!r}"
+    if type(image.get("id")) is not int or image["id"] in photos:
+        raise ValueError(f"{record}: its id is not a whole number, or occurs twice")
+    if not isinstance(image.get("file_name"), str):
+        raise ValueError(f"{record}: file_name is not text")
+    if not all(type(image.get(key)) is int and image[key] > 0 for key in ("width", "height")):
+        raise ValueError(f"{record}: width and height are not whole numbers above 0")
+    photos[image["id"]] = {key: image[key] for key in ("id", "file_name", "width", "height")}
+
+
+def _add_annotation(
+    path: Path, annotations: dict[Any, dict[str, Any]], annotation: dict[str, Any], wanted: set[Any]
+) -> None:
+    id_ = annotation.get("id")
+    if type(id_) not in (int, str) or id_ not in wanted:
+        return
+    if id_ in annotations:
+        raise ValueError(f"{path}: annotation {id_}: its id occurs twice")
+    if not is_box(annotation.get("bbox")):
+        raise ValueError(f"{path}: annotation {id_}: bbox is not four numbers")
+    annotations[id_] = {
+        "id": id_,
+        "image_id": annotation.get("image_id"),
+        "bbox": annotation["bbox"],
+        "segmentation": annotation.get("segmentation"),
+        "category": annotation.get("category_id"),
+    }

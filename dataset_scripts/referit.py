@@ -18,8 +18,9 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from .features import make_row
+from .json_files import read_json, read_text
 from .segmentations import is_box
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, read_json, read_text
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _PHOTOS_PER_JOB = 500
 _LISTS = {

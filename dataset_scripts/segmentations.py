@@ -1,12 +1,14 @@
 """Segmentations as COCO and the data sets around it write them, as masks: polygons and run lengths."""
 
-import math
+import sys
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from .sources import Unusable
+
+_MAX_PIXELS = 2**28  # more than Pillow agrees to open
 
 
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
@@ -24,6 +26,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
     """
     if segmentation is None or segmentation == []:
         return None
+    if height * width > _MAX_PIXELS:
+        raise Unusable("segmentation of a photo of more pixels than any has")
     if isinstance(segmentation, dict):
         mask = _run_lengths_to_mask(segmentation, height, width)
     elif isinstance(segmentation, list) and all(isinstance(part, dict) for part in segmentation):
@@ -36,8 +40,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is an int or a finite float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite float, or an int that one can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def is_box(value: Any) -> bool:

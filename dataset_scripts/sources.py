@@ -7,7 +7,6 @@ is held in memory, jobs run in any number of processes, and what comes out does 
 import copy
 import hashlib
 import io
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,8 +19,6 @@ import datasets
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .features import FEATURES, BuildReport
-
-_CHUNK = 2**24  # characters of a JSON file that are read at a time
 
 
 @dataclass
@@ -179,84 +176,3 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
     if not (box[2] > box[0] and box[3] > box[1]):
         raise Unusable("box without area in the photo")
     return box
-
-
-# JSON -----------------------------------------------------------------------------------------------------------------
-
-
-def read_text(path: Path) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        ValueError: it is missing, or in another encoding; the message names it.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        ValueError: it is missing, cut off or no JSON; the message names it.
-    """
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON, or was cut off: {error}") from error
-
-
-def stream_json_array(path: Path) -> Iterator[Any]:
-    """The elements of a JSON file that is one array, one at a time: memory for the largest element, not for the file.
-
-    Raises:
-        ValueError: as `read_json`; the message says after how many elements.
-    """
-    decoder = json.JSONDecoder()
-    count = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_CHUNK).lstrip()
-            if not text.startswith("["):
-                raise ValueError(f"{path} does not begin with '[': an array of records is expected")
-            position, ended = 1, False
-            while True:
-                position = _skip(text, position, " \t\r\n,")
-                if position < len(text) and text[position] == "]":
-                    break
-                try:
-                    if position == len(text):
-                        raise json.JSONDecodeError("more is expected", text, position)
-                    element, end = decoder.raw_decode(text, position)
-                    if end == len(text) and not ended:  # a number may go on in the next chunk
-                        raise json.JSONDecodeError("more is expected", text, position)
-                except json.JSONDecodeError as error:
-                    if ended:
-                        raise ValueError(
-                            f"{path} is not JSON, or was cut off, after {count} records: {error}"
-                        ) from error
-                    more = file.read(_CHUNK)
-                    text, position, ended = text[position:] + more, 0, not more
-                    continue
-                yield element
-                count += 1
-                position = end
-            rest = text[position + 1 :].strip() or file.read(1).strip()
-            if rest:
-                raise ValueError(f"{path}: something follows the array of {count} records: {rest[:40]!r}")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8, after {count} records: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: record {count} is nested too deep") from error
-
-
-def _skip(text: str, position: int, characters: str) -> int:
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position

@@ -24,17 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .features import make_row
-from .sources import (
-    SourceBuilder,
-    SourceConfig,
-    Unusable,
-    chunked,
-    clip_box,
-    read_json,
-    read_text,
-    split_of,
-    stream_json_array,
-)
+from .json_files import first_character, read_text, stream_json_array, stream_json_lists
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, split_of
 
 _KINDS = ("regions", "attributes", "relations")
 _FILES = {"attributes": "attributes.json", "relationships": "relationships.json"}
@@ -399,10 +390,10 @@ def _read_images(path: Path, coco: set[int], flickr: set[int]) -> dict[int, _Ima
 def _number(path: Path, image_id: int, record: dict[str, Any], key: str) -> int | None:
     """An id that may be null, or written as text."""
     value = record.get(key)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
         return int(value)
     if value is not None and type(value) is not int:
-        raise ValueError(f"{path}: image {image_id}: {key} cannot be {value!r}")
+        raise ValueError(f"{path}: image {image_id}: {key} cannot be {str(value)[:80]!r}")
     return value
 
 
@@ -418,16 +409,14 @@ def read_ids(path: Path) -> set[int]:
     Raises:
         ValueError: the file is missing or none of these, has something else for an id, or has none.
     """
-    text = read_text(path)
-    if text.lstrip().startswith(("[", "{")):
-        entries = read_json(path)
-        if isinstance(entries, dict):
-            entries = entries.get("images")
-            if not isinstance(entries, list) or not all(isinstance(image, dict) for image in entries):
-                raise ValueError(f"{path} has no list of images to read ids from")
-            entries = [image.get("id") for image in entries]
+    first = first_character(path)
+    if first == "{":
+        images = (image for _, image, _ in stream_json_lists(path, ["images"]))
+        entries = (image.get("id") if isinstance(image, dict) else [image] for image in images)
+    elif first == "[":
+        entries = stream_json_array(path)
     else:
-        entries = [line.strip() for line in text.splitlines() if line.strip()]
+        entries = (line.strip() for line in read_text(path).splitlines() if line.strip())
     ids = set()
     for entry in entries:
         found = None

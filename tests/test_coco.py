@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -298,6 +299,33 @@ def test_photos_are_split_by_their_id_alone(workshop):
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
 
 
+def test_the_order_of_the_file_makes_no_difference_but_among_the_instances_of_a_row(workshop):
+    data = content(*(annotation(i, image_id=1 + i % 7, category_id=2 + i % 2) for i in range(40)))
+    data["images"] = [data["images"][0] | {"id": i} for i in (5, 1, 4, 7, 3, 2, 6)]
+    expected, _ = workshop.build(data)
+    assert [row["image_id"] for row in expected["train"]] == [i for i in "5143726" for _ in range(2)]
+    assert [row["phrase"] for row in expected["train"]] == ["traffic light", "dog"] * 7
+    assert sum(len(row["boxes"]) for row in expected["train"]) == 40
+    backwards = dict(reversed([*data.items(), ("licenses", [{"id": 1}]), ("info", {"annotations": [1]})]))
+    assert workshop.build(json.dumps(backwards, indent=1))[0] == expected
+    data["annotations"] = data["annotations"][20:] + data["annotations"][:20]
+    assert [len(row["boxes"]) for row in workshop.build(data)[0]["train"]] == [
+        len(r["boxes"]) for r in expected["train"]
+    ]
+
+
+def test_jobs_hold_no_outline_and_a_copied_builder_makes_the_same_rows(workshop):
+    long = [1, 1, 4, 1, 4, 4, *[1, 4] * 2000]
+    data = content(*(annotation(i, segmentation=[long]) for i in range(50)))
+    workshop.build(data)
+    builder = Coco(cache_dir=str(workshop.folder / "cache"), data_dir=str(workshop.folder), split="train")
+    builder.split_names()
+    (job,) = builder.jobs("train")
+    assert len(pickle.dumps(job)) < 5000 and len(pickle.dumps(builder)) < 20_000
+    twin = pickle.loads(pickle.dumps(builder))
+    assert list(twin.rows("train", job)) == list(builder.rows("train", job)) != []
+
+
 # What is refused ------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +353,14 @@ REFUSED = {
     "no bbox": (broken(lambda d: d["annotations"][0].pop("bbox")), "annotation 7: bbox is missing"),
     "short bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), "annotation 7: bbox cannot be"),
     "NaN bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")])), "annotation 7: bbox"),
+    "id beyond 64 bits": (broken(lambda d: d["annotations"][0].update(id=2**63)), "annotation without a whole number"),
+    "photo's id beyond 64 bits": (
+        broken(lambda d: d["annotations"][0].update(image_id=2**63)),
+        "annotation 7: image_id cannot be",
+    ),
+    "box of hundreds of digits": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3, 10**400])), "7: bbox can"),
+    "number of thousands of digits": ('{"images": [' + "7" * 5000, r"instances\.json: record 0 has too long a number"),
+    "list twice": ('{"images": [], "images": []}', "has the list images twice"),
     "iscrowd 2": (broken(lambda d: d["annotations"][0].update(iscrowd=2)), "annotation 7: iscrowd cannot be '2'"),
 }
 

@@ -409,8 +409,9 @@ def test_the_real_split_list_can_be_read_as_ids(shared_dir):
         ("[72, null]", "'None' is no id"),
         ("[72, 1.5]", "'1.5' is no id"),
         ("[true]", "'True' is no id"),
-        ('{"annotations": []}', "has no list of images"),
-        ('{"images": [7]}', "has no list of images"),
+        ('{"annotations": []}', "needs the list images"),
+        ('{"images": 7}', "needs the list images"),
+        ('{"images": [7]}', r"'\[7\]' is no id of a photo"),
         ("[72", "is not JSON, or was cut off"),
         ("\n", "has no ids"),
         ("[]", "has no ids"),
@@ -521,7 +522,7 @@ REFUSED = {
     "image without id": (broken("image_data", lambda c: c[0].pop("image_id") and None), "record 0 needs a whole"),
     "image without width": (broken("image_data", lambda c: c[0].pop("width") and None), "image 1 has no usable width"),
     "image of no height": (broken("image_data", lambda c: c[0].update(height=0)), "image 1 has no usable width and h"),
-    "image of odd COCO id": (broken("image_data", lambda c: c[0].update(coco_id=[7])), r"coco_id cannot be \[7\]"),
+    "image of odd COCO id": (broken("image_data", lambda c: c[0].update(coco_id=[7])), r"coco_id cannot be '\[7\]'"),
     "images cut off": (broken("image_data", lambda c: "["), r"image_data\.json is not JSON, or was cut off"),
 }
 

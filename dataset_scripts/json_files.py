@@ -1,0 +1,232 @@
+"""Reads JSON: small files whole, those of data sets one record at a time, so that their size does not matter."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+_CHUNK = 2**24  # characters of a file that are read at a time
+_BLANKS = re.compile(r"[ \t\r\n]*")
+# An error this close to the end of what was read may be that of a value cut in two: "-Infinity", "\ud83d\ude00".
+_LONGEST_TOKEN = 16
+
+Place = tuple[int, int]  # of a record in its file: first byte, and the one after the last
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        ValueError: it is missing, or in another encoding; the message names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError: it is missing, cut off or no JSON, or has a number of thousands of digits; the message names it.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, or was cut off: {error}") from error
+
+
+def first_character(path: Path) -> str:
+    """The first character of a text file that is not blank; none if there is none.
+
+    Raises:
+        ValueError: as `read_text`.
+    """
+    with _reading(path) as reader:
+        return reader.peek()
+
+
+def stream_json_array(path: Path) -> Iterator[Any]:
+    """The elements of a JSON file that is one array, one at a time: memory for the largest element, not for the file.
+
+    Raises:
+        ValueError: as `read_json`; the message says after how many elements.
+    """
+    with _reading(path) as reader:
+        if reader.peek() != "[":
+            raise ValueError(f"{path} does not begin with '[': an array of records is expected")
+        yield from reader.elements()
+        reader.end()
+
+
+def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any, Place]]:
+    """The records of some lists of a JSON file that is one object, as COCO's: one at a time, in the order of the file.
+
+    Args:
+        names: of the lists, all of which must be there. What else the object has is passed over.
+
+    Yields:
+        (name, record, place): the list's name, a record of it, and where `read_record` finds it again.
+
+    Raises:
+        ValueError: as `stream_json_array`; also where one of the lists is missing, no list, or there twice.
+    """
+    listed = f"lists {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"list {names[0]}"
+    needed = f"{path} needs the {listed}"
+    with _reading(path) as reader:
+        if reader.peek() == "[":
+            raise ValueError(needed)
+        found = set()
+        for name in reader.members():
+            is_list = reader.peek() == "["
+            if name in found:
+                raise ValueError(f"{path} has the list {name} twice")
+            if name in names:
+                if not is_list:
+                    raise ValueError(needed)
+                found.add(name)
+            if not is_list:
+                reader.value()
+                continue
+            for record in reader.elements():
+                if name in found:
+                    yield name, record, (reader.start, reader.offset())
+        reader.end()
+        if len(found) < len(names):
+            raise ValueError(needed)
+
+
+def read_record(file: BinaryIO, place: Place) -> Any:
+    """A record that `stream_json_lists` found, from the same file opened for bytes.
+
+    Raises:
+        ValueError: it is there no more.
+    """
+    file.seek(place[0])
+    try:
+        return json.loads(file.read(place[1] - place[0]))
+    except ValueError as error:
+        raise ValueError(f"{file.name} has changed while it was read: {error}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator["_Reader"]:
+    reader = None
+    try:
+        with path.open(encoding="utf-8", newline="") as file:  # line ends as they are, for the places
+            reader = _Reader(path, file)
+            yield reader
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8, after {reader.count} records: {error}") from error
+
+
+class _Reader:
+    """What was read of a JSON file and not yet taken from it."""
+
+    def __init__(self, path: Path, file: TextIO):
+        self.path, self.file = path, file
+        self.text, self.position = "", 0
+        self.count = 0  # records that were taken
+        self.start = 0  # byte of the file where the last value begins
+        self._bytes, self._counted = 0, 0  # bytes of the file before the character `_counted` of the text
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is not blank; none at the end of the file."""
+        while True:
+            self.position = _BLANKS.match(self.text, self.position).end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self._read_on():
+                return ""
+
+    def take(self, characters: str) -> str:
+        """The next character that is not blank: one of these."""
+        found = self.peek()
+        if not found or found not in characters:
+            raise self._broken(f"expecting {' or '.join(characters)}", self.position)
+        self.position += 1
+        return found
+
+    def value(self) -> Any:
+        """The next value, whole."""
+        self.peek()
+        self.start = self.offset()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _LONGEST_TOKEN
+                inside = error.pos - self.position
+                if cut and self._read_on():
+                    continue
+                raise self._broken(error.msg, self.position + inside) from error
+            except ValueError as error:  # Python reads no number of more than 4,300 digits
+                raise ValueError(f"{self.path}: record {self.count} has too long a number: {error}") from error
+            except RecursionError as error:
+                raise ValueError(f"{self.path}: record {self.count} is nested too deep") from error
+            length = end - self.position
+            # A number may go on in the next chunk, "1.5e" with "-7".
+            if end <= len(self.text) - _LONGEST_TOKEN or not self._read_on():
+                self.position += length
+                return value
+
+    def elements(self) -> Iterator[Any]:
+        """Those of an array."""
+        self.take("[")
+        if self.peek() == "]":
+            self.take("]")
+            return
+        while True:
+            yield self.value()
+            self.count += 1
+            if self.take(",]") == "]":
+                return
+
+    def members(self) -> Iterator[str]:
+        """The names of an object's members; who asks for the next one must have taken the value."""
+        self.take("{")
+        if self.peek() == "}":
+            self.take("}")
+            return
+        while True:
+            if self.peek() != '"':
+                raise self._broken("expecting a name", self.position)
+            name = self.value()
+            self.take(":")
+            yield name
+            if self.take(",}") == "}":
+                return
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self.peek():
+            rest = self.text[self.position :][:40]
+            raise ValueError(f"{self.path}: something follows the end, after {self.count} records: {rest!r}")
+
+    def offset(self) -> int:
+        """Bytes of the file before the position."""
+        self._bytes += len(self.text[self._counted : self.position].encode())
+        self._counted = self.position
+        return self._bytes
+
+    def _read_on(self) -> bool:
+        """Forgets what was taken and reads more; whether there was more."""
+        self.offset()
+        more = self.file.read(_CHUNK)
+        self.text, self.position, self._counted = self.text[self.position :] + more, 0, 0
+        return bool(more)
+
+    def _broken(self, problem: str, position: int) -> ValueError:
+        self.position = position
+        return ValueError(
+            f"{self.path} is not JSON, or was cut off, after {self.count} records: {problem}, at byte {self.offset()}"
+        )
