@@ -10,11 +10,11 @@ SCENES := outputs/scenes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DELETE_ON_ERROR:
-.PHONY: help train test lint space clean
+.PHONY: help train test bench lint space clean
 
 # Nothing but the installation needs the network.
-train test space: export HF_HUB_OFFLINE := 1
-train test space: export HF_HUB_DISABLE_TELEMETRY := 1
+train test bench space: export HF_HUB_OFFLINE := 1
+train test bench space: export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -26,6 +26,9 @@ train: $(SCENES)/base/done  ## build scenes, train a base model, then it without
 
 test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(TESTS)
+
+bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some of it: make bench BENCH="--only training"
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
 
 lint: $(INSTALLED)  ## style and likely mistakes
 	@$(BIN)/ruff check .
