@@ -63,6 +63,7 @@ def build(
     name: str,
     output: str | Path,
     *,
+    splits: Sequence[str] | None = None,
     limit: int | None = None,
     num_proc: int | None = None,
     overwrite: bool = False,
@@ -77,6 +78,7 @@ def build(
     Args:
         name: A name in `BUILDERS`.
         output: The folder to write; its parents are made.
+        splits: The names of those to build; default: all.
         limit: At most this many rows of each split.
         num_proc: Processes that work at the same time; default: one for each processor. The bytes are the same.
         overwrite: Replace what an earlier build wrote to `output`.
@@ -87,7 +89,7 @@ def build(
         The builder: `info.splits` has the counts, `report` what was kept and dropped.
 
     Raises:
-        ValueError: Bad options or bad data, or not one row came out.
+        ValueError: Bad options or bad data, an unknown split, or not one row came out.
         RuntimeError: A process was killed, as when memory runs out.
         FileExistsError: `output` is not empty, and `overwrite` is not given or it holds what no build wrote.
     """
@@ -101,10 +103,10 @@ def build(
     with tempfile.TemporaryDirectory() as cache:
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
-    command = _command(builder, name, limit, options)
-    folder = _begin_or_go_on(scratch, {"name": name, "limit": limit, **options})
+    command = _command(builder, name, splits, limit, options)
+    folder = _begin_or_go_on(scratch, {"name": name, "splits": splits, "limit": limit, **options})
     try:
-        write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1)
+        write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
     except ValueError:
         shutil.rmtree(scratch)  # of data that must be mended first; what else ends a build leaves it to go on
         raise
@@ -143,7 +145,9 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{output} will not be replaced: it holds {strangers[0]!r}, which no build wrote")
 
 
-def _command(builder: SourceBuilder, name: str, limit: int | None, options: dict[str, Any]) -> str:
+def _command(
+    builder: SourceBuilder, name: str, splits: Sequence[str] | None, limit: int | None, options: dict[str, Any]
+) -> str:
     """The command that builds this again: what differs from the defaults, of paths only the last part."""
     defaults = {field.name: field.default for field in dataclasses.fields(builder.BUILDER_CONFIG_CLASS)}
     given = {key: value for key, value in options.items() if key == "data_dir" or value != defaults[key]}
@@ -153,6 +157,8 @@ def _command(builder: SourceBuilder, name: str, limit: int | None, options: dict
     for key, value in given.items():
         value = Path(value).name if isinstance(value, str | Path) else str(value)
         words += [f"--{key.replace('_', '-')}", value]
+    if splits is not None:
+        words += ["--splits", *splits]
     return shlex.join(words)
 
 
@@ -193,6 +199,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     """The command line of one builder: the common options and the fields of its config."""
     parser = argparse.ArgumentParser(prog=f"python -m dataset_scripts.build {name}", description=BUILDERS[name][2])
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="build only these (default: all)")
     parser.add_argument("--limit", type=int, help="write at most this many rows of each split")
     parser.add_argument("--num-proc", type=int, help="processes (default: one for each processor)")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier build wrote to the folder")

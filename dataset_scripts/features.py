@@ -20,6 +20,7 @@ try:
 except ImportError:  # datasets 3, which ran loading scripts, has another name for it
     from datasets import Sequence as List
 
+_FAR = 2**24  # pixels; from here on float32 tells neighbours no more apart, and Arrow takes no int for it
 _PNG_LEVEL = 4  # half the time of the default, 6, for files 6 % larger
 
 FEATURES = Features(
@@ -69,6 +70,24 @@ def make_row(
         "categories": list(categories),
         "proposals": list(proposals),
     }
+
+
+def why_not_storable(row: dict[str, Any]) -> str | None:
+    """Why Parquet cannot hold a row of `make_row`, or None: what JSON allows and its columns do not."""
+    texts = (row["image_id"], row["phrase"], row["caption"] or "", *row["categories"])
+    if not all(text.isascii() or _is_utf8(text) for text in texts):
+        return "half a character (a lone surrogate) in its text"
+    if not all(abs(value) <= _FAR for key in ("boxes", "proposals") for box in row[key] for value in box):
+        return "a coordinate that is no number, or farther than a photo can be wide"
+    return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:
@@ -131,4 +150,5 @@ class BuildReport:
             if why in self.examples:
                 more = ", …" if count > len(self.examples[why]) else ""
                 lines.append(f"{'':20}{', '.join(self.examples[why])}{more}")
-        return "\n".join(lines) or "nothing kept, nothing dropped"
+        text = "\n".join(lines) or "nothing kept, nothing dropped"
+        return text.encode(errors="backslashreplace").decode()  # names of records may be what could not be used

@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .features import FEATURES, BuildReport
+from .features import FEATURES, BuildReport, why_not_storable
 
 
 @dataclass
@@ -79,6 +79,14 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         """The rows of a job, those of an image following each other; counts into `self.report`."""
         raise NotImplementedError
 
+    def storable_rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
+        """`rows` without those that no file can hold; these are dropped, after `rows` counted what it made them of."""
+        for row in self.rows(split, job):
+            if reason := why_not_storable(row):
+                self.drop(f"rows: {reason}", f"phrase {row['phrase']!r:.80} of {row['image_id']!r:.80}")
+            else:
+                yield row
+
     # As a loading script and by themselves: `build` needs none of these three.
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
@@ -99,7 +107,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         number = 0
         for job in self.jobs(split):
-            for row in self.rows(split, job):
+            for row in self.storable_rows(split, job):
                 yield f"{split}-{number}", row
                 number += 1
 
@@ -143,7 +151,10 @@ def read_inside(folder: Path, name: str) -> bytes:
         Unusable: `name` leads out of the folder (an absolute path, "..", a link), or there is no such file.
     """
     folder = folder.resolve()
-    path = (folder / name).resolve()
+    try:
+        path = (folder / name).resolve()
+    except ValueError as error:  # of a NUL or a lone surrogate
+        raise Unusable("photos: their name is none that a file can have") from error
     if not path.is_relative_to(folder):
         raise Unusable("photos: their name leads out of the folder of the photos")
     if not path.is_file():

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dataset_scripts.albef_json import AlbefJson
-from dataset_scripts.features import make_row
+from dataset_scripts.features import FEATURES, make_row, why_not_storable
+from dataset_scripts.shards import write_splits
 
 WIDTH, HEIGHT = 40, 30
 
@@ -217,3 +220,73 @@ def test_bad_options_are_named(workshop):
         AlbefJson(cache_dir=str(workshop.folder))
     with pytest.raises(ValueError, match=r"other\.json"):
         workshop.rows([record()], annotations="other.json")
+
+
+# What JSON can say and a file cannot hold -----------------------------------------------------------------------------
+
+
+def test_half_a_character_drops_its_row_alone(workshop):
+    """A lone surrogate is JSON, and no text in UTF-8."""
+    half = "dog \ud83d"
+    builder = written(workshop, [record("a dog"), record(half), record("é 漢 😀"), record(image="half\udc00.png")])
+    table = pq.read_table(workshop.folder / "out" / "data").to_pylist()
+    assert [row["phrase"] for row in table] == ["a dog", "é 漢 😀"]
+    reason = "rows: half a character (a lone surrogate) in its text"
+    assert builder.report.dropped == {reason: 2}
+    assert r"phrase 'dog \ud83d' of '1.png'" in str(builder.report) and str(builder.report).encode()
+    with pytest.raises(ValueError, match=r"phrase 'dog .ud83d' of '1\.png': rows: half a character"):
+        written(workshop, [record("a dog"), record(half)], "strict", strict=True)
+
+
+def test_by_itself_the_builder_drops_it_too(workshop):
+    (workshop.folder / "train.json").write_text(json.dumps([record("a dog"), record("\ud83d")]))
+    builder = workshop.builder()
+    builder.download_and_prepare()
+    assert builder.as_dataset(split="train")["phrase"][:] == ["a dog"]
+
+
+def test_a_photo_of_an_impossible_name_is_counted(workshop):
+    rows, report = workshop.rows([record(image="\ud83d.png"), record(image="a\0.png")], photos=True)
+    assert not rows and report.dropped["photos: their name is none that a file can have"] == 2
+    assert str(report).encode()
+
+
+@pytest.mark.parametrize("digits", [20, 400])
+def test_a_number_beyond_64_bits_is_counted(workshop, digits):
+    builder = written(workshop, [record("a dog"), record("far", bbox=[1, 2, 3, 10**digits])])
+    assert builder.report.kept["rows without region"] == 1
+    assert builder.report.dropped["boxes: not four numbers of pixels"] == 1
+
+
+def test_a_number_of_thousands_of_digits_names_the_file(workshop):
+    with pytest.raises(ValueError, match=r"train\.json: record 1 has too long a number"):
+        workshop.rows(f'[{json.dumps(record())}, {{"bbox": [{"7" * 5000}]}}]')
+
+
+def written(workshop, content, folder="out", **options) -> AlbefJson:
+    """The builder after its rows were written to the folder."""
+    (workshop.folder / "train.json").write_text(json.dumps(content))
+    builder = workshop.builder(**options)
+    write_splits(builder, workshop.folder / folder)
+    return builder
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"caption": "a \udfff b"}, "half a character"),
+        ({"categories": ["\ud800"]}, "half a character"),
+        ({"image_id": "\udc80"}, "half a character"),
+        ({"boxes": [[0, 0, 1, 1], [0, 0, 1, float("nan")]]}, "a coordinate that is no number"),
+        ({"proposals": [[0, 0, float("inf"), 1]]}, "a coordinate that is no number"),
+        ({"boxes": [[-(10**400), 0, 1, 1]]}, "a coordinate that is no number"),
+        ({"boxes": [[0, 0, 16777217, 1]]}, "a coordinate that is no number"),
+        ({"boxes": [[-0.5, 0, 1.5e7, 2**24]], "caption": "é 😀"}, None),
+    ],
+)
+def test_why_a_row_cannot_be_stored(changes, reason):
+    row = make_row(None, "1", "a dog") | changes
+    found = why_not_storable(row)
+    assert found is None if reason is None else reason in found
+    if reason is None:
+        assert pa.Table.from_pylist([row], schema=FEATURES.arrow_schema).num_rows == 1

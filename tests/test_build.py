@@ -120,6 +120,24 @@ def test_limit_cuts_every_split(tmp_path):
         build("scenes", tmp_path / "none", limit=0)
 
 
+def test_only_the_splits_that_are_asked_for_are_built(built, tmp_path):
+    folder, _ = built
+    sizes = [word for split, count in COUNTS.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+    command = ["scenes", "--output", str(tmp_path / "out"), *sizes, "--num-proc", "1", "--splits"]
+    with pytest.raises(SystemExit, match=r"error: scenes: there is no split 'dev', but train, .*captions"):
+        main([*command, "test", "dev"])
+    assert not list(tmp_path.iterdir())
+    main([*command, "test", "validation"])
+    written, whole = files_of(tmp_path / "out"), files_of(folder)
+    assert [name for name in written if name != "README.md"] == [
+        "data/test-00000.parquet",
+        "data/validation-00000.parquet",
+    ]
+    assert all(written[name] == whole[name] for name in written if name != "README.md")
+    assert "--splits test validation`" in (tmp_path / "out" / "README.md").read_text()
+    assert list(datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "c"))) == ["validation", "test"]
+
+
 def test_an_output_is_not_overwritten_unless_asked(tmp_path):
     output = tmp_path / "deep" / "out"
     build("scenes", output, limit=1, **COUNTS)

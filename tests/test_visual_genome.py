@@ -204,6 +204,44 @@ def test_older_attributes_meet_their_relations_by_name_and_box(workshop):
     assert workshop.rows()[1].dropped["attributes: phrase and box that the image has already"] == 2
 
 
+def test_older_things_of_one_name_or_one_box_are_not_taken_for_each_other(workshop):
+    """Without ids an object is its name and its box: neither alone may lend its attributes to another."""
+
+    def older(name, box, *attributes):
+        x, y, w, h = box
+        return {"id": 7, "object_names": [name], "x": x, "y": y, "w": w, "h": h, "attributes": list(attributes)}
+
+    def side(name, box):
+        x, y, w, h = box
+        return {"id": 7, "name": name, "x": x, "y": y, "w": w, "h": h}
+
+    here, there = (1, 2, 10, 20), (5, 2, 10, 20)
+    workshop.write(
+        "attributes",
+        [{"id": 1, "attributes": [older("Car", here, "red"), older("car", there, "blue"), older("man", here, "tall")]}],
+    )
+    sides = [side("car ", here), side("car", there), side("man", here), side("man", there), side("tree", here)]
+    workshop.relationships(*(relationship(one, "near", side("dog", there)) for one in sides))
+    assert [phrase for kind, phrase, _ in workshop.phrases() if kind == "relation"] == [
+        "red car near dog",
+        "blue car near dog",
+        "tall man near dog",
+    ]
+    assert workshop.rows()[1].dropped == {"relations: whose subject has no attribute": 2}
+
+
+def test_things_with_ids_are_told_apart_by_these_alone(workshop):
+    same = thing(1, "car", "red"), thing(2, "car", "blue")
+    moved = thing(1, "automobile", box=(5, 5, 5, 5))
+    workshop.objects(*same)
+    workshop.relationships(relationship(moved, "near", TREE), relationship(thing(3, "car"), "near", TREE))
+    assert [phrase for kind, phrase, _ in workshop.phrases() if kind == "relation"] == ["red automobile near tree"]
+    # An id that is no number is none.
+    workshop.objects(thing("1", "car", "red"), thing(None, "car", "blue", box=(5, 5, 5, 5)))
+    workshop.relationships(relationship(thing("9", "car"), "near", TREE), relationship(thing("1", "bus"), "near", TREE))
+    assert [phrase for kind, phrase, _ in workshop.phrases() if kind == "relation"] == ["red car near tree"]
+
+
 def test_all_takes_what_is_there_and_a_named_kind_must_be(workshop):
     workshop.objects(CAR)
     assert [kind for kind, _, _ in workshop.phrases()] == ["attribute"] * 2
