@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -242,9 +243,25 @@ def test_encode_png_keeps_pixels_and_refuses_the_rest():
     assert np.array_equal(Image.open(io.BytesIO(encode_png(pixels)["bytes"])), pixels)
     mask = pixels[..., 0] > 100
     assert np.array_equal(Image.open(io.BytesIO(encode_png(mask)["bytes"])), mask * np.uint8(255))
-    for bad in (pixels.astype(np.float32), pixels[..., :2], pixels[0, 0]):
+    for bad in (pixels.astype(np.float32), pixels[..., :2], pixels[0, 0], pixels > 9, np.zeros((0, 3), bool)):
         with pytest.raises(ValueError, match="expected bool or uint8 pixels"):
             encode_png(bad)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (5, 7), (480, 640)])
+def test_masks_are_whole_png_files(size):
+    draw = np.random.default_rng(0)
+    masks = [np.zeros(size, bool), np.ones(size, bool), *(draw.random(size) < share for share in (0.001, 0.5, 0.999))]
+    masks += [np.pad(np.ones((1, 1), bool), [(i, size[0] - 1 - i), (0, size[1] - 1)]) for i in range(size[0])[::60]]
+    masks.append(np.asfortranarray(masks[3]))
+    masks.append(np.broadcast_to(masks[3][:, ::2], (size[0], (size[1] + 1) // 2)))
+    for mask in masks:
+        data = encode_png(mask)["bytes"]
+        image = Image.open(io.BytesIO(data))
+        image.verify()  # the chunks' checksums; reading the pixels checks that of the stream
+        image = Image.open(io.BytesIO(data))
+        assert (image.format, image.mode) == ("PNG", "L") and np.array_equal(image, mask * np.uint8(255))
+        assert zlib.decompress(data[41:-16]) == b"".join(b"\0" + bytes(row * np.uint8(255)) for row in mask)
 
 
 def test_mask_to_box_is_half_open():
