@@ -21,7 +21,15 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .explained_attention import additive_mask, eager_attention_forward, explained_interface
-from .gradcam import PhraseAttention, average_tokens, gradcam, leaving_inference_mode, resolve_image_index
+from .gradcam import (
+    PhraseAttention,
+    average_tokens,
+    choose_tokens,
+    gradcam,
+    leaving_inference_mode,
+    resolve_image_index,
+)
+from .image_groups import ImageGroups, group_by_image
 
 
 @dataclass
@@ -93,11 +101,15 @@ class AlbefAttention(nn.Module):
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         attention_interface: Callable | None,
+        image_groups: ImageGroups | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if attention_interface is None:
             attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
+        num_tokens = query.shape[2]
+        if image_groups is not None:
+            query = image_groups.join(query)
         context, probabilities = attention_interface(
             self,
             query,
@@ -107,6 +119,8 @@ class AlbefAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
         )
+        if image_groups is not None:
+            context, probabilities = image_groups.part(context, probabilities, num_tokens)
         return context.flatten(2), probabilities
 
 
@@ -284,9 +298,10 @@ class AlbefTextAttention(AlbefAttention):
         key_value: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         attention_interface: Callable | None = None,
+        image_groups: ImageGroups | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self.split_heads(self.query(hidden_states))
-        context, probabilities = self.attend(query, *key_value, attention_mask, attention_interface)
+        context, probabilities = self.attend(query, *key_value, attention_mask, attention_interface, image_groups)
         return self.layernorm(hidden_states + self.dropout(self.dense(context))), probabilities
 
 
@@ -312,6 +327,7 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         image_value: torch.Tensor | None = None,
         self_interface: Callable | None = None,
         cross_interface: Callable | None = None,
+        image_groups: ImageGroups | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         key_value = self.self_attention.project(hidden_states)
         hidden_states, _ = self.self_attention(hidden_states, key_value, attention_mask, self_interface)
@@ -319,7 +335,9 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         # Key and value are no pair in the signature: reentrant gradient checkpointing looks for tensors there only.
         if image_key is not None:
             pair = image_key, image_value
-            hidden_states, probabilities = self.cross_attention(hidden_states, pair, None, cross_interface)
+            hidden_states, probabilities = self.cross_attention(
+                hidden_states, pair, None, cross_interface, image_groups
+            )
         update = self.output(self.activation(self.intermediate(hidden_states)))
         return self.layernorm(hidden_states + self.dropout(update)), probabilities
 
@@ -410,16 +428,19 @@ class AlbefTextModel(AlbefPreTrainedModel):
         last = fusion_layer if image_key_values is None else len(self.layers)
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         text_hidden_state = explained_attention = None
+        image_groups = group_by_image(image_index, 0 if image_key_values is None else len(image_key_values[0][0]))
         for index in range(first, last):
-            key_value = (None, None)
+            key_value, groups = (None, None), None
             if index == fusion_layer:
                 text_hidden_state = hidden_states
             if index >= fusion_layer:
                 key_value = image_key_values[index - fusion_layer]
-                if image_index is not None:
+                # The explained attention starts a graph in which each phrase has rows of its own.
+                groups = None if index == explained_layer else image_groups
+                if image_index is not None and groups is None:
                     key_value = tuple(states[image_index] for states in key_value)
             if explained_layer is None:
-                hidden_states, _ = self.layers[index](hidden_states, mask, *key_value)
+                hidden_states, _ = self.layers[index](hidden_states, mask, *key_value, image_groups=groups)
                 continue
             cross_interface = explained_interface(index, explained_layer, create_graph, default=None)
             written_out = index > explained_layer and create_graph
@@ -430,6 +451,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
                     *key_value,
                     eager_attention_forward if written_out else None,
                     cross_interface,
+                    groups,
                 )
             if index == explained_layer:
                 explained_attention = probabilities
@@ -523,8 +545,9 @@ class AlbefModel(AlbefPreTrainedModel):
                     pixel_values, output.text_features, image_index, layer, create_graph
                 )
             token_heatmaps = gradcam(phrase_attention, create_graph, per_token=True)
-            tokens = self._tokens_to_average(phrase_attention, heatmap_token_mask)
-            output.heatmaps = average_tokens(token_heatmaps, tokens)
+            if heatmap_token_mask is not None:
+                phrase_attention = choose_tokens(phrase_attention, heatmap_token_mask)
+            output.heatmaps = average_tokens(token_heatmaps, phrase_attention.token_mask)
             output.token_heatmaps = token_heatmaps if output_token_heatmaps else None
             if not create_graph:
                 output.itm_logits = output.itm_logits.detach()
@@ -622,16 +645,6 @@ class AlbefModel(AlbefPreTrainedModel):
         """(rows, columns) of patches of these images."""
         patch_size = self.config.vision_config.patch_size
         return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
-
-    def _tokens_to_average(self, phrase_attention: PhraseAttention, chosen: torch.Tensor | None) -> torch.Tensor:
-        if chosen is None:
-            return phrase_attention.token_mask
-        if chosen.shape != phrase_attention.token_mask.shape:
-            raise ValueError(
-                f"heatmap_token_mask is {tuple(chosen.shape)}, the tokens are "
-                f"{tuple(phrase_attention.token_mask.shape)}: it needs one value a token (and explanation='itm')."
-            )
-        return phrase_attention.token_mask * chosen
 
 
 __all__ = ["AlbefModel", "AlbefOutput", "AlbefPreTrainedModel", "AlbefTextModel", "AlbefVisionModel"]

@@ -432,7 +432,7 @@ def test_rows_and_columns_of_a_map_are_those_of_the_image(explanation, shift):
         ({"grounding_layer": -3, "explanation": "itc"}, "grounding_layer -3 is outside"),
         ({"explanation": "attention"}, "explanation 'attention': choose 'itm' or 'itc'"),
         ({"explanation": "itc", "output_token_heatmaps": True}, "one map a phrase"),
-        ({"heatmap_token_mask": torch.ones(4, 5)}, r"heatmap_token_mask is \(4, 5\), the tokens are \(4, 6\)"),
+        ({"heatmap_token_mask": torch.ones(4, 5)}, r"\(4, 5\) tokens to choose from \(4, 6\)"),
         ({"output_heatmaps": False, "create_graph": True}, "need output_heatmaps=True"),
         ({"output_heatmaps": False, "grounding_layer": 3}, "need output_heatmaps=True"),
     ],
