@@ -26,7 +26,7 @@ import torch
 from benchmarks import baseline, flops
 from benchmarks.alternatives import ALTERNATIVES, NUM_PHRASES
 from benchmarks.parts import seconds_of_parts
-from benchmarks.timing import matrix_product, median_seconds, seconds_of
+from benchmarks.timing import matrix_products, median_seconds, seconds_of
 from benchmarks.training_memory import VARIANTS, measure_apart
 from benchmarks.workloads import (
     QUICK,
@@ -66,7 +66,7 @@ class Bench:
     def seconds(self, functions: dict[str, Callable]) -> tuple[dict[str, float], dict[str, float]]:
         """Medians of functions by their name, and GFLOP/s of matrix products measured among them, by precision."""
         products = {
-            name: matrix_product(self.device, dtype, self.scale.matrix_size) for name, dtype in PRECISIONS.items()
+            name: matrix_products(self.device, dtype, self.scale.matrix_size) for name, dtype in PRECISIONS.items()
         }
         timed = {**functions, **{name: product for name, (product, _) in products.items()}}
         seconds = dict(zip(timed, median_seconds(self.repeats, *timed.values())))

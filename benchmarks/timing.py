@@ -27,7 +27,12 @@ def median_seconds(repeats: int, *functions: Callable) -> list[float]:
     return [statistics.median(column) for column in zip(*seconds[1:])]
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype, size: int) -> tuple[Callable, float]:
-    """A product of two square matrices to time among other things, and its GFLOP."""
+def matrix_products(device: torch.device, dtype: torch.dtype, size: int, count: int = 8) -> tuple[Callable, float]:
+    """`count` products of two square matrices to time among other things, and their GFLOP together."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return lambda: left @ right, 2 * size**3 / 1e9
+
+    def multiply() -> None:
+        for _ in range(count):
+            left @ right
+
+    return multiply, count * 2 * size**3 / 1e9
