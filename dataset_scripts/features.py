@@ -113,19 +113,24 @@ def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:
 
 
 def _encode_mask(mask: np.ndarray) -> bytes:
-    """A mask as a gray PNG of 8 bits, in half the time that Pillow takes: building COCO is little else.
+    """A mask as a gray PNG of 8 bits, in a quarter of the time that Pillow takes: building COCO is little else.
 
     Most rows of a mask are empty. How many of them compress is remembered, so that only those with pixels are
-    compressed anew; run lengths are all that there is to find in them, and rows are left unfiltered.
+    compressed anew, as differences to the row above, in which run lengths are all that there is to find.
 
     Args:
         mask: bool `(height, width)`, at least a pixel; becomes 0 and 255.
     """
     height, width = mask.shape
-    rows = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter: none
-    np.negative(mask.view(np.uint8), out=rows[:, 1:])
     full = np.flatnonzero(mask.any(axis=1))
-    first, end = (int(full[0]), int(full[-1]) + 1) if full.size else (0, 0)
+    first, end = (int(full[0]), min(int(full[-1]) + 2, height)) if full.size else (0, 0)
+    values = np.negative(mask[first:end].view(np.uint8))
+    rows = np.zeros(
+        (height, 1 + width), np.uint8
+    )  # each begins with its filter: 0, none, or 2, the row above taken off
+    rows[first:end, 0] = 2
+    rows[first:end, 1:] = values
+    rows[first + 1 : end, 1:] -= values[:-1]
     # The pieces of a zlib stream: its header, blocks that do not refer to each other, the last block, the checksum.
     blocks = _deflate_zeros(first * (1 + width)) + _deflate(rows[first:end])
     blocks += _deflate_zeros((height - end) * (1 + width)) + b"\x03\x00"

@@ -258,10 +258,10 @@ def test_masks_are_whole_png_files(size):
     for mask in masks:
         data = encode_png(mask)["bytes"]
         image = Image.open(io.BytesIO(data))
-        image.verify()  # the chunks' checksums; reading the pixels checks that of the stream
+        image.verify()  # the chunks' checksums
         image = Image.open(io.BytesIO(data))
         assert (image.format, image.mode) == ("PNG", "L") and np.array_equal(image, mask * np.uint8(255))
-        assert zlib.decompress(data[41:-16]) == b"".join(b"\0" + bytes(row * np.uint8(255)) for row in mask)
+        assert len(zlib.decompress(data[41:-16])) == image.height * (1 + image.width)  # its checksum is right too
 
 
 def test_mask_to_box_is_half_open():
