@@ -125,9 +125,7 @@ def _encode_mask(mask: np.ndarray) -> bytes:
     full = np.flatnonzero(mask.any(axis=1))
     first, end = (int(full[0]), min(int(full[-1]) + 2, height)) if full.size else (0, 0)
     values = np.negative(mask[first:end].view(np.uint8))
-    rows = np.zeros(
-        (height, 1 + width), np.uint8
-    )  # each begins with its filter: 0, none; 2, less the row above
+    rows = np.zeros((height, 1 + width), np.uint8)  # each begins with its filter: 0, none; 2, less the row above
     rows[first:end, 0] = 2
     rows[first:end, 1:] = values
     rows[first + 1 : end, 1:] -= values[:-1]
