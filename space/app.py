@@ -1,138 +1,195 @@
-"""Point at what phrases name: a photo and some phrases in, for each the heatmap, its maximum, a box and the match.
+"""Point at what phrases name: a photo and phrases in; out come, for each, where the model sees it, and how well it fits.
 
-    MODEL_ID=… python space/app.py
-
-MODEL_ID is a Hub id or a folder; its own code is run (`trust_remote_code`), so let it be one you trust. Without it, the
-model that `make train` makes is shown.
+python space/app.py                       the models that come with this folder
+MODEL_ID=org/model python space/app.py    another one first: a Hub id or a folder
 """
 
+import hashlib
+import importlib
+import json
 import os
-from functools import partial
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
-import numpy as np
-import torch
-from matplotlib import colormaps
-from PIL import Image, ImageDraw
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from grounding import Grounder, LinesError
+from models import ModelError, read_catalogue
+from photos import MAX_BYTES, PhotoError, fetch, read_photo
 
 HERE = Path(__file__).parent
-TRAINED_HERE = HERE.parent / "outputs" / "scenes" / "with_amc"
-MAX_PHRASES = 16
-COLUMNS = ["phrase", "match, %", "point (x, y)", "box (x1, y1, x2, y2)"]
-EXAMPLES = [
-    [str(HERE / "examples" / "scene_1.png"), "the triangle that is red\nlarge star\nsmall star"],
-    [
-        str(HERE / "examples" / "scene_2.png"),
-        "the green object above the blue square\ngreen object below the blue square\nblue star under the blue square",
-    ],
-]
-EXPLANATION = """
+EXAMPLES = json.loads((HERE / "examples" / "examples.json").read_text())
+PHOTO_LINKS = {
+    hashlib.sha256((HERE / "examples" / example["photo"]).read_bytes()).hexdigest(): f"example:{example['photo']}"
+    for example in EXAMPLES
+}
+# Fonts of the visitor's system: nothing is fetched from another host.
+THEME = gr.themes.Default(
+    font=("ui-sans-serif", "system-ui", "sans-serif"), font_mono=("ui-monospace", "Consolas", "monospace")
+)
+INTRODUCTION = """
 # Point at it
-Give a photo and short phrases for things in it. A phrase is matched with the photo, and Grad-CAM on the model's
-cross-attention shows where that match comes from. The dot is the heatmap's maximum, the box surrounds the heat at it.
-Points and boxes are in pixels of the photo.
+A photo, and phrases for things in it: see where the model looks for each of them, and how well it thinks that they fit.
+"""
+USE = """
+```python
+from gradio_client import Client, handle_file
+
+space = Client("{url}")
+view = space.predict(handle_file("photo.jpg"), "the red cup\\nthe left cup", api_name="/ground")
+for phrase in view["phrases"]:
+    answer = phrase["answers"][0]
+    print(phrase["text"], answer["score"], answer["point"], answer["box"])
+```
+Points and boxes are in pixels of the upright photo.
 """
 
 
-def load(model_id: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, on a GPU if there is one, and its processor.
+class PhotoInput(gr.Image):
+    """Hands on the uploaded file as it is, to be opened once, with care; addresses have a field of their own."""
 
-    Args:
-        model_id: Hub id or folder of an ALBEF model with its code.
+    is_template = True  # looks like its parent
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        # gradio would fetch an address without a limit to its size.
+        if str(url_or_file_path).startswith(("http://", "https://")):
+            raise gr.Error("Upload the photo, or pass its address as url.", print_exception=False)
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
+
+
+def answer(
+    grounder: Grounder, photo: str | None, lines: str, url: str, model: str, compare: str, layer: int | None
+) -> dict[str, Any]:
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(model_id, trust_remote_code=True).eval().to(device)
-    return model, AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
-
-
-def ground(
-    model: PreTrainedModel, processor: ProcessorMixin, photo: Image.Image | None, text: str
-) -> tuple[list[tuple[Image.Image, str]], list[list[str]]]:
-    """
     Args:
-        photo: RGB.
-        text: one phrase a line.
+        photo: path of an uploaded file; used when `url` is empty.
 
-    Returns: for each phrase the photo under its heatmap, with a caption; and a row of `COLUMNS`.
+    Returns: the view, see `Grounder.ground`.
 
     Raises:
-        gr.Error: no photo, no phrase, too many of them, or one that is too long or has no word.
+        PhotoError, LinesError, ModelError: a sentence for the visitor.
     """
-    phrases = [line.strip() for line in text.splitlines() if line.strip()]
-    if photo is None:
-        raise user_error("Choose a photo first.")
-    if not phrases:
-        raise user_error("Write at least one phrase, for example: the red cup")
-    if len(phrases) > MAX_PHRASES:
-        raise user_error(f"At most {MAX_PHRASES} phrases at a time, please; these are {len(phrases)}.")
-    photo = photo.convert("RGB")
-    try:
-        inputs = processor(images=photo, text=phrases, return_tensors="pt")
-    except ValueError as error:
-        raise user_error(str(error)) from error
-    most = model.config.text_config.max_position_embeddings
-    if inputs["input_ids"].shape[1] > most:
-        raise user_error(f"A phrase is longer than the model's {most} word pieces: shorten it.")
-    output = model(**inputs.to(model.device), output_heatmaps=True)
-    matches = output.itm_logits.detach().float().softmax(dim=-1)[:, 1].tolist()
-    found = processor.post_process_grounding(output.heatmaps.cpu(), (photo.height, photo.width))
-    pictures, rows = [], []
-    for phrase, match, answer in zip(phrases, matches, found, strict=True):
-        picture = overlay(photo, answer["heatmap"].numpy())
-        mark(picture, answer["point"], answer["box"])
-        pictures.append((picture, f"{phrase} ({match:.0%})"))
-        rows.append([phrase, f"{100 * match:.1f}", *(", ".join(map(str, answer[key])) for key in ("point", "box"))])
-    return pictures, rows
+    url = (url or "").strip()
+    if not url and photo is None:
+        raise PhotoError("Choose a photo first: upload one, paste its address, or take an example.")
+    data = fetch(url) if url else Path(photo).read_bytes()
+    link = url if url else PHOTO_LINKS.get(hashlib.sha256(data).hexdigest())
+    return grounder.ground(read_photo(data), lines or "", model, compare, layer, link)
 
 
-def user_error(message: str) -> gr.Error:
-    """Shown on the page; not a fault of the program, so without a traceback in its log."""
-    return gr.Error(message, print_exception=False)
+def build(grounder: Grounder) -> gr.Blocks:
+    """The page, and the endpoint `/ground`."""
 
+    @on_gpu
+    def show(photo, lines, url, model, compare, layer):
+        try:
+            return answer(grounder, photo, lines, url, model, compare, layer)
+        except (PhotoError, LinesError, ModelError) as error:
+            return {"error": str(error)}
 
-def overlay(photo: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Image.Image:
-    """The photo under its heatmap (height, width), shown from its minimum to its maximum."""
-    heat = (heatmap - heatmap.min()) / max(np.ptp(heatmap), 1e-12)
-    colours = colormaps["inferno"](heat, bytes=True)[..., :3]
-    weight = opacity * heat[..., None]
-    return Image.fromarray((np.asarray(photo) * (1 - weight) + colours * weight).astype(np.uint8))
+    @on_gpu
+    def ground(photo=None, lines="", url="", model="", compare="", layer=None):
+        view = show(photo, lines, url, model, compare, layer)
+        if "error" in view:
+            raise gr.Error(view["error"], print_exception=False)
+        return view
 
+    def restore(request: gr.Request):
+        """What a link says: photo, lines, model, compare, layer."""
+        asked = dict(request.query_params)
+        name = asked.get("photo", "")
+        path = next((HERE / "examples" / e["photo"] for e in EXAMPLES if name == f"example:{e['photo']}"), None)
+        layer = asked.get("layer", "")
+        fields = [
+            None if path is None else str(path),
+            asked.get("lines", ""),
+            name if name.startswith(("http://", "https://")) else "",
+            asked.get("model") or grounder.default,
+            asked.get("compare", "") if asked else compare_with(grounder),
+            int(layer) if layer.isdecimal() else None,
+        ]
+        return [*fields, show(*fields) if name and fields[1] else None]
 
-def mark(picture: Image.Image, point: tuple[int, int], box: tuple[int, int, int, int]) -> None:
-    """Draws the point (x, y) and the half-open box (x1, y1, x2, y2) into the picture, each with a dark rim."""
-    width = max(1, round(max(picture.size) / 200))
-    draw = ImageDraw.Draw(picture)
-    x1, y1, x2, y2 = box
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline="black", width=2 * width)
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline="cyan", width=width)
-    draw.circle(point, 3 * width, fill="black")
-    draw.circle(point, 2 * width, fill="cyan")
-
-
-def build(model: PreTrainedModel, processor: ProcessorMixin) -> gr.Blocks:
-    """The page."""
-    with gr.Blocks(title="Point at it") as page:
-        gr.Markdown(EXPLANATION)
+    with gr.Blocks(title="Point at it", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(INTRODUCTION)
         with gr.Row():
-            with gr.Column():
-                photo = gr.Image(type="pil", image_mode="RGB", label="Photo", sources=["upload", "clipboard"])
-                phrases = gr.Textbox(lines=4, label="Phrases, one a line", placeholder="the red cup\nthe left cup")
+            with gr.Column(scale=4, min_width=320):
+                photo = PhotoInput(label="Photo", sources=["upload", "webcam", "clipboard"], height=240)
+                url = gr.Textbox(label="or its address", placeholder="https://…", max_lines=1)
+                lines = gr.Textbox(label="One phrase a line", placeholder="the red cup\nthe left cup", lines=3)
                 button = gr.Button("Point", variant="primary")
-            with gr.Column():
-                pictures = gr.Gallery(label="Heatmaps", columns=2, object_fit="contain")
-                table = gr.Dataframe(headers=COLUMNS, label="Answers", interactive=False)
-        gr.Examples(EXAMPLES, [photo, phrases], cache_examples=False)
-        button.click(partial(ground, model, processor), [photo, phrases], [pictures, table], api_name="ground")
-    return page
+                rows = [[str(HERE / "examples" / e["photo"]), e["lines"]] for e in EXAMPLES]
+                titles = [e["title"] for e in EXAMPLES]
+                examples = gr.Examples(rows, [photo, lines], example_labels=titles, cache_examples=False)
+                with gr.Accordion("Advanced", open=False):
+                    choices = [(entry.title, entry.id) for entry in grounder.catalogue.values()]
+                    model = gr.Dropdown(
+                        choices,
+                        value=grounder.default,
+                        label="Model",
+                        info="One of these, or any Hub id of an ALBEF or BLIP model.",
+                        allow_custom_value=True,
+                    )
+                    compare = gr.Dropdown(
+                        [("none", ""), *choices],
+                        value=compare_with(grounder),
+                        label="Compare with",
+                        allow_custom_value=True,
+                    )
+                    layer = gr.Number(label="Layer", info="Empty: the model's own.", precision=0, value=None)
+            with gr.Column(scale=7, min_width=320):
+                viewer = gr.HTML(**viewer_files(), elem_id="viewer", apply_default_css=False)
+        fields = [photo, lines, url, model, compare, layer]
+        # All that computes stands in one queue.
+        queued = {"concurrency_id": "ground", "concurrency_limit": 2}
+        options = {"fn": show, "inputs": fields, "outputs": viewer, "api_visibility": "private", **queued}
+        button.click(**options)
+        url.submit(**options)
+        examples.load_input_event.then(lambda: "", None, url, api_visibility="private").then(**options)
+        photo.input(lambda: "", None, url, api_visibility="private")
+        page.load(restore, None, [*fields, viewer], api_visibility="private", **queued)
+        with gr.Accordion("Use it from Python", open=False):
+            gr.Markdown(USE.replace("{url}", os.environ.get("SPACE_ID", "http://127.0.0.1:7860")))
+        with gr.Column(visible=False):
+            # A value is what makes a parameter optional for gradio_client.
+            asked = [PhotoInput(), *(gr.Textbox("") for _ in range(4)), gr.Number(precision=0)]
+            gr.Button().click(ground, asked, gr.JSON(), api_name="ground", **queued)
+    return page.queue(max_size=100)
+
+
+def on_gpu(function: Callable) -> Callable:
+    """On ZeroGPU, what computes has to say so; elsewhere this changes nothing."""
+    return importlib.import_module("spaces").GPU(function) if find_spec("spaces") else function
+
+
+def compare_with(grounder: Grounder) -> str:
+    """The second model of the page as it opens: of the models that come with it the other one."""
+    others = [name for name in grounder.catalogue if name != grounder.default]
+    return others[0] if others and grounder.default.startswith("checkpoints/") else ""
+
+
+def viewer_files() -> dict[str, str]:
+    names = {"html_template": "viewer.html", "css_template": "viewer.css", "js_on_load": "viewer.js"}
+    return {option: (HERE / name).read_text() for option, name in names.items() if (HERE / name).is_file()}
+
+
+def launch_options() -> dict[str, Any]:
+    return {
+        "theme": THEME,
+        "max_file_size": MAX_BYTES,
+        "state_session_capacity": 200,  # of each visitor, gradio keeps the last answer
+        "ssr_mode": False,
+        "footer_links": ["api", "settings"],
+    }
 
 
 def main() -> None:
-    model_id = os.environ.get("MODEL_ID")
-    if model_id is None and not TRAINED_HERE.is_dir():
-        raise SystemExit(f"Set MODEL_ID to a Hub id or a folder, or run `make train`: there is no {TRAINED_HERE}.")
-    build(*load(model_id or str(TRAINED_HERE))).launch()
+    build(Grounder(read_catalogue(), os.environ.get("MODEL_ID"))).launch(**launch_options())
 
 
 if __name__ == "__main__":
