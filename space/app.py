@@ -1,4 +1,4 @@
-"""Point at what phrases name: a photo and phrases in; out come, for each, where the model sees it, and how well it fits.
+"""Point at what phrases name: a photo and phrases in; out comes for each where the model sees it, and how well it fits.
 
 python space/app.py                       the models that come with this folder
 MODEL_ID=org/model python space/app.py    another one first: a Hub id or a folder
@@ -92,7 +92,6 @@ def build(grounder: Grounder) -> gr.Blocks:
         except (PhotoError, LinesError, ModelError) as error:
             return {"error": str(error)}
 
-    @on_gpu
     def ground(photo=None, lines="", url="", model="", compare="", layer=None):
         view = show(photo, lines, url, model, compare, layer)
         if "error" in view:
@@ -100,20 +99,19 @@ def build(grounder: Grounder) -> gr.Blocks:
         return view
 
     def restore(request: gr.Request):
-        """What a link says: photo, lines, model, compare, layer."""
+        """What a link says of photo, lines, model, compare and layer; and the link, when there is something to show."""
         asked = dict(request.query_params)
-        name = asked.get("photo", "")
-        path = next((HERE / "examples" / e["photo"] for e in EXAMPLES if name == f"example:{e['photo']}"), None)
-        layer = asked.get("layer", "")
+        name, layer = asked.get("photo", ""), asked.get("layer", "")
+        photo = next((str(HERE / "examples" / e["photo"]) for e in EXAMPLES if name == f"example:{e['photo']}"), None)
         fields = [
-            None if path is None else str(path),
+            photo,
             asked.get("lines", ""),
             name if name.startswith(("http://", "https://")) else "",
             asked.get("model") or grounder.default,
             asked.get("compare", "") if asked else compare_with(grounder),
             int(layer) if layer.isdecimal() else None,
         ]
-        return [*fields, show(*fields) if name and fields[1] else None]
+        return [*fields, asked if name and fields[1] else None]
 
     with gr.Blocks(title="Point at it", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(INTRODUCTION)
@@ -152,7 +150,10 @@ def build(grounder: Grounder) -> gr.Blocks:
         url.submit(**options)
         examples.load_input_event.then(lambda: "", None, url, api_visibility="private").then(**options)
         photo.input(lambda: "", None, url, api_visibility="private")
-        page.load(restore, None, [*fields, viewer], api_visibility="private", **queued)
+        # Who opens the page without a link does not have to queue for it.
+        link = gr.State()
+        page.load(restore, None, [*fields, link], queue=False, api_visibility="private")
+        link.change(**options)
         with gr.Accordion("Use it from Python", open=False):
             gr.Markdown(USE.replace("{url}", os.environ.get("SPACE_ID", "http://127.0.0.1:7860")))
         with gr.Column(visible=False):
@@ -184,6 +185,7 @@ def launch_options() -> dict[str, Any]:
         "max_file_size": MAX_BYTES,
         "state_session_capacity": 200,  # of each visitor, gradio keeps the last answer
         "ssr_mode": False,
+        "allowed_paths": [str(HERE / "examples")],
         "footer_links": ["api", "settings"],
     }
 

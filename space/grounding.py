@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import ProcessorMixin
 
 from modeling_albef_amc import AlbefProcessor, clean_text, gradcam
 from modeling_albef_amc.families import explain_function
@@ -59,11 +58,12 @@ class RememberingEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, remembered: Recent):
         super().__init__()
-        self.encoder, self.remembered = encoder, remembered
+        # An object of its own tells its encodings from those of other encoders, as long as they are remembered.
+        self.encoder, self.remembered, self.name = encoder, remembered, object()
 
     def forward(self, pixel_values: torch.Tensor, **options) -> Any:
         pixels = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest()
-        key = id(self), pixels, tuple(pixel_values.shape), tuple(sorted(options.items()))
+        key = self.name, pixels, tuple(pixel_values.shape), tuple(sorted(options.items()))
         encoded = self.remembered.get(key)
         if encoded is None:
             encoded = self.encoder(pixel_values, **options)
@@ -93,7 +93,7 @@ class Grounder:
     ):
         self.models, self.encodings = Recent(max_models), Recent(max_encodings)
         self.loading, self.loading_a_strangers = threading.Lock(), threading.Lock()
-        note = None
+        self.note = None
         if preferred is not None:
             known = [entry for entry in catalogue if entry.id == preferred]
             entry = known[0] if known else Entry(preferred, preferred.rstrip("/").split("/")[-1], "see its card")
@@ -101,10 +101,10 @@ class Grounder:
                 self.keep(load_own(entry))
                 catalogue = [entry, *(other for other in catalogue if other != entry)]
             except ModelError as error:
-                note = f"{error} Shown instead: {catalogue[0].title}."
+                self.note = f"{error} Shown instead: {catalogue[0].title}."
         self.catalogue = {entry.id: entry for entry in catalogue}
         self.default = catalogue[0].id
-        self.load(self.default).note = note
+        self.load(self.default)
 
     def load(self, model_id: str) -> Loaded:
         """The model, from memory where it is kept.
@@ -129,6 +129,10 @@ class Grounder:
         loaded.model.vision_model = RememberingEncoder(loaded.model.vision_model, self.encodings)
         self.models.put(loaded.entry.id, loaded)
         return loaded
+
+    def describe(self, entry: Entry) -> dict[str, Any]:
+        note = self.note if entry.id == self.default else None
+        return {"id": entry.id, "title": entry.title, "trained_on": entry.trained_on, "note": note}
 
     def ground(
         self,
@@ -159,10 +163,7 @@ class Grounder:
         answers = [explain(each, photo, phrases, layer) for each in loaded]
         return {
             "photo": {"src": preview(photo), "width": photo.width, "height": photo.height, "link": link},
-            "models": [
-                {"id": each.entry.id, "title": each.entry.title, "trained_on": each.entry.trained_on, "note": each.note}
-                for each in loaded
-            ],
+            "models": [self.describe(each.entry) for each in loaded],
             "phrases": [
                 {"text": phrase, "words": phrase.split(" "), "answers": list(of_phrase)}
                 for phrase, of_phrase in zip(phrases, zip(*answers, strict=True), strict=True)
@@ -247,7 +248,7 @@ def tokens_of_words(loaded: Loaded, phrase: str) -> list[list[int]]:
     if isinstance(loaded.processor, AlbefProcessor):
         # The processor would cut it silently.
         most = loaded.processor.max_words
-        text = clean_text(phrase, num_words * len(phrase))
+        text = clean_text(phrase, max_words=len(phrase))
         if len(text.split(" ")) > most:
             raise LinesError(f"“{phrase[:40]}…” has {num_words} words; the model reads {most}: shorten it.")
         characters = partial(cleaned_span, max_words=most)
@@ -276,15 +277,10 @@ def packed(heatmap: torch.Tensor) -> dict[str, Any]:
 
 def preview(photo: Image.Image) -> str:
     """The photo as a data URL, reduced where it is larger than a screen shows."""
-    photo = (
-        photo.copy()
-        if max(photo.size) <= PREVIEW_SIDE
-        else photo.resize(
-            tuple(max(1, round(side * PREVIEW_SIDE / max(photo.size))) for side in photo.size),
-            Image.Resampling.BOX,
-            reducing_gap=2.0,
-        )
-    )
+    scale = PREVIEW_SIDE / max(photo.size)
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in photo.size)
+        photo = photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=90, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

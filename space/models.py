@@ -1,20 +1,22 @@
 """Which models the Space shows, and how it loads one: its own, its owner's, or any that a visitor names.
 
-No code of any model is ever run and no pickle opened: of a visitor's model only the files in `FILES` are fetched, into a
-folder that is gone when the model is loaded, and what its configuration could have transformers fetch is taken out.
+No code of any model is ever run and no pickle opened. Of a visitor's model only the files in `FILES` are fetched, to a
+folder that is gone once it is loaded, and what its configuration could have transformers fetch is taken out.
 """
 
 import json
 import re
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 from transformers import AutoConfig, BlipProcessor, PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc import AlbefProcessor, AutoModelForVisualGrounding
@@ -24,8 +26,6 @@ HERE = Path(__file__).parent
 FILES = [
     "config.json",
     "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -43,6 +43,8 @@ FOREIGN = {
     "experts_implementation",
     "quantization_config",
 }
+# Of the disk, of what the Hub answers and of being offline; of huggingface_hub's HTTP library; of names.
+UNREACHABLE = OSError, HfHubHTTPError.__base__, HFValidationError
 PROCESSORS: dict[str, type[ProcessorMixin]] = {"albef": AlbefProcessor, "blip": BlipProcessor}
 ATTENTION = {"albef": "sdpa", "blip": "eager"}
 MAX_BYTES = 2 * 2**30
@@ -75,7 +77,6 @@ class Loaded:
     entry: Entry
     model: PreTrainedModel
     processor: ProcessorMixin
-    note: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -93,7 +94,7 @@ def load_own(entry: Entry) -> Loaded:
     try:
         folder = folder if folder.is_dir() else snapshot_download(entry.id, allow_patterns=FILES)
         return load_folder(entry, Path(folder))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except UNREACHABLE as error:
         raise ModelError(f"The model {entry.id} could not be loaded: {first_line(error)}") from error
 
 
@@ -109,37 +110,39 @@ def load_strangers(model_id: str) -> Loaded:
         )
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         try:
-            check_size(model_id)
-            snapshot_download(model_id, local_dir=folder, allow_patterns=FILES)
+            # Without the owner's token: what is private stays so.
+            hub = HfApi(token=False)
+            revision = hub.model_info(model_id).sha
+            check_size(model_id, hub.list_repo_tree(model_id, revision=revision))
+            hub.snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=FILES)
         except RepositoryNotFoundError as error:
             raise ModelError(f"There is no public model {model_id} on the Hub: check the spelling.") from error
-        except (OSError, HfHubHTTPError, HFValidationError) as error:
+        except UNREACHABLE as error:
             raise ModelError(
-                f"The Hub could not be reached for {model_id}: try again, or choose another model."
+                f"The Hub does not hand out {model_id} now: try again, or choose another model."
             ) from error
-        entry = Entry(model_id, model_id.split("/")[1], "see its page on the Hub")
         try:
-            without_foreign(Path(folder) / "config.json")
-            return load_folder(entry, Path(folder))
+            for path in Path(folder).glob("*config.json"):
+                without_foreign(path)
+            return load_folder(Entry(model_id, model_id.split("/")[1], "see its page on the Hub"), Path(folder))
         except ModelError:
             raise
         except Exception as error:  # files of strangers fail in every way there is
             raise ModelError(f"The model {model_id} could not be loaded: {first_line(error)}") from error
 
 
-def check_size(model_id: str) -> None:
+def check_size(model_id: str, files: Iterable[RepoFile | RepoFolder]) -> None:
     """ModelError: the files that would be fetched are too large, or there are no weights as safetensors."""
-    files = HfApi().model_info(model_id, files_metadata=True, timeout=15).siblings
-    weights = [file for file in files if re.fullmatch(r"model(-.*)?\.safetensors", file.rfilename)]
-    if not weights:
+    sizes = {file.path: file.size for file in files if isinstance(file, RepoFile) and file.path in FILES}
+    if "model.safetensors" not in sizes:
         raise ModelError(f"{model_id} has no model.safetensors, and other files of weights are not opened here.")
-    size = sum(file.size or 0 for file in files if any(Path(file.rfilename).match(pattern) for pattern in FILES))
+    size = sum(sizes.values())
     if size > MAX_BYTES:
         raise ModelError(f"{model_id} has {size / 2**30:.1f} GB; at most {MAX_BYTES // 2**30} are loaded here.")
 
 
 def without_foreign(path: Path) -> None:
-    """Takes out of a config.json, at every depth, what names code or loaders from elsewhere."""
+    """Takes out of a JSON file, at every depth, what names code or loaders from elsewhere."""
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, dict):
@@ -185,9 +188,8 @@ def check_configuration(entry: Entry, config: Any) -> None:
     with torch.device("meta"):
         parameters = AutoModelForVisualGrounding.from_config(config).num_parameters()
     if parameters > MAX_PARAMETERS:
-        raise ModelError(
-            f"{entry.id} has {parameters / 1e6:.0f} million parameters; at most {MAX_PARAMETERS // 10**6} are loaded here."
-        )
+        size = f"{parameters / 1e6:.0f} million parameters"
+        raise ModelError(f"{entry.id} has {size}; at most {MAX_PARAMETERS // 10**6} are loaded here.")
 
 
 def check_image_size(entry: Entry, processor: ProcessorMixin) -> None:

@@ -1,7 +1,9 @@
-"""Puts a trained checkpoint into this folder: `python space/pack_checkpoint.py outputs/scenes/with_amc space/checkpoints/with_amc`
+"""Puts a trained checkpoint into this folder.
 
-Only what answers needs: the weights of `AlbefModel` without momentum copies, queues and word prediction, and the
-processor; and the checkpoint's card. The model's code is not copied: the Space has the package beside it.
+    python space/pack_checkpoint.py outputs/scenes/with_amc space/checkpoints/with_amc
+
+Only what answers need: the weights of `AlbefModel` without momentum copies, queues and word prediction, the processor,
+and the checkpoint's card. The model's code is not copied: the Space has the package beside it.
 """
 
 import argparse

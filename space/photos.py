@@ -7,6 +7,8 @@ import os
 import socket
 import ssl
 import threading
+import time
+from contextlib import suppress
 from urllib.parse import quote, urljoin, urlsplit
 
 from PIL import Image
@@ -32,7 +34,7 @@ def read_photo(file: str | os.PathLike | bytes) -> Image.Image:
     Args:
         file: a path, or the bytes of a file.
 
-    Returns: the photo as `modeling_albef_amc.photos.open_photo` gives it: RGB, upright, of an animation the first frame.
+    Returns: the photo as `modeling_albef_amc.photos.open_photo` gives it, RGB and upright; of an animation its start.
 
     Raises:
         PhotoError: it is no picture, cut off, too large or too small.
@@ -85,7 +87,8 @@ def fetch(url: str) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
         connection, target = connect(url)
         # Of a server that sends a byte now and then, no single wait is too long.
-        deadline = threading.Timer(SECONDS, connection.sock.shutdown, [socket.SHUT_RDWR])
+        ends = time.monotonic() + SECONDS
+        deadline = threading.Timer(SECONDS, hang_up, [connection.sock])
         deadline.start()
         try:
             connection.request("GET", target, headers={"User-Agent": "albef-amc", "Accept": "image/*"})
@@ -94,22 +97,26 @@ def fetch(url: str) -> bytes:
             if answer.status in (301, 302, 303, 307, 308) and location:
                 url = urljoin(url, location)
                 continue
-            if answer.status != 200:
-                raise PhotoError(f"The server answered {answer.status} {answer.reason}: check the photo's address.")
             data = answer.read(MAX_BYTES + 1)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if isinstance(error, PhotoError):
-                raise
+        except (OSError, http.client.HTTPException) as error:
             raise PhotoError("The photo could not be fetched: check its address, or upload it.") from error
         finally:
             deadline.cancel()
             connection.close()
+        if answer.status != 200:
+            raise PhotoError(f"The server answered {answer.status} {answer.reason}: check the photo's address.")
+        if time.monotonic() >= ends:
+            raise PhotoError("The photo came too slowly: try again, or upload it.")
         if len(data) > MAX_BYTES:
             raise PhotoError(f"The file at this address has more than {MAX_BYTES // 2**20} MB: choose a smaller photo.")
-        if not deadline.finished.is_set() or len(data) < (answer.length or 0):
-            raise PhotoError("The photo came too slowly: try again, or upload it.")
         return data
     raise PhotoError(f"This address leads on more than {MAX_REDIRECTS} times: copy the address of the photo itself.")
+
+
+def hang_up(connected: socket.socket) -> None:
+    """Ends a connection that another thread is waiting for."""
+    with suppress(OSError):  # it has ended by itself
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def connect(url: str) -> tuple[http.client.HTTPConnection, str]:
@@ -151,11 +158,8 @@ def public_address(host: str, port: int) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address can be reached by everyone; those that stand for another address do not count."""
+    """Whether an IP address is everyone's; one of version 6 that stands for one of version 4 does not count."""
     ip = ipaddress.ip_address(address)
-    if ip.version == 6 and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip in NAT64):
+    if ip.version == 6 and (ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local):
         return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
-
-
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
