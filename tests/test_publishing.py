@@ -416,32 +416,39 @@ def test_the_space_says_what_a_space_must_say():
 
 def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, pushed, tmp_path):
     pytest.importorskip("gradio")
-    # The two commands of the README.
+    # The commands of its README.
     settings = environment(hub.url, tmp_path / "up")
-    hf(hub, ["repos", "create", "org/point", "--type", "space", "--space-sdk", "gradio"], ROOT, settings)
-    hf(hub, ["upload", "org/point", "space", ".", "--type", "space", "--exclude", "__pycache__/*"], ROOT, settings)
+    commands = re.findall(r"^hf (.+)$", (ROOT / "space" / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        hf(hub, shlex.split(command), ROOT, settings)
     files = hub.files("spaces", "org/point")
-    folder = {str(path.relative_to(ROOT / "space")) for path in (ROOT / "space").rglob("*") if path.is_file()}
-    assert set(files) - {".gitattributes"} == {path for path in folder if "__pycache__" not in path}
-    assert {"app.py", "README.md", "requirements.txt"} <= set(files)
+    assert {"app.py", "README.md", "requirements.txt", "modeling_albef_amc/__init__.py"} <= set(files)
+    assert not [path for path in files if path.endswith((".pyc", ".pyi"))]
     for path, content in files.items():
         if path != ".gitattributes":
-            assert content == (ROOT / "space" / path).read_bytes()
+            folder = ROOT if path.startswith("modeling_albef_amc/") else ROOT / "space"
+            assert content == (folder / path).read_bytes()
     pull = """
-import json
+import json, sys
+for name in "trainer", "dataset_scripts":
+    sys.modules[name] = None
 from huggingface_hub import snapshot_download
 from PIL import Image
-sys.path.insert(0, snapshot_download("org/point", repo_type="space"))
-import app
-pictures, rows = app.ground(*app.load("org/albef-amc"), Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))
-app.build(*app.load("org/albef-amc"))
-print(json.dumps(rows))
+folder = snapshot_download("org/point", repo_type="space")
+sys.path.insert(0, folder)
+import app, grounding, models, modeling_albef_amc
+assert modeling_albef_amc.__file__.startswith(folder)
+grounder = grounding.Grounder(models.read_catalogue(), preferred="org/albef-amc")
+app.build(grounder)
+print(json.dumps(grounder.ground(Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
 """
     picture().save(tmp_path / "photo.png")
     settings = environment(hub.url, tmp_path / "home", token=None)
-    printed = run_clean(pull, tmp_path, settings, tmp_path / "photo.png", json.dumps(PHRASES)).stdout
-    rows = json.loads(printed.splitlines()[-1])
-    assert [row[0] for row in rows] == PHRASES
+    printed = run(["-c", pull, tmp_path / "photo.png", json.dumps(PHRASES)], tmp_path, settings).stdout
+    view = json.loads(printed.splitlines()[-1])
+    assert view["models"][0]["id"] == "org/albef-amc" and view["models"][0]["note"] is None
+    assert [phrase["text"] for phrase in view["phrases"]] == PHRASES
 
 
 # What goes wrong ------------------------------------------------------------------------------------------------------

@@ -1,21 +1,22 @@
-"""The Space: its view against the Python API, its caches, what visitors may send, and the folder alone as a server.
+"""The Space: its view against the Python API, its caches, models of strangers, and the folder alone as a server.
 
-The page itself is driven in test_space_browser.py.
+Photos: test_space_photos.py. The page in a browser: test_space_browser.py.
 """
 
 import base64
 import importlib
 import io
+import json
 import os
+import pickle
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,9 @@ from transformers import pipeline
 
 from modeling_albef_amc import VisualGroundingPipeline, upsample_heatmaps
 from tests.conftest import tiny_blip
-from tests.test_pipeline import EXIF_ORIENTATION, blip_processor
+from tests.hub_server import HubServer
+from tests.test_pipeline import blip_processor
+from tests.test_publishing import environment, put, run
 from tests.tiny_data import picture, tiny_albef, tiny_processor
 
 gr = pytest.importorskip("gradio")
@@ -38,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "space"
 # As when `python space/app.py` runs: its modules lie beside each other.
 sys.path.append(str(SPACE))
-app, grounding, models, photos = map(importlib.import_module, ("app", "grounding", "models", "photos"))
+app, grounding, models = map(importlib.import_module, ("app", "grounding", "models"))
 
 PHRASES = ["the red square on the left", "very small blue square"]
 LINES = "\n".join(PHRASES)
@@ -186,7 +189,7 @@ def test_many_at_once_get_what_each_asked_for(grounder, entries):
         assert (found["point"], found["box"]) == (expected["point"], expected["box"])
 
 
-# Lines and photos that cannot be answered -----------------------------------------------------------------------------
+# Lines that cannot be answered -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,191 +208,6 @@ def test_lines_that_cannot_be_answered(grounder, lines, sentence):
     with pytest.raises(grounding.LinesError, match=sentence):
         grounder.ground(picture(), lines)
     assert grounder.ground(picture(), PHRASES[0])["phrases"]
-
-
-def encoded(photo: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    photo.save(file, kind, **options)
-    return file.getvalue()
-
-
-def test_photos_that_cannot_be_taken():
-    sixteen = encoded(picture(), "JPEG")
-    bad = {
-        "not a photo": b"just text",
-        "megapixels": encoded(Image.new("L", (8000, 5000)), "PNG"),
-        "far too many megapixels": encoded(Image.new("1", (20000, 20000)), "PNG"),
-        "1 × 1 pixels": encoded(Image.new("RGB", (1, 1))),
-        "damaged": sixteen[: len(sixteen) // 2],
-        "MB; at most": b"\0" * (photos.MAX_BYTES + 1),
-        r"choose a JPEG": encoded(picture(), "EPS"),
-    }
-    for sentence, file in bad.items():
-        with pytest.raises(photos.PhotoError, match=sentence):
-            photos.read_photo(file)
-
-
-def test_unusual_photos_are_taken(tmp_path):
-    rgb, exif = picture(40, 36), Image.Exif()
-    exif[EXIF_ORIENTATION] = 6  # shown after a quarter turn
-    animation = [Image.new("RGB", (40, 36), colour) for colour in ("red", "blue")]
-    transparent = rgb.convert("RGBA")
-    transparent.putalpha(0)
-    taken = {
-        name: photos.read_photo(file)
-        for name, file in {
-            "turned": encoded(rgb, "JPEG", exif=exif),
-            "animation": encoded(animation[0], "GIF", save_all=True, append_images=animation[1:]),
-            "transparent": encoded(transparent),
-            "16 bit": encoded(Image.fromarray(np.full((36, 40), 32768, np.uint16))),
-            "cmyk": encoded(rgb.convert("CMYK"), "JPEG"),
-        }.items()
-    }
-    assert {photo.mode for photo in taken.values()} == {"RGB"}
-    assert {name: photo.size for name, photo in taken.items()} == dict.fromkeys(taken, (40, 36)) | {"turned": (36, 40)}
-    middle = {name: np.asarray(photo).mean(axis=(0, 1)).round().tolist() for name, photo in taken.items()}
-    assert middle["transparent"] == [255, 255, 255] and middle["animation"] == pytest.approx([254, 0, 0], abs=2)
-    assert middle["16 bit"] == pytest.approx([128] * 3, abs=1)
-    (tmp_path / "photo.png").write_bytes(encoded(rgb))
-    assert photos.read_photo(tmp_path / "photo.png").tobytes() == rgb.tobytes()
-
-
-# Photos from addresses ------------------------------------------------------------------------------------------------
-
-
-class Web(BaseHTTPRequestHandler):
-    """What the servers of these tests answer, whatever they are called."""
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.headers["Host"], self.path))
-        status, headers, body = self.server.pages[self.path.partition("?")[0]]
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        for part in [body] if status != 299 else []:
-            self.wfile.write(part)
-
-
-@pytest.fixture
-def web(monkeypatch):
-    """A web of names → addresses, all of which lead to one server on this machine. Returns: the server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
-    server.asked, server.reached, connect = [], [], socket.create_connection
-    server.names = {"photos.example": ["8.8.8.8"], "inside.example": ["10.0.0.5"], "both.example": ["8.8.8.8", "::1"]}
-    server.pages = {"/photo.png": (200, {}, encoded(picture()))}
-    numeric = socket.getaddrinfo
-
-    def look_up(host, port, *args, **options):
-        if re.fullmatch(r"[\d.]+|.*:.*", host):
-            return numeric(host, port, *args, **options)
-        if host not in server.names:
-            raise socket.gaierror("no such name")
-        return [(None, None, None, "", (address, port)) for address in server.names[host]]
-
-    def reach(address, timeout):
-        server.reached.append(address)
-        return connect(server.server_address, timeout)
-
-    monkeypatch.setattr(photos.socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(photos.socket, "create_connection", reach)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_photo_from_an_address(web):
-    web.pages |= {
-        "/a": (302, {"Location": "/b"}, b""),
-        "/b": (301, {"Location": "http://photos.example/photo.png"}, b""),
-    }
-    for address in ("http://photos.example/photo.png", " http://photos.example/a?x=ü y"):
-        assert photos.read_photo(photos.fetch(address)).tobytes() == picture().tobytes()
-    assert web.asked[0] == ("photos.example", "/photo.png")
-    assert set(web.reached) == {("8.8.8.8", 80)}  # the address that was checked, not the name again
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "http://127.0.0.1/x.jpg",
-        "http://[::1]/x.jpg",
-        "http://[::ffff:10.0.0.1]/x.jpg",
-        "http://[2002:7f00:1::]/x.jpg",
-        "http://[64:ff9b::7f00:1]/x.jpg",
-        "http://169.254.169.254/latest/meta-data",
-        "http://192.168.1.1/x.jpg",
-        "http://100.64.0.1/x.jpg",
-        "http://0.0.0.0/x.jpg",
-        "http://2130706433/x.jpg",
-        "http://inside.example/x.jpg",
-        "http://both.example/x.jpg",
-        "https://inside.example/x.jpg",
-    ],
-)
-def test_private_addresses_are_refused(web, address):
-    web.names["2130706433"] = ["127.0.0.1"]
-    with pytest.raises(photos.PhotoError, match="private network"):
-        photos.fetch(address)
-    assert web.reached == []
-
-
-def test_a_redirection_to_a_private_address_is_refused(web):
-    for place in ("http://127.0.0.1/secret", "http://inside.example/secret", "//inside.example/secret"):
-        web.pages["/away"] = (302, {"Location": place}, b"")
-        with pytest.raises(photos.PhotoError, match="private network"):
-            photos.fetch("http://photos.example/away")
-    assert {path for _, path in web.asked} == {"/away"}
-
-
-def test_a_name_that_turns_private_after_it_was_looked_up(web):
-    """The second look-up never happens: the connection goes to the address that was found public."""
-    found, web.names = web.names, {}
-    answers = iter([["8.8.8.8"], ["127.0.0.1"]])
-    web.names = type("Turning", (dict,), {"__contains__": lambda *_: True, "__getitem__": lambda *_: next(answers)})()
-    photos.fetch("http://photos.example/photo.png")
-    assert web.reached == [("8.8.8.8", 80)] and found
-
-
-@pytest.mark.parametrize(
-    ("address", "sentence"),
-    [
-        ("photo.jpg", "not a photo's address"),
-        ("file:///etc/passwd", "not a photo's address"),
-        ("ftp://photos.example/x", "not a photo's address"),
-        ("http://", "not a photo's address"),
-        ("http://[::1/x", "not an address"),
-        ("http://photos.example:99999/x", "not an address"),
-        ("http://photos.example:8080/x", "with a port"),
-        ("http://me@photos.example/x", "with a port or a user"),
-        ("http://" + "a" * 70 + ".example/x", "not an address"),
-        ("http://nowhere.example/x", "no host nowhere.example"),
-        ("http://photos.example/gone", "answered 404"),
-        ("http://photos.example/round", "leads on more than"),
-        ("http://photos.example/huge", "more than 20 MB"),
-        ("https://photos.example/photo.png", "cannot be reached"),  # the server speaks no TLS
-    ],
-)
-def test_addresses_that_cannot_be_fetched(web, address, sentence):
-    web.pages |= {"/gone": (404, {}, b""), "/round": (302, {"Location": "/round"}, b"")}
-    web.pages["/huge"] = (200, {}, b"\0" * (photos.MAX_BYTES + 1))
-    with pytest.raises(photos.PhotoError, match=sentence):
-        photos.fetch(address)
-
-
-def test_a_server_that_never_ends_is_left(web, monkeypatch):
-    monkeypatch.setattr(photos, "SECONDS", 0.3)
-    web.pages["/slow"] = (299, {"Content-Length": "5"}, b"")  # says five bytes and sends none
-    web.pages["/drip"] = (200, {"Content-Length": "500"}, b"some")
-    start = time.monotonic()
-    for path in ("/slow", "/drip"):
-        with pytest.raises(photos.PhotoError):
-            photos.read_photo(photos.fetch(f"http://photos.example{path}"))
-    assert time.monotonic() - start < 5
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -446,3 +264,219 @@ def test_the_models_that_come_along():
         assert "model.safetensors" in files and files <= {*models.FILES, "README.md"}
         assert sum(path.stat().st_size for path in (SPACE / entry.id).iterdir()) < 3e6
         assert "auto_map" not in "".join(p.read_text() for p in (SPACE / entry.id).glob("*config.json"))
+
+
+STRANGERS = """
+import json, sys, tempfile
+from pathlib import Path
+tempfile.tempdir = sys.argv[1]
+import models
+for name in json.loads(sys.argv[2]):
+    try:
+        loaded = models.load_strangers(name)
+        print(name, type(loaded.model).__name__, loaded.model.config._attn_implementation)
+    except models.ModelError as error:
+        print(name, error)
+print("left", [path.name for path in Path(sys.argv[1]).iterdir()])
+"""
+
+
+def test_a_strangers_model_runs_no_code(tmp_path):
+    """A Hub id is loaded although its repository is full of traps, and none of them springs."""
+    mark = tmp_path / "sprung"
+    code = f"open({str(mark)!r}, 'w').close()\n"
+    for family in FAMILIES:
+        saved(tmp_path / family, family)
+        folder, trap = tmp_path / family, {"auto_map": {"AutoConfig": "trap.C", "AutoModel": "trap.M"}}
+        for path in [*folder.glob("*.py"), folder / "trap.py", folder / "modeling_albef.py"]:
+            path.write_text(code)
+        for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+            content = json.loads((folder / name).read_text()) | trap | {"attn_implementation": "org/kernel"}
+            (folder / name).write_text(json.dumps(content))
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/trap"}')
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tmp_path / "albef", pickled)
+    (pickled / "model.safetensors").unlink()
+    (pickled / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(code)))
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "albef", tmp_path / "other", dirs_exist_ok=True)
+    content = json.loads((tmp_path / "other" / "config.json").read_text()) | {"model_type": "trap"}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(content))
+    names = ["albef", "blip", "pickled", "other", "missing"]
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "scratch").mkdir()
+    with HubServer(tmp_path / "hub") as hub:
+        for name in names[:-1]:
+            put(hub, "models", f"org/{name}", tmp_path / name)
+        settings = environment(hub.url, tmp_path / "home") | {"PYTHONPATH": f"{ROOT}:{SPACE}"}
+        asked = json.dumps([f"org/{name}" for name in names])
+        printed = run(["-c", STRANGERS, tmp_path / "scratch", asked], tmp_path, settings).stdout.splitlines()
+        fetched = {line.split("/")[-1].split(" ")[0] for line in hub.requests if "/resolve/" in line}
+    assert printed[:2] == ["org/albef AlbefModel sdpa", "org/blip BlipForImageTextRetrieval eager"]
+    assert "has no model.safetensors" in printed[2] and "of type 'trap'" in printed[3]
+    assert "There is no public model org/missing" in printed[4]
+    assert printed[5] == "left []" and not mark.exists()
+    assert "trap.py" not in fetched and fetched <= set(models.FILES)
+
+
+class Trap:
+    """Unpickled, it runs code."""
+
+    def __init__(self, code: str):
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+# The folder alone -----------------------------------------------------------------------------------------------------
+
+START = """
+import sys
+for name in "trainer", "dataset_scripts", "tests", "train":
+    sys.modules[name] = None
+import runpy
+sys.argv = ["app.py"]
+sys.path.insert(0, ".")
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The folder and the package, and nothing else of the project, as a server. Returns: its address."""
+    folder = tmp_path_factory.mktemp("alone") / "space"
+    shutil.copytree(SPACE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
+    package = folder / "modeling_albef_amc"
+    shutil.copytree(ROOT / "modeling_albef_amc", package, ignore=shutil.ignore_patterns("__pycache__"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    settings |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder.parent / "uploads")}
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
+    log = (folder.parent / "log").open("w+")
+    server = subprocess.Popen([sys.executable, "-c", START], cwd=folder, env=kept | settings, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            log.seek(0)
+            if "Running on local URL" in log.read():
+                break
+            assert server.poll() is None, (folder.parent / "log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+def example(number: int = 0) -> tuple[Path, list[str]]:
+    chosen = app.EXAMPLES[number]
+    return SPACE / "examples" / chosen["photo"], chosen["lines"].splitlines()
+
+
+def test_the_api_points_where_the_python_api_points(served):
+    photo, phrases = example()
+    view = Client(served, verbose=False).predict(handle_file(photo), "\n".join(phrases), api_name="/ground")
+    ground = pipeline("visual-grounding", model=str(SPACE / models.read_catalogue()[0].id))
+    for phrase, expected in zip(view["phrases"], ground(str(photo), phrases), strict=True):
+        (answer,) = phrase["answers"]
+        assert phrase["text"] == expected["phrase"]
+        assert (tuple(answer["point"]), tuple(answer["box"])) == (expected["point"], expected["box"])
+        assert answer["score"] == pytest.approx(expected["score"], abs=1e-5)
+    assert view["photo"]["link"] == f"example:{photo.name}"
+
+
+def test_the_snippets_run_as_they_are_written(served, tmp_path, monkeypatch, capsys):
+    shutil.copy(example()[0], tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = app.USE.replace("{url}", served)
+    readme = re.sub(r'Client\("[^"]+"', f'Client("{served}"', (SPACE / "README.md").read_text())
+    for text in (page, readme):
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        exec(compile(code, "snippet", "exec"), {})
+        assert capsys.readouterr().out.count("[") >= 2
+
+
+def test_after_bad_input_the_server_goes_on(served, tmp_path):
+    client, (photo, phrases) = Client(served, verbose=False), example()
+    (tmp_path / "text.jpg").write_text("just text")
+    Image.new("L", (8000, 5000)).save(tmp_path / "large.png")
+    bad = [
+        ((None, "star"), "Choose a photo first"),
+        ((handle_file(photo), ""), "at least one phrase"),
+        ((handle_file(photo), "star " * 10_000), "letters; at most"),
+        ((handle_file(tmp_path / "text.jpg"), "star"), "not a photo"),
+        ((handle_file(tmp_path / "large.png"), "star"), "40 megapixels"),
+        ((None, "star", "http://127.0.0.1/x.jpg"), "private network"),
+        ((handle_file(photo), "star", "", "org/no-such-model"), "does not hand out"),
+        ((handle_file(photo), "star", "", "", "", 99), "choose one of"),
+        (({"path": f"{served}/config", "meta": {"_type": "gradio.FileData"}}, "star"), "pass its address as url"),
+    ]
+    for arguments, sentence in bad:
+        with pytest.raises(AppError, match=sentence):
+            client.predict(*arguments, api_name="/ground")
+    assert client.predict(handle_file(photo), phrases[0], api_name="/ground")["phrases"]
+
+
+def test_files_of_the_server_are_out_of_reach(served):
+    """Asked without gradio_client, which would upload a file of its own machine."""
+    inside = str(SPACE / "examples" / app.EXAMPLES[0]["photo"])
+    uploaded = Client(served, verbose=False).predict(handle_file(inside), "star", api_name="/ground")
+    assert uploaded["phrases"]
+    for path in (inside, "/etc/passwd", "../../etc/passwd"):
+        photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        content = json.dumps({"data": [photo, "star", "", "", "", None]}).encode()
+        asked = urllib.request.Request(f"{served}/gradio_api/call/ground", content, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{served}/gradio_api/call/ground/{event}") as answer:
+            assert answer.read().decode().startswith("event: error")
+
+
+def test_several_users_at_once(served):
+    photo, phrases = example()
+
+    def use(user: int) -> list[list[int]]:
+        client = Client(served, verbose=False)
+        views = [client.predict(handle_file(photo), phrases[user % 3], api_name="/ground") for _ in range(3)]
+        return [view["phrases"][0]["answers"][0]["point"] for view in views]
+
+    with ThreadPoolExecutor(6) as pool:
+        points = list(pool.map(use, range(6)))
+    assert points[:3] == points[3:] and all(each == each[:1] * 3 for each in points)
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+def endpoint(page, name: str):
+    (function,) = {f.fn for f in page.fns.values() if f.fn is not None and f.fn.__name__ == name}
+    return function
+
+
+def test_errors_are_handed_to_the_viewer(grounder):
+    show = endpoint(app.build(grounder), "show")
+    assert show(None, LINES, "", "", "", None) == {
+        "error": "Choose a photo first: upload one, paste its address, or take an example."
+    }
+    assert "private network" in show(None, LINES, "http://localhost/x.png", "", "", None)["error"]
+    assert show(str(example()[0]), LINES, "", "", "", None)["phrases"]
+
+
+def test_a_link_brings_back_what_it_was_made_of(grounder, entries):
+    restore = endpoint(app.build(grounder), "restore")
+    photo = example()[0]
+
+    def opened(**query: str) -> list:
+        return restore(SimpleNamespace(query_params=query))
+
+    query = {"photo": f"example:{photo.name}", "lines": LINES, "model": entries["b"].id, "compare": "", "layer": "3"}
+    assert opened(**query) == [str(photo), LINES, "", entries["b"].id, "", 3, query]
+    address = "https://example.org/photo.jpg"
+    assert opened(photo=address, lines="cup")[:3] == [None, "cup", address]
+    nothing = [None, "", "", grounder.default]
+    assert opened()[:4] == nothing and opened()[-1] is None
+    for name in ("example:../app.py", "/etc/passwd", "file:///etc/passwd", "example:"):
+        assert opened(photo=name)[:4] == nothing and opened(photo=name)[-1] is None

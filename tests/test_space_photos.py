@@ -1,0 +1,209 @@
+"""Photos that visitors of the Space send: odd files and odd addresses."""
+
+import importlib
+import io
+import re
+import socket
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_pipeline import EXIF_ORIENTATION
+from tests.tiny_data import picture
+
+# As when `python space/app.py` runs: its modules lie beside each other.
+sys.path.append(str(Path(__file__).parents[1] / "space"))
+photos = importlib.import_module("photos")
+
+
+def encoded(photo: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    photo.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_photos_that_cannot_be_taken():
+    sixteen = encoded(picture(), "JPEG")
+    bad = {
+        "not a photo": b"just text",
+        "megapixels": encoded(Image.new("L", (8000, 5000)), "PNG"),
+        "far too many megapixels": encoded(Image.new("1", (20000, 20000)), "PNG"),
+        "1 × 1 pixels": encoded(Image.new("RGB", (1, 1))),
+        "damaged": sixteen[: len(sixteen) // 2],
+        "MB; at most": b"\0" * (photos.MAX_BYTES + 1),
+        r"choose a JPEG": encoded(picture(), "EPS"),
+    }
+    for sentence, file in bad.items():
+        with pytest.raises(photos.PhotoError, match=sentence):
+            photos.read_photo(file)
+
+
+def test_unusual_photos_are_taken(tmp_path):
+    rgb, exif = picture(40, 36), Image.Exif()
+    exif[EXIF_ORIENTATION] = 6  # shown after a quarter turn
+    animation = [Image.new("RGB", (40, 36), colour) for colour in ("red", "blue")]
+    transparent = rgb.convert("RGBA")
+    transparent.putalpha(0)
+    taken = {
+        name: photos.read_photo(file)
+        for name, file in {
+            "turned": encoded(rgb, "JPEG", exif=exif),
+            "animation": encoded(animation[0], "GIF", save_all=True, append_images=animation[1:]),
+            "transparent": encoded(transparent),
+            "16 bit": encoded(Image.fromarray(np.full((36, 40), 32768, np.uint16))),
+            "cmyk": encoded(rgb.convert("CMYK"), "JPEG"),
+        }.items()
+    }
+    assert {photo.mode for photo in taken.values()} == {"RGB"}
+    assert {name: photo.size for name, photo in taken.items()} == dict.fromkeys(taken, (40, 36)) | {"turned": (36, 40)}
+    middle = {name: np.asarray(photo).mean(axis=(0, 1)).round().tolist() for name, photo in taken.items()}
+    assert middle["transparent"] == [255, 255, 255] and middle["animation"] == pytest.approx([254, 0, 0], abs=2)
+    assert middle["16 bit"] == pytest.approx([128] * 3, abs=1)
+    (tmp_path / "photo.png").write_bytes(encoded(rgb))
+    assert photos.read_photo(tmp_path / "photo.png").tobytes() == rgb.tobytes()
+
+
+# Photos from addresses ------------------------------------------------------------------------------------------------
+
+
+class Web(BaseHTTPRequestHandler):
+    """What the servers of these tests answer, whatever they are called."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.headers["Host"], self.path))
+        status, headers, body = self.server.pages[self.path.partition("?")[0]]
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body or b"12345")), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body is None:
+            time.sleep(2)
+        else:
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """A web of names → addresses, all of which lead to one server on this machine. Returns: the server."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    server.asked, server.reached, connect = [], [], socket.create_connection
+    server.names = {"photos.example": ["8.8.8.8"], "inside.example": ["10.0.0.5"], "both.example": ["8.8.8.8", "::1"]}
+    server.pages = {"/photo.png": (200, {}, encoded(picture()))}
+    numeric = socket.getaddrinfo
+
+    def look_up(host, port, *args, **options):
+        if re.fullmatch(r"[\d.]+|.*:.*", host):
+            return numeric(host, port, *args, **options)
+        if host not in server.names:
+            raise socket.gaierror("no such name")
+        return [(None, None, None, "", (address, port)) for address in server.names[host]]
+
+    def reach(address, timeout):
+        server.reached.append(address)
+        return connect(server.server_address, timeout)
+
+    monkeypatch.setattr(photos.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(photos.socket, "create_connection", reach)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_photo_from_an_address(web):
+    web.pages |= {
+        "/a": (302, {"Location": "/b"}, b""),
+        "/b": (301, {"Location": "http://photos.example/photo.png"}, b""),
+    }
+    for address in ("http://photos.example/photo.png", " http://photos.example/a?x=ü y"):
+        assert photos.read_photo(photos.fetch(address)).tobytes() == picture().tobytes()
+    assert web.asked[0] == ("photos.example", "/photo.png")
+    assert set(web.reached) == {("8.8.8.8", 80)}  # the address that was checked, not the name again
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1/x.jpg",
+        "http://[::1]/x.jpg",
+        "http://[::ffff:10.0.0.1]/x.jpg",
+        "http://[2002:7f00:1::]/x.jpg",
+        "http://[64:ff9b::7f00:1]/x.jpg",
+        "http://169.254.169.254/latest/meta-data",
+        "http://192.168.1.1/x.jpg",
+        "http://100.64.0.1/x.jpg",
+        "http://0.0.0.0/x.jpg",
+        "http://2130706433/x.jpg",
+        "http://inside.example/x.jpg",
+        "http://both.example/x.jpg",
+        "https://inside.example/x.jpg",
+    ],
+)
+def test_private_addresses_are_refused(web, address):
+    web.names["2130706433"] = ["127.0.0.1"]
+    with pytest.raises(photos.PhotoError, match="private network"):
+        photos.fetch(address)
+    assert web.reached == []
+
+
+def test_a_redirection_to_a_private_address_is_refused(web):
+    for place in ("http://127.0.0.1/secret", "http://inside.example/secret", "//inside.example/secret"):
+        web.pages["/away"] = (302, {"Location": place}, b"")
+        with pytest.raises(photos.PhotoError, match="private network"):
+            photos.fetch("http://photos.example/away")
+    assert {path for _, path in web.asked} == {"/away"}
+
+
+def test_a_name_that_turns_private_after_it_was_looked_up(web):
+    """The second look-up never happens: the connection goes to the address that was found public."""
+    found, web.names = web.names, {}
+    answers = iter([["8.8.8.8"], ["127.0.0.1"]])
+    web.names = type("Turning", (dict,), {"__contains__": lambda *_: True, "__getitem__": lambda *_: next(answers)})()
+    photos.fetch("http://photos.example/photo.png")
+    assert web.reached == [("8.8.8.8", 80)] and found
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("photo.jpg", "not a photo's address"),
+        ("file:///etc/passwd", "not a photo's address"),
+        ("ftp://photos.example/x", "not a photo's address"),
+        ("http://", "not a photo's address"),
+        ("http://[::1/x", "not an address"),
+        ("http://photos.example:99999/x", "not an address"),
+        ("http://photos.example:8080/x", "with a port"),
+        ("http://me@photos.example/x", "with a port or a user"),
+        ("http://" + "a" * 70 + ".example/x", "not an address"),
+        ("http://nowhere.example/x", "no host nowhere.example"),
+        ("http://photos.example/gone", "answered 404"),
+        ("http://photos.example/round", "leads on more than"),
+        ("http://photos.example/huge", "more than 20 MB"),
+        ("https://photos.example/photo.png", "cannot be reached"),  # the server speaks no TLS
+    ],
+)
+def test_addresses_that_cannot_be_fetched(web, address, sentence):
+    web.pages |= {"/gone": (404, {}, b""), "/round": (302, {"Location": "/round"}, b"")}
+    web.pages["/huge"] = (200, {}, b"\0" * (photos.MAX_BYTES + 1))
+    with pytest.raises(photos.PhotoError, match=sentence):
+        photos.fetch(address)
+
+
+def test_a_server_that_never_ends_is_left(web, monkeypatch):
+    monkeypatch.setattr(photos, "SECONDS", 0.3)
+    web.pages |= {"/slow": (200, {}, None), "/cut": (200, {"Content-Length": "500"}, encoded(picture())[:200])}
+    start = time.monotonic()
+    with pytest.raises(photos.PhotoError, match="too slowly"):
+        photos.fetch("http://photos.example/slow")
+    assert time.monotonic() - start < 1.5
+    with pytest.raises(photos.PhotoError, match="damaged"):
+        photos.read_photo(photos.fetch("http://photos.example/cut"))
