@@ -428,10 +428,10 @@ def test_files_of_the_server_are_out_of_reach(served):
     for path in (inside, "/etc/passwd", "../../etc/passwd"):
         photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
         content = json.dumps({"data": [photo, "star", "", "", "", None]}).encode()
-        asked = urllib.request.Request(f"{served}/gradio_api/call/ground", content, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked) as answer:
+        url, kind = f"{served}/gradio_api/call/ground", {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(url, content, kind)) as answer:
             event = json.load(answer)["event_id"]
-        with urllib.request.urlopen(f"{served}/gradio_api/call/ground/{event}") as answer:
+        with urllib.request.urlopen(f"{url}/{event}") as answer:
             assert answer.read().decode().startswith("event: error")
 
 
