@@ -120,8 +120,8 @@ def many_users(address: str, pid: int, photos: list[Path], users: int, requests:
     errors = [error for _, failed in done for error in failed]
     p50, p95 = taken[len(taken) // 2], taken[int(0.95 * len(taken))]
     print(
-        f"{users} users, {len(taken)} requests in {wall:.0f} s: p50 {p50:.2f} s, p95 {p95:.2f} s, {len(errors)} errors\n"
-        f"memory of the server: {before:.0f} MiB before, {after:.0f} MiB after"
+        f"{users} users, {len(taken)} requests in {wall:.0f} s: p50 {p50:.2f} s, p95 {p95:.2f} s, {len(errors)} errors"
+        f"\nmemory of the server: {before:.0f} MiB before, {after:.0f} MiB after"
     )
     for error in sorted(set(errors)):
         print(f"  {errors.count(error)} x {error}")
