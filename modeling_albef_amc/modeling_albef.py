@@ -30,6 +30,7 @@ from .gradcam import (
     resolve_image_index,
 )
 from .image_groups import ImageGroups, group_by_image
+from .recomputed import recomputed
 
 
 @dataclass
@@ -156,7 +157,8 @@ class AlbefVisionLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
         hidden_states = hidden_states + self.dropout(context)
-        update = self.output(self.activation(self.intermediate(self.layernorm_after(hidden_states))))
+        update = recomputed(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states, self.training)
+        update = recomputed(lambda x: self.output(self.activation(x)), update, self.training)
         return hidden_states + self.dropout(update), probabilities
 
 
@@ -334,11 +336,9 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         probabilities = None
         # Key and value are no pair in the signature: reentrant gradient checkpointing looks for tensors there only.
         if image_key is not None:
-            pair = image_key, image_value
-            hidden_states, probabilities = self.cross_attention(
-                hidden_states, pair, None, cross_interface, image_groups
-            )
-        update = self.output(self.activation(self.intermediate(hidden_states)))
+            cross = hidden_states, (image_key, image_value), None, cross_interface, image_groups
+            hidden_states, probabilities = self.cross_attention(*cross)
+        update = recomputed(lambda x: self.output(self.activation(x)), self.intermediate(hidden_states), self.training)
         return self.layernorm(hidden_states + self.dropout(update)), probabilities
 
 
