@@ -141,7 +141,8 @@ def build(grounder: Grounder) -> gr.Blocks:
                     )
                     layer = gr.Number(label="Layer", info="Empty: the model's own.", precision=0, value=None)
             with gr.Column(scale=7, min_width=320):
-                viewer = gr.HTML(**viewer_files(), elem_id="viewer", apply_default_css=False)
+                models = [grounder.describe(grounder.catalogue[grounder.default])]
+                viewer = gr.HTML(**viewer_files(), models=models, elem_id="viewer", apply_default_css=False)
         fields = [photo, lines, url, model, compare, layer]
         # All that computes stands in one queue.
         queued = {"concurrency_id": "ground", "concurrency_limit": 2}
