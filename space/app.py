@@ -4,7 +4,9 @@ python space/app.py                       the models that come with this folder
 MODEL_ID=org/model python space/app.py    another one first: a Hub id or a folder
 """
 
+import base64
 import hashlib
+import html
 import importlib
 import json
 import os
@@ -27,11 +29,24 @@ PHOTO_LINKS = {
 }
 # Fonts of the visitor's system: nothing is fetched from another host.
 THEME = gr.themes.Default(
-    font=("ui-sans-serif", "system-ui", "sans-serif"), font_mono=("ui-monospace", "Consolas", "monospace")
+    primary_hue="violet",
+    spacing_size="sm",
+    font=("ui-sans-serif", "system-ui", "sans-serif"),
+    font_mono=("ui-monospace", "Consolas", "monospace"),
+).set(
+    # Letters that differ enough from what is behind them.
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_700",
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
 )
 INTRODUCTION = """
 # Point at it
-A photo, and phrases for things in it: see where the model looks for each of them, and how well it thinks that they fit.
+Name things in a photo, and see where the model looks for them.
 """
 USE = """
 ```python
@@ -44,6 +59,15 @@ for phrase in view["phrases"]:
     print(phrase["text"], answer["score"], answer["point"], answer["box"])
 ```
 Points and boxes are in pixels of the upright photo.
+"""
+
+
+# Of the gallery: which of its buttons was pressed.
+CHOOSE_EXAMPLE = """
+element.addEventListener("click", ({ target }) => {
+  const button = target.closest("button");
+  if (button) trigger("click", { index: Number(button.value) });
+});
 """
 
 
@@ -99,31 +123,38 @@ def build(grounder: Grounder) -> gr.Blocks:
         return view
 
     def restore(request: gr.Request):
-        """What a link says of photo, lines, model, compare and layer; and the link, when there is something to show."""
+        """What a link says of photo, lines, model, compare and layer, and the link; nothing where there is none."""
         asked = dict(request.query_params)
         name, layer = asked.get("photo", ""), asked.get("layer", "")
+        if not name or not asked.get("lines"):
+            return [gr.skip()] * 6 + [None]
         photo = next((str(HERE / "examples" / e["photo"]) for e in EXAMPLES if name == f"example:{e['photo']}"), None)
         fields = [
             photo,
-            asked.get("lines", ""),
+            asked["lines"],
             name if name.startswith(("http://", "https://")) else "",
             asked.get("model") or grounder.default,
-            asked.get("compare", "") if asked else compare_with(grounder),
+            asked.get("compare", ""),
             int(layer) if layer.isdecimal() else None,
         ]
-        return [*fields, asked if name and fields[1] else None]
+        return [*fields, asked]
 
+    def take(event: gr.EventData):
+        example = EXAMPLES[event.index]
+        return str(HERE / "examples" / example["photo"]), example["lines"], ""
+
+    first = EXAMPLES[0]
     with gr.Blocks(title="Point at it", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(INTRODUCTION)
+        gr.Markdown(INTRODUCTION, elem_id="introduction")
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
-                photo = PhotoInput(label="Photo", sources=["upload", "webcam", "clipboard"], height=240)
-                url = gr.Textbox(label="or its address", placeholder="https://…", max_lines=1)
-                lines = gr.Textbox(label="One phrase a line", placeholder="the red cup\nthe left cup", lines=3)
+                sources = ["upload", "webcam", "clipboard"]
+                photo = PhotoInput(str(HERE / "examples" / first["photo"]), label="Photo", sources=sources, height=214)
+                hint = "or its address: https://…"
+                url = gr.Textbox(label="Address of a photo", show_label=False, placeholder=hint, max_lines=1)
+                lines = gr.Textbox(first["lines"], label="What to look for, one phrase a line", lines=4, max_lines=8)
                 button = gr.Button("Point", variant="primary")
-                rows = [[str(HERE / "examples" / e["photo"]), e["lines"]] for e in EXAMPLES]
-                titles = [e["title"] for e in EXAMPLES]
-                examples = gr.Examples(rows, [photo, lines], example_labels=titles, cache_examples=False)
+                examples = gr.HTML(gallery(), js_on_load=CHOOSE_EXAMPLE, elem_id="examples", apply_default_css=False)
                 with gr.Accordion("Advanced", open=False):
                     choices = [(entry.title, entry.id) for entry in grounder.catalogue.values()]
                     model = gr.Dropdown(
@@ -141,19 +172,25 @@ def build(grounder: Grounder) -> gr.Blocks:
                     )
                     layer = gr.Number(label="Layer", info="Empty: the model's own.", precision=0, value=None)
             with gr.Column(scale=7, min_width=320):
-                models = [grounder.describe(grounder.catalogue[grounder.default])]
-                viewer = gr.HTML(**viewer_files(), models=models, elem_id="viewer", apply_default_css=False)
+                shown = [name for name in (grounder.default, compare_with(grounder)) if name]
+                viewer = gr.HTML(
+                    first_view(grounder),
+                    **viewer_files(),
+                    models=[grounder.describe(grounder.catalogue[name]) for name in shown],
+                    elem_id="viewer",
+                    apply_default_css=False,
+                )
         fields = [photo, lines, url, model, compare, layer]
         # All that computes stands in one queue.
         queued = {"concurrency_id": "ground", "concurrency_limit": 2}
         options = {"fn": show, "inputs": fields, "outputs": viewer, "api_visibility": "private", **queued}
         button.click(**options)
         url.submit(**options)
-        examples.load_input_event.then(lambda: "", None, url, api_visibility="private").then(**options)
+        examples.click(take, None, [photo, lines, url], api_visibility="private").then(**options)
         photo.input(lambda: "", None, url, api_visibility="private")
-        # Who opens the page without a link does not have to queue for it.
+        # Only a link makes the state change. Queued, since otherwise gradio does not tell the page that it has.
         link = gr.State()
-        page.load(restore, None, [*fields, link], queue=False, api_visibility="private")
+        page.load(restore, None, [*fields, link], concurrency_limit=None, api_visibility="private")
         link.change(**options)
         with gr.Accordion("Use it from Python", open=False):
             gr.Markdown(USE.replace("{url}", os.environ.get("SPACE_ID", "http://127.0.0.1:7860")))
@@ -175,6 +212,32 @@ def compare_with(grounder: Grounder) -> str:
     return others[0] if others and grounder.default.startswith("checkpoints/") else ""
 
 
+def first_view(grounder: Grounder) -> dict[str, Any] | None:
+    """What the page shows as it opens: the first example, answered once for all visitors.
+
+    On ZeroGPU nothing can be answered before somebody asks: None.
+    """
+    if find_spec("spaces"):
+        return None
+    first = EXAMPLES[0]
+    path = HERE / "examples" / first["photo"]
+    try:
+        return answer(grounder, str(path), first["lines"], "", grounder.default, compare_with(grounder), None)
+    except (PhotoError, LinesError, ModelError) as error:
+        return {"error": str(error)}
+
+
+def gallery() -> str:
+    """The examples as buttons with small pictures."""
+    buttons = []
+    for number, example in enumerate(EXAMPLES):
+        title = html.escape(example["title"])
+        picture = base64.b64encode((HERE / "examples" / example["photo"]).read_bytes()).decode()
+        picture = f'<img src="data:image/png;base64,{picture}" alt="Example: {title}">'
+        buttons.append(f'<button type="button" value="{number}" title="{title}">{picture}</button>')
+    return f"<p>Examples</p>{''.join(buttons)}"
+
+
 def viewer_files() -> dict[str, str]:
     names = {"html_template": "viewer.html", "css_template": "viewer.css", "js_on_load": "viewer.js"}
     return {option: (HERE / name).read_text() for option, name in names.items() if (HERE / name).is_file()}
@@ -183,6 +246,7 @@ def viewer_files() -> dict[str, str]:
 def launch_options() -> dict[str, Any]:
     return {
         "theme": THEME,
+        "css": (HERE / "page.css").read_text(),
         "max_file_size": MAX_BYTES,
         "state_session_capacity": 200,  # of each visitor, gradio keeps the last answer
         "ssr_mode": False,

@@ -12,6 +12,7 @@ const COLOURS = Array.from({ length: 256 }, (_, level) => {
   return INFERNO[lower].map((low, c) => Math.round(low + (INFERNO[lower + 1][c] - low) * (level / 17 - lower)));
 });
 const MARK = "#00ffff", RIM = "#000000";
+const DOTS = ["#b794ff", "#4fc3d4"]; // of the models, as in the dark page: labels on the photo are dark
 const BELOW = 0.4; // of its opacity, heat below the threshold keeps this much
 const f32 = Math.fround;
 
@@ -190,12 +191,12 @@ function paint(context, width, height) {
     context.restore();
   });
   if (models.length === 2) {
+    sides.forEach((side, model) => ring(context, model, width / photo.width, height / photo.height, side));
     rimmed(context, width / 300, "#ffffff", () => {
       context.moveTo(middle, 0);
       context.lineTo(middle, height);
     });
-    label(context, models[0].title, width, height, [0, middle], "left");
-    label(context, models[1].title, width, height, [middle, width], "right");
+    drawNames(context, models.map(({ title }) => title), width, height, sides);
   }
 }
 
@@ -212,6 +213,14 @@ function mark(context, [x, y], [x1, y1, x2, y2], across, down) {
   }
 }
 
+/** Where a model points, in its own colour, if that lies on the other model's side. */
+function ring(context, model, across, down, [left, right]) {
+  const shown = heat(model), line = Math.max(1, Math.max(context.canvas.width, context.canvas.height) / 250);
+  if (shown === null || shown.constant) return;
+  const [x, y] = [(shown.point[0] + 0.5) * across, (shown.point[1] + 0.5) * down];
+  if (x < left || x > right) rimmed(context, line, DOTS[model], () => context.arc(x, y, 3.5 * line, 0, 2 * Math.PI));
+}
+
 /** A line with a dark rim, to be seen on light and dark alike. */
 function rimmed(context, width, colour, path) {
   for (const [stroke, wide] of [[RIM, 2 * width], [colour, width]]) {
@@ -223,32 +232,46 @@ function rimmed(context, width, colour, path) {
   }
 }
 
-function label(context, text, width, height, [left, right], side) {
+/** The models' names in the lower corners, each as far as its side of the divider reaches. */
+function drawNames(context, names, width, height, sides) {
   const size = Math.max(10, Math.max(width, height) / 36), pad = size / 2;
   context.save();
-  context.beginPath();
-  context.rect(left, 0, right - left, height);
-  context.clip();
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  const long = context.measureText(text).width, x = side === "left" ? pad : width - pad - long - 2 * pad;
-  context.fillStyle = "rgba(0, 0, 0, 0.72)";
-  context.beginPath();
-  context.roundRect(x, height - pad - 2 * size, long + 2 * pad, 2 * size, size / 3);
-  context.fill();
-  context.fillStyle = "#ffffff";
-  context.fillText(text, x + pad, height - pad - size);
+  const long = names.map((name) => context.measureText(name).width + 2 * pad + size);
+  const narrow = long[0] + long[1] + 3 * pad > width; // then one above the other, whole
+  names.forEach((name, model) => {
+    const x = model === 0 ? pad : width - pad - long[model], top = height - (narrow && model === 0 ? 5 : 2.5) * size;
+    context.save();
+    context.beginPath();
+    if (!narrow) context.rect(sides[model][0], 0, sides[model][1] - sides[model][0], height);
+    else context.rect(0, 0, width, height);
+    context.clip();
+    context.fillStyle = "rgba(0, 0, 0, 0.72)";
+    context.beginPath();
+    context.roundRect(x, top, long[model], 2 * size, size / 3);
+    context.fill();
+    context.fillStyle = DOTS[model];
+    context.beginPath();
+    context.arc(x + pad + size / 4, top + size, size / 4, 0, 2 * Math.PI);
+    context.fill();
+    context.fillStyle = "#ffffff";
+    context.fillText(name, x + pad + size, top + size);
+    context.restore();
+  });
   context.restore();
 }
 
+/** Four arms that leave the place itself free. */
 function drawCross(context, width, height) {
   const x = ((state.cross[0] + 0.5) / state.view.photo.width) * width;
   const y = ((state.cross[1] + 0.5) / state.view.photo.height) * height;
-  rimmed(context, Math.max(1, devicePixelRatio), "#ffffff", () => {
-    context.moveTo(x, 0);
-    context.lineTo(x, height);
-    context.moveTo(0, y);
-    context.lineTo(width, y);
+  const unit = Math.max(1, devicePixelRatio), [near, far] = [4 * unit, 15 * unit];
+  rimmed(context, 1.5 * unit, "#ffffff", () => {
+    for (const [right, down] of Object.values(STEPS)) {
+      context.moveTo(x + right * near, y + down * near);
+      context.lineTo(x + right * far, y + down * far);
+    }
   });
 }
 
@@ -259,6 +282,8 @@ function draw() {
   const [across, down] = [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
   canvas.style.width = `${across}px`;
   canvas.style.height = `${down}px`;
+  // The slider's thumb moves over the picture's width, half of itself beyond each end: it stays below the divider.
+  find(".swipe").style.width = `${across + 16}px`;
   const dense = Math.min(devicePixelRatio, 2);
   const size = [Math.round(across * dense), Math.round(down * dense)];
   [canvas.width, canvas.height] = size; // also wipes it
@@ -344,19 +369,19 @@ function describe() {
   canvas.setAttribute("aria-label", `Heatmap of “${what}” over the photo, highest at ${shown.point.join(", ")}`);
 }
 
+/** What each phrase's map says of one pixel: of the cross-hair, or, before there is one, of the shown map's maximum. */
 function showHere() {
-  const { photo, phrases } = state.view, list = find(".here ul");
-  if (state.cross === null) return list.replaceChildren();
+  const { photo, phrases } = state.view, place = state.cross ?? heat(0).point;
   const rows = phrases.map(({ text, answers }) => {
     const values = answers.map(({ map, point }) => {
-      const [here, highest] = [state.cross, point].map((pixel) => valueAt(decode(map), photo.width, photo.height, pixel));
+      const [here, highest] = [place, point].map((pixel) => valueAt(decode(map), photo.width, photo.height, pixel));
       return highest > 0 ? Math.min(Math.max(here / highest, 0), 1) : 0;
     });
     const number = make("span", { className: "number", textContent: percent(values[0]) });
     return make("li", {}, [make("span", { className: "what", textContent: text, title: text }), bars(values), number]);
   });
-  find(".here p").textContent = `At ${state.cross.join(", ")}, of each phrase's highest heat:`;
-  list.replaceChildren(...rows);
+  find(".here .place").textContent = `${state.cross ? "At" : "Highest point:"} ${place.join(", ")}`;
+  find(".here ul").replaceChildren(...rows);
 }
 
 function showSliders() {
@@ -371,6 +396,7 @@ function choose(phrase, words) {
   Object.assign(state, { phrase, words });
   showWords();
   describe();
+  showHere();
   say("");
   redraw();
 }
@@ -409,13 +435,19 @@ function drag(event) {
   if (dragged === "divider") moveDivider(x);
   else moveCross(Math.floor(x * width), Math.floor(y * height));
 }
-canvas.addEventListener("pointerdown", (event) => {
+function atDivider(event) {
   const frame = canvas.getBoundingClientRect(), divider = frame.left + state.split * frame.width;
-  dragged = state.view.models.length === 2 && Math.abs(event.clientX - divider) < 12 ? "divider" : "cross";
+  return state.view.models.length === 2 && Math.abs(event.clientX - divider) < 12;
+}
+canvas.addEventListener("pointerdown", (event) => {
+  dragged = atDivider(event) ? "divider" : "cross";
   canvas.setPointerCapture(event.pointerId);
   drag(event);
 });
-canvas.addEventListener("pointermove", (event) => dragged && drag(event));
+canvas.addEventListener("pointermove", (event) => {
+  if (dragged) drag(event);
+  else canvas.style.cursor = atDivider(event) ? "ew-resize" : "";
+});
 for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (dragged = null));
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -427,13 +459,11 @@ stage.addEventListener("keydown", (event) => {
   } else if (event.key === "Home") moveCross(...heat(0).point);
   else if (event.key === "Escape") {
     state.cross = null;
-    find(".here p").textContent = HELP;
     showHere();
     redraw();
   } else return;
   event.preventDefault();
 });
-const HELP = find("#viewer-help").textContent;
 
 // To take away ---------------------------------------------------------------------------------------------------------
 
@@ -542,7 +572,6 @@ function showEmpty(error) {
   for (const part of [".stage", ".panel", ".here", ".swipe"]) find(part).hidden = true;
   find(".empty").hidden = Boolean(error);
   find(".error").textContent = error ?? "";
-  if (error) bringIntoSight();
 }
 
 function showView(view, photo) {
@@ -556,8 +585,8 @@ function showView(view, photo) {
   find(".swipe").hidden = view.models.length < 2;
   find(".empty").hidden = true;
   find(".error").textContent = "";
-  find(".swipe .left").textContent = view.models[0].title;
-  find(".swipe .right").textContent = view.models[1]?.title ?? "";
+  const titles = view.models.map(({ title }) => title).join(" and ");
+  find(".swipe input").setAttribute("aria-label", `Divider between ${titles}`);
   const link = find("button[name=link]");
   link.disabled = view.photo.link === null;
   link.textContent = link.disabled ? "No link: own photo" : "Copy link";
@@ -565,10 +594,7 @@ function showView(view, photo) {
   showModels(view.models);
   showPhrases();
   showSliders();
-  if (state.cross === null) find(".here p").textContent = HELP;
-  showHere();
   choose(state.phrase, state.words);
-  bringIntoSight();
 }
 
 let latest = 0;
@@ -583,6 +609,10 @@ async function take() {
 }
 
 if (props.models) showModels(props.models);
-watch("value", take);
-take();
+watch("value", async () => {
+  await take();
+  bringIntoSight();
+});
+// What the page opens with, unless a link asks for something else, which the server answers at once.
+if (!asked.get("photo") || !asked.get("lines")) take();
 new ResizeObserver(redraw).observe(stage);

@@ -476,7 +476,8 @@ def test_a_link_brings_back_what_it_was_made_of(grounder, entries):
     assert opened(**query) == [str(photo), LINES, "", entries["b"].id, "", 3, query]
     address = "https://example.org/photo.jpg"
     assert opened(photo=address, lines="cup")[:3] == [None, "cup", address]
-    nothing = [None, "", "", grounder.default]
-    assert opened()[:4] == nothing and opened()[-1] is None
+    nothing = [*[gr.skip()] * 6, None]
+    assert opened() == nothing
     for name in ("example:../app.py", "/etc/passwd", "file:///etc/passwd", "example:"):
-        assert opened(photo=name)[:4] == nothing and opened(photo=name)[-1] is None
+        assert opened(photo=name) == nothing
+        assert opened(photo=name, lines=LINES)[0] is None
