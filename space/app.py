@@ -193,7 +193,7 @@ def build(grounder: Grounder) -> gr.Blocks:
         page.load(restore, None, [*fields, link], concurrency_limit=None, api_visibility="private")
         link.change(**options)
         with gr.Accordion("Use it from Python", open=False):
-            gr.Markdown(USE.replace("{url}", os.environ.get("SPACE_ID", "http://127.0.0.1:7860")))
+            gr.Markdown(USE.replace("{url}", os.environ.get("SPACE_ID", "http://127.0.0.1:7860")), elem_id="use")
         with gr.Column(visible=False):
             # A value is what makes a parameter optional for gradio_client.
             asked = [PhotoInput(), *(gr.Textbox("") for _ in range(4)), gr.Number(precision=0)]

@@ -589,7 +589,7 @@ function showView(view, photo) {
   find(".swipe input").setAttribute("aria-label", `Divider between ${titles}`);
   const link = find("button[name=link]");
   link.disabled = view.photo.link === null;
-  link.textContent = link.disabled ? "No link: own photo" : "Copy link";
+  link.textContent = link.disabled ? "Own photo: no link" : "Copy link";
   stage.tabIndex = 0;
   showModels(view.models);
   showPhrases();

@@ -1,0 +1,497 @@
+"""The Space in a browser, as its visitors meet it: Debian's chromium, driven by playwright.
+
+Skipped where there is no chromium, unless REQUIRE_BROWSER=1. SPACE_SCREENSHOTS names a folder for pictures of the page.
+"""
+
+import base64
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+import modeling_albef_amc  # noqa: F401  (registers the pipeline)
+from dataset_scripts.scenes import ScenesConfig, draw_scene
+
+CHROMIUM = shutil.which("chromium")
+if os.environ.get("REQUIRE_BROWSER") != "1":
+    for package in "gradio", "playwright", "axe_playwright_python":
+        pytest.importorskip(package)
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: apt-get install chromium", allow_module_level=True)
+from axe_playwright_python.sync_playwright import Axe  # noqa: E402
+from playwright.sync_api import Locator, Page, expect, sync_playwright  # noqa: E402
+
+SPACE = Path(__file__).parents[1] / "space"
+# As when `python space/app.py` runs: its modules lie beside each other.
+sys.path.append(str(SPACE))
+app, grounding, models = map(importlib.import_module, ("app", "grounding", "models"))
+
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+# Scene 1 of the split `test`: what its phrases mean is known from drawing it.
+SCENE = SPACE / "examples" / "scene_1.png"
+PHRASES = ["the triangle that is red", "small star"]
+LINES = "\n".join(PHRASES)
+EXAMPLE = {"photo": "example:scene_1.png", "lines": LINES}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    """Address of the Space, running with the models that come with it."""
+    previous = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
+    page = app.build(grounding.Grounder(models.read_catalogue()))
+    options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
+    try:
+        yield page.launch(**options)[1]
+    finally:
+        page.close(verbose=False)
+        if previous is None:
+            del os.environ["GRADIO_TEMP_DIR"]
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = previous
+
+
+@pytest.fixture(scope="module")
+def browser():
+    assert CHROMIUM, "REQUIRE_BROWSER=1, and there is no chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield started
+        started.close()
+
+
+class Visitor:
+    """A page of the Space and what happened on it: requests, and lines of the console that should not be there."""
+
+    def __init__(self, page: Page, url: str):
+        self.page, self.url, self.requests, self.complaints = page, url, [], []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+
+    def open(self, **query: str) -> None:
+        """The page, or what a link shows, with an answer on it. Nothing has to be waited for when it returns."""
+        self.page.goto(f"{self.url}?{urlencode(query)}" if query else self.url)
+        phrases = query["lines"].split("\n") if "lines" in query else app.EXAMPLES[0]["lines"].split("\n")
+        self.expect_phrases(phrases)
+        if query:
+            expect(self.page.get_by_label("What to look for")).to_have_value(query["lines"])
+
+    def find(self, selector: str) -> Locator:
+        return self.page.locator(f"#viewer {selector}")
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def expect_phrases(self, phrases: list[str]) -> None:
+        expect(self.find(".phrases .text")).to_have_text(phrases)
+        expect(self.find(".stage")).to_be_visible()
+
+    def upload(self, photo: Path, phrases: list[str]) -> None:
+        with self.page.expect_response("**/upload?*"):
+            self.page.set_input_files("input[type=file]", photo)
+        self.page.get_by_label("What to look for").fill("\n".join(phrases))
+        self.button("Point").click()
+
+    def set(self, slider: str, value: float) -> None:
+        self.find(slider).fill(str(value))
+
+    def pixels(self) -> np.ndarray:
+        """What the canvas shows, (height, width, 3), after everything is drawn."""
+        drawn = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.page.evaluate(drawn)
+        data = self.find("canvas").evaluate("(canvas) => canvas.toDataURL().split(',')[1]")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
+
+    def download(self, name: str) -> bytes:
+        with self.page.expect_download() as waiting:
+            self.button(name).click()
+        assert waiting.value.suggested_filename.endswith(f".{name.lower()}")
+        return Path(waiting.value.path()).read_bytes()
+
+    def shoot(self, name: str) -> None:
+        if folder := os.environ.get("SPACE_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
+
+    @contextmanager
+    def no_request(self) -> Iterator[None]:
+        before = len(self.requests)
+        yield
+        assert [asked for asked in self.requests[before:] if not asked.startswith(("data:", "blob:"))] == []
+
+
+@pytest.fixture
+def visit(browser, url):
+    """Opens a page in a browser window of its own. At the end of the test, what no page may do is looked for."""
+    visitors = []
+
+    def new(viewport: dict = DESKTOP, scheme: str = "light", **options) -> Visitor:
+        context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
+        visitors.append(Visitor(context.new_page(), url))
+        return visitors[-1]
+
+    yield new
+    for visitor in visitors:
+        visitor.page.context.close()
+        assert visitor.complaints == []
+        hosts = {urlsplit(asked).hostname for asked in visitor.requests if not asked.startswith(("data:", "blob:"))}
+        assert hosts == {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def ground():
+    """The Python API with the checkpoint that the page shows first."""
+    return pipeline("visual-grounding", model=str(SPACE / "checkpoints" / "with_amc"))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    """The scene as a visitor's own photo, wider than high."""
+    path = tmp_path_factory.mktemp("photos") / "own.png"
+    Image.open(SCENE).resize((210, 140)).save(path)
+    return path
+
+
+def true_boxes() -> list[list[int]]:
+    """What the phrases mean."""
+    scene = draw_scene(ScenesConfig(), "test", 1)
+    np.testing.assert_array_equal(scene.image, np.asarray(Image.open(SCENE).convert("RGB")))
+    targets = dict(scene.phrases)
+    return [scene.objects[targets[phrase]].box for phrase in PHRASES]
+
+
+def array(npy: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(npy), allow_pickle=False)
+
+
+def close(array: np.ndarray, expected: np.ndarray) -> None:
+    assert array.dtype == np.float32 and array.shape == expected.shape
+    np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * expected.max())
+
+
+# The main job ---------------------------------------------------------------------------------------------------------
+
+
+def test_upload_two_phrases_and_see_where_they_are(visit, ground):
+    visitor = visit()
+    visitor.open()
+    visitor.upload(SCENE, PHRASES)
+    visitor.expect_phrases(PHRASES)
+    scores = [answer["score"] for answer in ground(Image.open(SCENE), PHRASES)]
+    expect(visitor.find(".phrases .score")).to_have_text([f"{100 * score:.0f}%" for score in scores])
+    visitor.set(".swipe input", 100)
+    visitor.set("input[name=threshold]", 0)
+    for number, (x1, y1, x2, y2) in enumerate(true_boxes()):
+        visitor.find(".phrases label").nth(number).click()
+        visitor.set("input[name=opacity]", 0)
+        without = visitor.pixels()
+        visitor.set("input[name=opacity]", 1)
+        light = np.abs(visitor.pixels() - without).sum(2)
+        height, width = light.shape
+        assert light.max() > 100
+        y, x = np.unravel_index(light.argmax(), light.shape)
+        assert x1 <= x * 128 / width < x2 and y1 <= y * 128 / height < y2
+
+
+def test_sliders_answer_at_once_and_without_the_server(visit):
+    visitor = visit()
+    visitor.open(**EXAMPLE)
+    with visitor.no_request():
+        for slider in "opacity", "threshold":
+            seen = [visitor.pixels()]
+            for value in 0.2, 0.9:
+                visitor.set(f"input[name={slider}]", value)
+                expect(visitor.find(f"label:has([name={slider}]) output")).to_have_text(f"{100 * value:.0f}%")
+                seen.append(visitor.pixels())
+            assert not (seen[0] == seen[1]).all() and not (seen[1] == seen[2]).all()
+        # The fastest of some, since other things run on this machine.
+        milliseconds = visitor.find("input[name=opacity]").evaluate(
+            """async (slider) => {
+              const times = [];
+              for (let move = 0; move < 8; move++) {
+                const start = performance.now();
+                slider.value = move / 10;
+                slider.dispatchEvent(new Event("input", { bubbles: true }));
+                await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+                times.push(performance.now() - start);
+              }
+              return Math.min(...times);
+            }"""
+        )
+    assert milliseconds < 100
+
+
+def test_a_word_has_a_map_of_its_own(visit, ground):
+    visitor = visit()
+    visitor.open(**EXAMPLE)
+    whole = visitor.pixels()
+    with visitor.no_request():
+        visitor.button("red").click()
+        expect(visitor.button("red")).to_have_attribute("aria-pressed", "true")
+        expect(visitor.button("whole phrase")).to_have_attribute("aria-pressed", "false")
+        assert not (visitor.pixels() == whole).all()
+        of_red = array(visitor.download("NPY"))
+        visitor.button("triangle").click()
+        of_both = array(visitor.download("NPY"))
+        visitor.button("whole phrase").click()
+        assert (visitor.pixels() == whole).all()
+    spans = [{"caption": PHRASES[0], "caption_span": (word, word + 1)} for word in (4, 1)]
+    red, triangle = (answer["heatmap"] for answer in ground(Image.open(SCENE), spans))
+    close(of_red, red)
+    # Each is one word piece.
+    close(of_both, (red + triangle) / 2)
+
+
+def test_two_models_left_and_right_of_a_divider(visit):
+    visitor = visit()
+    visitor.open(**EXAMPLE, compare="checkpoints/base")
+    expect(visitor.find(".models p")).to_contain_text(["Scenes, with AMC", "Scenes, base"])
+    with visitor.no_request():
+        shown = {}
+        for split in 0, 50, 100:
+            visitor.set(".swipe input", split)
+            shown[split] = visitor.pixels()
+        # Away from the names, and from the points of the other model that are marked on either side.
+        height, middle = shown[50].shape[0] * 9 // 10, shown[50].shape[1] // 2
+        left, right = np.s_[:height, : middle - 4], np.s_[:height, middle + 4 :]
+        both = [shown[50], shown[100], shown[0]]
+        same = [
+            (mixed[side] == one[side]).all(-1).mean()
+            for mixed, one, side in [(both[0], both[1], left), (both[0], both[2], right)]
+        ]
+        assert min(same) > 0.98
+        assert (shown[0][left] == shown[100][left]).all(-1).mean() < 0.9
+        # Dragging the divider in the photo does the same as the slider.
+        box = visitor.find("canvas").bounding_box()
+        visitor.set(".swipe input", 50)
+        visitor.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+        visitor.page.mouse.down()
+        visitor.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
+        visitor.page.mouse.up()
+        assert 23 <= int(visitor.find(".swipe input").input_value()) <= 27
+    visitor.open(**EXAMPLE)
+    expect(visitor.find(".swipe")).to_be_hidden()
+    expect(visitor.find(".models p")).to_have_count(1)
+
+
+def test_a_click_on_the_photo_says_what_lights_up_there(visit, ground, photo):
+    visitor = visit()
+    visitor.open(**EXAMPLE)
+    visitor.upload(photo, PHRASES)
+    expect(visitor.button("Own photo: no link")).to_be_disabled()
+    heatmaps = [answer["heatmap"] for answer in ground(Image.open(photo), PHRASES)]
+    for x, y in [(104 * 210 // 128, 56 * 140 // 128), (160, 30), (0, 139)]:
+        with visitor.no_request():
+            box = visitor.find("canvas").bounding_box()
+            place = {"x": (x + 0.5) / 210 * box["width"], "y": (y + 0.5) / 140 * box["height"]}
+            visitor.find("canvas").click(position=place)
+            expect(visitor.find(".here .place")).to_have_text(f"At {x}, {y}")
+        expected = [max(heatmap[y, x] / heatmap.max(), 0) for heatmap in heatmaps]
+        told = [int(text.rstrip("%")) for text in visitor.find(".here .number").all_inner_texts()]
+        np.testing.assert_allclose(told, 100 * np.array(expected), atol=0.51)
+
+
+# To take away ---------------------------------------------------------------------------------------------------------
+
+
+def test_downloads_are_what_the_python_api_says(visit, ground, photo):
+    visitor = visit()
+    visitor.open(**EXAMPLE)
+    visitor.upload(photo, PHRASES)
+    expect(visitor.button("Own photo: no link")).to_be_visible()
+    answers = ground(Image.open(photo), PHRASES)
+    with visitor.no_request():
+        picture = Image.open(io.BytesIO(visitor.download("PNG")))
+        assert picture.format == "PNG" and picture.size == (630, 420)
+        plain = np.asarray(Image.open(photo).convert("RGB").resize(picture.size)).astype(int)
+        assert np.abs(np.asarray(picture.convert("RGB")) - plain).max() > 100
+        found = json.loads(visitor.download("JSON"))
+        for number, answer in enumerate(answers):
+            visitor.find(".phrases label").nth(number).click()
+            close(array(visitor.download("NPY")), answer["heatmap"])
+    assert found["photo"] == {"width": 210, "height": 140, "link": None}
+    for phrase, answer in zip(found["phrases"], answers, strict=True):
+        (told,) = phrase["answers"]
+        assert phrase["text"] == answer["phrase"] and told["score"] == pytest.approx(answer["score"], abs=1e-6)
+        assert (tuple(told["point"]), tuple(told["box"])) == (answer["point"], answer["box"])
+    shown = found["shown"]
+    assert (shown["phrase"], shown["words"], shown["threshold"]) == (PHRASES[0], [], 0.5)
+    assert shown["answers"] == [{key: found["phrases"][0]["answers"][0][key] for key in ("model", "point", "box")}]
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.8])
+def test_the_box_follows_the_threshold(visit, ground, threshold):
+    visitor = visit()
+    visitor.open(**EXAMPLE)
+    visitor.set("input[name=threshold]", threshold)
+    for number, phrase in enumerate(PHRASES):
+        visitor.find(".phrases label").nth(number).click()
+        (answer,) = ground(Image.open(SCENE), [phrase], threshold=threshold)
+        (shown,) = json.loads(visitor.download("JSON"))["shown"]["answers"]
+        assert shown["box"] == list(answer["box"])
+
+
+def test_a_link_brings_the_view_back(visit):
+    visitor = visit(permissions=["clipboard-read", "clipboard-write"])
+    visitor.open(**EXAMPLE, compare="checkpoints/base", layer="2")
+    visitor.find(".phrases label").nth(1).click()
+    visitor.button("star").click()
+    visitor.set("input[name=opacity]", 0.85)
+    visitor.set("input[name=threshold]", 0.3)
+    with visitor.no_request():
+        visitor.button("Copy link").click()
+        expect(visitor.find(".status")).to_have_text("The link is copied.")
+    link = visitor.page.evaluate("navigator.clipboard.readText()")
+    assert link.startswith(visitor.url) and "lines=the+triangle+that+is+red%0Asmall+star" in link
+    other = visit()
+    other.page.goto(link)
+    other.expect_phrases(PHRASES)
+    assert other.find(".phrases input").nth(1).is_checked()
+    expect(other.button("star")).to_have_attribute("aria-pressed", "true")
+    assert (other.pixels() == visitor.pixels()).all()
+
+
+def test_a_link_can_be_had_without_the_clipboard(visit):
+    visitor = visit()
+    visitor.open(**EXAMPLE)
+    visitor.page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
+    visitor.button("Copy link").click()
+    expect(visitor.find(".status a")).to_have_attribute("href", re.compile(r"photo=example%3Ascene_1\.png"))
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_gives_a_sentence_and_the_page_goes_on(visit, tmp_path):
+    visitor = visit()
+    visitor.open()
+    lines, address, said = (
+        visitor.page.get_by_label("What to look for"),
+        visitor.page.get_by_label("Address"),
+        "p.error",
+    )
+    for wrong, sentence in [("  \n ", "Write at least one phrase"), ("cup " * 10000, "shorten it"), ("!!!", "no word")]:
+        lines.fill(wrong)
+        visitor.button("Point").click()
+        expect(visitor.find(said)).to_contain_text(sentence)
+        expect(visitor.find(".panel")).to_be_hidden()
+    visitor.shoot("error")
+    lines.fill(LINES)
+    for wrong, sentence in [("http://localhost/x.png", "private network"), ("photo.jpg", "not a photo's address")]:
+        address.fill(wrong)
+        visitor.button("Point").click()
+        expect(visitor.find(said)).to_contain_text(sentence)
+    # A new photo takes the place of the address.
+    text = tmp_path / "text.jpg"
+    text.write_text("not a photo")
+    visitor.upload(text, PHRASES)
+    expect(visitor.find(said)).to_contain_text("not a photo that can be read")
+    expect(address).to_have_value("")
+    visitor.page.goto(f"{visitor.url}?{urlencode(EXAMPLE | {'model': 'nobody/nothing'})}")
+    expect(visitor.find(said)).to_contain_text("nobody/nothing")
+    visitor.page.goto(f"{visitor.url}?{urlencode(EXAMPLE | {'photo': 'example:../app.py'})}")
+    expect(visitor.find(said)).to_contain_text("Choose a photo first")
+    visitor.upload(SCENE, PHRASES)
+    visitor.expect_phrases(PHRASES)
+    expect(visitor.find(said)).to_have_text("")
+
+
+# Everybody ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_keyboard_alone_does_the_job(visit):
+    visitor = visit()
+    visitor.open()
+    keyboard = visitor.page.keyboard
+
+    def tab_to(target: Locator) -> None:
+        for _ in range(40):
+            keyboard.press("Tab")
+            if target.evaluate("(element) => element === document.activeElement"):
+                return
+        raise AssertionError(f"{target} is not reached by the Tab key")
+
+    tab_to(visitor.page.get_by_label("What to look for"))
+    keyboard.press("Control+A")
+    keyboard.type("the large star\nthe red star")
+    tab_to(visitor.button("Point"))
+    keyboard.press("Enter")
+    visitor.expect_phrases(["the large star", "the red star"])
+    with visitor.no_request():
+        tab_to(visitor.find(".stage"))
+        place = visitor.find(".here .place")
+        x, y = map(int, re.findall(r"\d+", place.inner_text()))
+        keyboard.press("ArrowLeft")
+        keyboard.press("Shift+ArrowUp")
+        expect(place).to_have_text(f"At {x - 2}, {y - 1}")  # 128 pixels, in 64 steps
+        keyboard.press("Escape")
+        expect(place).to_have_text(f"Highest point: {x}, {y}")
+        tab_to(visitor.find(".swipe input"))
+        keyboard.press("End")
+        tab_to(visitor.find(".phrases input").first)
+        before = visitor.pixels()
+        keyboard.press("ArrowDown")
+        assert visitor.find(".phrases input").nth(1).is_checked()
+        assert not (visitor.pixels() == before).all()
+        tab_to(visitor.button("star"))
+        keyboard.press("Space")
+        expect(visitor.button("star")).to_have_attribute("aria-pressed", "true")
+        assert visitor.button("star").evaluate("(button) => button === document.activeElement")
+        tab_to(visitor.find("input[name=opacity]"))
+        keyboard.press("ArrowRight")
+        expect(visitor.find("label:has([name=opacity]) output")).to_have_text("61%")
+    example = app.EXAMPLES[1]
+    tab_to(visitor.page.get_by_role("button", name=f"Example: {example['title']}"))
+    keyboard.press("Enter")
+    visitor.expect_phrases(example["lines"].split("\n"))
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_looks_right_and_is_accessible(visit, viewport, scheme):
+    visitor = visit(viewport, scheme, has_touch=viewport is PHONE)
+    visitor.open()
+    page, frame = visitor.page, visitor.find(".frame")
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+    if viewport is DESKTOP:
+        assert page.evaluate("document.documentElement.scrollHeight") <= viewport["height"]
+    visitor.shoot(f"{'phone' if viewport is PHONE else 'desktop'}-{scheme}")
+    place = frame.bounding_box()
+    page.get_by_role("button", name=f"Example: {app.EXAMPLES[2]['title']}").click()
+    visitor.expect_phrases(app.EXAMPLES[2]["lines"].split("\n"))
+    if viewport is DESKTOP:
+        assert frame.bounding_box() == place, "the photo jumped when the answer came"
+    else:
+        expect(frame).to_be_in_viewport(ratio=0.9)
+        visitor.find("canvas").tap(position={"x": 30, "y": 40})
+        expect(visitor.find(".here .place")).to_contain_text("At ")
+    page.get_by_role("button", name="Advanced").click()
+    page.get_by_role("button", name="Use it from Python").click()
+    expect(page.get_by_label("Layer")).to_be_visible()
+    visitor.shoot(f"{'phone' if viewport is PHONE else 'desktop'}-{scheme}-open")
+    assert_accessible(page)
+    page.get_by_label("What to look for").fill("")
+    visitor.button("Point").click()
+    expect(visitor.find("p.error")).to_contain_text("Write at least one phrase")
+    assert_accessible(page)
+
+
+def assert_accessible(page: Page) -> None:
+    violations = Axe().run(page).response["violations"]
+    serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+    assert [(each["id"], [node["html"][:300] for node in each["nodes"]]) for each in serious] == []
