@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 
 from grounding import Grounder, LinesError
-from models import ModelError, read_catalogue
+from models import MAX_LAYERS, ModelError, read_catalogue
 from photos import MAX_BYTES, PhotoError, fetch, read_photo
 
 HERE = Path(__file__).parent
@@ -27,6 +27,7 @@ PHOTO_LINKS = {
     hashlib.sha256((HERE / "examples" / example["photo"]).read_bytes()).hexdigest(): f"example:{example['photo']}"
     for example in EXAMPLES
 }
+LAYERS = [str(layer) for layer in range(MAX_LAYERS)]
 # Fonts of the visitor's system: nothing is fetched from another host.
 THEME = gr.themes.Default(
     primary_hue="violet",
@@ -112,7 +113,7 @@ def build(grounder: Grounder) -> gr.Blocks:
     @on_gpu
     def show(photo, lines, url, model, compare, layer):
         try:
-            return answer(grounder, photo, lines, url, model, compare, layer)
+            return answer(grounder, photo, lines, url, model, compare, None if layer in ("", None) else int(layer))
         except (PhotoError, LinesError, ModelError) as error:
             return {"error": str(error)}
 
@@ -135,7 +136,7 @@ def build(grounder: Grounder) -> gr.Blocks:
             name if name.startswith(("http://", "https://")) else "",
             asked.get("model") or grounder.default,
             asked.get("compare", ""),
-            int(layer) if layer.isdecimal() else None,
+            layer if layer in LAYERS else "",
         ]
         return [*fields, asked]
 
@@ -170,7 +171,8 @@ def build(grounder: Grounder) -> gr.Blocks:
                         label="Compare with",
                         allow_custom_value=True,
                     )
-                    layer = gr.Number(label="Layer", info="Empty: the model's own.", precision=0, value=None)
+                    # Not a number's field: gradio would take an empty one for 0.
+                    layer = gr.Dropdown([("the model's own", ""), *LAYERS], value="", label="Layer")
             with gr.Column(scale=7, min_width=320):
                 shown = [name for name in (grounder.default, compare_with(grounder)) if name]
                 viewer = gr.HTML(
@@ -187,7 +189,8 @@ def build(grounder: Grounder) -> gr.Blocks:
         button.click(**options)
         url.submit(**options)
         examples.click(take, None, [photo, lines, url], api_visibility="private").then(**options)
-        photo.input(lambda: "", None, url, api_visibility="private")
+        # In the browser: who presses the button at once does not get the photo of the old address.
+        photo.input(None, None, url, js="() => ''", api_visibility="private")
         # Only a link makes the state change. Queued, since otherwise gradio does not tell the page that it has.
         link = gr.State()
         page.load(restore, None, [*fields, link], concurrency_limit=None, api_visibility="private")

@@ -473,7 +473,7 @@ def test_a_link_brings_back_what_it_was_made_of(grounder, entries):
         return restore(SimpleNamespace(query_params=query))
 
     query = {"photo": f"example:{photo.name}", "lines": LINES, "model": entries["b"].id, "compare": "", "layer": "3"}
-    assert opened(**query) == [str(photo), LINES, "", entries["b"].id, "", 3, query]
+    assert opened(**query) == [str(photo), LINES, "", entries["b"].id, "", "3", query]
     address = "https://example.org/photo.jpg"
     assert opened(photo=address, lines="cup")[:3] == [None, "cup", address]
     nothing = [*[gr.skip()] * 6, None]

@@ -141,6 +141,7 @@ def visit(browser, url):
 
     def new(viewport: dict = DESKTOP, scheme: str = "light", **options) -> Visitor:
         context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
+        context.set_default_timeout(10_000)
         visitors.append(Visitor(context.new_page(), url))
         return visitors[-1]
 
@@ -256,6 +257,15 @@ def test_a_word_has_a_map_of_its_own(visit, ground):
     close(of_both, (red + triangle) / 2)
 
 
+def test_words_together_weigh_as_much_as_they_have_pieces(visit, ground):
+    visitor = visit()
+    visitor.open(photo=EXAMPLE["photo"], lines="red zebra & star")  # there are no zebras in scenes: it is spelt
+    visitor.button("red").click()
+    visitor.button("zebra").click()
+    (both,) = ground(Image.open(SCENE), [{"caption": "red zebra & star", "caption_span": (0, 2)}])
+    close(array(visitor.download("NPY")), both["heatmap"])
+
+
 def test_two_models_left_and_right_of_a_divider(visit):
     visitor = visit()
     visitor.open(**EXAMPLE, compare="checkpoints/base")
@@ -303,6 +313,41 @@ def test_a_click_on_the_photo_says_what_lights_up_there(visit, ground, photo):
         expected = [max(heatmap[y, x] / heatmap.max(), 0) for heatmap in heatmaps]
         told = [int(text.rstrip("%")) for text in visitor.find(".here .number").all_inner_texts()]
         np.testing.assert_allclose(told, 100 * np.array(expected), atol=0.51)
+
+
+def test_model_layer_and_comparison_can_be_chosen(visit):
+    visitor = visit()
+    visitor.open()
+    visitor.page.get_by_role("button", name="Advanced").click()
+    expect(visitor.page.get_by_label("Layer")).to_have_value("the model's own")
+
+    def choose(label: str, choice: str) -> None:
+        visitor.page.get_by_label(label, exact=True).click()
+        visitor.page.get_by_role("option", name=choice, exact=True).click()
+
+    def point_and_expect(**request: str | int | None) -> None:
+        lines = "\n".join(PHRASES[: 1 + len(seen) % 2])  # others each time: they tell when the answer has come
+        visitor.page.get_by_label("What to look for").fill(lines)
+        visitor.button("Point").click()
+        visitor.expect_phrases(lines.split("\n"))
+        answer = json.loads(visitor.download("JSON"))
+        assert answer["request"] == {"lines": lines, "model": "checkpoints/with_amc"} | request
+        seen.append(array(visitor.download("NPY")))
+
+    seen = []
+    point_and_expect(compare="checkpoints/base", layer=None)
+    choose("Layer", "2")
+    choose("Compare with", "none")
+    point_and_expect(compare=None, layer=2)
+    choose("Layer", "the model's own")
+    choose("Model", "Scenes, base")
+    point_and_expect(model="checkpoints/base", compare=None, layer=None)
+    assert len({values.tobytes() for values in seen}) == 3
+    expect(visitor.find(".models p")).to_have_text([re.compile("Scenes, base · trained on .* captions only")])
+    visitor.page.get_by_label("Model", exact=True).fill("nobody/nothing")
+    visitor.page.keyboard.press("Enter")
+    visitor.button("Point").click()
+    expect(visitor.find("p.error")).to_contain_text("nobody/nothing")
 
 
 # To take away ---------------------------------------------------------------------------------------------------------
