@@ -17,12 +17,18 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, so that it can be differentiated twice. The probabilities returned are before dropout."""
+    """Attention written out, so that it can be differentiated twice. The probabilities returned are before dropout.
+
+    Args:
+        attention_mask: of bool, True where to look, or to add to the scores.
+    """
     scores = query @ key.transpose(-2, -1) * scaling
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     probabilities = scores.softmax(dim=-1)
-    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
+    output = dropped(probabilities, dropout, module.training) @ value
     return output.transpose(1, 2), probabilities
 
 
@@ -40,8 +46,18 @@ def leaf_attention_forward(
     with torch.no_grad():
         _, probabilities = eager_attention_forward(module, query, key, value, attention_mask, scaling)
     probabilities.requires_grad_()
-    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
+    output = dropped(probabilities, dropout, module.training) @ value
     return output.transpose(1, 2), probabilities
+
+
+def dropped(states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """Dropout, `p` to the nearest 1/65536 on a CPU: four elements share a random number, at a fifth of the time."""
+    if not training or p in (0, 1) or states.device.type != "cpu":
+        return F.dropout(states, p, training)
+    num_dropped = round(p * 2**16)
+    random = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    is_kept = random[: states.numel()].view(states.shape) >= num_dropped - 2**15
+    return states * is_kept.to(states.dtype).mul_(2**16 / (2**16 - num_dropped))
 
 
 def explained_interface(layer: int, explained_layer: int, create_graph: bool, default: Callable) -> Callable:

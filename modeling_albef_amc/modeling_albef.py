@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -104,22 +105,16 @@ class AlbefAttention(nn.Module):
         attention_interface: Callable | None,
         image_groups: ImageGroups | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if attention_interface is None:
-            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
         num_tokens = query.shape[2]
-        if image_groups is not None:
-            query = image_groups.join(query)
-        context, probabilities = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-        )
+        query = query if image_groups is None else image_groups.join(query)
+        dropout = self.attention_dropout if self.training else 0.0
+        # No kernel of a CPU has dropout. Written out, all probabilities would be kept where they need not be explained.
+        is_recomputed = attention_interface is None and dropout > 0 and query.device.type == "cpu"
+        name = "eager" if is_recomputed else self.config._attn_implementation
+        interface = attention_interface or ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        attend = partial(interface, self, scaling=self.scaling, dropout=dropout)
+        states = query, key, value, attention_mask
+        context, probabilities = recomputed(attend, *states, training=is_recomputed, is_random=True)
         if image_groups is not None:
             context, probabilities = image_groups.part(context, probabilities, num_tokens)
         return context.flatten(2), probabilities
@@ -157,8 +152,8 @@ class AlbefVisionLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
         hidden_states = hidden_states + self.dropout(context)
-        update = recomputed(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states, self.training)
-        update = recomputed(lambda x: self.output(self.activation(x)), update, self.training)
+        update = recomputed(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states, training=self.training)
+        update = recomputed(lambda x: self.output(self.activation(x)), update, training=self.training)
         return hidden_states + self.dropout(update), probabilities
 
 
@@ -338,7 +333,8 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         if image_key is not None:
             cross = hidden_states, (image_key, image_value), None, cross_interface, image_groups
             hidden_states, probabilities = self.cross_attention(*cross)
-        update = recomputed(lambda x: self.output(self.activation(x)), self.intermediate(hidden_states), self.training)
+        update = self.intermediate(hidden_states)
+        update = recomputed(lambda x: self.output(self.activation(x)), update, training=self.training)
         return self.layernorm(hidden_states + self.dropout(update)), probabilities
 
 
@@ -394,7 +390,9 @@ class AlbefTextModel(AlbefPreTrainedModel):
         Args:
             image_embeds: (num_images, 1 + num_patches, encoder_hidden_size).
         """
-        return [layer.cross_attention.project(image_embeds) for layer in self.layers[self.config.fusion_layer :]]
+        # Contiguous: matrix products would make, and training keep, a copy in every pass.
+        pairs = (layer.cross_attention.project(image_embeds) for layer in self.layers[self.config.fusion_layer :])
+        return [(key.contiguous(), value.contiguous()) for key, value in pairs]
 
     @merge_with_config_defaults
     @capture_outputs
@@ -597,9 +595,10 @@ class AlbefModel(AlbefPreTrainedModel):
         image_index: torch.Tensor | None,
         explained_layer: int | None = None,
         create_graph: bool = False,
+        text_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[AlbefEncoderOutput, torch.Tensor]:
-        """Reads phrases and fuses them with encoded images, in one pass.
+        """Reads phrases, unless they are given as `text_embeds`, and fuses them with encoded images, in one pass.
 
         Returns: the output of the text and fusion layers, and the ITM logits (num_phrases, 2).
         """
@@ -607,8 +606,9 @@ class AlbefModel(AlbefPreTrainedModel):
         if explained_layer is not None and not first <= explained_layer <= last:
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
         encoded = self.text_model(
-            input_ids,
+            input_ids if text_embeds is None else None,
             attention_mask,
+            text_embeds,
             image_key_values=image_key_values,
             image_index=image_index,
             explained_layer=explained_layer,

@@ -250,12 +250,21 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
         vision = self.albef.vision_model(pixel_values, **kwargs)
         image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
+        text_embeds = masked_embeds = None
+        # Where the states of every layer are asked for, the true pairs need a pass of their own from the words on.
+        if mlm_labels is not None and not kwargs:
+            texts = torch.cat([input_ids, mlm_input_ids])
+            masks = None if attention_mask is None else attention_mask.repeat(2, 1)
+            text_embeds, masked_embeds = self.albef.text_model(texts, masks).last_hidden_state.chunk(2)
+        elif mlm_labels is not None:
+            masked_embeds = self.albef.text_model(mlm_input_ids, attention_mask).last_hidden_state
         encoded, itm_logits, heatmaps = self._match_true_pairs(
             input_ids,
             attention_mask,
             image_key_values,
             image_index,
             self.albef.patch_grid(pixel_values) if output_heatmaps else None,
+            text_embeds=text_embeds,
             **kwargs,
         )
         text_embeds = encoded.text_hidden_state
@@ -279,7 +288,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         texts, images = [text_embeds, text_embeds[negative_text_index]], [negative_image_index, own_image]
         masks = None if attention_mask is None else [attention_mask, attention_mask[negative_text_index]]
         if mlm_labels is not None:
-            texts.append(self.albef.text_model(mlm_input_ids, attention_mask).last_hidden_state)
+            texts.append(masked_embeds)
             images.append(own_image)
             masks = None if masks is None else [*masks, attention_mask]
         states = self.albef.text_model(

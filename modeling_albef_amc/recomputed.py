@@ -1,20 +1,21 @@
 """Saves memory in training: cheap intermediate results are computed again in the backward pass, not kept for it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor, training: bool) -> torch.Tensor:
-    """`function(states)`, which ends in a linear layer; in training only `states` is kept for the backward pass.
+def recomputed(function: Callable, *inputs: torch.Tensor | None, training: bool, is_random: bool = False) -> Any:
+    """`function(*inputs)`; in training only `inputs` are kept for the backward pass, and all else is computed again.
 
-    All but that last product is computed again there: the recomputation stops as soon as it has what the linear layer
-    was given. A compiler decides for itself what to keep.
+    The recomputation stops as soon as it has what was not kept: of a function that ends in a linear layer all but that
+    last product. A compiler decides for itself what to keep.
 
     Args:
-        function: without randomness.
+        is_random: `function` has dropout, which must drop the same again.
     """
     if not training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(states)
-    return checkpoint(function, states, use_reentrant=False, preserve_rng_state=False)
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=is_random)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel
+from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, explained_attention
 from modeling_albef_amc import modeling_albef as module
 from modeling_albef_amc.families import albef
 from modeling_albef_amc.gradcam import gradcam
@@ -59,6 +59,23 @@ def named(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("p", [0.1, 0.25, 1.0])
+def test_dropout_of_a_cpu_keeps_the_mean_and_drops_the_given_part(p):
+    torch.manual_seed(0)
+    states = torch.ones(1001, 999, requires_grad=True)
+    dropped = explained_attention.dropped(states, p, training=True)
+    assert dropped.eq(0).float().mean().item() == pytest.approx(p, abs=2e-3)
+    assert dropped.mean().item() == pytest.approx(float(p < 1), abs=5e-3)
+    assert len(dropped.unique()) == (1 if p == 1 else 2)
+    # Neighbours share a random number, but not its bits: no two columns of four go together.
+    kept = (dropped.detach().flatten()[: 4 * 249_000] != 0).float().view(-1, 4)
+    if p < 1:
+        assert torch.corrcoef(kept.T).fill_diagonal_(0).abs().max() < 0.01
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped)
+    assert explained_attention.dropped(states, p, training=False) is states
+
+
 def cross(calls, layer: int) -> list[tuple[str, int]]:
     name = f"text_model.layers.{layer}.cross_attention"
     return [(kind, rows) for kind, where, rows in calls if where.removeprefix("albef.") == name]
@@ -84,13 +101,16 @@ def test_training_writes_out_only_what_is_differentiated_twice(config, calls):
     output = model(
         torch.randn(3, 3, 32, 32), ids, torch.ones_like(ids), mlm_input_ids=ids, mlm_labels=labels, output_heatmaps=True
     )
-    output.heatmaps.sum().backward()
+    student = [kind for kind, name, _ in calls if "vision" in name and "momentum" not in name]
+    assert student == ["sdpa", "sdpa"], "each image once, for all passes"
     # The true pairs, then the negatives and the masked phrases in one pass that shares the images' keys.
     for layer in range(FUSION, LAYERS):
-        first = "eager_attention_forward" if layer >= EXPLAINED else "sdpa"
-        assert cross(calls, layer) == [(first, 3), ("sdpa", 3)]
-    student = [(kind, name) for kind, name, _ in calls if "vision" in name and "momentum" not in name]
-    assert [kind for kind, _ in student] == ["sdpa", "sdpa"], "each image once, for all passes"
+        first = "eager_attention_forward" if layer >= EXPLAINED else "eager"
+        assert cross(calls, layer) == [(first, 3), ("eager", 3)]
+    calls.clear()
+    output.heatmaps.sum().backward()
+    assert {kind for kind, _, _ in calls} == {"eager"}, "no kernel of a CPU has dropout: only that is computed again"
+    assert not any("vision" in name for _, name, _ in calls)
 
 
 @pytest.mark.parametrize("index", [[0, 0, 0], [2, 0, 2, 2, 1], [1], [3, 1]])
