@@ -22,7 +22,7 @@ from modeling_albef_amc import (
     AlbefProcessor,
     tokenizer_from_texts,
 )
-from modeling_albef_amc.families import FAMILIES, TRAINABLE
+from modeling_albef_amc.families import FAMILIES
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -117,14 +117,16 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             f"{config.name_or_path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; "
             f"known are {', '.join(FAMILIES)}. Describe it in modeling_albef_amc/families.py, or choose another one."
         )
-    trainable = TRAINABLE[config.model_type]
+    family = FAMILIES[config.model_type]
+    if family.training_class is not None:
+        return family.training_class
     architecture = (config.architectures or ["no architecture"])[0]
-    if trainable is not AlbefForPreTraining and architecture != trainable.__name__:
+    if architecture != family.model_class.__name__:
         raise ValueError(
             f"{config.name_or_path} is a checkpoint of {architecture}, which has no score of image and text to "
-            f"explain: choose one of {trainable.__name__}."
+            f"explain: choose one of {family.model_class.__name__}."
         )
-    return trainable
+    return family.model_class
 
 
 def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MethodType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForImageTextRetrieval, PreTrainedModel
+from transformers import BlipForImageTextRetrieval, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
-from .configuration_albef import AlbefConfig
 from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, record_attention, resolve_image_index
 from .modeling_albef import AlbefModel
 from .modeling_albef_pretraining import AlbefForPreTraining
@@ -101,15 +100,30 @@ def match_probability(itm_logits: torch.Tensor) -> torch.Tensor:
     return itm_logits.detach().float().softmax(dim=-1)[:, 1]
 
 
-FAMILIES: dict[str, Explain] = {"albef": albef, "blip": blip}
-# Of each family the class that trains; other heads have other scores, or none.
-TRAINABLE: dict[str, type[PreTrainedModel]] = {"albef": AlbefForPreTraining, "blip": BlipForImageTextRetrieval}
+class Family(NamedTuple):
+    """What is known of a model family.
+
+    - `explain`: as above.
+    - `model_class`: of transformers, with the score that is explained; heads for other tasks have others, or none.
+    - `training_class`: with objectives of its own, where there is one.
+    """
+
+    explain: Explain
+    model_class: type[PreTrainedModel]
+    training_class: type[PreTrainedModel] | None = None
+
+
+# By `config.model_type`.
+FAMILIES: dict[str, Family] = {
+    "albef": Family(albef, AlbefModel, AlbefForPreTraining),
+    "blip": Family(blip, BlipForImageTextRetrieval),
+}
 
 
 class AutoModelForVisualGrounding(_BaseAutoModelClass):
     """`from_pretrained` gives a checkpoint the class of its family that scores phrases; AutoModel's BLIP does not."""
 
-    _model_mapping = {AlbefConfig: AlbefModel, BlipConfig: BlipForImageTextRetrieval}
+    _model_mapping = {family.model_class.config_class: family.model_class for family in FAMILIES.values()}
 
 
 def explain_function(model: PreTrainedModel) -> Explain:
@@ -119,7 +133,7 @@ def explain_function(model: PreTrainedModel) -> Explain:
         ValueError: the family is unknown: pass a function of your own.
     """
     try:
-        return FAMILIES[model.config.model_type]
+        return FAMILIES[model.config.model_type].explain
     except KeyError:
         raise ValueError(
             f"No explanation is known for models of type {model.config.model_type!r} (known: {', '.join(FAMILIES)}). "
