@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc import AlbefProcessor, explain_function
-from train import model_class
+from modeling_albef_amc.auto_grounder import load_model, load_processor
 from trainer.benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from trainer.blocks import Blocks, FileBlocks, open_blocks, record_at
 from trainer.evaluation import Grounder
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     options = RunOptions(args.batch_size, args.num_workers, args.overwrite)
     for name, path in args.models.items():
         grounder = Grounder(
-            *load_model(path, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
+            *load_grounder(path, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
         )
         settings = apply_protocol(grounder) | {"bf16": args.bf16}
         grounder.model = accelerator.prepare_model(grounder.model, evaluation_mode=True)
@@ -73,12 +73,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     return results
 
 
-def load_model(path: str, attn_implementation: str | None = None) -> tuple[PreTrainedModel, Any, ProcessorMixin]:
+def load_grounder(path: str, attn_implementation: str | None = None) -> tuple[PreTrainedModel, Any, ProcessorMixin]:
     """A checkpoint of any known family, in evaluation mode, the function that explains it, and its processor."""
-    config = AutoConfig.from_pretrained(path)
-    loader = AutoModel if config.model_type == "albef" else model_class(config)
-    model = loader.from_pretrained(path, attn_implementation=attn_implementation).eval()
-    return model, explain_function(model), AutoProcessor.from_pretrained(path)
+    model = load_model(path, attn_implementation=attn_implementation)
+    return model, explain_function(model), load_processor(path, model)
 
 
 def apply_protocol(grounder: Grounder) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from evaluate_grounding import add_run_arguments, apply_protocol, load_model
+from evaluate_grounding import add_run_arguments, apply_protocol, load_grounder
 from trainer.benchmarks import GROUNDING_ONLY
 from trainer.blocks import open_blocks
 from trainer.evaluation import Grounder
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     protocol = replace(GROUNDING_ONLY, in_caption=args.in_caption)
     grounder = Grounder(
-        *load_model(args.model, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
+        *load_grounder(args.model, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
     )
     settings = apply_protocol(grounder) | {"bf16": args.bf16}
     grounder.model = accelerator.prepare_model(grounder.model, evaluation_mode=True)

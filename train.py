@@ -12,7 +12,7 @@ from pathlib import Path
 
 import PIL.Image
 from datasets import Dataset, Image, List, load_dataset
-from transformers import AutoConfig, AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_albef_amc import (
@@ -22,7 +22,7 @@ from modeling_albef_amc import (
     AlbefProcessor,
     tokenizer_from_texts,
 )
-from modeling_albef_amc.families import FAMILIES
+from modeling_albef_amc.auto_grounder import load_model, load_processor
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -106,37 +106,11 @@ def load_split(path: str, config: str | None, split: str, limit: int | None = No
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class that trains a checkpoint with this configuration.
-
-    Raises:
-        ValueError: its family is unknown, or its head is another.
-    """
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"{config.name_or_path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; "
-            f"known are {', '.join(FAMILIES)}. Describe it in modeling_albef_amc/families.py, or choose another one."
-        )
-    family = FAMILIES[config.model_type]
-    if family.training_class is not None:
-        return family.training_class
-    architecture = (config.architectures or ["no architecture"])[0]
-    if architecture != family.model_class.__name__:
-        raise ValueError(
-            f"{config.name_or_path} is a checkpoint of {architecture}, which has no score of image and text to "
-            f"explain: choose one of {family.model_class.__name__}."
-        )
-    return family.model_class
-
-
 def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A checkpoint of any known family, or ALBEF from random weights with a tokenizer of the words of these texts."""
     if model_args.model is not None:
-        config = AutoConfig.from_pretrained(model_args.model)
-        model = model_class(config).from_pretrained(
-            model_args.model, attn_implementation=model_args.attn_implementation
-        )
-        processor = AutoProcessor.from_pretrained(model_args.model)
+        model = load_model(model_args.model, training=True, attn_implementation=model_args.attn_implementation)
+        processor = load_processor(model_args.model, model, model_args.image_size)
     else:
         fields = model_args.model_config or {}
         fields = json.loads(fields) if isinstance(fields, str) else fields
@@ -144,10 +118,8 @@ def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTraine
         text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
         config = AlbefConfig(**{**fields, "text_config": text_config})
         model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
-        side = config.vision_config.image_size
+        side = model_args.image_size or config.vision_config.image_size
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
-    if model_args.image_size is not None:
-        processor.image_processor.size = {"height": model_args.image_size, "width": model_args.image_size}
     freeze(model, model_args.freeze)
     return model, processor
 

@@ -12,6 +12,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
+from .auto_grounder import AutoGrounder
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .families import AutoModelForVisualGrounding, explain_function, groundable
 from .gradcam import PhraseAttention, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
@@ -57,6 +58,7 @@ __all__ = [
     "AlbefProcessor",
     "AlbefTextConfig",
     "AlbefVisionConfig",
+    "AutoGrounder",
     "AutoModelForVisualGrounding",
     "PhraseAttention",
     "VisualGroundingPipeline",

@@ -17,11 +17,10 @@ import torch
 import transformers
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor
 
 from modeling_albef_amc import __version__
 
-from .families import AutoModelForVisualGrounding
+from .auto_grounder import AutoGrounder
 from .photos import open_photo
 from .pictures import panel, sheet
 from .pipeline import VisualGroundingPipeline
@@ -50,7 +49,7 @@ def add_ground(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("photo", help="file or URL")
     parser.add_argument("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
-    parser.add_argument("--model", required=True, help="folder or Hub id of an ALBEF or BLIP (matching) checkpoint")
+    parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint of any known family")
     parser.add_argument("--output", type=Path, metavar="FILE", help="picture to write, one panel a phrase")
     parser.add_argument(
         "--json",
@@ -127,11 +126,7 @@ def load_pipeline(model: str, device: str | None) -> VisualGroundingPipeline:
     if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise UserError(f"there is no folder {model}, and a Hub id has the form name or owner/name")
     try:
-        # The configuration alone first: without a network, this is found out once.
-        config = AutoConfig.from_pretrained(model)
-        loaded = AutoModelForVisualGrounding.from_pretrained(model, config=config)
-        processor = AutoProcessor.from_pretrained(model)
-        return VisualGroundingPipeline(loaded, processor, task="visual-grounding", device=device)
+        return AutoGrounder.from_pretrained(model, device=device).pipeline
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"the model {model} cannot be loaded: {error}") from error
 

@@ -13,7 +13,8 @@ from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .families import Explain, explain_function
+from .families import FAMILIES, Explain, explain_function
+from .family_processors import max_tokens, whole_photos
 from .gradcam import choose_tokens, gradcam
 from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo, text_and_span
 from .pictures import mark, overlay
@@ -34,6 +35,7 @@ class VisualGroundingPipeline(Pipeline):
         threshold: of the box, see `post_process_grounding`; 0.5.
         output_heatmaps: put "heatmap" into the answers; True. For many phrases on large photos rather False.
         output_pictures: put "picture" into the answers; False.
+        output_points: explain the scores; True. Without it answers are "phrase" and "score".
         explanation, grounding_layer: another score or layer than the family's own; see `families.py`.
         explain: a function to use instead of the family's; it must give the `probability`.
         batch_size, num_workers: photos a pass (1), and processes that read them (0).
@@ -49,6 +51,8 @@ class VisualGroundingPipeline(Pipeline):
             raise ValueError("the pipeline needs the processor too: pipeline(..., model=model, processor=processor)")
         if kwargs.get("explain") is None:
             explain_function(model)  # raises for a family that is unknown
+        if model.config.model_type in FAMILIES:
+            processor = whole_photos(processor, model.config)
         super().__init__(model=model.eval(), processor=processor, **kwargs)
 
     def __call__(
@@ -103,9 +107,14 @@ class VisualGroundingPipeline(Pipeline):
         threshold: float | None = None,
         output_heatmaps: bool | None = None,
         output_pictures: bool | None = None,
+        output_points: bool | None = None,
     ) -> tuple[dict, dict, dict]:
         forward = dict(
-            explain=explain, explanation=explanation, layer=grounding_layer, phrase_batch_size=phrase_batch_size
+            explain=explain,
+            explanation=explanation,
+            layer=grounding_layer,
+            phrase_batch_size=phrase_batch_size,
+            output_points=output_points,
         )
         answer = dict(threshold=threshold, output_heatmaps=output_heatmaps, output_pictures=output_pictures)
         steps = dict(timeout=timeout), forward, answer
@@ -134,10 +143,11 @@ class VisualGroundingPipeline(Pipeline):
         if not phrases:
             return {"photo": photo, "phrases": phrases, "inputs": None}
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
-        inputs = dict(self.processor(images=photo, text=texts, padding=True, return_tensors="pt"))
+        options = dict(padding=True, return_attention_mask=True, return_tensors="pt")
+        inputs = dict(self.processor(images=photo, return_tensors="pt")) | dict(self.processor(text=texts, **options))
         if any(span is not None for span in spans):
             inputs |= tokenize_captions(self.processor, texts, spans)
-        num_tokens, most = inputs["attention_mask"].sum(dim=1), self.model.config.text_config.max_position_embeddings
+        num_tokens, most = inputs["attention_mask"].sum(dim=1), max_tokens(self.model.config)
         if num_tokens.max() > most:
             longest = texts[num_tokens.argmax()]
             raise ValueError(f"the phrase {longest!r} has {num_tokens.max()} word pieces, the model takes {most}")
@@ -152,6 +162,7 @@ class VisualGroundingPipeline(Pipeline):
         batch: list[dict[str, Any]],
         explain: Explain | None = None,
         phrase_batch_size: int = 64,
+        output_points: bool = True,
         **options,
     ) -> list[dict[str, Any]]:
         inputs = [item["inputs"] for item in batch if item["phrases"]]
@@ -181,7 +192,7 @@ class VisualGroundingPipeline(Pipeline):
                 raise ValueError("the explain function gives no probability: see PhraseAttention")
             if in_captions:
                 explained = choose_tokens(explained, chosen[rows])
-            heatmaps.extend(gradcam(explained))
+            heatmaps.extend(gradcam(explained) if output_points else [None] * len(rows))
             scores.extend(explained.probability.tolist())
         heatmaps, scores = iter(heatmaps), iter(scores)
         return [answered(item, heatmaps, scores) for item in batch]
@@ -195,6 +206,9 @@ class VisualGroundingPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         photo, answers = output["photo"], []
         for phrase, heatmap, score in zip(output["phrases"], output["heatmaps"], output["scores"], strict=True):
+            if heatmap is None:
+                answers.append({"phrase": phrase, "score": score})
+                continue
             (found,) = post_process_grounding(heatmap[None], (photo.height, photo.width), threshold)
             heat = found["heatmap"].numpy()
             answer = {"phrase": phrase, "score": score, "point": found["point"], "box": found["box"]}

@@ -208,7 +208,7 @@ def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: lis
     Raises:
         ValueError: as of `AlbefProcessor`.
     """
-    options = {"padding": True, "return_tensors": "pt"}
+    options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
     if isinstance(processor, AlbefProcessor):
         return dict(processor(text=captions, phrase_spans=spans, **options))
     # Other families' processors hand the text on to the tokenizer as it is.

@@ -101,7 +101,11 @@ def test_other_explanations(folder, run):
         ([], {}, "the following arguments are required: phrase"),
         (["a dog"], {"model": "missing"}, "there is no folder {folder}/missing"),
         (["a dog"], {"model": "empty"}, "the model {folder}/empty cannot be loaded: Unrecognized model in"),
-        (["a dog"], {"model": "bert"}, "the model {folder}/bert cannot be loaded: Unrecognized configuration class"),
+        (
+            ["a dog"],
+            {"model": "bert"},
+            "the model {folder}/bert cannot be loaded: {folder}/bert is a checkpoint of type",
+        ),
         (["a dog"], {"model": "cut"}, "the model {folder}/cut cannot be loaded: "),
         (["a dog", "--threshold", "2"], {}, "--threshold must be in [0, 1], not 2.0"),
         (["a dog", "--threshold", "low"], {}, "argument --threshold: invalid float value: 'low'"),

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_family_is_named(config, data, tmp_path):
 def test_a_head_that_scores_nothing_is_named(config, tmp_path):
     captioner = BlipForConditionalGeneration(tiny_blip().config)
     captioner.save_pretrained(tmp_path / "captioner")
-    with pytest.raises(ValueError, match=r"BlipForConditionalGeneration.*choose one of BlipForImageTextRetrieval"):
+    with pytest.raises(ValueError, match=r"BlipForConditionalGeneration.*Choose one of BlipForImageTextRetrieval"):
         train.main([config, "--model", str(tmp_path / "captioner")])
 
 

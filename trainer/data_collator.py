@@ -143,7 +143,8 @@ class GroundingCollator:
         return image, image_hash, phrases, regions
 
     def _encode_phrases(self, records: Sequence[Mapping[str, Any]], phrases: list[str]) -> Mapping[str, torch.Tensor]:
-        options = {"truncation": self.max_length is not None, "max_length": self.max_length, "return_tensors": "pt"}
+        options = {"truncation": self.max_length is not None, "max_length": self.max_length}
+        options |= {"return_attention_mask": True, "return_tensors": "pt"}
         try:
             return self.processor(text=phrases, padding=True, **options)
         except ValueError:

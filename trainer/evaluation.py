@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc.families import Explain
+from modeling_albef_amc.family_processors import max_tokens
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
 
@@ -145,7 +146,7 @@ class Grounder:
                 except ValueError as problem:
                     phrase.error = str(problem)
             return self.tokenize(batch)
-        most = self.model.config.text_config.max_position_embeddings
+        most = max_tokens(self.model.config)
         lengths = encoded["attention_mask"].sum(dim=1).tolist()
         for phrase, length in zip(batch.usable, lengths, strict=True):
             if length > most:
@@ -163,7 +164,8 @@ class Grounder:
         if self.protocol.in_caption:
             captions, spans = ([record[name] for record in records] for name in ("caption", "caption_span"))
             return tokenize_captions(self.processor, captions, spans)
-        return self.processor(text=[record["phrase"] for record in records], padding=True, return_tensors="pt")
+        options = dict(padding=True, return_attention_mask=True, return_tensors="pt")
+        return self.processor(text=[record["phrase"] for record in records], **options)
 
     def answer(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
         """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely what was asked fits."""

@@ -1,0 +1,139 @@
+"""One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from .families import FAMILIES, Explain, Family, explain_function
+from .family_processors import whole_photos
+from .photos import Phrases
+from .pipeline import VisualGroundingPipeline
+
+
+class AutoGrounder:
+    """A model of any family that says whether phrases fit photos, and where in them they are.
+
+        >>> grounder = AutoGrounder.from_pretrained("Salesforce/blip-itm-base-coco")
+        >>> grounder.score("photo.jpg", ["a black cat", "a dog"])
+        [0.98, 0.03]
+        >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
+        (212, 140)
+
+    Args:
+        model: of a known family, or of any other if `explain` is given.
+        processor: its processor; it is set to show the model whole photos, see `whole_photos`.
+        explain: a function to use instead of the family's, see `families.py`.
+        device: as of `torch.device`; default: an accelerator if there is one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        explain: Explain | None = None,
+        device: str | torch.device | None = None,
+    ):
+        self.explain = explain or explain_function(model)
+        self.pipeline = VisualGroundingPipeline(
+            model, processor, task="visual-grounding", explain=self.explain, device=device
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        explain: Explain | None = None,
+        image_size: int | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> "AutoGrounder":
+        """
+        Args:
+            path: folder or Hub id of a checkpoint that transformers, or this project, has saved.
+            image_size: side in pixels that photos are resized to; default: as the model was trained.
+            explain, device: see the class.
+            options: of the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
+
+        Raises:
+            ValueError: the family is unknown, or the checkpoint has no weights for a score of image and text.
+        """
+        model = load_model(path, **options)
+        return cls(model, load_processor(path, model, image_size), explain, device)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.pipeline.model
+
+    @property
+    def processor(self) -> ProcessorMixin:
+        return self.pipeline.processor
+
+    def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
+        """The probability in [0, 1] that each phrase fits its photo; nothing is explained.
+
+        Arguments and errors: as of `ground`. Returns: a number where that has an answer.
+        """
+        answers = self.pipeline(images, phrases, output_points=False, **options)
+        if isinstance(answers, Iterator):
+            return (scores_of(of_photo) for of_photo in answers)
+        return scores_of(answers) if answers and isinstance(answers[0], dict) else [scores_of(each) for each in answers]
+
+    def ground(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
+        """Scores, points, boxes and heatmaps in photo pixels: `VisualGroundingPipeline.__call__`."""
+        return self.pipeline(images, phrases, **options)
+
+
+def scores_of(answers: list[dict[str, Any]]) -> list[float]:
+    return [answer["score"] for answer in answers]
+
+
+def known_family(config: Any, path: str) -> Family:
+    """
+    Raises:
+        ValueError: `config.model_type` is none of `FAMILIES`.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; known are "
+            f"{', '.join(FAMILIES)}. Choose another one, or write its family's function and pass it on: "
+            "AutoGrounder(model, processor, explain=function), see modeling_albef_amc/families.py."
+        )
+    return FAMILIES[config.model_type]
+
+
+def load_model(
+    path: str, *, training: bool = False, attn_implementation: str | None = None, **options: Any
+) -> PreTrainedModel:
+    """A checkpoint as the class of its family that scores phrases, in evaluation mode.
+
+    Args:
+        training: with the family's own training objectives, where it has some.
+        attn_implementation: default: "eager" of all but ALBEF, since the others hand out attention only so.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: see `AutoGrounder.from_pretrained`.
+    """
+    config = AutoConfig.from_pretrained(path)
+    family = known_family(config, path)
+    if attn_implementation is None and config.model_type != "albef":
+        attn_implementation = "eager"
+    options |= {"attn_implementation": attn_implementation}
+    if training and family.training_class is not None:
+        return family.training_class.from_pretrained(path, **options).eval()
+    model, loading = family.model_class.from_pretrained(path, output_loading_info=True, **options)
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"{path} is a checkpoint of {(config.architectures or ['no architecture'])[0]}, without weights such as "
+            f"{min(loading['missing_keys'])}: it has no score of image and text to explain. Choose one of "
+            f"{family.model_class.__name__}."
+        )
+    return model.eval()
+
+
+def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None) -> ProcessorMixin:
+    """The processor of a checkpoint, set to show the model whole photos."""
+    return whole_photos(AutoProcessor.from_pretrained(path), model.config, image_size)
