@@ -8,6 +8,7 @@ AMC, pointing game) follows from that. Beyond that, `layer` explains another lay
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from types import MethodType
 from typing import Literal, NamedTuple
 
@@ -163,7 +164,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     """
     if isinstance(model, AlbefForPreTraining):
         return model
-    explain = explain or explain_function(model)
+    explain = with_own_forward(explain or explain_function(model))
 
     @leaving_inference_mode
     def forward(
@@ -190,6 +191,21 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
     model.forward = MethodType(forward, model)
     return model
+
+
+def with_own_forward(explain: Explain) -> Explain:
+    """`explain`, which may call the model: it finds the forward pass that the model had before `groundable`."""
+
+    @wraps(explain)
+    def explained(model: PreTrainedModel, *args, **kwargs) -> PhraseAttention:
+        replaced = vars(model).pop("forward", None)
+        try:
+            return explain(model, *args, **kwargs)
+        finally:
+            if replaced is not None:
+                model.forward = replaced
+
+    return explained
 
 
 def other_image(

@@ -18,7 +18,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets
+from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets, with_own_forward
 from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import AmcConfig
@@ -76,7 +76,7 @@ class AmcTrainer(Trainer):
     ):
         self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
         kwargs.setdefault("compute_metrics", self.compute_pointing_game)
-        self.explain = explain or explain_function(model)
+        self.explain = with_own_forward(explain or explain_function(model))
         super().__init__(groundable(model, self.explain), args, **kwargs)
         # compute_loss divides by the items of the whole step already.
         self.loss_is_scaled_for_ga = True
