@@ -13,12 +13,24 @@ from types import MethodType
 from typing import Literal, NamedTuple
 
 import torch
-from torch.nn import functional as F
-from transformers import BlipForImageTextRetrieval, PreTrainedModel
+from transformers import (
+    AltCLIPModel,
+    Blip2ForImageTextRetrieval,
+    BlipForImageTextRetrieval,
+    BridgeTowerForImageAndTextRetrieval,
+    ChineseCLIPModel,
+    CLIPModel,
+    PreTrainedModel,
+    SiglipModel,
+    ViltForImageAndTextRetrieval,
+)
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
-from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, record_attention, resolve_image_index
+from .batch_losses import matching_loss
+from .families_dual import clip, contrastive_loss, siglip, sigmoid_loss
+from .families_fusion import blip, blip_2, bridgetower, vilt
+from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
 from .modeling_albef import AlbefModel
 from .modeling_albef_pretraining import AlbefForPreTraining
 
@@ -52,53 +64,9 @@ def albef(
             attention = albef_model.explain_itc(pixel_values, output.text_features, image_index, layer, create_graph)
         else:
             raise ValueError(f"explanation {explanation!r}: choose 'itm' or 'itc'.")
-    return attention._replace(probability=match_probability(output.itm_logits))
-
-
-@leaving_inference_mode
-def blip(
-    model: BlipForImageTextRetrieval,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itm"] = "itm",
-) -> PhraseAttention:
-    """BLIP with its matching head: the match logit, by the cross-attention of text layer `layer`.
-
-    The default layer is two thirds up the text encoder (8 of 12): BLIP attends to the image in every layer. Its
-    attention never goes through transformers' attention interface, so it is recorded by a hook, before dropout.
-    """
-    if explanation != "itm":
-        raise ValueError(f"explanation {explanation!r}: BLIP is explained by its match score, 'itm', only.")
-    layers = model.text_encoder.encoder.layer
-    layer = 2 * len(layers) // 3 if layer is None else layer
-    if not 0 <= layer < len(layers):
-        raise ValueError(f"layer {layer} is outside BLIP's text encoder: choose one of 0..{len(layers) - 1}.")
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    with torch.set_grad_enabled(create_graph):
-        image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
-    if image_index is not None:
-        image_embeds = image_embeds[image_index]
-    # A graph needs something that requires a gradient, even where all parameters are frozen.
-    image_embeds = image_embeds if image_embeds.requires_grad else image_embeds.detach().requires_grad_()
-    with torch.enable_grad(), record_attention(layers[layer].crossattention.self) as recorded:
-        states = model.text_encoder(
-            input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=image_embeds
-        ).last_hidden_state
-        itm_logits = model.itm_head(states[:, 0])
-        score = itm_logits[:, 1]
-    token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    patch_size = model.config.vision_config.patch_size
-    grid = pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
-    return PhraseAttention(score, recorded[0], token_mask, slice(1, None), grid, match_probability(itm_logits))
-
-
-def match_probability(itm_logits: torch.Tensor) -> torch.Tensor:
-    """(num_phrases, 2), index 1 for "the phrase fits its image" → the probability of that, (num_phrases,)"""
-    return itm_logits.detach().float().softmax(dim=-1)[:, 1]
+    itm_logits = output.itm_logits
+    match_logit = itm_logits[:, 1] - itm_logits[:, 0]
+    return attention._replace(probability=match_logit.detach().float().sigmoid(), match_logit=match_logit)
 
 
 class Family(NamedTuple):
@@ -106,18 +74,29 @@ class Family(NamedTuple):
 
     - `explain`: as above.
     - `model_class`: of transformers, with the score that is explained; heads for other tasks have others, or none.
-    - `training_class`: with objectives of its own, where there is one.
+    - `loss`: what it learns from a batch, beside AMC.
+    - `training_class`: with objectives of its own instead, where there is one.
+    - `has_token_maps`: the rows of the explained attention are the phrase's tokens, each of which has a map.
     """
 
     explain: Explain
     model_class: type[PreTrainedModel]
+    loss: Callable[..., torch.Tensor] = matching_loss
     training_class: type[PreTrainedModel] | None = None
+    has_token_maps: bool = True
 
 
 # By `config.model_type`.
 FAMILIES: dict[str, Family] = {
-    "albef": Family(albef, AlbefModel, AlbefForPreTraining),
+    "albef": Family(albef, AlbefModel, training_class=AlbefForPreTraining),
     "blip": Family(blip, BlipForImageTextRetrieval),
+    "blip-2": Family(blip_2, Blip2ForImageTextRetrieval, has_token_maps=False),
+    "vilt": Family(vilt, ViltForImageAndTextRetrieval),
+    "bridgetower": Family(bridgetower, BridgeTowerForImageAndTextRetrieval),
+    "clip": Family(clip, CLIPModel, contrastive_loss, has_token_maps=False),
+    "altclip": Family(clip, AltCLIPModel, contrastive_loss, has_token_maps=False),
+    "chinese_clip": Family(clip, ChineseCLIPModel, contrastive_loss, has_token_maps=False),
+    "siglip": Family(siglip, SiglipModel, sigmoid_loss, has_token_maps=False),
 }
 
 
@@ -146,12 +125,13 @@ def explain_function(model: PreTrainedModel) -> Explain:
 class GroundingOutput(ModelOutput):
     """Output of a model made trainable by `groundable`.
 
-    - `loss`, `loss_itm`: matching loss of the true pairs against in-batch negatives.
+    - `loss`, `loss_itm` or, of a dual encoder, `loss_itc`: right pairs of the batch against wrong ones.
     - `scores` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the true pairs.
     """
 
     loss: torch.FloatTensor | None = None
     loss_itm: torch.FloatTensor | None = None
+    loss_itc: torch.FloatTensor | None = None
     scores: torch.FloatTensor | None = None
     heatmaps: torch.FloatTensor | None = None
 
@@ -165,6 +145,8 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     if isinstance(model, AlbefForPreTraining):
         return model
     explain = with_own_forward(explain or explain_function(model))
+    family = FAMILIES.get(model.config.model_type)
+    loss_function = matching_loss if family is None else family.loss
 
     @leaving_inference_mode
     def forward(
@@ -183,11 +165,11 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
             heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
-        negative, exists = other_image(own_image, image_ids, input_ids, attention_mask)
-        negative_scores = explain(model, pixel_values, input_ids, attention_mask, negative, create_graph).score
-        loss = ranking_loss(attention.score, negative_scores, exists)
+        batch = pixel_values, input_ids, attention_mask, own_image, image_ids
+        loss = loss_function(model, explain, attention, *batch)
         scores = attention.score if create_graph else attention.score.detach()
-        return GroundingOutput(loss=loss, loss_itm=loss, scores=scores, heatmaps=heatmaps)
+        name = "loss_itm" if loss_function is matching_loss else "loss_itc"
+        return GroundingOutput(loss=loss, scores=scores, heatmaps=heatmaps, **{name: loss})
 
     model.forward = MethodType(forward, model)
     return model
@@ -206,39 +188,6 @@ def with_own_forward(explain: Explain) -> Explain:
                 model.forward = replaced
 
     return explained
-
-
-def other_image(
-    own_image: torch.Tensor,
-    image_ids: torch.Tensor | None,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each phrase an image of the batch that shows another picture and belongs to no equal phrase, drawn at random.
-
-    Returns: image indices (num_phrases,), and whether there was one (num_phrases,).
-    """
-    picture = own_image if image_ids is None else image_ids[own_image]
-    tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
-    same_text = (tokens[:, None] == tokens[None]).all(dim=-1)
-    same_picture = picture[:, None] == picture[None]
-    # Not only its own picture: every one that some equal phrase belongs to.
-    allowed = same_text.float() @ same_picture.float() == 0
-    exists = allowed.any(dim=1)
-    probabilities = allowed.float().where(exists[:, None], 1.0)
-    return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]], exists
-
-
-def ranking_loss(scores: torch.Tensor, negative_scores: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of telling each phrase's own image from a wrong one by their scores, the mean over all phrases.
-
-    A phrase without a wrong image contributes 0.
-
-    Args:
-        scores, negative_scores, exists: (num_phrases,).
-    """
-    loss = F.softplus(negative_scores.float() - scores.float())
-    return loss.where(exists, 0).mean()
 
 
 def step_targets(model: PreTrainedModel, micro_batches: list[dict]) -> list:

@@ -1,7 +1,7 @@
 """What the processors of all families must do for grounding: show the model the whole photo."""
 
 from transformers import PreTrainedConfig, ProcessorMixin
-from transformers.models.blip import BlipImageProcessorPil
+from transformers.models.clip import CLIPImageProcessorPil
 
 
 def whole_photos(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
@@ -17,13 +17,13 @@ def whole_photos(processor: ProcessorMixin, config: PreTrainedConfig, image_size
     side = image_size or dict(images.size).get("height") or getattr(config, "vision_config", config).image_size
     size = {"height": side, "width": side}
     if getattr(images, "size_divisor", None) is not None:
-        # Theirs can make no squares; BLIP's does nothing else.
+        # Theirs can make no squares.
         values = {name: getattr(images, name) for name in ("image_mean", "image_std", "resample")}
-        processor.image_processor = BlipImageProcessorPil(size=size, **values)
-        return processor
+        images = processor.image_processor = CLIPImageProcessorPil(**values)
     images.size = size
-    if getattr(images, "do_center_crop", None):
-        images.do_center_crop = False
+    if getattr(images, "crop_size", None) is not None:
+        # BridgeTower's processor asks for a cut in any case: of all of it.
+        images.do_center_crop, images.crop_size = False, size
     return processor
 
 

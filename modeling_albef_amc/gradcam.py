@@ -24,6 +24,8 @@ class PhraseAttention(NamedTuple):
     - `patches`: the keys that are image patches, in row order, e.g. `slice(1, None)` after a [CLS] patch.
     - `grid`: (rows, columns) of those patches.
     - `probability` (num_phrases,): that the phrase fits its image, in [0, 1], without a graph. Heatmaps do not need it.
+    - `match_logit` (num_phrases,): log-odds that it fits, in the graph of `score`, of models that learn to tell.
+    - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
     """
 
     score: torch.Tensor
@@ -32,6 +34,8 @@ class PhraseAttention(NamedTuple):
     patches: slice
     grid: tuple[int, int]
     probability: torch.Tensor | None = None
+    match_logit: torch.Tensor | None = None
+    queries: slice = slice(None)
 
 
 def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False) -> torch.Tensor:
@@ -51,7 +55,7 @@ def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_t
 
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
-    score, attention, token_mask, patches, (rows, columns), _ = phrase_attention
+    score, attention, token_mask, patches, (rows, columns), *_, queries = phrase_attention
     if attention is None:
         raise ValueError(
             "The model returned no attention probabilities. SDPA and flash attention compute none: load it with "
@@ -68,7 +72,7 @@ def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_t
     if gradient is None:
         raise ValueError("The score does not depend on the recorded attention: record an attention below the score.")
     # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
-    maps = (at_least_float32(attention) * at_least_float32(gradient).relu())[..., patches].mean(dim=1)
+    maps = (at_least_float32(attention) * at_least_float32(gradient).relu())[..., queries, patches].mean(dim=1)
     if maps.shape[-1] != rows * columns:
         raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
     maps = maps if create_graph else maps.detach()
@@ -167,6 +171,17 @@ def resolve_image_index(
     raise ValueError(f"{num_phrases} phrases for {num_images} images: say which belongs to which with image_index.")
 
 
+def chosen_layer(layer: int | None, num_layers: int, default: int) -> int:
+    """
+    Raises:
+        ValueError: there is no such layer.
+    """
+    layer = default if layer is None else layer
+    if not 0 <= layer < num_layers:
+        raise ValueError(f"layer {layer} is none of this model's: choose one of 0..{num_layers - 1}.")
+    return layer
+
+
 @contextmanager
 def record_attention(module: nn.Module, index: int = 1) -> Iterator[list[torch.Tensor]]:
     """Records output `index` of `module` while the block runs; the hook is gone afterwards, whatever happens.
@@ -179,6 +194,49 @@ def record_attention(module: nn.Module, index: int = 1) -> Iterator[list[torch.T
         yield recorded
     finally:
         handle.remove()
+
+
+@contextmanager
+def graph_from(module: nn.Module, create_graph: bool, rows: torch.Tensor | None = None) -> Iterator[None]:
+    """A forward pass in here is cheap below `module`: nothing is remembered for gradients until it runs.
+
+    Args:
+        create_graph: remember everything all the same, down to the parameters.
+        rows: (num_phrases,), which row of `module`'s hidden states each phrase goes on with; None: each its own.
+    """
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        states = args[0] if args else kwargs["hidden_states"]
+        states = states if rows is None else states[rows]
+        torch.set_grad_enabled(True)  # until the end of the block
+        # A graph needs something that requires a gradient, even where all parameters are frozen.
+        states = states if states.requires_grad else states.detach().requires_grad_()
+        return ((states, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": states})
+
+    handle = module.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        with torch.set_grad_enabled(create_graph):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def without_dropout(attention: nn.Module) -> Iterator[None]:
+    """Switches off the dropout of attention probabilities: the model returns those that were left after it.
+
+    Args:
+        attention: a module whose `dropout` or `attention_dropout` is a probability or an `nn.Dropout`.
+    """
+    owner, name = attention, "dropout" if hasattr(attention, "dropout") else "attention_dropout"
+    if isinstance(getattr(owner, name), nn.Dropout):
+        owner, name = getattr(owner, name), "p"
+    before = getattr(owner, name)
+    setattr(owner, name, 0.0)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def leaving_inference_mode(function: Callable) -> Callable:

@@ -162,7 +162,7 @@ def build(grounder: Grounder) -> gr.Blocks:
                         choices,
                         value=grounder.default,
                         label="Model",
-                        info="One of these, or any Hub id of an ALBEF or BLIP model.",
+                        info="One of these, or the Hub id of any model of a known family: ALBEF, BLIP, CLIP, …",
                         allow_custom_value=True,
                     )
                     compare = gr.Dropdown(

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 from modeling_albef_amc import AlbefProcessor, clean_text, gradcam
-from modeling_albef_amc.families import explain_function
+from modeling_albef_amc.families import FAMILIES, explain_function
+from modeling_albef_amc.family_processors import max_tokens
 from modeling_albef_amc.gradcam import average_tokens
 from modeling_albef_amc.processing_albef import post_process_grounding, span_tokens
 from modeling_albef_amc.tokenization_albef import cleaned_span, span_characters
@@ -201,15 +202,18 @@ def explain(loaded: Loaded, photo: Image.Image, phrases: list[str], layer: int |
     """
     model, processor = loaded.model, loaded.processor
     words = [tokens_of_words(loaded, phrase) for phrase in phrases]
-    inputs = processor(images=photo, text=phrases, padding=True, return_tensors="pt").to(model.device)
+    pixel_values = processor(images=photo, return_tensors="pt")["pixel_values"].to(model.device)
+    inputs = processor(text=phrases, padding=True, return_attention_mask=True, return_tensors="pt").to(model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     of_photo = torch.zeros(len(phrases), dtype=torch.long, device=model.device)
     with loaded.lock, torch.no_grad():
         try:
-            explained = explain_function(model)(model, inputs["pixel_values"], ids, mask, of_photo, layer=layer)
+            explained = explain_function(model)(model, pixel_values, ids, mask, of_photo, layer=layer)
         except ValueError as error:
             raise LinesError(f"This cannot be explained: {error}") from error
         maps = gradcam(explained, per_token=True).cpu()
+    if not FAMILIES[model.config.model_type].has_token_maps:
+        words = [[[] for _ in of_phrase] for of_phrase in words]
     answers, mask = [], explained.token_mask.cpu()
     whole = average_tokens(maps, mask)
     for number, probability in enumerate(explained.probability.tolist()):
@@ -252,9 +256,9 @@ def tokens_of_words(loaded: Loaded, phrase: str) -> list[list[int]]:
         if len(text.split(" ")) > most:
             raise LinesError(f"“{phrase[:40]}…” has {num_words} words; the model reads {most}: shorten it.")
         characters = partial(cleaned_span, max_words=most)
-    encoded = loaded.processor.tokenizer(text, return_offsets_mapping=True)
+    encoded = loaded.processor.tokenizer(text, return_offsets_mapping=True, return_attention_mask=True)
     offsets, mask = encoded["offset_mapping"], encoded["attention_mask"]
-    most = loaded.model.config.text_config.max_position_embeddings
+    most = max_tokens(loaded.model.config)
     if len(mask) > most:
         raise LinesError(f"“{phrase[:40]}…” has {len(mask)} word pieces; the model reads {most}: shorten it.")
     words = []

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
-from transformers import AutoConfig, BlipProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc import AlbefProcessor, AutoModelForVisualGrounding
 from modeling_albef_amc.families import FAMILIES
+from modeling_albef_amc.family_processors import whole_photos
 
 HERE = Path(__file__).parent
 FILES = [
@@ -45,8 +47,17 @@ FOREIGN = {
 }
 # Of the disk, of what the Hub answers and of being offline; of huggingface_hub's HTTP library; of names.
 UNREACHABLE = OSError, HfHubHTTPError.__base__, HFValidationError
-PROCESSORS: dict[str, type[ProcessorMixin]] = {"albef": AlbefProcessor, "blip": BlipProcessor}
-ATTENTION = {"albef": "sdpa", "blip": "eager"}
+PROCESSORS: dict[str, type[ProcessorMixin]] = {
+    "albef": AlbefProcessor,
+    "blip": transformers.BlipProcessor,
+    "blip-2": transformers.Blip2Processor,
+    "vilt": transformers.ViltProcessor,
+    "bridgetower": transformers.BridgeTowerProcessor,
+    "clip": transformers.CLIPProcessor,
+    "altclip": transformers.AltCLIPProcessor,
+    "chinese_clip": transformers.ChineseCLIPProcessor,
+    "siglip": transformers.SiglipProcessor,
+}
 MAX_BYTES = 2 * 2**30
 MAX_PARAMETERS = 600_000_000
 MAX_LAYERS = 48
@@ -168,7 +179,7 @@ def load_folder(entry: Entry, folder: Path) -> Loaded:
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
-        attn_implementation=ATTENTION[family],
+        attn_implementation="sdpa" if family == "albef" else "eager",
         output_loading_info=True,
         **safely,
     )
@@ -176,13 +187,15 @@ def load_folder(entry: Entry, folder: Path) -> Loaded:
         raise ModelError(f"{entry.id} lacks weights of a model that matches phrases: {min(loading['missing_keys'])}, …")
     processor = PROCESSORS[family].from_pretrained(folder, **safely)
     check_image_size(entry, processor)
+    processor = whole_photos(processor, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Loaded(entry, model.eval().requires_grad_(False).to(device), processor)
 
 
 def check_configuration(entry: Entry, config: Any) -> None:
     """Before memory is taken for it. ModelError: the model has too many layers or parameters."""
-    layers = [config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers]
+    parts = (config, *(getattr(config, name) for name in config.sub_configs))
+    layers = [getattr(part, "num_hidden_layers", 0) for part in parts]
     if max(layers) > MAX_LAYERS:
         raise ModelError(f"{entry.id} has {max(layers)} layers; at most {MAX_LAYERS} are loaded here.")
     with torch.device("meta"):

@@ -6,16 +6,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
+from transformers.models.altclip import modeling_altclip
+from transformers.models.chinese_clip import modeling_chinese_clip
+from transformers.models.clip import modeling_clip
+from transformers.models.siglip import modeling_siglip
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, explain_function, gradcam, groundable
-from modeling_albef_amc.families import blip, other_image, ranking_loss, step_targets
+from modeling_albef_amc.batch_losses import known_matches, matching_loss, other_image
+from modeling_albef_amc.explained_attention import eager_attention_forward
+from modeling_albef_amc.families import FAMILIES as KNOWN
+from modeling_albef_amc.families import blip, step_targets
+from modeling_albef_amc.families_dual import contrastive_loss, padded_as_trained, sigmoid_loss
 from tests.conftest import tiny_batch, tiny_blip, tiny_config
+from tests.tiny_families import TINY, tiny_clip, tiny_siglip
 from trainer.amc_loss import attention_mask_consistency_loss
 
 FAMILIES = {
     "albef": lambda: AlbefModel(tiny_config()),
     "albef_pretraining": lambda: AlbefForPreTraining(tiny_config()),
-    "blip": tiny_blip,
+    **TINY,
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -133,6 +142,85 @@ def test_blip_by_its_own_recorded_attention(layer):
     torch.testing.assert_close(explained.score, own_score, rtol=1e-4, atol=1e-5)
 
 
+OWN_SCORES = {
+    "blip-2": lambda model, batch: model(**batch, use_image_text_matching_head=True).logits_per_image[:, 1],
+    "vilt": lambda model, batch: model(**batch, pixel_mask=torch.ones(4, 32, 32)).logits[:, 0],
+    "bridgetower": lambda model, batch: model(**batch).logits[:, 1],
+    "clip": lambda model, batch: model(**batch).logits_per_text.diagonal(),
+    "altclip": lambda model, batch: model(**batch).logits_per_text.diagonal(),
+    "chinese_clip": lambda model, batch: model(**batch).logits_per_text.diagonal(),
+    "siglip": lambda model, batch: model(
+        padded_as_trained(model, batch["input_ids"], batch["attention_mask"]), batch["pixel_values"]
+    ).logits_per_text.diagonal(),
+}
+
+
+@pytest.mark.parametrize("family", OWN_SCORES)
+def test_the_score_is_the_one_that_transformers_computes(family):
+    model, batch = build(family), tiny_batch()
+    with torch.no_grad():
+        own = OWN_SCORES[family](model, batch)
+    torch.testing.assert_close(explain_function(model)(model, **batch).score.detach(), own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "dropout"),
+    [
+        ("blip-2", {"attention_probs_dropout_prob": 0.5}),
+        ("vilt", {"attention_probs_dropout_prob": 0.5}),
+        ("bridgetower", {"attention_probs_dropout_prob": 0.5}),
+        ("clip", {"attention_dropout": 0.5}),
+    ],
+)
+def test_attention_is_recorded_without_its_dropout(family, dropout):
+    model, batch = TINY[family](**dropout).train(), tiny_batch()
+    attention = explain_function(model)(model, **batch).attention.detach()
+    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]), rtol=1e-4, atol=1e-5)
+    assert (attention > 0).all() or family == "vilt"  # whose padded words are masked out
+    # Everywhere else it is on, and it is back when the pass is over.
+    again = explain_function(model)(model, **batch).score
+    assert not torch.equal(again, explain_function(model)(model, **batch).score)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_layers_and_explanations_that_there_are_not(family):
+    model, batch = build(family), tiny_batch()
+    explain = explain_function(model)
+    with pytest.raises(ValueError, match=r"layer 9 .*choose one of 0"):
+        explain(model, **batch, layer=9)
+    with pytest.raises(ValueError, match="explanation 'lrp'"):
+        explain(model, **batch, explanation="lrp")
+    first, default = gradcam(explain(model, **batch, layer=0)), heatmaps_of(model, batch)
+    assert first.max() > 0 and not torch.allclose(first, default, rtol=0.01)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_nothing_is_left_behind(family):
+    model = build(family)
+    before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    heatmaps_of(model, tiny_batch(), create_graph=True)
+    for name, part in model.named_modules():
+        after = vars(part)
+        assert after.keys() == before[name].keys(), name
+        assert not part._forward_hooks and not part._forward_pre_hooks
+        assert all(after[key] == before[name][key] for key in after if isinstance(after[key], float | bool))
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "blip-2"])
+def test_attention_that_is_not_handed_out(family):
+    model = build(family)
+    model.set_attn_implementation("sdpa")
+    layer = 0 if family == "siglip" else None  # whose pooling head is written out in any case
+    with pytest.raises(ValueError, match="attn_implementation='eager'"):
+        gradcam(explain_function(model)(model, **tiny_batch(), layer=layer))
+
+
+def test_a_phrase_too_long_for_siglip():
+    model, batch = build("siglip"), tiny_batch(num_tokens=21)
+    with pytest.raises(ValueError, match="21 word pieces, the model takes 20"):
+        heatmaps_of(model, batch)
+
+
 def test_blip_is_left_without_hooks_and_its_image_encoder_without_a_graph():
     model, graphs = tiny_blip(), []
     model.vision_model.post_layernorm.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
@@ -152,7 +240,7 @@ def test_images_that_are_not_square(family):
 
 def test_an_unknown_family_is_named():
     model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(ValueError, match=r"models of type 'bert' \(known: albef, blip\)\. Pass explain="):
+    with pytest.raises(ValueError, match=r"models of type 'bert' \(known: albef, blip, .*\)\. Pass explain="):
         explain_function(model)
     with pytest.raises(ValueError, match="models of type 'bert'"):
         groundable(model)
@@ -196,7 +284,15 @@ def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1
     assert steep == moved
 
 
-@pytest.mark.parametrize("family", ["albef", "blip"])
+@pytest.fixture
+def exact_attention(monkeypatch):
+    """transformers' own softmax is in float32 whatever the model is in, which finite differences would see."""
+    for module in (modeling_altclip, modeling_chinese_clip, modeling_clip, modeling_siglip):
+        monkeypatch.setattr(module, "eager_attention_forward", eager_attention_forward)
+
+
+@pytest.mark.usefixtures("exact_attention")
+@pytest.mark.parametrize("family", ["albef", *TINY])
 def test_second_order_gradients_of_every_parameter(family):
     """Of vision, text below, at and above the explained layer, and of the head that no attention depends on."""
     model, batch = build(family).double(), tiny_batch(dtype=torch.float64)
@@ -212,7 +308,29 @@ def test_second_order_gradients_of_every_parameter(family):
             "encoder.layer.0.attention", "encoder.layer.1.crossattention", "encoder.layer.2.crossattention.self.query",
             "encoder.layer.2.crossattention.self.value", "encoder.layer.2.output", "itm_head.weight",
         },
-    }[family]  # fmt: skip
+        "blip-2": {
+            "query_tokens", "patch_embedding", "vision_model.encoder.layers.0", "word_embeddings", "itm_head.weight",
+            "qformer.encoder.layer.0", "qformer.encoder.layer.2.crossattention.attention.query",
+        },
+        "vilt": {
+            "patch_embeddings", "word_embeddings", "encoder.layer.0.attention", "encoder.layer.2.attention",
+            "pooler.dense.weight", "rank_output.weight",
+        },
+        "bridgetower": {
+            "visual.embeddings", "resblocks.0", "text_model.embeddings", "text_model.encoder.layer.0", "link_tower",
+            "cross_modal_text_layers.0", "cross_modal_text_layers.1.crossattention", "itm_score.fc.weight",
+        },
+        "siglip": {
+            "patch_embedding", "vision_model.encoder.layers.2", "text_model.encoder.layers.0", "head.probe",
+            "head.attention.in_proj_weight",
+        },
+    }.get(
+        family,
+        {
+            "patch_embedding", "vision_model.encoder.layers.0", "vision_model.encoder.layers.2.self_attn.q_proj",
+            "visual_projection", "text_model", "text_projection",
+        },
+    )  # fmt: skip
     check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
 
 
@@ -264,7 +382,11 @@ def test_amc_alone_trains_the_model(family):
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    for part in ("vision_model", "text_", "itm_head.weight"):
+    parts = {
+        "albef": ("vision_model", "text_", "itm_head.weight"),
+        "blip": ("vision_model", "text_", "itm_head.weight"),
+    }
+    for part in parts.get(family, ("patch_embedding", "layer")):
         assert any(part in name and "momentum" not in name for name in moved), part
 
 
@@ -274,30 +396,33 @@ def test_the_pretraining_model_needs_no_change():
     assert "forward" not in vars(model)
 
 
-@pytest.mark.parametrize("family", ["albef", "blip"])
+@pytest.mark.parametrize("family", ["albef", *TINY])
 def test_groundable_forward(family):
-    """With two pictures there is but one wrong image for each phrase, and the loss can be written down."""
+    """With two pictures there is but one wrong image for each phrase, and the matching loss can be written down."""
     model, batch = build(family), tiny_batch()
     images, index = batch["pixel_values"][:2], torch.tensor([0, 1, 1, 0])
     inputs = {**batch, "pixel_values": images}
     explain = explain_function(model)
     with torch.no_grad():
-        right = explain(model, **inputs, image_index=index).score.detach()
-        wrong = explain(model, **inputs, image_index=1 - index).score.detach()
+        right, wrong = (explain(model, **inputs, image_index=which) for which in (index, 1 - index))
     keys, expected = list(model.state_dict()), heatmaps_of(model, {**inputs, "image_index": index})
     assert groundable(model) is model
     assert list(model.state_dict()) == keys
     output = model(**inputs, image_index=index, image_ids=torch.tensor([4, 5]), output_heatmaps=True, alpha=0.4)
-    torch.testing.assert_close(output.loss, F.softplus(wrong - right).mean(), rtol=1e-4, atol=1e-6)
-    assert output.loss_itm is output.loss
-    torch.testing.assert_close(output.scores, right, rtol=1e-4, atol=1e-5)
+    if KNOWN[model.config.model_type].loss is matching_loss:
+        loss = F.softplus(-right.match_logit) + F.softplus(wrong.match_logit)
+        torch.testing.assert_close(output.loss, loss.mean(), rtol=1e-4, atol=1e-6)
+        assert output.loss_itm is output.loss and output.loss_itc is None
+    else:
+        assert output.loss_itc is output.loss and output.loss_itm is None
+    torch.testing.assert_close(output.scores, right.score, rtol=1e-4, atol=1e-5)
     close_maps(output.heatmaps.detach(), expected)
     assert output.heatmaps.requires_grad
     assert output.loss.requires_grad
     assert model(**inputs, image_index=index).heatmaps is None
 
 
-@pytest.mark.parametrize("family", ["albef", "blip"])
+@pytest.mark.parametrize("family", ["albef", *TINY])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_groundable_forward_without_gradients(family, mode):
     model, batch = groundable(build(family)), tiny_batch()
@@ -315,9 +440,9 @@ def test_a_family_of_ones_own():
         calls.append(len(inputs))
         return blip(model, *inputs, layer=0)
 
-    batch = tiny_batch()
+    batch = tiny_batch(2)
     heatmaps = groundable(model, explain)(**batch, output_heatmaps=True).heatmaps
-    assert calls == [5, 5]  # the true pairs, the wrong ones
+    assert calls == [5, 5]  # the true pairs, the wrong ones: with two images there is nothing to choose
     close_maps(heatmaps.detach(), gradcam(blip(model, **batch, layer=0)))
 
 
@@ -329,20 +454,51 @@ def test_other_images_show_other_pictures_of_other_phrases():
     allowed = [{1}, {1, 2}, {0, 2, 3}, {1}, {1, 2}]
     seen = [set() for _ in allowed]
     for _ in range(100):
-        images, exists = other_image(own, ids, tokens, mask)
+        images, exists = other_image(own, known_matches(own, ids, tokens, mask))
         assert exists.all()
         for found, image in zip(seen, images.tolist()):
             found.add(image)
     assert seen == allowed
-    _, exists = other_image(own, torch.zeros(4, dtype=torch.long), tokens, mask)
+    _, exists = other_image(own, known_matches(own, torch.zeros(4, dtype=torch.long), tokens, mask))
     assert not exists.any()
 
 
-def test_ranking_loss():
-    scores, wrong = torch.tensor([2.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 9.0])
-    loss = ranking_loss(scores, wrong, torch.tensor([True, True, False]))
-    assert loss.item() == pytest.approx((0.126928 + 1.313262) / 3, rel=1e-5)
-    assert ranking_loss(scores, wrong, torch.zeros(3, dtype=torch.bool)) == 0
+def test_the_hardest_of_the_drawn_images_is_the_negative():
+    model, batch = tiny_blip().eval(), tiny_batch()
+    own = torch.arange(4)
+    true_pairs = blip(model, **batch)
+    scores = torch.stack([blip(model, **batch, image_index=torch.full((4,), image)).match_logit for image in own])
+    inputs = batch["pixel_values"], batch["input_ids"], batch["attention_mask"], own
+    right, losses = F.softplus(-true_pairs.match_logit).mean(), set()
+    for _ in range(40):
+        losses.add(round((matching_loss(model, blip, true_pairs, *inputs) - right).item() * 4, 3))
+    wrong = F.softplus(scores).masked_fill(torch.eye(4, dtype=torch.bool), -1)
+    most = wrong.amax(dim=0).sum().item()
+    assert max(losses) == pytest.approx(most, abs=2e-3)
+    # Without log-odds the scores are compared with each other; without wrong images nothing is.
+    ranked = matching_loss(model, blip, true_pairs._replace(match_logit=None), *inputs, torch.zeros(4).long())
+    assert ranked == 0
+
+
+def test_losses_of_dual_encoders_by_hand():
+    """The first two phrases are equal: the images of both fit both, and are no negatives of each other."""
+    batch, own = tiny_batch(3), torch.arange(3)
+    ids, mask = batch["input_ids"][[1, 1, 2]], batch["attention_mask"][[1, 1, 2]]
+    inputs = batch["pixel_values"], ids, mask, own
+    negatives = {0: [2], 1: [2], 2: [0, 1]}
+    model = tiny_clip()
+    logits = model(ids, batch["pixel_values"], mask).logits_per_text
+    expected = []
+    for table in (logits, logits.T):
+        for i, others in negatives.items():
+            expected.append(torch.logsumexp(torch.stack([table[i, i], *table[i, others]]), dim=0) - table[i, i])
+    actual = contrastive_loss(model, None, None, *inputs)
+    torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+    model = tiny_siglip()
+    logits = model(padded_as_trained(model, ids, mask), batch["pixel_values"]).logits_per_text
+    expected = [F.softplus(-logits[i, i]) + F.softplus(logits[i, others]).sum() for i, others in negatives.items()]
+    actual = sigmoid_loss(model, None, None, *inputs)
+    torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
 def test_step_targets():

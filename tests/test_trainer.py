@@ -530,10 +530,9 @@ def test_blip_is_trained_by_the_same_trainer(tmp_path):
     trainer.train()
     logs = training_logs(trainer)
     assert all(entry["loss_amc_max"] > 0 and entry["loss_itm"] > 0 and "loss_itc" not in entry for entry in logs)
-    # Both losses compare scores with each other: what is added to all of them alike has no gradient.
     below = ("vision_model.", "text_encoder.embeddings.", "text_encoder.encoder.", "itm_head.")
     still = [name for name, p in model.named_parameters() if torch.equal(before[name], p) and name.startswith(below)]
-    assert still == ["text_encoder.encoder.layer.2.output.LayerNorm.bias", "itm_head.bias"]
+    assert still == []
     assert trainer.evaluate()["eval_num_phrases"] == 7
     trainer.save_model(str(tmp_path / "saved"))
     loaded = BlipForImageTextRetrieval.from_pretrained(tmp_path / "saved")

@@ -1,0 +1,99 @@
+"""Learning to tell right pairs from wrong ones in a batch, for models that have no loss for it in transformers."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from .gradcam import PhraseAttention
+
+NUM_CANDIDATES = 3
+
+
+def known_matches(
+    own_image: torch.Tensor,
+    image_ids: torch.Tensor | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """(num_phrases, num_phrases) of bool: phrase i is known to fit the image of phrase j.
+
+    It fits its own picture, and every one that some equal phrase belongs to.
+
+    Args:
+        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal pictures.
+        input_ids, attention_mask: (num_phrases, num_tokens).
+    """
+    picture = own_image if image_ids is None else image_ids[own_image]
+    tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
+    same_text = (tokens[:, None] == tokens[None]).all(dim=-1)
+    same_picture = picture[:, None] == picture[None]
+    return same_text.float() @ same_picture.float() > 0
+
+
+def other_image(own_image: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each phrase an image of the batch that it is not known to fit, drawn at random.
+
+    Args:
+        own_image: (num_phrases,). known: from `known_matches`.
+
+    Returns: image indices (num_phrases,), and whether there was one (num_phrases,).
+    """
+    exists = ~known.all(dim=1)
+    probabilities = (~known).float().where(exists[:, None], 1.0)
+    return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]], exists
+
+
+def matching_loss(
+    model: PreTrainedModel,
+    explain: Callable[..., PhraseAttention],
+    true_pairs: PhraseAttention,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    own_image: torch.Tensor,
+    image_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of telling each phrase's own image from a hard negative: the wrong image that fits it best.
+
+    The negative is the best by score of a few (3) images of the batch drawn at random. A phrase for which there is no
+    wrong image contributes its true pair only, or nothing where the model has no log-odds, which the loss then compares
+    with each other: `softplus(wrong - right)` of the scores.
+
+    Args:
+        explain: the family's function. true_pairs: what it gave for the true pairs, in the graph.
+        pixel_values: (num_images, 3, height, width). input_ids, attention_mask: (num_phrases, num_tokens).
+        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal pictures.
+
+    Source: image-text matching with hard negatives, ALBEF §3.2 (arXiv 2107.07651), without a contrastive model to
+    choose them.
+    """
+    known = known_matches(own_image, image_ids, input_ids, attention_mask)
+    images, (exists, *_) = zip(*(other_image(own_image, known) for _ in range(NUM_CANDIDATES)))
+    negative = hardest_image(model, explain, torch.stack(images), pixel_values, input_ids, attention_mask)
+    wrong_pairs = explain(model, pixel_values, input_ids, attention_mask, negative, torch.is_grad_enabled())
+    if true_pairs.match_logit is None:
+        loss = F.softplus(wrong_pairs.score.float() - true_pairs.score.float())
+        return loss.where(exists, 0).mean()
+    right, wrong = F.softplus(-true_pairs.match_logit.float()), F.softplus(wrong_pairs.match_logit.float())
+    return (right + wrong.where(exists, 0)).mean()
+
+
+@torch.no_grad()
+def hardest_image(
+    model: PreTrainedModel,
+    explain: Callable[..., PhraseAttention],
+    candidates: torch.Tensor,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """(num_phrases,): of the images (num_candidates, num_phrases) the one that fits each phrase best."""
+    if (candidates == candidates[0]).all():
+        return candidates[0]
+    fits = []
+    for images in candidates:
+        pairs = explain(model, pixel_values, input_ids, attention_mask, images)
+        fits.append((pairs.score if pairs.match_logit is None else pairs.match_logit).detach())
+    return candidates.gather(0, torch.stack(fits).argmax(dim=0)[None])[0]

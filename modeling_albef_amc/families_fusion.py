@@ -1,0 +1,227 @@
+"""Models that look at an image with a phrase in mind, and say whether they fit: BLIP, BLIP-2, ViLT, BridgeTower.
+
+LXMERT is not among them: it sees the regions of a detector, and no grid of patches.
+"""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+from transformers import (
+    Blip2ForImageTextRetrieval,
+    BlipForImageTextRetrieval,
+    BridgeTowerForImageAndTextRetrieval,
+    ViltForImageAndTextRetrieval,
+)
+
+from .gradcam import (
+    PhraseAttention,
+    chosen_layer,
+    graph_from,
+    leaving_inference_mode,
+    record_attention,
+    resolve_image_index,
+    without_dropout,
+)
+
+
+@leaving_inference_mode
+def blip(
+    model: BlipForImageTextRetrieval,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    image_index: torch.Tensor | None = None,
+    create_graph: bool = False,
+    layer: int | None = None,
+    explanation: Literal["itm"] = "itm",
+) -> PhraseAttention:
+    """BLIP with its matching head: the match logit, by the cross-attention of text layer `layer`.
+
+    The default layer is two thirds up the text encoder (8 of 12): BLIP attends to the image in every layer. Its
+    attention never goes through transformers' attention interface, so it is recorded by a hook, before dropout.
+    """
+    check_explanation(explanation)
+    layers = model.text_encoder.encoder.layer
+    layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
+    image_index = resolve_image_index(pixel_values, input_ids, image_index)
+    with graph_from(layers[layer], create_graph), record_attention(layers[layer].crossattention.self) as recorded:
+        image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        image_embeds = image_embeds if image_index is None else image_embeds[image_index]
+        states = model.text_encoder(
+            input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=image_embeds
+        ).last_hidden_state
+        itm_logits = model.itm_head(states[:, 0])
+        grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
+        return matched(itm_logits, recorded[0], token_mask(input_ids, attention_mask), slice(1, None), grid)
+
+
+@leaving_inference_mode
+def blip_2(
+    model: Blip2ForImageTextRetrieval,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    image_index: torch.Tensor | None = None,
+    create_graph: bool = False,
+    layer: int | None = None,
+    explanation: Literal["itm"] = "itm",
+) -> PhraseAttention:
+    """BLIP-2 with its matching head: the match logit, by the cross-attention of Q-Former layer `layer`.
+
+    Not words look at the image but learned queries, which have read the phrase; the map is the mean of theirs. The
+    default layer is two thirds up those that look at the image, which every other layer does.
+    """
+    check_explanation(explanation)
+    layers = model.qformer.encoder.layer
+    looking = [index for index, block in enumerate(layers) if block.has_cross_attention]
+    layer = looking[2 * len(looking) // 3] if layer is None else layer
+    if layer not in looking:
+        raise ValueError(f"layer {layer} does not look at the image: choose one of {', '.join(map(str, looking))}.")
+    image_index = resolve_image_index(pixel_values, input_ids, image_index)
+    attention = layers[layer].crossattention.attention
+    mask = token_mask(input_ids, attention_mask)
+    with (
+        graph_from(layers[layer], create_graph),
+        without_dropout(attention),
+        record_attention(attention) as recorded,
+    ):
+        image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        image_embeds = image_embeds if image_index is None else image_embeds[image_index]
+        queries = model.query_tokens.expand(len(input_ids), -1, -1)
+        query_mask = mask.new_ones(queries.shape[:2])
+        states = model.qformer(
+            query_embeds=model.embeddings(input_ids=input_ids, query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=torch.cat([query_mask, mask], dim=1),
+            encoder_hidden_states=image_embeds,
+        ).last_hidden_state
+        itm_logits = model.itm_head(states[:, : queries.shape[1]].to(model.itm_head.weight.dtype)).mean(dim=1)
+        grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
+        return matched(itm_logits, recorded[0], query_mask, slice(1, None), grid)
+
+
+@leaving_inference_mode
+def vilt(
+    model: ViltForImageAndTextRetrieval,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    image_index: torch.Tensor | None = None,
+    create_graph: bool = False,
+    layer: int | None = None,
+    explanation: Literal["itm"] = "itm",
+) -> PhraseAttention:
+    """ViLT with its ranking head: the rank logit, by what the words attend to among the patches in layer `layer`.
+
+    The default layer is two thirds up. ViLT itself takes patches in a random order, and drops some of large images;
+    here it gets all of them, row by row. Its attention comes after dropout, which is off in the explained layer.
+    """
+    check_explanation(explanation)
+    layers = model.vilt.encoder.layer
+    layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
+    image_index = resolve_image_index(pixel_values, input_ids, image_index)
+    attention = layers[layer].attention.attention
+    mask = token_mask(input_ids, attention_mask)
+    with (
+        graph_from(layers[layer], create_graph),
+        without_dropout(attention),
+        record_attention(attention) as recorded,
+    ):
+        image_embeds = patches_in_order(model.vilt.embeddings, pixel_values)
+        image_embeds = image_embeds if image_index is None else image_embeds[image_index]
+        pooled = model.vilt(
+            input_ids=input_ids,
+            attention_mask=mask,
+            image_embeds=image_embeds,
+            pixel_mask=mask.new_ones(image_embeds.shape[:2]),
+            output_attentions=True,
+        ).pooler_output
+        score = model.rank_output(pooled)[:, 0]
+        num_tokens = input_ids.shape[1]
+        return PhraseAttention(
+            score,
+            recorded[0],
+            mask,
+            slice(num_tokens + 1, None),
+            patch_grid(model.config.patch_size, pixel_values),
+            score.detach().float().sigmoid(),
+            score,
+            slice(0, num_tokens),
+        )
+
+
+def patches_in_order(embeddings: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(num_images, 1 + num_patches, hidden_size): ViLT's patches, row by row behind [CLS], with their positions."""
+    patches = embeddings.patch_embeddings(pixel_values)
+    side = embeddings.config.image_size // embeddings.config.patch_size
+    cls_position, positions = embeddings.position_embeddings.split([1, side**2], dim=1)
+    if tuple(patches.shape[2:]) != (side, side):
+        positions = positions.transpose(1, 2).unflatten(-1, (side, side))
+        positions = F.interpolate(positions, size=patches.shape[2:], mode="bilinear", align_corners=True)
+        positions = positions.flatten(2).transpose(1, 2)
+    patches = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+    return embeddings.dropout(patches + torch.cat([cls_position, positions], dim=1))
+
+
+@leaving_inference_mode
+def bridgetower(
+    model: BridgeTowerForImageAndTextRetrieval,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    image_index: torch.Tensor | None = None,
+    create_graph: bool = False,
+    layer: int | None = None,
+    explanation: Literal["itm"] = "itm",
+) -> PhraseAttention:
+    """BridgeTower with its matching head: the match logit, by the cross-attention of text layer `layer`.
+
+    Layers are counted from the first that sees both; the default is two thirds up (4 of 6). Its two towers run side by
+    side in one pass, so that an image is encoded for each of its phrases.
+    """
+    check_explanation(explanation)
+    layers = model.bridgetower.cross_modal_text_layers
+    layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
+    image_index = resolve_image_index(pixel_values, input_ids, image_index)
+    attention = layers[layer].crossattention.self
+    mask = token_mask(input_ids, attention_mask)
+    with (
+        graph_from(layers[layer], create_graph),
+        without_dropout(attention),
+        record_attention(attention) as recorded,
+    ):
+        itm_logits = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            pixel_values=pixel_values if image_index is None else pixel_values[image_index],
+            interpolate_pos_encoding=True,
+        ).logits
+        grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
+        return matched(itm_logits, recorded[0], mask, slice(1, None), grid)
+
+
+def matched(
+    itm_logits: torch.Tensor,
+    attention: torch.Tensor,
+    mask: torch.Tensor,
+    patches: slice,
+    grid: tuple[int, int],
+) -> PhraseAttention:
+    """Of a matching head: logits (num_phrases, 2), index 1 for "the phrase fits its image"."""
+    match_logit = itm_logits[:, 1] - itm_logits[:, 0]
+    probability = match_logit.detach().float().sigmoid()
+    return PhraseAttention(itm_logits[:, 1], attention, mask, patches, grid, probability, match_logit)
+
+
+def check_explanation(explanation: str) -> None:
+    if explanation != "itm":
+        raise ValueError(f"explanation {explanation!r}: this family is explained by its match score, 'itm', only.")
+
+
+def token_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    return torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+
+def patch_grid(patch_size: int, pixel_values: torch.Tensor) -> tuple[int, int]:
+    return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
