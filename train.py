@@ -30,6 +30,7 @@ from trainer.augmentation import GroundingAugmentation
 from trainer.data_collator import GroundingCollator
 from trainer.evaluation import batch_heatmaps
 from trainer.heatmap_grid import grid_of_batch
+from trainer.lora import add_adapters, lora_config, train_adapters
 from trainer.process_group import end_process_group
 
 
@@ -43,6 +44,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in data_args.eval_splits}
     texts = [phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"]]
     model, processor = build_model(model_args, texts)
+    if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
+        raise ValueError(
+            "push_to_hub: adapters are of no use without their base model. Push that first and name it by its Hub id "
+            "(--model), or merge (python -m trainer.lora merge) and upload the merged folder."
+        )
 
     collator = GroundingCollator(
         processor,
@@ -120,6 +126,11 @@ def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTraine
         model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
         side = model_args.image_size or config.vision_config.image_size
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
+    if model_args.lora_rank:
+        options = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_modules
+        add_adapters(model, *options)
+    elif model._hf_peft_config_loaded:
+        train_adapters(model)
     freeze(model, model_args.freeze)
     return model, processor
 

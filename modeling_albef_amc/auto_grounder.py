@@ -1,10 +1,13 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .families import FAMILIES, Explain, Family, explain_function
 from .family_processors import whole_photos
@@ -104,12 +107,30 @@ def known_family(config: Any, path: str) -> Family:
     return FAMILIES[config.model_type]
 
 
+def base_of(path: str) -> str:
+    """The checkpoint that a folder of LoRA adapters belongs to; of any other checkpoint itself.
+
+    Args:
+        path: folder or Hub id.
+
+    Raises:
+        ImportError: it has adapters, and peft is missing.
+    """
+    file = find_adapter_config_file(path)
+    if file is None or Path(path, "config.json").is_file():  # with both, transformers takes the weights beside them
+        return path
+    if not is_peft_available():
+        raise ImportError(f"{path} has LoRA adapters, which need peft: pip install peft.")
+    return json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
 def load_model(
     path: str, *, training: bool = False, attn_implementation: str | None = None, **options: Any
 ) -> PreTrainedModel:
     """A checkpoint as the class of its family that scores phrases, in evaluation mode.
 
     Args:
+        path: folder or Hub id; also of LoRA adapters, which are put into their base model.
         training: with the family's own training objectives, where it has some.
         attn_implementation: default: "eager" of all but ALBEF, since the others hand out attention only so.
         options: of `from_pretrained`.
@@ -117,7 +138,7 @@ def load_model(
     Raises:
         ValueError: see `AutoGrounder.from_pretrained`.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(base_of(path))
     family = known_family(config, path)
     if attn_implementation is None and config.model_type != "albef":
         attn_implementation = "eager"

@@ -127,7 +127,7 @@ def load_pipeline(model: str, device: str | None) -> VisualGroundingPipeline:
         raise UserError(f"there is no folder {model}, and a Hub id has the form name or owner/name")
     try:
         return AutoGrounder.from_pretrained(model, device=device).pipeline
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"the model {model} cannot be loaded: {error}") from error
 
 

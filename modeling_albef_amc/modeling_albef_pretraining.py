@@ -342,6 +342,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         if grid is None:
             return *self.albef.match(*pairs, **kwargs), None
         create_graph = torch.is_grad_enabled()
+        key, _ = image_key_values[self.config.grounding_layer - self.config.text_config.fusion_layer]
+        if create_graph and not key.requires_grad:  # all weights below the explained attention are frozen
+            key.requires_grad_()
         encoded, itm_logits = self.albef.match(*pairs, self.config.grounding_layer, create_graph, **kwargs)
         token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         with torch.enable_grad():
@@ -461,9 +464,21 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         )
 
     def _momentum_pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(copy, original) for every parameter of the momentum encoders."""
+        """(copy, original) for every parameter of the momentum encoders; of layers that peft adapted, as if merged."""
         originals = {**dict(self.albef.named_parameters()), **dict(self.named_parameters())}
+        if self._hf_peft_config_loaded:
+            originals = {name.replace(".base_layer.", "."): original for name, original in originals.items()}
+            for name, layer in self.named_modules():
+                if hasattr(layer, "base_layer"):
+                    updates = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
+                    originals[f"{name.removeprefix('albef.')}.weight"] = sum(updates, layer.base_layer.weight)
         return [(copy, originals[name]) for name, copy in self.momentum_encoder.named_parameters()]
+
+    @torch.no_grad()
+    def restart_momentum_encoder(self) -> None:
+        """The teacher becomes a copy of the student, as in the beginning; the queues stay."""
+        for copy, original in self._momentum_pairs():
+            copy.copy_(original)
 
     def _move_momentum_encoder(self) -> None:
         copies, originals = zip(*self._momentum_pairs())

@@ -27,7 +27,8 @@ FORBIDDEN = {
     "": {"tests", "space", "gradio"},
 }
 # And what `trainer` may take from the model's side.
-INTERFACE = {f"modeling_albef_amc.{name}" for name in ("families", "family_processors", "gradcam", "processing_albef")}
+INTERFACE = {f"modeling_albef_amc.{name}" for name in ("auto_grounder", "families", "family_processors", "gradcam")}
+INTERFACE.add("modeling_albef_amc.processing_albef")
 
 
 def imports(source: str, path: Path) -> set[str]:

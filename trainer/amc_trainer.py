@@ -23,6 +23,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import AmcConfig
 from .amc_loss import attention_mask_consistency_loss
+from .lora import load_checkpoint, save_moving
 from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
 
@@ -106,7 +107,20 @@ class AmcTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        if self.model._hf_peft_config_loaded and self.args.should_save:
+            save_moving(self.model, Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
         self._has_unsaved_steps = False
+
+    # Trainer looks for adapters in peft's own wrapper only.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.model._hf_peft_config_loaded:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_checkpoint(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if not self.model._hf_peft_config_loaded:
+            return super()._load_best_model()
+        load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
 
     # Data
 

@@ -33,6 +33,18 @@ class ModelArguments:
         default_factory=list,
         metadata={"help": "Parameters not to train: regular expressions, each found in at least one name."},
     )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights."}
+    )
+    lora_alpha: float = field(default=16.0, metadata={"help": "Adapters are scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into the adapters."})
+    lora_modules: str | None = field(
+        default=None,
+        metadata={
+            "help": "Linear layers with adapters: a regular expression of their whole names in the base model; "
+            "default: the attention of all encoders, see trainer/lora.py."
+        },
+    )
 
 
 @dataclass

@@ -24,6 +24,7 @@ from .card_texts import (
     family_texts,
 )
 from .data_collator import GroundingCollator
+from .lora import lora_config
 
 if TYPE_CHECKING:
     from .amc_trainer import AmcTrainer
@@ -93,6 +94,7 @@ def model_card(
         has_picture: heatmaps.png lies beside the card.
     """
     family = family_texts(trainer.model.config.model_type, type(trainer.model).__name__)
+    has_adapters = trainer.model._hf_peft_config_loaded
     evaluations = list(trainer.evaluations.values())
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
     license = license or (card_license(base_model) if base_model else None)
@@ -102,7 +104,7 @@ def model_card(
         license=license,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
-        tags=["visual-grounding", "grad-cam", "amc", family.tag, *(tags or [])],
+        tags=["visual-grounding", "grad-cam", "amc", family.tag, *(["lora"] if has_adapters else []), *(tags or [])],
         base_model=base_model if base_model and is_hub_id(base_model) else None,
         datasets=[dataset] if dataset and is_hub_id(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -113,6 +115,8 @@ def model_card(
         "base model": link(base_model) if base_model else "none: it began with random weights",
         "trained on": link(dataset, "datasets/") if dataset else title,
     }
+    if has_adapters:
+        facts |= adapter_facts(trainer)
     sections = [
         f"# {model_name}",
         summary(trainer, family.name),
@@ -233,6 +237,18 @@ def usage(trainer: "AmcTrainer", family: Family, model_name: str) -> str:
         phrases = [data[0]["phrase"], data[len(data) // 2]["phrase"]]
     model_id = trainer.hub_model_id or trainer.args.hub_model_id or model_name
     return family.usage.replace("{model_id}", model_id).replace("{phrases}", json.dumps(phrases, ensure_ascii=False))
+
+
+def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
+    """What these weights are without their base model."""
+    config = lora_config(trainer.model)
+    heads = ", ".join(f"`{name}`" for name in config.modules_to_save or [])
+    return {
+        "weights": "LoRA adapters, which `from_pretrained` (with peft) puts into the base model"
+        + (f"; trained in full: {heads}" if heads else ""),
+        "rank": f"{config.r}, scaled by {config.lora_alpha:g} / {config.r}, dropout {config.lora_dropout:g}",
+        "modules": "`" + config.target_modules.replace("|", "\\|") + "`",
+    }
 
 
 def evaluation_text(evaluations: list[Evaluation], title: str) -> str:

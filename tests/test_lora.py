@@ -1,0 +1,327 @@
+"""LoRA: what trains, what the teacher follows, and adapters saved, loaded, resumed, merged and described."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModel
+
+import evaluate_grounding
+import train
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
+from modeling_albef_amc.auto_grounder import base_of, load_model
+from tests.conftest import tiny_blip
+from tests.test_families import check_by_finite_differences
+from tests.test_train_script import RUN, write_yaml
+from tests.test_trainer import blip_processor
+from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
+from tests.trainer_helpers import Watcher, collator_of, is_equal, make_trainer, snapshot
+from trainer import lora
+from trainer.amc_loss import attention_mask_consistency_loss
+from trainer.lora import ADAPTED, add_adapters, load_checkpoint, whole_pattern
+
+pytest.importorskip("peft")
+# One class of transformers a family: with its own configuration's sizes, without memory for them.
+CLASSES = {
+    "blip": "BlipForImageTextRetrieval",
+    "blip-2": "Blip2ForImageTextRetrieval",
+    "vilt": "ViltForImageAndTextRetrieval",
+    "bridgetower": "BridgeTowerForImageAndTextRetrieval",
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "altclip": "AltCLIPModel",
+    "chinese_clip": "ChineseCLIPModel",
+}
+# By hand from their default sizes: layers times the linear modules of their attention, and heads.
+COUNTS = {
+    "blip": 12 * 2 + 12 * 8,
+    "blip-2": 39 * 2 + 12 * 4 + 6 * 4,
+    "vilt": 12 * 4,
+    "bridgetower": 12 * 4 + 6 * 8 * 2 + 12 * 2,
+    "clip": 12 * 4 * 2,
+    "siglip": 12 * 4 * 2,
+    "altclip": 12 * 4 + 24 * 4,
+    "chinese_clip": 12 * 4 * 2,
+}
+
+
+@pytest.fixture
+def base(tmp_path) -> str:
+    tiny_albef().save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.fixture
+def blip_base(tmp_path) -> str:
+    tiny_blip().save_pretrained(tmp_path / "blip")
+    blip_processor().save_pretrained(tmp_path / "blip")
+    return str(tmp_path / "blip")
+
+
+def adapted(base: str, is_random: bool = True, **options):
+    """A model with adapters; those that are new change nothing, random ones do."""
+    model = load_model(base, training=True)
+    add_adapters(model, **{"rank": 2, "alpha": 4.0, **options})
+    if is_random:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def batch_of(num_phrases: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(num_phrases, 3, 32, 32, generator=generator, dtype=dtype)
+    texts = tiny_processor().tokenizer(PHRASES[:num_phrases], return_tensors="pt", padding=True)
+    return {"pixel_values": pixels, "input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
+
+
+def heatmaps(model: AlbefModel, **options) -> torch.Tensor:
+    return model(**batch_of(), output_heatmaps=True, **options).heatmaps.detach()
+
+
+# What is adapted ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_default_modules_of_every_family(model_type):
+    cls = getattr(transformers, CLASSES[model_type])
+    with torch.device("meta"):
+        model = cls(cls.config_class())
+    family = ADAPTED[model.config.model_type]
+    names = lora.adapted_names(model, whole_pattern(model, family.pattern, family.never), family.pattern)
+    assert len(names) == COUNTS[model_type]
+    assert all(any(name.endswith(head) for name, _ in model.named_modules()) for head in family.heads)
+
+
+def test_default_modules_of_albef(base):
+    model = adapted(base)
+    layers = {name.removesuffix(".base_layer") for name, _ in model.named_modules() if name.endswith(".base_layer")}
+    assert len(layers) == 2 * 2 + 2 * 4 + 3 * 8 and all(name.startswith("albef.") for name in layers)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    heads = {f"albef.itm_head.modules_to_save.default.{name}" for name in ("weight", "bias")}
+    assert trained == heads | {f"{name}.lora_{side}.default.weight" for name in layers for side in "AB"}
+    assert type(model) is AlbefForPreTraining
+
+
+def test_new_adapters_change_nothing(base):
+    expected = heatmaps(load_model(base))
+    assert torch.equal(heatmaps(adapted(base, is_random=False).albef), expected)
+    assert not torch.allclose(heatmaps(adapted(base).albef), expected, rtol=0.01)
+
+
+def test_wrong_settings_are_named(base, tmp_path):
+    for options, message in (
+        ({"pattern": "no_such_layer"}, r"lora_modules: 'no_such_layer' is the whole name of no module .*vision_model"),
+        ({"pattern": "momentum_encoder.*query"}, "whole name of no module"),
+        ({"pattern": r"text_model\.layers\.0"}, r"also names albef\.text_model\.layers\.0, a AlbefTextLayer: only lin"),
+        ({"pattern": "query("}, "is no regular expression"),
+        ({"pattern": r".*\.layers\.\d+\.output", "dropout": 0.1}, "lora_dropout must be 0 with adapters in albef"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adapted(base, **options)
+    with pytest.raises(ValueError, match="lora_rank needs --model"):
+        add_adapters(tiny_albef(), rank=2)
+    model = adapted(base)
+    with pytest.raises(ValueError, match=r"lora_rank begins new adapters, but .*base comes with some"):
+        add_adapters(model, rank=2)
+
+
+def test_a_pattern_of_ones_own_loads_in_the_base_model_too(base, tmp_path):
+    model = adapted(base, pattern=r"text_model\..*\.query|mlm_head\.dense")
+    layers = [name for name, _ in model.named_modules() if name.endswith(".base_layer")]
+    assert len(layers) == 5 + 3 + 1 and not any("momentum" in name for name in layers)
+    model.save_pretrained(tmp_path / "adapters")
+    assert torch.equal(heatmaps(AlbefModel.from_pretrained(tmp_path / "adapters")), heatmaps(model.eval().albef))
+
+
+def test_without_peft_the_error_says_so(base, tmp_path, monkeypatch):
+    adapted(base).save_pretrained(tmp_path / "adapters")
+    monkeypatch.setattr(auto_grounder, "is_peft_available", lambda: False)
+    monkeypatch.setattr(lora, "is_peft_available", lambda: False)
+    with pytest.raises(ImportError, match="adapters has LoRA adapters, which need peft: pip install peft"):
+        load_model(str(tmp_path / "adapters"))
+    with pytest.raises(ImportError, match="lora_rank needs peft"):
+        add_adapters(load_model(base), rank=2)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def test_only_adapters_and_heads_have_gradients_with_amc(base, tmp_path):
+    model, watcher = adapted(base, is_random=False), Watcher()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = snapshot(model)
+    make_trainer(tmp_path / "run", model, watcher=watcher).train()
+    for gradients in watcher.gradients:
+        assert {name for name, gradient in gradients.items() if gradient is not None} == trainable
+    # The second step: until B has moved, A has no gradient.
+    assert all(watcher.gradients[1][name].abs().max() > 0 for name in trainable)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    still = {name for name in moved if not name.startswith("momentum_encoder.") and "queue" not in name}
+    assert still == trainable
+
+
+def test_adapters_above_the_explained_layer_alone(base):
+    """All of them lie behind the attention that is explained, whose graph begins there."""
+    model = adapted(base, pattern=r"text_model\.layers\.4\..*\.query").train()
+    masks = torch.zeros(4, 4, 4)
+    masks[:, :2] = 1
+    maps = model(**batch_of(), output_heatmaps=True).heatmaps
+    sum(attention_mask_consistency_loss(maps, masks).values()).backward()
+    layer = model.albef.text_model.layers[4].self_attention.query
+    assert layer.lora_A["default"].weight.grad.abs().max() > 0
+
+
+def test_second_order_gradients_through_adapters(base):
+    model = adapted(base).double().eval()
+    batch, masks = batch_of(dtype=torch.float64), torch.zeros(4, 4, 4, dtype=torch.float64)
+    masks[:, :2] = 1
+
+    def loss_of():
+        maps = model.albef(**batch, output_heatmaps=True, create_graph=True).heatmaps
+        return sum(attention_mask_consistency_loss(maps, masks, margin_mean=1.0, margin_max=1.0).values())
+
+    parts = {
+        "vision_model.layers.0.attention.qkv.lora_A", "text_model.layers.0.self_attention.query.lora_B",
+        "text_model.layers.3.cross_attention.query.lora_A", "text_model.layers.3.cross_attention.key.lora_B",
+        "text_model.layers.4.cross_attention.value.lora_A", "itm_head.modules_to_save.default.weight",
+    }  # fmt: skip
+    check_by_finite_differences(model, loss_of, parts)
+
+
+def test_the_teacher_follows_the_adapted_student(base):
+    model = adapted(base).train()
+    model.config.momentum = 0.9
+    before = snapshot(model.momentum_encoder)
+    model.momentum_step([batch_of()])
+    layer = model.albef.text_model.layers[3].cross_attention.key
+    student = layer.base_layer.weight + 4 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    name = "text_model.layers.3.cross_attention.key"
+    after = snapshot(model.momentum_encoder)
+    torch.testing.assert_close(after[f"{name}.weight"], 0.9 * before[f"{name}.weight"] + 0.1 * student.detach())
+    torch.testing.assert_close(after[f"{name}.bias"], before[f"{name}.bias"])
+    assert (after[f"{name}.weight"] - before[f"{name}.weight"]).abs().max() > 1e-3
+    assert not any(parameter.requires_grad for parameter in model.momentum_encoder.parameters())
+    model.restart_momentum_encoder()
+    torch.testing.assert_close(model.momentum_encoder.text_model.layers[3].cross_attention.key.weight, student)
+
+
+def test_a_resumed_run_goes_on_as_if_nothing_had_been(base, tmp_path):
+    settings = dict(max_steps=4, save_strategy="steps", save_steps=2, lr_scheduler_type="linear")
+    settings |= dict(lr_scheduler_kwargs={}, alpha_ramp_epochs=2.0)
+    collator, dataset = collator_of(mlm_probability=0.0), tiny_dataset(16)
+    straight = make_trainer(tmp_path / "straight", adapted(base), dataset, collator, **settings)
+    straight.train()
+    checkpoint = tmp_path / "straight" / "checkpoint-2"
+    assert not (checkpoint / "model.safetensors").exists()
+    resumed = make_trainer(tmp_path / "resumed", adapted(base), dataset, collator, **settings)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert is_equal(straight.model.state_dict(), resumed.model.state_dict())
+    for folder, model, message in (
+        (checkpoint, adapted(base, rank=3), "another rank or sit in other modules"),
+        (Path(base), adapted(base), "has no adapters .* trained without LoRA"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(model, folder)
+
+
+def test_the_best_checkpoint_is_loaded_in_the_end(base, tmp_path):
+    settings = dict(max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)
+    settings |= dict(load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True)
+    trainer = make_trainer(tmp_path / "run", adapted(base), **settings)
+    trainer.train()
+    best = lora.load_file(Path(trainer.state.best_model_checkpoint) / lora.ADAPTER_WEIGHTS)
+    name = "albef.text_model.layers.3.cross_attention.query.lora_B"
+    loaded = trainer.model.state_dict()[f"{name}.default.weight"]
+    assert torch.equal(loaded, best[f"base_model.model.{name}.weight"])
+
+
+# Folders --------------------------------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded_adapters_give_the_same_maps(base, tmp_path):
+    model = adapted(base)
+    model.save_pretrained(tmp_path / "adapters")
+    files = {path.name for path in (tmp_path / "adapters").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files and "config.json" not in files
+    expected = heatmaps(model.eval().albef)
+    path = str(tmp_path / "adapters")
+    assert base_of(path) == base and base_of(base) == base
+    for loaded in (load_model(path), load_model(path, training=True).albef, AutoModel.from_pretrained(path)):
+        assert torch.equal(heatmaps(loaded.eval()), expected)
+
+
+def test_merged_equals_adapted(base, tmp_path):
+    model = adapted(base)
+    model.save_pretrained(tmp_path / "adapters")
+    tiny_processor().save_pretrained(tmp_path / "adapters")
+    lora.main(["merge", str(tmp_path / "adapters"), "--output", str(tmp_path / "merged")])
+    files = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_albef.py", "processing_albef.py"} <= files
+    assert "adapter_config.json" not in files
+    merged, plain = AlbefForPreTraining.from_pretrained(tmp_path / "merged"), AlbefForPreTraining.from_pretrained(base)
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(heatmaps(merged.eval().albef), heatmaps(model.eval().albef), rtol=1e-5, atol=1e-5)
+    assert torch.equal(merged.momentum_encoder.vision_model.layers[0].attention.qkv.weight,
+                       merged.albef.vision_model.layers[0].attention.qkv.weight)  # fmt: skip
+    with pytest.raises(ValueError, match=r"merged has no adapters .*: there is nothing to merge"):
+        lora.merge(str(tmp_path / "merged"), tmp_path / "again")
+
+
+@pytest.mark.parametrize("family", ["base", "blip_base"])
+def test_train_ground_go_on_and_merge_by_command(family, request, tmp_path):
+    start = request.getfixturevalue(family)
+    data = write_folder(tmp_path / "data-set", train=tiny_records(8), validation=tiny_records(5))
+    weights = {"mlm_weight": 0.0, "learning_rate": 1e-2}
+    config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", **RUN, **weights, report_to="none")
+    metrics = train.main([config, "--model", start, "--lora_rank", "2", "--lora_alpha", "4"])
+    run = tmp_path / "run"
+    recorded = json.loads((run / "adapter_config.json").read_text())
+    assert (recorded["base_model_name_or_path"], recorded["r"], recorded["lora_alpha"]) == (start, 2, 4)
+    assert recorded["modules_to_save"] == ["itm_head"] and not (run / "momentum.safetensors").exists()
+    card = (run / "README.md").read_text()
+    assert re.search(r"^- lora$", card, re.MULTILINE) and "library_name: transformers" in card
+    assert "| rank | 2, scaled by 4 / 2, dropout 0 |" in card and "`itm_head`" in card
+    assert start not in card and f"local folder “{Path(start).name}”" in card
+
+    # Adapters, and what is merged of them, point where the trained model pointed.
+    lora.main(["merge", str(run), "--output", str(tmp_path / "merged")])
+    models = [f"adapters={run}", f"merged={tmp_path / 'merged'}", f"start={start}"]
+    command = ["--models", *models, "--dataset", str(data), "--splits", "validation", "--cpu"]
+    results = evaluate_grounding.main([*command, "--num_pictured", "0", "--output", str(tmp_path / "out")])
+    for name in ("adapters", "merged"):
+        assert results[name]["validation"] == pytest.approx(metrics["validation_pointing_game"])
+    answers = [AutoGrounder.from_pretrained(str(path)).ground(picture(), PHRASES[:2]) for path in (run, start)]
+    assert answers[0][0]["score"] != answers[1][0]["score"]
+
+    # They go on being trained as they are.
+    train.main([config, "--model", str(run), "--output_dir", str(tmp_path / "more"), "--max_steps", "1"])
+    first, more = (lora.load_file(folder / lora.ADAPTER_WEIGHTS) for folder in (run, tmp_path / "more"))
+    assert first.keys() == more.keys() and not is_equal(first, more)
+    assert json.loads((tmp_path / "more" / "adapter_config.json").read_text())["base_model_name_or_path"] == start
+    with pytest.raises(ValueError, match="lora_rank begins new adapters"):
+        train.main([config, "--model", str(run), "--lora_rank", "2"])
+    options = ["--push_to_hub", "--hub_model_id", "org/adapters"]
+    with pytest.raises(ValueError, match="push_to_hub: adapters are of no use without their base model"):
+        train.main([config, "--model", start, "--lora_rank", "2", *options])
+
+
+def test_loaded_adapters_train_with_a_teacher_of_their_own(base, tmp_path):
+    adapted(base).save_pretrained(tmp_path / "adapters")
+    model = load_model(str(tmp_path / "adapters"), training=True)
+    lora.train_adapters(model)
+    fresh = adapted(base)
+    trainable = [{name for name, p in of.named_parameters() if p.requires_grad} for of in (model, fresh)]
+    assert trainable[0] == trainable[1]
+    twin = copy.deepcopy(model)
+    twin.restart_momentum_encoder()
+    assert is_equal(model.state_dict(), twin.state_dict())
+    key = "vision_model.layers.1.attention.qkv.weight"
+    assert not torch.equal(model.momentum_encoder.state_dict()[key], fresh.momentum_encoder.state_dict()[key])

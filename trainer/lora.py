@@ -1,0 +1,249 @@
+"""LoRA (Hu et al., arXiv 2106.09685): a few low-rank matrices are trained beside frozen weights, by peft.
+
+    python -m trainer.lora merge outputs/adapters --output outputs/merged
+
+What is saved are the adapters, the heads that were trained in full and the name of the base model; `from_pretrained` of
+such a folder loads the base model and puts them in. `merge` writes a plain checkpoint that needs neither.
+"""
+
+import argparse
+import re
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoProcessor, PreTrainedModel
+from transformers.utils import is_peft_available
+
+from modeling_albef_amc.auto_grounder import base_of, load_model
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What moves in training without a gradient, in a run's own checkpoints: no part of the adapters, but of going on.
+MOMENTUM = "momentum.safetensors"
+BERT_ATTENTION = r"(cross)?attention\.((self|attention)\.(query|key|value)|output\.dense)"
+CLIP_ATTENTION = r"self_attn\.([qkv]|out)_proj"
+JOINT_ATTENTION = r"self_attn\.(qkv|projection)"
+CLIP_ENCODERS = rf"(vision|text)_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
+CLIP_VISION = rf"vision_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
+
+
+class AdaptedModules(NamedTuple):
+    """What LoRA trains of a model family.
+
+    - `pattern`: regular expression of the whole names, in the base model, of the linear layers that get adapters.
+    - `heads`: names of modules that are trained and saved in full. The head of a match score is smaller than adapters
+      of it would be, and every gradient that draws a heatmap comes through it.
+    - `never`: what no pattern reaches. ALBEF's momentum encoders follow by themselves; its MLM head writes words with
+      the weights of the word embeddings.
+    - `moving`: what moves without a gradient.
+    """
+
+    pattern: str
+    heads: tuple[str, ...] = ()
+    never: str | None = None
+    moving: str | None = None
+
+
+# By `config.model_type`: queries, keys, values and outputs of all attention, where those are linear layers.
+ADAPTED: dict[str, AdaptedModules] = {
+    "albef": AdaptedModules(
+        r"(vision|text)_model\.layers\.\d+\.(self_|cross_)?attention\.(qkv|projection|query|key|value|dense)",
+        ("itm_head",),
+        never=r"momentum_encoder\.|mlm_head\.decoder",
+        moving=r"momentum_encoder\..*|(image|text|image_id|text_id)_queue|queue_pointer",
+    ),
+    "blip": AdaptedModules(
+        rf"vision_model\.encoder\.layers\.\d+\.{JOINT_ATTENTION}|text_encoder\.encoder\.layer\.\d+\.{BERT_ATTENTION}",
+        ("itm_head",),
+    ),
+    "blip-2": AdaptedModules(
+        rf"vision_model\.encoder\.layers\.\d+\.{JOINT_ATTENTION}|qformer\.encoder\.layer\.\d+\.{BERT_ATTENTION}",
+        ("itm_head",),
+    ),
+    "vilt": AdaptedModules(rf"encoder\.layer\.\d+\.{BERT_ATTENTION}", ("rank_output",)),
+    # The attention of its image encoder is torch's, which never calls the layers that it consists of: the MLPs instead.
+    "bridgetower": AdaptedModules(
+        rf"(text_model\.encoder\.layer|cross_modal_(text|image)_layers)\.\d+\.{BERT_ATTENTION}"
+        r"|vision_model\.visual\.transformer\.resblocks\.\d+\.mlp\.c_(fc|proj)",
+        ("itm_score",),
+    ),
+    "clip": AdaptedModules(CLIP_ENCODERS),
+    "siglip": AdaptedModules(CLIP_ENCODERS),
+    "altclip": AdaptedModules(rf"{CLIP_VISION}|text_model\.roberta\.encoder\.layers\.\d+\.{BERT_ATTENTION}"),
+    "chinese_clip": AdaptedModules(rf"{CLIP_VISION}|text_model\.encoder\.layer\.\d+\.{BERT_ATTENTION}"),
+}
+
+
+def add_adapters(
+    model: PreTrainedModel, rank: int, alpha: float = 16.0, dropout: float = 0.0, pattern: str | None = None
+) -> None:
+    """Freezes `model` and puts trainable adapters into it, in place: its class stays.
+
+    Args:
+        alpha: adapters are scaled by alpha / rank. dropout: of what goes into them.
+        pattern: regular expression of whole names in the base model, instead of the family's own.
+
+    Raises:
+        ValueError: the pattern fits no linear layer, or something else; the family has none of its own; the model
+            has adapters already, or came from no checkpoint; dropout where it cannot be.
+        ImportError: peft is missing.
+    """
+    if not is_peft_available():
+        raise ImportError("lora_rank needs peft: pip install peft, or pip install albef-amc[train].")
+    from peft import LoraConfig
+
+    if model._hf_peft_config_loaded:
+        raise ValueError(
+            f"lora_rank begins new adapters, but {model.name_or_path} comes with some, which go on as they are: leave "
+            "lora_rank out, or merge them first (python -m trainer.lora merge FOLDER --output FOLDER)."
+        )
+    if not model.name_or_path:
+        raise ValueError("lora_rank needs --model: adapters are saved without the frozen weights they belong to.")
+    family = ADAPTED.get(model.config.model_type)
+    if family is None and pattern is None:
+        raise ValueError(f"No modules are known to adapt in {model.config.model_type!r}: name them by lora_modules.")
+    family = family or AdaptedModules(pattern)
+    target = whole_pattern(model, pattern or family.pattern, family.never)
+    names = adapted_names(model, target, pattern or family.pattern)
+    if dropout > 0 and model.config.model_type == "albef":
+        recomputed = [name for name in names if name.endswith((".intermediate", ".output"))]
+        if recomputed:
+            raise ValueError(
+                f"lora_dropout must be 0 with adapters in {recomputed[0]}: ALBEF computes that layer again in the "
+                "backward pass, where something else would be dropped."
+            )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, modules_to_save=[*family.heads] or None
+    )
+    model.add_adapter(config)
+
+
+def whole_pattern(model: PreTrainedModel, pattern: str, never: str | None) -> str:
+    """For names in the model with its objectives as well as in its base model, which is loaded to ground."""
+    prefix = model.base_model_prefix
+    optional = rf"({re.escape(prefix)}\.)?" if prefix and hasattr(model, prefix) else ""
+    return (rf"(?!{never})" if never else "") + rf"{optional}({pattern})"
+
+
+def adapted_names(model: PreTrainedModel, target: str, pattern: str) -> list[str]:
+    """Names of the layers that get adapters.
+
+    Args:
+        target: regular expression for peft. pattern: what the user knows of it.
+
+    Raises:
+        ValueError: there are none, or not all are linear layers that the model calls itself.
+    """
+    try:
+        matched = {name: module for name, module in model.named_modules() if re.fullmatch(target, name)}
+    except re.error as error:
+        raise ValueError(f"lora_modules: {pattern!r} is no regular expression: {error}.") from error
+    prefix = f"{model.base_model_prefix}."
+    linear = [name.removeprefix(prefix) for name, module in model.named_modules() if type(module) is nn.Linear]
+    if not matched:
+        raise ValueError(
+            f"lora_modules: {pattern!r} is the whole name of no module that can be adapted. Linear layers are named "
+            f"like {linear[0]} and {linear[len(linear) // 2]}."
+        )
+    for name, module in matched.items():
+        if type(module) is not nn.Linear:
+            raise ValueError(
+                f"lora_modules: {pattern!r} also names {name}, a {type(module).__name__}: only linear layers get "
+                f"adapters, such as {linear[0]}."
+            )
+    return list(matched)
+
+
+def train_adapters(model: PreTrainedModel) -> None:
+    """Adapters that were loaded, and are frozen therefore, go on being trained; the rest stays frozen.
+
+    Their folder has no teacher: as with any checkpoint that has none, it begins as a copy of the student.
+    """
+    model.set_adapter(model.active_adapters())
+    if adapted_family(model).moving is not None:
+        model.restart_momentum_encoder()
+
+
+def lora_config(model: PreTrainedModel) -> "LoraConfig":
+    (name,) = model.active_adapters()
+    return model.peft_config[name]
+
+
+def adapted_family(model: PreTrainedModel) -> AdaptedModules:
+    return ADAPTED.get(model.config.model_type) or AdaptedModules(lora_config(model).target_modules)
+
+
+# Checkpoints of a run -------------------------------------------------------------------------------------------------
+
+
+def save_moving(model: PreTrainedModel, folder: Path) -> None:
+    """Saves what moves without a gradient beside the adapters, so that a run goes on as if nothing had been."""
+    moving = adapted_family(model).moving
+    if moving is not None:
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        save_file({name: value.detach() for name, value in tensors if re.fullmatch(moving, name)}, folder / MOMENTUM)
+
+
+def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
+    """Loads the adapters of a run's checkpoint, and what moved, into a model that has such adapters.
+
+    Raises:
+        ValueError: there are none in the folder, or others.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"{folder} has no adapters ({ADAPTER_WEIGHTS}) to go on from: it was trained without LoRA.")
+    (name,) = model.active_adapters()
+    state = {key.removeprefix("base_model.model."): value for key, value in load_file(file).items()}
+    shapes = {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
+    if shapes != {key: value.shape for key, value in state.items()}:
+        raise ValueError(f"The adapters in {folder} have another rank or sit in other modules: use the same lora_*.")
+    set_peft_model_state_dict(model, state, adapter_name=name)
+    if (folder / MOMENTUM).is_file():
+        model.load_state_dict(load_file(folder / MOMENTUM), strict=False)
+
+
+# Merging --------------------------------------------------------------------------------------------------------------
+
+
+def merge(adapters: str, output: Path) -> None:
+    """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
+
+    Args:
+        adapters: folder or Hub id.
+
+    Raises:
+        ValueError: it is no folder of adapters. ImportError: peft is missing.
+    """
+    if base_of(adapters) == adapters:
+        raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
+    from peft import PeftModel
+
+    model = load_model(base_of(adapters), training=True)
+    model = PeftModel.from_pretrained(model, adapters).merge_and_unload(safe_merge=True)
+    if model.config.model_type in ADAPTED and ADAPTED[model.config.model_type].moving is not None:
+        model.restart_momentum_encoder()
+    model.save_pretrained(output)
+    AutoProcessor.from_pretrained(adapters).save_pretrained(output)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m trainer.lora", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    merging = commands.add_parser("merge", help="write base model and adapters as one plain checkpoint")
+    merging.add_argument("adapters", help="folder or Hub id")
+    merging.add_argument("--output", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(arguments)
+    merge(args.adapters, args.output)
+    print(f"{args.output} written.")
+
+
+if __name__ == "__main__":
+    main()
