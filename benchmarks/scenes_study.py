@@ -1,10 +1,11 @@
-"""What AMC does to pointing, on the built-in scenes: kinds of annotation, how many of them, and parts of the loss.
+"""What AMC does to pointing, on the built-in scenes: model families, kinds and numbers of annotations, loss parts.
 
     python -m benchmarks.scenes_study kinds             # after `make train`, whose data and base model it takes
     python -m benchmarks.scenes_study budget losses     # goes on where it was; --jobs 2 runs two at a time
 
-Every run fine-tunes the base model of `make train` for equally many steps, and is scored on the held-out split `test`
-by the pointing game. Writes benchmarks/scenes_study.json, and docs/annotation_budget.png for the budget.
+Every run trains for equally many steps, ALBEF from the base model of `make train`, the other families from random
+weights, and is scored on the held-out split `test` by the pointing game. Writes benchmarks/scenes_study.json, and
+docs/annotation_budget.png for the budget.
 """
 
 import argparse
@@ -23,11 +24,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+import transformers
 from datasets import Image, List, load_dataset
 from PIL import Image as PilImage
 from PIL import ImageDraw
+from transformers.models.blip import BlipImageProcessorPil
 
+from benchmarks.small_models import Size, build
 from dataset_scripts.features import encode_png
+from modeling_albef_amc import tokenizer_from_texts
 
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "outputs" / "scenes"
@@ -43,12 +49,18 @@ class Run:
 
     Args:
         data: the variant of the training data, see `VARIANTS`.
-        settings: of train.py, beside those of trainer/configs/scenes_with_amc.yaml.
+        settings: of train.py, beside those of the recipe.
+        family: trained from random weights; none: ALBEF, from the base model of `make train`.
     """
 
     name: str
     data: str = "box"
     settings: dict[str, Any] = field(default_factory=dict)
+    family: str | None = None
+
+    @property
+    def recipe(self) -> str:
+        return f"trainer/configs/scenes_{'with_amc' if self.family is None else 'families'}.yaml"
 
 
 # Variants of the training data: what is left of a row's mask and box
@@ -153,8 +165,31 @@ def build_variant(name: str, folder: Path) -> Path:
     return folder
 
 
+def random_model(family: str, folder: Path) -> Path:
+    """A checkpoint of random weights with a tokenizer of the words of the scenes, as transformers saves it."""
+    if not (folder / "processor_config.json").exists():
+        texts = load_dataset(str(SCENES / "data"), split="train")["phrase"]
+        tokenizer = tokenizer_from_texts(texts)
+        torch.manual_seed(0)
+        size = Size(vocab_size=len(tokenizer), pad=tokenizer.pad_token_id, eos=tokenizer.sep_token_id)
+        build(family, size).save_pretrained(folder)
+        image_processor = BlipImageProcessorPil(size={"height": size.image_size, "width": size.image_size})
+        PROCESSORS[family](image_processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
 # Studies
 
+PROCESSORS = {
+    "blip": transformers.BlipProcessor,
+    "blip-2": transformers.Blip2Processor,
+    "vilt": transformers.ViltProcessor,
+    "bridgetower": transformers.BridgeTowerProcessor,
+    "clip": transformers.CLIPProcessor,
+    "altclip": transformers.AltCLIPProcessor,
+    "chinese_clip": transformers.ChineseCLIPProcessor,
+    "siglip": transformers.SiglipProcessor,
+}
 NO_AMC = {"amc_mean_weight": 0.0, "amc_max_weight": 0.0}
 STUDIES: dict[str, list[Run]] = {
     "kinds": [
@@ -174,6 +209,14 @@ STUDIES: dict[str, list[Run]] = {
         Run("margin of the max 1", "mask", {"amc_margin_max": 1.0}),
         Run("means over the batch", "mask", {"amc_reduction": "batch"}),
     ],
+    "families": [
+        run
+        for family in PROCESSORS
+        for run in (
+            Run(f"{family} without AMC", "mask", NO_AMC, family),
+            Run(f"{family} with AMC", "mask", family=family),
+        )
+    ],
 }
 
 
@@ -183,7 +226,7 @@ def train(run: Run, seed: int, folder: Path, steps: int) -> float:
     done = output / "all_results.json"
     if not done.exists():
         settings = {
-            "model": SCENES / "base",
+            "model": SCENES / "base" if run.family is None else folder.parent / "models" / run.family,
             "dataset": build_variant(run.data, folder.parent / "data" / run.data),
             "eval_splits": "test",
             "max_eval_examples": 10_000,
@@ -195,7 +238,7 @@ def train(run: Run, seed: int, folder: Path, steps: int) -> float:
             "report_to": "none",
         } | run.settings
         arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-        command = [sys.executable, "train.py", "trainer/configs/scenes_with_amc.yaml", *arguments]
+        command = [sys.executable, "train.py", run.recipe, *arguments]
         output.mkdir(parents=True, exist_ok=True)
         with open(output / "log.txt", "w") as log:
             subprocess.run(
@@ -231,6 +274,8 @@ def main(arguments: list[str] | None = None) -> None:
         runs = STUDIES[study]
         for data in {run.data for run in runs}:  # not while others build the same
             build_variant(data, options.output / "data" / data)
+        for family in {run.family for run in runs} - {None}:
+            random_model(family, options.output / "models" / family)
         with ThreadPoolExecutor(options.jobs) as pool:
             futures = {
                 (run.name, seed): pool.submit(train, run, seed, options.output / study, options.steps)

@@ -18,7 +18,7 @@ from .family_processors import max_tokens, whole_photos
 from .gradcam import choose_tokens, gradcam
 from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo, text_and_span
 from .pictures import mark, overlay
-from .processing_albef import post_process_grounding, tokenize_captions
+from .processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
 
 
 class VisualGroundingPipeline(Pipeline):
@@ -143,8 +143,7 @@ class VisualGroundingPipeline(Pipeline):
         if not phrases:
             return {"photo": photo, "phrases": phrases, "inputs": None}
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
-        options = dict(padding=True, return_attention_mask=True, return_tensors="pt")
-        inputs = dict(self.processor(images=photo, return_tensors="pt")) | dict(self.processor(text=texts, **options))
+        inputs = {**self.processor(images=photo, return_tensors="pt"), **tokenize_phrases(self.processor, texts)}
         if any(span is not None for span in spans):
             inputs |= tokenize_captions(self.processor, texts, spans)
         num_tokens, most = inputs["attention_mask"].sum(dim=1), max_tokens(self.model.config)

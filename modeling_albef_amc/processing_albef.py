@@ -196,6 +196,26 @@ def span_tokens(
     return rows
 
 
+def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: int | None = None) -> BatchFeature:
+    """
+    Phrases, tokenized for the model of any family.
+
+    Args:
+        max_length: tokens that a phrase is cut to; None does not cut.
+
+    Returns: `input_ids` and `attention_mask`, (num_phrases, num_tokens).
+
+    Raises:
+        ValueError: as of `AlbefProcessor`.
+    """
+    # Other families' processors hand the text on to the tokenizer; BLIP-2's counts places for an image in as well.
+    tokenize = processor if isinstance(processor, AlbefProcessor) else processor.tokenizer
+    options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
+    if max_length is not None:
+        options |= {"truncation": True, "max_length": max_length}
+    return tokenize(text=phrases, **options)
+
+
 def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, torch.Tensor]:
     """
     Captions and the words of each that are to be grounded, tokenized by the processor of any family.
@@ -211,8 +231,7 @@ def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: lis
     options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
     if isinstance(processor, AlbefProcessor):
         return dict(processor(text=captions, phrase_spans=spans, **options))
-    # Other families' processors hand the text on to the tokenizer as it is.
-    encoded = dict(processor(text=captions, return_offsets_mapping=True, **options))
+    encoded = dict(processor.tokenizer(captions, return_offsets_mapping=True, **options))
     offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
     chosen = span_tokens(offsets, attention_mask, captions, spans, span_characters)
     return {**encoded, "heatmap_token_mask": torch.tensor(chosen)}

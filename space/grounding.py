@@ -17,7 +17,7 @@ from modeling_albef_amc import AlbefProcessor, clean_text, gradcam
 from modeling_albef_amc.families import FAMILIES, explain_function
 from modeling_albef_amc.family_processors import max_tokens
 from modeling_albef_amc.gradcam import average_tokens
-from modeling_albef_amc.processing_albef import post_process_grounding, span_tokens
+from modeling_albef_amc.processing_albef import post_process_grounding, span_tokens, tokenize_phrases
 from modeling_albef_amc.tokenization_albef import cleaned_span, span_characters
 from models import Entry, Loaded, ModelError, load_own, load_strangers
 
@@ -203,7 +203,7 @@ def explain(loaded: Loaded, photo: Image.Image, phrases: list[str], layer: int |
     model, processor = loaded.model, loaded.processor
     words = [tokens_of_words(loaded, phrase) for phrase in phrases]
     pixel_values = processor(images=photo, return_tensors="pt")["pixel_values"].to(model.device)
-    inputs = processor(text=phrases, padding=True, return_attention_mask=True, return_tensors="pt").to(model.device)
+    inputs = tokenize_phrases(processor, phrases).to(model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     of_photo = torch.zeros(len(phrases), dtype=torch.long, device=model.device)
     with loaded.lock, torch.no_grad():

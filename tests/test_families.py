@@ -18,7 +18,7 @@ from modeling_albef_amc.families import FAMILIES as KNOWN
 from modeling_albef_amc.families import blip, step_targets
 from modeling_albef_amc.families_dual import contrastive_loss, padded_as_trained, sigmoid_loss
 from tests.conftest import tiny_batch, tiny_blip, tiny_config
-from tests.tiny_families import TINY, tiny_clip, tiny_siglip
+from tests.tiny_families import TINY
 from trainer.amc_loss import attention_mask_consistency_loss
 
 FAMILIES = {
@@ -486,7 +486,7 @@ def test_losses_of_dual_encoders_by_hand():
     ids, mask = batch["input_ids"][[1, 1, 2]], batch["attention_mask"][[1, 1, 2]]
     inputs = batch["pixel_values"], ids, mask, own
     negatives = {0: [2], 1: [2], 2: [0, 1]}
-    model = tiny_clip()
+    model = TINY["clip"]()
     logits = model(ids, batch["pixel_values"], mask).logits_per_text
     expected = []
     for table in (logits, logits.T):
@@ -494,7 +494,7 @@ def test_losses_of_dual_encoders_by_hand():
             expected.append(torch.logsumexp(torch.stack([table[i, i], *table[i, others]]), dim=0) - table[i, i])
     actual = contrastive_loss(model, None, None, *inputs)
     torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
-    model = tiny_siglip()
+    model = TINY["siglip"]()
     logits = model(padded_as_trained(model, ids, mask), batch["pixel_values"]).logits_per_text
     expected = [F.softplus(-logits[i, i]) + F.softplus(logits[i, others]).sum() for i, others in negatives.items()]
     actual = sigmoid_loss(model, None, None, *inputs)

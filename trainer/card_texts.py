@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from modeling_albef_amc.families import FAMILIES as KNOWN_FAMILIES
+
 PROTOCOL = (
     "hits / phrases, over the phrases that have boxes. A hit: the first maximum, in row order, of the heatmap, "
     "upsampled bicubically to the size of the original image, lies strictly inside any of the phrase's boxes."
@@ -143,8 +145,26 @@ AMC_CITATION = """@inproceedings{yang2023improving,
 }"""
 
 
+KNOWN_USAGE = """\
+`{class_name}.from_pretrained("{{model_id}}")` of transformers loads it. Its heatmaps are read out by the package
+`modeling_albef_amc` of the project albef-amc:
+
+```python
+from modeling_albef_amc import AutoGrounder
+
+grounder = AutoGrounder.from_pretrained("{{model_id}}")
+for answer in grounder.ground("photo.jpg", {{phrases}}):
+    print(answer["phrase"], answer["score"], answer["point"], answer["box"])
+```
+
+`score` says how well the phrase fits the photo, `point` is the heatmap's maximum (x, y), `box` (x1, y1, x2, y2)
+surrounds the heat at it; both in pixels of the photo. `answer["heatmap"]` is the map, of the photo's size."""
+
+
 def family_texts(model_type: str, class_name: str) -> Family:
     """The texts of a model family; of one that has none, what holds for any."""
+    if model_type in KNOWN_FAMILIES and model_type not in FAMILIES:
+        return Family(class_name, model_type, KNOWN_USAGE.format(class_name=class_name), citation="")
     usage = (
         f'`{class_name}.from_pretrained("{{model_id}}")` of transformers loads it. Its heatmaps were read out by a '
         "function of the run's own, `explain`, which is not in this repository."

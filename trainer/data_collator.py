@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 
+from modeling_albef_amc.processing_albef import tokenize_phrases
+
 from .augmentation import GroundingAugmentation
 from .regions import Region, open_image
 
@@ -143,15 +145,13 @@ class GroundingCollator:
         return image, image_hash, phrases, regions
 
     def _encode_phrases(self, records: Sequence[Mapping[str, Any]], phrases: list[str]) -> Mapping[str, torch.Tensor]:
-        options = {"truncation": self.max_length is not None, "max_length": self.max_length}
-        options |= {"return_attention_mask": True, "return_tensors": "pt"}
         try:
-            return self.processor(text=phrases, padding=True, **options)
+            return tokenize_phrases(self.processor, phrases, self.max_length)
         except ValueError:
             # The processor cannot name the record: ask it again, phrase by phrase.
             for record, phrase in zip(records, phrases, strict=True):
                 try:
-                    self.processor(text=[phrase], **options)
+                    tokenize_phrases(self.processor, [phrase], self.max_length)
                 except ValueError as error:
                     raise ValueError(f"{record_name(record)}: {error}") from error
             raise

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from modeling_albef_amc.families import Explain
 from modeling_albef_amc.family_processors import max_tokens
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
-from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
+from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
 
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
@@ -164,8 +164,7 @@ class Grounder:
         if self.protocol.in_caption:
             captions, spans = ([record[name] for record in records] for name in ("caption", "caption_span"))
             return tokenize_captions(self.processor, captions, spans)
-        options = dict(padding=True, return_attention_mask=True, return_tensors="pt")
-        return self.processor(text=[record["phrase"] for record in records], **options)
+        return tokenize_phrases(self.processor, [record["phrase"] for record in records])
 
     def answer(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
         """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely what was asked fits."""
