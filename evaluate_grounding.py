@@ -103,7 +103,7 @@ def summarize(store: RecordStore, protocol: Protocol, name: str) -> dict[str, An
         ValueError: no phrase of it can be scored.
     """
     store.counts()  # raises where blocks are missing
-    columns = ["image_id", "phrase", "categories", "error", *protocol.metrics]
+    columns = ["image_id", "phrase", "categories", "score", "absent", "error", *protocol.metrics]
     tally = Tally.of(store.tables(columns), protocol.metrics)
     if tally.num_records and tally.num_unusable == tally.num_records:
         raise ValueError(f"{name} has no record that can be used; the first: {tally.unusable[0]}")
@@ -112,7 +112,11 @@ def summarize(store: RecordStore, protocol: Protocol, name: str) -> dict[str, An
     if tally.num_unusable:
         print(f"{name}: {tally.num_unusable} of {tally.num_records} records cannot be used and were left out, such as")
         print("\n".join(f"  {line}" for line in tally.unusable))
-    return tally.summary()
+    summary = tally.summary()
+    if "absent" in summary:
+        of_absent = summary["absent"]
+        print(f"{name}: AUROC of true against {of_absent['num_phrases']} absent phrases: {of_absent['auroc']:.3f}")
+    return summary
 
 
 def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> dict[str, dict[str, float]]:

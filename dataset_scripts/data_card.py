@@ -18,6 +18,7 @@ COLUMNS = {
     "caption_span": '(first, end): `caption.split(" ")[first:end]` are the phrase\'s words; empty without a caption',
     "categories": "kinds of the phrase, such as “people”, where the source has them",
     "proposals": "a detector's boxes in the image, as `boxes`, where there are some",
+    "absent": "whether the phrase is known to fit nothing in the image",
 }
 SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")
 UNKNOWN_LICENSE = (

@@ -35,6 +35,7 @@ FEATURES = Features(
         "caption_span": List(Value("int32")),
         "categories": List(Value("string")),
         "proposals": List(List(Value("float32"), length=4)),
+        "absent": Value("bool"),
     }
 )
 
@@ -49,6 +50,7 @@ def make_row(
     caption_span: tuple[int, int] | None = None,
     categories: Sequence[str] = (),
     proposals: Sequence[Sequence[float]] = (),
+    absent: bool = False,
 ) -> dict[str, Any]:
     """A row with all columns of `FEATURES`.
 
@@ -59,6 +61,7 @@ def make_row(
         caption_span: (first, end): `caption.split(" ")[first:end]` are the phrase's words.
         categories: kinds of the phrase, such as "people".
         proposals: a detector's boxes in the image.
+        absent: somebody has looked, and there is no such thing in the image.
     """
     return {
         "image": image,
@@ -70,6 +73,7 @@ def make_row(
         "caption_span": list(caption_span or ()),
         "categories": list(categories),
         "proposals": list(proposals),
+        "absent": absent,
     }
 
 

@@ -10,18 +10,22 @@ relation phrases; test_unseen has attribute phrases for a red cross, a green squ
 which no other split ever shows. The captions split names all objects of a scene, in random order and without a region:
 image-text data to pretrain on.
 
+On request scenes also have phrases for what is not in them: each of its words is true of some object, but not all of
+them of one ("red star" where there are a red cross and a blue star).
+
 The objects' centres lie on a lattice of an eighth of the image: in the middle of the 16-pixel patches of an image of
 128 pixels. A small vision transformer that is trained from nothing learns a shape quickly when it falls on the patches
 in few ways, and a heatmap, which is highest in the middle of a patch, can hit an object that is hardly larger than one.
 
-Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, and pixels are mixed in
-integers, so that a scene does not depend on the other scenes or on the machine.
+Scene `i` of a split is drawn from `numpy.random.PCG64([seed, split, i])` and nothing else, its absent phrases from
+`PCG64([seed, split, i, 1])`, and pixels are mixed in integers, so that a scene does not depend on the other scenes, on
+the machine, or on what is asked about it.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import datasets
@@ -85,6 +89,9 @@ class ScenesConfig(datasets.BuilderConfig):
     phrases_per_scene: int = field(
         default=4, metadata={"help": "At most this many rows per scene, 2 to 4, each with another target."}
     )
+    absent_per_scene: int = field(
+        default=0, metadata={"help": "At most this many rows per scene for what is not in it, beside the others."}
+    )
     train: int = field(default=6000, metadata={"help": "Scenes of the train split."})
     validation: int = field(default=200, metadata={"help": "Scenes of the validation split."})
     test: int = field(default=400, metadata={"help": "Scenes of the test split: attribute phrases only."})
@@ -104,6 +111,8 @@ class ScenesConfig(datasets.BuilderConfig):
             raise ValueError(f"image_size must be at least {_MIN_IMAGE_SIZE} pixels, got {self.image_size}")
         if not 2 <= self.phrases_per_scene <= 4:
             raise ValueError(f"phrases_per_scene must be 2, 3 or 4, got {self.phrases_per_scene}")
+        if self.absent_per_scene < 0:
+            raise ValueError(f"absent_per_scene must not be negative, got {self.absent_per_scene}")
         if min(self.counts.values()) < 0 or not any(self.counts.values()):
             raise ValueError(f"the numbers of scenes must not be negative and not all 0, got {self.counts}")
 
@@ -160,7 +169,8 @@ class Scenes(SourceBuilder):
             self.report.kept[f"scenes of {split}"] += 1
             for row in scene_rows(self.config, split, index):
                 kind = "relation phrases" if is_relation(row["phrase"]) else "attribute phrases"
-                self.report.kept[f"{kind if row['boxes'] else 'captions'} of {split}"] += 1
+                kind = "absent phrases" if row["absent"] else kind if row["boxes"] else "captions"
+                self.report.kept[f"{kind} of {split}"] += 1
                 yield row
 
 
@@ -168,17 +178,41 @@ def scene_rows(config: ScenesConfig, split: str, index: int) -> list[dict[str, A
     """One scene as rows of `features.FEATURES`, the pictures as PNG."""
     scene = draw_scene(config, split, index)
     image = encode_png(scene.image)
+    image_id = f"{split}-{index:06d}"
     targets = [(phrase, [] if target is None else [scene.objects[target]]) for phrase, target in scene.phrases]
-    return [
+    rows = [
         make_row(
             image,
-            f"{split}-{index:06d}",
+            image_id,
             phrase,
             boxes=[item.box for item in items],
             masks=[encode_png(item.mask) for item in items],
         )
         for phrase, items in targets
     ]
+    if split != CAPTIONS and config.absent_per_scene:
+        rng = np.random.Generator(np.random.PCG64([config.seed, SPLITS.index(split), index, 1]))
+        absent = absent_phrases(rng, scene.objects, config.absent_per_scene)
+        rows += [make_row(image, image_id, phrase, absent=True) for phrase in absent]
+    return rows
+
+
+def absent_phrases(rng: np.random.Generator, objects: list[SceneObject], most: int) -> list[str]:
+    """Up to `most` different attribute phrases that fit no object, although each of their words fits one.
+
+    No colour and shape that only test_unseen has: to be told in training that they are not there would be a hint.
+    """
+    values = {name: sorted({getattr(item, name) for item in objects}) for name in _NAMES}
+    missing = []
+    for item in (dict(zip(_NAMES, chosen)) for chosen in product(*values.values())):
+        if (item["colour"], item["shape"]) in HELD_OUT:
+            continue
+        for names in (names for names in _DESCRIPTIONS if len(names) >= 2):
+            if not any(all(getattr(other, name) == item[name] for name in names) for other in objects):
+                missing.append((names, tuple(item[name] if name in names else "" for name in _NAMES)))
+    missing = list(dict.fromkeys(missing))
+    chosen = _pick(rng, missing, most)
+    return [_word_attributes(rng, _Planned(*values, centre=(0, 0)), names) for names, values in chosen]
 
 
 def is_relation(phrase: str) -> bool:

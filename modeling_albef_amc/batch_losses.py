@@ -80,6 +80,24 @@ def matching_loss(
     return (right + wrong.where(exists, 0)).mean()
 
 
+def absent_loss(phrases: PhraseAttention, own_image: torch.Tensor, is_absent: torch.Tensor) -> torch.Tensor:
+    """What a model learns from phrases of which people said that nothing in the image fits them; 0 where there is none.
+
+    Cross-entropy of "does not fit" where the model has log-odds. One that only compares learns to score them lower than
+    the image's true phrases in the batch: `softplus(absent - true)`.
+
+    Args:
+        phrases: what the family's function gave, in the graph. own_image, is_absent: (num_phrases,).
+    """
+    if phrases.match_logit is not None:
+        losses = F.softplus(phrases.match_logit.float())[is_absent]
+        return losses.sum() / max(len(losses), 1)
+    score = phrases.score.float()
+    is_pair = is_absent[:, None] & ~is_absent & (own_image[:, None] == own_image)
+    losses = F.softplus(score[:, None] - score)[is_pair]
+    return losses.sum() / max(len(losses), 1)
+
+
 @torch.no_grad()
 def hardest_image(
     model: PreTrainedModel,

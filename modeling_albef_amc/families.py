@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
-from .batch_losses import matching_loss
+from .batch_losses import absent_loss, matching_loss
 from .families_dual import clip, contrastive_loss, siglip, sigmoid_loss
 from .families_fusion import blip, blip_2, bridgetower, vilt
 from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
@@ -125,14 +125,18 @@ def explain_function(model: PreTrainedModel) -> Explain:
 class GroundingOutput(ModelOutput):
     """Output of a model made trainable by `groundable`.
 
-    - `loss`, `loss_itm` or, of a dual encoder, `loss_itc`: right pairs of the batch against wrong ones.
-    - `scores` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the true pairs.
+    - `loss_itm` or, of a dual encoder, `loss_itc`: right pairs of the batch against wrong ones; 0 where all are absent.
+    - `loss_absent`: phrases that are known to fit nothing in their image, where there are some.
+    - `loss`: the sum.
+    - `scores`, `probability` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the phrases and their images.
     """
 
     loss: torch.FloatTensor | None = None
     loss_itm: torch.FloatTensor | None = None
     loss_itc: torch.FloatTensor | None = None
+    loss_absent: torch.FloatTensor | None = None
     scores: torch.FloatTensor | None = None
+    probability: torch.FloatTensor | None = None
     heatmaps: torch.FloatTensor | None = None
 
 
@@ -156,6 +160,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         attention_mask: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
+        is_absent: torch.Tensor | None = None,
         output_heatmaps: bool = False,
         **unused,
     ) -> GroundingOutput:
@@ -165,11 +170,26 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
             heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
-        batch = pixel_values, input_ids, attention_mask, own_image, image_ids
-        loss = loss_function(model, explain, attention, *batch)
-        scores = attention.score if create_graph else attention.score.detach()
+        losses = {}
+        true_pairs, texts, true_image = attention, (input_ids, attention_mask), own_image
+        if is_absent is not None and is_absent.any():
+            losses["loss_absent"] = absent_loss(attention, own_image, is_absent)
+            *texts, true_image = (None if rows is None else rows[~is_absent] for rows in (*texts, own_image))
+            of_pairs = {name: getattr(attention, name) for name in ("score", "match_logit")}
+            rows = {name: value[~is_absent] for name, value in of_pairs.items() if value is not None}
+            true_pairs = attention._replace(**rows)
         name = "loss_itm" if loss_function is matching_loss else "loss_itc"
-        return GroundingOutput(loss=loss, scores=scores, heatmaps=heatmaps, **{name: loss})
+        if len(true_image):
+            losses[name] = loss_function(model, explain, true_pairs, pixel_values, *texts, true_image, image_ids)
+        else:
+            losses[name] = attention.score.sum() * 0
+        return GroundingOutput(
+            loss=sum(losses.values()),
+            scores=attention.score if create_graph else attention.score.detach(),
+            probability=attention.probability,
+            heatmaps=heatmaps,
+            **losses,
+        )
 
     model.forward = MethodType(forward, model)
     return model
@@ -197,5 +217,5 @@ def step_targets(model: PreTrainedModel, micro_batches: list[dict]) -> list:
     """
     if not isinstance(model, AlbefForPreTraining):
         return [None] * len(micro_batches)
-    names = ("pixel_values", "input_ids", "attention_mask", "image_index", "image_ids")
+    names = "pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "is_absent"
     return model.momentum_step([{name: batch[name] for name in names if name in batch} for batch in micro_batches])

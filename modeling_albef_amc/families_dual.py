@@ -107,7 +107,7 @@ def siglip(
         score = cosine * model.logit_scale.exp() + model.logit_bias
     rows = None if recorded[0] is None else torch.ones(recorded[0].shape[::2], device=score.device)
     probability = score.detach().float().sigmoid()
-    return PhraseAttention(score, recorded[0], rows, slice(None), patch_grid(model, pixel_values), probability)
+    return PhraseAttention(score, recorded[0], rows, slice(None), patch_grid(model, pixel_values), probability, score)
 
 
 @contextmanager
@@ -144,12 +144,21 @@ def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mas
     """(num_phrases, projection_dim), unit length.
 
     Raises:
-        ValueError: a phrase is longer than SigLIP takes.
+        ValueError: a phrase is longer than SigLIP takes, or lacks the end token that CLIP reads.
     """
     if isinstance(model, SiglipModel):
         input_ids, attention_mask = padded_as_trained(model, input_ids, attention_mask), None
+    elif isinstance(model, CLIPModel):
+        check_end(input_ids, model.config.text_config.eos_token_id)
     features = model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
     return F.normalize(features, dim=-1)
+
+
+def check_end(input_ids: torch.Tensor, end: int) -> None:
+    """CLIP reads the place of the end token; where there is none, it takes the first place without a word."""
+    # 2 stands in old configurations, whatever the end token is: transformers then reads the highest token.
+    if end != 2 and not (input_ids == end).any(dim=1).all():
+        raise ValueError(f"A phrase has no end token (id {end}), which CLIP reads: tokenize it with CLIP's tokenizer.")
 
 
 def padded_as_trained(model: SiglipModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

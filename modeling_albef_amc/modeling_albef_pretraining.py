@@ -31,13 +31,14 @@ TEMPERATURE_RANGE = 0.001, 0.5
 class AlbefForPreTrainingOutput(ModelOutput):
     """Output of `AlbefForPreTraining`.
 
-    - `loss`: the sum of the three below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
-      masked words; None without `mlm_labels`.
-    - `itm_logits` (num_phrases, 2): of the true pairs. `negative_itm_logits` (2 * num_phrases, 2): in training, of each
-      phrase with a negative image, then of each phrase's image with a negative phrase.
+    - `loss`: the sum of those below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
+      masked words; None without `mlm_labels`. `loss_absent`: phrases that fit nothing; None where there are none.
+    - `itm_logits` (num_phrases, 2): of the phrases and their images. `negative_itm_logits` (2 * num_phrases, 2): in
+      training, of each phrase with a negative image, then of each phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
-    - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length.
+    - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length;
+      without the phrases that are absent.
     - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers with the true pairs, when asked
       for. `vision_model_output`: of the image encoder.
     """
@@ -46,6 +47,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
     loss_itc: torch.FloatTensor | None = None
     loss_itm: torch.FloatTensor | None = None
     loss_mlm: torch.FloatTensor | None = None
+    loss_absent: torch.FloatTensor | None = None
     itm_logits: torch.FloatTensor | None = None
     negative_itm_logits: torch.FloatTensor | None = None
     mlm_logits: torch.FloatTensor | None = None
@@ -219,6 +221,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         negative_image_index: torch.Tensor | None = None,
         negative_text_index: torch.Tensor | None = None,
         momentum_targets: MomentumTargets | None = None,
+        is_absent: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """
@@ -233,6 +236,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             negative_image_index: (num_phrases,), a wrong image for each phrase; negative_text_index: (num_phrases,), a
                 wrong phrase for each phrase's image. None: drawn by their similarity; in evaluation the most similar.
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
+            is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from. The
+                negatives' indices then count the others only, and stand for them only.
         """
         alpha = self.config.alpha if alpha is None else alpha
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
@@ -244,6 +249,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 "attention_mask": attention_mask,
                 "image_index": image_index,
                 "image_ids": image_ids,
+                "is_absent": is_absent,
             }
             (momentum_targets,) = self.momentum_step([batch])
         temperature = self.albef.temperature.clamp(*TEMPERATURE_RANGE)
@@ -267,7 +273,27 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             text_embeds=text_embeds,
             **kwargs,
         )
-        text_embeds = encoded.text_hidden_state
+        text_embeds, text_mask, true_itm_logits = encoded.text_hidden_state, attention_mask, itm_logits
+        loss_absent = None
+        if is_absent is not None and is_absent.any():
+            match_logit = (itm_logits[:, 1] - itm_logits[:, 0]).float()
+            loss_absent = F.softplus(match_logit[is_absent]).mean()
+            if is_absent.all():
+                # Every parameter has a gradient, which distributed wrappers wait for.
+                zero = sum((parameter * 0).sum() for parameter in self.parameters() if parameter.requires_grad)
+                return AlbefForPreTrainingOutput(
+                    loss=loss_absent + zero,
+                    loss_itc=zero,
+                    loss_itm=zero,
+                    loss_mlm=None if mlm_labels is None else zero,
+                    loss_absent=loss_absent,
+                    itm_logits=itm_logits,
+                    heatmaps=heatmaps,
+                )
+            per_phrase = text_embeds, text_mask, true_itm_logits, own_image, masked_embeds, mlm_input_ids, mlm_labels
+            text_embeds, text_mask, true_itm_logits, own_image, masked_embeds, mlm_input_ids, mlm_labels = (
+                None if rows is None else rows[~is_absent] for rows in per_phrase
+            )
         image_features = self.albef.itc_image_features(vision.last_hidden_state)
         text_features = self.albef.itc_text_features(text_embeds)
         matches = known_matches(momentum_targets)
@@ -276,7 +302,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         )
 
         # A row without any allowed negative, as in a batch of one, has its true pair only.
-        own = slice(momentum_targets.position, momentum_targets.position + len(input_ids))
+        num_pairs = len(own_image)
+        own = slice(momentum_targets.position, momentum_targets.position + num_pairs)
         wrong_texts, wrong_images = (~known[:, own] for known in matches)
         has_negative = torch.cat([wrong_images.any(dim=1), wrong_texts.any(dim=1)])
         is_chosen = negative_image_index is None, negative_text_index is None
@@ -286,34 +313,33 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         if negative_text_index is None:
             negative_text_index = choose(image_to_text, wrong_texts)
         texts, images = [text_embeds, text_embeds[negative_text_index]], [negative_image_index, own_image]
-        masks = None if attention_mask is None else [attention_mask, attention_mask[negative_text_index]]
+        masks = None if text_mask is None else [text_mask, text_mask[negative_text_index]]
         if mlm_labels is not None:
             texts.append(masked_embeds)
             images.append(own_image)
-            masks = None if masks is None else [*masks, attention_mask]
+            masks = None if masks is None else [*masks, text_mask]
         states = self.albef.text_model(
             text_embeds=torch.cat(texts),
             attention_mask=None if masks is None else torch.cat(masks),
             image_key_values=image_key_values,
             image_index=torch.cat(images),
-        ).last_hidden_state.split(len(input_ids))
+        ).last_hidden_state.tensor_split(len(texts))
         negative_itm_logits = self.albef.itm_head(torch.cat(states[:2])[:, 0])
-        is_given = ~torch.tensor(is_chosen, device=has_negative.device).repeat_interleave(len(input_ids))
-        loss_itm = matching_loss(itm_logits, negative_itm_logits, has_negative | is_given)
+        is_given = ~torch.tensor(is_chosen, device=has_negative.device).repeat_interleave(num_pairs)
+        loss_itm = matching_loss(true_itm_logits, negative_itm_logits, has_negative | is_given)
 
         loss_mlm, mlm_logits = None, None
         if mlm_labels is not None:
             teacher = None
             if alpha > 0:
-                teacher = self._momentum_mlm_logits(
-                    mlm_input_ids, attention_mask, mlm_labels, own_image, momentum_targets
-                )
+                teacher = self._momentum_mlm_logits(mlm_input_ids, text_mask, mlm_labels, own_image, momentum_targets)
             loss_mlm, mlm_logits = self._masked_language_loss(states[2], mlm_labels, teacher, alpha)
         return AlbefForPreTrainingOutput(
-            loss=loss_itc + loss_itm + (0 if loss_mlm is None else loss_mlm),
+            loss=sum(loss for loss in (loss_itc, loss_itm, loss_mlm, loss_absent) if loss is not None),
             loss_itc=loss_itc,
             loss_itm=loss_itm,
             loss_mlm=loss_mlm,
+            loss_absent=loss_absent,
             itm_logits=itm_logits,
             # Of an evaluation they would depend on what else is in the batch, as nothing else does but the losses.
             negative_itm_logits=negative_itm_logits if self.training else None,
@@ -406,8 +432,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         features are gathered from all. In evaluation mode nothing moves and nothing is gathered.
 
         Args:
-            micro_batches: each with `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids` where
-                there are any; see `forward`.
+            micro_batches: each with `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids`,
+                `is_absent` where there are any; see `forward`.
         """
         if self.training:
             self._move_momentum_encoder()
@@ -439,6 +465,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
+        is_absent: torch.Tensor | None = None,
     ) -> MomentumTargets:
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         if image_ids is None and self.training:  # fingerprints that no picture of the queue or of another process has
@@ -455,12 +482,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         image_features = F.normalize(teacher.vision_projection(image_embeds[:, 0]), dim=-1)
         if image_index is not None:
             image_features, image_ids = image_features[image_index], image_ids[image_index]
+        pairs = slice(None) if is_absent is None else ~is_absent  # what is absent enters no queue
         return MomentumTargets(
             image_embeds=image_embeds,
-            image_features=image_features,
-            text_features=F.normalize(teacher.text_projection(text_embeds[:, 0]), dim=-1),
-            image_ids=image_ids,
-            text_ids=text_fingerprints(input_ids, attention_mask),
+            image_features=image_features[pairs],
+            text_features=F.normalize(teacher.text_projection(text_embeds[:, 0]), dim=-1)[pairs],
+            image_ids=image_ids[pairs],
+            text_ids=text_fingerprints(input_ids, attention_mask)[pairs],
         )
 
     def _momentum_pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

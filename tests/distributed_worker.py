@@ -45,7 +45,7 @@ def by_trainer(folder: Path, per_device: int, **more) -> dict:
         "weights": watcher.weights,
         "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
         "metrics": metrics,
-        "points": trainer.predict(held_out).predictions,
+        "points": trainer.predict(held_out).predictions[0],
     }
 
 

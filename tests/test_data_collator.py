@@ -87,8 +87,7 @@ def test_a_batch_by_hand(collator):
     batch = collator(records)
     assert set(batch) == {
         *("pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "masks", "has_region", "boxes"),
-        "image_sizes",
-        "record_names",
+        *("image_sizes", "is_absent", "record_names"),
     }
     # Trainer counts examples by the first tensor.
     assert len(next(iter(batch.values()))) == 3

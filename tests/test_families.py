@@ -412,9 +412,9 @@ def test_groundable_forward(family):
     if KNOWN[model.config.model_type].loss is matching_loss:
         loss = F.softplus(-right.match_logit) + F.softplus(wrong.match_logit)
         torch.testing.assert_close(output.loss, loss.mean(), rtol=1e-4, atol=1e-6)
-        assert output.loss_itm is output.loss and output.loss_itc is None
+        assert output.loss_itm == output.loss and output.loss_itc is None
     else:
-        assert output.loss_itc is output.loss and output.loss_itm is None
+        assert output.loss_itc == output.loss and output.loss_itm is None
     torch.testing.assert_close(output.scores, right.score, rtol=1e-4, atol=1e-5)
     close_maps(output.heatmaps.detach(), expected)
     assert output.heatmaps.requires_grad

@@ -173,7 +173,8 @@ def test_answers_as_the_original_code_judges_them(shared_dir):
 def test_the_tally_by_hand():
     def record(pointing, box, categories=(), error=None):
         hits = {"pointing_game": pointing, "box_accuracy": box}
-        return {"image_id": "a", "phrase": "b", "categories": list(categories), "error": error, **hits}
+        row = {"image_id": "a", "phrase": "b", "categories": list(categories), "score": 0.5, "absent": False}
+        return {**row, "error": error, **hits}
 
     tally = Tally(("pointing_game", "box_accuracy"))
     for entry in [

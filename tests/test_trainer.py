@@ -426,7 +426,7 @@ def test_the_pointing_game_equals_a_naive_one(tmp_path):
     assert 0 < sum(hits) < len(hits) == 12, "a test that could not fail"
     assert metrics["eval_pointing_game"] == pytest.approx(sum(hits) / len(hits))
     assert metrics["eval_num_phrases"] == 12
-    assert trainer.predict(dataset).predictions.tolist() == [list(point) for point in points]
+    assert trainer.predict(dataset).predictions[0].tolist() == [list(point) for point in points]
 
 
 def test_evaluation_and_prediction_use_the_collator_without_augmentation(tmp_path):

@@ -45,6 +45,9 @@ class AmcConfig(TrainingArguments):
     itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast (ITC)."})
     itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching (ITM)."})
     mlm_weight: float = field(default=1.0, metadata={"help": "Weight of masked language modelling (MLM)."})
+    absent_weight: float = field(
+        default=1.0, metadata={"help": "Weight of telling that phrases marked absent do not fit their image."}
+    )
     amc_mean_weight: float = field(default=0.2, metadata={"help": "Weight of loss_amc_mean; 0 for none."})
     amc_max_weight: float = field(default=0.8, metadata={"help": "Weight of loss_amc_max; 0 for none."})
     amc_margin_mean: float = field(default=0.1, metadata={"help": "Margin between the means (Δ_mean)."})
@@ -69,11 +72,11 @@ class AmcConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        weights = "itc_weight", "itm_weight", "mlm_weight", "amc_mean_weight", "amc_max_weight"
+        weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
         for name in weights:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if not any(getattr(self, name) for name in weights):
+        if not any(getattr(self, name) for name in weights if name != "absent_weight"):  # few data have such phrases
             raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")

@@ -26,15 +26,17 @@ from .amc_loss import attention_mask_consistency_loss
 from .lora import load_checkpoint, save_moving
 from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
+from .scoring import auroc
 
 logger = logging.get_logger(__name__)
 METRICS = Path(__file__).parent / "metrics"
 PADDING = -100
-# What each loss is the mean over: the number of phrases, of masked words, of phrases with a region.
+# What each loss is the mean over: the number of true phrases, masked words, absent phrases, phrases with a region.
 ITEMS = {
     "loss_itc": "phrases",
     "loss_itm": "phrases",
     "loss_mlm": "mlm_tokens",
+    "loss_absent": "absent",
     "loss_amc_mean": "regions",
     "loss_amc_max": "regions",
 }
@@ -76,7 +78,7 @@ class AmcTrainer(Trainer):
         **kwargs,
     ):
         self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
-        kwargs.setdefault("compute_metrics", self.compute_pointing_game)
+        kwargs.setdefault("compute_metrics", self.compute_scores)
         self.explain = with_own_forward(explain or explain_function(model))
         super().__init__(groundable(model, self.explain), args, **kwargs)
         # compute_loss divides by the items of the whole step already.
@@ -192,7 +194,8 @@ class AmcTrainer(Trainer):
         for name in ("boxes", "image_sizes", "record_names"):
             inputs.pop(name, None)
         outputs = model(**inputs, alpha=self.alpha(), output_heatmaps=uses_amc or not model.training)
-        losses = {name: outputs[name] for name in ("loss_itc", "loss_itm", "loss_mlm") if outputs.get(name) is not None}
+        own = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
+        losses = {name: outputs[name] for name in own if outputs.get(name) is not None}
         if outputs.heatmaps is not None:
             losses |= attention_mask_consistency_loss(
                 outputs.heatmaps,
@@ -223,6 +226,7 @@ class AmcTrainer(Trainer):
             "loss_itc": args.itc_weight,
             "loss_itm": args.itm_weight,
             "loss_mlm": args.mlm_weight,
+            "loss_absent": args.absent_weight,
             "loss_amc_mean": args.amc_mean_weight,
             "loss_amc_max": args.amc_max_weight,
         }
@@ -299,23 +303,30 @@ class AmcTrainer(Trainer):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The loss, the point (x, y) of each phrase in pixels, and its boxes."""
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """The loss; the point (x, y) of each phrase in pixels and how likely it fits; its boxes and if it is absent."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
             if prediction_loss_only:
                 return loss.detach(), None, None
-            return loss.detach(), heatmap_points(outputs.heatmaps, inputs["image_sizes"]), inputs["boxes"]
+            points = heatmap_points(outputs.heatmaps, inputs["image_sizes"])
+            probability = outputs.get("probability")
+            if probability is None:
+                probability = outputs.itm_logits.float().softmax(dim=-1)[:, 1]
+            return loss.detach(), (points, probability), (inputs["boxes"], inputs["is_absent"])
 
-    def compute_pointing_game(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy over the phrases that have boxes; nothing where none has."""
-        annotated = (prediction.label_ids != PADDING).any(axis=(1, 2))
-        if not annotated.any():
-            return {}
-        return self.pointing_game.compute(
-            points=prediction.predictions[annotated], boxes=prediction.label_ids[annotated]
-        )
+    def compute_scores(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Pointing accuracy of the phrases that have boxes, and `absent_auroc`: how well the score tells phrases that
+        fit from those that are absent; each where there are such phrases."""
+        (points, probability), (boxes, is_absent) = prediction.predictions, prediction.label_ids
+        has_boxes = (boxes != PADDING).any(axis=(1, 2))
+        scores = {}
+        if has_boxes.any():
+            scores |= self.pointing_game.compute(points=points[has_boxes], boxes=boxes[has_boxes])
+        if is_absent.any() and not is_absent.all():
+            scores["absent_auroc"] = auroc(probability[~is_absent], probability[is_absent])
+        return scores
 
     # Publishing
 
@@ -418,10 +429,12 @@ def noting(advice: str) -> Iterator[None]:
 
 
 def count_items(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """How many phrases, masked words and phrases with a region these batches have."""
+    """How many true phrases, absent ones, masked words and phrases with a region these batches have."""
     counts: dict[str, torch.Tensor] = defaultdict(lambda: torch.tensor(0))
     for batch in batches:
-        counts["phrases"] = counts["phrases"] + torch.tensor(len(batch["input_ids"]))
+        is_absent = batch.get("is_absent", torch.tensor(False))
+        counts["absent"] = counts["absent"] + is_absent.sum()
+        counts["phrases"] = counts["phrases"] + len(batch["input_ids"]) - is_absent.sum()
         counts["regions"] = counts["regions"] + batch["has_region"].sum()
         if "mlm_labels" in batch:
             counts["mlm_tokens"] = counts["mlm_tokens"] + (batch["mlm_labels"] != -100).sum()

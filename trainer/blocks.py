@@ -16,7 +16,7 @@ from datasets import Dataset, Image, IterableDataset, List, load_dataset, load_d
 # All that is looked at; other columns are not read.
 COLUMNS = (
     *("image", "image_id", "phrase", "caption", "caption_span"),
-    *("boxes", "polygons", "masks", "proposals", "categories"),
+    *("boxes", "polygons", "masks", "scribbles", "scribble_radius", "absent", "proposals", "categories"),
 )
 PICTURES = "image", "masks"
 

@@ -1,4 +1,4 @@
-"""Turns records `{image, image_id, phrase, boxes, polygons or masks}` into the batch of the model and the loss."""
+"""Turns records `{image, image_id, phrase, boxes, polygons, masks, …}` into the batch of the model and the loss."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,9 @@ class GroundingCollator:
     phrases and regions. Without an `image_id` each row is its own image.
 
     The image of a record is a PIL image, the undecoded `{"bytes", "path"}` of a datasets `Image()` feature, or a uint8
-    array `(height, width, 3)`. For its region see [`Region.from_record`]; of masks, polygons and boxes the first that
-    is present is the region. A record with none of them is an example without region.
+    array `(height, width, 3)`. For its region see [`Region.from_record`]; of masks, polygons, scribbles and boxes the
+    first that is present is the region. A record with none of them is an example without region; one that is `absent`
+    has none, and a phrase that fits nothing in its image.
 
     All random draws come from torch's global generator: a seeded worker repeats its batches.
 
@@ -70,7 +71,7 @@ class GroundingCollator:
             `image_index`: long `(num_phrases,)`, the row of `pixel_values` that a phrase belongs to.
             `image_ids`: long `(num_images,)`, a stable 63-bit hash of `image_id`, or of the pixels without one.
             `masks`: float32 `(num_phrases, mask_size, mask_size)` in [0, 1], zeros without region.
-            `has_region`: bool `(num_phrases,)`.
+            `has_region`, `is_absent`: bool `(num_phrases,)`.
             `boxes`: float32 `(num_phrases, max_boxes, 4)`, xyxy in pixels of the (augmented) image, within it; -100
                 after a phrase's last box; `max_boxes` is at least 1.
             `image_sizes`: long `(num_phrases, 2)`, height and width in pixels of the (augmented) image.
@@ -112,12 +113,14 @@ class GroundingCollator:
             "image_ids": torch.tensor(image_ids, dtype=torch.long),
             "masks": torch.from_numpy(np.stack([self._draw(region) for region in regions])),
             "has_region": torch.tensor([region is not None for region in regions]),
+            "is_absent": torch.tensor([bool(record.get("absent")) for record in records]),
             "boxes": _pad_boxes(regions),
             "image_sizes": sizes,
             "record_names": [record_name(record) for record in records],
         }
         if self.mlm_probability > 0:
             batch["mlm_input_ids"], batch["mlm_labels"] = self._mask_tokens(batch["input_ids"])
+            batch["mlm_labels"][batch["is_absent"]] = PADDING  # its image does not tell its words
         return batch
 
     def _read_image(
@@ -139,6 +142,8 @@ class GroundingCollator:
                 regions.append(Region.from_record(record, image.height, image.width))
             except ValueError as error:
                 raise ValueError(f"{record_name(record)}: {error}") from error
+            if record.get("absent") and regions[-1] is not None:
+                raise ValueError(f"{record_name(record)}: it is absent and has a region; drop one of them")
             phrases.append(phrase)
         if self.augmentation is not None:
             image, phrases, regions = self.augmentation(image, phrases, regions)

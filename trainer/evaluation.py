@@ -128,7 +128,9 @@ class Grounder:
             except ValueError as problem:
                 phrase.error = str(problem)
             else:
-                if self.protocol.one_box and len(phrase.boxes) > 1:
+                if phrase.record.get("absent") and len(phrase.boxes):
+                    phrase.error = "it is absent and has a region; drop one of them"
+                elif self.protocol.one_box and len(phrase.boxes) > 1:
                     phrase.error = f"it has {len(phrase.boxes)} boxes; {self.protocol.name} has one a phrase"
         return phrase
 
@@ -199,6 +201,7 @@ class Grounder:
             "image_id": None if record.get("image_id") is None else str(record["image_id"]),
             "phrase": record["phrase"] if isinstance(record["phrase"], str) else None,
             "categories": record.get("categories") or [],
+            "absent": bool(record.get("absent")),
             "error": phrase.error,
         }
         if phrase.error is not None:

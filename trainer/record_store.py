@@ -41,6 +41,7 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
         ("box", pa.list_(pa.int32())),
         *((metric, pa.bool_()) for metric in metrics),
         ("categories", pa.list_(pa.string())),
+        ("absent", pa.bool_()),
         ("error", pa.string()),
     ]
     if heatmaps is not None:

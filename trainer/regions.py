@@ -20,7 +20,7 @@ _POLYGON_OVERSAMPLING = 4
 class Region:
     """Where the objects of one phrase are in an image of `height` x `width` pixels: the union of its instances.
 
-    The instances are the `masks` if there are any, else the `polygons`, else the `boxes`.
+    The instances are the `masks` if there are any, else the `polygons`, else the `scribbles`, else the `boxes`.
 
     Args:
         height: Height of the image in pixels.
@@ -28,6 +28,9 @@ class Region:
         boxes: float64 `(num_boxes, 4)`, xyxy in pixels, within the image.
         polygons: Per instance its parts, each float64 `(num_points, 2)` of x, y in pixels.
         masks: Per instance float32 `(height, width)` in [0, 1].
+        scribbles: Per instance float64 `(num_points, 2)`, the x, y in pixels that a stroke runs through; a single one
+            is a point.
+        scribble_radius: How far from a stroke, in pixels, a soft mask falls to a half: `0.5 ** (distance / radius)²`.
     """
 
     height: int
@@ -35,62 +38,74 @@ class Region:
     boxes: np.ndarray
     polygons: tuple[tuple[np.ndarray, ...], ...] = ()
     masks: tuple[np.ndarray, ...] = ()
+    scribbles: tuple[np.ndarray, ...] = ()
+    scribble_radius: float = 0.0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], height: int, width: int) -> "Region | None":
-        """Reads and checks `masks`, `polygons` and `boxes` of a record; None when it has none of them.
+        """Reads and checks `masks`, `polygons`, `scribbles` and `boxes` of a record; None when it has none of them.
 
-        Boxes are clipped to the image. Without boxes in the record, `boxes` are the tight boxes of the masks or
-        polygons. Soft masks count as inside from 0.5 on when a box is taken around them.
+        Boxes are clipped to the image. Without boxes in the record, `boxes` are the tight boxes of the masks, polygons
+        or scribbles. Soft masks count as inside from 0.5 on when a box is taken around them.
 
         Args:
-            record: May hold `boxes` (a list of xyxy), `polygons` (per instance a list of flat `[x0, y0, x1, y1, …]`)
-                and `masks` (per instance an 8-bit gray PIL image, its undecoded `{"bytes", "path"}`, or an array
+            record: May hold `boxes` (a list of xyxy), `polygons` (per instance a list of flat `[x0, y0, x1, y1, …]`),
+                `scribbles` (per instance one flat `[x0, y0, …]`, with the record's `scribble_radius` in pixels) and
+                `masks` (per instance an 8-bit gray PIL image, its undecoded `{"bytes", "path"}`, or an array
                 `(height, width)` in [0, 1]); each may be missing, None or empty.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
 
         Raises:
-            ValueError: A box, polygon or mask is unusable; the message says which and what to do, not which record.
+            ValueError: A region is unusable; the message says which and what to do, not which record.
         """
-        boxes, polygons, masks = (_items(record.get(key)) for key in ("boxes", "polygons", "masks"))
-        if not boxes and not polygons and not masks:
+        kinds = "boxes", "polygons", "masks", "scribbles"
+        boxes, polygons, masks, scribbles = (_items(record.get(kind)) for kind in kinds)
+        if not (boxes or polygons or masks or scribbles):
             return None
         checked_masks = tuple(_read_mask(mask, i, height, width) for i, mask in enumerate(masks))
         checked_polygons = tuple(_read_polygons(parts, i, height, width) for i, parts in enumerate(polygons))
+        checked_scribbles = tuple(_read_scribble(points, i, height, width) for i, points in enumerate(scribbles))
+        radius = _read_radius(record.get("scribble_radius")) if scribbles else 0.0
         if boxes:
             checked_boxes = [_read_box(box, i, height, width) for i, box in enumerate(boxes)]
         elif masks:
             checked_boxes = [_mask_box(mask) for mask in checked_masks]
-        else:
+        elif polygons:
             checked_boxes = [_polygons_box(parts, height, width) for parts in checked_polygons]
-        return cls(height, width, np.array(checked_boxes, dtype=np.float64), checked_polygons, checked_masks)
+        else:
+            checked_boxes = [_scribble_box(points, radius, height, width) for points in checked_scribbles]
+        boxes = np.array(checked_boxes, dtype=np.float64)
+        return cls(height, width, boxes, checked_polygons, checked_masks, checked_scribbles, radius)
 
     @property
     def num_instances(self) -> int:
-        return len(self.masks) or len(self.polygons) or len(self.boxes)
+        return len(self.masks) or len(self.polygons) or len(self.scribbles) or len(self.boxes)
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """The smallest xyxy box, in pixels, that holds everything: masks (from 0.5 on), polygons and boxes."""
+        """The smallest xyxy box, in pixels, that holds everything: masks (from 0.5 on), scribbles, polygons, boxes."""
         boxes = [*self.boxes, *(_mask_box(mask) for mask in self.masks)]
         boxes += [_polygons_box(parts, self.height, self.width) for parts in self.polygons]
+        boxes += [_scribble_box(points, self.scribble_radius, self.height, self.width) for points in self.scribbles]
         boxes = np.array(boxes)
         return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
 
     def mirrored(self) -> "Region":
         """The region in the image mirrored left to right: the span [x1, x2) becomes [width - x2, width - x1)."""
+
+        def mirror(points: np.ndarray) -> np.ndarray:
+            return np.stack([self.width - points[:, 0], points[:, 1]], axis=1)
+
         return replace(
             self,
             boxes=np.stack(
                 [self.width - self.boxes[:, 2], self.boxes[:, 1], self.width - self.boxes[:, 0], self.boxes[:, 3]],
                 axis=1,
             ),
-            polygons=tuple(
-                tuple(np.stack([self.width - part[:, 0], part[:, 1]], axis=1) for part in parts)
-                for parts in self.polygons
-            ),
+            polygons=tuple(tuple(mirror(part) for part in parts) for parts in self.polygons),
             masks=tuple(mask[:, ::-1] for mask in self.masks),
+            scribbles=tuple(mirror(points) for points in self.scribbles),
         )
 
     def cropped(self, x1: int, y1: int, x2: int, y2: int) -> "Region":
@@ -102,20 +117,22 @@ class Region:
         left, top, right, bottom = self.extent
         if not (x1 <= left and y1 <= top and right <= x2 and bottom <= y2):
             raise ValueError(f"the crop window {[x1, y1, x2, y2]} cuts the region {[left, top, right, bottom]}")
-        return Region(
+        return replace(
+            self,
             height=y2 - y1,
             width=x2 - x1,
             boxes=self.boxes - np.array([x1, y1, x1, y1]),
             polygons=tuple(tuple(part - np.array([x1, y1]) for part in parts) for parts in self.polygons),
             masks=tuple(mask[y1:y2, x1:x2] for mask in self.masks),
+            scribbles=tuple(points - np.array([x1, y1]) for points in self.scribbles),
         )
 
     def rasterize(self, size: int, instance: int | None = None) -> np.ndarray:
         """Draws the region over a grid of `size` x `size` cells laid over the whole image.
 
-        A cell holds the share of its area that the region covers. So that a region smaller than a cell does not
-        vanish, each instance is scaled until its fullest cell holds what its fullest pixel held (1 for boxes,
-        polygons and hard masks). The union of instances is their maximum, cell by cell.
+        A cell holds the share of its area that the region covers; of a scribble, the soft mask in the cell's middle.
+        So that a region smaller than a cell does not vanish, each instance is scaled until its fullest cell holds what
+        its fullest pixel held (1 for all but soft masks). The union of instances is their maximum, cell by cell.
 
         Args:
             size: Cells a side.
@@ -129,6 +146,9 @@ class Region:
             drawn = [_draw_mask(self.masks[i], size) for i in chosen]
         elif self.polygons:
             drawn = [_draw_polygons(self.polygons[i], self.height, self.width, size) for i in chosen]
+        elif self.scribbles:
+            place = self.scribble_radius, self.height, self.width, size
+            drawn = [_draw_scribble(self.scribbles[i], *place) for i in chosen]
         else:
             drawn = [_draw_box(self.boxes[i], self.height, self.width, size) for i in chosen]
         return np.maximum.reduce(drawn)
@@ -233,6 +253,38 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
     return mask
 
 
+def _read_scribble(points: Any, index: int, height: int, width: int) -> np.ndarray:
+    try:
+        flat = np.array(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"scribble {index} is not a flat list [x0, y0, x1, y1, …]: {points!r}") from error
+    if flat.ndim != 1 or flat.size % 2 or flat.size < 2 or not np.isfinite(flat).all():
+        raise ValueError(
+            f"scribble {index} needs an even number of finite coordinates [x0, y0, …], two for a point; got one of "
+            f"shape {flat.shape}: {flat.tolist()}"
+        )
+    points = flat.reshape(-1, 2)
+    if not ((points >= 0) & (points <= [width, height])).all(axis=1).any():
+        raise ValueError(
+            f"scribble {index} lies outside the image of {width}x{height} pixels: {flat.tolist()}; check that it "
+            "belongs to this image and is in its pixels, or drop it"
+        )
+    return points
+
+
+def _read_radius(radius: Any) -> float:
+    if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius < float("inf"):
+        raise ValueError(
+            f"scribbles need a scribble_radius above 0, in pixels, how far from them the object reaches; got {radius!r}"
+        )
+    return float(radius)
+
+
+def _scribble_box(points: np.ndarray, radius: float, height: int, width: int) -> tuple[float, float, float, float]:
+    low, high = np.clip([points.min(axis=0) - radius, points.max(axis=0) + radius], 0, [width, height])
+    return (*low.tolist(), *high.tolist())
+
+
 def _mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     columns = np.flatnonzero((mask >= 0.5).any(axis=0))
     rows = np.flatnonzero((mask >= 0.5).any(axis=1))
@@ -278,6 +330,21 @@ def _draw_polygons(parts: Sequence[np.ndarray], height: int, width: int, size: i
         # A sliver between the lines of the drawing grid: its box is the finest that the grid can tell.
         return _draw_box(np.array(_polygons_box(parts, height, width)), height, width, size)
     return drawn / drawn.max()
+
+
+def _draw_scribble(points: np.ndarray, radius: float, height: int, width: int, size: int) -> np.ndarray:
+    middles = np.arange(0.5, size) / size
+    x, y = middles[None, :] * width, middles[:, None] * height
+    squares = np.full((size, size), np.inf)
+    for start, stop in zip(points, points[1:] if len(points) > 1 else points):
+        along = stop - start
+        # Of each cell, how far along the stroke from start (0) to stop (1) its nearest point is.
+        nearest = ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / max(along @ along, 1e-12)
+        nearest = nearest.clip(0, 1)
+        distance = (x - start[0] - nearest * along[0]) ** 2 + (y - start[1] - nearest * along[1]) ** 2
+        squares = np.minimum(squares, distance)
+    # Less the smallest, the fullest cell is 1 however small the radius is.
+    return (0.5 ** ((squares - squares.min()) / radius**2)).astype(np.float32)
 
 
 def _draw_mask(mask: np.ndarray, size: int) -> np.ndarray:

@@ -56,6 +56,20 @@ def overlaps(box: np.ndarray, boxes: np.ndarray) -> bool:
     return any(intersection_over_union(to_xywh(true), to_xywh(box)) >= IOU_THRESHOLD for true in boxes)
 
 
+def auroc(true: np.ndarray, absent: np.ndarray) -> float:
+    """How often a phrase that fits its image scores higher than one that fits nothing in its own; equal ones half.
+
+    That is the area under the ROC curve, by the ranks (Mann and Whitney, 1947).
+
+    Args:
+        true: (num_true,), scores, at least one. absent: (num_absent,), at least one.
+    """
+    true = np.sort(np.asarray(true, dtype=np.float64))
+    higher = len(true) - np.searchsorted(true, absent, side="right")
+    not_lower = len(true) - np.searchsorted(true, absent, side="left")
+    return float((higher + not_lower).mean() / (2 * len(true)))
+
+
 def to_xywh(boxes: np.ndarray) -> np.ndarray:
     """(…, 4): x1, y1, x2, y2 → x, y, width, height."""
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
@@ -67,6 +81,7 @@ class Tally:
 
     Args:
         metrics: names of the metrics.
+        scores: of the phrases that are absent (True) and of the others, to tell them apart by.
     """
 
     metrics: tuple[str, ...]
@@ -76,10 +91,11 @@ class Tally:
     scored: Counter = field(default_factory=Counter)
     right: Counter = field(default_factory=Counter)
     without_proposals: int = 0
+    scores: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
 
     @classmethod
     def of(cls, tables: Iterable[pa.Table], metrics: tuple[str, ...]) -> "Tally":
-        """Of tables with the columns "image_id", "phrase", "categories", "error" and the metrics."""
+        """Of tables with the columns "image_id", "phrase", "categories", "score", "absent", "error" and the metrics."""
         tally = cls(metrics)
         for table in tables:
             for record in table.to_pylist():
@@ -93,6 +109,7 @@ class Tally:
             if len(self.unusable) < NAMED:
                 self.unusable.append(f"image {record['image_id']!r}, phrase {record['phrase']!r}: {record['error']}")
             return
+        self.scores[record["absent"]].append(record["score"])
         kinds = [None, *dict.fromkeys(record["categories"] or ())]
         has_boxes = any(record[metric] is not None for metric in self.metrics)
         for metric in self.metrics if has_boxes else ():
@@ -110,6 +127,11 @@ class Tally:
         found: dict[str, Any] = {"num_records": self.num_records, "num_unusable": self.num_unusable}
         if self.unusable:
             found["unusable"] = self.unusable
+        if self.scores[True] and self.scores[False]:
+            found["absent"] = {
+                "auroc": auroc(np.array(self.scores[False]), np.array(self.scores[True])),
+                "num_phrases": len(self.scores[True]),
+            }
         for metric in self.metrics:
             num_phrases = self.scored[metric, None]
             if num_phrases == 0 or (metric == "box_accuracy" and self.without_proposals == num_phrases):
