@@ -10,15 +10,17 @@ Every phrase leaves a row in OUTPUT/records/NAME; a run that was cut off goes on
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc import AlbefProcessor, explain_function
 from modeling_albef_amc.auto_grounder import load_model, load_processor
+from modeling_albef_amc.families import METHODS
 from trainer.benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from trainer.blocks import Blocks, FileBlocks, open_blocks, record_at
 from trainer.evaluation import Grounder
@@ -44,10 +46,8 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     pictured: tuple[list[dict], dict] = [], {}
     options = RunOptions(args.batch_size, args.num_workers, args.overwrite)
     for name, path in args.models.items():
-        grounder = Grounder(
-            *load_grounder(path, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
-        )
-        settings = apply_protocol(grounder) | {"bf16": args.bf16}
+        grounder = make_grounder(path, args, protocol, accelerator)
+        settings = apply_protocol(grounder, args)
         grounder.model = accelerator.prepare_model(grounder.model, evaluation_mode=True)
         report["protocol"] = grounder.protocol.spelled_out()
         report["models"][name] = {}
@@ -73,13 +73,23 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     return results
 
 
-def load_grounder(path: str, attn_implementation: str | None = None) -> tuple[PreTrainedModel, Any, ProcessorMixin]:
-    """A checkpoint of any known family, in evaluation mode, the function that explains it, and its processor."""
-    model = load_model(path, attn_implementation=attn_implementation)
-    return model, explain_function(model), load_processor(path, model)
+def make_grounder(path: str, args: argparse.Namespace, protocol: Protocol, accelerator: Accelerator) -> Grounder:
+    """A checkpoint of any known family, explained as the settings of `add_run_arguments` say.
+
+    Raises:
+        ValueError: the family is unknown, or cannot be explained so.
+    """
+    if args.in_caption and args.method == "relevance":
+        raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method.")
+    model = load_model(path, attn_implementation=args.attn_implementation)
+    names = {"layer": args.grounding_layer, "explanation": args.explanation}
+    options = {name: value for name, value in names.items() if value is not None}
+    explain = partial(explain_function(model, args.method), **options)
+    grounder = Grounder(model, explain, load_processor(path, model), protocol, accelerator)
+    return replace(grounder, heatmaps=args.save_heatmaps, strict=args.strict, method=args.method)
 
 
-def apply_protocol(grounder: Grounder) -> dict[str, Any]:
+def apply_protocol(grounder: Grounder, args: argparse.Namespace) -> dict[str, Any]:
     """Sets the processor to the protocol, fills in what that leaves open, and says what the records depend on."""
     processor, protocol = grounder.processor, grounder.protocol
     if protocol.image_size is not None:
@@ -93,6 +103,7 @@ def apply_protocol(grounder: Grounder) -> dict[str, Any]:
         **model_settings(grounder.model, processor),
         "protocol": grounder.protocol.spelled_out(),
         "heatmaps": grounder.heatmaps,
+        **{name: getattr(args, name) for name in ("bf16", "method", "explanation", "grounding_layer")},
     }
 
 
@@ -199,6 +210,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces "
         "(caption_span) only; the score is then the probability that the whole caption fits",
     )
+    parser.add_argument(
+        "--method", choices=list(METHODS), default="gradcam", help="what makes the heatmaps (default: gradcam)"
+    )
+    parser.add_argument("--explanation", choices=["itm", "itc"], help="score to explain (default: the family's own)")
+    parser.add_argument("--grounding_layer", type=int, help="layer to explain (default: the model's own)")
     parser.add_argument("--strict", action="store_true", help="stop at a record that cannot be used")
     parser.add_argument("--overwrite", action="store_true", help="start anew, whatever records are there")
     parser.add_argument("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")

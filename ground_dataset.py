@@ -11,10 +11,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from evaluate_grounding import add_run_arguments, apply_protocol, load_grounder
+from evaluate_grounding import add_run_arguments, apply_protocol, make_grounder
 from trainer.benchmarks import GROUNDING_ONLY
 from trainer.blocks import open_blocks
-from trainer.evaluation import Grounder
 from trainer.grounding_run import RunOptions, ground_split, make_accelerator
 from trainer.process_group import end_process_group
 
@@ -26,10 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
         args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.block_size, args.columns
     )
     protocol = replace(GROUNDING_ONLY, in_caption=args.in_caption)
-    grounder = Grounder(
-        *load_grounder(args.model, args.attn_implementation), protocol, accelerator, args.save_heatmaps, args.strict
-    )
-    settings = apply_protocol(grounder) | {"bf16": args.bf16}
+    grounder = make_grounder(args.model, args, protocol, accelerator)
+    settings = apply_protocol(grounder, args)
     grounder.model = accelerator.prepare_model(grounder.model, evaluation_mode=True)
     options = RunOptions(args.batch_size, args.num_workers, args.overwrite, args.shard)
     store, speed = ground_split(grounder, blocks, args.output, args.split, settings, options, args.split)

@@ -28,17 +28,16 @@ import torch
 import transformers
 from datasets import Image, List, load_dataset
 from PIL import Image as PilImage
-from PIL import ImageDraw
+from tokenizers.processors import TemplateProcessing
 from transformers.models.blip import BlipImageProcessorPil
 
 from benchmarks.small_models import Size, build
-from dataset_scripts.features import encode_png
 from modeling_albef_amc import tokenizer_from_texts
 
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "outputs" / "scenes"
 RESULTS = Path(__file__).with_name("scenes_study.json")
-POINT_RADIUS = 8  # pixels, of 128
+SCRIBBLE_RADIUS = 8.0  # pixels, of 128
 BUDGETS = {0: "0", 1: "1", 5: "5", 25: "25", 100: "100"}
 Row = dict[str, Any]
 
@@ -120,13 +119,22 @@ def convex_hull(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def as_point(row: Row) -> Row:
-    """A disc around the pixel of the mask that is nearest to its middle."""
+    """The pixel of the mask that is nearest to its middle."""
     rows, columns = np.nonzero(mask_of(row))
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    x, y = int(columns[nearest]), int(rows[nearest])
-    disc = PilImage.new("L", mask_of(row).shape[::-1])
-    ImageDraw.Draw(disc).circle((x, y), POINT_RADIUS, fill=255)
-    return {"masks": [encode_png(np.asarray(disc))], "boxes": [], "polygons": []}
+    return with_scribble([columns[nearest] + 0.5, rows[nearest] + 0.5])
+
+
+def as_scribble(row: Row) -> Row:
+    """A stroke from left to right through the mask, up and down with its middle."""
+    rows, columns = np.nonzero(mask_of(row))
+    stops = np.linspace(columns.min(), columns.max(), 4).astype(int)
+    return with_scribble([value for x in stops for value in (x + 0.5, rows[columns == x].mean() + 0.5)])
+
+
+def with_scribble(points: list[float]) -> Row:
+    scribbles = [[float(value) for value in points]]
+    return {"masks": [], "boxes": [], "polygons": [], "scribbles": scribbles, "scribble_radius": SCRIBBLE_RADIUS}
 
 
 def with_budget(percent: int, row: Row, index: int, order: np.ndarray) -> Row:
@@ -140,6 +148,7 @@ VARIANTS: dict[str, Callable[[Row], Row]] = {
     "boxes": as_boxes,
     "polygon": as_polygon,
     "point": as_point,
+    "scribble": as_scribble,
 }
 
 
@@ -173,6 +182,9 @@ def random_model(family: str, folder: Path) -> Path:
         torch.manual_seed(0)
         size = Size(vocab_size=len(tokenizer), pad=tokenizer.pad_token_id, eos=tokenizer.sep_token_id)
         build(family, size).save_pretrained(folder)
+        if family == "clip":  # it reads the place of the end token
+            special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
         image_processor = BlipImageProcessorPil(size={"height": size.image_size, "width": size.image_size})
         PROCESSORS[family](image_processor, tokenizer).save_pretrained(folder)
     return folder
@@ -196,7 +208,7 @@ STUDIES: dict[str, list[Run]] = {
         Run("none", settings=NO_AMC),
         Run("box"),
         Run("boxes", "boxes", {"box_choice": "all"}),
-        *(Run(name, name) for name in ("polygon", "mask", "point")),
+        *(Run(name, name) for name in ("polygon", "mask", "point", "scribble")),
     ],
     "budget": [Run(f"{text} %", f"budget_{percent}") for percent, text in BUDGETS.items()],
     "losses": [

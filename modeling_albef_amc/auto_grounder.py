@@ -40,7 +40,7 @@ class AutoGrounder:
     ):
         self.explain = explain or explain_function(model)
         self.pipeline = VisualGroundingPipeline(
-            model, processor, task="visual-grounding", explain=self.explain, device=device
+            model, processor, task="visual-grounding", explain=explain, device=device
         )
 
     @classmethod

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from modeling_albef_amc import __version__
 
 from .auto_grounder import AutoGrounder
+from .families import METHODS
 from .photos import open_photo
 from .pictures import panel, sheet
 from .pipeline import VisualGroundingPipeline
@@ -64,8 +65,11 @@ def add_ground(commands: argparse._SubParsersAction) -> None:
         default=0.5,
         help="heat at the edge of a box, from the heatmap's minimum (0) to its maximum (1); default %(default)s",
     )
-    parser.add_argument("--explanation", choices=["itm", "itc"], help="score to explain; default itm, the match")
+    parser.add_argument(
+        "--explanation", choices=["itm", "itc"], help="score to explain: the match, or the similarity; default its own"
+    )
     parser.add_argument("--grounding-layer", type=int, metavar="N", help="layer to explain; default the model's own")
+    parser.add_argument("--method", choices=list(METHODS), default="gradcam", help="what makes the heatmap")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, …; default an accelerator if there is one")
     parser.set_defaults(run=ground)
 
@@ -84,7 +88,8 @@ def ground(arguments: argparse.Namespace) -> None:
     try:
         photo = open_photo(arguments.photo)
         pipe = load_pipeline(arguments.model, arguments.device)
-        options = dict(explanation=arguments.explanation, grounding_layer=arguments.grounding_layer)
+        names = "explanation", "grounding_layer", "method"
+        options = {name: getattr(arguments, name) for name in names}
         answers = pipe(photo, arguments.phrases, threshold=arguments.threshold, **options)
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error

@@ -5,7 +5,7 @@
 AMC, pointing game) follows from that. Beyond that, `layer` explains another layer and `explanation` another score.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
@@ -28,11 +28,20 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
 from .batch_losses import absent_loss, matching_loss
-from .families_dual import clip, contrastive_loss, siglip, sigmoid_loss
-from .families_fusion import blip, blip_2, bridgetower, vilt
-from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
+from .families_dual import clip, contrastive_loss, siglip, siglip_layers, sigmoid_loss
+from .families_fusion import blip, blip_2, bridgetower, bridgetower_layers, looking_layers, vilt
+from .gradcam import PhraseAttention, attention_map, gradcam, leaving_inference_mode, resolve_image_index
 from .modeling_albef import AlbefModel
 from .modeling_albef_pretraining import AlbefForPreTraining
+from .relevance import (
+    Modules,
+    albef_modules,
+    blip_modules,
+    clip_modules,
+    explain_all_layers,
+    relevance,
+    vilt_modules,
+)
 
 Explain = Callable[..., PhraseAttention]
 
@@ -77,6 +86,8 @@ class Family(NamedTuple):
     - `loss`: what it learns from a batch, beside AMC.
     - `training_class`: with objectives of its own instead, where there is one.
     - `has_token_maps`: the rows of the explained attention are the phrase's tokens, each of which has a map.
+    - `layers`: what `layer` of `explain` may be.
+    - `modules`: all attentions of a pass, for `relevance`; none: that is not worked out for the family.
     """
 
     explain: Explain
@@ -84,19 +95,46 @@ class Family(NamedTuple):
     loss: Callable[..., torch.Tensor] = matching_loss
     training_class: type[PreTrainedModel] | None = None
     has_token_maps: bool = True
+    layers: Callable[[PreTrainedModel], Sequence[int]] = lambda model: range(model.config.num_hidden_layers)
+    modules: Callable[[PreTrainedModel], Modules] | None = None
+
+
+def layers_of_text(model: PreTrainedModel) -> Sequence[int]:
+    return range(model.config.text_config.num_hidden_layers)
+
+
+def layers_of_images(model: PreTrainedModel) -> Sequence[int]:
+    return range(model.config.vision_config.num_hidden_layers)
+
+
+def clip_like(model_class: type[PreTrainedModel]) -> Family:
+    return Family(
+        clip, model_class, contrastive_loss, has_token_maps=False, layers=layers_of_images, modules=clip_modules
+    )
 
 
 # By `config.model_type`.
 FAMILIES: dict[str, Family] = {
-    "albef": Family(albef, AlbefModel, training_class=AlbefForPreTraining),
-    "blip": Family(blip, BlipForImageTextRetrieval),
-    "blip-2": Family(blip_2, Blip2ForImageTextRetrieval, has_token_maps=False),
-    "vilt": Family(vilt, ViltForImageAndTextRetrieval),
-    "bridgetower": Family(bridgetower, BridgeTowerForImageAndTextRetrieval),
-    "clip": Family(clip, CLIPModel, contrastive_loss, has_token_maps=False),
-    "altclip": Family(clip, AltCLIPModel, contrastive_loss, has_token_maps=False),
-    "chinese_clip": Family(clip, ChineseCLIPModel, contrastive_loss, has_token_maps=False),
-    "siglip": Family(siglip, SiglipModel, sigmoid_loss, has_token_maps=False),
+    "albef": Family(
+        albef,
+        AlbefModel,
+        training_class=AlbefForPreTraining,
+        layers=lambda model: layers_of_text(model)[model.config.text_config.fusion_layer :],
+        modules=albef_modules,
+    ),
+    "blip": Family(blip, BlipForImageTextRetrieval, layers=layers_of_text, modules=blip_modules),
+    "blip-2": Family(blip_2, Blip2ForImageTextRetrieval, has_token_maps=False, layers=looking_layers),
+    "vilt": Family(vilt, ViltForImageAndTextRetrieval, modules=vilt_modules),
+    "bridgetower": Family(bridgetower, BridgeTowerForImageAndTextRetrieval, layers=bridgetower_layers),
+    "clip": clip_like(CLIPModel),
+    "altclip": clip_like(AltCLIPModel),
+    "chinese_clip": clip_like(ChineseCLIPModel),
+    "siglip": Family(siglip, SiglipModel, sigmoid_loss, has_token_maps=False, layers=siglip_layers),
+}
+METHODS: dict[str, Callable[..., torch.Tensor]] = {
+    "gradcam": gradcam,
+    "attention": attention_map,
+    "relevance": relevance,
 }
 
 
@@ -106,19 +144,49 @@ class AutoModelForVisualGrounding(_BaseAutoModelClass):
     _model_mapping = {family.model_class.config_class: family.model_class for family in FAMILIES.values()}
 
 
-def explain_function(model: PreTrainedModel) -> Explain:
-    """The function of `model`'s family.
+def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain:
+    """The function of `model`'s family, whose answer `METHODS[method]` turns into heatmaps.
 
     Raises:
-        ValueError: the family is unknown: pass a function of your own.
+        ValueError: the family is unknown: pass a function of your own; or there is no such method for it.
     """
-    try:
-        return FAMILIES[model.config.model_type].explain
-    except KeyError:
+    if model.config.model_type not in FAMILIES:
         raise ValueError(
             f"No explanation is known for models of type {model.config.model_type!r} (known: {', '.join(FAMILIES)}). "
             f"Pass explain=, a function as described in modeling_albef_amc/families.py."
-        ) from None
+        )
+    family = FAMILIES[model.config.model_type]
+    if heatmap_function(method) is not relevance:
+        return family.explain
+    if family.modules is None:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.modules is not None)
+        raise ValueError(f"relevance is not worked out for {model.config.model_type}, only for {known}.")
+    return explain_all_layers(family.explain, family.modules)
+
+
+def heatmap_function(method: str) -> Callable[..., torch.Tensor]:
+    """
+    Raises:
+        ValueError: there is no such method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}.")
+    return METHODS[method]
+
+
+def explained_layers(model: PreTrainedModel, explanation: str | None = None) -> Sequence[int]:
+    """The layers that `explain` of `model`'s family can explain.
+
+    Args:
+        explanation: "itc" for ALBEF's image encoder; None: the family's own.
+
+    Raises:
+        ValueError: the family is unknown.
+    """
+    explain_function(model)
+    if explanation == "itc" and model.config.model_type == "albef":
+        return layers_of_images(model)
+    return FAMILIES[model.config.model_type].layers(model)
 
 
 @dataclass

@@ -110,6 +110,11 @@ def siglip(
     return PhraseAttention(score, recorded[0], rows, slice(None), patch_grid(model, pixel_values), probability, score)
 
 
+def siglip_layers(model: SiglipModel) -> range:
+    """Those of the image encoder, and the pooling head behind them."""
+    return range(model.config.vision_config.num_hidden_layers + model.vision_model.use_head)
+
+
 @contextmanager
 def pooling_written_out(vision: nn.Module) -> Iterator[None]:
     """The pooling head's `nn.MultiheadAttention` by matrix products and softmax, with probabilities of every head."""

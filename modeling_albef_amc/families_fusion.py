@@ -73,8 +73,7 @@ def blip_2(
     default layer is two thirds up those that look at the image, which every other layer does.
     """
     check_explanation(explanation)
-    layers = model.qformer.encoder.layer
-    looking = [index for index, block in enumerate(layers) if block.has_cross_attention]
+    layers, looking = model.qformer.encoder.layer, looking_layers(model)
     layer = looking[2 * len(looking) // 3] if layer is None else layer
     if layer not in looking:
         raise ValueError(f"layer {layer} does not look at the image: choose one of {', '.join(map(str, looking))}.")
@@ -99,6 +98,11 @@ def blip_2(
         itm_logits = model.itm_head(states[:, : queries.shape[1]].to(model.itm_head.weight.dtype)).mean(dim=1)
         grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
         return matched(itm_logits, recorded[0], query_mask, slice(1, None), grid)
+
+
+def looking_layers(model: Blip2ForImageTextRetrieval) -> list[int]:
+    """Those of the Q-Former that look at the image."""
+    return [index for index, block in enumerate(model.qformer.encoder.layer) if block.has_cross_attention]
 
 
 @leaving_inference_mode
@@ -199,6 +203,10 @@ def bridgetower(
         ).logits
         grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
         return matched(itm_logits, recorded[0], mask, slice(1, None), grid)
+
+
+def bridgetower_layers(model: BridgeTowerForImageAndTextRetrieval) -> range:
+    return range(len(model.bridgetower.cross_modal_text_layers))
 
 
 def matched(

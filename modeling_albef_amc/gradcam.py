@@ -7,7 +7,7 @@ from. `gradcam` turns it into one heatmap a phrase.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ class PhraseAttention(NamedTuple):
     - `probability` (num_phrases,): that the phrase fits its image, in [0, 1], without a graph. Heatmaps do not need it.
     - `match_logit` (num_phrases,): log-odds that it fits, in the graph of `score`, of models that learn to tell.
     - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
+    - `layers`: of a pass by `explain_all_layers`, every attention in it, in the order of the pass.
     """
 
     score: torch.Tensor
@@ -36,48 +37,102 @@ class PhraseAttention(NamedTuple):
     probability: torch.Tensor | None = None
     match_logit: torch.Tensor | None = None
     queries: slice = slice(None)
+    layers: "tuple[LayerAttention, ...]" = ()
 
 
-def gradcam(phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False) -> torch.Tensor:
+class LayerAttention(NamedTuple):
+    """One attention of a pass.
+
+    - `kind`: "text" or "image", over itself; "cross", of the text to the image; "joint", over both in one sequence.
+    - `attention` (num_phrases, num_heads, num_queries, num_keys): probabilities in the graph of the score.
+    """
+
+    kind: Literal["text", "image", "cross", "joint"]
+    attention: torch.Tensor
+
+
+def gradcam(
+    phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False, per_head: bool = False
+) -> torch.Tensor:
     """Explains a score by the attention it came from: A · ReLU(∂score/∂A), mean over the heads and the valid tokens.
 
     Args:
         phrase_attention: score and attention of one forward pass.
         create_graph: keep the map differentiable: a loss on it reaches the weights through second-order gradients.
         per_token: return the map of every token instead of their mean.
+        per_head: return the map of every head instead of their mean.
 
     Returns:
-        (num_phrases, rows, columns), or (num_phrases, num_tokens, rows, columns) with `per_token`; at least float32,
-        not negative, not normalised. Padded tokens count for nothing: their own maps are zero.
+        (num_phrases, rows, columns), (num_phrases, num_tokens, rows, columns) with `per_token`, (num_phrases,
+        num_heads, rows, columns) with `per_head`, or both in this order: heads, tokens; at least float32, not negative,
+        not normalised. Padded tokens count for nothing: their own maps are zero.
 
     Raises:
         ValueError: the score does not depend on the attention, or the grid does not fit the patches.
 
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
-    score, attention, token_mask, patches, (rows, columns), *_, queries = phrase_attention
+    score, attention = phrase_attention.score, phrase_attention.attention
+    (gradient,) = attention_gradients(score, [attention], create_graph)
+    if gradient is None:
+        raise ValueError("The score does not depend on the recorded attention: record an attention below the score.")
+    # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
+    maps = patch_maps(phrase_attention, at_least_float32(attention) * at_least_float32(gradient).relu(), per_head)
+    maps = maps if create_graph else maps.detach()
+    return maps if per_token else average_tokens(maps, phrase_attention.token_mask)
+
+
+def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, per_head: bool = False) -> torch.Tensor:
+    """What the tokens look at, whatever for: the attention alone, without a gradient. Arguments and shape as above."""
+    check_recorded(phrase_attention.attention)
+    maps = patch_maps(phrase_attention, at_least_float32(phrase_attention.attention.detach()), per_head)
+    return maps if per_token else average_tokens(maps, phrase_attention.token_mask)
+
+
+def patch_maps(phrase_attention: PhraseAttention, weights: torch.Tensor, per_head: bool) -> torch.Tensor:
+    """Weights of the shape of the attention → (num_phrases, num_tokens, rows, columns) maps of the valid tokens.
+
+    With `per_head` (num_phrases, num_heads, num_tokens, rows, columns), else the mean over the heads.
+
+    Raises:
+        ValueError: the grid does not fit the patches.
+    """
+    maps, (rows, columns) = weights[..., phrase_attention.queries, phrase_attention.patches], phrase_attention.grid
+    if maps.shape[-1] != rows * columns:
+        raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
+    maps = maps if per_head else maps.mean(dim=1)
+    token_mask = phrase_attention.token_mask[:, :, None, None]
+    return maps.unflatten(-1, (rows, columns)) * (token_mask[:, None] if per_head else token_mask)
+
+
+def check_recorded(attention: torch.Tensor | None) -> None:
+    """
+    Raises:
+        ValueError: there is no attention.
+    """
     if attention is None:
         raise ValueError(
             "The model returned no attention probabilities. SDPA and flash attention compute none: load it with "
             "from_pretrained(..., attn_implementation='eager')."
         )
-    if not (score.requires_grad and attention.requires_grad):
+
+
+def attention_gradients(
+    score: torch.Tensor, attentions: list[torch.Tensor], create_graph: bool = False
+) -> tuple[torch.Tensor | None, ...]:
+    """∂score/∂A of each attention; None where the score does not depend on it.
+
+    Raises:
+        ValueError: there is no attention, or no graph.
+    """
+    for attention in attentions:
+        check_recorded(attention)
+    if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
             "The score has no graph back to the attention. Run the forward pass under torch.enable_grad(), with an "
             "input or a parameter that requires a gradient (a wholly frozen model has none)."
         )
-    (gradient,) = torch.autograd.grad(
-        score, attention, torch.ones_like(score), create_graph=create_graph, allow_unused=True
-    )
-    if gradient is None:
-        raise ValueError("The score does not depend on the recorded attention: record an attention below the score.")
-    # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
-    maps = (at_least_float32(attention) * at_least_float32(gradient).relu())[..., queries, patches].mean(dim=1)
-    if maps.shape[-1] != rows * columns:
-        raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
-    maps = maps if create_graph else maps.detach()
-    maps = maps.unflatten(-1, (rows, columns)) * token_mask[:, :, None, None]
-    return maps if per_token else average_tokens(maps, token_mask)
+    return torch.autograd.grad(score, attentions, torch.ones_like(score), create_graph=create_graph, allow_unused=True)
 
 
 def choose_tokens(phrase_attention: PhraseAttention, chosen: torch.Tensor) -> PhraseAttention:
@@ -102,14 +157,15 @@ def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> to
     """The mean map of the chosen tokens.
 
     Args:
-        token_heatmaps: (num_phrases, num_tokens, rows, columns).
+        token_heatmaps: (num_phrases, …, num_tokens, rows, columns).
         token_mask: (num_phrases, num_tokens), 1 for the tokens to average.
 
-    Returns: (num_phrases, rows, columns). A phrase without a chosen token has a map of zeros.
+    Returns: (num_phrases, …, rows, columns). A phrase without a chosen token has a map of zeros.
     """
     weights = token_mask.to(token_heatmaps.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-    return (token_heatmaps * weights[:, :, None, None]).sum(dim=1)
+    weights = weights.view(len(weights), *[1] * (token_heatmaps.ndim - 4), -1, 1, 1)
+    return (token_heatmaps * weights).sum(dim=-3)
 
 
 def normalize_heatmaps(heatmaps: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:

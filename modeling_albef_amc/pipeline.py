@@ -13,9 +13,9 @@ from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .families import FAMILIES, Explain, explain_function
+from .families import FAMILIES, Explain, explain_function, heatmap_function
 from .family_processors import max_tokens, whole_photos
-from .gradcam import choose_tokens, gradcam
+from .gradcam import choose_tokens
 from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo, text_and_span
 from .pictures import mark, overlay
 from .processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
@@ -37,6 +37,7 @@ class VisualGroundingPipeline(Pipeline):
         output_pictures: put "picture" into the answers; False.
         output_points: explain the scores; True. Without it answers are "phrase" and "score".
         explanation, grounding_layer: another score or layer than the family's own; see `families.py`.
+        method: what makes the heatmap: "gradcam", "attention" (without a gradient), or "relevance" (by all layers).
         explain: a function to use instead of the family's; it must give the `probability`.
         batch_size, num_workers: photos a pass (1), and processes that read them (0).
         phrase_batch_size: phrases a pass (64). A photo with more phrases is encoded again for each further pass.
@@ -103,6 +104,7 @@ class VisualGroundingPipeline(Pipeline):
         explain: Explain | None = None,
         explanation: str | None = None,
         grounding_layer: int | None = None,
+        method: str | None = None,
         phrase_batch_size: int | None = None,
         threshold: float | None = None,
         output_heatmaps: bool | None = None,
@@ -113,6 +115,7 @@ class VisualGroundingPipeline(Pipeline):
             explain=explain,
             explanation=explanation,
             layer=grounding_layer,
+            method=method,
             phrase_batch_size=phrase_batch_size,
             output_points=output_points,
         )
@@ -160,6 +163,7 @@ class VisualGroundingPipeline(Pipeline):
         self,
         batch: list[dict[str, Any]],
         explain: Explain | None = None,
+        method: str = "gradcam",
         phrase_batch_size: int = 64,
         output_points: bool = True,
         **options,
@@ -169,6 +173,9 @@ class VisualGroundingPipeline(Pipeline):
             return [answered(item, iter(()), iter(())) for item in batch]
         pixel_values = torch.cat([each["pixel_values"] for each in inputs])
         in_captions = any("heatmap_token_mask" in each for each in inputs)
+        heatmaps_of, explain = heatmap_function(method), explain or explain_function(self.model, method)
+        if in_captions and method == "relevance":
+            raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
         input_ids, attention_mask, chosen = (
             pad_sequence([row for each in inputs for row in each.get(name, each["attention_mask"])], batch_first=True)
             for name in ("input_ids", "attention_mask", "heatmap_token_mask")
@@ -179,7 +186,7 @@ class VisualGroundingPipeline(Pipeline):
         for rows in torch.arange(len(input_ids), device=input_ids.device).split(phrase_batch_size):
             # Phrases are in the order of their photos: only those between the first and the last are needed.
             first, last = image_index[rows[0]], image_index[rows[-1]]
-            explained = (explain or explain_function(self.model))(
+            explained = explain(
                 self.model,
                 pixel_values[first : last + 1],
                 input_ids[rows],
@@ -191,7 +198,7 @@ class VisualGroundingPipeline(Pipeline):
                 raise ValueError("the explain function gives no probability: see PhraseAttention")
             if in_captions:
                 explained = choose_tokens(explained, chosen[rows])
-            heatmaps.extend(gradcam(explained) if output_points else [None] * len(rows))
+            heatmaps.extend(heatmaps_of(explained) if output_points else [None] * len(rows))
             scores.extend(explained.probability.tolist())
         heatmaps, scores = iter(heatmaps), iter(scores)
         return [answered(item, heatmaps, scores) for item in batch]

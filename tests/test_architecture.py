@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = "modeling_albef_amc", "trainer", "dataset_scripts", "space"
 # A Space starts its app.py as a script: its modules find each other without a package.
 IN_SPACE = {path.stem for path in (ROOT / "space").glob("*.py")}
-OURS = {*FOLDERS, *IN_SPACE, "tests", "benchmarks", "train", "evaluate_grounding", "ground_dataset"}
+OURS = {*FOLDERS, *IN_SPACE, "tests", "benchmarks", "train", "evaluate_grounding", "ground_dataset", "sweep_layers"}
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-MODULES += [ROOT / "train.py", ROOT / "evaluate_grounding.py", ROOT / "ground_dataset.py"]
+MODULES += [ROOT / f"{name}.py" for name in ("train", "evaluate_grounding", "ground_dataset", "sweep_layers")]
 
 # First part of a path → what a module below it may not import. The more specific path comes first.
 FORBIDDEN = {

@@ -189,14 +189,15 @@ def test_rows_do_not_depend_on_how_they_are_batched(checkpoint, data, tmp_path):
 
 def test_an_image_is_encoded_once_for_its_phrases(checkpoint, data, tmp_path, monkeypatch):
     encoded = []
-    load_grounder = evaluate_grounding.load_grounder
+    make_grounder = evaluate_grounding.make_grounder
 
     def watched(*args):
-        model, explain, processor = load_grounder(*args)
-        model.vision_model.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[0])))
-        return model, explain, processor
+        grounder = make_grounder(*args)
+        vision_model = grounder.model.vision_model
+        vision_model.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[0])))
+        return grounder
 
-    monkeypatch.setattr(ground_dataset, "load_grounder", watched)
+    monkeypatch.setattr(ground_dataset, "make_grounder", watched)
     run_ground(checkpoint, data, tmp_path, "--batch_size", "6")
     assert sum(encoded) == len({record["image_id"] for record in records_with_everything()}) == 8
     assert max(encoded) == 2

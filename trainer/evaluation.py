@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from modeling_albef_amc.families import Explain
+from modeling_albef_amc.families import Explain, heatmap_function
 from modeling_albef_amc.family_processors import max_tokens
-from modeling_albef_amc.gradcam import choose_tokens, gradcam
+from modeling_albef_amc.gradcam import PhraseAttention, choose_tokens, gradcam
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
 
 from .benchmarks import Protocol
@@ -89,6 +89,7 @@ class Grounder:
         processor: of the model. protocol: which answers are scored, and how.
         heatmaps: "float16" or "float32", to keep them; None not to.
         strict: stop at a record that cannot be used, instead of writing down why.
+        method: that makes heatmaps of what `explain` gives, see `families.METHODS`.
     """
 
     model: PreTrainedModel
@@ -98,6 +99,7 @@ class Grounder:
     accelerator: Accelerator
     heatmaps: str | None = None
     strict: bool = False
+    method: str = "gradcam"
 
     def read(self, groups: list[list[Record]]) -> Batch:
         """Decodes and prepares images, and checks their records; each group is the records of one image."""
@@ -170,16 +172,21 @@ class Grounder:
 
     def answer(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
         """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely what was asked fits."""
+        explained = self.explain_batch(batch)
+        if explained is None:
+            return torch.zeros(0, 1, 1), []
+        return heatmap_function(self.method)(explained).cpu(), explained.probability.tolist()
+
+    def explain_batch(self, batch: Batch) -> PhraseAttention | None:
+        """What the model's function gives for the batch's usable phrases; None where there are none."""
         self.tokenize(batch)
         if not batch.usable:
-            return torch.zeros(0, 1, 1), []
+            return None
         inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.inputs.items()}
         names = "pixel_values", "input_ids", "attention_mask", "image_index"
         with torch.no_grad(), self.accelerator.autocast():
             explained = self.explain(self.model, *(inputs[name] for name in names))
-            if self.protocol.in_caption:
-                explained = choose_tokens(explained, inputs["heatmap_token_mask"])
-            return gradcam(explained).cpu(), explained.probability.tolist()
+        return choose_tokens(explained, inputs["heatmap_token_mask"]) if self.protocol.in_caption else explained
 
     def heatmaps_of(self, records: list[Record]) -> torch.Tensor:
         """(num_records, rows, columns), of records that can be used."""

@@ -1,0 +1,229 @@
+"""Attention maps, relevance, heads and layers: against values worked out step by step."""
+
+import copy
+import json
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+import evaluate_grounding
+import sweep_layers
+from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
+from modeling_albef_amc.families import FAMILIES, METHODS, explained_layers
+from modeling_albef_amc.gradcam import LayerAttention, PhraseAttention, attention_map
+from modeling_albef_amc.relevance import relevance
+from tests.conftest import tiny_batch, tiny_config
+from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.tiny_families import TINY
+
+MODELS = {"albef": lambda: AlbefModel(tiny_config()).eval(), **TINY}
+WITH_RELEVANCE = [name for name, family in FAMILIES.items() if family.modules is not None]
+
+
+def random_attention(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, dtype=torch.float64).softmax(dim=-1).requires_grad_()
+
+
+def test_the_attention_map_by_hand():
+    attention = torch.tensor([[[[0.1, 0.2, 0.3, 0.4, 0.0]] * 2, [[0.5, 0.0, 0.1, 0.2, 0.2]] * 2]], requires_grad=True)
+    explained = PhraseAttention(attention.sum()[None], attention, torch.tensor([[1, 0]]), slice(1, None), (2, 2))
+    assert torch.allclose(attention_map(explained), torch.tensor([[[0.1, 0.2], [0.3, 0.1]]]))
+    assert torch.allclose(attention_map(explained, per_head=True)[0, 0], torch.tensor([[0.2, 0.3], [0.4, 0.0]]))
+    assert (attention_map(explained, per_token=True)[0, 1] == 0).all()
+    with pytest.raises(ValueError, match="returned no attention"):
+        attention_map(explained._replace(attention=None))
+    with pytest.raises(ValueError, match="grid of 3 x 2"):
+        attention_map(explained._replace(grid=(3, 2)))
+
+
+@pytest.mark.parametrize("method", [gradcam, attention_map])
+@pytest.mark.parametrize("family", MODELS)
+def test_the_mean_of_the_heads_is_the_map(family, method):
+    model = MODELS[family]()
+    explain = explain_function(model)
+    of_heads = method(explain(model, **tiny_batch()), per_head=True)
+    mean = method(explain(model, **tiny_batch()))
+    torch.testing.assert_close(of_heads.mean(dim=1), mean, rtol=1e-4, atol=1e-6 * mean.max().item())
+    of_tokens = method(explain(model, **tiny_batch()), per_head=True, per_token=True)
+    assert of_tokens.shape[:2] == of_heads.shape[:2] and of_tokens.ndim == 5
+
+
+def test_relevance_of_one_attention_is_its_own():
+    """With a cross-attention alone nothing is handed on: the row of [CLS] of ReLU(gradient · attention)."""
+    attention = random_attention(2, 3, 4, 5)
+    factor = torch.randn_like(attention)
+    score = (attention * factor).sum(dim=(1, 2, 3))
+    explained = PhraseAttention(score, attention, torch.ones(2, 4), slice(1, None), (2, 2))
+    found = relevance(explained._replace(layers=(LayerAttention("cross", attention),)))
+    expected = (attention * factor).relu().mean(dim=1)[:, 0, 1:].reshape(2, 2, 2)
+    torch.testing.assert_close(found, expected.detach())
+    with pytest.raises(ValueError, match="explain_all_layers"):
+        relevance(explained)
+
+
+def test_relevance_step_by_step():
+    """Text, cross, text, cross over an image encoder of two layers, written down with loops for one phrase."""
+    torch.manual_seed(0)
+    kinds = ["image", "image", "text", "cross", "text", "cross"]
+    sizes = {"image": (5, 5), "text": (3, 3), "cross": (3, 5)}
+    attentions = [random_attention(1, 2, *sizes[kind]) for kind in kinds]
+    factors = [torch.randn_like(attention) for attention in attentions]
+    # Products, so that every gradient depends on the other attentions too.
+    parts = [(attention * factor).sum() for attention, factor in zip(attentions, factors)]
+    score = torch.stack([parts[0] * parts[3], parts[1] * parts[5], parts[2] * parts[4]]).sum()[None]
+    layers = tuple(LayerAttention(kind, attention) for kind, attention in zip(kinds, attentions))
+    found = relevance(PhraseAttention(score, attentions[5], torch.ones(1, 3), slice(1, None), (2, 2), layers=layers))
+
+    others = [3, 5, 4, 0, 2, 1]  # the part that each is multiplied by
+    bars = [
+        (attention * factor * parts[other]).detach().clamp(min=0)[0].mean(dim=0)
+        for attention, factor, other in zip(attentions, factors, others)
+    ]
+    image, text, cross = torch.eye(5).double(), torch.eye(3).double(), torch.zeros(3, 5).double()
+
+    def normalized(matrix):
+        rest = matrix - torch.eye(len(matrix))
+        sums = rest.sum(dim=1, keepdim=True)
+        return torch.where(sums > 0, rest / sums, 0) + torch.eye(len(matrix))
+
+    for kind, bar in zip(kinds, bars):
+        if kind == "image":
+            image = image + bar @ image
+        elif kind == "text":
+            text, cross = text + bar @ text, cross + bar @ cross
+        else:
+            cross = cross + normalized(text).T @ bar @ normalized(image)
+    torch.testing.assert_close(found, cross[None, 0, 1:].reshape(1, 2, 2))
+
+
+@pytest.mark.parametrize("family", WITH_RELEVANCE)
+def test_relevance_of_every_family_that_has_it(family):
+    model, batch = MODELS[family](), tiny_batch()
+    explained = explain_function(model, "relevance")(model, **batch)
+    torch.testing.assert_close(explained.score, explain_function(model)(model, **batch).score, rtol=1e-4, atol=1e-5)
+    found = relevance(explained)
+    assert found.shape == (4, 4, 4) and (found >= 0).all() and (found.amax(dim=(1, 2)) > 0).all()
+    # All attention of the family was recorded, and each phrase has its own.
+    assert len(explained.layers) == len(FAMILIES[family].modules(model)) >= 3
+    shared = batch | {"pixel_values": batch["pixel_values"][:1], "image_index": torch.zeros(4, dtype=torch.long)}
+    together = relevance(explain_function(model, "relevance")(model, **shared))
+    for row in range(4):
+        alone = {name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask")}
+        own = relevance(explain_function(model, "relevance")(model, batch["pixel_values"][:1], **alone))
+        torch.testing.assert_close(together[row], own[0], rtol=1e-3, atol=1e-5 * own.max().item())
+
+
+@pytest.mark.parametrize("family", WITH_RELEVANCE)
+def test_relevance_of_a_frozen_model(family):
+    model = MODELS[family]()
+    expected = relevance(explain_function(model, "relevance")(model, **tiny_batch()))
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    before = frozen.config._attn_implementation
+    with torch.no_grad():
+        explained = explain_function(frozen, "relevance")(frozen, **tiny_batch())
+    torch.testing.assert_close(relevance(explained), expected, rtol=1e-4, atol=1e-6)
+    assert frozen.config._attn_implementation == before
+
+
+def test_what_cannot_be_explained_says_so():
+    model = MODELS["blip-2"]()
+    with pytest.raises(ValueError, match=r"relevance is not worked out for blip-2, only for albef, blip, vilt, clip"):
+        explain_function(model, "relevance")
+    with pytest.raises(ValueError, match="method 'saliency': choose one of gradcam, attention, relevance"):
+        explain_function(model, "saliency")
+    model = MODELS["albef"]()
+    with pytest.raises(ValueError, match="leave out layer"):
+        explain_function(model, "relevance")(model, **tiny_batch(), layer=2)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_layer_that_is_named_can_be_explained(family):
+    model = MODELS[family]()
+    layers = list(explained_layers(model))
+    maps = [gradcam(explain_function(model)(model, **tiny_batch(), layer=layer)) for layer in layers]
+    assert len(layers) >= 2 or family in ("blip-2",)
+    assert not any(torch.allclose(maps[0], other) for other in maps[1:])
+    with pytest.raises(ValueError, match="layer"):
+        explain_function(model)(model, **tiny_batch(), layer=max(layers) + 1)
+
+
+# Ways in --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(1)
+    tiny_albef().albef.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_pipeline_by_every_method(checkpoint, method):
+    grounder = AutoGrounder.from_pretrained(str(checkpoint))
+    (answer,) = grounder.ground(picture(), "red square on the left", method=method)
+    inputs = grounder.processor(images=picture(), text="red square on the left", return_tensors="pt")
+    explained = explain_function(grounder.model, method)(grounder.model, **inputs)
+    expected = grounder.processor.post_process_grounding(METHODS[method](explained), [picture().size[::-1]])[0]
+    assert answer["point"] == expected["point"]
+    torch.testing.assert_close(torch.tensor(answer["heatmap"]), expected["heatmap"])
+
+
+def test_the_pipeline_refuses(checkpoint):
+    grounder = AutoGrounder.from_pretrained(str(checkpoint))
+    with pytest.raises(ValueError, match="method 'saliency'"):
+        grounder.ground(picture(), "red square", method="saliency")
+    with pytest.raises(ValueError, match="no map of the words of a caption"):
+        grounder.ground(picture(), {"caption": "a red square", "caption_span": (1, 3)}, method="relevance")
+
+
+def test_the_sweep_agrees_with_the_evaluation_of_every_layer(checkpoint, tmp_path, capsys):
+    data = write_folder(tmp_path / "data", test=tiny_records(12, without_region=(3,)))
+    source = ["--dataset", str(data), "--cpu", "--batch_size", "4"]
+    for method in ("gradcam", "attention"):
+        options = [*source, "--method", method]
+        found = sweep_layers.main(["--model", str(checkpoint), "--split", "test", *options, "--output", str(tmp_path)])
+        expected = {}
+        for layer in found["layers"]:
+            more = ["--grounding_layer", str(layer), "--num_pictured", "0", "--output", str(tmp_path / f"{layer}")]
+            expected[layer] = evaluate_grounding.main(["--models", f"m={checkpoint}", *options, *more, "--overwrite"])[
+                "m"
+            ]["test"]
+        assert {layer: scores["all heads"] for layer, scores in found["layers"].items()} == expected
+        best = max(expected, key=expected.get)
+        assert found["best"] == {"layer": best, "accuracy": expected[best]}
+        assert f"--grounding_layer {best}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "layers.json").read_text())["best"] == found["best"]
+
+
+def test_the_sweep_of_heads(checkpoint, tmp_path):
+    data = write_folder(tmp_path / "data", test=tiny_records(6))
+    found = sweep_layers.main(
+        ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--cpu", "--heads"]
+    )
+    num_heads = tiny_config().text_config.num_attention_heads
+    assert list(found["layers"][found["best"]["layer"]]) == ["all heads", *map(str, range(num_heads))]
+    grounder, records = AutoGrounder.from_pretrained(str(checkpoint)), tiny_records(6)
+    model, processor = grounder.model, grounder.processor
+    for layer, scores in found["layers"].items():
+        hits = 0
+        for record in records:
+            photo = Image.open(BytesIO(record["image"]["bytes"]))
+            inputs = processor(images=photo, text=record["phrase"], return_tensors="pt")
+            of_heads = gradcam(explain_function(model)(model, **inputs, layer=layer), per_head=True)
+            x, y = processor.post_process_grounding(of_heads[:, 1], [photo.size[::-1]])[0]["point"]
+            hits += any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in record["boxes"])
+        assert scores["1"] == hits / 6
+
+
+def test_the_sweep_refuses(checkpoint, tmp_path, capsys):
+    data = write_folder(tmp_path / "data", test=tiny_records(2, without_region=(0, 1)))
+    arguments = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--cpu"]
+    with pytest.raises(ValueError, match="no phrase with a box"):
+        sweep_layers.main(arguments)
+    with pytest.raises(SystemExit):
+        sweep_layers.main([*arguments, "--method", "relevance"])
+    assert "gradcam or attention" in capsys.readouterr().err
