@@ -26,13 +26,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
+import yaml
 from datasets import Image, List, load_dataset
 from PIL import Image as PilImage
 from tokenizers.processors import TemplateProcessing
 from transformers.models.blip import BlipImageProcessorPil
 
 from benchmarks.small_models import Size, build
-from modeling_albef_amc import tokenizer_from_texts
+from dataset_scripts.build import main as build_data
+from modeling_albef_amc import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefImageProcessorPil,
+    AlbefProcessor,
+    tokenizer_from_texts,
+)
 
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "outputs" / "scenes"
@@ -50,16 +58,18 @@ class Run:
         data: the variant of the training data, see `VARIANTS`.
         settings: of train.py, beside those of the recipe.
         family: trained from random weights; none: ALBEF, from the base model of `make train`.
+        metric: that the run is scored by.
     """
 
     name: str
     data: str = "box"
     settings: dict[str, Any] = field(default_factory=dict)
     family: str | None = None
+    metric: str = "pointing_game"
 
     @property
     def recipe(self) -> str:
-        return f"trainer/configs/scenes_{'with_amc' if self.family is None else 'families'}.yaml"
+        return f"trainer/configs/scenes_{'with_amc' if self.family in (None, 'albef') else 'families'}.yaml"
 
 
 # Variants of the training data: what is left of a row's mask and box
@@ -156,6 +166,9 @@ def build_variant(name: str, folder: Path) -> Path:
     """The scenes with other regions in `train`; `test` stays as it is."""
     if (folder / "README.md").exists():
         return folder
+    if name == "absent":
+        build_data(["scenes", "--output", str(folder), "--absent-per-scene", "1"])
+        return folder
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for path in (SCENES / "data" / "data").glob("test-*.parquet"):
         link = folder / "data" / path.name
@@ -176,17 +189,24 @@ def build_variant(name: str, folder: Path) -> Path:
 
 def random_model(family: str, folder: Path) -> Path:
     """A checkpoint of random weights with a tokenizer of the words of the scenes, as transformers saves it."""
-    if not (folder / "processor_config.json").exists():
-        texts = load_dataset(str(SCENES / "data"), split="train")["phrase"]
-        tokenizer = tokenizer_from_texts(texts)
-        torch.manual_seed(0)
-        size = Size(vocab_size=len(tokenizer), pad=tokenizer.pad_token_id, eos=tokenizer.sep_token_id)
-        build(family, size).save_pretrained(folder)
-        if family == "clip":  # it reads the place of the end token
-            special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
-            tokenizer.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
-        image_processor = BlipImageProcessorPil(size={"height": size.image_size, "width": size.image_size})
-        PROCESSORS[family](image_processor, tokenizer).save_pretrained(folder)
+    if (folder / "processor_config.json").exists():
+        return folder
+    tokenizer = tokenizer_from_texts(load_dataset(str(SCENES / "data"), split="train")["phrase"])
+    torch.manual_seed(0)
+    if family == "albef":
+        fields = yaml.safe_load((ROOT / "trainer/configs/scenes_base.yaml").read_text())["model_config"]
+        fields["text_config"]["vocab_size"] = len(tokenizer)
+        AlbefForPreTraining(AlbefConfig(**fields)).save_pretrained(folder)
+        side = fields["vision_config"]["image_size"]
+        AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer).save_pretrained(folder)
+        return folder
+    size = Size(vocab_size=len(tokenizer), pad=tokenizer.pad_token_id, eos=tokenizer.sep_token_id)
+    build(family, size).save_pretrained(folder)
+    if family == "clip":  # it reads the place of the end token
+        special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
+    image_processor = BlipImageProcessorPil(size={"height": size.image_size, "width": size.image_size})
+    PROCESSORS[family](image_processor, tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -221,9 +241,13 @@ STUDIES: dict[str, list[Run]] = {
         Run("margin of the max 1", "mask", {"amc_margin_max": 1.0}),
         Run("means over the batch", "mask", {"amc_reduction": "batch"}),
     ],
+    "absent": [
+        Run("without", "absent", {"absent_weight": 0.0}, metric="absent_auroc"),
+        Run("with", "absent", metric="absent_auroc"),
+    ],
     "families": [
         run
-        for family in PROCESSORS
+        for family in ("albef", *PROCESSORS)
         for run in (
             Run(f"{family} without AMC", "mask", NO_AMC, family),
             Run(f"{family} with AMC", "mask", family=family),
@@ -258,7 +282,7 @@ def train(run: Run, seed: int, folder: Path, steps: int) -> float:
             )
         for weights in output.glob("*.safetensors"):
             weights.unlink()
-    return json.loads(done.read_text())["test_pointing_game"]
+    return json.loads(done.read_text())[f"test_{run.metric}"]
 
 
 def draw_budget(rows: list[Row], path: Path) -> None:
@@ -302,7 +326,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append({"name": run.name, "mean": statistics.mean(scores), "spread": spread, "seeds": scores})
         results[study] = {"steps": options.steps, "rows": rows}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        print(f"| {study} | pointing accuracy on test, % |\n|---|---:|")
+        print(f"| {study} | {runs[0].metric} on test, % |\n|---|---:|")
         print("\n".join(f"| {row['name']} | {row['mean']:.1f} ± {row['spread']:.1f} |" for row in rows))
         if study == "budget":
             draw_budget(rows, ROOT / "docs" / "annotation_budget.png")
