@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         augmentation=GroundingAugmentation(
             flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
         ),
+        strict=data_args.strict,
+        spare=None if data_args.strict else first_usable(train_dataset, processor),
     )
     eval_collator = replace(collator, box_choice="all", max_length=None, augmentation=None)
     first_eval_dataset = next(iter(eval_datasets.values()))
@@ -78,7 +80,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         resume = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         if resume is None:
             raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir} to go on from.")
-    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
     trainer.save_model(_internal_call=True)  # it is pushed when its card can say how well it does
     trainer.save_state()
 
@@ -110,6 +114,22 @@ def load_split(path: str, config: str | None, split: str, limit: int | None = No
     if "masks" in dataset.column_names:
         dataset = dataset.cast_column("masks", List(Image(decode=False)))
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def first_usable(dataset: Dataset, processor: ProcessorMixin) -> dict:
+    """
+    Raises:
+        ValueError: none of its records can be used.
+    """
+    collator, problem = GroundingCollator(processor, mlm_probability=0.0), None
+    for record in dataset:
+        try:
+            collator([record])
+        except ValueError as error:
+            problem = problem or error
+        else:
+            return record
+    raise ValueError(f"No record of the training data can be used; the first: {problem}")
 
 
 def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:

@@ -25,7 +25,8 @@ LOSSES = "loss_itc", "loss_itm", "loss_mlm"
 def batch_of(records: list[dict]) -> dict:
     torch.manual_seed(0)
     batch = GroundingCollator(tiny_processor(), mlm_probability=0.5, mask_size=8)(records)
-    return {k: v for k, v in batch.items() if k not in ("masks", "has_region", "boxes", "image_sizes", "record_names")}
+    of_trainer = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_stand_in", "unusable"
+    return {name: value for name, value in batch.items() if name not in of_trainer}
 
 
 def with_absent(count: int, *rows: int) -> list[dict]:

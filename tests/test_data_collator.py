@@ -87,7 +87,7 @@ def test_a_batch_by_hand(collator):
     batch = collator(records)
     assert set(batch) == {
         *("pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "masks", "has_region", "boxes"),
-        *("image_sizes", "is_absent", "record_names"),
+        *("image_sizes", "is_absent", "is_stand_in", "unusable", "record_names"),
     }
     # Trainer counts examples by the first tensor.
     assert len(next(iter(batch.values()))) == 3
@@ -199,7 +199,8 @@ def test_the_collator_goes_through_pickle_and_workers_repeat_their_batches(proce
 
     first, second = epoch(collator), epoch(again)
     for one, two in zip(first, second, strict=True):
-        assert one.pop("record_names") == two.pop("record_names")
+        for name in ("record_names", "unusable"):
+            assert one.pop(name) == two.pop(name)
         assert all(torch.equal(one[key], two[key]) for key in one)
     assert not torch.equal(first[0]["mlm_input_ids"], first[1]["mlm_input_ids"])
 

@@ -10,6 +10,7 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from PIL import Image
 from torch import nn
@@ -40,6 +41,8 @@ ITEMS = {
     "loss_amc_mean": "regions",
     "loss_amc_max": "regions",
 }
+# Of a batch, beside what `compute_loss` takes out.
+NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_stand_in", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
 NO_DECAY = ("temperature", "logit_scale", "cls_token", "class_embedding", "position_embedding")
 
@@ -88,15 +91,21 @@ class AmcTrainer(Trainer):
         self.draw_heatmaps = draw_heatmaps
         self.evaluations: dict[str, Evaluation] = {}
         self.trained_losses: set[str] = set()
+        self.unusable: set[str] = set()
         self.bad_steps = 0
         self._has_unsaved_steps = False
         self._step_records: list[str] = []
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """As ever, but a run of one process that an error or Ctrl-C ends saves what it trained since the last save."""
+        """As ever, but a run of one process that an error or Ctrl-C ends saves what it trained since the last save.
+
+        The metrics have `num_unusable`: records, of training and evaluation, that another phrase stood in for.
+        """
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
+            return output
         except (Exception, KeyboardInterrupt) as error:
             # Of several processes the others may be waiting for this one elsewhere: nothing can be saved together.
             if self.accelerator.num_processes == 1 and self._has_unsaved_steps:
@@ -161,6 +170,8 @@ class AmcTrainer(Trainer):
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
         self._step_records = [name for batch in batches for name in batch.get("record_names", [])]
+        for batch in batches:
+            self._name_unusable(batch)
         model = self.accelerator.unwrap_model(self.model)
         model.train()
         with self.compute_loss_context_manager():
@@ -170,6 +181,13 @@ class AmcTrainer(Trainer):
         totals = count_items(batches)
         totals = {name: self.accelerator.reduce(total.to(device)) for name, total in totals.items()}
         return batches, totals
+
+    def _name_unusable(self, batch: dict[str, Any]) -> None:
+        """Each record once, however many epochs it comes up in."""
+        for message in batch.get("unusable", []):
+            if message not in self.unusable:
+                self.unusable.add(message)
+                logger.warning(f"{message}. Another phrase stands in for it.")
 
     # Loss
 
@@ -191,7 +209,7 @@ class AmcTrainer(Trainer):
         inputs = dict(inputs)
         masks, has_region = inputs.pop("masks"), inputs.pop("has_region")
         counts = count_items([{**inputs, "has_region": has_region}])
-        for name in ("boxes", "image_sizes", "record_names"):
+        for name in NOT_OF_THE_MODEL:
             inputs.pop(name, None)
         outputs = model(**inputs, alpha=self.alpha(), output_heatmaps=uses_amc or not model.training)
         own = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
@@ -306,6 +324,7 @@ class AmcTrainer(Trainer):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
         """The loss; the point (x, y) of each phrase in pixels and how likely it fits; its boxes and if it is absent."""
         inputs = self._prepare_inputs(inputs)
+        self._name_unusable(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
             if prediction_loss_only:
@@ -314,7 +333,9 @@ class AmcTrainer(Trainer):
             probability = outputs.get("probability")
             if probability is None:
                 probability = outputs.itm_logits.float().softmax(dim=-1)[:, 1]
-            return loss.detach(), (points, probability), (inputs["boxes"], inputs["is_absent"])
+            # What stands in for another phrase has no region, and is neither true nor absent: it scores nothing.
+            is_absent = inputs["is_absent"].long().masked_fill(inputs["is_stand_in"], PADDING)
+            return loss.detach(), (points, probability), (inputs["boxes"], is_absent)
 
     def compute_scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """Pointing accuracy of the phrases that have boxes, and `absent_auroc`: how well the score tells phrases that
@@ -324,8 +345,9 @@ class AmcTrainer(Trainer):
         scores = {}
         if has_boxes.any():
             scores |= self.pointing_game.compute(points=points[has_boxes], boxes=boxes[has_boxes])
-        if is_absent.any() and not is_absent.all():
-            scores["absent_auroc"] = auroc(probability[~is_absent], probability[is_absent])
+        true, absent = probability[is_absent == 0], probability[is_absent == 1]
+        if len(true) and len(absent):
+            scores["absent_auroc"] = auroc(true, absent)
         return scores
 
     # Publishing

@@ -80,6 +80,13 @@ class DataArguments:
     )
     gray: float = field(default=0.2, metadata={"help": "Probability of graying an image whose phrases name no colour."})
     color_jitter: float = field(default=0.5, metadata={"help": "Probability of changing its colours; likewise."})
+    strict: bool = field(
+        default=False,
+        metadata={
+            "help": "Stop at a record that cannot be used. Else another phrase of its batch stands in for it; it is "
+            "named once, and counted in the end."
+        },
+    )
     crop: float = field(default=0.0, metadata={"help": "Probability of a random crop that keeps all regions."})
 
 

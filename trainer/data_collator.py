@@ -20,6 +20,24 @@ PADDING = -100
 
 
 @dataclass
+class Picture:
+    """An image (RGB) of a batch, and the hash that stands for it."""
+
+    image: Image.Image
+    image_id: int
+
+
+@dataclass
+class Example:
+    """A record on its way into a batch."""
+
+    picture: Picture
+    phrase: str
+    region: Region | None
+    is_absent: bool
+
+
+@dataclass
 class GroundingCollator:
     """Collates phrases with their images and regions.
 
@@ -41,6 +59,9 @@ class GroundingCollator:
         mlm_probability: Share of tokens that MLM predicts; 0 leaves `mlm_input_ids` and `mlm_labels` out.
         max_length: Tokens a phrase is cut to; None does not cut.
         augmentation: Changes to image, phrases and regions; None for none.
+        strict: Raise at a record that cannot be used. Otherwise a phrase of its batch stands in for it, without a
+            region, so that batches keep their size; `unusable` says why.
+        spare: A record that stands in where no other of the batch can be used.
     """
 
     processor: ProcessorMixin
@@ -49,6 +70,8 @@ class GroundingCollator:
     mlm_probability: float = 0.15
     max_length: int | None = 25
     augmentation: GroundingAugmentation | None = None
+    strict: bool = True
+    spare: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.mask_size < 1:
@@ -76,10 +99,13 @@ class GroundingCollator:
                 after a phrase's last box; `max_boxes` is at least 1.
             `image_sizes`: long `(num_phrases, 2)`, height and width in pixels of the (augmented) image.
             `record_names`: what error messages call each record, a list of `num_phrases` strings.
+            `is_stand_in`: bool `(num_phrases,)`, True for another phrase than the record's, which cannot be used.
+            `unusable`: name and reason of each of those records, a list of strings.
             `mlm_input_ids`, `mlm_labels`: long `(num_phrases, num_tokens)`, with `mlm_probability` above 0.
 
         Raises:
-            ValueError: A record is unusable; the message names it and says what to do.
+            ValueError: A record is unusable; the message names it and says what to do. Without `strict`: all are, and
+                there is no spare one.
         """
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
@@ -88,35 +114,36 @@ class GroundingCollator:
             image_id = record.get("image_id")
             groups.setdefault(("row", row) if image_id is None else ("id", str(image_id)), []).append(row)
 
-        images, image_ids = [], []
-        image_index = torch.empty(len(records), dtype=torch.long)
-        phrases: list[str] = [""] * len(records)
-        regions: list[Region | None] = [None] * len(records)
-        sizes = torch.empty(len(records), 2, dtype=torch.long)
+        examples: list[Example | None] = [None] * len(records)
+        unusable: dict[int, str] = {}
         for rows in groups.values():
-            image, image_id, group_phrases, group_regions = self._read_image([records[row] for row in rows])
-            image_index[rows] = len(images)
-            sizes[rows] = torch.tensor([image.height, image.width])
-            images.append(image)
-            image_ids.append(image_id)
-            for row, phrase, region in zip(rows, group_phrases, group_regions, strict=True):
-                phrases[row], regions[row] = phrase, region
-
-        encoded = self._encode_phrases(records, phrases)
+            group = self._read_image([records[row] for row in rows], unusable, rows)
+            for row, example in zip(rows, group, strict=True):
+                examples[row] = example
+        encoded = self._encode_phrases(records, examples, unusable)
+        usable: list[Example] = self._stand_in(examples)
+        is_stand_in = torch.tensor([row in unusable for row in range(len(records))])
+        images = list({id(example.picture): example.picture for example in usable}.values())
+        places = {id(picture): place for place, picture in enumerate(images)}
+        regions = [None if row in unusable else example.region for row, example in enumerate(usable)]
+        if unusable:
+            encoded = tokenize_phrases(self.processor, [example.phrase for example in usable], self.max_length)
         # Trainer takes the batch size from the first tensor: a phrase, not an image, is an example.
         batch = {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             # Apart from the phrases: a processor expects as many phrases as images where it gets both.
-            "pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"],
-            "image_index": image_index,
-            "image_ids": torch.tensor(image_ids, dtype=torch.long),
+            "pixel_values": self.processor(images=[each.image for each in images], return_tensors="pt")["pixel_values"],
+            "image_index": torch.tensor([places[id(example.picture)] for example in usable]),
+            "image_ids": torch.tensor([each.image_id for each in images], dtype=torch.long),
             "masks": torch.from_numpy(np.stack([self._draw(region) for region in regions])),
             "has_region": torch.tensor([region is not None for region in regions]),
-            "is_absent": torch.tensor([bool(record.get("absent")) for record in records]),
+            "is_absent": torch.tensor([example.is_absent for example in usable]),
             "boxes": _pad_boxes(regions),
-            "image_sizes": sizes,
+            "image_sizes": torch.tensor([[each.picture.image.height, each.picture.image.width] for each in usable]),
             "record_names": [record_name(record) for record in records],
+            "is_stand_in": is_stand_in,
+            "unusable": list(unusable.values()),
         }
         if self.mlm_probability > 0:
             batch["mlm_input_ids"], batch["mlm_labels"] = self._mask_tokens(batch["input_ids"])
@@ -124,42 +151,78 @@ class GroundingCollator:
         return batch
 
     def _read_image(
-        self, records: Sequence[Mapping[str, Any]]
-    ) -> tuple[Image.Image, int, list[str], list[Region | None]]:
-        """Reads the records of one image: the image, the hash that stands for it, each record's phrase and region."""
+        self, records: Sequence[Mapping[str, Any]], unusable: dict[int, str], rows: Sequence[int]
+    ) -> list["Example | None"]:
+        """Reads the records of one image; None for those that cannot be used, whose reasons go into `unusable`.
+
+        Args:
+            rows: of the records in their batch.
+        """
+        examples: list[Example | None] = [None] * len(records)
         try:
             image = read_rgb(records[0].get("image"))
         except ValueError as error:
-            raise ValueError(f"{record_name(records[0])}: {error}") from error
+            for row, record in zip(rows, records, strict=True):
+                self._refuse(record, error, unusable, row)
+            return examples
         image_id = records[0].get("image_id")
-        image_hash = _hash(image.tobytes() if image_id is None else str(image_id).encode())
-        phrases, regions = [], []
-        for record in records:
-            phrase = record.get("phrase")
-            if not isinstance(phrase, str) or not phrase.strip():
-                raise ValueError(f"{record_name(record)}: the phrase is empty or not a string; drop the record")
+        picture = Picture(image, _hash(image.tobytes() if image_id is None else str(image_id).encode()))
+        for number, (row, record) in enumerate(zip(rows, records, strict=True)):
             try:
-                regions.append(Region.from_record(record, image.height, image.width))
+                examples[number] = _read_example(record, picture)
             except ValueError as error:
-                raise ValueError(f"{record_name(record)}: {error}") from error
-            if record.get("absent") and regions[-1] is not None:
-                raise ValueError(f"{record_name(record)}: it is absent and has a region; drop one of them")
-            phrases.append(phrase)
-        if self.augmentation is not None:
-            image, phrases, regions = self.augmentation(image, phrases, regions)
-        return image, image_hash, phrases, regions
+                self._refuse(record, error, unusable, row)
+        found = [example for example in examples if example is not None]
+        if self.augmentation is not None and found:
+            # In place: the picture is that of all its examples.
+            phrases, regions = [example.phrase for example in found], [example.region for example in found]
+            picture.image, phrases, regions = self.augmentation(image, phrases, regions)
+            for example, phrase, region in zip(found, phrases, regions, strict=True):
+                example.phrase, example.region = phrase, region
+        return examples
 
-    def _encode_phrases(self, records: Sequence[Mapping[str, Any]], phrases: list[str]) -> Mapping[str, torch.Tensor]:
+    def _refuse(self, record: Mapping[str, Any], error: ValueError, unusable: dict[int, str], row: int) -> None:
+        """
+        Raises:
+            ValueError: the collator is strict.
+        """
+        message = f"{record_name(record)}: {error}"
+        if self.strict:
+            raise ValueError(message) from error
+        unusable[row] = message
+
+    def _encode_phrases(
+        self, records: Sequence[Mapping[str, Any]], examples: list["Example | None"], unusable: dict[int, str]
+    ) -> Mapping[str, torch.Tensor]:
+        """Tokens of the phrases there are. One that cannot be tokenized leaves `examples`; nothing comes back then."""
+        phrases = [example.phrase for example in examples if example is not None]
         try:
-            return tokenize_phrases(self.processor, phrases, self.max_length)
+            return tokenize_phrases(self.processor, phrases, self.max_length) if phrases else {}
         except ValueError:
             # The processor cannot name the record: ask it again, phrase by phrase.
-            for record, phrase in zip(records, phrases, strict=True):
+            for row, example in enumerate(examples):
                 try:
-                    tokenize_phrases(self.processor, [phrase], self.max_length)
+                    if example is not None:
+                        tokenize_phrases(self.processor, [example.phrase], self.max_length)
                 except ValueError as error:
-                    raise ValueError(f"{record_name(record)}: {error}") from error
-            raise
+                    self._refuse(records[row], error, unusable, row)
+                    examples[row] = None
+            if not unusable:
+                raise
+            return {}
+
+    def _stand_in(self, examples: list["Example | None"]) -> list["Example"]:
+        """The examples, each that is missing replaced by the first one there is, or else by the spare one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        found = next((example for example in examples if example is not None), None)
+        if found is None:
+            if self.spare is None:
+                raise ValueError("no record of the batch can be used, and there is no spare one to go on with")
+            (found,) = replace(self, strict=True)._read_image([self.spare], {}, [0])
+        return [found if example is None else example for example in examples]
 
     def _draw(self, region: Region | None) -> np.ndarray:
         if region is None:
@@ -177,6 +240,20 @@ class GroundingCollator:
         special = torch.isin(input_ids, torch.tensor([token for token in spared if token is not None]))
         masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=self.mlm_probability)
         return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
+
+
+def _read_example(record: Mapping[str, Any], picture: Picture) -> Example:
+    """
+    Raises:
+        ValueError: the record cannot be used.
+    """
+    phrase, is_absent = record.get("phrase"), bool(record.get("absent"))
+    if not isinstance(phrase, str) or not phrase.strip():
+        raise ValueError("the phrase is empty or not a string; drop the record")
+    region = Region.from_record(record, picture.image.height, picture.image.width)
+    if is_absent and region is not None:
+        raise ValueError("it is absent and has a region; drop one of them")
+    return Example(picture, phrase, region, is_absent)
 
 
 def record_name(record: Mapping[str, Any]) -> str:

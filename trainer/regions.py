@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
@@ -174,6 +174,10 @@ def open_image(image: Any) -> Image.Image:
         if not isinstance(image, Image.Image):
             raise ValueError(f'expected a PIL image or {{"bytes", "path"}}, got {type(image).__name__}')
         image.load()
+    except UnidentifiedImageError as error:  # whose message says where in memory it is
+        raise ValueError(
+            "the image cannot be decoded (no kind that Pillow knows); fetch it again or drop it"
+        ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow reports some broken PNG files as SyntaxError.
         raise ValueError(f"the image cannot be decoded ({error}); fetch the file again or drop the record") from error
