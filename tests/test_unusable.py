@@ -1,4 +1,4 @@
-"""Records that cannot be used, and batches of little, in the middle of training: it goes on and says what it left out."""
+"""Records that cannot be used, and batches of little, while training: it goes on and says what it left out."""
 
 import logging
 

@@ -175,9 +175,7 @@ def open_image(image: Any) -> Image.Image:
             raise ValueError(f'expected a PIL image or {{"bytes", "path"}}, got {type(image).__name__}')
         image.load()
     except UnidentifiedImageError as error:  # whose message says where in memory it is
-        raise ValueError(
-            "the image cannot be decoded (no kind that Pillow knows); fetch it again or drop it"
-        ) from error
+        raise ValueError("the image cannot be decoded (no kind that is known); fetch it again or drop it") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         # Pillow reports some broken PNG files as SyntaxError.
         raise ValueError(f"the image cannot be decoded ({error}); fetch the file again or drop the record") from error

@@ -1,0 +1,1 @@
+"""Long trials of what must not break: `make chaos`; the short ones are tests."""
