@@ -13,7 +13,6 @@ from pathlib import Path
 import PIL.Image
 from datasets import Dataset, Image, List, load_dataset
 from transformers import PreTrainedModel, ProcessorMixin, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_albef_amc import (
     AlbefConfig,
@@ -27,6 +26,7 @@ from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 from trainer.augmentation import GroundingAugmentation
+from trainer.checkpoints import checkpoints
 from trainer.data_collator import GroundingCollator
 from trainer.evaluation import batch_heatmaps
 from trainer.heatmap_grid import grid_of_batch
@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         augmentation=GroundingAugmentation(
             flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
         ),
+        seed=args.seed if args.data_seed is None else args.data_seed,
         strict=data_args.strict,
         spare=None if data_args.strict else first_usable(train_dataset, processor),
     )
@@ -76,10 +77,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),
     )
     resume = args.resume_from_checkpoint
-    if resume is not None and resume.lower() == "true":
-        resume = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if resume is None:
+    if resume is not None and resume.lower() in ("true", "auto"):
+        there = checkpoints(Path(args.output_dir))
+        if not there and resume.lower() == "true":
             raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir} to go on from.")
+        resume = str(there[-1]) if there else None
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)

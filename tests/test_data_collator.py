@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -228,10 +229,9 @@ def test_the_mask_covers_the_painted_object_whatever_the_augmentation(processor)
         {"image": Image.fromarray(pixels), "image_id": "a", "phrase": "a man", "boxes": [[36, 8, 60, 24]]},
         {"image": Image.fromarray(pixels), "image_id": "a", "phrase": "a dog", "masks": [encoded(mask)]},
     ]
-    torch.manual_seed(0)
     seen = set()
-    for _ in range(30):
-        batch = collator(records)
+    for epoch in range(30):
+        batch = replace(collator, epoch=epoch)(records)
         bright = batch["pixel_values"][0, 0] > batch["pixel_values"][0, 0].median()
         # The processor's 16 cells a side: each cell of the image is bright where the mask covers it.
         covered = torch.nn.functional.avg_pool2d(batch["masks"][:, None], 4)[:, 0]
@@ -254,10 +254,10 @@ def far_from(covered):
 def test_masking_spares_cls_sep_and_pad_and_keeps_its_proportions(tokenizer):
     processor = BlipProcessor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer)
     collator = GroundingCollator(processor, mask_size=4)
-    torch.manual_seed(0)
     phrases = ["a man on the left of a zebra in the red car", "the dog"]
     chosen = masked = unchanged = unknown = total = 0
-    for _ in range(60):
+    for epoch in range(60):
+        collator.epoch = epoch
         batch = collator([record(image_id="a", phrase=phrases[i % 2]) for i in range(32)])
         ids, labels, inputs = batch["input_ids"], batch["mlm_labels"], batch["mlm_input_ids"]
         picked = labels != -100
@@ -275,14 +275,21 @@ def test_masking_spares_cls_sep_and_pad_and_keeps_its_proportions(tokenizer):
     assert unknown > 0
 
 
-def test_masking_repeats_with_the_seed(processor):
+def test_draws_depend_on_seed_epoch_and_records_alone(processor):
+    """Neither on what was drawn before, nor on the process; and they leave torch's own generator where it was."""
     collator = GroundingCollator(processor, mask_size=4, mlm_probability=0.5)
     records = [record(phrase="a man on the left of the dog")]
-    draws = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        draws.append(collator(records)["mlm_input_ids"].tolist())
-    assert draws[0] == draws[1] != draws[2]
+
+    def draw(**changes):
+        torch.rand(7)
+        before = torch.get_rng_state()
+        drawn = replace(collator, **changes)(records)["mlm_input_ids"].tolist()
+        assert torch.equal(torch.get_rng_state(), before)
+        return drawn
+
+    assert draw() == draw() != draw(epoch=1)
+    assert draw(seed=1) not in (draw(), draw(epoch=1))
+    assert draw(epoch=1) == draw(epoch=1)
 
 
 # Regions
@@ -413,10 +420,9 @@ def test_a_polygon_of_several_parts_is_one_instance():
 def test_random_box_choice_takes_each_instance(processor):
     collator = GroundingCollator(processor, mask_size=8, box_choice="random", mlm_probability=0)
     boxes = [[0, 0, 16, 12], [16, 12, 32, 24]]
-    torch.manual_seed(0)
     corners = []
-    for _ in range(60):
-        batch = collator([record(boxes=boxes)])
+    for epoch in range(60):
+        batch = replace(collator, epoch=epoch)([record(boxes=boxes)])
         assert batch["boxes"].tolist() == [boxes]
         mask = batch["masks"][0]
         assert mask.sum() == 16

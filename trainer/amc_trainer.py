@@ -1,5 +1,6 @@
 """Trains any groundable vision-language model with Attention Mask Consistency, and evaluates where it points."""
 
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from PIL import Image
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -24,6 +25,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import AmcConfig
 from .amc_loss import attention_mask_consistency_loss
+from .checkpoints import UNFINISHED, checkpoints, clear, publish, rotate
 from .lora import load_checkpoint, save_moving
 from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
@@ -80,6 +82,7 @@ class AmcTrainer(Trainer):
         draw_heatmaps: Callable[["AmcTrainer"], Any] | None = None,
         **kwargs,
     ):
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), EpochOfDraws()]
         self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
         kwargs.setdefault("compute_metrics", self.compute_scores)
         self.explain = with_own_forward(explain or explain_function(model))
@@ -94,6 +97,7 @@ class AmcTrainer(Trainer):
         self.unusable: set[str] = set()
         self.bad_steps = 0
         self._has_unsaved_steps = False
+        self._folder_of_checkpoints: str | None = None
         self._step_records: list[str] = []
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
@@ -117,10 +121,45 @@ class AmcTrainer(Trainer):
             raise
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.model._hf_peft_config_loaded and self.args.should_save:
-            save_moving(self.model, Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        """As ever, but a checkpoint has its name only when it is whole: a kill, or a full disk, leaves the one before.
+
+        Raises:
+            Exception: it could not be saved; a note says which checkpoint is whole.
+        """
+        run = Path(super()._get_output_dir(trial))
+        unfinished = run / UNFINISHED
+        if self.args.should_save:
+            clear(unfinished)
+        self.accelerator.wait_for_everyone()
+        self._folder_of_checkpoints = str(unfinished)
+        try:
+            super()._save_checkpoint(model, trial)
+            written = unfinished / f"checkpoint-{self.state.global_step}"
+            if self.model._hf_peft_config_loaded and self.args.should_save:
+                save_moving(self.model, written)
+            if self.args.should_save and self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(run / written.name)
+                self.state.save_to_json(str(written / "trainer_state.json"))
+        except Exception as error:
+            self._has_unsaved_steps = False  # there is no use in trying again
+            if self.args.should_save:
+                clear(unfinished)
+            whole = checkpoints(run)
+            advice = f" {whole[-1]} is whole: make room, then go on with resume_from_checkpoint." if whole else ""
+            error.add_note(f"The checkpoint of step {self.state.global_step} could not be saved.{advice}")
+            raise
+        finally:
+            self._folder_of_checkpoints = None
+        self.accelerator.wait_for_everyone()  # all processes have written
+        if self.args.should_save:
+            publish(written, run)
+            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            clear(unfinished)
+        self.accelerator.wait_for_everyone()
         self._has_unsaved_steps = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._folder_of_checkpoints or super()._get_output_dir(trial)
 
     # Trainer looks for adapters in peft's own wrapper only.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -438,6 +477,15 @@ class AmcTrainer(Trainer):
             for job in self.push_in_progress.jobs:
                 if not job.cancelled() and job.exception() is not None:
                     logger.warning(f"A push to {self.hub_model_id} while training failed: {job.exception()}")
+
+
+class EpochOfDraws(TrainerCallback):
+    """Tells the collator the epoch, which its random draws depend on."""
+
+    def on_epoch_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        collator = kwargs["train_dataloader"].collate_fn
+        if hasattr(collator, "epoch"):
+            collator.epoch = math.floor((state.epoch or 0) + 1e-6)
 
 
 @contextmanager

@@ -49,7 +49,8 @@ class GroundingCollator:
     first that is present is the region. A record with none of them is an example without region; one that is `absent`
     has none, and a phrase that fits nothing in its image.
 
-    All random draws come from torch's global generator: a seeded worker repeats its batches.
+    What is drawn at random depends on `seed`, `epoch` and the records of the batch, and on nothing else: neither workers
+    nor what was drawn before, so that a resumed run draws what it would have.
 
     Args:
         processor: Called with `images`, then with `text`; its `tokenizer` serves the MLM masking.
@@ -59,6 +60,7 @@ class GroundingCollator:
         mlm_probability: Share of tokens that MLM predicts; 0 leaves `mlm_input_ids` and `mlm_labels` out.
         max_length: Tokens a phrase is cut to; None does not cut.
         augmentation: Changes to image, phrases and regions; None for none.
+        seed, epoch: Of the random draws; `AmcTrainer` counts the epochs.
         strict: Raise at a record that cannot be used. Otherwise a phrase of its batch stands in for it, without a
             region, so that batches keep their size; `unusable` says why.
         spare: A record that stands in where no other of the batch can be used.
@@ -70,6 +72,8 @@ class GroundingCollator:
     mlm_probability: float = 0.15
     max_length: int | None = 25
     augmentation: GroundingAugmentation | None = None
+    seed: int = 0
+    epoch: int = 0
     strict: bool = True
     spare: Mapping[str, Any] | None = None
 
@@ -109,6 +113,12 @@ class GroundingCollator:
         """
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
+        names = "\n".join([f"{self.seed} {self.epoch}", *map(record_name, records)])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_hash(names.encode(errors="surrogatepass")))
+            return self._collate(records)
+
+    def _collate(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         groups: dict[Any, list[int]] = {}
         for row, record in enumerate(records):
             image_id = record.get("image_id")

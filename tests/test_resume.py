@@ -1,0 +1,191 @@
+"""A run that was killed and goes on ends as if nothing had been: bit by bit; and no checkpoint is half one."""
+
+import errno
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from tests.resume_runs import everything, finish, kill, prepare, start
+from tests.tiny_data import tiny_dataset
+from tests.trainer_helpers import make_trainer
+from trainer import checkpoints
+from trainer.amc_trainer import AmcTrainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    prepare(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (1, {}),
+        (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
+        (1, {"phrases_per_image": 2, "bf16": "true"}),
+        (2, {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_killed_and_gone_on_is_the_same(folder, processes, settings):
+    """Two epochs and a half; killed after the first checkpoint, in the middle of an epoch."""
+    per_epoch = -(-22 // (3 * processes * settings.get("gradient_accumulation_steps", 1)))
+    settings = {**settings, "max_steps": 2 * per_epoch + 1, "save_steps": 2}
+    name = "-".join([str(processes), *settings])
+    finish(folder, f"straight{name}", processes, **settings)
+    killed = start(folder, f"killed{name}", processes, **settings)
+    wait_for(folder / f"killed{name}" / "checkpoint-2", killed)
+    kill(killed)
+    finish(folder, f"killed{name}", processes, **settings, resume_from_checkpoint="true")
+    last = f"checkpoint-{settings['max_steps']}"
+    expected, found = (everything(folder / f"{run}{name}" / last) for run in ("straight", "killed"))
+    assert [key for key in expected if expected[key] != found.get(key)] == [] and expected.keys() == found.keys()
+    kinds = {"model.safetensors", "optimizer.pt", "scheduler.pt"}
+    assert kinds | {"rng_state.pth" if processes == 1 else "rng_state_1.pth"} <= {key.split(" ")[0] for key in found}
+    assert any("queue_pointer" in key for key in found) and any("momentum_encoder" in key for key in found)
+    logs = [log_of(folder / f"{run}{name}" / last) for run in ("straight", "killed")]
+    assert logs[0] == logs[1]
+
+
+def wait_for(path: Path, process) -> None:
+    for _ in range(3000):
+        if path.exists():
+            return
+        assert process.poll() is None, f"the run ended before there was {path.name}"
+        time.sleep(0.02)
+    raise TimeoutError(path)
+
+
+def log_of(checkpoint: Path) -> list[dict]:
+    """Losses and learning rates of every step."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [{k: v for k, v in entry.items() if k == "step" or "loss" in k or "rate" in k} for entry in history]
+
+
+def test_another_seed_is_not_the_same(folder):
+    """That the comparison above can fail."""
+    for seed in (0, 1):
+        finish(folder, f"seed{seed}", max_steps=2, seed=seed)
+    one, other = (everything(folder / f"seed{seed}" / "checkpoint-2") for seed in (0, 1))
+    assert one.keys() == other.keys() and sum(one[key] != other[key] for key in one) > 100
+
+
+class Killed(BaseException):
+    """As far as the code can see, the process is gone: no handler of exceptions runs."""
+
+
+@pytest.mark.parametrize("at", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch, at):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1)
+    original = getattr(AmcTrainer, at)
+
+    def stop(self, *args):
+        if self.state.global_step == 4:
+            raise Killed
+        original(self, *args)
+
+    monkeypatch.setattr(AmcTrainer, at, stop)
+    with pytest.raises(Killed):
+        trainer.train()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert list((tmp_path / checkpoints.UNFINISHED / "checkpoint-4").iterdir())
+    monkeypatch.undo()
+    make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+    )
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
+    assert not (tmp_path / checkpoints.UNFINISHED).exists()
+
+
+def test_a_kill_while_deleting_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1)
+
+    def stop(folder):
+        if folder.name == "deleted-checkpoint-2" and folder.exists():
+            next(folder.glob("*.json")).unlink()
+            raise Killed
+        shutil.rmtree(folder, ignore_errors=True)
+
+    monkeypatch.setattr(checkpoints, "clear", stop)
+    with pytest.raises(Killed):
+        trainer.train()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("what", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")])
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path, monkeypatch, what):
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+    save = torch.save
+
+    def full(*args, **kwargs):
+        if trainer.state.global_step == 4:
+            raise what
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(type(what)) as raised:
+        trainer.train()
+    (note,) = raised.value.__notes__
+    assert re.search(r"checkpoint of step 4 could not be saved.*checkpoint-2 is whole: make room", note)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert not (tmp_path / checkpoints.UNFINISHED).exists(), "what was written keeps the disk full"
+    monkeypatch.undo()
+    make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_rotation_spares_the_newest_and_the_best(tmp_path):
+    for step in (2, 10, 4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-x").mkdir()
+    names = [path.name for path in checkpoints.checkpoints(tmp_path)]
+    assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-8", "checkpoint-10"]
+    checkpoints.rotate(tmp_path, None)
+    assert len(checkpoints.checkpoints(tmp_path)) == 4
+    checkpoints.rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+
+
+def test_the_best_checkpoint_is_known_by_its_place(tmp_path):
+    options = dict(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss")
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, **options)
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == tmp_path and best.is_dir()
+    for path in checkpoints.checkpoints(tmp_path):
+        recorded = json.loads((path / "trainer_state.json").read_text())["best_model_checkpoint"]
+        assert checkpoints.UNFINISHED not in recorded
+
+
+def test_auto_begins_or_goes_on(folder):
+    settings = {"save_steps": 2, "resume_from_checkpoint": "auto"}
+    finish(folder, "auto", max_steps=2, **settings)
+    finish(folder, "auto", max_steps=4, **settings)
+    state = json.loads((folder / "auto" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no checkpoint in .* to go on from"):
+        train.main(
+            ["--dataset", str(folder / "data"), "--model", str(folder / "model"), "--use_cpu", "true"]
+            + ["--output_dir", str(folder / "none"), "--resume_from_checkpoint", "true", "--report_to", "none"]
+        )
+
+
+def test_the_collator_learns_the_epoch(tmp_path):
+    trainer = make_trainer(tmp_path, dataset=tiny_dataset(8), max_steps=5)
+    seen = []
+    call = type(trainer.data_collator).__call__
+
+    class Watching(type(trainer.data_collator)):
+        def __call__(self, records):
+            seen.append(self.epoch)
+            return call(self, records)
+
+    trainer.data_collator.__class__ = Watching
+    trainer.train()
+    assert seen == [0, 0, 1, 1, 2, 2]  # two batches an epoch, and one read ahead

@@ -1,0 +1,58 @@
+"""Checkpoints of a run that are whole or not there: written beside, and given their name when they are complete."""
+
+import re
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+# Beside the checkpoints, and no checkpoint by its name: what is being written, or deleted. Nothing that begins with an
+# underscore is pushed to the Hub.
+UNFINISHED = "_unfinished"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, by their steps."""
+    names = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if names.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def publish(written: Path, folder: Path) -> Path:
+    """Gives a complete checkpoint its place in the run's folder; another one of the same step makes room.
+
+    Args:
+        written: `folder/_unfinished/checkpoint-N`.
+
+    Returns: `folder/checkpoint-N`.
+    """
+    place = folder / written.name
+    if place.exists():
+        discard(place)
+    return written.rename(place)
+
+
+def discard(checkpoint: Path) -> None:
+    """Deletes a checkpoint, which has lost its name before the first of its files."""
+    doomed = checkpoint.parent / UNFINISHED / f"deleted-{checkpoint.name}"
+    doomed.parent.mkdir(exist_ok=True)
+    clear(doomed)
+    clear(checkpoint.rename(doomed))
+
+
+def clear(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
+    """Deletes the oldest checkpoints until `limit` are left, but never the newest or the best.
+
+    Args:
+        limit: none or 0 for no limit. best: its path.
+    """
+    found = checkpoints(folder)
+    spared = {found[-1].resolve(), *([Path(best).resolve()] if best else [])} if found else set()
+    surplus = len(found) - max(limit, len(spared)) if limit else 0
+    for checkpoint in [path for path in found if path.resolve() not in spared][: max(surplus, 0)]:
+        discard(checkpoint)
