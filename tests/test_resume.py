@@ -169,11 +169,10 @@ def test_auto_begins_or_goes_on(folder):
     finish(folder, "auto", max_steps=4, **settings)
     state = json.loads((folder / "auto" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="no checkpoint in .* to go on from"):
-        train.main(
-            ["--dataset", str(folder / "data"), "--model", str(folder / "model"), "--use_cpu", "true"]
-            + ["--output_dir", str(folder / "none"), "--resume_from_checkpoint", "true", "--report_to", "none"]
-        )
+    with pytest.raises(ValueError, match=r"no checkpoint in .* to go on from"):
+        options = ["--output_dir", str(folder / "none"), "--resume_from_checkpoint", "true", "--report_to", "none"]
+        source = ["--dataset", str(folder / "data"), "--model", str(folder / "model"), "--use_cpu", "true"]
+        train.main([*source, *options])
 
 
 def test_the_collator_learns_the_epoch(tmp_path):

@@ -49,8 +49,8 @@ class GroundingCollator:
     first that is present is the region. A record with none of them is an example without region; one that is `absent`
     has none, and a phrase that fits nothing in its image.
 
-    What is drawn at random depends on `seed`, `epoch` and the records of the batch, and on nothing else: neither workers
-    nor what was drawn before, so that a resumed run draws what it would have.
+    What is drawn at random depends on `seed`, `epoch` and the records of the batch, and on nothing else: a resumed run
+    draws what it would have, on any number of workers.
 
     Args:
         processor: Called with `images`, then with `text`; its `tokenizer` serves the MLM masking.

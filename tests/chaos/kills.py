@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
                 problems.append("a resumed run ended otherwise")
     command = f"python -m tests.chaos.kills --trials {options.trials}"
     outcome = "; ".join(dict.fromkeys(problems)) or (
-        f"at most {most_lost} steps at a time, of {SAVE_STEPS} between checkpoints ({while_saving} kills while saving); "
-        f"no half checkpoint; {runs} runs, those that ended bit-equal to an undisturbed one"
+        f"at most {most_lost} steps at a time, of {SAVE_STEPS} between checkpoints; no half checkpoint ({while_saving} "
+        f"kills while saving); of {runs} runs those that ended are bit-equal to an undisturbed one"
     )
     print(f"| kill -9 at a random moment, then resume | `{command}` | {kills} | {outcome} |")
     sys.exit(bool(problems) or most_lost > SAVE_STEPS)
