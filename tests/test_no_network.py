@@ -1,0 +1,123 @@
+"""Nobody is asked anything: training, evaluation, inference and the Space on local files, with sockets forbidden.
+
+The environment is a user's: no HF_HUB_OFFLINE, no variable that switches telemetry off.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+
+ROOT = Path(__file__).parents[1]
+# Whoever opens a connection, or asks for an address, is told so in a traceback and on the last line.
+FORBIDDEN = """
+import socket
+
+def refuse(*args, **kwargs):
+    import traceback
+    traceback.print_stack()
+    print("ASKED THE NETWORK", args[:2])
+    raise PermissionError("no network in this test")
+
+for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+    setattr(socket, name, refuse)
+connect = socket.socket.connect
+socket.socket.connect = lambda self, address: (
+    connect(self, address) if self.family == getattr(socket, "AF_UNIX", None) else refuse(address)
+)
+"""
+SETTINGS = (
+    "--model model --dataset data --output_dir run --max_steps 2 --per_device_train_batch_size 2 --mask_size 16 "
+    "--save_steps 1 --use_cpu true --disable_tqdm true --eval_splits test --warmup_steps 0 --num_logged_heatmaps 1"
+)
+SPLIT = "--model model --dataset data --split test --cpu"
+RUNS = {
+    "train": f"import train; train.main('{SETTINGS}'.split())",
+    "evaluate": "import evaluate_grounding as e; e.main('--models a=model --dataset data --cpu --output out'.split())",
+    "ground": f"import ground_dataset; ground_dataset.main('{SPLIT} --output g'.split())",
+    "sweep": f"import sweep_layers; sweep_layers.main('{SPLIT}'.split())",
+    "pipeline": """
+import modeling_albef_amc
+from transformers import pipeline
+print(pipeline("visual-grounding", model="model")("photo.png", ["red square"])[0]["point"])
+""",
+    "grounder": """
+from modeling_albef_amc import AutoGrounder
+print(AutoGrounder.from_pretrained("model").score("photo.png", ["red square"]))
+""",
+    "auto model": """
+import modeling_albef_amc
+from transformers import AutoModel, AutoProcessor
+AutoModel.from_pretrained("model"), AutoProcessor.from_pretrained("model")
+""",
+    "command line": """
+from modeling_albef_amc.command_line import main
+assert main(["ground", "photo.png", "red square", "--model", "model", "--device", "cpu"]) == 0
+""",
+    "space": """
+from app import build
+from grounding import Grounder
+from models import read_catalogue
+build(Grounder(read_catalogue(), None))
+""",
+    "metrics": """
+import evaluate
+from pathlib import Path
+import trainer.amc_trainer as t
+print(evaluate.load(str(t.METRICS / "pointing_game")).compute(points=[[1, 1]], boxes=[[[0, 0, 2, 2]]]))
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("local")
+    write_folder(folder / "data", train=tiny_records(6), test=tiny_records(3), validation=tiny_records(2))
+    tiny_albef().save_pretrained(folder / "model")
+    tiny_processor().save_pretrained(folder / "model")
+    picture().save(folder / "photo.png")
+    return folder
+
+
+def run(code: str, folder: Path) -> subprocess.CompletedProcess:
+    hidden = "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_DATASETS_OFFLINE", "GRADIO_ANALYTICS_ENABLED"
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'space'}", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
+    command = [sys.executable, "-c", FORBIDDEN + code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_nobody_is_asked(folder, name):
+    ended = run(RUNS[name], folder)
+    assert "ASKED THE NETWORK" not in ended.stdout, ended.stderr[-3000:]
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_the_check_can_fail(folder):
+    ended = run("import urllib.request; urllib.request.urlopen('http://example.com')", folder)
+    assert ended.returncode != 0 and "ASKED THE NETWORK" in ended.stdout
+
+
+def test_code_beside_a_checkpoint_is_not_run_unasked(folder):
+    """A checkpoint that brings code of its own runs it only where trust_remote_code says so."""
+    evil = folder / "evil"
+    tiny_albef().save_pretrained(evil)
+    tiny_processor().save_pretrained(evil)
+    for path in evil.glob("*.py"):
+        path.write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n" + path.read_text())
+    code = """
+import modeling_albef_amc
+from transformers import AutoModel, AutoProcessor
+AutoModel.from_pretrained("evil"), AutoProcessor.from_pretrained("evil")
+from modeling_albef_amc import AutoGrounder
+AutoGrounder.from_pretrained("evil").score("photo.png", ["red square"])
+"""
+    assert list(evil.glob("*.py"))
+    ended = run(code, folder)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert not (folder / "ran").exists()
