@@ -330,10 +330,12 @@ class AmcTrainer(Trainer):
     def _drain(self, mode: str) -> dict[str, float]:
         """The mean of every loss since the last call, over all processes."""
         recorded, self._sums[mode] = self._sums[mode], {}
-        if not recorded:
-            return {}
-        sums = self.accelerator.reduce(torch.stack(list(recorded.values()))).tolist()
-        return {name: total / max(count, 1) for name, (total, count) in zip(recorded, sums)}
+        # All losses there can be: this process may have seen a kind of example that others have not.
+        nothing = torch.zeros(2, device=self.accelerator.device)
+        sums = self.accelerator.reduce(torch.stack([recorded.get(name, nothing) for name in ITEMS])).tolist()
+        return {
+            name: total / max(count, 1) for name, (total, count) in zip(ITEMS, sums) if count > 0 or name in recorded
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -1,0 +1,104 @@
+"""Four processes, some without a region and some without a true phrase; sharded weights; and one that dies."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import many_processes_worker
+from tests.resume_runs import SETTINGS, prepare
+from tests.test_distributed import torchrun
+from tests.trainer_helpers import is_equal, relative_difference
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+WORKER = ROOT / "tests" / "many_processes_worker.py"
+
+
+def run(folder: Path, number: int, what: str) -> list:
+    torchrun(str(WORKER), str(folder), what, cwd=folder, processes=number)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(number)]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory) -> list[dict]:
+    return run(tmp_path_factory.mktemp("ranks"), request.param, "steps")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("alone")
+    combined = many_processes_worker.COMBINED
+    return {
+        "plain": many_processes_worker.two_steps(folder / "plain", 1),
+        "combined": many_processes_worker.two_steps(folder / "combined", 1, **combined),
+    }
+
+
+def test_ranks_without_a_region_or_a_true_phrase_equal_one_process(ranks, alone):
+    for rank in ranks[1:]:
+        assert relative_difference(ranks[0]["plain"]["gradients"][0], rank["plain"]["gradients"][0]) == 0
+        assert all(is_equal(one, other) for one, other in zip(ranks[0]["plain"]["weights"], rank["plain"]["weights"]))
+    assert relative_difference(alone["plain"]["gradients"][0], ranks[0]["plain"]["gradients"][0]) < 1e-5
+    for one, other in zip(alone["plain"]["logs"], ranks[0]["plain"]["logs"], strict=True):
+        losses = [name for name in one if name.startswith("loss")]
+        assert {"loss_absent", "loss_amc_mean", "loss_mlm"} <= set(losses)
+        assert {n: other[n] for n in losses} == pytest.approx({n: one[n] for n in losses}, rel=1e-4, abs=1e-6)
+
+
+def test_accumulation_bfloat16_and_checkpointing_together(ranks, alone):
+    for rank in ranks[1:]:
+        assert is_equal(ranks[0]["combined"]["weights"][-1], rank["combined"]["weights"][-1])
+    one, other = alone["combined"]["logs"], ranks[0]["combined"]["logs"]
+    for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_absent", "loss_amc_mean", "loss_amc_max"):
+        assert other[0][name] == pytest.approx(one[0][name], rel=0.03, abs=0.01), name
+
+
+def test_sharded_weights_have_the_gradients_of_one_process(tmp_path):
+    expected = many_processes_worker.sharded(tmp_path / "alone", 0, 1)
+    for found in run(tmp_path, 2, "sharded"):
+        assert relative_difference(expected, found) < 1e-5
+
+
+DYING = """
+import os, sys
+from transformers import TrainerCallback
+import train
+from trainer import amc_trainer
+from trainer.process_group import end_process_group
+
+class Die(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and os.environ["RANK"] == "1":
+            os._exit(9)
+
+made = amc_trainer.AmcTrainer.__init__
+def init(self, *args, **kwargs):
+    made(self, *args, **kwargs)
+    self.add_callback(Die())
+amc_trainer.AmcTrainer.__init__ = init
+train.main(sys.argv[1:])
+end_process_group()
+"""
+
+
+def test_when_one_process_dies_the_others_end(tmp_path):
+    prepare(tmp_path)
+    (tmp_path / "dying.py").write_text(DYING)
+    places = {"dataset": tmp_path / "data", "model": tmp_path / "model", "output_dir": tmp_path / "run"}
+    settings = places | SETTINGS | {"max_steps": 100000}
+    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with open(tmp_path / "log.txt", "w") as log:
+        command = [*launch, str(tmp_path / "dying.py"), *options]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        while "'loss'" not in (tmp_path / "log.txt").read_text():  # two steps are milliseconds after the first
+            assert process.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+            time.sleep(0.05)
+        assert process.wait(timeout=60) != 0
+    assert "exitcode  : 9" in (tmp_path / "log.txt").read_text()
