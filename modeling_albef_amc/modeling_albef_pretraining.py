@@ -510,7 +510,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     def _move_momentum_encoder(self) -> None:
         copies, originals = zip(*self._momentum_pairs())
-        torch._foreach_lerp_(copies, [original.to(copies[0].dtype) for original in originals], 1 - self.config.momentum)
+        # FSDP's parameters are in pieces, the teacher's are not.
+        whole = [original.full_tensor() if hasattr(original, "full_tensor") else original for original in originals]
+        torch._foreach_lerp_(copies, [original.to(copies[0].dtype) for original in whole], 1 - self.config.momentum)
 
     def _enqueue(self, *columns: torch.Tensor) -> None:
         """Writes the newest (image features, text features, image ids, text ids) over the oldest rows of the queues."""

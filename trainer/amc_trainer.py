@@ -30,6 +30,7 @@ from .lora import load_checkpoint, save_moving
 from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
 from .scoring import auroc
+from .sharding import left_out
 
 logger = logging.get_logger(__name__)
 METRICS = Path(__file__).parent / "metrics"
@@ -87,6 +88,9 @@ class AmcTrainer(Trainer):
         kwargs.setdefault("compute_metrics", self.compute_scores)
         self.explain = with_own_forward(explain or explain_function(model))
         super().__init__(groundable(model, self.explain), args, **kwargs)
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
         # compute_loss divides by the items of the whole step already.
         self.loss_is_scaled_for_ga = True
         self.eval_data_collator = eval_data_collator or self.data_collator
