@@ -10,11 +10,11 @@ SCENES := outputs/scenes
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .DELETE_ON_ERROR:
-.PHONY: help train test bench lint space clean
+.PHONY: help train test bench chaos lint space clean
 
 # Nothing but the installation needs the network.
-train test bench space: export HF_HUB_OFFLINE := 1
-train test bench space: export HF_HUB_DISABLE_TELEMETRY := 1
+train test bench chaos space: export HF_HUB_OFFLINE := 1
+train test bench chaos space: export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -29,6 +29,9 @@ test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scen
 
 bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some of it: make bench BENCH="--only training"
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
+
+chaos: $(INSTALLED)  ## what the tests have no time for: kills, a long run, hostile input (an hour)
+	@for trial in kills long_run fuzz; do OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.$$trial || exit 1; done
 
 lint: $(INSTALLED)  ## style and likely mistakes
 	@$(BIN)/ruff check .
