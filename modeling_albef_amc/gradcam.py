@@ -164,8 +164,8 @@ def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> to
     """
     weights = token_mask.to(token_heatmaps.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-    weights = weights.view(len(weights), *[1] * (token_heatmaps.ndim - 4), -1, 1, 1)
-    return (token_heatmaps * weights).sum(dim=-3)
+    weights = weights if token_heatmaps.ndim == 4 else weights[:, None]  # of heads
+    return (token_heatmaps * weights[..., None, None]).sum(dim=-3)
 
 
 def normalize_heatmaps(heatmaps: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:

@@ -162,6 +162,7 @@ def test_both_layouts_of_the_regions_give_the_same_rows(workshop):
             "caption_span": [],
             "categories": ["region"],
             "proposals": [],
+            "absent": False,
         }
         for phrase, box in [("a red car", [1, 2, 11, 22]), ("a tree", [20, 0, 25, 30])]
     ]
