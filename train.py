@@ -6,12 +6,12 @@ python train.py --help
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
-from datasets import Dataset, Image, List, load_dataset
+from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin, set_seed
 
 from modeling_albef_amc import (
@@ -32,6 +32,8 @@ from trainer.evaluation import batch_heatmaps
 from trainer.heatmap_grid import grid_of_batch
 from trainer.lora import add_adapters, lora_config, train_adapters
 from trainer.process_group import end_process_group
+from trainer.splits import open_split
+from trainer.streaming import StreamedRows
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -40,9 +42,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
     source = data_args.dataset, data_args.dataset_config
-    train_dataset = load_split(*source, data_args.train_split, data_args.max_train_examples)
+    train_dataset = training_data(data_args)
     eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in data_args.eval_splits}
-    texts = [phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"]]
+    texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
     model, processor = build_model(model_args, texts)
     if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
         raise ValueError(
@@ -74,6 +76,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         eval_data_collator=eval_collator,
         processing_class=processor,
         phrases_per_image=data_args.phrases_per_image,
+        shuffle_buffer=data_args.shuffle_buffer,
         draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),
     )
     resume = args.resume_from_checkpoint
@@ -102,23 +105,30 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
+def training_data(data_args: DataArguments) -> Dataset | StreamedRows:
+    """
+    Raises:
+        ValueError: there is no such split or column; or a part is asked for of streamed data.
+    """
+    source = data_args.dataset, data_args.dataset_config, data_args.train_split
+    if not data_args.streaming:
+        return load_split(*source, data_args.max_train_examples)
+    if data_args.max_train_examples is not None:
+        raise ValueError("max_train_examples: streamed data is taken whole; leave out streaming, or set max_steps.")
+    return StreamedRows.open(*source)
+
+
 def load_split(path: str, config: str | None, split: str, limit: int | None = None) -> Dataset:
-    """One split, its pictures left undecoded: the collator decodes each once, however many phrases it has.
+    """One split, of which the first `limit` rows may do.
 
     Raises:
-        ValueError: it has no such split or column.
+        ValueError: as `open_split`.
     """
-    dataset = load_dataset(path, config, split=split)
-    missing = {"image", "phrase"} - set(dataset.column_names)
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; see dataset_scripts/features.py.")
-    dataset = dataset.cast_column("image", Image(decode=False))
-    if "masks" in dataset.column_names:
-        dataset = dataset.cast_column("masks", List(Image(decode=False)))
+    dataset = open_split(path, config, split)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def first_usable(dataset: Dataset, processor: ProcessorMixin) -> dict:
+def first_usable(dataset: Dataset | StreamedRows, processor: ProcessorMixin) -> dict:
     """
     Raises:
         ValueError: none of its records can be used.
@@ -134,7 +144,7 @@ def first_usable(dataset: Dataset, processor: ProcessorMixin) -> dict:
     raise ValueError(f"No record of the training data can be used; the first: {problem}")
 
 
-def build_model(model_args: ModelArguments, texts: list[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
+def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A checkpoint of any known family, or ALBEF from random weights with a tokenizer of the words of these texts."""
     if model_args.model is not None:
         model = load_model(model_args.model, training=True, attn_implementation=model_args.attn_implementation)

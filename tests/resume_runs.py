@@ -34,7 +34,7 @@ def prepare(folder: Path) -> None:
     """Data of two broken records among others, and a model with dropout."""
     records = tiny_records(22, phrases_per_image=2)
     records[4]["boxes"] = [[9, 9, 1, 1]]
-    write_folder(folder / "data", train=records, validation=tiny_records(4))
+    write_folder(folder / "data", rows_per_group=4, train=records, validation=tiny_records(4))
     model = tiny_albef()
     for part in (model.config.text_config, model.config.vision_config):
         part.hidden_dropout_prob = part.attention_probs_dropout_prob = 0.1

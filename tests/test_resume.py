@@ -32,6 +32,8 @@ def folder(tmp_path_factory) -> Path:
         (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
         (1, {"phrases_per_image": 2, "bf16": "true"}),
         (2, {"gradient_accumulation_steps": 2}),
+        (1, {"streaming": "true", "shuffle_buffer": 5}),
+        (2, {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2, "phrases_per_image": 2}),
     ],
 )
 def test_killed_and_gone_on_is_the_same(folder, processes, settings):

@@ -64,11 +64,12 @@ def tiny_albef(**overrides) -> AlbefForPreTraining:
     return AlbefForPreTraining(config)
 
 
-def write_folder(folder: Path, **splits: list[dict]) -> Path:
+def write_folder(folder: Path, rows_per_group: int = 100, **splits: list[dict]) -> Path:
     """A folder of Parquet files as `dataset_scripts.build` leaves it."""
     (folder / "data").mkdir(parents=True)
     for split, records in splits.items():
-        datasets.Dataset.from_list(records, features=FEATURES).to_parquet(folder / "data" / f"{split}-00000.parquet")
+        file = folder / "data" / f"{split}-00000.parquet"
+        datasets.Dataset.from_list(records, features=FEATURES).to_parquet(file, batch_size=rows_per_group)
     return folder
 
 

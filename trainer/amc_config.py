@@ -80,6 +80,11 @@ class AmcConfig(TrainingArguments):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers must be False: workers that outlive an epoch would draw the same "
+                "augmentation again, and a resumed run something else."
+            )
         if self.max_grad_norm <= 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
@@ -31,6 +32,7 @@ from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
 from .scoring import auroc
 from .sharding import left_out
+from .streaming import StreamedBatches, StreamedRows
 
 logger = logging.get_logger(__name__)
 METRICS = Path(__file__).parent / "metrics"
@@ -56,7 +58,9 @@ class AmcTrainer(Trainer):
     Args:
         model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`).
         explain: how to explain a model of an unknown family.
+        train_dataset: may be `StreamedRows`.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
+        shuffle_buffer: streamed phrases that each worker holds in memory to shuffle them.
         draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation while training, for TensorBoard, and
             for the model card; returns a picture.
         Everything else as in `Trainer`. `data_collator` is a `GroundingCollator`; `eval_data_collator` may be another
@@ -80,6 +84,7 @@ class AmcTrainer(Trainer):
         explain: Explain | None = None,
         eval_data_collator: Callable | None = None,
         phrases_per_image: int = 1,
+        shuffle_buffer: int = 2000,
         draw_heatmaps: Callable[["AmcTrainer"], Any] | None = None,
         **kwargs,
     ):
@@ -95,6 +100,7 @@ class AmcTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.eval_data_collator = eval_data_collator or self.data_collator
         self.phrases_per_image = phrases_per_image
+        self.shuffle_buffer = shuffle_buffer
         self.draw_heatmaps = draw_heatmaps
         self.evaluations: dict[str, Evaluation] = {}
         self.trained_losses: set[str] = set()
@@ -178,20 +184,53 @@ class AmcTrainer(Trainer):
 
     # Data
 
-    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.phrases_per_image == 1:
             return super()._get_train_sampler(train_dataset)
         if "image_id" not in train_dataset.column_names:
             raise ValueError("phrases_per_image above 1 needs the column image_id, to know which rows share an image.")
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return ImageGroupedSampler(train_dataset["image_id"], self.phrases_per_image, seed)
+        return ImageGroupedSampler(train_dataset["image_id"], self.phrases_per_image, self._data_seed)
 
-    def get_eval_dataloader(self, eval_dataset=None) -> torch.utils.data.DataLoader:
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, StreamedRows):
+            return super().get_train_dataloader()
+        args = self.args
+        batches = StreamedBatches(
+            self.train_dataset,
+            self.data_collator,
+            batch_size=self._train_batch_size,
+            buffer_size=self.shuffle_buffer,
+            phrases_per_image=self.phrases_per_image,
+            seed=self._data_seed,
+            drop_last=args.dataloader_drop_last,
+            process=args.process_index,
+            num_processes=args.world_size,
+        )
+        # Not prepared by accelerate, which would read the data in one process for all, or all of it in each.
+        return DataLoader(
+            batches,
+            batch_size=None,
+            collate_fn=as_it_is,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        batches = dataloader.dataset
+        return len(batches.rows) if isinstance(batches, StreamedBatches) else super().num_examples(dataloader)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         with self._evaluating():
             return super().get_eval_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, test_dataset) -> torch.utils.data.DataLoader:
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
         with self._evaluating():
             return super().get_test_dataloader(test_dataset)
 
@@ -486,12 +525,21 @@ class AmcTrainer(Trainer):
 
 
 class EpochOfDraws(TrainerCallback):
-    """Tells the collator the epoch, which its random draws depend on."""
+    """Tells the collator, or the streamed batches, the epoch: their random draws depend on it."""
 
     def on_epoch_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        collator = kwargs["train_dataloader"].collate_fn
-        if hasattr(collator, "epoch"):
-            collator.epoch = math.floor((state.epoch or 0) + 1e-6)
+        loader = kwargs["train_dataloader"]
+        epoch = math.floor((state.epoch or 0) + 1e-6)
+        if isinstance(loader.dataset, StreamedBatches):
+            steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
+            trained = 0 if args.ignore_data_skip else state.global_step % steps
+            loader.dataset.begin_epoch(epoch, passed_over=trained * args.gradient_accumulation_steps)
+        elif hasattr(loader.collate_fn, "epoch"):
+            loader.collate_fn.epoch = epoch
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch
 
 
 @contextmanager

@@ -64,6 +64,14 @@ class DataArguments:
     max_eval_examples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many phrases a split only."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training data as it is trained on, instead of preparing it on disk first."},
+    )
+    shuffle_buffer: int = field(
+        default=2000,
+        metadata={"help": "Streamed phrases that each worker holds in memory to shuffle them; each image once."},
+    )
     mask_size: int = field(default=256, metadata={"help": "Side of the region masks that AMC compares heatmaps with."})
     box_choice: str = field(
         default="random",

@@ -11,14 +11,9 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Image, IterableDataset, List, load_dataset, load_dataset_builder
+from datasets import Dataset, IterableDataset, load_dataset_builder
 
-# All that is looked at; other columns are not read.
-COLUMNS = (
-    *("image", "image_id", "phrase", "caption", "caption_span"),
-    *("boxes", "polygons", "masks", "scribbles", "scribble_radius", "absent", "proposals", "categories"),
-)
-PICTURES = "image", "masks"
+from .splits import PICTURES, open_split
 
 
 class Blocks:
@@ -97,29 +92,11 @@ def open_blocks(
         renamed: the data set's column → ours, where they differ.
 
     Raises:
-        ValueError: it has no such split, column or row.
+        ValueError: as `open_split`, or it has no row.
     """
     if streaming and limit is not None:
         raise ValueError("A streamed data set is taken whole: leave out streaming to take a part of it.")
-    try:
-        dataset = load_dataset(path, config, split=split, streaming=streaming)
-    except ValueError as error:
-        raise ValueError(f"Split {split} of {path} cannot be had: {error}") from error
-    if dataset.column_names is None:
-        raise ValueError(
-            f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
-        )
-    for column, ours in (renamed or {}).items():
-        if column not in dataset.column_names:
-            raise ValueError(f"{path} has no column {column}; it has {', '.join(dataset.column_names)}.")
-        dataset = dataset.rename_column(column, ours)
-    missing = {"image", "phrase"} - set(dataset.column_names)
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; see dataset_scripts/features.py.")
-    dataset = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
-    dataset = dataset.cast_column("image", Image(decode=False))
-    if "masks" in dataset.column_names:
-        dataset = dataset.cast_column("masks", List(Image(decode=False)))
+    dataset = open_split(path, config, split, streaming, renamed)
     if streaming:
         files = load_dataset_builder(path, config).config.data_files or {}
         return FileBlocks(dataset, files.get(split, []))

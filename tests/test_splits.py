@@ -1,0 +1,103 @@
+"""Data sets as `open_split` takes them: columns of the right kinds, or an error that names the column."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Array2D, ClassLabel, Features, Image, List, Value
+
+from dataset_scripts.features import FEATURES
+from tests.tiny_data import tiny_records, write_folder
+from trainer.splits import COLUMNS, fits, open_split
+
+TEXT, NUMBER, COUNT = Value("string"), Value("float32"), Value("int64")
+
+
+def test_every_column_of_the_builders_fits():
+    assert set(FEATURES) < set(COLUMNS)
+    assert all(fits(feature, COLUMNS[column]) for column, feature in FEATURES.items())
+
+
+@pytest.mark.parametrize(
+    ("column", "feature"),
+    [
+        ("image", Value("binary")),
+        ("image", TEXT),
+        ("image", {"bytes": Value("binary"), "path": TEXT}),
+        ("image_id", COUNT),
+        ("phrase", Value("large_string")),
+        ("boxes", List(List(COUNT))),
+        ("boxes", Array2D(shape=(2, 4), dtype="float64")),
+        ("boxes", Value("null")),
+        ("boxes", List(Value("null"))),
+        ("polygons", List(List(List(Value("float64"))))),
+        ("scribble_radius", COUNT),
+        ("masks", List(Image())),
+    ],
+)
+def test_kinds_that_fit(column, feature):
+    assert fits(feature, COLUMNS[column])
+
+
+WRONG = [
+    ("image", COUNT),
+    ("image", {"url": TEXT}),
+    ("image", List(Image())),
+    ("phrase", COUNT),
+    ("phrase", ClassLabel(names=["cat"])),
+    ("boxes", List(NUMBER)),
+    ("boxes", List(List(TEXT))),
+    ("boxes", List({"x": NUMBER, "y": NUMBER})),
+    ("boxes", TEXT),
+    ("masks", Image()),
+    ("polygons", List(List(NUMBER))),
+    ("absent", TEXT),
+    ("absent", COUNT),
+    ("scribble_radius", TEXT),
+    ("caption_span", COUNT),
+    ("categories", TEXT),
+]
+
+
+@pytest.mark.parametrize(("column", "feature"), WRONG)
+def test_kinds_that_do_not_fit(column, feature):
+    assert not fits(feature, COLUMNS[column])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("column", "feature"), [WRONG[0], WRONG[3], WRONG[6], WRONG[7], WRONG[11]])
+def test_a_file_of_another_schema_is_refused_by_the_name_of_the_column(tmp_path, column, feature, streaming):
+    features = Features({**FEATURES, column: feature})
+    pq.write_table(pa.Table.from_pylist([{}], schema=features.arrow_schema), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=rf"Column {column} of {tmp_path} holds .*rename or drop"):
+        open_split(str(tmp_path), None, "train", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_are_broken_or_not_there(tmp_path, streaming):
+    with pytest.raises(ValueError, match=r"Split train of .*nowhere cannot be had"):
+        open_split(str(tmp_path / "nowhere"), None, "train", streaming)
+    (tmp_path / "train.parquet").write_bytes(b"PAR1, and no more")
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: Parquet magic bytes not found"):
+        open_split(str(tmp_path), None, "train", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_that_contradict_each_other(tmp_path, streaming):
+    """The second file has texts for boxes: found when it is read, not taken for something else."""
+    write_folder(tmp_path, train=tiny_records(2))
+    table = pa.table({"image": pa.array([b"x"]), "phrase": pa.array(["a"]), "boxes": pa.array([[["a"]]])})
+    pq.write_table(table, tmp_path / "data" / "train-00001.parquet")
+    with pytest.raises((ValueError, TypeError), match=r"cannot be had|Couldn't cast array"):
+        list(open_split(str(tmp_path), None, "train", streaming))
+
+
+def test_undecoded_pictures_of_a_plain_parquet_file(tmp_path):
+    """No word in the file says that they are pictures."""
+    records = tiny_records(2)
+    table = pa.Table.from_pylist([{key: record[key] for key in ("image", "phrase", "boxes")} for record in records])
+    pq.write_table(table, tmp_path / "train.parquet")
+    for streaming in (False, True):
+        rows = list(open_split(str(tmp_path), None, "train", streaming))
+        assert [row["image"]["bytes"] for row in rows] == [record["image"]["bytes"] for record in records]
+        np.testing.assert_equal(rows[0]["boxes"], records[0]["boxes"])
