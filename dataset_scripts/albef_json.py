@@ -5,20 +5,16 @@ list of such boxes, is the region of all of them; where there is none, the rows 
 objectives that need none.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from .features import make_row
 from .json_files import stream_json_array
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, photo_size
 
-_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # orientations that swap width and height
 _FAR = 1e6  # pixels, more than any photo has: nothing else keeps infinity out where the size is not known
 
 
@@ -74,7 +70,7 @@ class AlbefJson(SourceBuilder):
                 self.drop(str(reason), f"{record} ({image})")
                 self.report.dropped["records of photos that cannot be used"] += len(records)
                 continue
-            size = _size(photo) if photo and any(record.get("bbox") for _, record in records) else None
+            size = photo_size(photo) if photo and any(record.get("bbox") for _, record in records) else None
             self.report.kept["images"] += 1
             for number, fields in records:
                 yield from self._rows_of_record(f"{self.config.annotations}, record {number}", fields, photo, size)
@@ -144,10 +140,3 @@ def _image_of(record: dict[str, Any]) -> str | None:
 
 def _is_coordinate(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < _FAR
-
-
-def _size(photo: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of a photo as its reader turns it, from its header alone."""
-    with Image.open(io.BytesIO(photo["bytes"])) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-        return image.size[::-1] if turned else image.size

@@ -17,6 +17,7 @@ from xml.parsers import expat
 
 from .features import make_row
 from .json_files import read_json, read_text
+from .segmentations import is_box
 from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
@@ -295,7 +296,7 @@ def _read_ids(path: Path) -> list[str]:
     ids = read_text(path).split()
     for image_id in ids:
         if not _ID.fullmatch(image_id):
-            raise ValueError(f"{path}: {image_id!r} is not the number of a photo")
+            raise ValueError(f"{path}: {image_id!r:.80} is not the number of a photo")
     if not ids:
         raise ValueError(f"{path} is empty")
     if len(set(ids)) < len(ids):
@@ -312,7 +313,7 @@ def _read_unrelated(path: Path) -> set[tuple[str, int]]:
             continue
         fields = line.split()
         if len(fields) != 2 or not all(map(_ID.fullmatch, fields)) or not 1 <= int(fields[1]) <= SENTENCES:
-            raise ValueError(f"{path}, line {number}: {line!r} is not a photo's number and 1 to {SENTENCES}")
+            raise ValueError(f"{path}, line {number}: {line!r:.80} is not a photo's number and 1 to {SENTENCES}")
         unrelated.add((fields[0], int(fields[1])))
     return unrelated
 
@@ -377,13 +378,13 @@ def parse_sentence(line: str) -> Sentence:
 def _parse_head(piece: str) -> tuple[str, tuple[str, ...]]:
     match = _HEADER.fullmatch(piece)
     if match is None:
-        raise ValueError(f"{piece!r} is not [/EN#<chain>/<type>")
+        raise ValueError(f"{piece!r:.80} is not [/EN#<chain>/<type>")
     return match[1], tuple(match[2][1:].split("/"))
 
 
 def _without_markup(word: str) -> str:
     if "EN#" in word:
-        raise ValueError(f"{word!r} has markup that is not [/EN#<chain>/<type>")
+        raise ValueError(f"{word!r:.80} has markup that is not [/EN#<chain>/<type>")
     return word
 
 
@@ -451,7 +452,7 @@ def _number(element: Element, tag: str, path: Path) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{path}: <{tag}> of <{element.tag}> cannot be {text!r}")
+        raise ValueError(f"{path}: <{tag}> of <{element.tag}> cannot be {text!r:.80}")
     return number
 
 
@@ -467,7 +468,7 @@ def _processed_records(sentences: Path, boxes: Path) -> Iterator[tuple[str, Any,
             raise ValueError(f"{path} is empty, or not an object with an entry for each photo")
         for image_id in photos:
             if not _ID.fullmatch(image_id):
-                raise ValueError(f"{path}: {image_id!r} is not the number of a photo")
+                raise ValueError(f"{path}: {image_id!r:.80} is not the number of a photo")
         content.append(photos)
     for image_id in dict.fromkeys([*content[0], *content[1]]):
         yield image_id, content[0].get(image_id), content[1].get(image_id)
@@ -487,7 +488,7 @@ def processed_sentences(entries: Any, where: str) -> list[Sentence]:
             words, phrases = entry["sentence"].split(" "), entry["phrases"]
             found = [_processed_phrase(words, phrase) for phrase in phrases]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}, sentence {number} is not in InfoGround's format: {error!r}") from error
+            raise ValueError(f"{where}, sentence {number} is not in InfoGround's format: {error!r:.200}") from error
         sentences.append(Sentence([word for word in words if word], found))
     return sentences
 
@@ -496,11 +497,11 @@ def _processed_phrase(words: list[str], phrase: dict[str, Any]) -> Phrase:
     """Words are counted with the empty ones, which the original tool leaves where a phrase has no word."""
     first, text, types = phrase["first_word_index"], phrase["phrase"].split(" "), phrase["phrase_type"]
     if type(first) is not int or first < 0 or words[first : first + len(text)] != text:
-        raise ValueError(f"the phrase {phrase['phrase']!r} is not at word {first!r}")
+        raise ValueError(f"the phrase {phrase['phrase']!r:.80} is not at word {first!r:.80}")
     if not isinstance(phrase["phrase_id"], str) or not isinstance(types, list):
-        raise ValueError(f"the phrase {phrase['phrase']!r} has no phrase_id, or no list as phrase_type")
+        raise ValueError(f"the phrase {phrase['phrase']!r:.80} has no phrase_id, or no list as phrase_type")
     if not all(isinstance(type_, str) for type_ in types):
-        raise ValueError(f"the phrase {phrase['phrase']!r} has a phrase_type that is no text")
+        raise ValueError(f"the phrase {phrase['phrase']!r:.80} has a phrase_type that is no text")
     start = len([word for word in words[:first] if word])
     return Phrase(start, start + len([word for word in text if word]), phrase["phrase_id"], tuple(types))
 
@@ -516,15 +517,21 @@ def processed_annotation(entry: Any, where: str) -> Annotation:
         if not all(type(side) is int and side > 0 for side in size):
             raise ValueError(f"width and height cannot be {size}")
         objects = [Object([chain], _half_open(box)) for chain, boxes in entry["boxes"].items() for box in boxes]
-        objects += [Object([chain], None, is_scene=True) for chain in entry["scene"]]
-        objects += [Object([chain], None, is_unboxed=True) for chain in entry["nobox"]]
+        objects += [Object([chain], None, is_scene=True) for chain in _chains(entry["scene"])]
+        objects += [Object([chain], None, is_unboxed=True) for chain in _chains(entry["nobox"])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not in InfoGround's format: {error!r}") from error
+        raise ValueError(f"{where} is not in InfoGround's format: {error!r:.200}") from error
     return Annotation(size, objects)
 
 
-def _half_open(corners: list[float]) -> list[float]:
-    if len(corners) != 4 or not all(type(corner) in (int, float) and math.isfinite(corner) for corner in corners):
-        raise ValueError(f"a box cannot be {corners}")
+def _chains(listed: Any) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(chain, str) for chain in listed):
+        raise ValueError(f"chains must be a list of texts, not {str(listed)[:80]}")
+    return listed
+
+
+def _half_open(corners: Any) -> list[float]:
+    if not is_box(corners):
+        raise ValueError(f"a box cannot be {str(corners)[:80]}")
     x1, y1, x2, y2 = corners
     return [x1, y1, x2 + 1, y2 + 1]

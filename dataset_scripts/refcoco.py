@@ -223,7 +223,7 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not a list of refs")
     ids = set()
     for number, ref in enumerate(refs):
-        record = f"{path}: ref {ref.get('ref_id')!r} (number {number} in the file)"
+        record = f"{path}: ref {ref.get('ref_id')!r:.80} (number {number} in the file)"
         if type(ref.get("ref_id")) is not int:
             raise ValueError(f"{record}: ref_id is not a whole number")
         if ref["ref_id"] in ids:
@@ -266,7 +266,7 @@ def _read_instances(path: Path, wanted: set[Any]) -> tuple[dict[int, dict[str, A
 
 
 def _add_photo(path: Path, photos: dict[int, dict[str, Any]], image: dict[str, Any]) -> None:
-    record = f"{path}: image {image.get('id')!r}"
+    record = f"{path}: image {image.get('id')!r:.80}"
     if type(image.get("id")) is not int or image["id"] in photos:
         raise ValueError(f"{record}: its id is not a whole number, or occurs twice")
     if not isinstance(image.get("file_name"), str):

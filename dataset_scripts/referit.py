@@ -7,7 +7,6 @@ by single blanks and otherwise as people typed them. Boxes are cut to the photo.
 refer toolkit (`refclef`), which has masks too, there is the builder `refcoco`.
 """
 
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -15,12 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from .features import make_row
 from .json_files import read_json, read_text
 from .segmentations import is_box
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, photo_size
 
 _PHOTOS_PER_JOB = 500
 _LISTS = {
@@ -89,7 +86,7 @@ class ReferIt(SourceBuilder):
                 self.report.dropped["records: of a photo that cannot be used"] += len(regions)
                 continue
             self.report.kept["photos"] += 1
-            size = ImageOps.exif_transpose(Image.open(io.BytesIO(image["bytes"]))).size if image else None
+            size = photo_size(image) if image else None
             for region in regions:
                 path = Path(self.config.data_dir, self.config.records, f"{photo}_{region}.json")
                 try:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 _MAX_BYTES = 2**28  # what is built of a byte takes up to 80
 _MAX_NESTING = 32
+_MAX_BITS = 128
 _KEYS = (str, bytes, int, float, bool, type(None))
 
 # The instructions that build plain values, and three that name a function or class, which is refused by that name.
@@ -37,6 +38,17 @@ def _refuse_instruction(name: str) -> Callable[["_PlainUnpickler"], NoReturn]:
         raise _Refused(f"the instruction {name}")
 
     return refuse
+
+
+def _bounded(load: Callable[["_PlainUnpickler"], None]) -> Callable[["_PlainUnpickler"], None]:
+    """An instruction of whole numbers, less those whose digits would fill the messages, or are too many to write."""
+
+    def load_bounded(unpickler: "_PlainUnpickler") -> None:
+        load(unpickler)
+        if unpickler.stack[-1].bit_length() > _MAX_BITS:
+            raise _Refused(f"a whole number of more than {_MAX_BITS} bits")
+
+    return load_bounded
 
 
 class _PlainUnpickler(pickle._Unpickler):
@@ -70,6 +82,10 @@ class _PlainUnpickler(pickle._Unpickler):
             raise _Refused("a dictionary's key that is neither text nor a number")
 
     dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems, pickle.DICT[0]: load_dict}
+    dispatch |= {
+        code[0]: _bounded(pickle._Unpickler.dispatch[code[0]])
+        for code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4)
+    }
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -79,7 +95,8 @@ def load_plain_pickle(path: Path) -> Any:
 
     Raises:
         ValueError: There is no such file, it has more than 256 MiB, it is no pickle or was cut off, it holds something
-            else, or it is nested deeper than 32 levels. The message names the file, and what it asks for.
+            else, or a whole number of more than 128 bits, or it is nested deeper than 32 levels. The message names the
+            file, and what it asks for.
     """
     try:
         size = path.stat().st_size

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,9 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from .features import FEATURES, BuildReport, why_not_storable
+
+# What photos are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
+PHOTO_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
+# What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
+UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+_LONGEST_NAME = 4096  # with folders, on Linux; others take less
+_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # orientations that swap width and height
 
 
 @dataclass
@@ -135,11 +143,11 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             return None
         data = read_inside(Path(self.config.images_dir), name)
         try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))  # as the column's reader will turn it
-            image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
+                found = ImageOps.exif_transpose(image).size  # as the column's reader will turn it
+        except UNREADABLE as error:
             raise Unusable("photos: cannot be decoded") from error
-        if size is not None and image.size != size:
+        if size is not None and found != size:
             raise Unusable("photos: have another size than their record says")
         return {"bytes": data, "path": None}
 
@@ -148,18 +156,32 @@ def read_inside(folder: Path, name: str) -> bytes:
     """The bytes of a file in a folder.
 
     Raises:
-        Unusable: `name` leads out of the folder (an absolute path, "..", a link), or there is no such file.
+        Unusable: `name` leads out of the folder (an absolute path, "..", a link), or there is no such file that can be
+            read: none at all, a folder, a pipe, a link to itself, a name longer than files have.
     """
-    folder = folder.resolve()
+    if len(name) > _LONGEST_NAME:
+        raise Unusable("photos: their name is none that a file can have")
+    root = os.path.realpath(folder)
     try:
-        path = (folder / name).resolve()
+        path = os.path.realpath(os.path.join(root, name))
     except ValueError as error:  # of a NUL or a lone surrogate
         raise Unusable("photos: their name is none that a file can have") from error
-    if not path.is_relative_to(folder):
+    if not Path(path).is_relative_to(root):
         raise Unusable("photos: their name leads out of the folder of the photos")
-    if not path.is_file():
+    if not os.path.isfile(path):  # not of Path, which raises for long names and rings of links
         raise Unusable("photos: not in the folder of the photos")
-    return path.read_bytes()
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise Unusable("photos: cannot be read") from error
+
+
+def photo_size(photo: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of what `SourceBuilder.photo` returned as its reader turns it, from its header alone."""
+    with Image.open(io.BytesIO(photo["bytes"]), formats=PHOTO_FORMATS) as image:
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
+        return image.size[::-1] if turned else image.size
 
 
 def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -183,7 +205,7 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
     """
     width, height = size or (float("inf"), float("inf"))
     x1, y1, x2, y2 = box
-    box = [max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))]
+    box = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (box[2] > box[0] and box[3] > box[1]):
         raise Unusable("box without area in the photo")
     return box

@@ -15,7 +15,9 @@ Many of the photos are in COCO too, and some in Flickr30k: leave out those of an
 """
 
 import heapq
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -197,7 +199,9 @@ class VisualGenome(SourceBuilder):
             return image, None
         name = Path(image.photo).name
         places = [image.photo, *(f"{folder}/{name}" for folder in _FOLDERS)]
-        there = next((place for place in places if Path(self.config.images_dir, place).is_file()), image.photo)
+        there = next(
+            (place for place in places if os.path.isfile(os.path.join(self.config.images_dir, place))), image.photo
+        )
         return image, self.photo(there, (image.width, image.height))
 
     def _count_of_dropped_image(self, records: dict[str, list[Any]], reason: str) -> None:
@@ -336,7 +340,8 @@ def _box(record: Any, get: itemgetter) -> tuple[float, float, float, float]:
         box = get(record)
     except (KeyError, TypeError) as error:
         raise Unusable("without box") from error
-    if not {int, float}.issuperset(map(type, box)):
+    # Python's whole numbers have no end, floats have; that of a NaN shows where boxes are cut.
+    if not {int, float}.issuperset(map(type, box)) or any(abs(number) > sys.float_info.max for number in box):
         raise Unusable("with a box that is not four numbers")
     return box
 
