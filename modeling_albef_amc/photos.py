@@ -14,11 +14,14 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import ChannelDimension
 
 from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
+from .tokenization_albef import check_characters
 
 Photo = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 # A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
 Phrase = str | Mapping[str, Any]
 Phrases = Phrase | list[Phrase]
+# What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 # What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 
@@ -56,7 +59,7 @@ def open_photo(photo: Photo, timeout: float = 30) -> Image.Image:
     elif not isinstance(photo, Image.Image):
         raise ValueError(f"a photo must be a path, a URL, a Pillow image or an array, not {type(photo)}")
     try:
-        opened = opened if isinstance(opened, Image.Image) else Image.open(opened)
+        opened = opened if isinstance(opened, Image.Image) else Image.open(opened, formats=FORMATS)
         upright = ImageOps.exif_transpose(pillow_to_eight_bit(opened))
         return Image.fromarray(convert_to_rgb(upright, return_numpy=True))
     except UNREADABLE as error:
@@ -118,6 +121,7 @@ def as_record(image: Photo | Mapping[str, Any], phrases: Phrases | None) -> dict
             raise ValueError(f"a phrase must be a string, not {text!r}; for one photo pass one list of phrases")
         if not text.strip():
             raise ValueError(f"a phrase is empty ({text!r}): give it a word or leave it out")
+        check_characters(text)
     return {"image": image, "phrases": phrases}
 
 

@@ -26,11 +26,23 @@ def clean_text(text: str, max_words: int = 50) -> str:
         max_words: number of words kept, words being what single blanks part: 50, and 30 for referring expressions.
 
     Raises:
-        ValueError: `max_words` is not positive.
+        ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
     """
     if max_words < 1:
         raise ValueError(f"max_words must be at least 1, got {max_words}")
+    check_characters(text)
     return " ".join(cleaned_words(text)[:max_words])
+
+
+def check_characters(text: str) -> None:
+    """
+    Raises:
+        ValueError: half a character is in the text, as JSON can write it ("\\ud83d" without what follows).
+    """
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(
+            f"half a character (a lone surrogate) is in {text!r:.80}: decode the text anew or leave it out"
+        )
 
 
 def cleaned_words(text: str) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
+
+from .plain_yaml import read_plain_yaml
 
 
 @dataclass
@@ -155,12 +156,7 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: as `parse_arguments`; the message names the file and the key.
     """
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    settings = read_plain_yaml(path)
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a mapping of settings, 'name: value' on each line.")

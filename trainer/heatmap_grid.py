@@ -1,6 +1,5 @@
 """Pictures of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from modeling_albef_amc.gradcam import heatmap_points, upsample_heatmaps
+
+from .regions import open_image
 
 COLORMAP = "inferno"  # perceptually even
 
@@ -81,7 +82,7 @@ def grid_of_batch(records: Sequence[dict[str, Any]], columns: dict[str, torch.Te
         records: with `image` (PIL, or the undecoded {"bytes", "path"}), `phrase` and `boxes`.
         columns: title → heatmaps (num_records, rows, columns) as the model gives them.
     """
-    images = [_decode(record["image"]) for record in records]
+    images = [open_image(record["image"]).convert("RGB") for record in records]
     drawn = {}
     for title, heatmaps in columns.items():
         heatmaps = heatmaps.float().cpu()
@@ -93,9 +94,3 @@ def grid_of_batch(records: Sequence[dict[str, Any]], columns: dict[str, torch.Te
         drawn[title] = list(zip(maps, points))
     phrases = [record["phrase"] for record in records]
     return heatmap_grid(images, phrases, [record.get("boxes") or [] for record in records], drawn)
-
-
-def _decode(image: Any) -> Image.Image:
-    if isinstance(image, dict):
-        image = Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
-    return image.convert("RGB")

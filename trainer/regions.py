@@ -4,12 +4,15 @@ Coordinates are pixels of the image, x to the right and y down, half-open: pixel
 """
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from modeling_albef_amc.photos import FORMATS
 
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
@@ -164,8 +167,10 @@ def open_image(image: Any) -> Image.Image:
         if isinstance(image, Mapping):
             if image.get("bytes") is None and image.get("path") is None:
                 raise ValueError('an undecoded image needs "bytes" or "path"')
+            if image.get("bytes") is None and not os.path.isfile(image["path"]):  # a pipe would be waited for
+                raise ValueError(f"there is no file {image['path']}; fetch it again or drop the record")
             source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-            image = Image.open(source)
+            image = Image.open(source, formats=FORMATS)
             if image.getexif().get(ExifTags.Base.Orientation) is not None:
                 # As datasets does when it decodes, so that both ways give the same pixels.
                 image = ImageOps.exif_transpose(image)
