@@ -5,19 +5,24 @@ THREADS ?= $(shell nproc)
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
+EXTRAS := train,eval,space,dev
 SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.DELETE_ON_ERROR:
-.PHONY: help train test bench chaos lint space clean
+PYTEST = -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(TESTS)
+# Of the newest versions, torch's is the one that is pinned: its own newest brings gigabytes of CUDA along.
+TORCH ?= $(shell grep ^torch== constraints.txt)
 
-# Nothing but the installation needs the network.
-train test bench chaos space: export HF_HUB_OFFLINE := 1
-train test bench chaos space: export HF_HUB_DISABLE_TELEMETRY := 1
+.DELETE_ON_ERROR:
+.PHONY: help train test test-lowest test-newest audit bench chaos lint space clean
+
+# Nothing but the installation, and the audit, needs the network.
+train test test-lowest test-newest bench chaos space: export HF_HUB_OFFLINE := 1
+train test test-lowest test-newest bench chaos space: export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # The two fine-tunings go side by side, a thread each: models so small gain nothing from a second one.
 train: $(SCENES)/base/done  ## build scenes, train a base model, then it without and with AMC; compare the three
@@ -25,7 +30,20 @@ train: $(SCENES)/base/done  ## build scenes, train a base model, then it without
 	@echo "The numbers are in $(SCENES)/results.json, the pictures in $(SCENES)/heatmaps.png."
 
 test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+# Both install gigabytes. LOWEST=1: tests/test_dependencies.py checks that every lower bound is what is installed.
+test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that pyproject.toml admits
+	@LOWEST=1 OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST)
+
+test-newest: .venv-newest/installed  ## the tests with the newest versions; of torch as well: make test-newest TORCH=torch
+	@OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST)
+
+# --strict: what could not be looked up would otherwise count as sound.
+audit:  ## known vulnerabilities in the versions of constraints.txt, asked of the network
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip --disable-pip-version-check install -qq --upgrade pip-audit
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some of it: make bench BENCH="--only training"
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
@@ -41,14 +59,28 @@ space: $(INSTALLED)  ## the demo, in a browser: of what `make train` made, or of
 	@$(BIN)/python space/app.py
 
 clean:  ## remove .venv, caches and outputs/scenes
-	rm -rf .venv $(SCENES) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(SCENES) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # PIP_CONSTRAINT rather than -c: so the versions also hold for what builds the package.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing the versions of constraints.txt into .venv (a few minutes)."
 	@$(PYTHON) -m venv .venv
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[train,eval,space,dev]"
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[$(EXTRAS)]"
+	@touch $@
+
+.venv-lowest/installed: pyproject.toml
+	@echo "Installing the lowest versions into .venv-lowest."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq uv
+	@$(@D)/bin/uv pip install -q --python $(@D)/bin/python --resolution lowest-direct -e ".[$(EXTRAS)]"
+	@touch $@
+
+# New versions come without a change here: remove .venv-newest for them.
+.venv-newest/installed: pyproject.toml
+	@echo "Installing the newest versions into .venv-newest."
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq "$(TORCH)" -e ".[$(EXTRAS)]"
 	@touch $@
 
 # The folder appears when it is complete.
