@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .families import FAMILIES, Explain, Family, explain_function
@@ -93,18 +93,20 @@ def scores_of(answers: list[dict[str, Any]]) -> list[float]:
     return [answer["score"] for answer in answers]
 
 
-def known_family(config: Any, path: str) -> Family:
+def known_family(model_type: str | None, path: str) -> Family:
     """
     Raises:
-        ValueError: `config.model_type` is none of `FAMILIES`.
+        ValueError: `model_type` is none of `FAMILIES`.
     """
-    if config.model_type not in FAMILIES:
+    if model_type is None:
+        raise ValueError(f"{path} is no checkpoint: it has no config.json that says of what type its model is.")
+    if model_type not in FAMILIES:
         raise ValueError(
-            f"{path} is a checkpoint of type {config.model_type!r}, which cannot be explained here; known are "
+            f"{path} is a checkpoint of type {model_type!r}, which cannot be explained here; known are "
             f"{', '.join(FAMILIES)}. Choose another one, or write its family's function and pass it on: "
             "AutoGrounder(model, processor, explain=function), see modeling_albef_amc/families.py."
         )
-    return FAMILIES[config.model_type]
+    return FAMILIES[model_type]
 
 
 def base_of(path: str) -> str:
@@ -127,7 +129,7 @@ def base_of(path: str) -> str:
 def load_model(
     path: str, *, training: bool = False, attn_implementation: str | None = None, **options: Any
 ) -> PreTrainedModel:
-    """A checkpoint as the class of its family that scores phrases, in evaluation mode.
+    """A checkpoint as the class of its family that scores phrases, in evaluation mode. No code of its own is run.
 
     Args:
         path: folder or Hub id; also of LoRA adapters, which are put into their base model.
@@ -138,23 +140,25 @@ def load_model(
     Raises:
         ValueError: see `AutoGrounder.from_pretrained`.
     """
-    config = AutoConfig.from_pretrained(base_of(path))
-    family = known_family(config, path)
-    if attn_implementation is None and config.model_type != "albef":
+    # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
+    config, _ = PreTrainedConfig.get_config_dict(base_of(path))
+    family = known_family(config.get("model_type"), path)
+    # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
+    if attn_implementation is None and config["model_type"] != "albef":
         attn_implementation = "eager"
     options |= {"attn_implementation": attn_implementation}
     if training and family.training_class is not None:
         return family.training_class.from_pretrained(path, **options).eval()
     model, loading = family.model_class.from_pretrained(path, output_loading_info=True, **options)
     if loading["missing_keys"]:
+        architecture = (config.get("architectures") or ["no architecture"])[0]
         raise ValueError(
-            f"{path} is a checkpoint of {(config.architectures or ['no architecture'])[0]}, without weights such as "
-            f"{min(loading['missing_keys'])}: it has no score of image and text to explain. Choose one of "
-            f"{family.model_class.__name__}."
+            f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
+            f"no score of image and text to explain. Choose one of {family.model_class.__name__}."
         )
     return model.eval()
 
 
 def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None) -> ProcessorMixin:
     """The processor of a checkpoint, set to show the model whole photos."""
-    return whole_photos(AutoProcessor.from_pretrained(path), model.config, image_size)
+    return whole_photos(AutoProcessor.from_pretrained(path, trust_remote_code=False), model.config, image_size)

@@ -256,7 +256,7 @@ def export_albef(checkpoint: str, output: str | Path, grounding_layer: int | Non
     first, last = model.config.text_config.fusion_layer, model.config.text_config.num_hidden_layers - 1
     if not first <= layer <= last:
         raise ValueError(f"grounding_layer {layer} is no fusion layer: choose one of {first}..{last}.")
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         folder = Path(scratch) / output.name

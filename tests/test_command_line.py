@@ -100,7 +100,7 @@ def test_other_explanations(folder, run):
         (["very " * 30], {}, "word pieces, the model takes 20"),
         ([], {}, "the following arguments are required: phrase"),
         (["a dog"], {"model": "missing"}, "there is no folder {folder}/missing"),
-        (["a dog"], {"model": "empty"}, "the model {folder}/empty cannot be loaded: Unrecognized model in"),
+        (["a dog"], {"model": "empty"}, "the model {folder}/empty cannot be loaded: {folder}/empty is no checkpoint"),
         (
             ["a dog"],
             {"model": "bert"},

@@ -231,7 +231,7 @@ def merge(adapters: str, output: Path) -> None:
     if model.config.model_type in ADAPTED and ADAPTED[model.config.model_type].moving is not None:
         model.restart_momentum_encoder()
     model.save_pretrained(output)
-    AutoProcessor.from_pretrained(adapters).save_pretrained(output)
+    AutoProcessor.from_pretrained(adapters, trust_remote_code=False).save_pretrained(output)
 
 
 def main(arguments: list[str] | None = None) -> None:
