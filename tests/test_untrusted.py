@@ -1,0 +1,214 @@
+"""Files of strangers, full of traps, in every command: none of their code runs, whatever a user answers if asked."""
+
+import ast
+import builtins
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel, AutoProcessor, pipeline
+
+import evaluate_grounding
+import ground_dataset
+import sweep_layers
+import train
+from modeling_albef_amc import AutoGrounder, export_albef
+from modeling_albef_amc.auto_grounder import load_model, load_processor
+from modeling_albef_amc.command_line import main as albef_amc
+from tests.test_architecture import MODULES, ROOT
+from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from trainer import lora
+
+# In the source --------------------------------------------------------------------------------------------------------
+
+# What no file of ours calls, or derives a class from, but in the one place for it, which has tests of its own.
+UNSAFE = {
+    *("eval", "exec", "__import__", "os.system", "os.popen", "subprocess.run", "subprocess.Popen", "torch.hub.load"),
+    *("pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler", "marshal.loads", "shelve.open"),
+    *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "pandas.read_pickle", "joblib.load"),
+}
+PLACES = {"dataset_scripts/safe_pickle.py": "pickle._Unpickler", "trainer/plain_yaml.py": "yaml.load"}
+# These run what a file holds, unless they are told not to. A call with **options is left to the tests below.
+AUTO = [f"Auto{part}.from_pretrained" for part in ("Config", "Model", "Processor", "Tokenizer", "ImageProcessor")]
+SAFE = {"torch.load": ("weights_only", True)} | dict.fromkeys(AUTO, ("trust_remote_code", False))
+REFUSED = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False, "shell": True}
+
+
+def unsafe(source: str, path: str = "") -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            names = [ast.unparse(base) for base in node.bases]
+        elif isinstance(node, ast.Call):
+            names = [ast.unparse(node.func)]
+            given = {each.arg: ast.unparse(each.value) for each in node.keywords}
+            found += [f"{names[0]}({name}={value})" for name, value in REFUSED.items() if given.get(name) == str(value)]
+            keyword, value = SAFE.get(names[0], (None, None))
+            if keyword and None not in given and given.get(keyword) != str(value):
+                found.append(f"{names[0]} without {keyword}={value}")
+        else:
+            continue
+        found += [name for name in names if name in UNSAFE and name != PLACES.get(path)]
+    return found
+
+
+@pytest.mark.parametrize("path", [path.relative_to(ROOT).as_posix() for path in MODULES])
+def test_nothing_of_ours_runs_what_a_file_holds(path):
+    assert unsafe((ROOT / path).read_text(), path) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("torch.load(path, weights_only=True), AutoModel.from_pretrained(path, trust_remote_code=False)", []),
+        ("torch.load(path)", ["torch.load without weights_only=True"]),
+        ("AutoProcessor.from_pretrained(path)", ["AutoProcessor.from_pretrained without trust_remote_code=False"]),
+        ("pipeline(task, trust_remote_code=True)", ["pipeline(trust_remote_code=True)"]),
+        ("np.load(path, allow_pickle=True)", ["np.load(allow_pickle=True)"]),
+        ("def f():\n    return yaml.load(text, Loader)", ["yaml.load"]),
+        ("class Reader(pickle._Unpickler): ...", ["pickle._Unpickler"]),
+        ("subprocess.run(line, shell=True)", ["subprocess.run(shell=True)", "subprocess.run"]),
+    ],
+)
+def test_the_check_can_fail(source, found):
+    assert unsafe(source) == found
+
+
+# In use ---------------------------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Unpickled, it springs."""
+
+    def __init__(self, code: str):
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+@pytest.fixture(scope="module")
+def traps(tmp_path_factory) -> Path:
+    """
+    A folder of checkpoints that leave a file `sprung` there when anything of theirs is run: `albef`, its `adapters`,
+    `unknown` (a type of its own), `pickled` (its weights are a pickle) and `kernel` (its attention is from the Hub);
+    data `scripted` and without a script, and a photo.
+    """
+    folder = tmp_path_factory.mktemp("traps")
+    code = f"open({str(folder / 'sprung')!r}, 'w').close()\n"
+    tiny_albef().save_pretrained(folder / "albef")
+    tiny_processor().save_pretrained(folder / "albef")
+    model = load_model(str(folder / "albef"), training=True)
+    lora.add_adapters(model, rank=2)
+    model.save_pretrained(folder / "adapters")
+    tiny_processor().save_pretrained(folder / "adapters")
+    for name in ("unknown", "pickled", "kernel"):
+        shutil.copytree(folder / "albef", folder / name)
+    for name in ("albef", "adapters", "unknown", "pickled", "kernel"):
+        set_traps(folder / name, code)
+    change(folder / "unknown" / "config.json", model_type="trap")
+    change(folder / "kernel" / "config.json", attn_implementation="org/trap", _attn_implementation="org/trap")
+    (folder / "pickled" / "model.safetensors").unlink()
+    write_folder(folder / "data", train=tiny_records(6), test=tiny_records(3), validation=tiny_records(2))
+    shutil.copytree(folder / "data", folder / "scripted")
+    (folder / "scripted" / "scripted.py").write_text(code)
+    picture().save(folder / "photo.png")
+    return folder
+
+
+def set_traps(folder: Path, code: str) -> None:
+    """Code in every file that could have some, and in the configurations the names of it."""
+    for path in [*folder.glob("*.py"), folder / "trap.py"]:
+        path.write_text(code)
+    for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin"):
+        (folder / name).write_bytes(pickle.dumps(Trap(code)))
+    parts = "AutoConfig", "AutoModel", "AutoModelForPreTraining", "AutoProcessor", "AutoImageProcessor"
+    names = {part: "trap.Trap" for part in parts} | {"AutoTokenizer": ["trap.Trap", "trap.Trap"]}
+    for path in folder.glob("*config.json"):
+        if path.name != "adapter_config.json":
+            change(path, auto_map=names)
+
+
+def change(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.fixture(autouse=True)
+def here(traps, monkeypatch):
+    """Every question is answered with yes; nothing may spring all the same."""
+    monkeypatch.chdir(traps)
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    yield
+    assert not (traps / "sprung").exists()
+
+
+def run_train(model: str, output: str, *options: str, dataset: str = "data") -> None:
+    settings = (
+        f"--model {model} --dataset {dataset} --output_dir {output} --max_steps 2 --per_device_train_batch_size 2"
+    )
+    settings += " --mask_size 16 --save_steps 1 --use_cpu true --disable_tqdm true --report_to none --eval_splits test"
+    train.main([*settings.split(), *options])
+
+
+@pytest.mark.parametrize("model", ["albef", "adapters"])
+def test_commands(model, capsys):
+    run_train(model, f"run-{model}")
+    evaluate_grounding.main(f"--models a={model} --dataset data --splits test --cpu --output out-{model}".split())
+    ground_dataset.main(f"--model {model} --dataset data --split test --cpu --output ground-{model}".split())
+    sweep_layers.main(f"--model {model} --dataset data --split test --cpu".split())
+    assert albef_amc(["ground", "photo.png", PHRASES[0], "--model", model, "--device", "cpu"]) == 0
+    assert PHRASES[0] in capsys.readouterr().out
+
+
+def test_python():
+    assert AutoGrounder.from_pretrained("albef", device="cpu").score("photo.png", PHRASES[:1])
+    assert pipeline("visual-grounding", model="albef", device="cpu")("photo.png", PHRASES[:1])[0]["point"]
+    AutoModel.from_pretrained("albef"), AutoProcessor.from_pretrained("albef")
+    load_processor("albef", export_albef.load_model("albef"))
+    lora.main(["merge", "adapters", "--output", "merged"])
+
+
+def test_attention_from_the_hub_is_not_fetched():
+    model = load_model("kernel")
+    assert {part.config._attn_implementation for part in (model, model.vision_model, model.text_model)} == {"sdpa"}
+
+
+def test_a_script_beside_the_data_is_refused():
+    with pytest.raises(RuntimeError, match="Dataset scripts are no longer supported"):
+        run_train("albef", "none", dataset="scripted")
+
+
+@pytest.mark.parametrize("load", [load_model, AutoGrounder.from_pretrained, export_albef.load_model])
+def test_a_type_of_its_own_is_named(load):
+    with pytest.raises(ValueError, match="of type 'trap'"):
+        load("unknown")
+
+
+def test_a_pickle_of_weights_is_refused():
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_model("pickled")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_run_that_goes_on_from_strangers_files(traps, name):
+    run_train("albef", f"run-{name}", "--save_total_limit", "2")
+    checkpoint = traps / f"run-{name}" / "checkpoint-1"
+    (checkpoint / name).write_bytes((traps / "albef" / "training_args.bin").read_bytes())
+    options = f"run-{name}", "--resume_from_checkpoint", str(checkpoint)
+    if name == "training_args.bin":
+        run_train("albef", *options)  # nobody reads it
+    else:
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+            run_train("albef", *options)
+
+
+def test_the_traps_work(traps):
+    with pytest.raises(Exception, match="Trap"):
+        pipeline("visual-grounding", model="unknown", trust_remote_code=True)
+    assert (traps / "sprung").exists()
+    (traps / "sprung").unlink()
+    pickle.loads((traps / "pickled" / "pytorch_model.bin").read_bytes())
+    assert (traps / "sprung").exists()
+    (traps / "sprung").unlink()
