@@ -26,17 +26,18 @@ from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 from trainer.augmentation import GroundingAugmentation
-from trainer.checkpoints import checkpoints
+from trainer.checkpoints import resumed
 from trainer.data_collator import GroundingCollator
 from trainer.evaluation import batch_heatmaps
 from trainer.heatmap_grid import grid_of_batch
 from trainer.lora import add_adapters, lora_config, train_adapters
-from trainer.process_group import end_process_group
+from trainer.process_group import check_restart, end_process_group
 from trainer.splits import open_split
 from trainer.streaming import StreamedRows
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
+    check_restart()
     model_args, data_args, args = parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=arguments)
     set_seed(args.seed)
     if data_args.dataset is None:
@@ -79,12 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         shuffle_buffer=data_args.shuffle_buffer,
         draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),
     )
-    resume = args.resume_from_checkpoint
-    if resume is not None and resume.lower() in ("true", "auto"):
-        there = checkpoints(Path(args.output_dir))
-        if not there and resume.lower() == "true":
-            raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir} to go on from.")
-        resume = str(there[-1]) if there else None
+    resume = resumed(Path(args.output_dir), args.resume_from_checkpoint)
     metrics = trainer.train(resume_from_checkpoint=resume).metrics
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -42,19 +43,33 @@ def prepare(folder: Path) -> None:
     tiny_processor().save_pretrained(folder / "model")
 
 
-def start(folder: Path, run: str, processes: int = 1, **settings) -> subprocess.Popen:
-    """A run in the background, into `folder/run`; its log is `folder/run.log`."""
+def start(
+    folder: Path,
+    run: str,
+    processes: int = 1,
+    launch: Sequence[str] = ("--standalone",),
+    script: str = "train.py",
+    environment: Mapping[str, str] = {},
+    **settings,
+) -> subprocess.Popen:
+    """A run in the background, into `folder/run`; its log is `folder/run.log`.
+
+    Args:
+        processes: of this machine. launch: options of torchrun, which is used if there are several processes or a
+            machine among others is meant.
+    """
     places = {"dataset": folder / "data", "model": folder / "model", "output_dir": folder / run}
     options = [text for name, value in (places | SETTINGS | settings).items() for text in (f"--{name}", str(value))]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    torchrun = ["-m", "torch.distributed.run", *launch, f"--nproc_per_node={processes}"]
+    is_alone = processes == 1 and list(launch) == ["--standalone"]
+    common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     log = open(folder / f"{run}.log", "a")  # noqa: SIM115 (it outlives this function, with the process)
     return subprocess.Popen(
-        [sys.executable, *launch, "train.py", *options],
+        [sys.executable, *([] if is_alone else torchrun), script, *options],
         cwd=ROOT,
         stdout=log,
         stderr=log,
-        env=environment,
+        env=os.environ | common | environment,
         start_new_session=True,
     )
 
@@ -70,9 +85,21 @@ def finish(folder: Path, run: str, processes: int = 1, **settings) -> None:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9, of its children too."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """kill -9, as when a machine loses its power: of all processes that it has started, torchrun's workers too."""
+    everyone = suspended(psutil.Process(process.pid))
+    for one in everyone:
+        one.kill()
+    psutil.wait_procs(everyone)
     process.wait()
+
+
+def suspended(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it, which stand still: none starts another, or sees another die."""
+    try:
+        process.suspend()
+        return [process, *(one for child in process.children() for one in suspended(child))]
+    except psutil.NoSuchProcess:  # it ended by itself
+        return []
 
 
 def everything(checkpoint: Path) -> dict[str, str]:

@@ -1,16 +1,11 @@
-"""Four processes, some without a region and some without a true phrase; sharded weights; and one that dies."""
+"""Four processes, some without a region and some without a true phrase; and sharded weights."""
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import many_processes_worker
-from tests.resume_runs import SETTINGS, prepare
 from tests.test_distributed import torchrun
 from tests.trainer_helpers import is_equal, relative_difference
 
@@ -62,43 +57,3 @@ def test_sharded_weights_have_the_gradients_of_one_process(tmp_path):
     expected = many_processes_worker.sharded(tmp_path / "alone", 0, 1)
     for found in run(tmp_path, 2, "sharded"):
         assert relative_difference(expected, found) < 1e-5
-
-
-DYING = """
-import os, sys
-from transformers import TrainerCallback
-import train
-from trainer import amc_trainer
-from trainer.process_group import end_process_group
-
-class Die(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2 and os.environ["RANK"] == "1":
-            os._exit(9)
-
-made = amc_trainer.AmcTrainer.__init__
-def init(self, *args, **kwargs):
-    made(self, *args, **kwargs)
-    self.add_callback(Die())
-amc_trainer.AmcTrainer.__init__ = init
-train.main(sys.argv[1:])
-end_process_group()
-"""
-
-
-def test_when_one_process_dies_the_others_end(tmp_path):
-    prepare(tmp_path)
-    (tmp_path / "dying.py").write_text(DYING)
-    places = {"dataset": tmp_path / "data", "model": tmp_path / "model", "output_dir": tmp_path / "run"}
-    settings = places | SETTINGS | {"max_steps": 100000}
-    options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with open(tmp_path / "log.txt", "w") as log:
-        command = [*launch, str(tmp_path / "dying.py"), *options]
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        while "'loss'" not in (tmp_path / "log.txt").read_text():  # two steps are milliseconds after the first
-            assert process.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
-            time.sleep(0.05)
-        assert process.wait(timeout=60) != 0
-    assert "exitcode  : 9" in (tmp_path / "log.txt").read_text()

@@ -28,7 +28,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
-        (1, {}),
         (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
         (1, {"phrases_per_image": 2, "bf16": "true"}),
         (2, {"gradient_accumulation_steps": 2}),

@@ -80,6 +80,8 @@ class AmcConfig(TrainingArguments):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if self.save_on_each_node:
+            raise ValueError("save_on_each_node must be False: machines share output_dir; see docs/reliability.md.")
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers must be False: workers that outlive an epoch would draw the same "

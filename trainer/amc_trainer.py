@@ -26,7 +26,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import AmcConfig
 from .amc_loss import attention_mask_consistency_loss
-from .checkpoints import UNFINISHED, checkpoints, clear, publish, rotate
+from .checkpoints import UNFINISHED, check_shared, checkpoints, clear, publish, rotate
 from .lora import load_checkpoint, save_moving
 from .model_card import TASK, Evaluation, model_card
 from .sampler import ImageGroupedSampler
@@ -115,7 +115,12 @@ class AmcTrainer(Trainer):
         """As ever, but a run of one process that an error or Ctrl-C ends saves what it trained since the last save.
 
         The metrics have `num_unusable`: records, of training and evaluation, that another phrase stood in for.
+
+        Raises:
+            ValueError: before anything is trained, if machines do not share the output folder that they save into.
         """
+        if self.args.world_size > 1:
+            check_shared(Path(self.args.output_dir), self.is_world_process_zero())
         try:
             output = super().train(*args, **kwargs)
             output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
