@@ -6,10 +6,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
+from dataset_scripts.features import make_row
 from modeling_albef_amc import AlbefModel, explain_function, gradcam, heatmap_points, normalize_heatmaps
 from modeling_albef_amc.gradcam import PhraseAttention, upsample_heatmaps
 from tests.conftest import tiny_config
+from tests.tiny_data import tiny_processor
+from tests.trainer_helpers import collator_of
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from trainer.metrics.pointing_game.pointing_game import point_in_boxes
@@ -133,6 +137,26 @@ def test_gradcam_is_that_of_loops(data, num_phrases, num_heads, num_tokens, rows
             assert found[phrase].reshape(-1)[place] == pytest.approx(expected, abs=1e-9)
 
 
+@given(st.data(), DTYPES, SIDES, SIDES, st.integers(0, 3))
+def test_gradcam_of_any_precision_and_padding(data, dtype, rows, columns, padding):
+    """Half of the numbers are those of double precision, once rounded; and what is padded changes nothing."""
+    shape = 2, 2, 3, 1 + rows * columns
+    drawn = [data.draw(hnp.arrays(np.float64, shape, elements=st.floats(low, 1, width=16))) for low in (0, -1)]
+    attention, factors = (torch.tensor(array) for array in drawn)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+
+    def explained(dtype: torch.dtype, padding: int) -> torch.Tensor:
+        around = (0, 0, 0, padding)
+        leaf = torch.nn.functional.pad(attention, around, value=0.5).to(dtype).requires_grad_()
+        score = (leaf * torch.nn.functional.pad(factors, around, value=1.0).to(dtype)).sum(dim=(1, 2, 3))
+        token_mask = torch.nn.functional.pad(mask, (0, padding))
+        return gradcam(PhraseAttention(score, leaf, token_mask, slice(1, None), (rows, columns)))
+
+    exact, found = explained(torch.float64, 0), explained(dtype, padding)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and (found >= 0).all()
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 2e-3)
+
+
 @given(
     hnp.arrays(np.float64, st.tuples(st.just(2), SIDES, SIDES), elements=HEAT),
     st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -213,6 +237,33 @@ def test_a_box_covers_its_share_of_every_cell(height, width, size, data):
     fine[y1 * size : y2 * size, x1 * size : x2 * size] = 1
     shares = fine.reshape(size, height, size, width).mean(axis=(1, 3))
     assert np.allclose(drawn, shares / shares.max(), atol=1e-5)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_masks_of_one_pixel(height, width, data):
+    """However large the image, the region does not vanish, and a map that shows it fulfils loss_amc_max."""
+    row, column = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    mask = np.zeros((height, width), dtype=np.float32)
+    mask[row, column] = 1
+    region = Region.from_record({"masks": [mask]}, height, width)
+    assert region.extent == (column, row, column + 1, row + 1)
+    drawn = region.rasterize(8)
+    assert drawn.max() == pytest.approx(1)
+    if drawn.min() == 0:  # an image of few pixels may be all region
+        assert losses(drawn[None].astype(float), drawn[None].astype(float))[1] == 0
+
+
+@given(st.integers(1, 90), st.booleans())
+@settings(max_examples=25)
+def test_images_of_one_row_or_column(length, upright):
+    size = (1, length) if upright else (length, 1)  # width, height
+    processor, model = tiny_processor(), AlbefModel(tiny_config()).eval()
+    batch = collator_of(processor)([make_row(Image.new("RGB", size, "red"), "0", "red square", [[0, 0, *size]])])
+    assert batch["masks"].min() == 1 and batch["image_sizes"].tolist() == [[size[1], size[0]]]
+    heat = gradcam(explain_function(model)(model, *(batch[name] for name in ("pixel_values", "input_ids"))))
+    answer = processor.post_process_grounding(heat, [(size[1], size[0])])[0]
+    assert 0 <= answer["point"][0] < size[0] and 0 <= answer["point"][1] < size[1]
+    assert answer["heatmap"].shape == (size[1], size[0])
 
 
 # Metrics --------------------------------------------------------------------------------------------------------------

@@ -5,69 +5,97 @@ python -m tests.chaos.kills --trials 50
 
 import argparse
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.resume_runs import everything, finish, kill, prepare, start
 from trainer.checkpoints import UNFINISHED, checkpoints
 
 STEPS, SAVE_STEPS = 40, 3
-SETTINGS = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2, "dataloader_num_workers": 1}
+SETTINGS = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "save_total_limit": 2}
+# What is run: processes, and settings.
+RUNS = {
+    "one process": (1, {"dataloader_num_workers": 1}),
+    "accumulation, bfloat16": (1, {"gradient_accumulation_steps": 2, "bf16": "true", "phrases_per_image": 2}),
+    "streamed, two workers": (1, {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2}),
+    "two processes": (2, {}),
+    "two processes, streamed": (2, {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 1}),
+}
+
+
+@dataclass
+class Outcome:
+    """Of the kills of one kind of run."""
+
+    kills: int = 0
+    while_saving: int = 0
+    ended: int = 0
+    most_lost: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "; ".join(dict.fromkeys(self.problems)) or (
+            f"at most {self.most_lost} steps at a time, of {SAVE_STEPS} between checkpoints; no half checkpoint "
+            f"({self.while_saving} kills while saving); {self.ended} runs ended, bit-equal to an undisturbed one"
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=50, help="kills")
+    parser.add_argument("--trials", type=int, default=50, help="kills, of all kinds of runs together")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(arguments)
-    rng = random.Random(options.seed)
-    problems: list[str] = []
-    kills = runs = while_saving = most_lost = 0
+    rng, failed = random.Random(options.seed), False
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder)
-        begin = time.monotonic()
-        finish(folder, "straight", **SETTINGS)
-        length = time.monotonic() - begin
-        expected = everything(folder / "straight" / f"checkpoint-{STEPS}")
-        files = {file.name for file in (folder / "straight" / f"checkpoint-{STEPS}").iterdir()}
-        while kills < options.trials:
-            runs += 1
-            shutil.rmtree(folder / "killed", ignore_errors=True)
-            done = False
-            while not done and kills < options.trials:
-                begun, log = last_step(folder / "killed"), folder / "killed.log"
-                log.write_text("")
-                process = start(folder, "killed", **SETTINGS, resume_from_checkpoint="auto")
-                try:
-                    process.wait(timeout=rng.uniform(0.4, 1.0) * length)
-                    done = True
-                    if process.returncode:
-                        problems.append(f"a resumed run failed: {log.read_text()[-500:]}")
-                except subprocess.TimeoutExpired:
-                    kill(process)
-                    kills += 1
-                    while_saving += (folder / "killed" / UNFINISHED).exists()
-                    trained = begun + log.read_text().count("{'loss'")
-                    most_lost = max(most_lost, trained - last_step(folder / "killed"))
-                    for path in checkpoints(folder / "killed"):
-                        if not files <= {file.name for file in path.iterdir()} or len(everything(path)) != len(
-                            expected
-                        ):
-                            problems.append(f"{path.name} is not whole")
-            if done and everything(folder / "killed" / f"checkpoint-{STEPS}") != expected:
-                problems.append("a resumed run ended otherwise")
-    command = f"python -m tests.chaos.kills --trials {options.trials}"
-    outcome = "; ".join(dict.fromkeys(problems)) or (
-        f"at most {most_lost} steps at a time, of {SAVE_STEPS} between checkpoints; no half checkpoint ({while_saving} "
-        f"kills while saving); of {runs} runs those that ended are bit-equal to an undisturbed one"
-    )
-    print(f"| kill -9 at a random moment, then resume | `{command}` | {kills} | {outcome} |")
-    sys.exit(bool(problems) or most_lost > SAVE_STEPS)
+        prepare(Path(name))
+        for number, (kind, (processes, settings)) in enumerate(RUNS.items()):
+            kills = len(range(number, options.trials, len(RUNS)))
+            outcome = disturb(Path(name), f"run-{number}", processes, SETTINGS | settings, kills, rng)
+            failed |= bool(outcome.problems) or outcome.most_lost > SAVE_STEPS
+            command = f"python -m tests.chaos.kills --trials {options.trials}"
+            print(
+                f"| kill -9 at a random moment, then resume: {kind} | `{command}` | {outcome.kills} | {outcome} |",
+                flush=True,
+            )
+    sys.exit(failed)
+
+
+def disturb(folder: Path, name: str, processes: int, settings: dict, kills: int, rng: random.Random) -> Outcome:
+    """Kills runs of one kind, until that many kills are done and the last run has come to its end."""
+    outcome, last = Outcome(), f"checkpoint-{STEPS}"
+    begin = time.monotonic()
+    finish(folder, f"{name}-straight", processes, **settings)
+    length = time.monotonic() - begin
+    whole = folder / f"{name}-straight" / last
+    expected, files = everything(whole), {file.name for file in whole.iterdir()}
+    while outcome.kills < kills:
+        run = f"{name}-killed-{outcome.ended}"
+        while True:
+            begun, log = last_step(folder / run), folder / f"{run}.log"
+            log.write_text("")
+            process = start(folder, run, processes, **settings, resume_from_checkpoint="auto")
+            try:
+                process.wait(timeout=rng.uniform(0.4, 1.0) * length if outcome.kills < kills else None)
+                break
+            except subprocess.TimeoutExpired:
+                kill(process)
+                outcome.kills += 1
+            outcome.while_saving += any((folder / run / UNFINISHED).glob("*"))
+            trained = begun + log.read_text().count("{'loss'")
+            outcome.most_lost = max(outcome.most_lost, trained - last_step(folder / run))
+            for path in checkpoints(folder / run):
+                if not files <= {file.name for file in path.iterdir()} or len(everything(path)) != len(expected):
+                    outcome.problems.append(f"{path.name} is not whole")
+        outcome.ended += 1
+        if process.returncode:
+            outcome.problems.append(f"a resumed run failed: {log.read_text()[-500:]}")
+        elif everything(folder / run / last) != expected:
+            outcome.problems.append("a resumed run ended otherwise")
+    return outcome
 
 
 def last_step(run: Path) -> int:
