@@ -13,7 +13,7 @@ from typing import Any
 
 from .features import make_row
 from .json_files import stream_json_array
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, photo_size
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _FAR = 1e6  # pixels, more than any photo has: nothing else keeps infinity out where the size is not known
 
@@ -65,12 +65,11 @@ class AlbefJson(SourceBuilder):
                 self.drop("records without image", record, len(records))
                 continue
             try:
-                photo = self.photo(self._photo_name(image))
+                photo, size = self.photo_and_size(self._photo_name(image))
             except Unusable as reason:
                 self.drop(str(reason), f"{record} ({image})")
                 self.report.dropped["records of photos that cannot be used"] += len(records)
                 continue
-            size = photo_size(photo) if photo and any(record.get("bbox") for _, record in records) else None
             self.report.kept["images"] += 1
             for number, fields in records:
                 yield from self._rows_of_record(f"{self.config.annotations}, record {number}", fields, photo, size)

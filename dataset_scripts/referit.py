@@ -17,7 +17,7 @@ from typing import Any
 from .features import make_row
 from .json_files import read_json, read_text
 from .segmentations import is_box
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, photo_size
+from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _PHOTOS_PER_JOB = 500
 _LISTS = {
@@ -80,13 +80,12 @@ class ReferIt(SourceBuilder):
     def rows(self, split: str, job: list[tuple[int, list[int]]]) -> Iterator[dict[str, Any]]:
         for photo, regions in job:
             try:
-                image = self.photo(f"{photo}.jpg")
+                image, size = self.photo_and_size(f"{photo}.jpg")
             except Unusable as reason:
                 self.drop(str(reason), f"photo {photo}")
                 self.report.dropped["records: of a photo that cannot be used"] += len(regions)
                 continue
             self.report.kept["photos"] += 1
-            size = photo_size(image) if image else None
             for region in regions:
                 path = Path(self.config.data_dir, self.config.records, f"{photo}_{region}.json")
                 try:

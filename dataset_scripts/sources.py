@@ -26,7 +26,6 @@ PHOTO_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 # What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
-_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # orientations that swap width and height
 
 
 @dataclass
@@ -139,17 +138,22 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         Raises:
             Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
         """
+        photo, found = self.photo_and_size(name)
+        if found is not None and size is not None and found != size:
+            raise Unusable("photos: have another size than their record says")
+        return photo
+
+    def photo_and_size(self, name: str) -> tuple[dict[str, Any], tuple[int, int]] | tuple[None, None]:
+        """As `photo`, with the (width, height) in pixels that it has for the column's reader, who turns it upright."""
         if self.config.images_dir is None:
-            return None
+            return None, None
         data = read_inside(Path(self.config.images_dir), name)
         try:
             with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
-                found = ImageOps.exif_transpose(image).size  # as the column's reader will turn it
+                # Of the header alone it cannot be told: a TIFF file's size is turned already, that of others is not.
+                return {"bytes": data, "path": None}, ImageOps.exif_transpose(image).size
         except UNREADABLE as error:
             raise Unusable("photos: cannot be decoded") from error
-        if size is not None and found != size:
-            raise Unusable("photos: have another size than their record says")
-        return {"bytes": data, "path": None}
 
 
 def read_inside(folder: Path, name: str) -> bytes:
@@ -175,13 +179,6 @@ def read_inside(folder: Path, name: str) -> bytes:
             return file.read()
     except OSError as error:
         raise Unusable("photos: cannot be read") from error
-
-
-def photo_size(photo: dict[str, Any]) -> tuple[int, int]:
-    """(width, height) of what `SourceBuilder.photo` returned as its reader turns it, from its header alone."""
-    with Image.open(io.BytesIO(photo["bytes"]), formats=PHOTO_FORMATS) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-        return image.size[::-1] if turned else image.size
 
 
 def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:

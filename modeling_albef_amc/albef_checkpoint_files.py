@@ -2,11 +2,15 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
+import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -15,7 +19,12 @@ from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .albef_checkpoint_layout import ConversionError, Weights, listing
+from .albef_checkpoint_pickle import check_program
 from .configuration_albef import AlbefConfig
+
+# What is raised by torch and by those who read beside it, for bytes that make no sense.
+_SENSELESS = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ArithmeticError)
+_SENSELESS += (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load_original(path: Path) -> tuple[Weights, list[str]]:
@@ -29,27 +38,34 @@ def load_original(path: Path) -> tuple[Weights, list[str]]:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
+        check_program(path)
         # A mapped file takes memory only where it is read; files of torch before 1.6 cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # whatever the bytes of the file happen to mean
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ConversionError(
-                f"it carries code ({code[1]}), which is never run. Where the file was made, save the weights alone: "
-                "torch.save({'model': model.state_dict()}, path)."
-            ) from error
+    except ConversionError:
+        raise
+    except _SENSELESS as error:
         kind = "it is cut off or damaged: get it again" if is_zip else "it is damaged, or no file of torch.save"
         raise ConversionError(f"{kind} ({type(error).__name__}).") from error
     beside = []
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        beside, content = [name for name in content if name != "model"], content["model"]
+        beside, content = [str(name)[:80] for name in content if name != "model"], content["model"]
     if not isinstance(content, dict) or not content:
         raise ConversionError("it holds no state dictionary: expected {'model': {name: tensor}}.")
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    strangers = [str(name)[:80] for name, value in content.items() if not _is_plain_tensor(name, value)]
     if strangers:
         raise ConversionError(
             f"its state dictionary holds more than tensors: {listing(strangers)}. Save the state dictionary alone."
         )
+    for name, tensor in content.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ConversionError(f"{name[:80]} has the shape {tuple(tensor.shape)}, for which the file is too small.")
     return content, beside
+
+
+def _is_plain_tensor(name: Any, value: Any) -> bool:
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        return False
+    return value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
 def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
@@ -60,17 +76,15 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     """
     if not (folder / "config.json").is_file():
         raise ConversionError("no folder with a config.json: pass one that save_pretrained wrote.")
+    model_type = _read_object(folder / "config.json").get("model_type")
+    if model_type != AlbefConfig.model_type:
+        raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
     try:
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-        if model_type != AlbefConfig.model_type:
-            raise ConversionError(f"its config.json is of a model of type {model_type!r}, not 'albef'.")
         config = AlbefConfig.from_pretrained(folder)
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {SAFE_WEIGHTS_NAME}
-    except (json.JSONDecodeError, StrictDataclassError) as error:
-        raise ConversionError(f"its config.json or {SAFE_WEIGHTS_INDEX_NAME} is damaged ({error}).") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConversionError(f"its config.json is damaged ({error}).") from error
     weights = {}
-    for shard in sorted(shards):
+    for shard in _shards(folder):
         try:
             weights |= load_file(folder / shard)
         except (OSError, SafetensorError) as error:
@@ -78,6 +92,31 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     if "temperature" in weights:  # of AlbefModel
         weights = {f"albef.{name}": tensor for name, tensor in weights.items()}
     return config, weights
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the files of weights."""
+    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        return [SAFE_WEIGHTS_NAME]
+    shards = _read_object(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+    names = list(shards.values()) if isinstance(shards, dict) else []
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
+        raise ConversionError(f"its {SAFE_WEIGHTS_INDEX_NAME} is damaged: weight_map has no files of this folder.")
+    return sorted(set(names))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ConversionError: the file is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ConversionError(f"its {path.name} is damaged ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"its {path.name} is damaged (no object, but {type(content).__name__}).")
+    return content
 
 
 def check_output(source: Path, output: Path, overwrite: bool, is_folder: bool) -> None:

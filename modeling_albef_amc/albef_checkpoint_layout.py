@@ -149,7 +149,10 @@ def infer_config(
         return weights[rename(name)].shape
 
     def layers(pattern: str) -> list[int]:
-        return sorted({int(found[1]) for name in weights if (found := re.match(pattern, name))})
+        numbers = sorted({int(found[1]) for name in weights if (found := re.match(pattern, name))})
+        if numbers and numbers[-1] >= len(weights):
+            raise ConversionError(f"it counts {numbers[-1] + 1:,} layers, and has {len(weights)} tensors in all.")
+        return numbers
 
     def heads(option: str, given: int | None, width: int) -> int:
         if width % (given or 12):
@@ -158,26 +161,28 @@ def infer_config(
 
     shape("temp", 0)
     temperature = weights["albef.temperature"]
+    if not temperature.is_floating_point():
+        raise ConversionError(f"temp is of {temperature.dtype}, not of floating point numbers.")
     vision_width, channels, patch_size, _ = shape("visual_encoder.patch_embed.proj.weight", 4)
     num_patches = shape("visual_encoder.pos_embed", 3)[1] - 1
     if num_patches < 1 or math.isqrt(num_patches) ** 2 != num_patches:
         raise ConversionError(f"visual_encoder.pos_embed has {num_patches} patch positions: not a square grid.")
     vocab_size, text_width = shape("text_encoder.bert.embeddings.word_embeddings.weight", 2)
-    fusion_layers = layers(r"albef\.text_model\.layers\.(\d+)\.cross_attention\.")
+    fusion_layers = layers(r"albef\.text_model\.layers\.(\d{1,9})\.cross_attention\.")
     if not fusion_layers:
         raise ConversionError("no ALBEF or AMC checkpoint: no layer of text_encoder has a crossattention.")
-    last_layer = max(layers(r"albef\.text_model\.layers\.(\d+)\."))
+    last_layer = max(layers(r"albef\.text_model\.layers\.(\d{1,9})\."))
     grounding_layer = 8 if grounding_layer is None else grounding_layer
     if not fusion_layers[0] <= grounding_layer <= last_layer:
         raise ConversionError(
             f"layer {grounding_layer} has no cross-attention to explain: choose one of {fusion_layers[0]}.."
             f"{last_layer} with --grounding-layer."
         )
-    return AlbefConfig(
+    fields = dict(
         vision_config=dict(
             hidden_size=vision_width,
             intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0],
-            num_hidden_layers=1 + max(layers(r"albef\.vision_model\.layers\.(\d+)\.")),
+            num_hidden_layers=1 + max(layers(r"albef\.vision_model\.layers\.(\d{1,9})\.")),
             num_attention_heads=heads("--vision-heads", vision_heads, vision_width),
             num_channels=channels,
             image_size=math.isqrt(num_patches) * patch_size,
@@ -198,3 +203,7 @@ def infer_config(
         grounding_layer=grounding_layer,
         queue_size=shape("image_queue", 2)[0] if "image_queue" in weights else AlbefConfig.queue_size,
     )
+    try:
+        return AlbefConfig(**fields)
+    except ValueError as error:  # of a size of 0, say
+        raise ConversionError(f"its tensors are of no model: {error}") from error

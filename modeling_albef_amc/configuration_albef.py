@@ -4,12 +4,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 if TYPE_CHECKING:
     # `save_pretrained` copies what a file imports from beside it: this line puts pipeline.py, which `custom_pipelines`
     # names, among the files of every checkpoint.
     from .pipeline import VisualGroundingPipeline  # noqa: F401
+
+# More than any model has. A file may say anything: what is beyond would be built for hours, or be no tensor at all.
+MAX_SIZE, MAX_LAYERS, MAX_SIDE, MAX_CHANNELS = 2**24, 1000, 2**14, 256
 
 
 @strict
@@ -38,8 +42,15 @@ class AlbefVisionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        check_heads(self)
-        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        check_encoder(self)
+        check_sizes(self, "num_channels", most=MAX_CHANNELS)
+        check_sizes(self, "patch_size", most=MAX_SIDE)
+        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+            raise ValueError(
+                f"image_size {self.image_size} must be a side or (height, width), in pixels from 1 to {MAX_SIDE:,}."
+            )
+        height, width = sides
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels: "
@@ -81,7 +92,10 @@ class AlbefTextConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        check_heads(self)
+        check_encoder(self)
+        check_sizes(self, "vocab_size", "max_position_embeddings", "type_vocab_size", "encoder_hidden_size")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id {self.pad_token_id} is no token of the {self.vocab_size} there are.")
         if not 0 <= self.fusion_layer < self.num_hidden_layers:
             raise ValueError(
                 f"fusion_layer {self.fusion_layer} must lie in 0..{self.num_hidden_layers - 1}: it counts the "
@@ -126,6 +140,7 @@ class AlbefConfig(PreTrainedConfig):
                 setattr(self, name, config_class(**(value or {})))
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
         super().__post_init__(**kwargs)
+        check_sizes(self, "projection_dim", "queue_size")
         first, last = self.text_config.fusion_layer, self.text_config.num_hidden_layers - 1
         if not first <= self.grounding_layer <= last:
             raise ValueError(
@@ -154,11 +169,30 @@ def published_pipelines() -> dict[str, dict]:
     return {"visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}}
 
 
-def check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
+def check_encoder(config: AlbefVisionConfig | AlbefTextConfig) -> None:
+    """
+    Raises:
+        ValueError: a size is out of `check_sizes`, the heads do not share the width evenly, or there is no such
+            activation.
+    """
+    check_sizes(config, "hidden_size", "intermediate_size")
+    check_sizes(config, "num_hidden_layers", "num_attention_heads", most=MAX_LAYERS)
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {config.num_attention_heads}."
         )
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act {config.hidden_act!r:.80} is none of {', '.join(sorted(ACT2FN))}.")
+
+
+def check_sizes(config: PreTrainedConfig, *names: str, most: int = MAX_SIZE) -> None:
+    """
+    Raises:
+        ValueError: one of these fields is below 1, or above what any model has.
+    """
+    for name in names:
+        if not 1 <= getattr(config, name) <= most:
+            raise ValueError(f"{name} must lie in 1..{most:,}, got {getattr(config, name)}.")
 
 
 __all__ = ["AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"]

@@ -17,6 +17,7 @@ from modeling_albef_amc.photos import FORMATS
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
 _POLYGON_OVERSAMPLING = 4
+_FAR = 2.0**24  # pixels: farther than any photo is wide, and as far as float32 counts them
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Region:
             ValueError: A region is unusable; the message says which and what to do, not which record.
         """
         kinds = "boxes", "polygons", "masks", "scribbles"
-        boxes, polygons, masks, scribbles = (_items(record.get(kind)) for kind in kinds)
+        boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in kinds)
         if not (boxes or polygons or masks or scribbles):
             return None
         checked_masks = tuple(_read_mask(mask, i, height, width) for i, mask in enumerate(masks))
@@ -168,7 +169,7 @@ def open_image(image: Any) -> Image.Image:
             if image.get("bytes") is None and image.get("path") is None:
                 raise ValueError('an undecoded image needs "bytes" or "path"')
             if image.get("bytes") is None and not os.path.isfile(image["path"]):  # a pipe would be waited for
-                raise ValueError(f"there is no file {image['path']}; fetch it again or drop the record")
+                raise FileNotFoundError(f"there is no file {image['path']}")
             source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
             image = Image.open(source, formats=FORMATS)
             if image.getexif().get(ExifTags.Base.Orientation) is not None:
@@ -187,15 +188,17 @@ def open_image(image: Any) -> Image.Image:
     return image
 
 
-def _items(value: Sequence | np.ndarray | None) -> list:
+def _items(value: Any, name: str) -> list:
+    if value is not None and not isinstance(value, list | tuple | np.ndarray):
+        raise ValueError(f"{name} is no list, but {value!r:.80}")
     return [] if value is None else list(value)
 
 
 def _read_box(box: Any, index: int, height: int, width: int) -> np.ndarray:
     try:
         box = np.array(box, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"box {index} is not four numbers [x1, y1, x2, y2]: {box!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"box {index} is not four numbers [x1, y1, x2, y2]: {box!r:.80}") from error
     if box.shape != (4,) or not np.isfinite(box).all():
         raise ValueError(f"box {index} is not four finite numbers [x1, y1, x2, y2] in pixels: {box.tolist()}")
     if box[2] <= box[0] or box[3] <= box[1]:
@@ -214,14 +217,14 @@ def _read_box(box: Any, index: int, height: int, width: int) -> np.ndarray:
 
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
     checked = []
-    for part in _items(parts):
+    for part in _items(parts, f"polygon {index}"):
         try:
             flat = np.array(part, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"polygon {index} is not a list of flat lists [x0, y0, x1, y1, …]: one list of parts per instance"
             ) from error
-        if flat.ndim != 1 or flat.size % 2 or flat.size < 6 or not np.isfinite(flat).all():
+        if flat.ndim != 1 or flat.size % 2 or flat.size < 6 or not (np.abs(flat) <= _FAR).all():
             raise ValueError(
                 f"polygon {index} needs parts of at least three points, an even number of finite coordinates "
                 f"[x0, y0, x1, y1, …] each; got one of shape {flat.shape}: {flat.tolist()}"
@@ -263,9 +266,9 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
 def _read_scribble(points: Any, index: int, height: int, width: int) -> np.ndarray:
     try:
         flat = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"scribble {index} is not a flat list [x0, y0, x1, y1, …]: {points!r}") from error
-    if flat.ndim != 1 or flat.size % 2 or flat.size < 2 or not np.isfinite(flat).all():
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"scribble {index} is not a flat list [x0, y0, x1, y1, …]: {points!r:.80}") from error
+    if flat.ndim != 1 or flat.size % 2 or flat.size < 2 or not (np.abs(flat) <= _FAR).all():
         raise ValueError(
             f"scribble {index} needs an even number of finite coordinates [x0, y0, …], two for a point; got one of "
             f"shape {flat.shape}: {flat.tolist()}"
@@ -280,7 +283,7 @@ def _read_scribble(points: Any, index: int, height: int, width: int) -> np.ndarr
 
 
 def _read_radius(radius: Any) -> float:
-    if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius < float("inf"):
+    if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius <= _FAR:
         raise ValueError(
             f"scribbles need a scribble_radius above 0, in pixels, how far from them the object reaches; got {radius!r}"
         )
@@ -351,7 +354,7 @@ def _draw_scribble(points: np.ndarray, radius: float, height: int, width: int, s
         distance = (x - start[0] - nearest * along[0]) ** 2 + (y - start[1] - nearest * along[1]) ** 2
         squares = np.minimum(squares, distance)
     # Less the smallest, the fullest cell is 1 however small the radius is.
-    return (0.5 ** ((squares - squares.min()) / radius**2)).astype(np.float32)
+    return (0.5 ** ((squares - squares.min()) / max(radius**2, 1e-12))).astype(np.float32)
 
 
 def _draw_mask(mask: np.ndarray, size: int) -> np.ndarray:

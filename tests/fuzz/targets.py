@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import readers, seeds
-from .mutators import Bytes, mutate_json, mutate_pickle
+from . import models, readers, seeds
+from .mutators import Bytes, mutate_json, mutate_pickle, mutate_safetensors, mutate_zip
 from .readers import Run
 
 
@@ -36,6 +36,20 @@ XML_WORDS = (
     "&a;",
     "<![CDATA[",
 )
+YAML_WORDS = (
+    "&a ",
+    "*a",
+    "<<: ",
+    "!!int ",
+    "!!python/name:os.system",
+    "? ",
+    "0b_",
+    "2001-99-99",
+    ".inf",
+    "1:60",
+    "%TAG",
+    "---",
+)
 
 TARGETS: dict[str, Target] = {
     "flickr_sentences": Target(
@@ -53,4 +67,19 @@ TARGETS: dict[str, Target] = {
     "visual_genome_regions": Target(readers.visual_genome_regions, seeds.visual_genome_regions, mutate_json),
     "visual_genome_objects": Target(readers.visual_genome_objects, seeds.visual_genome_objects, mutate_json),
     "albef_json": Target(readers.albef_json, seeds.albef_json, mutate_json),
+    "text": Target(models.text, models.text_seeds, max_len=512),
+    "checkpoint_file": Target(models.checkpoint_file, models.checkpoint_seeds, mutate_zip, max_len=65536),
+    "checkpoint_layout": Target(
+        models.checkpoint_layout, lambda: seeds.as_json(models.tiny_shapes()), mutate_json, max_len=16384
+    ),
+    "safetensors": Target(models.safetensors, models.safetensors_seeds, mutate_safetensors, max_len=32768),
+    "model_config": Target(
+        models.model_config,
+        lambda: seeds.as_json(models.tiny_config(), {**models.tiny_config(), "weight_map": {"a": "b.safetensors"}}),
+        mutate_json,
+    ),
+    "config_yaml": Target(models.config_yaml, encoded(models.YAML), words=YAML_WORDS),
+    "image": Target(models.image, seeds.images),
+    "region": Target(models.region, models.region_seeds, mutate_json),
+    "parquet": Target(models.parquet, models.parquet_seeds, mutate_json),
 }
