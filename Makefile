@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 THREADS ?= $(shell nproc)
+SECONDS ?= 60
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -15,7 +16,7 @@ PYTEST = -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(
 TORCH ?= $(shell grep ^torch== constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-lowest test-newest audit bench chaos lint space clean
+.PHONY: help train test test-lowest test-newest audit bench chaos fuzz lint space clean
 
 # Nothing but the installation, and the audit, needs the network.
 train test test-lowest test-newest bench chaos space: export HF_HUB_OFFLINE := 1
@@ -50,6 +51,11 @@ bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some 
 
 chaos: $(INSTALLED)  ## what the tests have no time for: kills, a long run (half an hour)
 	@for trial in kills long_run; do OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.$$trial || exit 1; done
+
+# Atheris is made for Linux alone.
+fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="lists image"
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[fuzz]"
+	@$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(FUZZ)
 
 lint: $(INSTALLED)  ## style and likely mistakes
 	@$(BIN)/ruff check .

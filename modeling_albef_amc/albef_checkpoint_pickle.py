@@ -10,11 +10,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .albef_checkpoint_layout import ConversionError
 
 _MAX_NESTING = 32
+_LONGEST_LINE = 2**16  # names and numbers
 _OLD_PICKLES = 5  # of a file of torch before 1.6: magic number, version, machine, content, names of the storages
 # All that state dictionaries, and what training scripts save beside them, consist of.
 _ADMITTED = re.compile(
@@ -35,7 +36,20 @@ def check_program(path: Path) -> None:
     """
     with path.open("rb") as file, _pickles(file) as pickles:
         for pickle in pickles:
-            _check_pickle(pickle)
+            _check_pickle(_Stream(pickle, path.stat().st_size))
+
+
+class _Stream(NamedTuple):
+    """A file of which nobody reads more than it has: memory for what is asked for would be taken first."""
+
+    file: BinaryIO
+    size: int
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.size))
+
+    def readline(self) -> bytes:
+        return self.file.readline(_LONGEST_LINE)
 
 
 @contextmanager
@@ -55,7 +69,7 @@ def _pickles(file: BinaryIO) -> Iterator[Iterator[BinaryIO]]:
             yield iter([stream])
 
 
-def _check_pickle(stream: BinaryIO) -> None:
+def _check_pickle(stream: _Stream) -> None:
     """Follows the instructions up to the pickle's end, with the levels of nesting in the place of values."""
     stack: list[int] = []
     marks: list[int] = []
