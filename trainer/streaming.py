@@ -27,6 +27,10 @@ class StreamedRows:
     def __init__(self, dataset: IterableDataset, num_rows: int):
         self.dataset = dataset.with_format("arrow")
         self.num_rows = num_rows
+        num_files = self.dataset.num_shards
+        # File by file: of a data set in thousands of parts, datasets takes its time to pick one.
+        self.files = [self.dataset.shard(num_shards=num_files, index=file).reshard() for file in range(num_files)]
+        self.parts = [(file, part) for file, parts in enumerate(self.files) for part in range(parts.num_shards)]
 
     @classmethod
     def open(cls, path: str, config: str | None, split: str) -> "StreamedRows":
@@ -37,23 +41,23 @@ class StreamedRows:
         """
         dataset = open_split(path, config, split, streaming=True)
         try:
-            dataset = dataset.reshard()
-            num_rows = count_rows(dataset, split)
+            rows = cls(dataset, count_rows(dataset, split))
         except (ValueError, OSError) as error:  # of pyarrow
             raise ValueError(f"Split {split} of {path} cannot be read: {error}") from error
-        if num_rows == 0:
+        if len(rows) == 0:
             raise ValueError(f"Split {split} of {path} is empty.")
-        return cls(dataset, num_rows)
+        return rows
 
     @property
     def num_parts(self) -> int:
-        return self.dataset.num_shards
+        return len(self.parts)
 
     def part(self, number: int) -> Iterator[Row]:
         """The rows of a part, in the order of the file."""
+        file, part = self.parts[number]
+        dataset = self.files[file].shard(num_shards=self.files[file].num_shards, index=part)
         # By `iter`: iterating over the data set itself would deal it to the workers of a loader once more.
-        part = self.dataset.shard(num_shards=self.num_parts, index=number)
-        for table in part.iter(batch_size=_ROWS_AT_A_TIME):
+        for table in dataset.iter(batch_size=_ROWS_AT_A_TIME):
             yield from table.to_pylist()
 
     def __len__(self) -> int:
