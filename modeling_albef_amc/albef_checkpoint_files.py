@@ -1,6 +1,5 @@
 """Reading and writing of checkpoint files: no code in them is run, and what is written appears whole or not at all."""
 
-import json
 import os
 import pickle
 import re
@@ -20,6 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .albef_checkpoint_layout import ConversionError, Weights, listing
 from .albef_checkpoint_pickle import check_program
+from .checkpoint_checks import check_safetensors, read_object
 from .configuration_albef import AlbefConfig
 
 # What is raised by torch and by those who read beside it, for bytes that make no sense.
@@ -76,19 +76,20 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     """
     if not (folder / "config.json").is_file():
         raise ConversionError("no folder with a config.json: pass one that save_pretrained wrote.")
-    model_type = _read_object(folder / "config.json").get("model_type")
-    if model_type != AlbefConfig.model_type:
-        raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
+    try:
+        model_type = read_object(folder / "config.json").get("model_type")
+        if model_type != AlbefConfig.model_type:
+            raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
+        shards = _shards(folder)
+        for shard in shards:
+            check_safetensors(folder / shard)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     try:
         config = AlbefConfig.from_pretrained(folder)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConversionError(f"its config.json is damaged ({error}).") from error
-    weights = {}
-    for shard in _shards(folder):
-        try:
-            weights |= load_file(folder / shard)
-        except (OSError, SafetensorError) as error:
-            raise ConversionError(f"its weights {shard} are missing or damaged ({error}).") from error
+    weights = {name: tensor for shard in shards for name, tensor in load_file(folder / shard).items()}
     if "temperature" in weights:  # of AlbefModel
         weights = {f"albef.{name}": tensor for name, tensor in weights.items()}
     return config, weights
@@ -98,25 +99,11 @@ def _shards(folder: Path) -> list[str]:
     """The names of the files of weights."""
     if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         return [SAFE_WEIGHTS_NAME]
-    shards = _read_object(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+    shards = read_object(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else []
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise ConversionError(f"its {SAFE_WEIGHTS_INDEX_NAME} is damaged: weight_map has no files of this folder.")
     return sorted(set(names))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ConversionError: the file is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ConversionError(f"its {path.name} is damaged ({error}).") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"its {path.name} is damaged (no object, but {type(content).__name__}).")
-    return content
 
 
 def check_output(source: Path, output: Path, overwrite: bool, is_folder: bool) -> None:

@@ -1,14 +1,15 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
+from .checkpoint_checks import check_files, read_object
 from .families import FAMILIES, Explain, Family, explain_function
 from .family_processors import whole_photos
 from .photos import Phrases
@@ -98,7 +99,7 @@ def known_family(model_type: str | None, path: str) -> Family:
     Raises:
         ValueError: `model_type` is none of `FAMILIES`.
     """
-    if model_type is None:
+    if not isinstance(model_type, str):
         raise ValueError(f"{path} is no checkpoint: it has no config.json that says of what type its model is.")
     if model_type not in FAMILIES:
         raise ValueError(
@@ -117,13 +118,17 @@ def base_of(path: str) -> str:
 
     Raises:
         ImportError: it has adapters, and peft is missing.
+        ValueError: the adapters do not say so.
     """
     file = find_adapter_config_file(path)
     if file is None or Path(path, "config.json").is_file():  # with both, transformers takes the weights beside them
         return path
     if not is_peft_available():
         raise ImportError(f"{path} has LoRA adapters, which need peft: pip install peft.")
-    return json.loads(Path(file).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_object(Path(file)).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{file} is damaged: it does not name the base model (base_model_name_or_path).")
+    return base
 
 
 def load_model(
@@ -140,6 +145,8 @@ def load_model(
     Raises:
         ValueError: see `AutoGrounder.from_pretrained`.
     """
+    for folder in {path, base_of(path)}:
+        check_files(folder)
     # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
     config, _ = PreTrainedConfig.get_config_dict(base_of(path))
     family = known_family(config.get("model_type"), path)
@@ -147,11 +154,14 @@ def load_model(
     if attn_implementation is None and config["model_type"] != "albef":
         attn_implementation = "eager"
     options |= {"attn_implementation": attn_implementation}
-    if training and family.training_class is not None:
-        return family.training_class.from_pretrained(path, **options).eval()
-    model, loading = family.model_class.from_pretrained(path, output_loading_info=True, **options)
-    if loading["missing_keys"]:
-        architecture = (config.get("architectures") or ["no architecture"])[0]
+    model_class = family.training_class if training and family.training_class is not None else family.model_class
+    try:
+        model, loading = model_class.from_pretrained(path, output_loading_info=True, **options)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: its config.json is no configuration of the model: {error}") from error
+    if loading["missing_keys"] and model_class is not family.training_class:
+        architectures = config.get("architectures")
+        architecture = architectures[0] if isinstance(architectures, list) and architectures else "no architecture"
         raise ValueError(
             f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
             f"no score of image and text to explain. Choose one of {family.model_class.__name__}."
@@ -160,5 +170,10 @@ def load_model(
 
 
 def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None) -> ProcessorMixin:
-    """The processor of a checkpoint, set to show the model whole photos."""
+    """The processor of a checkpoint, set to show the model whole photos.
+
+    Raises:
+        ValueError: one of its files is damaged; the message names it.
+    """
+    check_files(path)
     return whole_photos(AutoProcessor.from_pretrained(path, trust_remote_code=False), model.config, image_size)

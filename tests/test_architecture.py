@@ -26,7 +26,7 @@ FORBIDDEN = {
 }
 # And what `trainer` may take from the model's side.
 INTERFACE = {f"modeling_albef_amc.{name}" for name in ("auto_grounder", "families", "family_processors", "gradcam")}
-INTERFACE |= {f"modeling_albef_amc.{name}" for name in ("photos", "processing_albef")}
+INTERFACE |= {f"modeling_albef_amc.{name}" for name in ("checkpoint_checks", "photos", "processing_albef")}
 
 
 def imports(source: str, path: Path) -> set[str]:

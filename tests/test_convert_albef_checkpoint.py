@@ -589,9 +589,9 @@ def test_folders_that_are_refused(folder, tmp_path):
     save_file({**weights, "adapter.weight": torch.ones(1)}, folder / "model.safetensors")
     refused_folder(r"1 too many: adapter\.weight")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
-    refused_folder("model.safetensors are missing or damaged")
+    refused_folder("model.safetensors is missing or damaged")
     (folder / "model.safetensors").unlink()
-    refused_folder("model.safetensors are missing or damaged")
+    refused_folder("model.safetensors is missing or damaged")
 
 
 def test_options_of_the_other_direction_are_refused(tmp_path, capsys):

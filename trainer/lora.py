@@ -18,6 +18,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from modeling_albef_amc.auto_grounder import base_of, load_model
+from modeling_albef_amc.checkpoint_checks import check_safetensors
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -193,13 +194,16 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
     """Loads the adapters of a run's checkpoint, and what moved, into a model that has such adapters.
 
     Raises:
-        ValueError: there are none in the folder, or others.
+        ValueError: there are none in the folder, others, or damaged ones.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise ValueError(f"{folder} has no adapters ({ADAPTER_WEIGHTS}) to go on from: it was trained without LoRA.")
+    for saved in (file, folder / MOMENTUM):
+        if saved.is_file():
+            check_safetensors(saved)
     (name,) = model.active_adapters()
     state = {key.removeprefix("base_model.model."): value for key, value in load_file(file).items()}
     shapes = {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
