@@ -277,7 +277,7 @@ for name in json.loads(sys.argv[2]):
         print(name, type(loaded.model).__name__, loaded.model.config._attn_implementation)
     except models.ModelError as error:
         print(name, error)
-print("left", [path.name for path in Path(sys.argv[1]).iterdir()])
+print("left", [path.name for path in Path(sys.argv[1]).glob("model-*")])
 """
 
 
