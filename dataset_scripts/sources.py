@@ -23,6 +23,7 @@ from .features import FEATURES, BuildReport, why_not_storable
 
 # What photos are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
 PHOTO_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
+MAX_PIXELS = 2**26  # a photo of a few bytes may say that it is larger than memory
 # What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
@@ -150,6 +151,8 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         data = read_inside(Path(self.config.images_dir), name)
         try:
             with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Unusable("photos: have more pixels than are read")
                 # Of the header alone it cannot be told: a TIFF file's size is turned already, that of others is not.
                 return {"bytes": data, "path": None}, ImageOps.exif_transpose(image).size
         except UNREADABLE as error:

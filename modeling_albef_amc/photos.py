@@ -22,6 +22,8 @@ Phrase = str | Mapping[str, Any]
 Phrases = Phrase | list[Phrase]
 # What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
+# A photo of a few bytes may say that it is larger than memory; Pillow stops at twice what it warns of, at gigabytes.
+MAX_PIXELS = 2**26
 # What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 
@@ -59,11 +61,25 @@ def open_photo(photo: Photo, timeout: float = 30) -> Image.Image:
     elif not isinstance(photo, Image.Image):
         raise ValueError(f"a photo must be a path, a URL, a Pillow image or an array, not {type(photo)}")
     try:
-        opened = opened if isinstance(opened, Image.Image) else Image.open(opened, formats=FORMATS)
+        opened = opened if isinstance(opened, Image.Image) else open_file(opened)
         upright = ImageOps.exif_transpose(pillow_to_eight_bit(opened))
         return Image.fromarray(convert_to_rgb(upright, return_numpy=True))
     except UNREADABLE as error:
         raise ValueError(f"{name} is not a readable photo: {error}") from error
+
+
+def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
+    """A picture of a known kind, not decoded yet.
+
+    Raises:
+        UNREADABLE: it is none, or has more than `MAX_PIXELS`.
+    """
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        image.close()
+        raise Image.DecompressionBombError(f"{size} are more than the {MAX_PIXELS:,} that are read: make it smaller")
+    return image
 
 
 def download(url: str, timeout: float) -> bytes:

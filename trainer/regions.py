@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 
-from modeling_albef_amc.photos import FORMATS
+from modeling_albef_amc.photos import open_file
 
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
@@ -171,7 +171,7 @@ def open_image(image: Any) -> Image.Image:
             if image.get("bytes") is None and not os.path.isfile(image["path"]):  # a pipe would be waited for
                 raise FileNotFoundError(f"there is no file {image['path']}")
             source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-            image = Image.open(source, formats=FORMATS)
+            image = open_file(source)
             if image.getexif().get(ExifTags.Base.Orientation) is not None:
                 # As datasets does when it decodes, so that both ways give the same pixels.
                 image = ImageOps.exif_transpose(image)

@@ -6,13 +6,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import config as datasets_config
-from datasets.utils.logging import disable_progress_bar
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save
 from transformers import BertTokenizer
@@ -246,9 +246,7 @@ def region(folder: Path) -> Run:
 
 def parquet(folder: Path) -> Run:
     """A data set of one file: an input's columns where it is a JSON object of lists, else its bytes."""
-    disable_progress_bar()
     data, cache = folder / "set", folder / "cache"
-    datasets_config.HF_DATASETS_CACHE = cache
     number = iter(range(2**63))
 
     def run(content: bytes) -> None:
@@ -260,7 +258,8 @@ def parquet(folder: Path) -> Run:
         except (ValueError, TypeError, AttributeError, RecursionError, pa.ArrowException, OverflowError):
             place.write_bytes(content)
         try:
-            located(place.parent, lambda: read_blocks(str(place.parent)))
+            with patch.object(datasets.config, "HF_DATASETS_CACHE", cache):
+                located(place.parent, lambda: read_blocks(str(place.parent)))
         finally:
             shutil.rmtree(data)
             shutil.rmtree(cache, ignore_errors=True)

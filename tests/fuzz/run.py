@@ -19,7 +19,7 @@ from pathlib import Path
 CORPUS = Path(__file__).parent / "corpus"
 # Whose code guides the fuzzer: ours, and what is Python of what we read with.
 INSTRUMENTED = ["dataset_scripts", "modeling_albef_amc", "trainer", "pickle", "yaml", "json", "PIL"]
-SECONDS_AN_INPUT, MEGABYTES = 10, 3072
+SECONDS_AN_INPUT, MEGABYTES = 25, 2048
 COLUMNS = "target", "seconds", "executions", "edges", "features", "peak MiB", "crashes", "timeouts"
 
 
@@ -64,11 +64,8 @@ def row(name: str, seconds: int, found: Path) -> list[str]:
         command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(seconds), "--in", folder]
         log = found / f"{name}.log"
         with log.open("w") as output:
-            environment = os.environ | {
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "HF_DATASETS_CACHE": f"{folder}/hf",
-            }
+            quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+            environment = {**os.environ, **quiet, "OMP_NUM_THREADS": "1"}
             ended = subprocess.run([*command, "--found", str(found)], stdout=output, stderr=output, env=environment)
     text = log.read_text(errors="replace")
     statistics = dict(re.findall(r"stat::(\w+):\s+(\d+)", text))
