@@ -49,8 +49,10 @@ audit:  ## known vulnerabilities in the versions of constraints.txt, asked of th
 bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some of it: make bench BENCH="--only training"
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
 
-chaos: $(INSTALLED)  ## what the tests have no time for: kills, a long run (half an hour)
-	@for trial in kills long_run; do OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.$$trial || exit 1; done
+chaos: $(INSTALLED)  ## what the tests have no time for: kills, a full disk (as root), long runs (an hour)
+	@for trial in kills full_disk long_run "long_run --streaming"; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.$$trial || exit 1; \
+	done
 
 # Atheris is made for Linux alone.
 fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="lists image"

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 import train
 from tests.resume_runs import everything, finish, kill, prepare, start
 from tests.tiny_data import tiny_dataset
-from tests.trainer_helpers import make_trainer
+from tests.trainer_helpers import collator_of, make_trainer
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
 
@@ -139,6 +141,31 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path, monkeypa
     assert not (tmp_path / checkpoints.UNFINISHED).exists(), "what was written keeps the disk full"
     monkeypatch.undo()
     make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+class Deadly:
+    """A collator whose worker is killed in its ninth batch, as by a system without memory."""
+
+    epoch = 0
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, records):
+        if any(record["image_id"] == "scene-35" for record in records):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.collator(records)
+
+
+def test_a_worker_of_the_loader_that_dies_ends_the_run_but_what_was_trained_is_saved(tmp_path):
+    options = dict(dataset=tiny_dataset(40), collator=Deadly(collator_of()), max_steps=10, dataloader_num_workers=1)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* is killed|exited unexpectedly") as raised:
+        make_trainer(tmp_path, **options, dataloader_prefetch_factor=1).train()
+    (saved,) = checkpoints.checkpoints(tmp_path)
+    assert str(tmp_path) in raised.value.__notes__[-1]
+    again = make_trainer(tmp_path, **options | {"collator": collator_of()})
+    again.train(resume_from_checkpoint=str(saved))
+    assert again.state.global_step == 10
 
 
 def test_rotation_spares_the_newest_and_the_best(tmp_path):

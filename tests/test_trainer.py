@@ -304,7 +304,7 @@ def test_a_step_with_nan_is_skipped_and_its_records_are_named(tmp_path, caplog):
     collator = Poison(collator_of(), "masks", "scene-5")
     trainer = make_trainer(tmp_path, collator=collator, watcher=watcher, max_steps=4)  # batches 2 and 4 are poisoned
     with caplog.at_level("WARNING", logger="trainer.amc_trainer"):
-        trainer.train()
+        assert trainer.train().metrics["num_bad_steps"] == 2
     one, two, three, four = watcher.weights
     trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert all(torch.equal(one[name], two[name]) for name in trained)

@@ -114,7 +114,8 @@ class AmcTrainer(Trainer):
     def train(self, *args, **kwargs) -> TrainOutput:
         """As ever, but a run of one process that an error or Ctrl-C ends saves what it trained since the last save.
 
-        The metrics have `num_unusable`: records, of training and evaluation, that another phrase stood in for.
+        The metrics have `num_unusable`: records, of training and evaluation, that another phrase stood in for; and
+        `num_bad_steps`: steps, of the whole run, that were skipped for want of a finite gradient.
 
         Raises:
             ValueError: before anything is trained, if machines do not share the output folder that they save into.
@@ -124,6 +125,7 @@ class AmcTrainer(Trainer):
         try:
             output = super().train(*args, **kwargs)
             output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
+            output.metrics["num_bad_steps"] = sum("bad_step" in entry for entry in self.state.log_history)
             return output
         except (Exception, KeyboardInterrupt) as error:
             # Of several processes the others may be waiting for this one elsewhere: nothing can be saved together.

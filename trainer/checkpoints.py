@@ -1,5 +1,6 @@
 """Checkpoints of a run that are whole or not there: written beside, and given their name when they are complete."""
 
+import os
 import re
 import shutil
 import uuid
@@ -28,10 +29,23 @@ def publish(written: Path, folder: Path) -> Path:
 
     Returns: `folder/checkpoint-N`.
     """
+    for path in (*written.rglob("*"), written):  # before its name does: a machine may lose its power
+        sync(path)
     place = folder / written.name
     if place.exists():
         discard(place)
-    return written.rename(place)
+    written = written.rename(place)
+    sync(folder)
+    return written
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def discard(checkpoint: Path) -> None:

@@ -22,23 +22,25 @@ MOST_MIB = 2.0  # a thousand steps: what an allocator's noise may look like
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3000)
-    steps = parser.parse_args(arguments).steps
+    parser.add_argument("--streaming", action="store_true", help="train on a streamed data set")
+    options = parser.parse_args(arguments)
+    steps = options.steps
     with tempfile.TemporaryDirectory() as folder:
-        samples = watch(Path(folder), steps)
+        samples = watch(Path(folder), steps, options.streaming)
     settled = samples[len(samples) // 3 :]  # caches and workers are there by then
     at_step = np.linspace(len(samples) // 3 / len(samples), 1, len(settled)) * steps
     slope = np.polyfit(at_step, settled[:, 0], deg=1)[0] * 1000
     fewest, most = settled[:, 1].min(), settled[:, 1].max()
-    command = f"python -m tests.chaos.long_run --steps {steps}"
+    command = f"python -m tests.chaos.long_run --steps {steps}" + " --streaming" * options.streaming
     memory = f"resident memory {settled[0, 0]:.0f} → {settled[-1, 0]:.0f} MiB, {slope:+.2f} MiB a thousand steps"
     files = f"open files {fewest:.0f} to {most:.0f}"
     print(f"| {steps:,} steps with evaluation and saving every 100 | `{command}` | 1 | {memory}; {files} |")
     sys.exit(bool(slope > MOST_MIB or np.median(settled[-10:, 1]) > np.median(settled[:10, 1])))
 
 
-def watch(folder: Path, steps: int) -> np.ndarray:
+def watch(folder: Path, steps: int, streaming: bool) -> np.ndarray:
     """(num_samples, 2): resident memory in MiB and open files of a run, once a second."""
-    data = write_folder(folder / "data", train=tiny_records(64), validation=tiny_records(12))
+    data = write_folder(folder / "data", rows_per_group=4, train=tiny_records(64), validation=tiny_records(12))
     tiny_albef().save_pretrained(folder / "model")
     tiny_processor().save_pretrained(folder / "model")
     settings = {
@@ -46,6 +48,7 @@ def watch(folder: Path, steps: int) -> np.ndarray:
         "dataset": data,
         "output_dir": folder / "run",
         "max_steps": steps,
+        "streaming": str(streaming).lower(),
         "per_device_train_batch_size": 4,
         "mask_size": 16,
         "eval_strategy": "steps",
