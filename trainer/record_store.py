@@ -97,8 +97,10 @@ class RecordStore:
     def _compare(self, settings: dict[str, Any]) -> None:
         try:
             found = json.loads(self.settings_path.read_text())
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.settings_path} is damaged ({error}): start anew with --overwrite.") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.settings_path} is damaged (no settings): start anew with --overwrite.")
         differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
         if differing:
             changes = "; ".join(f"{key}: {found.get(key)!r}, now {settings.get(key)!r}" for key in differing)

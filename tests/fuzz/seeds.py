@@ -85,9 +85,8 @@ def proposals() -> list[bytes]:
 
 def referit_files() -> dict[str, bytes]:
     record = {"img_id": "2.jpg", "bbox": [1, 1, 5, 5], "query": ["cat"]}
-    lists = {
-        f"referit_{split}_imlist.txt": b"2\n" if split == "train" else b"7\n" for split in ("train", "val", "test")
-    }
+    photos = {"train": b"2\n", "val": b"7\n", "test": b"8\n"}
+    lists = {f"referit_{split}_imlist.txt": listed for split, listed in photos.items()}
     return {**lists, "1_1.json": b"", "2_1.json": json.dumps(record).encode()}
 
 

@@ -1,0 +1,474 @@
+"""Files made to hurt: they lead out of folders, unfold to more than memory, hang, or start programs."""
+
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+import dataset_scripts.sources
+import modeling_albef_amc.photos
+from dataset_scripts.features import encode_png
+from dataset_scripts.sources import SourceBuilder
+from dataset_scripts.visual_genome import read_ids
+from modeling_albef_amc import AlbefModel, AutoGrounder
+from modeling_albef_amc.albef_checkpoint_files import load_folder, load_original
+from modeling_albef_amc.albef_checkpoint_layout import ConversionError
+from modeling_albef_amc.photos import open_photo
+from tests.fuzz import readers, seeds
+from tests.fuzz.readers import built
+from tests.tiny_data import tiny_albef, tiny_processor
+from trainer.arguments import ModelArguments, parse_arguments
+from trainer.lora import add_adapters, load_checkpoint
+from trainer.record_store import RecordStore, record_schema
+from trainer.regions import open_image
+
+DEEP = "[" * 10**6
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def never_hangs():
+    """Whatever waits for a pipe is woken by an error."""
+
+    def give_up(*_: object) -> None:
+        raise AssertionError("more than three minutes")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# Photos by name -------------------------------------------------------------------------------------------------------
+
+
+def coco(folder: Path, name: str) -> SourceBuilder:
+    listed = seeds.instances()
+    listed["images"][0]["file_name"] = name
+    return built(readers.Coco, folder, "other", {"instances.json": json.dumps(listed).encode()})[0]
+
+
+def refcoco(folder: Path, name: str) -> SourceBuilder:
+    files = seeds.refcoco_files()
+    listed = json.loads(files["instances.json"])
+    listed["images"][0]["file_name"] = name
+    return built(readers.RefCoco, folder, "other", {**files, "instances.json": json.dumps(listed).encode()})[0]
+
+
+def albef_json(folder: Path, name: str) -> SourceBuilder:
+    listed = json.dumps([{"image": name, "caption": "a"}]).encode()
+    return built(readers.AlbefJson, folder, "other", {"train.json": listed})[0]
+
+
+def referit(folder: Path, name: str) -> SourceBuilder:
+    return built(readers.ReferIt, folder, "other", {**seeds.referit_files(), "1_1.json": seeds.referit()[1]})[0]
+
+
+def visual_genome(folder: Path, name: str) -> SourceBuilder:
+    files = {**seeds.visual_genome_files(), "region_descriptions.json": seeds.visual_genome_regions()[0]}
+    return built(readers.VisualGenome, folder, "other", files)[0]
+
+
+def flickr(folder: Path, name: str) -> SourceBuilder:
+    return built(readers.Flickr30kEntities, folder, "other", seeds.flickr_files())[0]
+
+
+NAMING = [coco, refcoco, albef_json]  # whose annotations name the files of photos
+# Of the others, photos are files by number: what stands in the place of photo 1.
+NUMBERED = {referit: "2.jpg", visual_genome: "VG_100K/1.jpg", flickr: "1.jpg"}
+
+
+def rows_of(builder: SourceBuilder) -> list[dict]:
+    return [
+        row
+        for split in builder.split_names()
+        for job in builder.jobs(split)
+        for row in builder.storable_rows(split, job)
+    ]
+
+
+def secret(folder: Path) -> Path:
+    """A photo that is nobody's business, outside the folder of the photos."""
+    path = folder / "secret.png"
+    path.write_bytes(encode_png(np.full((6, 8, 3), 77, np.uint8))["bytes"])
+    return path
+
+
+@pytest.mark.parametrize("make", NAMING)
+@pytest.mark.parametrize("name", ["../secret.png", "absolute", "../../../../../../etc/passwd", "a/../../secret.png"])
+def test_no_name_leads_out_of_the_folder_of_the_photos(make, name, tmp_path):
+    outside = secret(tmp_path)
+    builder = make(tmp_path, str(outside) if name == "absolute" else name)
+    assert all(row["image"]["bytes"] != outside.read_bytes() for row in rows_of(builder))
+    assert builder.report.dropped["photos: their name leads out of the folder of the photos"] >= 1
+
+
+def stand_in(kind: str, place: Path) -> str:
+    """Puts something that is no photo in a photo's place. Returns the reason that it is dropped for."""
+    place.unlink(missing_ok=True)
+    if kind == "link to itself":
+        place.symlink_to(place.name)
+    elif kind == "ring of links":
+        (place.parent / "other").symlink_to(place.name)
+        place.symlink_to("other")
+    elif kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+        return "photos: their name leads out of the folder of the photos"
+    return "photos: not in the folder of the photos"
+
+
+STAND_INS = ["link out of the folder", "link to itself", "ring of links", "folder", "pipe", "device"]
+
+
+@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("make", [*NAMING, *NUMBERED])
+def test_what_is_no_file_is_not_opened(make, kind, tmp_path):
+    builder = make(tmp_path, "a.png")
+    place = tmp_path / "photos" / NUMBERED.get(make, "a.png")
+    if kind == "link out of the folder":
+        place.unlink()
+        place.symlink_to(secret(tmp_path))
+        reason = "photos: their name leads out of the folder of the photos"
+    else:
+        reason = stand_in(kind, place)
+    rows = rows_of(builder)
+    assert all(row["image"]["bytes"] != secret(tmp_path).read_bytes() for row in rows)
+    assert builder.report.dropped[reason] >= 1
+
+
+@pytest.mark.parametrize("make", NAMING)
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 10**6, "\0", "\ud800", "photos\0.png", "."])
+def test_names_that_no_file_has(make, name, tmp_path):
+    builder = make(tmp_path, name)
+    rows_of(builder)
+    assert sum(count for reason, count in builder.report.dropped.items() if reason.startswith("photos: ")) >= 1
+
+
+@pytest.mark.parametrize(
+    "read", [lambda path: open_photo(path), lambda path: open_image({"bytes": None, "path": path})]
+)
+@pytest.mark.parametrize("kind", ["link to itself", "folder", "pipe"])
+def test_training_and_the_pipeline_wait_for_no_pipe(read, kind, tmp_path):
+    place = tmp_path / "a.png"
+    stand_in(kind, place)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"there is no (file|photo).*a\.png"):
+        read(str(place))
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file that says it is of this size, and has no more than a row of it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+
+
+def tiff(width: int, height: int) -> bytes:
+    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 122), (277, 1), (278, height), (279, 10)]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(4) + bytes(10)
+
+
+def gif(width: int, height: int) -> bytes:
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + b"\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0" + size + b"\0\x02\x02D\x01\0;"
+
+
+def text_bomb() -> bytes:
+    swollen = zlib.compress(bytes(2**28), 9)
+    return png(8, 6, (b"zTXt", b"Comment\0\0" + swollen))
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "PNG of 3,600 megapixels": lambda: png(60_000, 60_000),
+    "PNG of 75 megapixels": lambda: png(10_000, 7_500),
+    "PNG with a text of 256 megabytes": text_bomb,
+    "TIFF of 3,600 megapixels": lambda: tiff(60_000, 60_000),
+    "TIFF of 170 megapixels": lambda: tiff(8, 21_000_000),
+    "GIF of 4,295 megapixels": lambda: gif(65_535, 65_535),
+}
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from tests.test_hostile_files import reads
+folder = Path(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(folder.glob("bomb-*")):
+    for answer in reads(path):
+        print(path.name, answer)
+print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def reads(path: Path) -> list[str]:
+    """What training, the pipeline and a builder say to a file."""
+    answers = []
+    for read in (lambda: open_image({"bytes": path.read_bytes(), "path": None}), lambda: open_photo(str(path))):
+        try:
+            answers.append(f"opened as {read()}")
+        except ValueError as error:
+            answers.append(f"ValueError {error}")
+    builder = albef_json(path.parent / f"build-{path.name}", "a.png")
+    (path.parent / f"build-{path.name}" / "photos" / "a.png").write_bytes(path.read_bytes())
+    return [*answers, f"{len(rows_of(builder))} rows {dict(builder.report.dropped)}"]
+
+
+def test_pictures_that_unfold_beyond_memory(tmp_path):
+    for number, make in enumerate(BOMBS.values()):
+        (tmp_path / f"bomb-{number}").write_bytes(make())
+        assert (tmp_path / f"bomb-{number}").stat().st_size < 2**19
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURE, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, memory = done.stdout.splitlines()
+    assert len(lines) == 3 * len(BOMBS)
+    for line in lines:
+        assert "ValueError" in line or "0 rows {'photos: " in line, line
+        assert "bomb-" in line
+    assert int(memory.split()[1]) < 150, memory
+
+
+def test_no_picture_starts_a_program(tmp_path, monkeypatch):
+    """Of EPS files Pillow lets Ghostscript make pictures."""
+    program, marker = tmp_path / "bin" / "gs", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "EPS")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    open_photo_says, open_image_says, built_says = reads(tmp_path / "a.png")
+    assert "ValueError" in open_photo_says and "ValueError" in open_image_says
+    assert "0 rows {'photos: cannot be decoded': 1" in built_says
+    assert not marker.exists()
+
+
+def test_the_kinds_of_pictures_are_written_alike():
+    """The builders import nothing of the model's side, so that the list stands there twice."""
+    assert dataset_scripts.sources.PHOTO_FORMATS == modeling_albef_amc.photos.FORMATS
+    assert dataset_scripts.sources.MAX_PIXELS == modeling_albef_amc.photos.MAX_PIXELS
+    assert dataset_scripts.sources.UNREADABLE == modeling_albef_amc.photos.UNREADABLE
+
+
+# Text files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 10**5, '{"annotations": ' + DEEP, '[{"id": 1, "regions": ' + DEEP])
+@pytest.mark.parametrize(
+    "target",
+    ["infoground", "instances", "proposals", "referit", "visual_genome_regions", "visual_genome_objects", "albef_json"],
+)
+def test_annotations_nested_a_million_times(target, text, tmp_path):
+    """Each says so in a ValueError that names the file, or drops the record: what fuzz targets let pass."""
+    getattr(readers, target)(tmp_path)(text.encode())
+
+
+def test_lists_of_ids_nested_a_million_times(tmp_path):
+    for text in (DEEP, '{"images": ' + DEEP):
+        (tmp_path / "ids.json").write_text(text)
+        with pytest.raises(ValueError, match=r"ids\.json: record 0 is nested too deep"):
+            read_ids(tmp_path / "ids.json")
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 10**5, "nested deeper than 32"),
+        ("freeze: " + "[" * 10**5, "nested deeper than 32"),
+        ("freeze: " + "{a: " * 10**4, "nested deeper than 32"),
+        ("\n".join(" " * n + "a:" for n in range(300)), "nested deeper than 32"),
+        ("- " * 60_000, "nested deeper than 32"),
+        (LAUGHS, "references"),
+        ("freeze: !!python/object/apply:os.system ['true']", "types by name"),
+        ("model: " + "x" * 2**18, "131,072 bytes"),
+        ("max_train_examples: " + "9" * 5000, "not YAML: .*digits"),
+    ],
+    ids=["list", "list in a setting", "mappings", "indented", "dashes", "laughs", "code", "long", "digits"],
+)
+def test_settings_that_hurt(text, message, tmp_path):
+    path, before = tmp_path / "run.yaml", time.perf_counter()
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        parse_arguments(ModelArguments, arguments=[str(path)])
+    assert "run.yaml" in str(error.value) and len(str(error.value)) < 1000
+    assert time.perf_counter() - before < 10
+
+
+def test_damaged_settings_of_records(tmp_path):
+    store = RecordStore(tmp_path, "test", 1, record_schema(()))
+    for text in (DEEP, "[]", "{", '"x"'):
+        (tmp_path / "test.json").write_text(text)
+        with pytest.raises(ValueError, match=r"test\.json is damaged"):
+            store.prepare({"a": 1})
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    model = tiny_albef()
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def lying(file: Path, kind: str) -> None:
+    """Makes the header of a safetensors file lie."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    first, second = [name for name in header if header[name].get("dtype") == "F32"][:2]
+    changes = {
+        "offsets beyond the file": {first: {**header[first], "data_offsets": [0, 2**40]}},
+        "overlapping": {second: {**header[second], "data_offsets": header[first]["data_offsets"]}},
+        "wrong type": {first: {**header[first], "dtype": "F64"}},
+        "unknown type": {first: {**header[first], "dtype": "F1"}},
+        "huge shape": {first: {**header[first], "shape": [2**40, 2**40]}},
+        "negative": {first: {**header[first], "data_offsets": [-8, 8]}},
+    }
+    text = json.dumps({**header, **changes.get(kind, {})}).encode()
+    if kind == "twice":
+        text = text[:-1] + f', "{first}": {json.dumps(header[first])}}}'.encode()
+    if kind == "nested":
+        text = DEEP.encode()
+    stated = 2**60 if kind == "header of 2^60" else len(text)
+    file.write_bytes(
+        b"" if kind == "empty" else stated.to_bytes(8, "little") + text + body[: len(body) - 4 * (kind == "cut")]
+    )
+
+
+LIES = ["offsets beyond the file", "overlapping", "wrong type", "unknown type", "huge shape", "negative", "twice"]
+LIES += ["nested", "header of 2^60", "empty", "cut"]
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_weights_whose_header_lies(kind, checkpoint):
+    file = checkpoint / "model.safetensors"
+    lying(file, kind)
+    with pytest.raises(ValueError, match=r"model\.safetensors is (missing or )?damaged"):
+        AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
+    with pytest.raises(ConversionError, match=r"model\.safetensors is (missing or )?damaged"):
+        load_folder(checkpoint)
+    if kind != "twice":  # transformers takes one of the two
+        with pytest.raises((SafetensorError, OSError)):
+            AlbefModel.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["offsets beyond the file", "twice", "header of 2^60"])
+def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
+    pytest.importorskip("peft")
+    model = AlbefModel.from_pretrained(checkpoint)
+    add_adapters(model, 2)
+    model.save_pretrained(tmp_path / "adapters")
+    file = tmp_path / "adapters" / "adapter_model.safetensors"
+    load_checkpoint(model, tmp_path / "adapters")
+    lying(file, kind)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is (missing or )?damaged"):
+        load_checkpoint(model, tmp_path / "adapters")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is (missing or )?damaged"):
+        AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu")
+    for text in (DEEP, "[]", "{}", '{"base_model_name_or_path": 5}', '{"base_model_name_or_path": null}'):
+        (tmp_path / "adapters" / "adapter_config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"adapter_config\.json is damaged"):
+            AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu")
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 10**5, "[]", "5", "{", "\ufeff{}"])
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_settings_of_a_checkpoint_that_are_none(name, text, checkpoint):
+    (checkpoint / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+        AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("text_config", {"num_hidden_layers": 10**9}, r"num_hidden_layers must lie in 1\.\.1,000"),
+        ("vision_config", {"num_attention_heads": 0}, "num_attention_heads must lie in"),
+        ("vision_config", {"patch_size": 0}, "patch_size must lie in"),
+        ("vision_config", {"image_size": [8, 8, 8]}, "image_size .* must be a side"),
+        ("vision_config", {"image_size": 2**40}, "image_size .* must be a side"),
+        ("vision_config", {"hidden_act": "none"}, "hidden_act 'none' is none of"),
+        ("text_config", {"vocab_size": 2**62}, "vocab_size must lie in"),
+        ("text_config", {"pad_token_id": -5}, "pad_token_id -5 is no token"),
+        (None, {"queue_size": 2**63 - 1}, "queue_size must lie in"),
+        (None, {"projection_dim": "8"}, "projection_dim"),
+    ],
+)
+def test_configurations_of_no_model(part, change, message, checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (config[part] if part else config).update(change)
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
+    with pytest.raises(ConversionError, match=message):
+        load_folder(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "names", [{"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": 5}, {"a": ["x"]}, {}, [], 5]
+)
+def test_an_index_names_files_of_its_folder_alone(names, checkpoint):
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ConversionError, match=r"index\.json is damaged"):
+        load_folder(checkpoint)
+
+
+def test_a_checkpoint_is_no_larger_than_its_file(tmp_path):
+    """Views that repeat one number make tensors of any size out of a few bytes."""
+    torch.save({"model": {"image_queue": torch.zeros(1, 1).expand(2**20, 2**20)}}, tmp_path / "a.pth")
+    with pytest.raises(ConversionError, match=r"image_queue has the shape \(1048576, 1048576\), for which"):
+        load_original(tmp_path / "a.pth")
+    for odd in (torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), 0.5):
+        torch.save({"model": {"temp": odd}}, tmp_path / "a.pth")
+        with pytest.raises(ConversionError, match=r"more than tensors: temp|carries code"):
+            load_original(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two-gigabytes-asked-for", r"carries code \(builtins\.bytearray\)"),
+        ("key-of-tuples-in-tuples", "nested deeper than 32"),
+        ("text-longer-than-the-file", "damaged"),
+        ("packed", "packed in a way that torch.save does not"),
+    ],
+)
+def test_checkpoints_that_ask_for_memory_or_time(name, message):
+    with pytest.raises(ConversionError, match=message):
+        load_original(ROOT / "tests/fuzz/corpus/checkpoint_file" / name)
