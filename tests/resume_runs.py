@@ -62,7 +62,7 @@ def start(
     options = [text for name, value in (places | SETTINGS | settings).items() for text in (f"--{name}", str(value))]
     torchrun = ["-m", "torch.distributed.run", *launch, f"--nproc_per_node={processes}"]
     is_alone = processes == 1 and list(launch) == ["--standalone"]
-    common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     log = open(folder / f"{run}.log", "a")  # noqa: SIM115 (it outlives this function, with the process)
     return subprocess.Popen(
         [sys.executable, *([] if is_alone else torchrun), script, *options],

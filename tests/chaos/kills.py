@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.resume_runs import everything, finish, kill, prepare, start
+from tests.resume_runs import everything, kill, prepare, start
 from trainer.checkpoints import UNFINISHED, checkpoints
 
 STEPS, SAVE_STEPS = 40, 3
@@ -67,8 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
 def disturb(folder: Path, name: str, processes: int, settings: dict, kills: int, rng: random.Random) -> Outcome:
     """Kills runs of one kind, until that many kills are done and the last run has come to its end."""
     outcome, last = Outcome(), f"checkpoint-{STEPS}"
+    straight = start(folder, f"{name}-straight", processes, **settings)
+    wait_for_a_step(straight, folder / f"{name}-straight.log")
     begin = time.monotonic()
-    finish(folder, f"{name}-straight", processes, **settings)
+    if straight.wait():
+        return Outcome(problems=["a run without a kill failed"])
     length = time.monotonic() - begin
     whole = folder / f"{name}-straight" / last
     expected, files = everything(whole), {file.name for file in whole.iterdir()}
@@ -78,8 +81,10 @@ def disturb(folder: Path, name: str, processes: int, settings: dict, kills: int,
             begun, log = last_step(folder / run), folder / f"{run}.log"
             log.write_text("")
             process = start(folder, run, processes, **settings, resume_from_checkpoint="auto")
+            if rng.random() < 0.9:  # else at any moment, starting included
+                wait_for_a_step(process, log)
             try:
-                process.wait(timeout=rng.uniform(0.4, 1.0) * length if outcome.kills < kills else None)
+                process.wait(timeout=rng.uniform(0, length) if outcome.kills < kills else None)
                 break
             except subprocess.TimeoutExpired:
                 kill(process)
@@ -96,6 +101,12 @@ def disturb(folder: Path, name: str, processes: int, settings: dict, kills: int,
         elif everything(folder / run / last) != expected:
             outcome.problems.append("a resumed run ended otherwise")
     return outcome
+
+
+def wait_for_a_step(process: subprocess.Popen, log: Path) -> None:
+    """Until the first line about a step, or the end of the run."""
+    while process.poll() is None and "{'loss'" not in log.read_text():
+        time.sleep(0.01)
 
 
 def last_step(run: Path) -> int:
