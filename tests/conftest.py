@@ -89,7 +89,7 @@ def tiny_batch(
     attention_mask = torch.ones_like(input_ids)
     attention_mask[0, -2:] = 0
     return {
-        "pixel_values": torch.randn(num_phrases, 3, 32, 32, generator=generator, dtype=dtype),
+        "pixel_values": torch.randn(num_phrases, 3, 32, 32, generator=generator).to(dtype),
         "input_ids": input_ids * attention_mask,
         "attention_mask": attention_mask,
     }
