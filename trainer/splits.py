@@ -77,9 +77,9 @@ def fits(feature: FeatureType, wanted: object) -> bool:
             return fits(List(List(Value(feature.dtype))), wanted)
         return isinstance(feature, List | LargeList) and fits(feature.feature, wanted[0])
     if wanted == "picture":
-        if isinstance(feature, dict):  # of undecoded pictures, in a file that does not say so
-            return {"bytes", "path"} == feature.keys()
         kinds = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string
+        if isinstance(feature, dict):  # of undecoded pictures, in a file that does not say so
+            return {"bytes", "path"} == feature.keys() and all(fits(part, kinds) for part in feature.values())
         return isinstance(feature, Image) or (
             isinstance(feature, Value) and any(is_of(feature.pa_type) for is_of in kinds)
         )

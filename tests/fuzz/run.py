@@ -71,8 +71,9 @@ def row(name: str, seconds: int, found: Path) -> list[str]:
     statistics = dict(re.findall(r"stat::(\w+):\s+(\d+)", text))
     reached = re.findall(r"cov: (\d+) ft: (\d+)", text) or [("?", "?")]
     spent = (re.findall(r"Done \d+ runs in (\d+) second", text) or ["stopped"])[0]
-    artifacts = [path.name for path in set(found.iterdir()) - before if not path.name.endswith(".log")]
-    timeouts = sum(artifact.startswith(("timeout-", "slow-unit-")) for artifact in artifacts)
+    kinds = [path.name.partition("-")[0] for path in set(found.iterdir()) - before]  # crash, oom, timeout, leak; slow
+    artifacts = [kind for kind in kinds if kind in ("crash", "leak", "oom", "timeout")]
+    timeouts = artifacts.count("timeout")
     crashes = max(len(artifacts) - timeouts, int(ended.returncode != 0 and not artifacts))
     numbers = statistics.get("number_of_executed_units", "?"), *reached[-1], statistics.get("peak_rss_mb", "?")
     return [name, spent, *numbers, str(crashes), str(timeouts)]
