@@ -17,6 +17,7 @@ from modeling_albef_amc.photos import open_file
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
 _POLYGON_OVERSAMPLING = 4
+_THINNEST = 1e-6  # pixels: of less, the share of a cell that is covered could be 0 by rounding
 _FAR = 2.0**24  # pixels: farther than any photo is wide, and as far as float32 counts them
 
 
@@ -201,13 +202,13 @@ def _read_box(box: Any, index: int, height: int, width: int) -> np.ndarray:
         raise ValueError(f"box {index} is not four numbers [x1, y1, x2, y2]: {box!r:.80}") from error
     if box.shape != (4,) or not np.isfinite(box).all():
         raise ValueError(f"box {index} is not four finite numbers [x1, y1, x2, y2] in pixels: {box.tolist()}")
-    if box[2] <= box[0] or box[3] <= box[1]:
+    if box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST:
         raise ValueError(
             f"box {index} has no area: {box.tolist()}; give [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and "
             "height) or drop it"
         )
     clipped = np.clip(box, 0, [width, height, width, height])
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+    if clipped[2] - clipped[0] < _THINNEST or clipped[3] - clipped[1] < _THINNEST:
         raise ValueError(
             f"box {index} lies outside the image of {width}x{height} pixels: {box.tolist()}; check that it belongs to "
             "this image and is in its pixels, or drop it"
@@ -233,7 +234,7 @@ def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.
     if not checked:
         raise ValueError(f"polygon {index} has no parts; drop it")
     x1, y1, x2, y2 = _polygons_box(checked, height, width)
-    if x2 <= x1 or y2 <= y1:
+    if x2 - x1 < _THINNEST or y2 - y1 < _THINNEST:
         raise ValueError(
             f"polygon {index} has no area within the image of {width}x{height} pixels; check that it belongs to this "
             "image and is in its pixels, or drop it"

@@ -78,7 +78,7 @@ TARGETS: dict[str, Target] = {
         lambda: seeds.as_json(models.tiny_config(), {**models.tiny_config(), "weight_map": {"a": "b.safetensors"}}),
         mutate_json,
     ),
-    "config_yaml": Target(models.config_yaml, encoded(models.YAML), words=YAML_WORDS),
+    "config_yaml": Target(models.config_yaml, encoded(models.YAML), max_len=512, words=YAML_WORDS),
     "image": Target(models.image, seeds.images),
     "region": Target(models.region, models.region_seeds, mutate_json),
     "parquet": Target(models.parquet, models.parquet_seeds, mutate_json),
