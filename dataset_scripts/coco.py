@@ -133,17 +133,17 @@ class Coco(SourceBuilder):
                     if any(mask is None for mask in masks):
                         self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
                         masks = []
-                    yield make_row(image, str(photo.id), category, boxes, [encode_png(mask) for mask in masks])
+                    yield make_row(image, str(photo.id), category, boxes, masks)
 
     def _path(self) -> Path:
         return Path(self.config.data_dir, self.config.annotations)
 
     def _instances(
         self, annotations: list[dict[str, Any]], photo: "_Photo"
-    ) -> tuple[list[list[float]], list[np.ndarray | None]]:
-        """Boxes, and masks or None, of the annotations that can be used; counts all of them."""
+    ) -> tuple[list[list[float]], list[dict[str, Any] | None]]:
+        """Boxes, and masks as files or None, of the annotations that can be used; counts all of them."""
         boxes: list[list[float]] = []
-        masks: list[np.ndarray | None] = []
+        masks: list[dict[str, Any] | None] = []
         size = photo.width, photo.height
         for annotation in annotations:
             x, y, width, height = annotation["bbox"]
@@ -154,7 +154,7 @@ class Coco(SourceBuilder):
                 self.drop(f"instances: {reason}", f"annotation {annotation['id']}")
                 continue
             boxes.append(box)
-            masks.append(mask)
+            masks.append(None if mask is None else encode_png(mask))  # of a large photo a file is much smaller
             self.report.kept["instances"] += 1
             if annotation.get("iscrowd"):
                 self.report.kept["instances that are crowds"] += 1

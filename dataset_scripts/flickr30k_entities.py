@@ -7,6 +7,7 @@ corners 1 and 10 of the original, both part of the box and counted from 1, are 0
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,7 @@ from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
 SENTENCES = 5  # captions of a photo
 
-_ID = re.compile(r"[0-9]+")
+_ID = re.compile(r"[0-9]{1,20}")
 _HEADER = re.compile(r"\[/EN#([0-9]+)((?:/[A-Za-z]+)+)")
 # Of a word: the head of a phrase, a pair of brackets in the word, text, a bracket alone.
 _PIECE = re.compile(r"\[/EN#[^\[\]]*|\[[^\[\]]*\]|[^\[\]]+|[\[\]]")
@@ -300,7 +301,7 @@ def _read_ids(path: Path) -> list[str]:
     if not ids:
         raise ValueError(f"{path} is empty")
     if len(set(ids)) < len(ids):
-        twice = next(image_id for number, image_id in enumerate(ids) if image_id in ids[:number])
+        ((twice, _),) = Counter(ids).most_common(1)
         raise ValueError(f"{path}: {twice} occurs twice")
     return ids
 

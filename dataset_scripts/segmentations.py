@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .sources import Unusable
+from .sources import MAX_PIXELS, Unusable
 
-_MAX_PIXELS = 2**28  # more than Pillow agrees to open
+_LONGEST_OUTLINE = 2**21  # pixels, of all polygons of an object: what traces them takes a hundred bytes for each
+_MOST_BITS = 60  # of a compressed number
 
 
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
@@ -26,12 +27,14 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
     """
     if segmentation is None or segmentation == []:
         return None
-    if height * width > _MAX_PIXELS:
+    if height * width > MAX_PIXELS:
         raise Unusable("segmentation of a photo of more pixels than any has")
     if isinstance(segmentation, dict):
         mask = _run_lengths_to_mask(segmentation, height, width)
     elif isinstance(segmentation, list) and all(isinstance(part, dict) for part in segmentation):
-        mask = np.logical_or.reduce([_run_lengths_to_mask(part, height, width) for part in segmentation])
+        mask = np.zeros((height, width), bool)
+        for part in segmentation:  # one at a time, as there may be any number
+            mask |= _run_lengths_to_mask(part, height, width)
     else:
         mask = _polygons_to_mask(segmentation, height, width)
     if not mask.any():
@@ -52,6 +55,7 @@ def is_box(value: Any) -> bool:
 def _polygons_to_mask(polygons: Any, height: int, width: int) -> np.ndarray:
     if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
         raise Unusable("segmentation that is neither polygons nor run lengths")
+    outline = 0.0
     for polygon in polygons:
         if len(polygon) % 2:
             raise Unusable("polygon with an odd number of coordinates")
@@ -60,9 +64,19 @@ def _polygons_to_mask(polygons: Any, height: int, width: int) -> np.ndarray:
         if not all(is_number(value) for value in polygon):
             raise Unusable("polygon with a coordinate that is no finite number")
         # Outlines are traced point by point before they are cut to the image: a wild coordinate would exhaust memory.
-        if max(map(abs, polygon)) > 10 * max(height, width):
+        farthest = max(map(abs, polygon))
+        if farthest > 10 * max(height, width):
             raise Unusable("polygon far outside the photo")
+        most = farthest * len(polygon)
+        outline += most if most < 2**15 else _outline(polygon)
+    if outline > _LONGEST_OUTLINE:
+        raise Unusable("polygons with a longer outline than any object has")
     return _run_lengths_to_mask(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)), height, width)
+
+
+def _outline(polygon: list[float]) -> float:
+    points = np.array(polygon, float).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _run_lengths_to_mask(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
@@ -97,6 +111,8 @@ def _decompress(text: str) -> list[int]:
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
+            if shift > _MOST_BITS:
+                raise Unusable("run lengths that cannot be read")
             continue
         if bits & 16:
             value -= 1 << shift

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 import dataset_scripts.sources
 import modeling_albef_amc.photos
 from dataset_scripts.features import encode_png
-from dataset_scripts.sources import SourceBuilder
+from dataset_scripts.segmentations import segmentation_to_mask
+from dataset_scripts.sources import SourceBuilder, Unusable
 from dataset_scripts.visual_genome import read_ids
 from modeling_albef_amc import AlbefModel, AutoGrounder
 from modeling_albef_amc.albef_checkpoint_files import load_folder, load_original
@@ -276,6 +278,57 @@ def test_the_kinds_of_pictures_are_written_alike():
     assert dataset_scripts.sources.PHOTO_FORMATS == modeling_albef_amc.photos.FORMATS
     assert dataset_scripts.sources.MAX_PIXELS == modeling_albef_amc.photos.MAX_PIXELS
     assert dataset_scripts.sources.UNREADABLE == modeling_albef_amc.photos.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "size", "message"),
+    [
+        ([[0, 0, 60_000, 60_000] * 500], (60_000, 1000), "longer outline than any"),
+        ([[0, 0, 4000, 4000] * 100] * 50, (4000, 4000), "longer outline than any"),
+        ({"size": [480, 640], "counts": "o" * 10**6}, (480, 640), "cannot be read"),
+        ({"size": [480, 640], "counts": "o" * 12 + "0"}, (480, 640), r"cannot be read|add up"),
+        ({"size": [480, 640], "counts": [10**4000, 1]}, (480, 640), "add up"),
+        ([[0, 0, 1, 0, 1, 1]], (2**20, 2**20), "more pixels than any"),
+    ],
+)
+def test_outlines_and_run_lengths_that_hurt(segmentation, size, message):
+    before = time.process_time()
+    with pytest.raises(Unusable, match=message):
+        segmentation_to_mask(segmentation, *size)
+    assert time.process_time() - before < 2
+
+
+def test_many_masks_of_a_large_photo_take_the_memory_of_one(tmp_path):
+    """Without photos nothing says that an annotation file's sizes are true."""
+    side = 2048
+    whole = {"size": [side, side], "counts": [0, side * side]}
+    found = {"image_id": 1, "category_id": 3, "bbox": [0, 0, side, side]}
+    annotations = [{**found, "id": number, "segmentation": [whole] * 4} for number in range(8)]
+    listed = {
+        "images": [{"id": 1, "file_name": "a", "width": side, "height": side}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    files = {"instances.json": json.dumps(listed).encode()}
+    builder, _ = built(readers.Coco, tmp_path, "other", files, images_dir=None)
+    tracemalloc.start()
+    try:
+        (row,) = rows_of(builder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(row["masks"]) == 8
+    assert peak < 8 * side * side  # of 32 masks of a byte a pixel
+
+
+def test_lists_of_a_million_photos(tmp_path):
+    builder, run = built(readers.Flickr30kEntities, tmp_path, "train.txt", seeds.flickr_files())
+    before = time.process_time()
+    run("\n".join([*map(str, range(10, 300_000)), "299999"]).encode())  # an error that names the list, or a Fault
+    run(b"9" * 5000)
+    assert time.process_time() - before < 10
+    with pytest.raises(ValueError, match=r"train\.txt: '9+ is not the number of a photo"):
+        builder.split_names()
 
 
 # Text files -----------------------------------------------------------------------------------------------------------
