@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from datasets import Dataset
@@ -146,8 +147,7 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
         model = load_model(model_args.model, training=True, attn_implementation=model_args.attn_implementation)
         processor = load_processor(model_args.model, model, model_args.image_size)
     else:
-        fields = model_args.model_config or {}
-        fields = json.loads(fields) if isinstance(fields, str) else fields
+        fields = config_fields(model_args.model_config)
         tokenizer = tokenizer_from_texts(texts)
         text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
         config = AlbefConfig(**{**fields, "text_config": text_config})
@@ -161,6 +161,21 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
         train_adapters(model)
     freeze(model, model_args.freeze)
     return model, processor
+
+
+def config_fields(given: dict | str | None) -> dict[str, Any]:
+    """The fields of AlbefConfig, as a mapping of the YAML file or as JSON.
+
+    Raises:
+        ValueError: they are neither.
+    """
+    try:
+        fields = json.loads(given) if isinstance(given, str) else given or {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model_config is not JSON: {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("text_config", {}), dict):
+        raise ValueError(f"model_config must be an object of AlbefConfig's fields, got {given!r:.80}.")
+    return fields
 
 
 def freeze(model: PreTrainedModel, patterns: list[str]) -> None:

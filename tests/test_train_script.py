@@ -331,3 +331,9 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
     results = evaluate_grounding.main([*command, "--num_pictured", "6", "--output", str(output)])
     assert results["20 steps"]["validation"] == pytest.approx(metrics["validation_pointing_game"])
     check_picture(output / "heatmaps.png", columns=2, rows=6)
+
+
+@pytest.mark.parametrize("given", ["{", "[" * 10**6, "[1]", "7", '{"text_config": 3}'])
+def test_a_model_config_that_is_none_is_named(given):
+    with pytest.raises(ValueError, match="model_config"):
+        train.build_model(ModelArguments(model_config=given), ["a phrase"])
