@@ -252,7 +252,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 "is_absent": is_absent,
             }
             (momentum_targets,) = self.momentum_step([batch])
-        temperature = self.albef.temperature.clamp(*TEMPERATURE_RANGE)
+        # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
+        temperature = self.albef.temperature
+        temperature = temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
 
         vision = self.albef.vision_model(pixel_values, **kwargs)
         image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
