@@ -23,6 +23,7 @@ SECONDS = 15
 PORTS = {"http": 80, "https": 443}
 # What browsers show; Pillow knows others, of which some start programs.
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"]
+TOO_SLOW = "The photo came too slowly: try again, or upload it."
 
 
 class PhotoError(ValueError):
@@ -99,6 +100,8 @@ def fetch(url: str) -> bytes:
                 continue
             data = answer.read(MAX_BYTES + 1)
         except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() >= ends:
+                raise PhotoError(TOO_SLOW) from error
             raise PhotoError("The photo could not be fetched: check its address, or upload it.") from error
         finally:
             deadline.cancel()
@@ -106,7 +109,7 @@ def fetch(url: str) -> bytes:
         if answer.status != 200:
             raise PhotoError(f"The server answered {answer.status} {answer.reason}: check the photo's address.")
         if time.monotonic() >= ends:
-            raise PhotoError("The photo came too slowly: try again, or upload it.")
+            raise PhotoError(TOO_SLOW)
         if len(data) > MAX_BYTES:
             raise PhotoError(f"The file at this address has more than {MAX_BYTES // 2**20} MB: choose a smaller photo.")
         return data
