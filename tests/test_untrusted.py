@@ -135,7 +135,7 @@ def change(path: Path, **fields) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def here(traps, monkeypatch):
     """Every question is answered with yes; nothing may spring all the same."""
     monkeypatch.chdir(traps)
@@ -152,6 +152,7 @@ def run_train(model: str, output: str, *options: str, dataset: str = "data") -> 
     train.main([*settings.split(), *options])
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("model", ["albef", "adapters"])
 def test_commands(model, capsys):
     run_train(model, f"run-{model}")
@@ -162,6 +163,7 @@ def test_commands(model, capsys):
     assert PHRASES[0] in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("here")
 def test_python():
     assert AutoGrounder.from_pretrained("albef", device="cpu").score("photo.png", PHRASES[:1])
     assert pipeline("visual-grounding", model="albef", device="cpu")("photo.png", PHRASES[:1])[0]["point"]
@@ -170,27 +172,32 @@ def test_python():
     lora.main(["merge", "adapters", "--output", "merged"])
 
 
+@pytest.mark.usefixtures("here")
 def test_attention_from_the_hub_is_not_fetched():
     model = load_model("kernel")
     assert {part.config._attn_implementation for part in (model, model.vision_model, model.text_model)} == {"sdpa"}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_script_beside_the_data_is_refused():
     with pytest.raises(RuntimeError, match="Dataset scripts are no longer supported"):
         run_train("albef", "none", dataset="scripted")
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("load", [load_model, AutoGrounder.from_pretrained, export_albef.load_model])
 def test_a_type_of_its_own_is_named(load):
     with pytest.raises(ValueError, match="of type 'trap'"):
         load("unknown")
 
 
+@pytest.mark.usefixtures("here")
 def test_a_pickle_of_weights_is_refused():
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         load_model("pickled")
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_run_that_goes_on_from_strangers_files(traps, name):
     run_train("albef", f"run-{name}", "--save_total_limit", "2")
@@ -204,6 +211,7 @@ def test_a_run_that_goes_on_from_strangers_files(traps, name):
             run_train("albef", *options)
 
 
+@pytest.mark.usefixtures("here")
 def test_the_traps_work(traps):
     with pytest.raises(Exception, match="Trap"):
         pipeline("visual-grounding", model="unknown", trust_remote_code=True)
