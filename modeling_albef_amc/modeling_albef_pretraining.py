@@ -243,14 +243,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
         if momentum_targets is None:
-            batch = {
-                "pixel_values": pixel_values,
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "image_index": image_index,
-                "image_ids": image_ids,
-                "is_absent": is_absent,
-            }
+            batch = dict(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+            batch |= dict(image_index=image_index, image_ids=image_ids, is_absent=is_absent)
             (momentum_targets,) = self.momentum_step([batch])
         # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
         temperature = self.albef.temperature
