@@ -1,5 +1,6 @@
 """Training data that is read while it is trained on, never prepared on disk: shuffled, and the same after a resume."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -107,7 +108,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         rows: StreamedRows,
         collator: Callable[[list[Row]], dict[str, Any]],
         batch_size: int,
-        buffer_size: int = 1000,
+        buffer_size: int = 2000,
         phrases_per_image: int = 1,
         seed: int = 0,
         drop_last: bool = False,
@@ -180,5 +181,6 @@ class StreamedBatches(torch.utils.data.IterableDataset):
             yield held[place]
 
     def _generator(self, turn: int, purpose: int) -> torch.Generator:
-        # As Python hashes tuples of numbers: the same in every process.
-        return torch.Generator().manual_seed(hash((self.seed, self.epoch, turn, purpose)) % 2**63)
+        text = f"{self.seed} {self.epoch} {turn} {purpose}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
