@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_albef_amc.auto_grounder import load_model
-from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
-from trainer import lora
+from tests.tiny_data import picture, save_with_adapters, tiny_records, write_folder
 
 ROOT = Path(__file__).parents[1]
 # Whoever turns to another machine, or asks for its address, is told so in a traceback and on the last line.
@@ -97,12 +95,7 @@ print(evaluate.load(str(t.METRICS / "pointing_game")).compute(points=[[1, 1]], b
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("local")
     write_folder(folder / "data", train=tiny_records(6), test=tiny_records(3), validation=tiny_records(2))
-    tiny_albef().save_pretrained(folder / "model")
-    tiny_processor().save_pretrained(folder / "model")
-    model = load_model(str(folder / "model"), training=True)
-    lora.add_adapters(model, rank=2)
-    model.save_pretrained(folder / "adapters")
-    tiny_processor().save_pretrained(folder / "adapters")
+    save_with_adapters(folder / "model", folder / "adapters")
     picture().save(folder / "photo.png")
     return folder
 

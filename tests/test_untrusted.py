@@ -18,7 +18,7 @@ from modeling_albef_amc import AutoGrounder, export_albef
 from modeling_albef_amc.auto_grounder import load_model, load_processor
 from modeling_albef_amc.command_line import main as albef_amc
 from tests.test_architecture import MODULES, ROOT
-from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.tiny_data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
 from trainer import lora
 
 # In the source --------------------------------------------------------------------------------------------------------
@@ -98,12 +98,7 @@ def traps(tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("traps")
     code = f"open({str(folder / 'sprung')!r}, 'w').close()\n"
-    tiny_albef().save_pretrained(folder / "albef")
-    tiny_processor().save_pretrained(folder / "albef")
-    model = load_model(str(folder / "albef"), training=True)
-    lora.add_adapters(model, rank=2)
-    model.save_pretrained(folder / "adapters")
-    tiny_processor().save_pretrained(folder / "adapters")
+    save_with_adapters(folder / "albef", folder / "adapters")
     for name in ("unknown", "pickled", "kernel"):
         shutil.copytree(folder / "albef", folder / name)
     for name in ("albef", "adapters", "unknown", "pickled", "kernel"):

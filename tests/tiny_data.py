@@ -8,7 +8,9 @@ from PIL import Image
 
 from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
+from modeling_albef_amc.auto_grounder import load_model
 from tests.conftest import tiny_config
+from trainer.lora import add_adapters
 
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (40, 60, 230), "white": (250, 250, 250)}
 SIDES = {"left": 0, "right": 1}
@@ -62,6 +64,16 @@ def tiny_albef(**overrides) -> AlbefForPreTraining:
     config = tiny_config(**overrides)
     config.text_config.vocab_size = len(tiny_processor().tokenizer)
     return AlbefForPreTraining(config)
+
+
+def save_with_adapters(model: Path, adapters: Path) -> None:
+    """Two checkpoints: `tiny_albef` with its processor, and LoRA adapters of it."""
+    tiny_albef().save_pretrained(model)
+    adapted = load_model(str(model), training=True)
+    add_adapters(adapted, rank=2)
+    adapted.save_pretrained(adapters)
+    for folder in (model, adapters):
+        tiny_processor().save_pretrained(folder)
 
 
 def write_folder(folder: Path, rows_per_group: int = 100, **splits: list[dict]) -> Path:
