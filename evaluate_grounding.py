@@ -18,9 +18,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from modeling_albef_amc import AlbefProcessor, explain_function
+from modeling_albef_amc import explain_function
 from modeling_albef_amc.auto_grounder import load_model, load_processor
 from modeling_albef_amc.families import METHODS
+from modeling_albef_amc.processing_albef import cleans_text
 from trainer.benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from trainer.blocks import Blocks, FileBlocks, open_blocks, record_at
 from trainer.evaluation import Grounder
@@ -95,7 +96,7 @@ def apply_protocol(grounder: Grounder, args: argparse.Namespace) -> dict[str, An
     if protocol.image_size is not None:
         processor.image_processor.size = {"height": protocol.image_size, "width": protocol.image_size}
     max_words = None
-    if isinstance(processor, AlbefProcessor):  # no other family counts words
+    if cleans_text(processor):  # no other family counts words
         max_words = processor.max_words = protocol.max_words or processor.max_words
     size = processor.image_processor.size["height"]
     grounder.protocol = replace(protocol, image_size=size, max_words=max_words)

@@ -196,7 +196,7 @@ class TrainingStep:
         inputs = dict(self.batch)
         masks = inputs.pop("masks")
         with precision(self.model.device, self.bf16):
-            outputs = self.model(**inputs, alpha=ALPHA, output_heatmaps=self.amc, momentum_targets=targets)
+            outputs = self.model(**inputs, alpha=ALPHA, output_heatmaps=self.amc, **targets)
             losses = {name: outputs[name] for name in ("loss_itc", "loss_itm", "loss_mlm")}
             if self.amc:
                 losses |= attention_mask_consistency_loss(outputs.heatmaps, masks)

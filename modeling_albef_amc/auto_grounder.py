@@ -10,7 +10,7 @@ from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, Proce
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .checkpoint_checks import check_files, read_object
-from .families import FAMILIES, Explain, Family, explain_function
+from .families import FAMILIES, Explain, Family, explain_function, explainable
 from .family_processors import whole_photos
 from .photos import Phrases
 from .pipeline import VisualGroundingPipeline
@@ -166,7 +166,7 @@ def load_model(
             f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
             f"no score of image and text to explain. Choose one of {family.model_class.__name__}."
         )
-    return model.eval()
+    return explainable(model.eval())
 
 
 def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None) -> ProcessorMixin:

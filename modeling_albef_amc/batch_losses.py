@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .gradcam import PhraseAttention
+from .modeling_albef_pretraining import text_fingerprints
 
 NUM_CANDIDATES = 3
 
@@ -17,18 +18,25 @@ def known_matches(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """(num_phrases, num_phrases) of bool: phrase i is known to fit the image of phrase j.
-
-    It fits its own picture, and every one that some equal phrase belongs to.
+    """`fits` of the phrases of a batch.
 
     Args:
         own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal pictures.
         input_ids, attention_mask: (num_phrases, num_tokens).
     """
     picture = own_image if image_ids is None else image_ids[own_image]
-    tokens = input_ids if attention_mask is None else input_ids.masked_fill(attention_mask == 0, -1)
-    same_text = (tokens[:, None] == tokens[None]).all(dim=-1)
-    same_picture = picture[:, None] == picture[None]
+    return fits(picture, text_fingerprints(input_ids, attention_mask))
+
+
+def fits(image_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
+    """(num_pairs, num_pairs) of bool: phrase i is known to fit the image of phrase j.
+
+    It fits its own picture, and every one that some equal phrase belongs to.
+
+    Args:
+        image_ids, text_ids: (num_pairs,), equal for equal pictures and for equal texts.
+    """
+    same_text, same_picture = (ids[:, None] == ids for ids in (text_ids, image_ids))
     return same_text.float() @ same_picture.float() > 0
 
 

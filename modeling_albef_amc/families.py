@@ -28,9 +28,26 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import ModelOutput
 
 from .batch_losses import absent_loss, matching_loss
-from .families_dual import clip, contrastive_loss, siglip, siglip_layers, sigmoid_loss
+from .families_dual import (
+    StepPairs,
+    clip,
+    contrastive_loss,
+    own_pairs,
+    pairs_of_step,
+    siglip,
+    siglip_layers,
+    sigmoid_loss,
+)
 from .families_fusion import blip, blip_2, bridgetower, bridgetower_layers, looking_layers, vilt
-from .gradcam import PhraseAttention, attention_map, gradcam, leaving_inference_mode, resolve_image_index
+from .gradcam import (
+    PhraseAttention,
+    attention_map,
+    family_function,
+    gradcam,
+    leaving_inference_mode,
+    resolve_image_index,
+    unwrapped,
+)
 from .modeling_albef import AlbefModel
 from .modeling_albef_pretraining import AlbefForPreTraining
 from .relevance import (
@@ -46,7 +63,7 @@ from .relevance import (
 Explain = Callable[..., PhraseAttention]
 
 
-@leaving_inference_mode
+@family_function
 def albef(
     model: AlbefModel | AlbefForPreTraining,
     pixel_values: torch.Tensor,
@@ -88,6 +105,7 @@ class Family(NamedTuple):
     - `has_token_maps`: the rows of the explained attention are the phrase's tokens, each of which has a map.
     - `layers`: what `layer` of `explain` may be.
     - `modules`: all attentions of a pass, for `relevance`; none: that is not worked out for the family.
+    - `is_eager`: hands out attention probabilities only with `attn_implementation="eager"`.
     """
 
     explain: Explain
@@ -97,6 +115,7 @@ class Family(NamedTuple):
     has_token_maps: bool = True
     layers: Callable[[PreTrainedModel], Sequence[int]] = lambda model: range(model.config.num_hidden_layers)
     modules: Callable[[PreTrainedModel], Modules] | None = None
+    is_eager: bool = True
 
 
 def layers_of_text(model: PreTrainedModel) -> Sequence[int]:
@@ -121,6 +140,7 @@ FAMILIES: dict[str, Family] = {
         training_class=AlbefForPreTraining,
         layers=lambda model: layers_of_text(model)[model.config.text_config.fusion_layer :],
         modules=albef_modules,
+        is_eager=False,
     ),
     "blip": Family(blip, BlipForImageTextRetrieval, layers=layers_of_text, modules=blip_modules),
     "blip-2": Family(blip_2, Blip2ForImageTextRetrieval, has_token_maps=False, layers=looking_layers),
@@ -164,6 +184,15 @@ def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain
     return explain_all_layers(family.explain, family.modules)
 
 
+def explainable(model: PreTrainedModel) -> PreTrainedModel:
+    """Lets a model of a known family hand out its attention, however it was loaded; it is changed in place."""
+    family = FAMILIES.get(model.config.model_type)
+    if family is not None and family.is_eager:
+        # `set_attn_implementation` warns of BLIP-2's language model, which is not there.
+        model.config._attn_implementation = "eager"
+    return model
+
+
 def heatmap_function(method: str) -> Callable[..., torch.Tensor]:
     """
     Raises:
@@ -197,6 +226,7 @@ class GroundingOutput(ModelOutput):
     - `loss_absent`: phrases that are known to fit nothing in their image, where there are some.
     - `loss`: the sum.
     - `scores`, `probability` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the phrases and their images.
+    - `step_pairs`: the true pairs, encoded and nothing else, for `pairs_of_step`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -206,6 +236,7 @@ class GroundingOutput(ModelOutput):
     scores: torch.FloatTensor | None = None
     probability: torch.FloatTensor | None = None
     heatmaps: torch.FloatTensor | None = None
+    step_pairs: StepPairs | None = None
 
 
 def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTrainedModel:
@@ -213,13 +244,20 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
     `AlbefForPreTraining` has it already. For the others the heatmap has to be computed inside `forward`, which is where
     distributed wrappers look for the graph. Weights, configuration and saved files stay those of the model.
+
+    Returns: the model; out of peft's wrapper, as if its adapters had come by `model.add_adapter`.
     """
-    if isinstance(model, AlbefForPreTraining):
+    has_adapters, model = hasattr(model, "get_base_model"), explainable(unwrapped(model))
+    if has_adapters:
+        model._hf_peft_config_loaded = True
+    if has_own_objectives(model):
+        model.drop_teacher_adapters()
         return model
     explain = with_own_forward(explain or explain_function(model))
     family = FAMILIES.get(model.config.model_type)
     loss_function = matching_loss if family is None else family.loss
 
+    @torch.compiler.disable
     @leaving_inference_mode
     def forward(
         model: PreTrainedModel,
@@ -230,10 +268,18 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         image_ids: torch.Tensor | None = None,
         is_absent: torch.Tensor | None = None,
         output_heatmaps: bool = False,
+        step_pairs: StepPairs | None = None,
+        output_pairs: bool = False,
         **unused,
     ) -> GroundingOutput:
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
+        if output_pairs:
+            true = torch.ones_like(own_image).bool() if is_absent is None else ~is_absent
+            read = true if true.any() else ~true  # no model encodes no phrase at all
+            batch = (None if rows is None else rows[read] for rows in (input_ids, attention_mask, own_image))
+            pairs = own_pairs(model, pixel_values, *batch, image_ids)
+            return GroundingOutput(step_pairs=StepPairs(*(rows[true[read]] for rows in pairs[:4])))
         create_graph = torch.is_grad_enabled()
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
@@ -248,7 +294,10 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             true_pairs = attention._replace(**rows)
         name = "loss_itm" if loss_function is matching_loss else "loss_itc"
         if len(true_image):
-            losses[name] = loss_function(model, explain, true_pairs, pixel_values, *texts, true_image, image_ids)
+            options = {} if step_pairs is None else {"step_pairs": step_pairs}
+            losses[name] = loss_function(
+                model, explain, true_pairs, pixel_values, *texts, true_image, image_ids, **options
+            )
         else:
             losses[name] = attention.score.sum() * 0
         return GroundingOutput(
@@ -278,12 +327,27 @@ def with_own_forward(explain: Explain) -> Explain:
     return explained
 
 
-def step_targets(model: PreTrainedModel, micro_batches: list[dict]) -> list:
-    """What the micro-batches of one optimizer step must know of each other before any of them runs, one entry each.
+def has_own_objectives(model: PreTrainedModel) -> bool:
+    """Whether it is `AlbefForPreTraining`, be it the class of this package or of a checkpoint's own code."""
+    return hasattr(model, "momentum_step")
 
-    For `AlbefForPreTraining` its momentum encoders move, and encode all of them (`momentum_step`); None for the others.
+
+def step_targets(
+    model: PreTrainedModel, micro_batches: list[dict], wrapped: torch.nn.Module | None = None
+) -> list[dict]:
+    """What the micro-batches of one optimizer step must know of each other: arguments of `forward`, one entry each.
+
+    Of `AlbefForPreTraining`, whose momentum encoders move, their features of all pairs (`momentum_step`); of a dual
+    encoder its own (`pairs_of_step`); nothing of other models. Every process must call this.
+
+    Args:
+        wrapped: the model as it is called in training, by DDP or FSDP.
     """
-    if not isinstance(model, AlbefForPreTraining):
-        return [None] * len(micro_batches)
     names = "pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "is_absent"
-    return model.momentum_step([{name: batch[name] for name in names if name in batch} for batch in micro_batches])
+    batches = [{name: batch[name] for name in names if name in batch} for batch in micro_batches]
+    if has_own_objectives(model):
+        return [{"momentum_targets": targets} for targets in model.momentum_step(batches)]
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.loss is matching_loss:
+        return [{} for _ in batches]
+    return [{"step_pairs": pairs} for pairs in pairs_of_step(wrapped or model, batches)]

@@ -6,26 +6,28 @@ apart is the gradient of the similarity.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import AltCLIPModel, ChineseCLIPModel, CLIPModel, PreTrainedModel, SiglipModel
 
-from .batch_losses import known_matches
+from .batch_losses import fits
 from .gradcam import (
     PhraseAttention,
+    check_padded_right,
     chosen_layer,
+    family_function,
     graph_from,
-    leaving_inference_mode,
     record_attention,
     resolve_image_index,
     without_dropout,
 )
+from .modeling_albef_pretraining import gather_rows, text_fingerprints
 
 
-@leaving_inference_mode
+@family_function
 def clip(
     model: CLIPModel | AltCLIPModel | ChineseCLIPModel,
     pixel_values: torch.Tensor,
@@ -66,7 +68,7 @@ def clip(
     return PhraseAttention(score, recorded[0], rows, slice(1, None), patch_grid(model, pixel_values), probability)
 
 
-@leaving_inference_mode
+@family_function
 def siglip(
     model: SiglipModel,
     pixel_values: torch.Tensor,
@@ -149,11 +151,12 @@ def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mas
     """(num_phrases, projection_dim), unit length.
 
     Raises:
-        ValueError: a phrase is longer than SigLIP takes, or lacks the end token that CLIP reads.
+        ValueError: a phrase is longer than SigLIP takes, lacks the end token that CLIP reads, or is padded on the left.
     """
-    if isinstance(model, SiglipModel):
+    check_padded_right(attention_mask)
+    if model.config.model_type == "siglip":
         input_ids, attention_mask = padded_as_trained(model, input_ids, attention_mask), None
-    elif isinstance(model, CLIPModel):
+    elif model.config.model_type == "clip":
         check_end(input_ids, model.config.text_config.eos_token_id)
     features = model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
     return F.normalize(features, dim=-1)
@@ -182,48 +185,158 @@ def patch_grid(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[int,
     return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
 
 
-def contrastive_loss(
-    model: CLIPModel | AltCLIPModel | ChineseCLIPModel,
-    explain: Callable[..., PhraseAttention],
-    true_pairs: PhraseAttention,
+class StepPairs(NamedTuple):
+    """All true pairs of an optimizer step, of all its processes and micro-batches, for one micro-batch.
+
+    - `images`, `texts` (num_step_pairs, projection_dim): their features, without a graph.
+    - `image_ids`, `text_ids` (num_step_pairs,): equal for equal pictures, and for equal texts.
+    - `position`: where the pairs of this micro-batch begin. `num_parts`: micro-batches that have pairs.
+    - `seed`: of the dropout in the features of this micro-batch.
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    image_ids: torch.Tensor
+    text_ids: torch.Tensor
+    position: int = 0
+    num_parts: int = 1
+    seed: int | None = None
+
+
+def pairs_of_step(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]) -> list[StepPairs | None]:
+    """Encodes all micro-batches of an optimizer step without a graph, so that each can be contrasted with all pairs.
+
+    With a graph, each is encoded again in its own forward pass, as in GradCache (Gao et al., arXiv 2101.06983). With
+    several processes every one of them must call this: features are gathered from all.
+
+    Args:
+        model: what `groundable` returned, in whatever wrapper it is called.
+        micro_batches: arguments of its `forward`.
+
+    Returns: one entry a micro-batch; None where there is one only.
+    """
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    if len(micro_batches) == 1 and not (is_distributed and distributed.get_world_size() > 1):
+        return [None]
+    parts = []
+    for batch in micro_batches:
+        if batch.get("image_ids") is None:  # as different from all others of the step
+            batch = {**batch, "image_ids": torch.randint(2**62, batch["pixel_values"].shape[:1]).to(batch["input_ids"])}
+        seed = int(torch.randint(2**62, ()))
+        with torch.no_grad(), seeded(seed, batch["pixel_values"].device):
+            parts.append(model(**batch, output_pairs=True).step_pairs._replace(seed=seed))
+    device = parts[0].images.device
+    num_parts, _ = gather_rows(torch.tensor([len(part.images) > 0 for part in parts], device=device).long())
+    columns = [gather_rows(torch.cat(rows)) for rows in zip(*(part[:4] for part in parts))]
+    everything, position = StepPairs(*(rows for rows, _ in columns)), columns[0][1]
+    step_pairs = []
+    for part in parts:
+        step_pairs.append(everything._replace(position=position, num_parts=int(num_parts.sum()), seed=part.seed))
+        position += len(part.images)
+    return step_pairs
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of this seed; those that are drawn afterwards are as if none had been drawn in here."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, enabled=seed is not None, device_type=device.type if devices else "cuda"):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def own_pairs(
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     own_image: torch.Tensor,
     image_ids: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """CLIP's: finding each phrase's image among those of the batch, and each image's phrase (arXiv 2103.00020, §2.3).
-
-    Pairs that are known to fit are no negatives of each other. Arguments: of `batch_losses.matching_loss`.
-    """
+) -> StepPairs:
+    """The pairs of a micro-batch alone; arguments of `batch_losses.matching_loss`."""
     images, texts = image_features(model, pixel_values), text_features(model, input_ids, attention_mask)
-    logits = (texts @ images[own_image].T).float() * model.logit_scale.exp()
-    ignored = ignored_pairs(own_image, image_ids, input_ids, attention_mask)
+    picture = own_image if image_ids is None else image_ids[own_image]
+    return StepPairs(images[own_image].float(), texts.float(), picture, text_fingerprints(input_ids, attention_mask))
+
+
+def contrasted(model: PreTrainedModel, batch: tuple, step_pairs: StepPairs | None) -> tuple[StepPairs, torch.Tensor]:
+    """The pairs to contrast, those of this micro-batch in the graph, and their similarities.
+
+    Args:
+        batch: arguments of `own_pairs`.
+
+    Returns: the pairs, and the scaled cosines (num_step_pairs, num_step_pairs) of each phrase with each image. All
+        micro-batches compute all of them: each gives the scale its share of the gradient.
+    """
+    scale = model.logit_scale.exp()
+    if step_pairs is None:
+        pairs = own_pairs(model, *batch)
+    else:
+        with seeded(step_pairs.seed, batch[0].device):
+            own = own_pairs(model, *batch)
+        before, after = slice(step_pairs.position), slice(step_pairs.position + len(own.texts), None)
+        images, texts = (
+            torch.cat([everything[before], rows, everything[after]])
+            for everything, rows in ((step_pairs.images, own.images), (step_pairs.texts, own.texts))
+        )
+        pairs, scale = step_pairs._replace(images=images, texts=texts), share(scale, step_pairs.num_parts)
+    # Scaled, what bfloat16 rounds off is whole logits.
+    with torch.autocast(pairs.texts.device.type, enabled=False):
+        return pairs, pairs.texts @ pairs.images.T * scale
+
+
+def share(value: torch.Tensor, num_parts: int) -> torch.Tensor:
+    """`value`, with one of so many equal shares of its gradient."""
+    return value.detach() + (value - value.detach()) / num_parts
+
+
+def mean_of_part(losses: torch.Tensor, pairs: StepPairs, num_own: int) -> torch.Tensor:
+    """The mean loss of a micro-batch's pairs, with the gradient that the losses of all pairs of the step give it.
+
+    Args:
+        losses: (num_step_pairs,). num_own: pairs of the micro-batch.
+    """
+    own, total = losses[pairs.position : pairs.position + num_own].mean(), losses.sum() / num_own
+    return own.detach() + (total - total.detach())
+
+
+def contrastive_loss(
+    model: CLIPModel | AltCLIPModel | ChineseCLIPModel,
+    explain: Callable[..., PhraseAttention],
+    true_pairs: PhraseAttention,
+    *batch: torch.Tensor | None,
+    step_pairs: StepPairs | None = None,
+) -> torch.Tensor:
+    """CLIP's: finding each phrase's image among those of the step, and each image's phrase (arXiv 2103.00020, §2.3).
+
+    Pairs that are known to fit are no negatives of each other. Arguments: of `batch_losses.matching_loss`; and
+    `step_pairs`, of `pairs_of_step`: None contrasts the pairs of the micro-batch alone.
+    """
+    pairs, logits = contrasted(model, batch, step_pairs)
+    ignored = ignored_pairs(pairs)
     target = torch.arange(len(logits), device=logits.device)
-    by_phrase = F.cross_entropy(logits.masked_fill(ignored, -torch.inf), target)
-    by_image = F.cross_entropy(logits.T.masked_fill(ignored.T, -torch.inf), target)
-    return (by_phrase + by_image) / 2
+    by_phrase = F.cross_entropy(logits.masked_fill(ignored, -torch.inf), target, reduction="none")
+    by_image = F.cross_entropy(logits.T.masked_fill(ignored.T, -torch.inf), target, reduction="none")
+    return mean_of_part((by_phrase + by_image) / 2, pairs, num_own=len(batch[1]))
 
 
 def sigmoid_loss(
     model: SiglipModel,
     explain: Callable[..., PhraseAttention],
     true_pairs: PhraseAttention,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    own_image: torch.Tensor,
-    image_ids: torch.Tensor | None = None,
+    *batch: torch.Tensor | None,
+    step_pairs: StepPairs | None = None,
 ) -> torch.Tensor:
-    """SigLIP's: every pair of the batch is right or wrong by itself (arXiv 2303.15343, algorithm 1); else as above."""
-    images, texts = image_features(model, pixel_values), text_features(model, input_ids, attention_mask)
-    logits = (texts @ images[own_image].T).float() * model.logit_scale.exp() + model.logit_bias
+    """SigLIP's: every pair of the step is right or wrong by itself (arXiv 2303.15343, algorithm 1); else as above."""
+    pairs, logits = contrasted(model, batch, step_pairs)
+    logits = logits + share(model.logit_bias, pairs.num_parts)
     is_own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    ignored = ignored_pairs(own_image, image_ids, input_ids, attention_mask)
-    return F.softplus(torch.where(is_own, -logits, logits)).masked_fill(ignored, 0).sum(dim=1).mean()
+    losses = F.softplus(torch.where(is_own, -logits, logits)).masked_fill(ignored_pairs(pairs), 0).sum(dim=1)
+    return mean_of_part(losses, pairs, num_own=len(batch[1]))
 
 
-def ignored_pairs(*batch: torch.Tensor | None) -> torch.Tensor:
-    """(num_phrases, num_phrases) of bool: not the phrase's own pair, but known to fit; arguments of `known_matches`."""
-    known = known_matches(*batch)
+def ignored_pairs(pairs: StepPairs) -> torch.Tensor:
+    """(num_step_pairs, num_step_pairs) of bool: not the phrase's own pair, but known to fit."""
+    known = fits(pairs.image_ids, pairs.text_ids)
     return known & ~torch.eye(len(known), dtype=torch.bool, device=known.device)

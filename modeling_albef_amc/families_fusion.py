@@ -16,16 +16,17 @@ from transformers import (
 
 from .gradcam import (
     PhraseAttention,
+    check_padded_right,
     chosen_layer,
+    family_function,
     graph_from,
-    leaving_inference_mode,
     record_attention,
     resolve_image_index,
     without_dropout,
 )
 
 
-@leaving_inference_mode
+@family_function
 def blip(
     model: BlipForImageTextRetrieval,
     pixel_values: torch.Tensor,
@@ -56,7 +57,7 @@ def blip(
         return matched(itm_logits, recorded[0], token_mask(input_ids, attention_mask), slice(1, None), grid)
 
 
-@leaving_inference_mode
+@family_function
 def blip_2(
     model: Blip2ForImageTextRetrieval,
     pixel_values: torch.Tensor,
@@ -105,7 +106,7 @@ def looking_layers(model: Blip2ForImageTextRetrieval) -> list[int]:
     return [index for index, block in enumerate(model.qformer.encoder.layer) if block.has_cross_attention]
 
 
-@leaving_inference_mode
+@family_function
 def vilt(
     model: ViltForImageAndTextRetrieval,
     pixel_values: torch.Tensor,
@@ -168,7 +169,7 @@ def patches_in_order(embeddings: torch.nn.Module, pixel_values: torch.Tensor) ->
     return embeddings.dropout(patches + torch.cat([cls_position, positions], dim=1))
 
 
-@leaving_inference_mode
+@family_function
 def bridgetower(
     model: BridgeTowerForImageAndTextRetrieval,
     pixel_values: torch.Tensor,
@@ -228,6 +229,7 @@ def check_explanation(explanation: str) -> None:
 
 
 def token_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    check_padded_right(attention_mask)
     return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 

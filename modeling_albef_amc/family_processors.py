@@ -1,6 +1,6 @@
 """What the processors of all families must do for grounding: show the model the whole photo."""
 
-from transformers import BridgeTowerProcessor, PreTrainedConfig, ProcessorMixin
+from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.models.clip import CLIPImageProcessorPil
 
 
@@ -21,7 +21,7 @@ def whole_photos(processor: ProcessorMixin, config: PreTrainedConfig, image_size
         values = {name: getattr(images, name) for name in ("image_mean", "image_std", "resample")}
         images = processor.image_processor = CLIPImageProcessorPil(**values)
     images.size = size
-    if isinstance(processor, BridgeTowerProcessor) or getattr(images, "crop_size", None) is not None:
+    if config.model_type == "bridgetower" or getattr(images, "crop_size", None) is not None:
         # BridgeTower's processor asks for a cut in any case: one of all that there is.
         images.do_center_crop, images.crop_size = False, size
     return processor

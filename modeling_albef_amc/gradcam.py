@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 
 class PhraseAttention(NamedTuple):
@@ -303,10 +304,11 @@ def leaving_inference_mode(function: Callable) -> Callable:
 
     @wraps(function)
     def outside(*args, **kwargs):
+        if torch.compiler.is_compiling():  # compiled code builds no such graph: see `uncompiled`
+            return function(*args, **kwargs)
         grad_enabled = torch.is_grad_enabled()  # never in inference mode
         with torch.inference_mode(False), torch.set_grad_enabled(grad_enabled):
-            args = [copied_from_inference_mode(value) for value in args]
-            kwargs = {name: copied_from_inference_mode(value) for name, value in kwargs.items()}
+            args, kwargs = tree_map(copied_from_inference_mode, (args, kwargs))
             return function(*args, **kwargs)
 
     return outside
@@ -314,6 +316,49 @@ def leaving_inference_mode(function: Callable) -> Callable:
 
 def copied_from_inference_mode(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
+
+
+def uncompiled(function: Callable) -> Callable:
+    """Runs `function` as it is written inside a model that is compiled: what a compiler writes cannot be differentiated
+    twice. What it is given may be of inference mode, as above."""
+    return torch.compiler.disable(leaving_inference_mode(function))
+
+
+def family_function(function: Callable[..., PhraseAttention]) -> Callable[..., PhraseAttention]:
+    """Makes the function of a model family work for models in wrappers, and for callers without gradients.
+
+    It runs eagerly in a compiled model: its score is differentiated by an attention inside it.
+    """
+    function = torch.compiler.disable(leaving_inference_mode(function))
+
+    @wraps(function)
+    def explain(model: nn.Module, *args, **kwargs) -> PhraseAttention:
+        return function(unwrapped(model), *args, **kwargs)
+
+    return explain
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of `torch.compile` and peft, with the adapters that are in it.
+
+    Raises:
+        ValueError: peft's adapters are not in the model, but in its input (prompt learning).
+    """
+    model = getattr(model, "_orig_mod", model)
+    if hasattr(model, "get_base_model"):
+        if model.active_peft_config.is_prompt_learning:
+            raise ValueError(f"{model.active_peft_config.peft_type} adapts a model's input: only LoRA and its like do.")
+        return unwrapped(model.get_base_model())
+    return model
+
+
+def check_padded_right(attention_mask: torch.Tensor | None) -> None:
+    """
+    Raises:
+        ValueError: a phrase is padded on the left, where the model would look for its first token.
+    """
+    if attention_mask is not None and not attention_mask[:, 0].all():
+        raise ValueError("A phrase is padded on the left, which the model does not read: set padding_side='right'.")
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

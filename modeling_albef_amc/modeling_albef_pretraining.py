@@ -1,5 +1,6 @@
 """ALBEF's objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
 
+import re
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -489,14 +490,26 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     def _momentum_pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(copy, original) for every parameter of the momentum encoders; of layers that peft adapted, as if merged."""
+        self.drop_teacher_adapters()
         originals = {**dict(self.albef.named_parameters()), **dict(self.named_parameters())}
-        if self._hf_peft_config_loaded:
-            originals = {name.replace(".base_layer.", "."): original for name, original in originals.items()}
-            for name, layer in self.named_modules():
-                if hasattr(layer, "base_layer"):
-                    updates = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
-                    originals[f"{name.removeprefix('albef.')}.weight"] = sum(updates, layer.base_layer.weight)
+        originals = {re.sub(r"\.(base_layer|original_module)\.", ".", name): value for name, value in originals.items()}
+        for name, layer in self.named_modules():
+            name = name.removeprefix("albef.")
+            if hasattr(layer, "base_layer"):
+                updates = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
+                originals[f"{name}.weight"] = sum(updates, layer.base_layer.weight)
+            elif hasattr(layer, "modules_to_save"):
+                trained = layer.modules_to_save[layer.active_adapters[0]]
+                originals |= {f"{name}.{part}": value for part, value in trained.named_parameters()}
         return [(copy, originals[name]) for name, copy in self.momentum_encoder.named_parameters()]
+
+    def drop_teacher_adapters(self) -> None:
+        """Takes out adapters that `get_peft_model` put into the teacher too, since their names are the student's."""
+        for module in list(self.momentum_encoder.modules()):
+            for name, child in module.named_children():
+                for own in ("base_layer", "original_module"):
+                    if hasattr(child, own):
+                        setattr(module, name, getattr(child, own))
 
     @torch.no_grad()
     def restart_momentum_encoder(self) -> None:

@@ -13,7 +13,7 @@ from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .families import FAMILIES, Explain, explain_function, heatmap_function
+from .families import FAMILIES, Explain, explain_function, explainable, heatmap_function
 from .family_processors import max_tokens, whole_photos
 from .gradcam import choose_tokens
 from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo, text_and_span
@@ -54,6 +54,7 @@ class VisualGroundingPipeline(Pipeline):
             explain_function(model)  # raises for a family that is unknown
         if model.config.model_type in FAMILIES:
             processor = whole_photos(processor, model.config)
+        explainable(model)
         super().__init__(model=model.eval(), processor=processor, **kwargs)
 
     def __call__(

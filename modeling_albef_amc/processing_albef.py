@@ -196,6 +196,15 @@ def span_tokens(
     return rows
 
 
+# However a tokenizer was saved: models look for a phrase's first token at place 0.
+TOKENIZED = {"padding": True, "padding_side": "right", "return_attention_mask": True, "return_tensors": "pt"}
+
+
+def cleans_text(processor: ProcessorMixin) -> bool:
+    """Whether a processor reads phrases as ALBEF does; a checkpoint's own code has its own class for that."""
+    return hasattr(processor, "max_words")
+
+
 def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: int | None = None) -> BatchFeature:
     """
     Phrases, tokenized for the model of any family.
@@ -209,8 +218,8 @@ def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: 
         ValueError: as of `AlbefProcessor`.
     """
     # Other families' processors hand the text on to the tokenizer; BLIP-2's counts places for an image in as well.
-    tokenize = processor if isinstance(processor, AlbefProcessor) else processor.tokenizer
-    options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
+    tokenize = processor if cleans_text(processor) else processor.tokenizer
+    options = dict(TOKENIZED)
     if max_length is not None:
         options |= {"truncation": True, "max_length": max_length}
     return tokenize(text=phrases, **options)
@@ -228,10 +237,9 @@ def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: lis
     Raises:
         ValueError: as of `AlbefProcessor`.
     """
-    options = {"padding": True, "return_attention_mask": True, "return_tensors": "pt"}
-    if isinstance(processor, AlbefProcessor):
-        return dict(processor(text=captions, phrase_spans=spans, **options))
-    encoded = dict(processor.tokenizer(captions, return_offsets_mapping=True, **options))
+    if cleans_text(processor):
+        return dict(processor(text=captions, phrase_spans=spans, **TOKENIZED))
+    encoded = dict(processor.tokenizer(captions, return_offsets_mapping=True, **TOKENIZED))
     offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
     chosen = span_tokens(offsets, attention_mask, captions, spans, span_characters)
     return {**encoded, "heatmap_token_mask": torch.tensor(chosen)}

@@ -19,6 +19,7 @@ from .gradcam import (
     attention_gradients,
     record_attention,
     resolve_image_index,
+    unwrapped,
 )
 
 Modules = list[tuple[str, nn.Module]]
@@ -42,7 +43,7 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
     ) -> PhraseAttention:
         if options:
             raise ValueError(f"relevance is of the family's own score by all layers: leave out {', '.join(options)}.")
-        image_index = resolve_image_index(pixel_values, input_ids, image_index)
+        model, image_index = unwrapped(model), resolve_image_index(pixel_values, input_ids, image_index)
         # Each phrase has its image to itself: what it takes from the image encoder is its own.
         images = pixel_values if image_index is None else pixel_values[image_index]
         images = images.detach().requires_grad_()

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from modeling_albef_amc import AlbefProcessor, clean_text, gradcam
+from modeling_albef_amc import clean_text, gradcam
 from modeling_albef_amc.families import FAMILIES, explain_function
 from modeling_albef_amc.family_processors import max_tokens
 from modeling_albef_amc.gradcam import average_tokens
-from modeling_albef_amc.processing_albef import post_process_grounding, span_tokens, tokenize_phrases
+from modeling_albef_amc.processing_albef import cleans_text, post_process_grounding, span_tokens, tokenize_phrases
 from modeling_albef_amc.tokenization_albef import cleaned_span, span_characters
 from models import Entry, Loaded, ModelError, load_own, load_strangers
 
@@ -249,7 +249,7 @@ def tokens_of_words(loaded: Loaded, phrase: str) -> list[list[int]]:
         LinesError: the phrase has no word, or more than the model reads.
     """
     text, characters, num_words = phrase, span_characters, len(phrase.split(" "))
-    if isinstance(loaded.processor, AlbefProcessor):
+    if cleans_text(loaded.processor):
         # The processor would cut it silently.
         most = loaded.processor.max_words
         text = clean_text(phrase, max_words=len(phrase))

@@ -16,9 +16,10 @@ from modeling_albef_amc.batch_losses import known_matches, matching_loss, other_
 from modeling_albef_amc.explained_attention import eager_attention_forward
 from modeling_albef_amc.families import FAMILIES as KNOWN
 from modeling_albef_amc.families import blip, step_targets
-from modeling_albef_amc.families_dual import contrastive_loss, padded_as_trained, sigmoid_loss
+from modeling_albef_amc.families_dual import contrastive_loss, own_pairs, padded_as_trained, seeded, sigmoid_loss
 from tests.conftest import tiny_batch, tiny_blip, tiny_config
 from tests.tiny_families import TINY
+from tests.trainer_helpers import relative_difference
 from trainer.amc_loss import attention_mask_consistency_loss
 
 FAMILIES = {
@@ -501,12 +502,44 @@ def test_losses_of_dual_encoders_by_hand():
     torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("family", ["clip", "altclip", "chinese_clip", "siglip"])
+def test_accumulation_contrasts_all_pairs_of_the_step(family, training):
+    """Gradients of the halves of a batch, weighted by their pairs, add up to those of the whole; so do the losses."""
+    model, twin = groundable(TINY[family]().train(training)), groundable(TINY[family]().train(training))
+    twin.load_state_dict(model.state_dict())
+    batch = {**tiny_batch(6), "image_ids": torch.arange(6), "is_absent": torch.tensor([0, 0, 0, 0, 1, 0]).bool()}
+    batch["input_ids"][5], batch["attention_mask"][5] = batch["input_ids"][1], 1  # fits the image of phrase 1 as well
+    whole = model(**batch)
+    whole.loss_itc.backward()
+    parts = [{name: rows[part] for name, rows in batch.items()} for part in (slice(0, 4), slice(4, 5), slice(5, 6))]
+    targets, total = step_targets(twin, parts), 0
+    for part, target in zip(parts, targets):
+        loss = twin(**part, **target).loss_itc * ((~part["is_absent"]).sum() / 5)
+        loss.backward()
+        total += loss.detach()
+    torch.testing.assert_close(total, whole.loss_itc.detach(), rtol=1e-5, atol=1e-6)
+    gradients = ({name: part.grad for name, part in each.named_parameters()} for each in (model, twin))
+    assert relative_difference(*gradients) < 1e-5
+
+
+def test_the_features_of_a_step_have_the_dropout_of_the_pass_that_is_differentiated():
+    model = groundable(TINY["altclip"](attention_dropout=0.5).train())
+    batch = {**tiny_batch(4), "image_ids": torch.arange(4)}
+    (first, second) = step_targets(model, [batch, batch])
+    assert not torch.equal(first["step_pairs"].images[:4], first["step_pairs"].images[4:])
+    for step in (first["step_pairs"], second["step_pairs"]):
+        with seeded(step.seed, torch.device("cpu")):
+            own = own_pairs(model, batch["pixel_values"], batch["input_ids"], batch["attention_mask"], torch.arange(4))
+        torch.testing.assert_close(step.images[step.position : step.position + 4], own.images.detach())
+
+
 def test_step_targets():
     halves = [{**tiny_batch(2), "boxes": None}, tiny_batch(2)]
-    assert step_targets(tiny_blip(), halves) == [None, None]
+    assert step_targets(tiny_blip(), halves) == [{}, {}]
     model = AlbefForPreTraining(tiny_config()).train()
     twin = copy.deepcopy(model)
-    targets = step_targets(model, halves)
+    targets = [step["momentum_targets"] for step in step_targets(model, halves)]
     assert [target.position for target in targets] == [0, 2]
     assert model.queue_pointer.tolist() == [4]
     expected = twin.momentum_step([{name: half[name] for name in tiny_batch()} for half in halves])

@@ -264,9 +264,9 @@ class AmcTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         model.train()
         with self.compute_loss_context_manager():
-            targets = step_targets(model, batches)
+            targets = step_targets(model, batches, self.model_wrapped)
         for batch, target in zip(batches, targets):
-            batch["momentum_targets"] = target
+            batch.update(target)
         totals = count_items(batches)
         totals = {name: self.accelerator.reduce(total.to(device)) for name, total in totals.items()}
         return batches, totals
