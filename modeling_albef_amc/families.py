@@ -279,7 +279,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             read = true if true.any() else ~true  # no model encodes no phrase at all
             batch = (None if rows is None else rows[read] for rows in (input_ids, attention_mask, own_image))
             pairs = own_pairs(model, pixel_values, *batch, image_ids)
-            return GroundingOutput(step_pairs=StepPairs(*(rows[true[read]] for rows in pairs[:4])))
+            return GroundingOutput(step_pairs=pairs.select(true[read]))
         create_graph = torch.is_grad_enabled()
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():

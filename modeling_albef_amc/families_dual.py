@@ -6,7 +6,8 @@ apart is the gradient of the similarity.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import distributed, nn
@@ -185,7 +186,11 @@ def patch_grid(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[int,
     return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
 
 
-class StepPairs(NamedTuple):
+PAIR_COLUMNS = "images", "texts", "image_ids", "text_ids"
+
+
+@dataclass
+class StepPairs:
     """All true pairs of an optimizer step, of all its processes and micro-batches, for one micro-batch.
 
     - `images`, `texts` (num_step_pairs, projection_dim): their features, without a graph.
@@ -201,6 +206,9 @@ class StepPairs(NamedTuple):
     position: int = 0
     num_parts: int = 1
     seed: int | None = None
+
+    def select(self, rows: torch.Tensor) -> "StepPairs":
+        return replace(self, **{name: getattr(self, name)[rows] for name in PAIR_COLUMNS})
 
 
 def pairs_of_step(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]) -> list[StepPairs | None]:
@@ -224,14 +232,14 @@ def pairs_of_step(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]
             batch = {**batch, "image_ids": torch.randint(2**62, batch["pixel_values"].shape[:1]).to(batch["input_ids"])}
         seed = int(torch.randint(2**62, ()))
         with torch.no_grad(), seeded(seed, batch["pixel_values"].device):
-            parts.append(model(**batch, output_pairs=True).step_pairs._replace(seed=seed))
+            parts.append(replace(model(**batch, output_pairs=True).step_pairs, seed=seed))
     device = parts[0].images.device
     num_parts, _ = gather_rows(torch.tensor([len(part.images) > 0 for part in parts], device=device).long())
-    columns = [gather_rows(torch.cat(rows)) for rows in zip(*(part[:4] for part in parts))]
-    everything, position = StepPairs(*(rows for rows, _ in columns)), columns[0][1]
-    step_pairs = []
+    columns = {name: gather_rows(torch.cat([getattr(part, name) for part in parts])) for name in PAIR_COLUMNS}
+    everything = {name: rows for name, (rows, _) in columns.items()}
+    step_pairs, position = [], columns["images"][1]
     for part in parts:
-        step_pairs.append(everything._replace(position=position, num_parts=int(num_parts.sum()), seed=part.seed))
+        step_pairs.append(StepPairs(**everything, position=position, num_parts=int(num_parts.sum()), seed=part.seed))
         position += len(part.images)
     return step_pairs
 
@@ -280,7 +288,7 @@ def contrasted(model: PreTrainedModel, batch: tuple, step_pairs: StepPairs | Non
             torch.cat([everything[before], rows, everything[after]])
             for everything, rows in ((step_pairs.images, own.images), (step_pairs.texts, own.texts))
         )
-        pairs, scale = step_pairs._replace(images=images, texts=texts), share(scale, step_pairs.num_parts)
+        pairs, scale = replace(step_pairs, images=images, texts=texts), share(scale, step_pairs.num_parts)
     # Scaled, what bfloat16 rounds off is whole logits.
     with torch.autocast(pairs.texts.device.type, enabled=False):
         return pairs, pairs.texts @ pairs.images.T * scale

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
 from tests.tiny_data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
+from tests.tiny_families import TINY
 from tests.trainer_helpers import FixedDraws, Watcher, collator_of, make_trainer, snapshot
 from trainer.amc_trainer import AmcTrainer, count_items
 from trainer.process_group import end_process_group
@@ -49,6 +50,16 @@ def by_trainer(folder: Path, per_device: int, **more) -> dict:
     }
 
 
+def by_dual_encoder(folder: Path, family: str, per_device: int, accumulation: int = 1) -> dict:
+    """The gradients of a step whose pairs are all contrasted with each other."""
+    torch.manual_seed(0)
+    watcher = Watcher()
+    options = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+    data = tiny_dataset(6, without_region=(3, 5))
+    make_trainer(folder, TINY[family](), data, collator_of(), watcher, mlm_weight=0.0, **options).train()
+    return watcher.gradients[0]
+
+
 def by_hand(folder: Path, rank: int) -> dict:
     """DDP around the model and `compute_loss`, without the Trainer's loop."""
     model, dataset = model_and_data()
@@ -76,6 +87,9 @@ def main(folder: Path) -> None:
         "by_trainer": by_trainer(folder / "run", 3),
     }
     found["without_itc_and_itm"] = by_trainer(folder / "off", 3, itc_weight=0.0, itm_weight=0.0)
+    found["dual"] = {
+        family: by_dual_encoder(folder / family, family, 1, accumulation=3) for family in ("clip", "siglip")
+    }
     own = torch.arange(12.0).reshape(6, 2)[: 2 + 4 * rank] + 100 * rank
     found["gathered"] = {
         "unequal": gather_rows(own),

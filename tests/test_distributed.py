@@ -47,6 +47,9 @@ def alone(tmp_path_factory) -> dict:
     return {
         "by_trainer": distributed_worker.by_trainer(folder / "run", 6),
         "without_itc_and_itm": distributed_worker.by_trainer(folder / "off", 6, itc_weight=0.0, itm_weight=0.0),
+        "dual": {
+            family: distributed_worker.by_dual_encoder(folder / family, family, 6) for family in ("clip", "siglip")
+        },
     }
 
 
@@ -67,6 +70,13 @@ def test_two_steps_of_the_trainer_equal_those_of_one_process(ranks, alone, run):
         assert relative_difference(alone[run]["gradients"][step], one["gradients"][step]) < tolerance
         for log in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"):
             assert one["logs"][step][log] == pytest.approx(alone[run]["logs"][step][log], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_dual_encoders_contrast_the_pairs_of_all_processes_and_micro_batches(ranks, alone, family):
+    one, other = (rank["dual"][family] for rank in ranks)
+    assert relative_difference(one, other) == 0
+    assert relative_difference(alone["dual"][family], one) < 1e-4  # of 0.6 and more, contrasted process by process
 
 
 def test_queues_and_teacher_stay_the_same_on_all_processes(ranks, alone):
