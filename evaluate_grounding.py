@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from modeling_albef_amc import explain_function
-from modeling_albef_amc.auto_grounder import load_model, load_processor
+from modeling_albef_amc.auto_grounder import add_hub_arguments, hub_options, load_model, load_processor
 from modeling_albef_amc.families import METHODS
 from modeling_albef_amc.processing_albef import cleans_text
 from trainer.benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
@@ -82,11 +82,12 @@ def make_grounder(path: str, args: argparse.Namespace, protocol: Protocol, accel
     """
     if args.in_caption and args.method == "relevance":
         raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method.")
-    model = load_model(path, attn_implementation=args.attn_implementation)
+    hub = hub_options(vars(args))
+    model = load_model(path, attn_implementation=args.attn_implementation, **hub)
     names = {"layer": args.grounding_layer, "explanation": args.explanation}
     options = {name: value for name, value in names.items() if value is not None}
     explain = partial(explain_function(model, args.method), **options)
-    grounder = Grounder(model, explain, load_processor(path, model), protocol, accelerator)
+    grounder = Grounder(model, explain, load_processor(path, model, **hub), protocol, accelerator)
     return replace(grounder, heatmaps=args.save_heatmaps, strict=args.strict, method=args.method)
 
 
@@ -190,6 +191,7 @@ def draw_gallery(
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What any grounding of a data set can be told."""
+    add_hub_arguments(parser)
     parser.add_argument("--dataset", required=True, help="folder of Parquet files, or Hub id")
     parser.add_argument("--dataset_config", help="its configuration, where it has several")
     parser.add_argument("--streaming", action="store_true", help="read its files as they come; a block is one of them")

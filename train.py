@@ -22,7 +22,7 @@ from modeling_albef_amc import (
     AlbefProcessor,
     tokenizer_from_texts,
 )
-from modeling_albef_amc.auto_grounder import load_model, load_processor
+from modeling_albef_amc.auto_grounder import hub_options, load_model, load_processor
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -144,8 +144,10 @@ def first_usable(dataset: Dataset | StreamedRows, processor: ProcessorMixin) -> 
 def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A checkpoint of any known family, or ALBEF from random weights with a tokenizer of the words of these texts."""
     if model_args.model is not None:
-        model = load_model(model_args.model, training=True, attn_implementation=model_args.attn_implementation)
-        processor = load_processor(model_args.model, model, model_args.image_size)
+        hub = hub_options(vars(model_args))
+        implementation = model_args.attn_implementation
+        model = load_model(model_args.model, training=True, attn_implementation=implementation, **hub)
+        processor = load_processor(model_args.model, model, model_args.image_size, **hub)
     else:
         fields = config_fields(model_args.model_config)
         tokenizer = tokenizer_from_texts(texts)

@@ -1,5 +1,6 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,14 @@ class AutoGrounder:
             path: folder or Hub id of a checkpoint that transformers, or this project, has saved.
             image_size: side in pixels that photos are resized to; default: as the model was trained.
             explain, device: see the class.
-            options: of the model's `from_pretrained`, such as `dtype` or `attn_implementation`.
+            options: of `from_pretrained`: `revision`, `token`, `cache_dir` and the like, of the model and its processor
+                alike; and of the model's alone, such as `dtype` or `attn_implementation`.
 
         Raises:
             ValueError: the family is unknown, or the checkpoint has no weights for a score of image and text.
         """
         model = load_model(path, **options)
-        return cls(model, load_processor(path, model, image_size), explain, device)
+        return cls(model, load_processor(path, model, image_size, **hub_options(options)), explain, device)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -110,25 +112,40 @@ def known_family(model_type: str | None, path: str) -> Family:
     return FAMILIES[model_type]
 
 
-def base_of(path: str) -> str:
-    """The checkpoint that a folder of LoRA adapters belongs to; of any other checkpoint itself.
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of `from_pretrained` that say which files of a checkpoint are meant, and how they are had."""
+    names = "revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies"
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
+    parser.add_argument("--token", help="for private models of the Hub; default: HF_TOKEN, or that of `hf auth login`")
+
+
+def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
+    """The checkpoint that LoRA adapters belong to, and options for it; of any other checkpoint itself.
 
     Args:
-        path: folder or Hub id.
+        path: folder or Hub id. hub: `hub_options`, of `path`.
+
+    Returns: folder or Hub id, and its own `hub_options`: revision and subfolder are those that the adapters name.
 
     Raises:
         ImportError: it has adapters, and peft is missing.
         ValueError: the adapters do not say so.
     """
-    file = find_adapter_config_file(path)
-    if file is None or Path(path, "config.json").is_file():  # with both, transformers takes the weights beside them
-        return path
+    file = find_adapter_config_file(path, **hub)
+    folder = Path(path, hub.get("subfolder", ""))
+    if file is None or (folder / "config.json").is_file():  # with both, transformers takes the weights beside them
+        return path, hub
     if not is_peft_available():
         raise ImportError(f"{path} has LoRA adapters, which need peft: pip install peft.")
-    base = read_object(Path(file)).get("base_model_name_or_path")
+    settings = read_object(Path(file))
+    base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{file} is damaged: it does not name the base model (base_model_name_or_path).")
-    return base
+    return base, hub_options({**hub, "subfolder": None, "revision": settings.get("revision")})
 
 
 def load_model(
@@ -145,18 +162,21 @@ def load_model(
     Raises:
         ValueError: see `AutoGrounder.from_pretrained`.
     """
-    for folder in {path, base_of(path)}:
+    hub = hub_options(options)
+    base, base_hub = base_of(path, **hub)
+    for folder in {Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))}:
         check_files(folder)
     # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
-    config, _ = PreTrainedConfig.get_config_dict(base_of(path))
+    config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
     family = known_family(config.get("model_type"), path)
     # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
     if attn_implementation is None and config["model_type"] != "albef":
         attn_implementation = "eager"
+    options = {name: value for name, value in options.items() if name not in hub} | base_hub
     options |= {"attn_implementation": attn_implementation}
     model_class = family.training_class if training and family.training_class is not None else family.model_class
     try:
-        model, loading = model_class.from_pretrained(path, output_loading_info=True, **options)
+        model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
     except StrictDataclassError as error:
         raise ValueError(f"{path}: its config.json is no configuration of the model: {error}") from error
     if loading["missing_keys"] and model_class is not family.training_class:
@@ -166,14 +186,20 @@ def load_model(
             f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
             f"no score of image and text to explain. Choose one of {family.model_class.__name__}."
         )
+    if base != path:
+        model.load_adapter(path, adapter_kwargs=hub)
     return explainable(model.eval())
 
 
-def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None) -> ProcessorMixin:
+def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None, **hub: Any) -> ProcessorMixin:
     """The processor of a checkpoint, set to show the model whole photos.
+
+    Args:
+        hub: `hub_options`.
 
     Raises:
         ValueError: one of its files is damaged; the message names it.
     """
-    check_files(path)
-    return whole_photos(AutoProcessor.from_pretrained(path, trust_remote_code=False), model.config, image_size)
+    check_files(Path(path, hub.get("subfolder", "")))
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
+    return whole_photos(processor, model.config, image_size)

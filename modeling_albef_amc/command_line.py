@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from modeling_albef_amc import __version__
 
-from .auto_grounder import AutoGrounder
+from .auto_grounder import AutoGrounder, add_hub_arguments, hub_options
 from .families import METHODS
 from .photos import open_photo
 from .pictures import panel, sheet
@@ -51,6 +51,7 @@ def add_ground(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("photo", help="file or URL")
     parser.add_argument("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
     parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint of any known family")
+    add_hub_arguments(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="picture to write, one panel a phrase")
     parser.add_argument(
         "--json",
@@ -87,7 +88,7 @@ def ground(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {arguments.output}: choose a kind of picture by its ending, such as .png or .jpg")
     try:
         photo = open_photo(arguments.photo)
-        pipe = load_pipeline(arguments.model, arguments.device)
+        pipe = load_pipeline(arguments.model, arguments.device, **hub_options(vars(arguments)))
         names = "explanation", "grounding_layer", "method"
         options = {name: getattr(arguments, name) for name in names}
         answers = pipe(photo, arguments.phrases, threshold=arguments.threshold, **options)
@@ -118,11 +119,12 @@ def picture_suffixes() -> set[str]:
     return {suffix for suffix, kind in kinds.items() if kind in Image.SAVE}
 
 
-def load_pipeline(model: str, device: str | None) -> VisualGroundingPipeline:
+def load_pipeline(model: str, device: str | None, **hub: Any) -> VisualGroundingPipeline:
     """
     Args:
         model: folder or Hub id.
         device: as torch names it; None leaves the choice to transformers.
+        hub: of `hub_options`.
 
     Raises:
         UserError: no such device or model, no network, or a checkpoint that cannot be used.
@@ -131,7 +133,7 @@ def load_pipeline(model: str, device: str | None) -> VisualGroundingPipeline:
     if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise UserError(f"there is no folder {model}, and a Hub id has the form name or owner/name")
     try:
-        return AutoGrounder.from_pretrained(model, device=device).pipeline
+        return AutoGrounder.from_pretrained(model, device=device, **hub).pipeline
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"the model {model} cannot be loaded: {error}") from error
 

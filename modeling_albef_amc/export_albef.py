@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from transformers import AutoProcessor, PreTrainedConfig
 
+from .auto_grounder import add_hub_arguments, hub_options
 from .explained_attention import additive_mask
 from .gradcam import PhraseAttention, average_tokens, gradcam
 from .modeling_albef import AlbefModel
@@ -223,24 +225,27 @@ def description(model: AlbefModel, grounding_layer: int) -> dict:
     }
 
 
-def load_model(checkpoint: str) -> AlbefModel:
+def load_model(checkpoint: str, **hub: Any) -> AlbefModel:
     """The model of a checkpoint, frozen, in float32. ValueError: it is of another family, or lacks weights."""
-    family = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    family = PreTrainedConfig.get_config_dict(checkpoint, **hub)[0].get("model_type")
     if family != AlbefModel.config_class.model_type:
         raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")
     # A traced SDPA is the kernel of one device: phrases, which are short, do without it.
     options = {"dtype": torch.float32, "attn_implementation": {"vision_config": "sdpa", "text_config": "eager"}}
-    model, loading = AlbefModel.from_pretrained(checkpoint, **options, output_loading_info=True)
+    model, loading = AlbefModel.from_pretrained(checkpoint, **options, **hub, output_loading_info=True)
     if loading["missing_keys"]:
         raise ValueError(f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}.")
     return model.eval().requires_grad_(False)
 
 
-def export_albef(checkpoint: str, output: str | Path, grounding_layer: int | None = None) -> dict[str, float]:
+def export_albef(
+    checkpoint: str, output: str | Path, grounding_layer: int | None = None, **hub: Any
+) -> dict[str, float]:
     """Writes programs, their description and the processor; the folder appears when all is there and checked.
 
     Args:
         checkpoint: folder or Hub name. output: a new or empty folder. grounding_layer: default: the checkpoint's.
+        hub: of `hub_options`.
 
     Returns: `largest_differences`.
 
@@ -251,12 +256,12 @@ def export_albef(checkpoint: str, output: str | Path, grounding_layer: int | Non
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another.")
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, **hub)
     layer = model.config.grounding_layer if grounding_layer is None else grounding_layer
     first, last = model.config.text_config.fusion_layer, model.config.text_config.num_hidden_layers - 1
     if not first <= layer <= last:
         raise ValueError(f"grounding_layer {layer} is no fusion layer: choose one of {first}..{last}.")
-    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False, **hub)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         folder = Path(scratch) / output.name
@@ -277,9 +282,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
     parser.add_argument("output", help="a new folder")
     parser.add_argument("--grounding-layer", type=int, help="the explained fusion layer; default: the checkpoint's")
+    add_hub_arguments(parser)
     options = parser.parse_args(arguments)
+    hub = hub_options(vars(options))
     try:
-        differences = export_albef(options.checkpoint, options.output, options.grounding_layer)
+        differences = export_albef(options.checkpoint, options.output, options.grounding_layer, **hub)
     except (ValueError, OSError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
     print(f"{options.output}: {IMAGE_ENCODER}, {PHRASE_GROUNDER}, {DESCRIPTION}, the processor")

@@ -253,7 +253,7 @@ def test_saved_and_loaded_adapters_give_the_same_maps(base, tmp_path):
     assert {"adapter_config.json", "adapter_model.safetensors"} <= files and "config.json" not in files
     expected = heatmaps(model.eval().albef)
     path = str(tmp_path / "adapters")
-    assert base_of(path) == base and base_of(base) == base
+    assert base_of(path) == (base, {}) and base_of(base) == (base, {})
     for loaded in (load_model(path), load_model(path, training=True).albef, AutoModel.from_pretrained(path)):
         assert torch.equal(heatmaps(loaded.eval()), expected)
 

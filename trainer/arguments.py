@@ -20,6 +20,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "Checkpoint to start from: a folder or a Hub id. Without it ALBEF starts at random."},
     )
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of --model on the Hub; default: main."}
+    )
+    token: str | None = field(
+        default=None,
+        metadata={"help": "For a private --model on the Hub; default: HF_TOKEN, or that of `hf auth login`."},
+    )
     model_config: dict | str | None = field(
         default=None,
         metadata={"help": "Without --model: fields of AlbefConfig as JSON, e.g. '{\"projection_dim\": 64}'."},

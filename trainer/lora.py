@@ -10,14 +10,14 @@ import argparse
 import re
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import is_peft_available
 
-from modeling_albef_amc.auto_grounder import base_of, load_model
+from modeling_albef_amc.auto_grounder import add_hub_arguments, base_of, hub_options, load_model
 from modeling_albef_amc.checkpoint_checks import check_safetensors
 
 if TYPE_CHECKING:
@@ -217,25 +217,26 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
 # Merging --------------------------------------------------------------------------------------------------------------
 
 
-def merge(adapters: str, output: Path) -> None:
+def merge(adapters: str, output: Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
     Args:
-        adapters: folder or Hub id.
+        adapters: folder or Hub id. hub: of `hub_options`.
 
     Raises:
         ValueError: it is no folder of adapters. ImportError: peft is missing.
     """
-    if base_of(adapters) == adapters:
+    base, base_hub = base_of(adapters, **hub)
+    if base == adapters:
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
     from peft import PeftModel
 
-    model = load_model(base_of(adapters), training=True)
-    model = PeftModel.from_pretrained(model, adapters).merge_and_unload(safe_merge=True)
+    model = load_model(base, training=True, **base_hub)
+    model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
     if model.config.model_type in ADAPTED and ADAPTED[model.config.model_type].moving is not None:
         model.restart_momentum_encoder()
     model.save_pretrained(output)
-    AutoProcessor.from_pretrained(adapters, trust_remote_code=False).save_pretrained(output)
+    AutoProcessor.from_pretrained(adapters, trust_remote_code=False, **hub).save_pretrained(output)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -244,8 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     merging = commands.add_parser("merge", help="write base model and adapters as one plain checkpoint")
     merging.add_argument("adapters", help="folder or Hub id")
     merging.add_argument("--output", type=Path, required=True, help="folder to write")
+    add_hub_arguments(merging)
     args = parser.parse_args(arguments)
-    merge(args.adapters, args.output)
+    merge(args.adapters, args.output, **hub_options(vars(args)))
     print(f"{args.output} written.")
 
 
