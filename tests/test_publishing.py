@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -20,18 +21,19 @@ import safetensors.torch
 import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, SpaceCard
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from dataset_scripts.build import build
-from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, convert_albef_checkpoint
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder, convert_albef_checkpoint
 from tests.conftest import tiny_blip
 from tests.hub_repository import Repo
 from tests.hub_server import READ_TOKEN, TOKEN, HubServer
 from tests.test_convert_albef_checkpoint import GOLDEN, write_vocabulary
 from tests.test_train_script import RUN, TINY_MODEL
 from tests.test_trainer import blip_processor
-from tests.tiny_data import picture, tiny_records, write_folder
+from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
 
 ROOT = Path(__file__).parents[1]
 PHRASES = ["red square on the left", "very small blue square on the right"]
@@ -277,6 +279,58 @@ def test_the_card_is_made_from_the_run(pushed):
         assert text in card.text
     with Image.open(pushed / "heatmaps.png") as drawn:
         assert drawn.size == (460, 800) and "(heatmaps.png)" in card.text
+
+
+REVISIONS = """
+import json, sys
+from modeling_albef_amc import AutoGrounder
+
+name, *calls = map(json.loads, sys.argv[1:])
+for call in calls:
+    grounder = AutoGrounder.from_pretrained(name, device="cpu", **call)
+    head = grounder.model.itm_head.weight.sum().item()
+    print(json.dumps([grounder.processor.image_processor.size["height"], head]))
+"""
+
+
+def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
+    """Of three revisions: another processor and other weights, in a folder of its own, and adapters of the first."""
+    heads, repo = {}, Repo("models", "org/private", private=True)
+    hub.repos["models", "org/private"] = repo
+    model, processor = tiny_albef().albef, tiny_processor()
+
+    def commit(name: str, *parts: Any, below: str = "") -> str:
+        for part in parts:
+            part.save_pretrained(tmp_path / name / below)
+        files = {str(path.relative_to(tmp_path / name)): path for path in (tmp_path / name).rglob("*.*")}
+        heads[name] = model.itm_head.weight.sum().item()
+        return repo.commit({path: hub.store(file.read_bytes()) for path, file in files.items()}, name)
+
+    first = commit("first", model, processor)
+    model.itm_head.weight.data += 1
+    processor.image_processor.size = {"height": 64, "width": 64}
+    commit("second", model, processor, below="inside")
+    adapted = get_peft_model(tiny_albef().albef, LoraConfig(target_modules=["query"], revision=first))
+    adapted.peft_config["default"].base_model_name_or_path = "org/private"
+    adapted.save_pretrained(tmp_path / "third")
+    third = commit("third", processor)
+    calls = [dict(revision=first), dict(subfolder="inside", revision=repo.commits[1][0]), dict(revision=third)]
+    calls = [json.dumps(call | {"token": READ_TOKEN, "cache_dir": str(tmp_path / "cache")}) for call in calls]
+    without_token = environment(hub.url, tmp_path / "home", token=None, PYTHONPATH=str(ROOT))
+    done = run(["-c", REVISIONS, json.dumps("org/private"), *calls], tmp_path, without_token)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [size for size, _ in found] == [32, 64, 64]
+    assert [head for _, head in found] == pytest.approx([heads["first"], heads["second"], heads["first"]], abs=1e-5)
+    assert not (tmp_path / "home" / "hub").exists() or not list((tmp_path / "home" / "hub").glob("models--*"))
+
+    picture().save(tmp_path / "photo.png")
+    command = ["-m", "modeling_albef_amc.command_line", "ground", tmp_path / "photo.png", "red square", "--json=-"]
+    command += ["--model", "org/private", "--revision", first, "--device", "cpu"]
+    answer = json.loads(run([*command, "--token", READ_TOKEN], tmp_path, without_token).stdout)["answers"][0]
+    expected = AutoGrounder.from_pretrained(str(tmp_path / "first"), device="cpu").ground(picture(), "red square")[0]
+    assert answer["score"] == pytest.approx(expected["score"], abs=1e-5) and tuple(answer["point"]) == expected["point"]
+    refused = run([*command], tmp_path, without_token, fails=True)
+    assert "org/private" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
