@@ -1,5 +1,6 @@
 """Reading and writing of checkpoint files: no code in them is run, and what is written appears whole or not at all."""
 
+import argparse
 import os
 import pickle
 import re
@@ -25,31 +26,23 @@ from .configuration_albef import AlbefConfig
 # What is raised by torch and by those who read beside it, for bytes that make no sense.
 _SENSELESS = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ArithmeticError)
 _SENSELESS += (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# The names that training scripts give to the state dictionary among what they save; the first that is there is read.
+_WEIGHTS = "model", "state_dict", "model_state_dict", "module"
+_MAX_WRAPPINGS = 4
 
 
 def load_original(path: Path) -> tuple[Weights, list[str]]:
-    """The state dictionary of a `.pth` file, and the names of what else it holds. No code in it is ever run.
+    """The state dictionary of a file or of its shards, and lines that say what else they hold. No code in them is run.
 
     Raises:
-        ConversionError: no such file, not written by `torch.save`, damaged, or with something else than tensors.
+        ConversionError: no such file, neither of `torch.save` nor safetensors, damaged, or with something else than
+            tensors.
     """
-    if not path.is_file():
-        raise ConversionError("no such file.")
-    with path.open("rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-    try:
-        check_program(path)
-        # A mapped file takes memory only where it is read; files of torch before 1.6 cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except ConversionError:
-        raise
-    except _SENSELESS as error:
-        kind = "it is cut off or damaged: get it again" if is_zip else "it is damaged, or no file of torch.save"
-        raise ConversionError(f"{kind} ({type(error).__name__}).") from error
-    beside = []
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        beside, content = [str(name)[:80] for name in content if name != "model"], content["model"]
-    if not isinstance(content, dict) or not content:
+    parts = [_read(file) for file in weight_files(path)]
+    content, lines = {}, []
+    if all(isinstance(part, dict) for part in parts):
+        content, lines = _state_dictionary({name: value for part in parts for name, value in part.items()})
+    if not content:
         raise ConversionError("it holds no state dictionary: expected {'model': {name: tensor}}.")
     strangers = [str(name)[:80] for name, value in content.items() if not _is_plain_tensor(name, value)]
     if strangers:
@@ -59,7 +52,91 @@ def load_original(path: Path) -> tuple[Weights, list[str]]:
     for name, tensor in content.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ConversionError(f"{name[:80]} has the shape {tuple(tensor.shape)}, for which the file is too small.")
-    return content, beside
+    return {name: tensor.detach() for name, tensor in content.items()}, lines
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of weights that a file, an index of shards, or a folder with one stands for.
+
+    Raises:
+        ConversionError: there are none, or the file is one of several.
+    """
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            raise ConversionError("a folder with a config.json is no original: to convert it back, pass --to-original.")
+        if not (index := path / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            raise ConversionError(f"a folder without {SAFE_WEIGHTS_INDEX_NAME}: pass the file of weights.")
+        path = index
+    if not path.is_file():
+        raise ConversionError("no such file.")
+    if re.search(r"-\d+-of-\d+\.\w+$", path.name):
+        raise ConversionError("it is one of several shards: pass the .index.json beside it.")
+    try:
+        return [path.parent / name for name in _shards(path)] if path.suffix == ".json" else [path]
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+
+
+def _read(path: Path) -> Any:
+    """The content of one file of `torch.save` or safetensors; mapped where that is possible, so that it takes memory
+    only where it is read or changed. A mapped file never changes itself.
+
+    Raises:
+        ConversionError: it is missing, neither, or damaged.
+    """
+    if not path.is_file():
+        raise ConversionError(f"no such file: {path}.")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if path.suffix == ".safetensors" or head[8:] == b"{":
+        try:
+            check_safetensors(path)
+            return load_file(path)
+        except (SafetensorError, *_SENSELESS) as error:
+            raise ConversionError(str(error).splitlines()[0]) from error
+    is_zip = head[:4] == b"PK\x03\x04"  # files of torch before 1.6 are none, and cannot be mapped
+    try:
+        check_program(path)
+        # Of the admitted classes the one that torch does not know: it consists of attributes, and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except ConversionError:
+        raise
+    except _SENSELESS as error:
+        kind = "it is cut off or damaged: get it again" if is_zip else "it is damaged, or no file of torch.save"
+        raise ConversionError(f"{kind} ({type(error).__name__}).") from error
+
+
+def _state_dictionary(content: dict) -> tuple[dict, list[str]]:
+    """What is the state dictionary in what a training script saved, and lines that name what is left aside.
+
+    Raises:
+        ConversionError: there are several, and their names do not tell which to read.
+    """
+    beside, tensors_beside = [], []
+    for _ in range(_MAX_WRAPPINGS):
+        states = [name for name, value in content.items() if isinstance(name, str) and _holds_tensors(value)]
+        named = [name for name in _WEIGHTS if name in states]
+        if len(states) > 1 and not named:
+            names = listing([name[:80] for name in states])
+            raise ConversionError(f"it holds several state dictionaries: {names}. Save one of them alone.")
+        found = named or states or [name for name in _WEIGHTS if isinstance(content.get(name), dict)]
+        if not found:
+            break
+        for name in content:
+            if name != found[0]:
+                (tensors_beside if name in states else beside).append(str(name)[:80])
+        content = content[found[0]]
+    lines = [f"Left aside, as no weights: {', '.join(beside)}"] if beside else []
+    if tensors_beside:
+        lines.append(f"Left aside, other weights (to convert them, save them alone): {', '.join(tensors_beside)}")
+    return content, lines
+
+
+def _holds_tensors(state: Any) -> bool:
+    if not isinstance(state, dict) or not state:
+        return False
+    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
 
 
 def _is_plain_tensor(name: Any, value: Any) -> bool:
@@ -80,7 +157,8 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
         model_type = read_object(folder / "config.json").get("model_type")
         if model_type != AlbefConfig.model_type:
             raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
-        shards = _shards(folder)
+        index = folder / SAFE_WEIGHTS_INDEX_NAME
+        shards = _shards(index) if index.is_file() else [SAFE_WEIGHTS_NAME]
         for shard in shards:
             check_safetensors(folder / shard)
     except ValueError as error:
@@ -95,14 +173,14 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     return config, weights
 
 
-def _shards(folder: Path) -> list[str]:
-    """The names of the files of weights."""
-    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        return [SAFE_WEIGHTS_NAME]
-    shards = read_object(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
+def _shards(index: Path) -> list[str]:
+    """The names of the files of weights that an index lists."""
+    shards = read_object(index).get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else []
-    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
-        raise ConversionError(f"its {SAFE_WEIGHTS_INDEX_NAME} is damaged: weight_map has no files of this folder.")
+    if not names or not all(
+        isinstance(name, str) and re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name) for name in names
+    ):
+        raise ConversionError(f"its {index.name} is damaged: weight_map has no files of this folder.")
     return sorted(set(names))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 
 import torch
 
@@ -39,11 +40,19 @@ RENAMES = [
     (r"(layers\.\d+)\.output\.LayerNorm\b", r"\1.layernorm"),
     (r"\bLayerNorm\b", "layernorm"),
 ]
+# What comes before the first component that an original name can begin with, such as "module._orig_mod.".
+PREFIX = re.compile(
+    r"(.*?\.)?(?=(temp|idx_queue|queue_ptr\w*|(image|text)_queue|itm_head|((visual|text)_encoder|(vision|text)_proj)(_m)?)"
+    r"(\.|$))"
+)
+# Of a part that was compiled, distributed or checkpointed on its own.
+WRAPPER = re.compile(r"(?<=\.)(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 QUEUES = "image_queue", "text_queue"
 LAYOUTS = "amc", "albef", "retrieval"
 # What original files hold and the models here do not.
 DROPPED = {
     r"\.embeddings\.position_ids$": "only counts 0, 1, 2, …: so does the model itself",
+    r"^n_averaged$": "how many models were averaged",
     r"^idx_queue$": "image numbers of the data set it was fine-tuned on; new ones are filled in by training",
 }
 
@@ -59,14 +68,35 @@ def rename(name: str) -> str:
     return name
 
 
+def plain_names(names: list[str]) -> dict[str, str]:
+    """The name that each has without what DDP, FSDP, `torch.compile`, Lightning or weight averaging put before it.
+
+    Raises:
+        ConversionError: only some have the prefix of the others, or they are not the original's.
+    """
+    if "albef.temperature" in names or "temperature" in names:
+        raise ConversionError(
+            "its names are not the original's, but of a converted model: pass --to-original its folder."
+        )
+    prefixes = Counter(found[1] or "" for name in names if (found := PREFIX.match(name)))
+    prefix = max(prefixes, key=prefixes.get, default="")
+    odd = [name for name in names if not name.startswith(prefix) and name != "n_averaged"]
+    if not prefix:
+        odd = [name for name in names if (found := PREFIX.match(name)) and found[1]]
+    if odd:
+        others = f"begin with {prefix[:80]!r}" if prefix else "have no prefix"
+        raise ConversionError(f"its names {others}, but not {listing(odd)}: save the model's own state dictionary.")
+    return {name: WRAPPER.sub("", name.removeprefix(prefix)) for name in names}
+
+
 def convert_state_dict(original: Weights) -> Weights:
     """The state dictionary of an original checkpoint → one of `AlbefForPreTraining`, without its id queues.
 
-    Queues become views of (queue_size, projection_dim). Of what the original keeps twice, such as AMC's two queue
-    pointers, one copy is left.
+    Prefixes of wrappers, such as "module.", go. Queues become views of (queue_size, projection_dim). Of what the
+    original keeps twice, such as AMC's two queue pointers, one copy is left.
 
     Raises:
-        ConversionError: two copies differ.
+        ConversionError: two copies differ, or only some names have a prefix.
     """
     return sort_out(original)[0]
 
@@ -74,9 +104,10 @@ def convert_state_dict(original: Weights) -> Weights:
 def sort_out(original: Weights) -> tuple[Weights, dict[str, str], dict[str, str]]:
     """The converted state dictionary, the original name of each of its tensors, and why each other one was dropped."""
     converted, origin, dropped = {}, {}, {}
+    plain = plain_names(list(original))
     for name, tensor in original.items():
-        reason = next((reason for pattern, reason in DROPPED.items() if re.search(pattern, name)), None)
-        new_name = rename(name)
+        reason = next((reason for pattern, reason in DROPPED.items() if re.search(pattern, plain[name])), None)
+        new_name = rename(plain[name])
         if reason is None and new_name in converted:
             check_copy(name, tensor, origin[new_name], converted[new_name])
             reason = f"equal to {origin[new_name]}"

@@ -16,11 +16,13 @@ from .albef_checkpoint_layout import ConversionError
 
 _MAX_NESTING = 32
 _LONGEST_LINE = 2**16  # names and numbers
+_NEWEST_PROTOCOL = 3  # that torch reads
 _OLD_PICKLES = 5  # of a file of torch before 1.6: magic number, version, machine, content, names of the storages
 # All that state dictionaries, and what training scripts save beside them, consist of.
 _ADMITTED = re.compile(
     r"collections (OrderedDict|Counter)|_codecs encode|(builtins|__builtin__) (set|complex)"
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_parameter)|torch\.nn\.parameter Parameter"
+    r"|argparse Namespace"
     r"|torch (\w+Storage|Size|device|u?int\d+|bfloat16|float\d+|complex\d+|bool|half|float|double|long|int|short)"
 )
 _MEMORIZING = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
@@ -76,6 +78,16 @@ def _check_pickle(stream: _Stream) -> None:
     memory: dict[int, int] = {}
     for operation, argument, _ in pickletools.genops(stream):
         name, before = operation.name, operation.stack_before
+        if name == "PROTO" and argument > _NEWEST_PROTOCOL:
+            raise ConversionError(
+                f"it is no file of torch.save with its default pickle protocol, but of protocol {argument}: save it "
+                "anew without pickle_protocol."
+            )
+        if name == "GLOBAL" and argument.startswith("torch._utils _rebuild_") and not _ADMITTED.fullmatch(argument):
+            raise ConversionError(
+                f"it holds tensors of a kind that is not read ({argument.split()[1]}): save plain ones of float32, "
+                "float16 or bfloat16."
+            )
         if name == "GLOBAL" and not _ADMITTED.fullmatch(argument):
             raise ConversionError(
                 f"it carries code ({argument.replace(' ', '.')}), which is never run. Where the file was made, save "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertTokenizer
 
-from .albef_checkpoint_files import appearing, check_output, load_folder, load_original
+from .albef_checkpoint_files import appearing, check_output, load_folder, load_original, weight_files
 from .albef_checkpoint_layout import (
     LAYOUTS,
     QUEUES,
@@ -47,6 +47,8 @@ OPTIONAL = {
 }
 # Of these the original has none: fingerprints of the pairs in the queues.
 ID_QUEUES = "image_id_queue", "text_id_queue"
+FLOATS = torch.float32, torch.float16, torch.bfloat16, torch.float64
+INTEGERS = torch.int64, torch.int32
 PARTS = {
     "image encoder": r"^albef\.vision_model\.",
     "text and fusion encoder": r"^albef\.text_model\.",
@@ -72,7 +74,8 @@ def convert_checkpoint(
     configuration, processor and code. The folder appears complete or not at all.
 
     Args:
-        source: a `.pth` file of ALBEF or AMC: pre-trained, or fine-tuned for retrieval or grounding.
+        source: a file of `torch.save` or safetensors of ALBEF or AMC, pre-trained, or fine-tuned for retrieval or
+            grounding; or the index of its shards, or their folder. See `load_original`.
         output: the folder. It must not exist, or be empty.
         image_size: side in pixels that the learned positions are interpolated to; None: the one they were learned for.
         tokenizer: name on the Hub or folder (with vocab.txt or tokenizer.json) of the BERT tokenizer.
@@ -86,7 +89,7 @@ def convert_checkpoint(
         ConversionError: the file, an option or the output is not right. Nothing has changed then.
     """
     source, output = Path(source).resolve(), Path(output).resolve()
-    original, beside = load_original(source)
+    original, left_aside = load_original(source)
     check_output(source, output, overwrite, is_folder=True)
     weights, origin, dropped = sort_out(original)
     config = infer_config(weights, vision_heads, text_heads, grounding_layer)
@@ -104,15 +107,17 @@ def convert_checkpoint(
         interpolate_positions(weights, config, image_size)
         processor.image_processor.size = {"height": image_size, "width": image_size}
 
+    separate(weights)
     for name in QUEUES:
         if name in weights:
-            weights[name] = transpose_in_place(original[origin[name]])
+            weights[name] = transpose_in_place(weights[name].T)
     model_class = AlbefModel if len(absent) == len(OPTIONAL) else AlbefForPreTraining
-    report = [f"{source.name}: {megabytes(source)}, {len(original)} tensors of {dtypes(weights)}"]
+    report = [f"{source.name}: {megabytes(*weight_files(source))}, {len(original)} tensors of {dtypes(weights)}"]
     report += [f"Converted: {len(weights)} tensors", *part_lines(weights)]
     report += [f"Dropped: {len(dropped)} tensors", *(f"  {name}: {reason}" for name, reason in dropped.items())]
-    if beside:
-        report.append(f"Left aside, as no weights: {', '.join(beside)}")
+    if prefix := origin["albef.temperature"].removesuffix("temp"):
+        report.append(f"Names without their prefix: {prefix}")
+    report += left_aside
     report += ["Not in the file:", *(f"  {part}: {OPTIONAL[part][1]}" for part in absent)] if absent else []
     report += config_lines(config, learned_size, vision_heads, text_heads, grounding_layer)
     if model_class is AlbefModel:
@@ -226,7 +231,7 @@ def check_weights(weights: Weights, model: AlbefForPreTraining, labels: dict[str
             continue
         if tensor.shape != wanted.shape:
             problems.append(f"{labels.get(name, name)} has the shape {tuple(tensor.shape)}, not {tuple(wanted.shape)}")
-        elif tensor.is_floating_point() != wanted.is_floating_point():
+        elif tensor.dtype not in (FLOATS if wanted.is_floating_point() else INTEGERS):
             problems.append(f"{labels.get(name, name)} is of {tensor.dtype}, unlike {wanted.dtype}")
     if problems:
         raise ConversionError(f"its tensors are not those of the model that it seems to be; {listing(problems)}.")
@@ -262,6 +267,17 @@ def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefPr
     return AlbefProcessor(AlbefImageProcessorPil(size={"height": size, "width": size}), bert_tokenizer)
 
 
+def separate(weights: Weights) -> None:
+    """Gives memory of its own to each tensor that overlaps another, as copies of the momentum encoders may."""
+    end = 0
+    for name, tensor in sorted(weights.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            weights[name] = tensor.clone()
+        else:
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+            end = tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
 def transpose_in_place(matrix: torch.Tensor) -> torch.Tensor:
     """(rows, columns) → (columns, rows), contiguous; in the same memory, since the queues are large.
 
@@ -288,8 +304,8 @@ def interpolate_positions(weights: Weights, config: AlbefConfig, image_size: int
 # Reporting ------------------------------------------------------------------------------------------------------------
 
 
-def megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:,.1f} MB"
+def megabytes(*paths: Path) -> str:
+    return f"{sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
 
 
 def dtypes(weights: Weights) -> str:
@@ -346,9 +362,11 @@ def next_lines(output: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_albef_amc.convert_albef_checkpoint",
-        description="Original ALBEF and AMC checkpoints (.pth) to folders for transformers, and back.",
+        description="Original ALBEF and AMC checkpoints to folders for transformers, and back.",
     )
-    parser.add_argument("source", help="the .pth file; with --to-original, the folder")
+    parser.add_argument(
+        "source", help="the .pth or .safetensors file, or an index of shards; the other way, the folder"
+    )
     parser.add_argument("output", help="the folder to write; with --to-original, the .pth file")
     parser.add_argument("--to-original", action="store_true", help="the other way: from a folder to a .pth file")
     parser.add_argument("--overwrite", action="store_true", help="replace the output, when all is written")
