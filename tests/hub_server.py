@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +29,7 @@ class HubServer(ThreadingHTTPServer):
         repos: ("models" | "datasets" | "spaces", "org/name") → its repository.
         requests: every request so far as "METHOD /path status"; `unknown_requests` those it has no route for.
         failing: beginning of a path → status that requests to it get instead of an answer; the path as in `requests`.
+        slow: likewise → seconds until the answer.
     """
 
     daemon_threads = True
@@ -41,6 +43,7 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.unknown_requests: list[str] = []
         self.failing: dict[str, int] = {}
+        self.slow: dict[str, float] = {}
         self.lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -83,6 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(max((delay for start, delay in self.server.slow.items() if path.startswith(start)), default=0))
         try:
             for start, status in self.server.failing.items():
                 if path.startswith(start):

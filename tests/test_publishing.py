@@ -33,7 +33,14 @@ from tests.hub_server import READ_TOKEN, TOKEN, HubServer
 from tests.test_convert_albef_checkpoint import GOLDEN, write_vocabulary
 from tests.test_train_script import RUN, TINY_MODEL
 from tests.test_trainer import blip_processor
-from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.tiny_data import (
+    picture,
+    save_with_adapters,
+    tiny_albef,
+    tiny_processor,
+    tiny_records,
+    write_folder,
+)
 
 ROOT = Path(__file__).parents[1]
 PHRASES = ["red square on the left", "very small blue square on the right"]
@@ -179,6 +186,58 @@ def test_while_training_it_is_complete_too(hub, pushed):
     repo = hub.repos["models", "org/albef-amc"]
     while_training = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
     assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[while_training][1])
+
+
+def below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def in_repository(hub: HubServer, name: str, folder: str) -> dict[str, bytes]:
+    files = hub.files("models", name)
+    return {path.removeprefix(f"{folder}/"): data for path, data in files.items() if path.startswith(f"{folder}/")}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "folders", "more"),
+    [
+        ("checkpoint", {"last-checkpoint": "checkpoint-4"}, {}),
+        ("all_checkpoints", {"checkpoint-2": "checkpoint-2", "checkpoint-4": "checkpoint-4"}, {"lora_rank": 2}),
+    ],
+)
+def test_a_run_goes_on_from_the_checkpoint_on_the_hub(other_hub, data, tmp_path, strategy, folders, more):
+    settings = dict(save_strategy="steps", save_steps=2, hub_always_push=True, **more)
+    config = write_config(tmp_path, data, max_steps=4, **settings)
+    options = ["--push_to_hub", "--hub_model_id", "org/long", "--hub_strategy", strategy]
+    variables = environment(other_hub.url, tmp_path / "home")
+    if more:  # adapters need a base model by its Hub id
+        save_with_adapters(tmp_path / "base", tmp_path / "adapters")
+        put(other_hub, "models", "org/base", tmp_path / "base")
+        config = write_config(tmp_path, data, max_steps=4, model="org/base", model_config=None, **settings)
+    done = run([ROOT / "train.py", config, *options], tmp_path, variables)
+    assert "failed" not in done.stderr
+    for there, here in folders.items():
+        local = below(tmp_path / "run" / here)
+        assert {"optimizer.pt", "trainer_state.json", "rng_state.pth"} <= set(local)
+        assert not more or "momentum.safetensors" in local
+        assert in_repository(other_hub, "org/long", there) == local
+    last = list(folders)[-1]
+    hf(other_hub, ["download", "org/long", "--include", f"{last}/*", "--local-dir", "down"], tmp_path, variables)
+    go_on = ["--max_steps", "5", "--save_strategy", "no", "--resume_from_checkpoint", tmp_path / "down" / last]
+    run([ROOT / "train.py", config, *go_on, "--output_dir", tmp_path / "gone-on"], tmp_path, variables)
+    logs = json.loads((tmp_path / "gone-on" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in logs if "loss" in entry] == [1, 2, 3, 4, 5]
+
+
+def test_no_checkpoint_is_deleted_while_it_is_uploaded(other_hub, data, tmp_path):
+    other_hub.slow["/api/models/org/slow/commit"] = 2.0
+    config = write_config(tmp_path, data, max_steps=6, save_strategy="steps", save_steps=1, save_total_limit=1)
+    options = ["--push_to_hub", "--hub_model_id", "org/slow", "--hub_strategy", "all_checkpoints"]
+    done = run([ROOT / "train.py", config, *options], tmp_path, environment(other_hub.url, tmp_path / "home"))
+    assert "failed" not in done.stderr
+    assert "checkpoint-2 is not pushed: the push before it is not done. hub_always_push waits for it." in done.stderr
+    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    first, last = (in_repository(other_hub, "org/slow", name) for name in ("checkpoint-1", "checkpoint-6"))
+    assert first.keys() == below(tmp_path / "run" / "checkpoint-6").keys() and last == {}
 
 
 def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp_path):
@@ -543,12 +602,13 @@ def test_a_push_that_cannot_work_ends_before_the_training(other_hub, data, tmp_p
 
 def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_path):
     other_hub.failing["/api/models/org/lost/commit"] = 500
-    config = write_config(tmp_path, data, max_steps=1, save_strategy="steps", save_steps=1)
+    config = write_config(tmp_path, data, save_strategy="steps", save_steps=1, hub_always_push=True)
     options = ["--push_to_hub", "--hub_model_id", "org/lost"]
-    settings = environment(other_hub.url, tmp_path / "home")
-    error = run([ROOT / "train.py", config, *options], tmp_path, settings, fails=True).stderr
-    # Pushes while training that fail are reported, the last one ends in an error.
-    assert "A push to org/lost while training failed" in error
+    settings = environment(other_hub.url, tmp_path / "home", PYTHONUNBUFFERED="1")
+    into_one = "import os, sys, train\nos.dup2(1, 2)\ntrain.main(sys.argv[1:])"
+    error = run(["-c", into_one, config, *options], ROOT, settings, fails=True).stdout
+    # Pushes while training that fail are reported at once, the last one ends in an error.
+    assert error.index("A push to org/lost while training failed") < error.index("'train_runtime'")
     assert "500 Internal Server Error" in error and f"The model is whole in {tmp_path / 'run'}" in error
     assert AlbefForPreTraining.from_pretrained(tmp_path / "run").config.projection_dim == 8
     assert (tmp_path / "run" / "all_results.json").is_file() and (tmp_path / "run" / "README.md").is_file()

@@ -176,7 +176,7 @@ def test_rotation_spares_the_newest_and_the_best(tmp_path):
     assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-8", "checkpoint-10"]
     checkpoints.rotate(tmp_path, None)
     assert len(checkpoints.checkpoints(tmp_path)) == 4
-    checkpoints.rotate(tmp_path, 2, best=str(tmp_path / "checkpoint-2"))
+    checkpoints.rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"), None)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
 
 

@@ -1,7 +1,6 @@
 """Trains any groundable vision-language model with Attention Mask Consistency, and evaluates where it points."""
 
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +11,10 @@ import evaluate
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -28,7 +26,8 @@ from .amc_config import AmcConfig
 from .amc_loss import attention_mask_consistency_loss
 from .checkpoints import UNFINISHED, check_shared, checkpoints, clear, publish, rotate
 from .lora import load_checkpoint, save_moving
-from .model_card import TASK, Evaluation, model_card
+from .model_card import Evaluation
+from .publishing import PublishingTrainer
 from .sampler import ImageGroupedSampler
 from .scoring import auroc
 from .sharding import left_out
@@ -52,7 +51,7 @@ NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_stand_in", "unusa
 NO_DECAY = ("temperature", "logit_scale", "cls_token", "class_embedding", "position_embedding")
 
 
-class AmcTrainer(Trainer):
+class AmcTrainer(PublishingTrainer):
     """transformers' Trainer whose loss is the model's own objectives plus Attention Mask Consistency.
 
     Args:
@@ -168,15 +167,34 @@ class AmcTrainer(Trainer):
         finally:
             self._folder_of_checkpoints = None
         self.accelerator.wait_for_everyone()  # all processes have written
+        checkpoint = run / written.name
         if self.args.should_save:
+            if self.checkpoint_on_its_way() == checkpoint:
+                self._finish_current_push()
             publish(written, run)
-            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            self._rotate(run)
             clear(unfinished)
         self.accelerator.wait_for_everyone()
         self._has_unsaved_steps = False
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    def _rotate(self, run: Path) -> None:
+        rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint, self.checkpoint_on_its_way())
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._folder_of_checkpoints or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer asks for it while the checkpoint has another name, and lacks some of its files.
+        if self._folder_of_checkpoints is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finalize_training(self, trial: Any, *args) -> TrainOutput:
+        self._finish_current_push()  # before Trainer deletes a last checkpoint that is not the best
+        if self.args.should_save:
+            self._rotate(Path(self._get_output_dir(trial)))
+        return super()._finalize_training(trial, *args)
 
     # Trainer looks for adapters in peft's own wrapper only.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -441,95 +459,6 @@ class AmcTrainer(Trainer):
             scores["absent_auroc"] = auroc(true, absent)
         return scores
 
-    # Publishing
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As ever, before training; and makes sure now that files can be pushed, not when the training is done.
-
-        Raises:
-            HfHubHTTPError, httpx.ConnectError, ValueError: the Hub refuses or cannot be reached.
-        """
-        with noting(
-            f"push_to_hub: the Hub must take files for {self.args.hub_model_id or self.args.output_dir} before "
-            "anything is trained. Log in with a token that may write (`hf auth login`, or HF_TOKEN), and check the "
-            "name and the network; or do without push_to_hub and upload the folder later."
-        ):
-            super().init_hf_repo(token=token, private=private)
-            if self.is_world_process_zero():
-                # A token may be good for reading only, which the Hub does not mind as long as the repository is there.
-                HfApi().preupload_lfs_files(
-                    self.hub_model_id,
-                    [CommitOperationAdd("README.md", b"# Model card")],
-                    token=token or self.args.hub_token,
-                    revision=self.args.hub_revision,
-                )
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | None = None,
-        dataset_tags: str | None = None,
-        dataset: str | None = None,
-        dataset_args: str | None = None,
-    ) -> None:
-        """Writes README.md and heatmaps.png into the output folder: see `model_card`.
-
-        Args:
-            language, license, tags, model_name, tasks: as in `Trainer`; `license` is `args.hub_license` by default.
-            finetuned_from: the base checkpoint, Hub id or folder; default: what the model was loaded from.
-            dataset, dataset_args: Hub id or folder of the data, and its configuration.
-            dataset_tags: the data's Hub id, where `dataset` is not it.
-        """
-        if not self.is_world_process_zero():
-            return
-        folder = Path(self.args.output_dir)
-        if self.draw_heatmaps is not None:
-            self.model.eval()
-            self.draw_heatmaps(self).save(folder / "heatmaps.png")
-        card = model_card(
-            self,
-            model_name=model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1],
-            base_model=finetuned_from or self.model.name_or_path or None,
-            dataset=dataset_tags or dataset,
-            dataset_config=dataset_args,
-            license=license or self.args.hub_license,
-            language=language,
-            tags=[tags] if isinstance(tags, str) else tags,
-            pipeline_tag=tasks or TASK,
-            has_picture=self.draw_heatmaps is not None,
-        )
-        card.save(folder / "README.md")
-
-    def push_to_hub(self, *args, **kwargs) -> CommitInfo:
-        """As ever: saves the model, its processor and its code, writes the card, uploads all of it.
-
-        Raises:
-            HfHubHTTPError, httpx.ConnectError, OSError: it did not go through; the output folder is whole.
-        """
-        folder = self.args.output_dir
-        upload = f"`hf upload {self.hub_model_id or 'ORG/NAME'} {folder} --exclude 'checkpoint-*/*'`"
-        with noting(f"The model is whole in {folder}; push it again with {upload}."):
-            return super().push_to_hub(*args, **kwargs)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer takes the weights from there, but not the code that they need.
-        if self.is_world_process_zero():
-            for path in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(path, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
-
-    def _finish_current_push(self) -> None:
-        """Waits for pushes while training, and reports those that failed: nobody else asks."""
-        super()._finish_current_push()
-        if self.hub_model_id is not None and self.push_in_progress is not None:
-            for job in self.push_in_progress.jobs:
-                if not job.cancelled() and job.exception() is not None:
-                    logger.warning(f"A push to {self.hub_model_id} while training failed: {job.exception()}")
-
 
 class EpochOfDraws(TrainerCallback):
     """Tells the collator, or the streamed batches, the epoch: their random draws depend on it."""
@@ -547,16 +476,6 @@ class EpochOfDraws(TrainerCallback):
 
 def as_it_is(batch: Any) -> Any:
     return batch
-
-
-@contextmanager
-def noting(advice: str) -> Iterator[None]:
-    """Errors from in here come with this advice."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(advice)
-        raise
 
 
 def count_items(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -61,14 +61,14 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def rotate(folder: Path, limit: int | None, best: str | None = None) -> None:
-    """Deletes the oldest checkpoints until `limit` are left, but never the newest or the best.
+def rotate(folder: Path, limit: int | None, *spared: str | Path | None) -> None:
+    """Deletes the oldest checkpoints until `limit` are left, but never the newest one.
 
     Args:
-        limit: none or 0 for no limit. best: its path.
+        limit: none or 0 for no limit. spared: neither these, if there are such: the best one, one being uploaded.
     """
     found = checkpoints(folder)
-    spared = {found[-1].resolve(), *([Path(best).resolve()] if best else [])} if found else set()
+    spared = {Path(path).resolve() for path in (*found[-1:], *spared) if path}
     surplus = len(found) - max(limit, len(spared)) if limit else 0
     for checkpoint in [path for path in found if path.resolve() not in spared][: max(surplus, 0)]:
         discard(checkpoint)
