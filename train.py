@@ -7,7 +7,6 @@ python train.py --help
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         strict=data_args.strict,
         spare=None if data_args.strict else first_usable(train_dataset, processor),
     )
-    eval_collator = replace(collator, box_choice="all", max_length=None, augmentation=None)
+    eval_collator = collator.for_evaluation(collator.mlm_probability)
     first_eval_dataset = next(iter(eval_datasets.values()))
     trainer = AmcTrainer(
         model,

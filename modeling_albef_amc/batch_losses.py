@@ -40,17 +40,30 @@ def fits(image_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
     return same_text.float() @ same_picture.float() > 0
 
 
-def other_image(own_image: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def other_image(own_image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """For each phrase an image of the batch that it is not known to fit, drawn at random.
 
     Args:
         own_image: (num_phrases,). known: from `known_matches`.
 
-    Returns: image indices (num_phrases,), and whether there was one (num_phrases,).
+    Returns: image indices (num_phrases,); of a phrase without such an image, an arbitrary one.
     """
     exists = ~known.all(dim=1)
     probabilities = (~known).float().where(exists[:, None], 1.0)
-    return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]], exists
+    return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]]
+
+
+def following_images(own_image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """For each phrase, images of the next phrases of the batch that it is not known to fit, the same every time.
+
+    Returns: image indices (NUM_CANDIDATES, num_phrases); of a phrase without such images, arbitrary ones.
+    """
+    rows = torch.arange(len(own_image), device=own_image.device)
+    following = (rows[:, None] + rows + 1) % len(rows)
+    wrong_first = following.gather(1, known.gather(1, following).int().argsort(dim=1, stable=True))
+    num_wrong = (~known).sum(dim=1, keepdim=True).clamp(min=1)
+    turns = torch.arange(NUM_CANDIDATES, device=rows.device) % num_wrong
+    return own_image[wrong_first.gather(1, turns)].T
 
 
 def matching_loss(
@@ -65,9 +78,9 @@ def matching_loss(
 ) -> torch.Tensor:
     """Cross-entropy of telling each phrase's own image from a hard negative: the wrong image that fits it best.
 
-    The negative is the best by score of a few (3) images of the batch drawn at random. A phrase for which there is no
-    wrong image contributes its true pair only, or nothing where the model has no log-odds, which the loss then compares
-    with each other: `softplus(wrong - right)` of the scores.
+    The negative is the best by score of a few (3) images of the batch, drawn at random in training. A phrase for which
+    there is no wrong image contributes its true pair only, or nothing where the model has no log-odds, which the loss
+    then compares with each other: `softplus(wrong - right)` of the scores.
 
     Args:
         explain: the family's function. true_pairs: what it gave for the true pairs, in the graph.
@@ -78,8 +91,12 @@ def matching_loss(
     choose them.
     """
     known = known_matches(own_image, image_ids, input_ids, attention_mask)
-    images, (exists, *_) = zip(*(other_image(own_image, known) for _ in range(NUM_CANDIDATES)))
-    negative = hardest_image(model, explain, torch.stack(images), pixel_values, input_ids, attention_mask)
+    if model.training:
+        candidates = torch.stack([other_image(own_image, known) for _ in range(NUM_CANDIDATES)])
+    else:
+        candidates = following_images(own_image, known)
+    exists = ~known.all(dim=1)
+    negative = hardest_image(model, explain, candidates, pixel_values, input_ids, attention_mask)
     wrong_pairs = explain(model, pixel_values, input_ids, attention_mask, negative, torch.is_grad_enabled())
     if true_pairs.match_logit is None:
         loss = F.softplus(wrong_pairs.score.float() - true_pairs.score.float())

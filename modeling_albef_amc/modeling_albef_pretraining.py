@@ -125,6 +125,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     where `momentum_step` was called for all micro-batches of the step. ITC contrasts a pair with the momentum features
     of the whole step (all processes, all micro-batches) and of the queue, so that neither the number of processes nor
     gradient accumulation changes the objective. Hard negatives for ITM come from the process' own micro-batch.
+
+    In evaluation the losses depend on the encoders and the batch alone: neither teacher nor queue takes part.
     """
 
     _tied_weights_keys = {
@@ -232,7 +234,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
             image_ids: (num_images,) whole numbers, not negative: equal numbers are the same picture. None: all differ.
             mlm_input_ids, mlm_labels: (num_phrases, num_tokens), masked tokens and what they were (-100: not masked).
-            alpha: weight of the momentum model's soft labels; default `config.alpha`.
+            alpha: weight of the momentum model's soft labels; default `config.alpha`; in evaluation always 0.
             output_heatmaps: explain the match of the true pairs; differentiable unless gradients are off.
             negative_image_index: (num_phrases,), a wrong image for each phrase; negative_text_index: (num_phrases,), a
                 wrong phrase for each phrase's image. None: drawn by their similarity; in evaluation the most similar.
@@ -240,10 +242,10 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from. The
                 negatives' indices then count the others only, and stand for them only.
         """
-        alpha = self.config.alpha if alpha is None else alpha
+        alpha = 0.0 if not self.training else self.config.alpha if alpha is None else alpha
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
-        if momentum_targets is None:
+        if momentum_targets is None and self.training:
             batch = dict(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
             batch |= dict(image_index=image_index, image_ids=image_ids, is_absent=is_absent)
             (momentum_targets,) = self.momentum_step([batch])
@@ -293,6 +295,14 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             )
         image_features = self.albef.itc_image_features(vision.last_hidden_state)
         text_features = self.albef.itc_text_features(text_embeds)
+        if momentum_targets is None:
+            pairs = slice(None) if is_absent is None else ~is_absent
+            ids = (
+                self._image_ids(image_ids, pixel_values)[own_image],
+                text_fingerprints(input_ids, attention_mask)[pairs],
+            )
+            own_pairs = image_features[own_image], text_features, *ids
+            momentum_targets = MomentumTargets(vision.last_hidden_state, *own_pairs, *own_pairs)
         matches = known_matches(momentum_targets)
         loss_itc, image_to_text, text_to_image = contrastive_loss(
             image_features[own_image], text_features, momentum_targets, matches, temperature, alpha
@@ -465,14 +475,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         is_absent: torch.Tensor | None = None,
     ) -> MomentumTargets:
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
-        if image_ids is None and self.training:  # fingerprints that no picture of the queue or of another process has
-            image_ids = torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
-        elif image_ids is None:  # as different from all in the queue, and the same every time
-            image_ids = -2 - torch.arange(len(pixel_values), device=pixel_values.device)
-        elif image_ids.shape != (len(pixel_values),):
-            raise ValueError(
-                f"image_ids must be {len(pixel_values)} whole numbers, one an image, not {tuple(image_ids.shape)}."
-            )
+        image_ids = self._image_ids(image_ids, pixel_values)
         teacher = self.momentum_encoder
         image_embeds = teacher.vision_model(pixel_values).last_hidden_state
         text_embeds = teacher.text_model(input_ids, attention_mask).last_hidden_state
@@ -487,6 +490,18 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_ids=image_ids[pairs],
             text_ids=text_fingerprints(input_ids, attention_mask)[pairs],
         )
+
+    def _image_ids(self, image_ids: torch.Tensor | None, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(num_images,), given or else all different."""
+        if image_ids is None and self.training:  # fingerprints that no picture of the queue or of another process has
+            return torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
+        if image_ids is None:  # as different from all in the queue, and the same every time
+            return -2 - torch.arange(len(pixel_values), device=pixel_values.device)
+        if image_ids.shape != (len(pixel_values),):
+            raise ValueError(
+                f"image_ids must be {len(pixel_values)} whole numbers, one an image, not {tuple(image_ids.shape)}."
+            )
+        return image_ids
 
     def _momentum_pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(copy, original) for every parameter of the momentum encoders; of layers that peft adapted, as if merged."""

@@ -12,7 +12,7 @@ from transformers.models.clip import modeling_clip
 from transformers.models.siglip import modeling_siglip
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, explain_function, gradcam, groundable
-from modeling_albef_amc.batch_losses import known_matches, matching_loss, other_image
+from modeling_albef_amc.batch_losses import following_images, known_matches, matching_loss, other_image
 from modeling_albef_amc.explained_attention import eager_attention_forward
 from modeling_albef_amc.families import FAMILIES as KNOWN
 from modeling_albef_amc.families import blip, step_targets
@@ -455,13 +455,13 @@ def test_other_images_show_other_pictures_of_other_phrases():
     allowed = [{1}, {1, 2}, {0, 2, 3}, {1}, {1, 2}]
     seen = [set() for _ in allowed]
     for _ in range(100):
-        images, exists = other_image(own, known_matches(own, ids, tokens, mask))
-        assert exists.all()
-        for found, image in zip(seen, images.tolist()):
+        for found, image in zip(seen, other_image(own, known_matches(own, ids, tokens, mask)).tolist()):
             found.add(image)
     assert seen == allowed
-    _, exists = other_image(own, known_matches(own, torch.zeros(4, dtype=torch.long), tokens, mask))
-    assert not exists.any()
+    # In evaluation those of the next phrases: after the last one comes the first.
+    following = following_images(own, known_matches(own, ids, tokens, mask)).T.tolist()
+    assert following == [[1, 1, 1], [1, 2, 1], [2, 3, 0], [1, 1, 1], [1, 2, 1]]
+    assert following_images(torch.tensor([0, 0]), torch.ones(2, 2, dtype=torch.bool)).tolist() == [[0, 0]] * 3
 
 
 def test_the_hardest_of_the_drawn_images_is_the_negative():

@@ -301,13 +301,14 @@ def test_draw_negatives_survives_a_row_without_any():
 def test_evaluation_takes_the_hardest_negatives_and_repeats_itself():
     model, batch = pretraining_model().eval(), tiny_batch()
     with torch.no_grad():
-        first, second = model(**batch), model(**batch)
-        (targets,) = model.momentum_step([batch])
+        first, second = model(**batch), model(**batch, alpha=0.4)
     assert first.loss_itm == second.loss_itm and first.loss_itc == second.loss_itc
     assert first.negative_itm_logits is None
     diagonal = torch.eye(4, dtype=torch.bool)
-    hard_images = (first.text_features @ targets.image_features.T).masked_fill(diagonal, -9).argmax(dim=1)
-    hard_texts = (first.image_features @ targets.text_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    similarity = first.text_features @ first.image_features.T
+    by_hand = [F.cross_entropy(rows / model.albef.temperature, torch.arange(4)) for rows in (similarity, similarity.T)]
+    assert first.loss_itc.item() == pytest.approx(sum(by_hand).item() / 2, rel=1e-5)
+    hard_images, hard_texts = (rows.masked_fill(diagonal, -9).argmax(dim=1) for rows in (similarity, similarity.T))
     given = model(**batch, negative_image_index=hard_images, negative_text_index=hard_texts)
     assert first.loss_itm.item() == pytest.approx(given.loss_itm.item(), rel=1e-6)
 

@@ -19,6 +19,7 @@ from transformers import (
 from modeling_albef_amc import AlbefForPreTraining
 from tests.conftest import tiny_blip
 from tests.tiny_data import PHRASES, picture, scattered_boxes, tiny_albef, tiny_dataset, tiny_processor, tiny_records
+from tests.tiny_families import TINY
 from tests.trainer_helpers import (
     FixedDraws,
     Poison,
@@ -32,6 +33,7 @@ from tests.trainer_helpers import (
 from trainer.amc_config import AmcConfig
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.amc_trainer import AmcTrainer
+from trainer.augmentation import GroundingAugmentation
 from trainer.sampler import ImageGroupedSampler
 
 LOSSES = ["loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"]
@@ -448,6 +450,42 @@ def test_evaluation_and_prediction_use_the_collator_without_augmentation(tmp_pat
     trainer.evaluate()
     trainer.predict(trainer.eval_dataset)
     assert set(used) == {"eval"} and trainer.data_collator.name == "train"
+
+
+@pytest.mark.parametrize("family", ["albef", "blip", "vilt", "clip", "siglip"])
+def test_the_loss_of_an_evaluation_depends_on_the_weights_and_the_data_alone(tmp_path, family):
+    """Not on the queues, the teacher, alpha, the epoch or chance: a learning rate of 0 changes nothing."""
+    if family == "albef":
+        model, processor = tiny_albef(), None
+        with torch.no_grad():
+            for parameter in model.momentum_encoder.parameters():  # that has far to go
+                parameter.mul_(1.5)
+    else:
+        model, processor = TINY[family](), blip_processor()
+    options = dict(mlm_probability=0.3 if family == "albef" else 0.0, box_choice="random", max_length=20)
+    collator = collator_of(processor, augmentation=GroundingAugmentation(), **options)
+    settings = dict(learning_rate=0.0, eval_strategy="steps", eval_steps=1, max_steps=4, alpha_ramp_epochs=2.0)
+    trainer = make_trainer(tmp_path, model, collator=collator, **settings)
+    metrics = [trainer.evaluate(), trainer.evaluate()]
+    trainer.train()
+    metrics += [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    names = [name for name in metrics[0] if "loss" in name]
+    assert len(metrics) == 6 and len(names) >= 4
+    for later in metrics[1:]:
+        assert {name: later[name] for name in names} == pytest.approx({n: metrics[0][n] for n in names}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("regions", "metric"), [(True, "eval_pointing_game"), (False, "eval_loss")])
+def test_the_best_checkpoint_is_the_one_that_points_best(tmp_path, regions, metric):
+    dataset = tiny_dataset(8, without_region=() if regions else tuple(range(8)))
+    settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=3)
+    settings |= dict(load_best_model_at_end=True, **({} if regions else {"amc_mean_weight": 0, "amc_max_weight": 0}))
+    trainer = make_trainer(tmp_path, dataset=dataset, **settings)
+    trainer.train()
+    values = {entry["step"]: entry[metric] for entry in trainer.state.log_history if metric in entry}
+    best = (max if regions else min)(values.values())
+    assert len(values) == 3 and trainer.state.best_metric == best == values[trainer.state.best_global_step]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
 
 
 # Order of the rows ----------------------------------------------------------------------------------------------------

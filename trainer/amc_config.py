@@ -5,13 +5,17 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+# `metric_for_best_model` until the first evaluation says which metrics there are.
+BEST_BY_DEFAULT = "pointing_game_or_loss"
+
 
 @dataclass
 class AmcConfig(TrainingArguments):
     """Defaults are the paper's recipe (Yang et al., CVPR 2023). Changed from transformers' own: `learning_rate` (1e-5),
     `weight_decay` (0.02), `lr_scheduler_type` and `lr_scheduler_kwargs` (cosine to a tenth, warm-up from a tenth),
     `warmup_steps` (2,000), `remove_unused_columns` (False: the collator needs all columns), `label_names`,
-    `report_to` (TensorBoard), `ddp_broadcast_buffers` (False: the queues are equal on all processes by construction).
+    `report_to` (TensorBoard), `metric_for_best_model` (the pointing accuracy), `ddp_broadcast_buffers` (False: the
+    queues are equal on all processes by construction).
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -37,6 +41,13 @@ class AmcConfig(TrainingArguments):
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 (the order that HfArgumentParser understands)
         default="tensorboard", metadata={"help": "Where scalars and pictures of heatmaps go; none for nowhere."}
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "What tells the best checkpoint; default: pointing_game where the evaluation data has regions, "
+            "otherwise loss."
+        },
     )
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Leave False: the queues are equal on all processes already."}
@@ -71,6 +82,9 @@ class AmcConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        by_schedule = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")  # which expect something to fall
+        if self.metric_for_best_model is None and not by_schedule:
+            self.metric_for_best_model = BEST_BY_DEFAULT
         super().__post_init__()
         weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
         for name in weights:

@@ -1,5 +1,6 @@
 """Trains any groundable vision-language model with Attention Mask Consistency, and evaluates where it points."""
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,9 +23,10 @@ from transformers.utils import logging
 from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets, with_own_forward
 from modeling_albef_amc.gradcam import heatmap_points
 
-from .amc_config import AmcConfig
+from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
 from .checkpoints import UNFINISHED, check_shared, checkpoints, clear, publish, rotate
+from .data_collator import GroundingCollator
 from .lora import load_checkpoint, save_moving
 from .model_card import Evaluation
 from .publishing import PublishingTrainer
@@ -62,8 +64,10 @@ class AmcTrainer(PublishingTrainer):
         shuffle_buffer: streamed phrases that each worker holds in memory to shuffle them.
         draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation while training, for TensorBoard, and
             for the model card; returns a picture.
-        Everything else as in `Trainer`. `data_collator` is a `GroundingCollator`; `eval_data_collator` may be another
-        one, without augmentation.
+        data_collator: a `GroundingCollator`, or what gives such batches.
+        eval_data_collator: default: `data_collator.for_evaluation`, masking as many words; of a collator of another
+            class, a copy.
+        Everything else as in `Trainer`.
 
     Every loss is the mean over its items in the whole optimizer step: neither the number of processes nor gradient
     accumulation changes the gradient. A step without a finite gradient is skipped, counted and reported with its
@@ -80,6 +84,7 @@ class AmcTrainer(PublishingTrainer):
         model: PreTrainedModel,
         args: AmcConfig,
         *,
+        data_collator: Callable,
         explain: Explain | None = None,
         eval_data_collator: Callable | None = None,
         phrases_per_image: int = 1,
@@ -91,13 +96,13 @@ class AmcTrainer(PublishingTrainer):
         self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
         kwargs.setdefault("compute_metrics", self.compute_scores)
         self.explain = with_own_forward(explain or explain_function(model))
-        super().__init__(groundable(model, self.explain), args, **kwargs)
+        super().__init__(groundable(model, self.explain), args, data_collator, **kwargs)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
         # compute_loss divides by the items of the whole step already.
         self.loss_is_scaled_for_ga = True
-        self.eval_data_collator = eval_data_collator or self.data_collator
+        self.eval_data_collator = eval_data_collator or evaluation_collator(data_collator)
         self.phrases_per_image = phrases_per_image
         self.shuffle_buffer = shuffle_buffer
         self.draw_heatmaps = draw_heatmaps
@@ -416,12 +421,19 @@ class AmcTrainer(PublishingTrainer):
         self._sums["eval"] = {}
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
+        if self.args.metric_for_best_model == BEST_BY_DEFAULT and self.is_in_train:
+            self._choose_best_metric(output.metrics, metric_key_prefix)
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
         self.evaluations[evaluation.split] = evaluation
         # Later evaluations may be of other data than is drawn, and TensorBoard's file is closed.
         if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
             self._log_picture(f"{metric_key_prefix}/heatmaps", self.draw_heatmaps(self))
         return output
+
+    def _choose_best_metric(self, metrics: dict[str, float], prefix: str) -> None:
+        has_points = f"{prefix}_pointing_game" in metrics
+        self.args.metric_for_best_model = f"{prefix}_{'pointing_game' if has_points else 'loss'}"
+        self.args.greater_is_better = has_points
 
     def _log_picture(self, name: str, picture: Image.Image) -> None:
         for callback in self.callback_handler.callbacks:
@@ -472,6 +484,12 @@ class EpochOfDraws(TrainerCallback):
             loader.dataset.begin_epoch(epoch, passed_over=trained * args.gradient_accumulation_steps)
         elif hasattr(loader.collate_fn, "epoch"):
             loader.collate_fn.epoch = epoch
+
+
+def evaluation_collator(collator: Callable) -> Callable:
+    if isinstance(collator, GroundingCollator):
+        return collator.for_evaluation(collator.mlm_probability)
+    return copy.copy(collator)  # its epoch does not change
 
 
 def as_it_is(batch: Any) -> Any:

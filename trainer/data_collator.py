@@ -85,9 +85,12 @@ class GroundingCollator:
         if not 0 <= self.mlm_probability <= 1:
             raise ValueError(f"mlm_probability must lie in [0, 1], got {self.mlm_probability}")
 
-    def for_evaluation(self) -> "GroundingCollator":
-        """The same collator with nothing random and nothing cut: no augmentation, no MLM, all boxes, whole phrases."""
-        return replace(self, box_choice="all", mlm_probability=0.0, max_length=None, augmentation=None)
+    def for_evaluation(self, mlm_probability: float = 0.0) -> "GroundingCollator":
+        """The same collator with nothing changed and nothing cut: no augmentation, all boxes, whole phrases; words are
+        masked with `mlm_probability`, every time the same."""
+        return replace(
+            self, box_choice="all", mlm_probability=mlm_probability, max_length=None, augmentation=None, epoch=0
+        )
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collates the records of one batch.
