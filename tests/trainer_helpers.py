@@ -11,6 +11,8 @@ from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator
 
+OF_TRAINER = "phrases_per_image", "draw_heatmaps", "model_init", "compute_loss_func"
+
 
 class FixedDraws:
     """A collator without chance: which words are masked depends on the record, negatives are the next row in a group of
@@ -74,7 +76,7 @@ def collator_of(processor=None, **options) -> GroundingCollator:
 
 
 def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, **settings) -> AmcTrainer:
-    of_trainer = {name: settings.pop(name) for name in ("phrases_per_image", "draw_heatmaps") if name in settings}
+    of_trainer = {name: settings.pop(name) for name in OF_TRAINER if name in settings}
     defaults = dict(
         per_device_train_batch_size=4,
         per_device_eval_batch_size=3,
@@ -92,7 +94,7 @@ def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, 
     )
     dataset = tiny_dataset() if dataset is None else dataset
     return AmcTrainer(
-        tiny_albef() if model is None else model,
+        tiny_albef() if model is None and "model_init" not in of_trainer else model,
         AmcConfig(output_dir=str(folder), **{**defaults, **settings}),
         train_dataset=dataset,
         eval_dataset=dataset,

@@ -5,6 +5,24 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+# Settings of Trainer that cannot do here what they say: the values that are left, and why.
+LEFT: dict[str, tuple[tuple, str]] = {
+    "remove_unused_columns": ((False,), "the collator reads columns that no model does"),
+    "label_smoothing_factor": ((0.0,), "no loss here has labels to smooth; ALBEF's soft labels come with alpha"),
+    "train_sampling_strategy": (("random", "sequential"), "phrases are tokenized in their batch, not before"),
+    "average_tokens_across_devices": ((True,), "a loss is the mean over its items on all processes"),
+    "include_num_input_tokens_seen": (("no", False), "Trainer would count the pixels of images"),
+    "use_liger_kernel": ((False,), "Liger has no kernels for these models"),
+    "batch_eval_metrics": ((False,), "the scores are of all phrases at once; a phrase takes five numbers of memory"),
+    "eval_use_gather_object": ((False,), "what is gathered are tensors"),
+    "dataloader_persistent_workers": (
+        (False,),
+        "workers that outlive an epoch would draw the same augmentation again, and a resumed run something else",
+    ),
+    "save_on_each_node": ((False,), "machines share output_dir; see docs/reliability.md"),
+    "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
+    "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
+}
 # `metric_for_best_model` until the first evaluation says which metrics there are.
 BEST_BY_DEFAULT = "pointing_game_or_loss"
 
@@ -14,8 +32,9 @@ class AmcConfig(TrainingArguments):
     """Defaults are the paper's recipe (Yang et al., CVPR 2023). Changed from transformers' own: `learning_rate` (1e-5),
     `weight_decay` (0.02), `lr_scheduler_type` and `lr_scheduler_kwargs` (cosine to a tenth, warm-up from a tenth),
     `warmup_steps` (2,000), `remove_unused_columns` (False: the collator needs all columns), `label_names`,
-    `report_to` (TensorBoard), `metric_for_best_model` (the pointing accuracy), `ddp_broadcast_buffers` (False: the
-    queues are equal on all processes by construction).
+    `report_to` (TensorBoard), `metric_for_best_model` (the pointing accuracy), `ddp_find_unused_parameters` (True, with
+    activation checkpointing too), `ddp_broadcast_buffers` (False: the queues are equal on all processes by
+    construction). `LEFT` lists what cannot be changed.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -49,6 +68,10 @@ class AmcConfig(TrainingArguments):
             "otherwise loss."
         },
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "Leave True: a loss of weight 0, and BLIP's unused heads, give parameters no gradient."},
+    )
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "Leave False: the queues are equal on all processes already."}
     )
@@ -73,6 +96,13 @@ class AmcConfig(TrainingArguments):
         default=10,
         metadata={"help": "Steps in a row without a finite gradient (each is skipped) until training stops."},
     )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={"help": "Evaluations in a row without a better metric_for_best_model that end training; 0: none do."},
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much that metric must have improved to be better."}
+    )
     num_logged_heatmaps: int = field(
         default=8, metadata={"help": "Held-out examples whose heatmaps go to TensorBoard and the model card."}
     )
@@ -82,10 +112,18 @@ class AmcConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        for name, (values, reason) in LEFT.items():
+            if getattr(self, name) not in values:
+                allowed = " or ".join(map(str, values))
+                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)}: {reason}.")
         by_schedule = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")  # which expect something to fall
-        if self.metric_for_best_model is None and not by_schedule:
+        names_best = self.load_best_model_at_end or self.save_strategy == "best" or self.early_stopping_patience > 0
+        if self.metric_for_best_model is None and names_best and not by_schedule:
             self.metric_for_best_model = BEST_BY_DEFAULT
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError("accelerator_config: dispatch_batches must be False: batches hold more than tensors.")
+        self.accelerator_config.dispatch_batches = False  # not None, which deals out batches of an IterableDataset
         weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
         for name in weights:
             if not getattr(self, name) >= 0:
@@ -94,13 +132,12 @@ class AmcConfig(TrainingArguments):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
-        if self.save_on_each_node:
-            raise ValueError("save_on_each_node must be False: machines share output_dir; see docs/reliability.md.")
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers must be False: workers that outlive an epoch would draw the same "
-                "augmentation again, and a resumed run something else."
-            )
+        if self.early_stopping_patience < 0 or self.early_stopping_threshold < 0:
+            raise ValueError("early_stopping_patience and early_stopping_threshold must not be negative.")
+        if self.early_stopping_threshold and not self.early_stopping_patience:
+            raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
+        if self.early_stopping_patience and self.eval_strategy == "no":
+            raise ValueError("early_stopping_patience needs evaluations while training: set eval_strategy.")
         if self.max_grad_norm <= 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 

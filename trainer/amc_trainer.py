@@ -5,19 +5,30 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, reduce
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import evaluate
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_pt_utils import nested_concat
+from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
 from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets, with_own_forward
@@ -30,6 +41,7 @@ from .data_collator import GroundingCollator
 from .lora import load_checkpoint, save_moving
 from .model_card import Evaluation
 from .publishing import PublishingTrainer
+from .regions import REGIONS
 from .sampler import ImageGroupedSampler
 from .scoring import auroc
 from .sharding import left_out
@@ -58,6 +70,7 @@ class AmcTrainer(PublishingTrainer):
 
     Args:
         model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`).
+        model_init: makes a new one for every training, as `hyperparameter_search` needs it, instead of `model`.
         explain: how to explain a model of an unknown family.
         train_dataset: may be `StreamedRows`.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
@@ -81,8 +94,8 @@ class AmcTrainer(PublishingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        args: AmcConfig,
+        model: PreTrainedModel | None = None,
+        args: AmcConfig | None = None,
         *,
         data_collator: Callable,
         explain: Explain | None = None,
@@ -92,11 +105,30 @@ class AmcTrainer(PublishingTrainer):
         draw_heatmaps: Callable[["AmcTrainer"], Any] | None = None,
         **kwargs,
     ):
+        args = AmcConfig() if args is None else args
+        if not isinstance(args, AmcConfig):
+            raise TypeError(
+                f"args must be an AmcConfig, not {type(args).__name__}: it takes these settings, and the losses' own."
+            )
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func cannot be used: AmcTrainer computes the losses; override compute_loss.")
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), EpochOfDraws()]
+        if args.early_stopping_patience:
+            stopping = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
+            kwargs["callbacks"].append(stopping)
         self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
         kwargs.setdefault("compute_metrics", self.compute_scores)
-        self.explain = with_own_forward(explain or explain_function(model))
-        super().__init__(groundable(model, self.explain), args, data_collator, **kwargs)
+        self.given_explain = explain
+        super().__init__(None if model is None else self.explained(model), args, data_collator, **kwargs)
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
+                "start one process a GPU with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+            )
+        if phrases_per_image > 1 and self.train_dataset is not None:
+            check_groups(self.train_dataset, args.train_sampling_strategy)
+        if self.is_fsdp_enabled and self.model_init is not None:
+            raise ValueError("model_init cannot be used with FSDP, which is told of one model's modules: pass model.")
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
@@ -115,6 +147,28 @@ class AmcTrainer(PublishingTrainer):
         self._step_records: list[str] = []
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
+    def explained(self, model: PreTrainedModel) -> PreTrainedModel:
+        self.explain = with_own_forward(self.given_explain or explain_function(model))
+        return groundable(model, self.explain)
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        return self.explained(super().call_model_init(trial))
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable | None = None,
+        compute_objective: Callable | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        **kwargs,
+    ) -> BestRun | list[BestRun]:
+        """As ever; by default the loss is minimized, or the pointing accuracy maximized."""
+        if compute_objective is None and not isinstance(direction, str):
+            raise ValueError("Several directions need compute_objective, which gives a value for each.")
+        metric = "eval_loss" if direction == "minimize" else "eval_pointing_game"
+        objective = compute_objective or itemgetter(metric)
+        return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
+
     def train(self, *args, **kwargs) -> TrainOutput:
         """As ever, but a run of one process that an error or Ctrl-C ends saves what it trained since the last save.
 
@@ -122,8 +176,12 @@ class AmcTrainer(PublishingTrainer):
         `num_bad_steps`: steps, of the whole run, that were skipped for want of a finite gradient.
 
         Raises:
-            ValueError: before anything is trained, if machines do not share the output folder that they save into.
+            ValueError: before anything is trained, if machines do not share the output folder that they save into; or
+                if no example can have a region, which AMC needs.
         """
+        if self.uses_amc():
+            check_regions(self.train_dataset)
+        self.bad_steps, self._has_unsaved_steps = 0, False
         if self.args.world_size > 1:
             check_shared(Path(self.args.output_dir), self.is_world_process_zero())
         try:
@@ -133,7 +191,8 @@ class AmcTrainer(PublishingTrainer):
             return output
         except (Exception, KeyboardInterrupt) as error:
             # Of several processes the others may be waiting for this one elsewhere: nothing can be saved together.
-            if self.accelerator.num_processes == 1 and self._has_unsaved_steps:
+            is_search = self.hp_search_backend is not None  # whose trials nobody goes on with
+            if self.accelerator.num_processes == 1 and self._has_unsaved_steps and not is_search:
                 self._save_checkpoint(self.model, trial=None)
                 error.add_note(
                     f"The {self.state.global_step} steps before it are in {self._get_output_dir(None)}: continue with "
@@ -218,8 +277,6 @@ class AmcTrainer(PublishingTrainer):
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.phrases_per_image == 1:
             return super()._get_train_sampler(train_dataset)
-        if "image_id" not in train_dataset.column_names:
-            raise ValueError("phrases_per_image above 1 needs the column image_id, to know which rows share an image.")
         return ImageGroupedSampler(train_dataset["image_id"], self.phrases_per_image, self._data_seed)
 
     @property
@@ -263,6 +320,14 @@ class AmcTrainer(PublishingTrainer):
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         with self._evaluating():
             return super().get_test_dataloader(test_dataset)
+
+    def _get_dataloader(self, dataset: Any, description: str, *args, is_training: bool = False, **kwargs) -> DataLoader:
+        if not is_training and self.args.world_size > 1 and isinstance(dataset, IterableDataset):
+            raise ValueError(
+                f"{description}: {self.args.world_size} processes cannot share an IterableDataset so that each row "
+                "counts once. Evaluate in one process, or on a data set with a length."
+            )
+        return super()._get_dataloader(dataset, description, *args, is_training=is_training, **kwargs)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -317,13 +382,12 @@ class AmcTrainer(PublishingTrainer):
             num_items_in_batch: from `get_batch_samples`, the items of the whole step over all processes.
         """
         weights = self.loss_weights()
-        uses_amc = weights["loss_amc_mean"] > 0 or weights["loss_amc_max"] > 0
         inputs = dict(inputs)
         masks, has_region = inputs.pop("masks"), inputs.pop("has_region")
         counts = count_items([{**inputs, "has_region": has_region}])
         for name in NOT_OF_THE_MODEL:
             inputs.pop(name, None)
-        outputs = model(**inputs, alpha=self.alpha(), output_heatmaps=uses_amc or not model.training)
+        outputs = model(**inputs, alpha=self.alpha(), output_heatmaps=self.uses_amc() or not model.training)
         own = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
         losses = {name: outputs[name] for name in own if outputs.get(name) is not None}
         if outputs.heatmaps is not None:
@@ -336,7 +400,8 @@ class AmcTrainer(PublishingTrainer):
                 self.args.amc_reduction,
             )
         if model.training:
-            self.trained_losses |= losses.keys()
+            num_items = num_items_in_batch or counts
+            self.trained_losses |= {name for name in losses if num_items[ITEMS[name]] > 0}
         loss = 0.0
         for name, value in losses.items():
             count = counts[ITEMS[name]]
@@ -361,6 +426,17 @@ class AmcTrainer(PublishingTrainer):
             "loss_amc_max": args.amc_max_weight,
         }
 
+    def uses_amc(self) -> bool:
+        return self.args.amc_mean_weight > 0 or self.args.amc_max_weight > 0
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        super()._run_epoch(*args, **kwargs)
+        if self.uses_amc() and "loss_amc_mean" not in self.trained_losses:
+            logger.warning(
+                "No example trained on so far had a region: AMC has not begun. Look at the columns "
+                f"{', '.join(REGIONS)} of the training data."
+            )
+
     def alpha(self) -> float:
         """The weight of the soft labels now: it rises from 0 over the first epochs, and stays."""
         if not self.args.alpha_ramp_epochs:
@@ -380,10 +456,10 @@ class AmcTrainer(PublishingTrainer):
         records = "; ".join(self._step_records) or "its records have no image_id"
         message = f"Step {self.state.global_step + 1} has no finite gradient and is skipped. Its examples: {records}."
         if self.bad_steps >= self.args.max_bad_steps:
-            self._save_checkpoint(self.model, trial=None)
+            self._save_checkpoint(self.model, self._trial)
             raise FloatingPointError(
                 f"{message} That makes {self.bad_steps} in a row, so training stops; the weights from before them "
-                f"are in {self._get_output_dir(None)}. Lower the learning rate, or look at these examples."
+                f"are in {self._get_output_dir(self._trial)}. Lower the learning rate, or look at these examples."
             )
         self.log({"bad_step": self.state.global_step + 1})
         logger.warning(message)
@@ -461,7 +537,7 @@ class AmcTrainer(PublishingTrainer):
     def compute_scores(self, prediction: EvalPrediction) -> dict[str, float]:
         """Pointing accuracy of the phrases that have boxes, and `absent_auroc`: how well the score tells phrases that
         fit from those that are absent; each where there are such phrases."""
-        (points, probability), (boxes, is_absent) = prediction.predictions, prediction.label_ids
+        (points, probability), (boxes, is_absent) = joined(prediction.predictions), joined(prediction.label_ids)
         has_boxes = (boxes != PADDING).any(axis=(1, 2))
         scores = {}
         if has_boxes.any():
@@ -484,6 +560,49 @@ class EpochOfDraws(TrainerCallback):
             loader.dataset.begin_epoch(epoch, passed_over=trained * args.gradient_accumulation_steps)
         elif hasattr(loader.collate_fn, "epoch"):
             loader.collate_fn.epoch = epoch
+
+
+def check_regions(dataset: Any) -> None:
+    """
+    Raises:
+        ValueError: it has no column with regions; of data that does not know its columns nothing is known.
+    """
+    columns = columns_of(dataset)
+    if columns is not None and not set(columns) & set(REGIONS):
+        raise ValueError(
+            f"AMC needs regions, and the training data has none of the columns {', '.join(REGIONS)}; it has "
+            f"{', '.join(columns)}. Rename its column of regions, or train without AMC: amc_mean_weight and "
+            "amc_max_weight 0."
+        )
+
+
+def check_groups(dataset: Any, strategy: str) -> None:
+    """
+    Raises:
+        ValueError: rows of `dataset` cannot be drawn so that some share an image.
+    """
+    columns = columns_of(dataset) or []
+    if not isinstance(dataset, datasets.Dataset | StreamedRows) or "image_id" not in columns:
+        raise ValueError(
+            "phrases_per_image above 1 needs the column image_id, to know which rows share an image, of a "
+            f"datasets.Dataset or StreamedRows; this is {type(dataset).__name__} with {', '.join(columns) or 'none'}."
+        )
+    if strategy != "random":
+        raise ValueError(f"phrases_per_image above 1 needs train_sampling_strategy random, not {strategy}.")
+
+
+def columns_of(dataset: Any) -> list[str] | None:
+    """None where a data set does not know them."""
+    if isinstance(dataset, StreamedRows):
+        dataset = dataset.dataset
+    known = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+    return dataset.column_names if known else None
+
+
+def joined(batches: Any) -> Any:
+    """One tuple of arrays from those of all batches, where `eval_do_concat_batches` left them apart."""
+    padded = partial(nested_concat, padding_index=PADDING)
+    return reduce(padded, batches) if isinstance(batches, list) else batches
 
 
 def evaluation_collator(collator: Callable) -> Callable:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .card_texts import (
     AMC_CITATION,
@@ -212,8 +212,11 @@ def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None
 
 
 def used_losses(trainer: "AmcTrainer") -> list[str]:
-    """The losses that it was trained by; where this run only went on from its end, those that were logged before."""
-    logged = {name for entry in trainer.state.log_history if "loss" in entry for name in entry}
+    """The losses that it was trained by; where this run only went on from its end, those that were logged before.
+
+    One that was always 0 had nothing to be the mean over, as AMC without regions.
+    """
+    logged = {n for entry in trainer.state.log_history if "loss" in entry for n, value in entry.items() if value}
     weights = trainer.loss_weights()
     return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
 
@@ -286,7 +289,7 @@ def settings(trainer: "AmcTrainer") -> dict[str, str]:
     )
     counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
     rows = {
-        "phrases": f"{len(trainer.train_dataset):,}",
+        "phrases": f"{len(trainer.train_dataset):,}" if has_length(trainer.train_dataset) else "as many as came",
         "steps": f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)",
         "phrases a step": f"{batch * processes * accumulated} (batches of {batch} × {processes} processes × "
         f"{accumulated} accumulated), up to {trainer.phrases_per_image} of an image together",

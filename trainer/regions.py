@@ -14,6 +14,8 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from modeling_albef_amc.photos import open_file
 
+# What of a record may hold its region.
+REGIONS = "boxes", "polygons", "masks", "scribbles"
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
 _POLYGON_OVERSAMPLING = 4
@@ -64,8 +66,7 @@ class Region:
         Raises:
             ValueError: A region is unusable; the message says which and what to do, not which record.
         """
-        kinds = "boxes", "polygons", "masks", "scribbles"
-        boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in kinds)
+        boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in REGIONS)
         if not (boxes or polygons or masks or scribbles):
             return None
         checked_masks = tuple(_read_mask(mask, i, height, width) for i, mask in enumerate(masks))

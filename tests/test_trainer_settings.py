@@ -1,0 +1,243 @@
+"""What `AmcTrainer` is given: settings that cannot work are refused by name, before training; the rest works."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from tests.test_trainer import blip_processor
+from tests.tiny_data import tiny_albef, tiny_dataset
+from tests.tiny_families import TINY
+from tests.trainer_helpers import collator_of, is_equal, make_trainer, snapshot
+from trainer.amc_config import AmcConfig
+from trainer.amc_trainer import AmcTrainer
+from trainer.model_card import model_card
+
+ONLY = {"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0, "amc_mean_weight": 0, "amc_max_weight": 0}
+
+
+class Rows(torch.utils.data.Dataset):
+    """A data set that is none of datasets' own."""
+
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"itc_weight": -1.0}, "itc_weight must not be negative"),
+        ({"amc_max_weight": math.nan}, "amc_max_weight must not be negative"),
+        (ONLY, "nothing is left to train on"),
+        ({"alpha": 1.5}, "alpha must lie in"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor must be 0\.0, not 0\.1"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy must be random or sequential"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy must be random or sequential"),
+        ({"average_tokens_across_devices": False}, "average_tokens_across_devices must be True"),
+        ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen must be no"),
+        ({"use_liger_kernel": True}, "use_liger_kernel must be False"),
+        ({"batch_eval_metrics": True}, "batch_eval_metrics must be False"),
+        ({"eval_use_gather_object": True}, "eval_use_gather_object must be False"),
+        ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers must be False"),
+        ({"save_on_each_node": True}, "save_on_each_node must be False"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed must be None"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be False"),
+        ({"early_stopping_patience": -1}, "must not be negative"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
+        ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        AmcConfig(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"neftune_noise_alpha": 5.0},
+        {"include_for_metrics": ["inputs", "loss"]},
+        {"prediction_loss_only": True},
+        {"bf16_full_eval": True},
+        {"eval_accumulation_steps": 1},
+        {"full_determinism": True},
+        {"accelerator_config": {"split_batches": True}},
+        {"accelerator_config": {"even_batches": False}},
+        {"dataloader_drop_last": True},
+        {"torch_empty_cache_steps": 1},
+        {"optim": "adafactor"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {}},
+        {"eval_on_start": True},
+        {"logging_first_step": True, "logging_strategy": "epoch"},
+        {"enable_jit_checkpoint": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_that_work(tmp_path, settings):
+    trainer = make_trainer(tmp_path, **{"eval_strategy": "steps", "eval_steps": 1, **settings})
+    before = snapshot(trainer.model)
+    trainer.train()
+    metrics = trainer.evaluate()
+    torch.use_deterministic_algorithms(False)
+    assert math.isfinite(metrics["eval_loss"]) and not is_equal(before, snapshot(trainer.model))
+    assert ("eval_pointing_game" in metrics) == ("prediction_loss_only" not in settings)
+
+
+def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):
+    trainer, sizes = make_trainer(tmp_path, auto_find_batch_size=True), []
+
+    def forward(module, args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 2:
+            raise RuntimeError("CUDA out of memory.")
+
+    trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
+    trainer.train()
+    assert sizes[0] == 4 and sizes[-2:] == [2, 2] and trainer.state.global_step == 2
+
+
+def test_arguments_of_another_kind(tmp_path, monkeypatch):
+    given = dict(train_dataset=tiny_dataset(), data_collator=collator_of())
+    with pytest.raises(TypeError, match="args must be an AmcConfig, not TrainingArguments"):
+        AmcTrainer(tiny_albef(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **given)
+    with pytest.raises(ValueError, match="compute_loss_func cannot be used"):
+        make_trainer(tmp_path, compute_loss_func=lambda *args: 0)
+    monkeypatch.chdir(tmp_path)
+    assert AmcTrainer(tiny_albef(), **given).args == AmcConfig()
+
+
+def test_one_process_does_not_split_its_batches_over_gpus(tmp_path):
+    args = AmcConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="one process a GPU with `accelerate launch`"):
+        AmcTrainer(tiny_albef(), args, train_dataset=tiny_dataset(), data_collator=collator_of())
+
+
+def test_phrases_share_images_only_where_the_rows_say_which(tmp_path):
+    dataset = tiny_dataset(8, phrases_per_image=2)
+    for rows, message in (
+        (dataset.remove_columns("image_id"), r"needs the column image_id.* this is Dataset with image, phrase"),
+        (Rows(dataset), "needs the column image_id.* this is Rows with none"),
+        (dataset.to_iterable_dataset(), "needs the column image_id.* this is IterableDataset with image, image_id"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path, dataset=rows, phrases_per_image=2, train_sampling_strategy="random")
+    with pytest.raises(ValueError, match="needs train_sampling_strategy random, not sequential"):
+        make_trainer(tmp_path, dataset=dataset, phrases_per_image=2)
+
+
+# Regions --------------------------------------------------------------------------------------------------------------
+
+
+def card_of(trainer: AmcTrainer) -> str:
+    return model_card(trainer, model_name="a").text
+
+
+def test_amc_without_a_column_of_regions_does_not_start(tmp_path):
+    dataset = tiny_dataset().rename_column("boxes", "bbox").remove_columns("masks")
+    for rows in (dataset, dataset.to_iterable_dataset()):
+        trainer = make_trainer(tmp_path, dataset=rows)
+        with pytest.raises(ValueError, match=r"none of the columns boxes, polygons, masks, scribbles; it has .*bbox"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    trainer = make_trainer(tmp_path, dataset=dataset, amc_mean_weight=0, amc_max_weight=0)
+    trainer.train()
+    assert "trained on images and phrases alone" in card_of(trainer)
+
+
+@pytest.mark.parametrize("kind", [list, Rows])
+def test_amc_that_met_no_region_says_so_and_claims_nothing(tmp_path, caplog, kind):
+    dataset = tiny_dataset(8, without_region=tuple(range(8)))
+    trainer = make_trainer(tmp_path, dataset=dataset if kind is list else Rows(dataset), max_steps=3)
+    with caplog.at_level("WARNING", logger="trainer.amc_trainer"):
+        trainer.train()
+    messages = [record.getMessage() for record in caplog.records if "had a region" in record.getMessage()]
+    assert len(messages) == 2 and "boxes, polygons, masks, scribbles" in messages[0]  # of two epochs
+    text = card_of(trainer)
+    assert "trained on images and phrases alone" in text and "loss_amc_max" not in text and "| loss_itc | 1 |" in text
+    caplog.clear()
+    trainer = make_trainer(tmp_path, dataset=tiny_dataset(8, without_region=tuple(range(7))))
+    trainer.train()
+    assert "trained with Attention Mask Consistency" in card_of(trainer) and not caplog.records
+
+
+# Evaluation -----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_an_evaluation_may_stay_apart(tmp_path):
+    """They have one box at most, or two."""
+    dataset = tiny_dataset(7).select([0, 2, 4, 1, 3, 5, 6])
+    metrics, model = [], tiny_albef()
+    for together in (True, False):
+        trainer = make_trainer(tmp_path, copy.deepcopy(model), dataset, eval_do_concat_batches=together)
+        metrics.append({name: value for name, value in trainer.evaluate().items() if "per_second" not in name})
+    for entry in metrics:
+        del entry["eval_runtime"], entry["eval_model_preparation_time"]
+    assert metrics[0] == metrics[1] and metrics[0]["eval_num_phrases"] == 7
+
+
+def test_training_ends_when_it_gets_no_better(tmp_path):
+    settings = dict(learning_rate=0.0, eval_strategy="steps", eval_steps=1, max_steps=9, early_stopping_patience=2)
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    assert trainer.state.global_step == 3 and trainer.args.metric_for_best_model == "eval_pointing_game"
+    trainer = make_trainer(tmp_path, metric_for_best_model="loss", **{**settings, "learning_rate": 1e-2})
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    waited = [min(losses[:i]) <= loss for i, loss in enumerate(losses[1:], start=1)]
+    assert trainer.state.global_step == len(losses) and (len(losses) == 9 or waited[-2:] == [True, True])
+
+
+# A model for every training -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_every_training_begins_with_a_model_of_its_own(tmp_path, family):
+    def begin():
+        torch.manual_seed(0)
+        return tiny_albef() if family == "albef" else TINY[family]()
+
+    collator = collator_of() if family == "albef" else collator_of(blip_processor(), mlm_probability=0.0)
+    trainer = make_trainer(tmp_path, None, tiny_dataset(), collator, model_init=begin)
+    states = []
+    for _ in range(2):
+        trainer.train()
+        states.append(snapshot(trainer.model))
+    plain = make_trainer(tmp_path, begin(), tiny_dataset(), collator)
+    begin()  # for the same random numbers
+    plain.train()
+    assert is_equal(*states)
+    losses = [[log["loss"] for log in each.state.log_history if "loss" in log] for each in (trainer, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert trainer.evaluate()["eval_num_phrases"] == 8
+
+
+@pytest.mark.parametrize(("direction", "metric"), [("minimize", "eval_loss"), ("maximize", "eval_pointing_game")])
+def test_a_search_for_settings(tmp_path, direction, metric):
+    pytest.importorskip("optuna")
+    settings = dict(max_steps=2, eval_strategy="steps", eval_steps=2, model_init=lambda: tiny_albef())
+    trainer, seen = make_trainer(tmp_path, None, **settings), []
+
+    def space(trial):
+        return {"amc_max_weight": trial.suggest_categorical("amc_max_weight", [0.1, 0.9])}
+
+    def look(metrics):
+        seen.append((trainer.args.amc_max_weight, metrics[metric]))
+        return metrics[metric]
+
+    best = trainer.hyperparameter_search(space, n_trials=3, direction=direction, backend="optuna")
+    chosen = trainer.hyperparameter_search(space, look, n_trials=2, direction=direction, backend="optuna")
+    assert best.hyperparameters["amc_max_weight"] in (0.1, 0.9) and math.isfinite(best.objective)
+    assert chosen.objective == (min if direction == "minimize" else max)(value for _, value in seen)
+    with pytest.raises(ValueError, match="Several directions need compute_objective"):
+        trainer.hyperparameter_search(space, direction=["minimize", "maximize"])
