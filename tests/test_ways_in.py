@@ -138,3 +138,13 @@ def test_albef_of_a_checkpoints_own_code_is_trained_by_all_of_its_objectives(tmp
     (logs, _), (found, _) = first_step(plain, tmp_path / "plain"), first_step(remote, tmp_path / "remote")
     for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_max"):
         assert found[name] == pytest.approx(logs[name], rel=1e-5)
+
+
+def test_a_model_without_the_objectives_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="AlbefModel has no ITC and no MLM: load AlbefForPreTraining with from_pretr"):
+        make_trainer(tmp_path, tiny_albef().albef)
+    make_trainer(tmp_path, tiny_albef().albef, itc_weight=0.0, mlm_weight=0.0).train()
+    with pytest.raises(ValueError, match="set torch_compile=True"):
+        make_trainer(tmp_path, torch.compile(tiny_albef(), backend="eager"))
+    with pytest.raises(ValueError, match="torch_compile must be False for CLIPModel"):
+        make_trainer(tmp_path, TINY["clip"](), torch_compile=True, torch_compile_backend="eager")

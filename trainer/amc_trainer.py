@@ -31,7 +31,15 @@ from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
-from modeling_albef_amc.families import Explain, explain_function, groundable, step_targets, with_own_forward
+from modeling_albef_amc.families import (
+    FAMILIES,
+    Explain,
+    explain_function,
+    groundable,
+    has_own_objectives,
+    step_targets,
+    with_own_forward,
+)
 from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
@@ -69,7 +77,8 @@ class AmcTrainer(PublishingTrainer):
     """transformers' Trainer whose loss is the model's own objectives plus Attention Mask Consistency.
 
     Args:
-        model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`).
+        model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`). Out of
+            peft's wrapper, which it may come in, it is trained and saved as if its adapters came by `add_adapter`.
         model_init: makes a new one for every training, as `hyperparameter_search` needs it, instead of `model`.
         explain: how to explain a model of an unknown family.
         train_dataset: may be `StreamedRows`.
@@ -82,9 +91,10 @@ class AmcTrainer(PublishingTrainer):
             class, a copy.
         Everything else as in `Trainer`.
 
-    Every loss is the mean over its items in the whole optimizer step: neither the number of processes nor gradient
-    accumulation changes the gradient. A step without a finite gradient is skipped, counted and reported with its
-    records.
+    Every loss is the mean over its items in the whole optimizer step, and contrasts go over all pairs of the step:
+    neither the number of processes nor gradient accumulation changes the gradient. Only hard negatives, and what dual
+    encoders compare absent phrases with, are chosen from the micro-batch. A step without a finite
+    gradient is skipped, counted and reported with its records.
 
     Raises:
         FloatingPointError: `max_bad_steps` such steps in a row. A checkpoint is saved before.
@@ -118,7 +128,7 @@ class AmcTrainer(PublishingTrainer):
             kwargs["callbacks"].append(stopping)
         self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
         kwargs.setdefault("compute_metrics", self.compute_scores)
-        self.given_explain = explain
+        self.given_explain, self.args = explain, args
         super().__init__(None if model is None else self.explained(model), args, data_collator, **kwargs)
         if args.n_gpu > 1:
             raise ValueError(
@@ -148,8 +158,27 @@ class AmcTrainer(PublishingTrainer):
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
 
     def explained(self, model: PreTrainedModel) -> PreTrainedModel:
+        """
+        Raises:
+            ValueError: the model lacks what it would be trained by, or cannot be trained in the way that is asked for.
+        """
+        if hasattr(model, "_orig_mod"):
+            raise ValueError("torch.compile: pass the model as it was before, and set torch_compile=True.")
         self.explain = with_own_forward(self.given_explain or explain_function(model))
-        return groundable(model, self.explain)
+        model, family = groundable(model, self.explain), FAMILIES.get(model.config.model_type)
+        if family is not None and family.training_class is not None and not has_own_objectives(model):
+            weights = [name for name in ("itc_weight", "mlm_weight") if getattr(self.args, name) > 0]
+            if weights:
+                raise ValueError(
+                    f"{type(model).__name__} has no ITC and no MLM: load {family.training_class.__name__} with "
+                    f"from_pretrained, or set {' and '.join(weights)} to 0 to train it by matching and AMC alone."
+                )
+        if self.args.torch_compile and not has_own_objectives(model):
+            raise ValueError(
+                f"torch_compile must be False for {type(model).__name__}: heatmaps are differentiated twice, which "
+                "compiled code cannot be; only AlbefForPreTraining compiles what lies below them."
+            )
+        return model
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return self.explained(super().call_model_init(trial))
