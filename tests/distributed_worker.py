@@ -77,6 +77,32 @@ def by_hand(folder: Path, rank: int) -> dict:
     }
 
 
+def with_checkpointing(folder: Path, family: str) -> float:
+    """The loss of the third step, where parameters have no gradient: of MLM, of BLIP's other heads."""
+    model = tiny_albef() if family == "albef" else TINY[family]()
+    options = dict(mlm_weight=0.0, activation_checkpointing=True, max_steps=3, per_device_train_batch_size=2)
+    trainer = make_trainer(folder, model, tiny_dataset(12), collator_of(mlm_probability=0.0), **options)
+    trainer.train()
+    return trainer.state.log_history[-2]["loss"]
+
+
+def rows_without_a_length(folder: Path) -> dict:
+    """The rows that a process trains on, of an IterableDataset; and what evaluation says of it."""
+    seen, collator = [], collator_of()
+
+    def noting(records):
+        seen.append([record["phrase"] for record in records])
+        return collator(records)
+
+    rows = tiny_dataset(8).to_iterable_dataset()
+    trainer = make_trainer(folder, tiny_albef(), rows, noting, per_device_train_batch_size=2, max_steps=2)
+    trainer.train()
+    try:
+        trainer.evaluate()
+    except ValueError as error:
+        return {"seen": seen, "error": str(error)}
+
+
 def main(folder: Path) -> None:
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
@@ -90,6 +116,10 @@ def main(folder: Path) -> None:
     found["dual"] = {
         family: by_dual_encoder(folder / family, family, 1, accumulation=3) for family in ("clip", "siglip")
     }
+    found["checkpointed"] = {
+        family: with_checkpointing(folder / f"checkpointed-{family}", family) for family in ("albef", "blip")
+    }
+    found["iterable"] = rows_without_a_length(folder / "iterable")
     own = torch.arange(12.0).reshape(6, 2)[: 2 + 4 * rank] + 100 * rank
     found["gathered"] = {
         "unequal": gather_rows(own),

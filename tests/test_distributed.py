@@ -1,6 +1,7 @@
 """Two gloo processes against one: the same gradients, queues, teacher, metrics and points."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import torch
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
 from tests import distributed_worker
-from tests.tiny_data import tiny_records, write_folder
+from tests.tiny_data import tiny_dataset, tiny_records, write_folder
 from tests.trainer_helpers import is_equal, relative_difference
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,17 @@ def test_evaluation_of_a_number_that_two_does_not_divide(ranks, alone):
         assert one["metrics"][name] == other["metrics"][name] == expected["metrics"][name]
     assert expected["metrics"]["eval_num_phrases"] == 9  # 11 less two without a box
     assert 0 < expected["metrics"]["eval_pointing_game"] < 1, "a test that could not fail"
+
+
+def test_parameters_without_gradient_do_not_end_a_run_with_checkpointing(ranks):
+    one, other = (rank["checkpointed"] for rank in ranks)
+    assert one == other and all(math.isfinite(loss) for loss in one.values()) and len(one) == 2
+
+
+def test_each_row_of_an_iterable_data_set_is_trained_on_once(ranks):
+    seen = [phrase for rank in ranks for batch in rank["iterable"]["seen"] for phrase in batch]
+    assert sorted(seen) == sorted(tiny_dataset(8)["phrase"])
+    assert all("2 processes cannot share an IterableDataset" in rank["iterable"]["error"] for rank in ranks)
 
 
 def test_gather_rows_of_unequal_counts(ranks):
