@@ -104,7 +104,7 @@ class AmcConfig(TrainingArguments):
         default=0.0, metadata={"help": "By how much that metric must have improved to be better."}
     )
     num_logged_heatmaps: int = field(
-        default=8, metadata={"help": "Held-out examples whose heatmaps go to TensorBoard and the model card."}
+        default=8, metadata={"help": "Held-out examples whose heatmaps go where report_to says, and to the model card."}
     )
     hub_license: str | None = field(
         default=None,

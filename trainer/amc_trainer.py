@@ -12,10 +12,8 @@ from typing import Any
 
 import datasets
 import evaluate
-import numpy as np
 import torch
 from accelerate.utils import gather_object
-from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import (
@@ -26,7 +24,6 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
@@ -50,6 +47,7 @@ from .lora import load_checkpoint, save_moving
 from .model_card import Evaluation
 from .publishing import PublishingTrainer
 from .regions import REGIONS
+from .reporting import log_picture, warn_of_places_without_pictures
 from .sampler import ImageGroupedSampler
 from .scoring import auroc
 from .sharding import left_out
@@ -84,8 +82,8 @@ class AmcTrainer(PublishingTrainer):
         train_dataset: may be `StreamedRows`.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
         shuffle_buffer: streamed phrases that each worker holds in memory to shuffle them.
-        draw_heatmaps: called as `draw_heatmaps(trainer)` after every evaluation while training, for TensorBoard, and
-            for the model card; returns a picture.
+        draw_heatmaps: called as `draw_heatmaps(trainer)` after each evaluation while training, for `report_to`, and for
+            the model card; returns a picture.
         data_collator: a `GroundingCollator`, or what gives such batches.
         eval_data_collator: default: `data_collator.for_evaluation`, masking as many words; of a collator of another
             class, a copy.
@@ -148,6 +146,8 @@ class AmcTrainer(PublishingTrainer):
         self.phrases_per_image = phrases_per_image
         self.shuffle_buffer = shuffle_buffer
         self.draw_heatmaps = draw_heatmaps
+        if draw_heatmaps is not None and self.is_world_process_zero():
+            warn_of_places_without_pictures(self.callback_handler.callbacks)
         self.evaluations: dict[str, Evaluation] = {}
         self.trained_losses: set[str] = set()
         self.unusable: set[str] = set()
@@ -530,20 +530,16 @@ class AmcTrainer(PublishingTrainer):
             self._choose_best_metric(output.metrics, metric_key_prefix)
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
         self.evaluations[evaluation.split] = evaluation
-        # Later evaluations may be of other data than is drawn, and TensorBoard's file is closed.
+        # Later evaluations may be of other data than is drawn, and what is reported to is closed.
         if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
-            self._log_picture(f"{metric_key_prefix}/heatmaps", self.draw_heatmaps(self))
+            picture, callbacks = self.draw_heatmaps(self), self.callback_handler.callbacks
+            log_picture(callbacks, f"{metric_key_prefix}/heatmaps", picture, self.state.global_step)
         return output
 
     def _choose_best_metric(self, metrics: dict[str, float], prefix: str) -> None:
         has_points = f"{prefix}_pointing_game" in metrics
         self.args.metric_for_best_model = f"{prefix}_{'pointing_game' if has_points else 'loss'}"
         self.args.greater_is_better = has_points
-
-    def _log_picture(self, name: str, picture: Image.Image) -> None:
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_image(name, np.asarray(picture), self.state.global_step, dataformats="HWC")
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
