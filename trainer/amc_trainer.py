@@ -10,7 +10,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import evaluate
 import torch
 from accelerate.utils import gather_object
@@ -42,6 +41,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
 from .checkpoints import UNFINISHED, check_shared, checkpoints, clear, publish, rotate
+from .data_checks import check_groups, check_regions
 from .data_collator import GroundingCollator
 from .lora import load_checkpoint, save_moving
 from .model_card import Evaluation
@@ -585,43 +585,6 @@ class EpochOfDraws(TrainerCallback):
             loader.dataset.begin_epoch(epoch, passed_over=trained * args.gradient_accumulation_steps)
         elif hasattr(loader.collate_fn, "epoch"):
             loader.collate_fn.epoch = epoch
-
-
-def check_regions(dataset: Any) -> None:
-    """
-    Raises:
-        ValueError: it has no column with regions; of data that does not know its columns nothing is known.
-    """
-    columns = columns_of(dataset)
-    if columns is not None and not set(columns) & set(REGIONS):
-        raise ValueError(
-            f"AMC needs regions, and the training data has none of the columns {', '.join(REGIONS)}; it has "
-            f"{', '.join(columns)}. Rename its column of regions, or train without AMC: amc_mean_weight and "
-            "amc_max_weight 0."
-        )
-
-
-def check_groups(dataset: Any, strategy: str) -> None:
-    """
-    Raises:
-        ValueError: rows of `dataset` cannot be drawn so that some share an image.
-    """
-    columns = columns_of(dataset) or []
-    if not isinstance(dataset, datasets.Dataset | StreamedRows) or "image_id" not in columns:
-        raise ValueError(
-            "phrases_per_image above 1 needs the column image_id, to know which rows share an image, of a "
-            f"datasets.Dataset or StreamedRows; this is {type(dataset).__name__} with {', '.join(columns) or 'none'}."
-        )
-    if strategy != "random":
-        raise ValueError(f"phrases_per_image above 1 needs train_sampling_strategy random, not {strategy}.")
-
-
-def columns_of(dataset: Any) -> list[str] | None:
-    """None where a data set does not know them."""
-    if isinstance(dataset, StreamedRows):
-        dataset = dataset.dataset
-    known = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
-    return dataset.column_names if known else None
 
 
 def joined(batches: Any) -> Any:
