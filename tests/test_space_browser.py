@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ if os.environ.get("REQUIRE_BROWSER") != "1":
     if CHROMIUM is None:
         pytest.skip("no chromium here: apt-get install chromium", allow_module_level=True)
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Locator, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Locator, Page, Request, expect, sync_playwright  # noqa: E402
 
 SPACE = Path(__file__).parents[1] / "space"
 # As when `python space/app.py` runs: its modules lie beside each other.
@@ -46,6 +47,25 @@ SCENE = SPACE / "examples" / "scene_1.png"
 PHRASES = ["the triangle that is red", "small star"]
 LINES = "\n".join(PHRASES)
 EXAMPLE = {"photo": "example:scene_1.png", "lines": LINES}
+TIMEOUT = 120_000  # milliseconds that anything may take, since other things run on this machine
+expect.set_options(timeout=TIMEOUT)
+# Whether nothing fades, moves, loads or changes its place in a few frames. An animation that begins while the style is
+# worked out is seen, since getAnimations() has it worked out first.
+IS_STILL = """async () => {
+  const look = () => JSON.stringify([...document.querySelectorAll("body *")].map((element) => {
+    const { x, y, width, height } = element.getBoundingClientRect();
+    return [x, y, width, height];
+  }));
+  const isBusy = () => document.readyState !== "complete" || document.fonts.status !== "loaded"
+    || document.getAnimations().some(({ playState, pending }) => playState === "running" || pending)
+    || [...document.images].some((image) => !image.complete && image.loading !== "lazy");
+  const before = look();
+  for (let frame = 0; frame < 3; frame++) {
+    if (isBusy()) return false;
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  }
+  return !isBusy() && look() === before;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +99,41 @@ class Visitor:
 
     def __init__(self, page: Page, url: str):
         self.page, self.url, self.requests, self.complaints = page, url, [], []
+        self.in_flight: set[Request] = set()
         page.on("request", lambda request: self.requests.append(request.url))
+        page.on("request", lambda request: self.in_flight.add(request))
+        for end in "requestfinished", "requestfailed":
+            page.on(end, lambda request: self.in_flight.discard(request))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
 
     def open(self, **query: str) -> None:
         """The page, or what a link shows, with an answer on it. Nothing has to be waited for when it returns."""
-        self.page.goto(f"{self.url}?{urlencode(query)}" if query else self.url)
+        self.go_to(f"{self.url}?{urlencode(query)}" if query else self.url)
         phrases = query["lines"].split("\n") if "lines" in query else app.EXAMPLES[0]["lines"].split("\n")
         self.expect_phrases(phrases)
         if query:
             expect(self.page.get_by_label("What to look for")).to_have_value(query["lines"])
+
+    def go_to(self, url: str) -> None:
+        """Another page, when this one waits for no answer: the page would complain of one that is cut off."""
+        self.still()
+        self.in_flight.clear()
+        self.page.goto(url)
+
+    def still(self) -> None:
+        """Returns when nothing moves, fades or is on its way: before anything is measured or a picture is taken."""
+        ends = time.monotonic() + TIMEOUT / 1000
+        while self.on_the_way() or not self.page.evaluate(IS_STILL) or self.on_the_way():
+            assert time.monotonic() < ends, f"the page is never still; on the way: {self.on_the_way()}"
+            self.page.wait_for_timeout(50)  # in which events of the page arrive
+
+    def on_the_way(self) -> list[str]:
+        return [asked.url for asked in self.in_flight if "/heartbeat/" not in asked.url]  # those never end
+
+    def box(self, place: Locator) -> dict[str, float]:
+        self.still()
+        return place.bounding_box()
 
     def find(self, selector: str) -> Locator:
         return self.page.locator(f"#viewer {selector}")
@@ -112,8 +156,7 @@ class Visitor:
 
     def pixels(self) -> np.ndarray:
         """What the canvas shows, (height, width, 3), after everything is drawn."""
-        drawn = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-        self.page.evaluate(drawn)
+        self.still()
         data = self.find("canvas").evaluate("(canvas) => canvas.toDataURL().split(',')[1]")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
 
@@ -125,7 +168,14 @@ class Visitor:
 
     def shoot(self, name: str) -> None:
         if folder := os.environ.get("SPACE_SCREENSHOTS"):
+            self.still()
             self.page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
+
+    def assert_accessible(self) -> None:
+        self.still()
+        violations = Axe().run(self.page).response["violations"]
+        serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+        assert [(each["id"], [node["html"][:300] for node in each["nodes"]]) for each in serious] == []
 
     @contextmanager
     def no_request(self) -> Iterator[None]:
@@ -141,7 +191,7 @@ def visit(browser, url):
 
     def new(viewport: dict = DESKTOP, scheme: str = "light", **options) -> Visitor:
         context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(TIMEOUT)
         visitors.append(Visitor(context.new_page(), url))
         return visitors[-1]
 
@@ -219,13 +269,13 @@ def test_sliders_answer_at_once_and_without_the_server(visit):
                 expect(visitor.find(f"label:has([name={slider}]) output")).to_have_text(f"{100 * value:.0f}%")
                 seen.append(visitor.pixels())
             assert not (seen[0] == seen[1]).all() and not (seen[1] == seen[2]).all()
-        # The fastest of some, since other things run on this machine.
+        # The fastest of some, and of more where the machine is busy: work that takes so long by itself always does.
         milliseconds = visitor.find("input[name=opacity]").evaluate(
             """async (slider) => {
               const times = [];
-              for (let move = 0; move < 8; move++) {
+              for (let move = 0; move < 8 || (move < 500 && Math.min(...times) >= 100); move++) {
                 const start = performance.now();
-                slider.value = move / 10;
+                slider.value = (move % 8) / 10;
                 slider.dispatchEvent(new Event("input", { bubbles: true }));
                 await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
                 times.push(performance.now() - start);
@@ -286,7 +336,7 @@ def test_two_models_left_and_right_of_a_divider(visit):
         assert min(same) > 0.98
         assert (shown[0][left] == shown[100][left]).all(-1).mean() < 0.9
         # Dragging the divider in the photo does the same as the slider.
-        box = visitor.find("canvas").bounding_box()
+        box = visitor.box(visitor.find("canvas"))
         visitor.set(".swipe input", 50)
         visitor.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
         visitor.page.mouse.down()
@@ -306,7 +356,7 @@ def test_a_click_on_the_photo_says_what_lights_up_there(visit, ground, photo):
     heatmaps = [answer["heatmap"] for answer in ground(Image.open(photo), PHRASES)]
     for x, y in [(104 * 210 // 128, 56 * 140 // 128), (160, 30), (0, 139)]:
         with visitor.no_request():
-            box = visitor.find("canvas").bounding_box()
+            box = visitor.box(visitor.find("canvas"))
             place = {"x": (x + 0.5) / 210 * box["width"], "y": (y + 0.5) / 140 * box["height"]}
             visitor.find("canvas").click(position=place)
             expect(visitor.find(".here .place")).to_have_text(f"At {x}, {y}")
@@ -403,7 +453,7 @@ def test_a_link_brings_the_view_back(visit):
     link = visitor.page.evaluate("navigator.clipboard.readText()")
     assert link.startswith(visitor.url) and "lines=the+triangle+that+is+red%0Asmall+star" in link
     other = visit()
-    other.page.goto(link)
+    other.go_to(link)
     other.expect_phrases(PHRASES)
     assert other.find(".phrases input").nth(1).is_checked()
     expect(other.button("star")).to_have_attribute("aria-pressed", "true")
@@ -446,9 +496,9 @@ def test_bad_input_gives_a_sentence_and_the_page_goes_on(visit, tmp_path):
     visitor.upload(text, PHRASES)
     expect(visitor.find(said)).to_contain_text("not a photo that can be read")
     expect(address).to_have_value("")
-    visitor.page.goto(f"{visitor.url}?{urlencode(EXAMPLE | {'model': 'nobody/nothing'})}")
+    visitor.go_to(f"{visitor.url}?{urlencode(EXAMPLE | {'model': 'nobody/nothing'})}")
     expect(visitor.find(said)).to_contain_text("nobody/nothing")
-    visitor.page.goto(f"{visitor.url}?{urlencode(EXAMPLE | {'photo': 'example:../app.py'})}")
+    visitor.go_to(f"{visitor.url}?{urlencode(EXAMPLE | {'photo': 'example:../app.py'})}")
     expect(visitor.find(said)).to_contain_text("Choose a photo first")
     visitor.upload(SCENE, PHRASES)
     visitor.expect_phrases(PHRASES)
@@ -511,16 +561,17 @@ def test_it_looks_right_and_is_accessible(visit, viewport, scheme):
     visitor = visit(viewport, scheme, has_touch=viewport is PHONE)
     visitor.open()
     page, frame = visitor.page, visitor.find(".frame")
+    visitor.still()
     assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     if viewport is DESKTOP:
         assert page.evaluate("document.documentElement.scrollHeight") <= viewport["height"]
     visitor.shoot(f"{'phone' if viewport is PHONE else 'desktop'}-{scheme}")
-    place = frame.bounding_box()
+    place = visitor.box(frame)
     page.get_by_role("button", name=f"Example: {app.EXAMPLES[2]['title']}").click()
     visitor.expect_phrases(app.EXAMPLES[2]["lines"].split("\n"))
     if viewport is DESKTOP:
-        assert frame.bounding_box() == place, "the photo jumped when the answer came"
+        assert visitor.box(frame) == place, "the photo jumped when the answer came"
     else:
         expect(frame).to_be_in_viewport(ratio=0.9)
         visitor.find("canvas").tap(position={"x": 30, "y": 40})
@@ -529,14 +580,8 @@ def test_it_looks_right_and_is_accessible(visit, viewport, scheme):
     page.get_by_role("button", name="Use it from Python").click()
     expect(page.get_by_label("Layer")).to_be_visible()
     visitor.shoot(f"{'phone' if viewport is PHONE else 'desktop'}-{scheme}-open")
-    assert_accessible(page)
+    visitor.assert_accessible()
     page.get_by_label("What to look for").fill("")
     visitor.button("Point").click()
     expect(visitor.find("p.error")).to_contain_text("Write at least one phrase")
-    assert_accessible(page)
-
-
-def assert_accessible(page: Page) -> None:
-    violations = Axe().run(page).response["violations"]
-    serious = [each for each in violations if each["impact"] in ("serious", "critical")]
-    assert [(each["id"], [node["html"][:300] for node in each["nodes"]]) for each in serious] == []
+    visitor.assert_accessible()
