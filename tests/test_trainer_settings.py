@@ -52,6 +52,8 @@ class Rows(torch.utils.data.Dataset):
         ({"save_on_each_node": True}, "save_on_each_node must be False"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed must be None"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be False"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches must be False"),
+        ({"accelerator_config": {"even_batches": False}}, "even_batches must be True"),
         ({"early_stopping_patience": -1}, "must not be negative"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
@@ -71,8 +73,6 @@ def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
         {"bf16_full_eval": True},
         {"eval_accumulation_steps": 1},
         {"full_determinism": True},
-        {"accelerator_config": {"split_batches": True}},
-        {"accelerator_config": {"even_batches": False}},
         {"dataloader_drop_last": True},
         {"torch_empty_cache_steps": 1},
         {"optim": "adafactor"},
@@ -90,7 +90,8 @@ def test_settings_that_work(tmp_path, settings):
     metrics = trainer.evaluate()
     torch.use_deterministic_algorithms(False)
     assert math.isfinite(metrics["eval_loss"]) and not is_equal(before, snapshot(trainer.model))
-    assert ("eval_pointing_game" in metrics) == ("prediction_loss_only" not in settings)
+    if "prediction_loss_only" not in settings:
+        assert metrics["eval_num_phrases"] == 8
 
 
 def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):

@@ -121,9 +121,15 @@ class AmcConfig(TrainingArguments):
         if self.metric_for_best_model is None and names_best and not by_schedule:
             self.metric_for_best_model = BEST_BY_DEFAULT
         super().__post_init__()
-        if self.accelerator_config.dispatch_batches:
-            raise ValueError("accelerator_config: dispatch_batches must be False: batches hold more than tensors.")
-        self.accelerator_config.dispatch_batches = False  # not None, which deals out batches of an IterableDataset
+        loading = self.accelerator_config
+        for name, value, reason in (
+            ("dispatch_batches", False, "batches hold more than tensors"),
+            ("split_batches", False, "per_device_train_batch_size says what a process takes"),
+            ("even_batches", True, "processes that take different numbers of steps wait for each other"),
+        ):
+            if getattr(loading, name) not in (value, None):
+                raise ValueError(f"accelerator_config: {name} must be {value}: {reason}.")
+        loading.dispatch_batches = False  # not None, which deals out the batches of an IterableDataset
         weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
         for name in weights:
             if not getattr(self, name) >= 0:

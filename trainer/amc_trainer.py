@@ -360,12 +360,13 @@ class AmcTrainer(PublishingTrainer):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Loaders made in here use the collator without augmentation."""
-        training_collator, self.data_collator = self.data_collator, self.eval_data_collator
+        """Loaders made in here use the collator without augmentation, and all rows."""
+        of_training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, False
         try:
             yield
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = of_training
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -430,7 +431,8 @@ class AmcTrainer(PublishingTrainer):
             )
         if model.training:
             num_items = num_items_in_batch or counts
-            self.trained_losses |= {name for name in losses if num_items[ITEMS[name]] > 0}
+            new = losses.keys() - self.trained_losses
+            self.trained_losses |= {name for name in new if num_items[ITEMS[name]] > 0}
         loss = 0.0
         for name, value in losses.items():
             count = counts[ITEMS[name]]
