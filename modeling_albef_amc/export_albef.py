@@ -22,8 +22,8 @@ from transformers import AutoProcessor, PreTrainedConfig
 
 from .auto_grounder import add_hub_arguments, hub_options
 from .explained_attention import additive_mask
-from .gradcam import PhraseAttention, average_tokens, gradcam
-from .modeling_albef import AlbefModel
+from .gradcam import average_tokens, gradcam
+from .modeling_albef import AlbefModel, match_attention
 
 # The largest difference allowed between a program and the model: of a heatmap relative to its maximum, else absolute.
 TOLERANCE = 1e-4
@@ -79,10 +79,7 @@ class PhraseScorer(nn.Module):
         mask = additive_mask(attention_mask, image_keys.dtype)
         key_values = [(image_keys[:, layer], image_values[:, layer]) for layer in range(self.num_fusion_layers)]
         encoded, itm_logits = self.model.match(input_ids, mask, key_values, image_index, self.grounding_layer)
-        with torch.enable_grad():
-            score = itm_logits[:, 1]
-        patches, one_row = slice(1, None), (1, image_keys.shape[3] - 1)
-        explanation = PhraseAttention(score, encoded.explained_attention, attention_mask, patches, one_row)
+        explanation = match_attention(itm_logits, encoded, attention_mask, grid=(1, image_keys.shape[3] - 1))
         text_features = F.normalize(self.model.text_projection(encoded.text_hidden_state[:, 0]), dim=-1)
         return itm_logits.detach(), text_features, gradcam(explanation, per_token=True).flatten(2)
 

@@ -52,6 +52,7 @@ class LayerAttention(NamedTuple):
     attention: torch.Tensor
 
 
+@torch.compiler.disable
 def gradcam(
     phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False, per_head: bool = False
 ) -> torch.Tensor:
@@ -319,8 +320,8 @@ def copied_from_inference_mode(value: Any) -> Any:
 
 
 def uncompiled(function: Callable) -> Callable:
-    """Runs `function` as it is written inside a model that is compiled: what a compiler writes cannot be differentiated
-    twice. What it is given may be of inference mode, as above."""
+    """Runs `function` eagerly inside a compiled model: compiled code cannot be differentiated twice. Its arguments may
+    be of inference mode."""
     return torch.compiler.disable(leaving_inference_mode(function))
 
 
@@ -329,7 +330,7 @@ def family_function(function: Callable[..., PhraseAttention]) -> Callable[..., P
 
     It runs eagerly in a compiled model: its score is differentiated by an attention inside it.
     """
-    function = torch.compiler.disable(leaving_inference_mode(function))
+    function = uncompiled(function)
 
     @wraps(function)
     def explain(model: nn.Module, *args, **kwargs) -> PhraseAttention:

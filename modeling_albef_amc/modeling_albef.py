@@ -1,7 +1,6 @@
 """ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651): encoders, image-text heads, and heatmaps of phrases."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from .gradcam import (
     gradcam,
     leaving_inference_mode,
     resolve_image_index,
+    uncompiled,
 )
 from .image_groups import ImageGroups, group_by_image
 from .recomputed import recomputed
@@ -256,21 +256,27 @@ class AlbefVisionModel(AlbefPreTrainedModel):
 
         Returns: hidden states (num_images or num_phrases, 1 + num_patches, hidden_size) after the final norm.
         """
-        hidden_states, explained_attention = self.embeddings(pixel_values), None
-        for index, layer in enumerate(self.layers):
-            if explained_layer is None:
+        hidden_states = self.embeddings(pixel_values)
+        with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
+            for layer in self.layers[:explained_layer]:
                 hidden_states, _ = layer(hidden_states)
-                continue
-            if index == explained_layer and image_index is not None:
-                hidden_states = hidden_states[image_index]
-            with torch.set_grad_enabled(create_graph or index >= explained_layer):
-                interface = explained_interface(index, explained_layer, create_graph, default=None)
-                hidden_states, probabilities = layer(hidden_states, interface)
+        if explained_layer is None:
+            return AlbefEncoderOutput(last_hidden_state=self.layernorm(hidden_states))
+        hidden_states = hidden_states if image_index is None else hidden_states[image_index]
+        return AlbefEncoderOutput(*self._explained_layers(hidden_states, explained_layer, create_graph))
+
+    @uncompiled
+    @torch.enable_grad()
+    def _explained_layers(
+        self, hidden_states: torch.Tensor, explained_layer: int, create_graph: bool
+    ) -> tuple[torch.Tensor, None, torch.Tensor]:
+        """The explained layer, all above it and the norm; the first fields of the output."""
+        for index in range(explained_layer, len(self.layers)):
+            interface = explained_interface(index, explained_layer, create_graph, default=None)
+            hidden_states, probabilities = self.layers[index](hidden_states, interface)
             if index == explained_layer:
                 explained_attention = probabilities
-        with torch.set_grad_enabled(torch.is_grad_enabled() or explained_layer is not None):
-            hidden_states = self.layernorm(hidden_states)
-        return AlbefEncoderOutput(last_hidden_state=hidden_states, explained_attention=explained_attention)
+        return self.layernorm(hidden_states), None, explained_attention
 
 
 class AlbefTextAttention(AlbefAttention):
@@ -422,42 +428,69 @@ class AlbefTextModel(AlbefPreTrainedModel):
             raise ValueError("Give either input_ids or text_embeds.")
         fusion_layer = self.config.fusion_layer
         hidden_states = self.embeddings(input_ids) if text_embeds is None else text_embeds
-        first = 0 if text_embeds is None else fusion_layer
-        last = fusion_layer if image_key_values is None else len(self.layers)
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
-        text_hidden_state = explained_attention = None
-        image_groups = group_by_image(image_index, 0 if image_key_values is None else len(image_key_values[0][0]))
-        for index in range(first, last):
-            key_value, groups = (None, None), None
-            if index == fusion_layer:
-                text_hidden_state = hidden_states
-            if index >= fusion_layer:
-                key_value = image_key_values[index - fusion_layer]
-                # The explained attention starts a graph in which each phrase has rows of its own.
-                groups = None if index == explained_layer else image_groups
-                if image_index is not None and groups is None:
-                    key_value = tuple(states[image_index] for states in key_value)
-            if explained_layer is None:
-                hidden_states, _ = self.layers[index](hidden_states, mask, *key_value, image_groups=groups)
-                continue
-            cross_interface = explained_interface(index, explained_layer, create_graph, default=None)
-            written_out = index > explained_layer and create_graph
-            with torch.set_grad_enabled(create_graph or index >= explained_layer):
-                hidden_states, probabilities = self.layers[index](
-                    hidden_states,
-                    additive_mask(attention_mask, hidden_states.dtype) if written_out else mask,
-                    *key_value,
-                    eager_attention_forward if written_out else None,
-                    cross_interface,
-                    groups,
-                )
+        with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
+            for layer in self.layers[:fusion_layer] if text_embeds is None else ():
+                hidden_states, _ = layer(hidden_states, mask)
+            text_hidden_state = hidden_states
+            if image_key_values is None:
+                return AlbefEncoderOutput(last_hidden_state=hidden_states, text_hidden_state=text_hidden_state)
+            groups = group_by_image(image_index, len(image_key_values[0][0]))
+            for layer, key_value in zip(self.layers[fusion_layer:explained_layer], image_key_values):
+                key_value = key_value if groups is not None else own_rows(key_value, image_index)
+                hidden_states, _ = layer(hidden_states, mask, *key_value, image_groups=groups)
+        explained_attention = None
+        if explained_layer is not None:
+            masks = mask, additive_mask(attention_mask, hidden_states.dtype)
+            images = image_key_values[explained_layer - fusion_layer :], image_index, groups
+            hidden_states, explained_attention = self._explained_layers(
+                hidden_states, masks, images, explained_layer, create_graph
+            )
+        return AlbefEncoderOutput(hidden_states, text_hidden_state, explained_attention)
+
+    @uncompiled
+    @torch.enable_grad()
+    def _explained_layers(
+        self,
+        hidden_states: torch.Tensor,
+        masks: tuple[Any, torch.Tensor | None],
+        images: tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None, ImageGroups | None],
+        explained_layer: int,
+        create_graph: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The explained layer and all above it.
+
+        Args:
+            masks: for the attention that is configured, and for that which is written out.
+            images: keys and values for these layers, which image each phrase belongs to, and the groups of that.
+
+        Returns: hidden states, and the attention probabilities of the explained layer.
+        """
+        mask, written_mask = masks
+        image_key_values, image_index, groups = images
+        layers = range(explained_layer, len(self.layers))
+        for index, key_value in zip(layers, image_key_values):
+            is_written = index > explained_layer and create_graph
+            # The explained attention starts a graph in which each phrase has rows of its own.
+            joined = None if index == explained_layer else groups
+            hidden_states, probabilities = self.layers[index](
+                hidden_states,
+                written_mask if is_written else mask,
+                *(key_value if joined is not None else own_rows(key_value, image_index)),
+                eager_attention_forward if is_written else None,
+                explained_interface(index, explained_layer, create_graph, default=None),
+                joined,
+            )
             if index == explained_layer:
                 explained_attention = probabilities
-        return AlbefEncoderOutput(
-            last_hidden_state=hidden_states,
-            text_hidden_state=text_hidden_state,
-            explained_attention=explained_attention,
-        )
+        return hidden_states, explained_attention
+
+
+def own_rows(
+    key_value: tuple[torch.Tensor, torch.Tensor], image_index: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    """Keys and values of the images → of each phrase."""
+    return key_value if image_index is None else tuple(states[image_index] for states in key_value)
 
 
 class AlbefModel(AlbefPreTrainedModel):
@@ -582,10 +615,7 @@ class AlbefModel(AlbefPreTrainedModel):
         if explained_layer is None:
             return output, None
         token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        with torch.enable_grad():
-            score = itm_logits[:, 1]
-        grid = self.patch_grid(pixel_values)
-        return output, PhraseAttention(score, encoded.explained_attention, token_mask, slice(1, None), grid)
+        return output, match_attention(itm_logits, encoded, token_mask, self.patch_grid(pixel_values))
 
     def match(
         self,
@@ -615,8 +645,17 @@ class AlbefModel(AlbefPreTrainedModel):
             create_graph=create_graph,
             **kwargs,
         )
-        with nullcontext() if explained_layer is None else torch.enable_grad():
-            return encoded, self.itm_head(encoded.last_hidden_state[:, 0])
+        head = self.itm_logits if explained_layer is None else self._explained_itm_logits
+        return encoded, head(encoded.last_hidden_state)
+
+    def itm_logits(self, fused_states: torch.Tensor) -> torch.Tensor:
+        """(num_phrases, num_tokens, hidden_size) of the fusion encoder → (num_phrases, 2)"""
+        return self.itm_head(fused_states[:, 0])
+
+    @uncompiled
+    @torch.enable_grad()
+    def _explained_itm_logits(self, fused_states: torch.Tensor) -> torch.Tensor:
+        return self.itm_logits(fused_states)
 
     def explain_itc(
         self,
@@ -632,19 +671,31 @@ class AlbefModel(AlbefPreTrainedModel):
             raise ValueError(f"grounding_layer {layer} is outside the image encoder's {num_layers} layers.")
         image_index = resolve_image_index(pixel_values, text_features, image_index)
         vision = self.vision_model(pixel_values, layer % num_layers, image_index, create_graph)
-        with torch.enable_grad():
-            image_features = self.itc_image_features(vision.last_hidden_state)
-            score = (image_features * text_features).sum(dim=-1) / self.temperature
-        cls_row = torch.zeros(vision.explained_attention.shape[::2], device=score.device)
+        score = self._itc_score(vision.last_hidden_state, text_features)
+        cls_row = torch.zeros(vision.explained_attention.shape[::2], device=vision.explained_attention.device)
         cls_row[:, 0] = 1
         return PhraseAttention(
             score, vision.explained_attention, cls_row, slice(1, None), self.patch_grid(pixel_values)
         )
 
+    @uncompiled
+    @torch.enable_grad()
+    def _itc_score(self, image_embeds: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        return (self.itc_image_features(image_embeds) * text_features).sum(dim=-1) / self.temperature
+
     def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches of these images."""
         patch_size = self.config.vision_config.patch_size
         return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
+
+
+@uncompiled
+@torch.enable_grad()
+def match_attention(
+    itm_logits: torch.Tensor, encoded: AlbefEncoderOutput, token_mask: torch.Tensor, grid: tuple[int, int]
+) -> PhraseAttention:
+    """Explains `itm_logits[:, 1]` by the cross-attention that was recorded; `grid` is (rows, columns) of patches."""
+    return PhraseAttention(itm_logits[:, 1], encoded.explained_attention, token_mask, slice(1, None), grid)
 
 
 __all__ = ["AlbefModel", "AlbefOutput", "AlbefPreTrainedModel", "AlbefTextModel", "AlbefVisionModel"]

@@ -16,13 +16,14 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
+from .gradcam import gradcam, leaving_inference_mode, resolve_image_index
 from .modeling_albef import (
     AlbefEncoderOutput,
     AlbefModel,
     AlbefPreTrainedModel,
     AlbefTextModel,
     AlbefVisionModel,
+    match_attention,
 )
 
 TEMPERATURE_RANGE = 0.001, 0.5
@@ -380,11 +381,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             key.requires_grad_()
         encoded, itm_logits = self.albef.match(*pairs, self.config.grounding_layer, create_graph, **kwargs)
         token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        with torch.enable_grad():
-            score = itm_logits[:, 1]
-        heatmaps = gradcam(
-            PhraseAttention(score, encoded.explained_attention, token_mask, slice(1, None), grid), create_graph
-        )
+        heatmaps = gradcam(match_attention(itm_logits, encoded, token_mask, grid), create_graph)
         return encoded, (itm_logits if create_graph else itm_logits.detach()), heatmaps
 
     def _masked_language_loss(
@@ -431,6 +428,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         ).last_hidden_state
         return self.momentum_encoder.mlm_head(states[mlm_labels != -100]).float()
 
+    @torch.compiler.disable
     @torch.no_grad()
     def momentum_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[MomentumTargets]:
         """Moves the teacher, lets it encode all micro-batches of one optimizer step, and rolls them into the queues.
