@@ -17,7 +17,7 @@ from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .families import AutoModelForVisualGrounding, explain_function, groundable
 from .gradcam import PhraseAttention, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
 from .image_processing_pil_albef import AlbefImageProcessorPil
-from .modeling_albef import AlbefModel, AlbefOutput
+from .modeling_albef import AlbefModel, AlbefOutput, AlbefTextModel, AlbefVisionModel
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
 from .pipeline import VisualGroundingPipeline
 from .processing_albef import AlbefProcessor
@@ -31,8 +31,9 @@ if is_torchvision_available():
 
     image_processor_classes["torchvision"] = AlbefImageProcessor
 
-AutoConfig.register("albef", AlbefConfig)
-AutoModel.register(AlbefConfig, AlbefModel)
+for model_class in (AlbefModel, AlbefVisionModel, AlbefTextModel):
+    AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
+    AutoModel.register(model_class.config_class, model_class)
 AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining)
 AutoImageProcessor.register(AlbefConfig, image_processor_classes=image_processor_classes)
 AutoTokenizer.register(AlbefConfig, tokenizer_class=PreTrainedTokenizerFast)
@@ -42,8 +43,9 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 # save_pretrained then copies the code along, for trust_remote_code.
-AlbefConfig.register_for_auto_class()
-AlbefModel.register_for_auto_class("AutoModel")
+for model_class in (AlbefModel, AlbefVisionModel, AlbefTextModel):
+    model_class.config_class.register_for_auto_class()
+    model_class.register_for_auto_class("AutoModel")
 AlbefForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 for part in (AlbefProcessor, *image_processor_classes.values()):
     part.register_for_auto_class()
@@ -57,7 +59,9 @@ __all__ = [
     "AlbefOutput",
     "AlbefProcessor",
     "AlbefTextConfig",
+    "AlbefTextModel",
     "AlbefVisionConfig",
+    "AlbefVisionModel",
     "AutoGrounder",
     "AutoModelForVisualGrounding",
     "PhraseAttention",

@@ -103,7 +103,7 @@ def patch_maps(phrase_attention: PhraseAttention, weights: torch.Tensor, per_hea
     if maps.shape[-1] != rows * columns:
         raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
     maps = maps if per_head else maps.mean(dim=1)
-    token_mask = phrase_attention.token_mask[:, :, None, None]
+    token_mask = phrase_attention.token_mask[:, :, None, None].to(maps.device)  # of parts on several devices
     return maps.unflatten(-1, (rows, columns)) * (token_mask[:, None] if per_head else token_mask)
 
 
@@ -132,7 +132,8 @@ def attention_gradients(
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
             "The score has no graph back to the attention. Run the forward pass under torch.enable_grad(), with an "
-            "input or a parameter that requires a gradient (a wholly frozen model has none)."
+            "input or a parameter that requires a gradient (a wholly frozen model has none); gradient checkpointing "
+            "must have use_reentrant=False."
         )
     return torch.autograd.grad(score, attentions, torch.ones_like(score), create_graph=create_graph, allow_unused=True)
 
@@ -152,7 +153,7 @@ def choose_tokens(phrase_attention: PhraseAttention, chosen: torch.Tensor) -> Ph
             f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}: it takes one value a token, and "
             "an explanation that has a map for every token (for ALBEF: 'itm')."
         )
-    return phrase_attention._replace(token_mask=token_mask * chosen)
+    return phrase_attention._replace(token_mask=token_mask * chosen.to(token_mask.device))
 
 
 def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
@@ -164,7 +165,7 @@ def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> to
 
     Returns: (num_phrases, …, rows, columns). A phrase without a chosen token has a map of zeros.
     """
-    weights = token_mask.to(token_heatmaps.dtype)
+    weights = token_mask.to(token_heatmaps)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     weights = weights if token_heatmaps.ndim == 4 else weights[:, None]  # of heads
     return (token_heatmaps * weights[..., None, None]).sum(dim=-3)
@@ -221,7 +222,7 @@ def resolve_image_index(
                 f"image_index must be {num_phrases} whole numbers, one a phrase, not {tuple(image_index.shape)} of "
                 f"{image_index.dtype}."
             )
-        return image_index
+        return image_index.to(images.device)
     if num_images == num_phrases:
         return None
     if num_images == 1:

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -134,6 +135,11 @@ class AlbefVisionAttention(AlbefAttention):
         return self.projection(context), probabilities
 
 
+def has_adapters(layer: nn.Module) -> bool:
+    """Whether peft put some into the layer's MLP; they may have dropout."""
+    return hasattr(layer.intermediate, "base_layer") or hasattr(layer.output, "base_layer")
+
+
 class AlbefVisionLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer."""
 
@@ -152,8 +158,9 @@ class AlbefVisionLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
         hidden_states = hidden_states + self.dropout(context)
-        update = recomputed(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states, training=self.training)
-        update = recomputed(lambda x: self.output(self.activation(x)), update, training=self.training)
+        again = partial(recomputed, training=self.training, is_random=has_adapters(self))
+        update = again(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states)
+        update = again(lambda x: self.output(self.activation(x)), update)
         return hidden_states + self.dropout(update), probabilities
 
 
@@ -180,7 +187,7 @@ class AlbefVisionEmbeddings(nn.Module):
         patch_positions = patch_positions.flatten(2).transpose(1, 2).to(cls_position.dtype)
         return torch.cat([cls_position, patch_positions], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True) -> torch.Tensor:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values must be (num_images, {self.config.num_channels}, height, width), not "
@@ -191,10 +198,23 @@ class AlbefVisionEmbeddings(nn.Module):
                 f"Images of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are not a whole number of patches "
                 f"of {self.config.patch_size}: resize them to a multiple."
             )
+        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
+        if not interpolate_pos_encoding and grid != self.config.grid:
+            raise ValueError(
+                f"Images of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels have no learned positions, which "
+                f"are for {self.config.image_size}: interpolate_pos_encoding=True interpolates them."
+            )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self.interpolated_positions(tuple(patches.shape[2:]))
         cls_token = self.cls_token.expand(pixel_values.shape[0], -1, -1)
         return self.dropout(torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
+
+
+def recorded_outputs(config: AlbefConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a pass, with what the configuration, or an encoder's, asks every pass to record."""
+    parts = config, config.vision_config, config.text_config
+    names = "output_hidden_states", "output_attentions"
+    return {name: True for name in names if any(getattr(part, name) for part in parts)} | kwargs
 
 
 class AlbefPreTrainedModel(PreTrainedModel):
@@ -244,11 +264,13 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         explained_layer: int | None = None,
         image_index: torch.Tensor | None = None,
         create_graph: bool = False,
+        interpolate_pos_encoding: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefEncoderOutput:
         """
         Args:
             pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
+            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
             explained_layer: the layer whose self-attention is recorded. From there on every phrase has its own copy of
                 its image, so that each copy's attention serves one score only.
             image_index: (num_phrases,), which image each phrase belongs to; used with `explained_layer` only.
@@ -256,7 +278,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
 
         Returns: hidden states (num_images or num_phrases, 1 + num_patches, hidden_size) after the final norm.
         """
-        hidden_states = self.embeddings(pixel_values)
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
             for layer in self.layers[:explained_layer]:
                 hidden_states, _ = layer(hidden_states)
@@ -340,7 +362,8 @@ class AlbefTextLayer(GradientCheckpointingLayer):
             cross = hidden_states, (image_key, image_value), None, cross_interface, image_groups
             hidden_states, probabilities = self.cross_attention(*cross)
         update = self.intermediate(hidden_states)
-        update = recomputed(lambda x: self.output(self.activation(x)), update, training=self.training)
+        again = partial(recomputed, training=self.training, is_random=has_adapters(self))
+        update = again(lambda x: self.output(self.activation(x)), update)
         return self.layernorm(hidden_states + self.dropout(update)), probabilities
 
 
@@ -354,11 +377,13 @@ class AlbefTextEmbeddings(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         num_tokens = input_ids.shape[1]
         if num_tokens > self.max_length:
             raise ValueError(f"Text of {num_tokens} tokens: at most {self.max_length} have a position. Truncate it.")
         positions = torch.arange(num_tokens, device=input_ids.device)
+        if (first := first_tokens(attention_mask)) is not None:
+            positions = (positions - first[:, None].to(positions.device)).clamp(min=0)
         # One segment only, as ALBEF was trained: token type 0 everywhere.
         states = self.position_embeddings(positions) + self.token_type_embeddings(torch.zeros_like(positions))
         return self.dropout(self.layernorm(self.word_embeddings(input_ids) + states))
@@ -427,7 +452,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
         fusion_layer = self.config.fusion_layer
-        hidden_states = self.embeddings(input_ids) if text_embeds is None else text_embeds
+        hidden_states = self.embeddings(input_ids, attention_mask) if text_embeds is None else text_embeds
         mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
             for layer in self.layers[:fusion_layer] if text_embeds is None else ():
@@ -486,11 +511,25 @@ class AlbefTextModel(AlbefPreTrainedModel):
         return hidden_states, explained_attention
 
 
+def first_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """(num_phrases,), the place of each phrase's [CLS]: 0, unless it is padded on the left; None where all are 0."""
+    is_plain = attention_mask is not None and attention_mask.ndim == 2
+    return attention_mask.to(torch.int32).argmax(dim=1) if is_plain else None
+
+
+def cls_states(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(num_phrases, num_tokens, hidden_size) → (num_phrases, hidden_size), of each phrase's [CLS]"""
+    first = first_tokens(attention_mask)
+    if first is None:
+        return states[:, 0]
+    return states[torch.arange(len(states), device=states.device), first.to(states.device)]
+
+
 def own_rows(
     key_value: tuple[torch.Tensor, torch.Tensor], image_index: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
     """Keys and values of the images → of each phrase."""
-    return key_value if image_index is None else tuple(states[image_index] for states in key_value)
+    return key_value if image_index is None else tuple(states[image_index.to(states.device)] for states in key_value)
 
 
 class AlbefModel(AlbefPreTrainedModel):
@@ -518,17 +557,51 @@ class AlbefModel(AlbefPreTrainedModel):
         """(num_images, 1 + num_patches, hidden_size) of the image encoder → ITC features, unit length"""
         return F.normalize(self.vision_projection(image_embeds[:, 0]), dim=-1)
 
-    def itc_text_features(self, text_embeds: torch.Tensor) -> torch.Tensor:
+    def itc_text_features(self, text_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(num_phrases, num_tokens, hidden_size) of the text layers → ITC features, unit length"""
-        return F.normalize(self.text_projection(text_embeds[:, 0]), dim=-1)
+        return F.normalize(self.text_projection(cls_states(text_embeds, attention_mask)), dim=-1)
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: (num_images, 3, height, width). interpolate_pos_encoding: as of `forward`.
+
+        Returns: `pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state`
+            (num_images, 1 + num_patches, hidden_size) of the image encoder, and its states and attentions when asked.
+        """
+        vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        features = self.itc_image_features(vision.last_hidden_state)
+        return BaseModelOutputWithPooling(vision.last_hidden_state, features, vision.hidden_states, vision.attentions)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids, attention_mask: (num_phrases, num_tokens).
+
+        Returns: `pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state`
+            (num_phrases, num_tokens, hidden_size) of the text layers, before they see an image, and their states and
+            attentions when asked.
+        """
+        text = self.text_model(input_ids, attention_mask, **kwargs)
+        features = self.itc_text_features(text.last_hidden_state, attention_mask)
+        return BaseModelOutputWithPooling(text.last_hidden_state, features, text.hidden_states, text.attentions)
 
     @leaving_inference_mode
     @can_return_tuple
     @merge_with_config_defaults
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
         output_heatmaps: bool = False,
@@ -542,7 +615,8 @@ class AlbefModel(AlbefPreTrainedModel):
         """
         Args:
             pixel_values: (num_images, 3, height, width). Each image is encoded once, however many phrases it has.
-            input_ids, attention_mask: (num_phrases, num_tokens).
+            input_ids, attention_mask: (num_phrases, num_tokens), padded on either side. Of images or of phrases alone
+                the output has the features.
             image_index: (num_phrases,), which image each phrase belongs to. May be left out with one phrase an image
                 (in the same order), or with a single image.
             output_heatmaps: explain the score of each phrase.
@@ -553,7 +627,24 @@ class AlbefModel(AlbefPreTrainedModel):
             grounding_layer: the explained layer; default `config.grounding_layer` ("itm") or `vision_grounding_layer`.
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
                 Otherwise nothing below the explained layer is differentiated, and no output has a graph.
+            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
+            output_hidden_states, output_attentions: of all layers; `attn_implementation="eager"` has attentions.
+            return_dict: False returns a tuple of what is there.
+
+        Returns: `AlbefOutput`.
+
+        Raises:
+            ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
+
+            >>> inputs = processor(images=photo, text=["a black cat", "the remote"], return_tensors="pt")
+            >>> outputs = model(**inputs, output_heatmaps=True)
+            >>> outputs.itm_logits.softmax(-1)[:, 1], outputs.heatmaps.shape  # probabilities, (2, 16, 16)
         """
+        kwargs = recorded_outputs(self.config, kwargs)
+        if pixel_values is None or input_ids is None:
+            if output_heatmaps or output_token_heatmaps:
+                raise ValueError("Heatmaps need both pixel_values and input_ids.")
+            return self._encode_alone(pixel_values, input_ids, attention_mask, **kwargs)
         if not (output_heatmaps or output_token_heatmaps):
             if create_graph is not None or heatmap_token_mask is not None or grounding_layer is not None:
                 raise ValueError("create_graph, heatmap_token_mask and grounding_layer need output_heatmaps=True.")
@@ -585,6 +676,24 @@ class AlbefModel(AlbefPreTrainedModel):
                 output.last_hidden_state = output.last_hidden_state.detach()
         return output
 
+    def _encode_alone(
+        self,
+        pixel_values: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> AlbefOutput:
+        if pixel_values is None and input_ids is None:
+            raise ValueError("Give pixel_values, input_ids or both.")
+        if pixel_values is not None:
+            vision = self.vision_model(pixel_values, **kwargs)
+            features = self.itc_image_features(vision.last_hidden_state)
+            return AlbefOutput(image_features=features, vision_model_output=vision)
+        kwargs.pop("interpolate_pos_encoding", None)
+        text = self.get_text_features(input_ids, attention_mask, **kwargs)
+        states = dict(hidden_states=text.hidden_states, attentions=text.attentions)
+        return AlbefOutput(text_features=text.pooler_output, last_hidden_state=text.last_hidden_state, **states)
+
     def score(
         self,
         pixel_values: torch.Tensor,
@@ -597,6 +706,7 @@ class AlbefModel(AlbefPreTrainedModel):
     ) -> tuple[AlbefOutput, PhraseAttention | None]:
         """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
+        token_mask = None if explained_layer is None else tokens_to_explain(input_ids, attention_mask)
         vision = self.vision_model(pixel_values, **kwargs)
         image_key_values = self.text_model.project_images(vision.last_hidden_state)
         encoded, itm_logits = self.match(
@@ -605,7 +715,7 @@ class AlbefModel(AlbefPreTrainedModel):
         output = AlbefOutput(
             itm_logits=itm_logits,
             image_features=self.itc_image_features(vision.last_hidden_state),
-            text_features=self.itc_text_features(encoded.text_hidden_state),
+            text_features=self.itc_text_features(encoded.text_hidden_state, attention_mask),
             last_hidden_state=encoded.last_hidden_state,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -614,7 +724,6 @@ class AlbefModel(AlbefPreTrainedModel):
         )
         if explained_layer is None:
             return output, None
-        token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return output, match_attention(itm_logits, encoded, token_mask, self.patch_grid(pixel_values))
 
     def match(
@@ -635,6 +744,7 @@ class AlbefModel(AlbefPreTrainedModel):
         first, last = self.config.text_config.fusion_layer, self.config.text_config.num_hidden_layers - 1
         if explained_layer is not None and not first <= explained_layer <= last:
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
+        kwargs.pop("interpolate_pos_encoding", None)
         encoded = self.text_model(
             input_ids if text_embeds is None else None,
             attention_mask,
@@ -646,16 +756,16 @@ class AlbefModel(AlbefPreTrainedModel):
             **kwargs,
         )
         head = self.itm_logits if explained_layer is None else self._explained_itm_logits
-        return encoded, head(encoded.last_hidden_state)
+        return encoded, head(encoded.last_hidden_state, attention_mask)
 
-    def itm_logits(self, fused_states: torch.Tensor) -> torch.Tensor:
+    def itm_logits(self, fused_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(num_phrases, num_tokens, hidden_size) of the fusion encoder → (num_phrases, 2)"""
-        return self.itm_head(fused_states[:, 0])
+        return self.itm_head(cls_states(fused_states, attention_mask))
 
     @uncompiled
     @torch.enable_grad()
-    def _explained_itm_logits(self, fused_states: torch.Tensor) -> torch.Tensor:
-        return self.itm_logits(fused_states)
+    def _explained_itm_logits(self, fused_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        return self.itm_logits(fused_states, attention_mask)
 
     def explain_itc(
         self,
@@ -681,12 +791,28 @@ class AlbefModel(AlbefPreTrainedModel):
     @uncompiled
     @torch.enable_grad()
     def _itc_score(self, image_embeds: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        return (self.itc_image_features(image_embeds) * text_features).sum(dim=-1) / self.temperature
+        image_features = self.itc_image_features(image_embeds)
+        similarity = (image_features * text_features.to(image_features.device)).sum(dim=-1)
+        return similarity / self.temperature.to(similarity.device)
 
     def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of patches of these images."""
         patch_size = self.config.vision_config.patch_size
         return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
+
+
+def tokens_to_explain(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(num_phrases, num_tokens), 1 for the tokens of each phrase.
+
+    Raises:
+        ValueError: the mask does not say which they are.
+    """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"Heatmaps need an attention_mask (num_phrases, num_tokens), not {tuple(attention_mask.shape)}: it says "
+            "which tokens there are."
+        )
+    return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 
 @uncompiled

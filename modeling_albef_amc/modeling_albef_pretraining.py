@@ -23,7 +23,11 @@ from .modeling_albef import (
     AlbefPreTrainedModel,
     AlbefTextModel,
     AlbefVisionModel,
+    cls_states,
+    first_tokens,
     match_attention,
+    recorded_outputs,
+    tokens_to_explain,
 )
 
 TEMPERATURE_RANGE = 0.001, 0.5
@@ -201,12 +205,12 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self.tie_weights()
         return embeddings
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | PathLike, *args, **kwargs) -> None:
         """As ever; remote code that is saved along also serves `AutoModel`, which takes the model that grounds."""
         if self._auto_class is not None:
             known = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = {**known, "AutoModel": f"{AlbefModel.__module__.split('.')[-1]}.AlbefModel"}
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @leaving_inference_mode
     @can_return_tuple
@@ -243,6 +247,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from. The
                 negatives' indices then count the others only, and stand for them only.
         """
+        kwargs = recorded_outputs(self.config, kwargs)
         alpha = 0.0 if not self.training else self.config.alpha if alpha is None else alpha
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
@@ -258,7 +263,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
         text_embeds = masked_embeds = None
         # Where the states of every layer are asked for, the true pairs need a pass of their own from the words on.
-        if mlm_labels is not None and not kwargs:
+        is_recorded = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
+        if mlm_labels is not None and not is_recorded:
             texts = torch.cat([input_ids, mlm_input_ids])
             masks = None if attention_mask is None else attention_mask.repeat(2, 1)
             text_embeds, masked_embeds = self.albef.text_model(texts, masks).last_hidden_state.chunk(2)
@@ -295,7 +301,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 None if rows is None else rows[~is_absent] for rows in per_phrase
             )
         image_features = self.albef.itc_image_features(vision.last_hidden_state)
-        text_features = self.albef.itc_text_features(text_embeds)
+        text_features = self.albef.itc_text_features(text_embeds, text_mask)
         if momentum_targets is None:
             pairs = slice(None) if is_absent is None else ~is_absent
             ids = (
@@ -332,7 +338,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_key_values=image_key_values,
             image_index=torch.cat(images),
         ).last_hidden_state.tensor_split(len(texts))
-        negative_itm_logits = self.albef.itm_head(torch.cat(states[:2])[:, 0])
+        negative_mask = None if masks is None else torch.cat(masks[:2])
+        negative_itm_logits = self.albef.itm_logits(torch.cat(states[:2]), negative_mask)
         is_given = ~torch.tensor(is_chosen, device=has_negative.device).repeat_interleave(num_pairs)
         loss_itm = matching_loss(true_itm_logits, negative_itm_logits, has_negative | is_given)
 
@@ -379,8 +386,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         key, _ = image_key_values[self.config.grounding_layer - self.config.text_config.fusion_layer]
         if create_graph and not key.requires_grad:  # all weights below the explained attention are frozen
             key.requires_grad_()
+        token_mask = tokens_to_explain(input_ids, attention_mask)
         encoded, itm_logits = self.albef.match(*pairs, self.config.grounding_layer, create_graph, **kwargs)
-        token_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         heatmaps = gradcam(match_attention(itm_logits, encoded, token_mask, grid), create_graph)
         return encoded, (itm_logits if create_graph else itm_logits.detach()), heatmaps
 
@@ -484,7 +491,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return MomentumTargets(
             image_embeds=image_embeds,
             image_features=image_features[pairs],
-            text_features=F.normalize(teacher.text_projection(text_embeds[:, 0]), dim=-1)[pairs],
+            text_features=F.normalize(teacher.text_projection(cls_states(text_embeds, attention_mask)), dim=-1)[pairs],
             image_ids=image_ids[pairs],
             text_ids=text_fingerprints(input_ids, attention_mask)[pairs],
         )
@@ -647,10 +654,12 @@ def hardest_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.
 
 
 def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(num_phrases,): equal for equal phrases, however far they are padded on the right; 62 bits, not negative."""
+    """(num_phrases,): equal for equal phrases, however far they are padded; 62 bits, not negative."""
     # A polynomial in a fixed odd number modulo 2^64, which is how int64 products wrap.
     powers = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device).cumprod(0)
     tokens = input_ids + 1 if attention_mask is None else (input_ids + 1) * attention_mask
+    if (first := first_tokens(attention_mask)) is not None:
+        powers = powers[(torch.arange(len(powers), device=powers.device) - first[:, None]).clamp(min=0)]
     return (tokens * powers).sum(dim=1) & (2**62 - 1)
 
 

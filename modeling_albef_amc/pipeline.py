@@ -226,7 +226,7 @@ class VisualGroundingPipeline(Pipeline):
             answers.append(answer)
         return answers
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """The model, its processor and the code, for `pipeline("visual-grounding", …, trust_remote_code=True)`.
 
         ALBEF's `save_pretrained` alone leaves what the pipeline needs as well; other families know nothing of it.
@@ -237,7 +237,7 @@ class VisualGroundingPipeline(Pipeline):
             config.custom_pipelines = {"visual-grounding": classes}
         os.makedirs(save_directory, exist_ok=True)
         custom_object_save(self, save_directory)
-        self.model.save_pretrained(save_directory, **kwargs)
+        self.model.save_pretrained(save_directory, *args, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
 

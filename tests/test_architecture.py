@@ -98,9 +98,9 @@ def test_remote_code_is_flat():
 
 def test_files_can_be_held_in_the_head():
     long = {path.name: len(path.read_text().splitlines()) for path in MODULES}
-    assert {name: lines for name, lines in long.items() if lines > 800} == {}
+    assert {name: lines for name, lines in long.items() if lines > 900} == {}
     tests = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").glob("*.py")}
-    assert {name: lines for name, lines in tests.items() if lines > 800} == {}
+    assert {name: lines for name, lines in tests.items() if lines > 900} == {}
 
 
 def test_make_and_ci():

@@ -8,9 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, AlbefTextConfig, AlbefVisionConfig
+from modeling_albef_amc import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefModel,
+    AlbefTextConfig,
+    AlbefTextModel,
+    AlbefVisionConfig,
+    AlbefVisionModel,
+    PhraseAttention,
+)
 from modeling_albef_amc.explained_attention import eager_attention_forward
+from modeling_albef_amc.gradcam import attention_map, average_tokens, choose_tokens, resolve_image_index
 from tests.conftest import tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
@@ -469,3 +480,145 @@ def test_positions_vary_along_the_axis_they_were_learned_on():
         torch.testing.assert_close(patches, patches.select(still, 0).unsqueeze(still).expand(8, 12))
         assert (patches.select(still, 0).diff() > 0).all()
     assert torch.equal(embeddings.interpolated_positions((8, 12))[0, 0], embeddings.position_embeddings[0, 0])
+
+
+# Inputs that users have -----------------------------------------------------------------------------------------------
+
+
+def padded_left(batch: dict[str, torch.Tensor], extra: int = 3) -> dict[str, torch.Tensor]:
+    """The same phrases, each at the end of its row."""
+    moved = {}
+    for name in ("input_ids", "attention_mask"):
+        rows = torch.nn.functional.pad(batch[name], (0, extra))
+        shifts = (extra + (batch["attention_mask"] == 0).sum(dim=1)).tolist()
+        moved[name] = torch.stack([row.roll(shift) for row, shift in zip(rows, shifts)])
+    return {**batch, **moved}
+
+
+def test_padding_on_the_left_changes_nothing():
+    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    for explanation in ("itm", "itc"):
+        options = dict(output_heatmaps=True, explanation=explanation)
+        expected, found = model(**batch, **options), model(**padded_left(batch), **options)
+        for name in ("itm_logits", "heatmaps", "text_features"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
+    words = model(**padded_left(batch), output_token_heatmaps=True).token_heatmaps
+    plain = model(**batch, output_token_heatmaps=True).token_heatmaps
+    torch.testing.assert_close(words[0, 5:], plain[0, :4], rtol=1e-5, atol=1e-9)  # 2 + 3 places of padding before it
+
+
+def test_losses_of_phrases_padded_on_the_left():
+    model, batch = AlbefForPreTraining(tiny_config()), tiny_batch()
+    labels = batch["input_ids"].where((torch.arange(6) == 2) & (batch["attention_mask"] == 1), -100)
+    left = padded_left(batch)
+    left_labels = torch.stack(
+        [left["input_ids"][row].where(left["input_ids"][row] == labels[row, 2], -100) for row in range(4)]
+    )
+    results = []
+    for inputs, own_labels in ((batch, labels), (left, left_labels)):
+        twin = AlbefForPreTraining(tiny_config()).train()
+        twin.load_state_dict(model.state_dict())
+        ids = dict(image_ids=torch.arange(4), negative_image_index=torch.tensor([1, 2, 3, 0]))
+        ids |= dict(negative_text_index=torch.tensor([1, 2, 3, 0]))
+        masked = inputs["input_ids"].where(own_labels == -100, 4)
+        results.append((twin(**inputs, **ids, mlm_input_ids=masked, mlm_labels=own_labels), twin.text_id_queue))
+    (expected, ids), (found, left_ids) = results
+    assert torch.equal(ids, left_ids)
+    for name in ("loss_itc", "loss_itm"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_features_of_images_and_phrases_alone():
+    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    both, pixels = model(**batch), batch.pop("pixel_values")
+    for features in (model(pixels).image_features, model.get_image_features(pixels).pooler_output):
+        torch.testing.assert_close(features, both.image_features)
+    for features in (model(**batch).text_features, model.get_text_features(**batch).pooler_output):
+        torch.testing.assert_close(features, both.text_features)
+    image, text = model.get_image_features(pixels, return_dict=False), model.get_text_features(**batch)
+    torch.testing.assert_close(image[1], both.image_features)
+    assert text.last_hidden_state.shape == (4, 6, 24) and image[0].shape == (4, 17, 16)
+    assert len(model.get_text_features(**batch, output_hidden_states=True).hidden_states) == 3  # words, two layers
+    with pytest.raises(ValueError, match="Give pixel_values, input_ids or both"):
+        model()
+    with pytest.raises(ValueError, match="Heatmaps need both"):
+        model(pixels, output_heatmaps=True)
+
+
+def test_positions_that_must_not_be_interpolated():
+    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    expected = model(**batch)
+    torch.testing.assert_close(model(**batch, interpolate_pos_encoding=False).itm_logits, expected.itm_logits)
+    larger = {**batch, "pixel_values": torch.randn(4, 3, 48, 32)}
+    assert model(**larger).itm_logits.shape == (4, 2)
+    for call in (model, lambda **inputs: model.get_image_features(inputs["pixel_values"], False)):
+        with pytest.raises(ValueError, match=r"48 x 32 pixels have no learned positions, which are for 32"):
+            call(**{**larger, "interpolate_pos_encoding": False})
+
+
+def test_masks_of_four_dimensions():
+    """As transformers takes them; heatmaps must know the tokens."""
+    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    expected = model(**batch)
+    whole = batch["attention_mask"][:, None, None, :].bool().expand(-1, 1, 6, -1)
+    torch.testing.assert_close(model(**{**batch, "attention_mask": whole}).itm_logits, expected.itm_logits)
+    for each in (model, AlbefForPreTraining(tiny_config()).eval()):
+        with pytest.raises(ValueError, match=r"need an attention_mask \(num_phrases, num_tokens\), not \(4, 1, 6, 6\)"):
+            each(**{**batch, "attention_mask": whole}, output_heatmaps=True)
+
+
+@pytest.mark.parametrize("part", ["config", "vision_config", "text_config"])
+def test_a_configuration_that_asks_for_all_states(part):
+    """Also where MLM shares a pass with the true pairs, which then need one of their own."""
+    model, batch = AlbefForPreTraining._from_config(tiny_config(), attn_implementation="eager").eval(), tiny_batch()
+    labels = batch["input_ids"].where(torch.arange(6) == 2, -100)
+    inputs = {**batch, "mlm_input_ids": batch["input_ids"], "mlm_labels": labels}
+    expected = model(**inputs, output_hidden_states=True, output_attentions=True)
+    assert len(expected.hidden_states) == 6 and len(expected.attentions) == 5 and len(expected.cross_attentions) == 3
+    asked = model.config if part == "config" else getattr(model.config, part)
+    asked.output_hidden_states = asked.output_attentions = True
+    found = model(**inputs)
+    for name in ("hidden_states", "attentions", "cross_attentions"):
+        torch.testing.assert_close(found[name], expected[name])
+    assert len(found.vision_model_output.hidden_states) == 3
+    torch.testing.assert_close(model.albef(**batch).hidden_states, expected.hidden_states)
+
+
+@pytest.mark.parametrize("model_class", [AlbefModel, AlbefForPreTraining])
+def test_saving_takes_what_transformers_takes_in_its_order(model_class, tmp_path):
+    model = model_class(tiny_config())
+    model.save_pretrained(tmp_path / "not the main process", False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    model.save_pretrained(tmp_path / "main", True)
+    assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_reentrant_checkpointing_says_what_to_set():
+    model = AlbefModel(tiny_config()).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        model(**tiny_batch(), output_heatmaps=True)
+
+
+def test_maps_and_masks_on_two_devices():
+    """Parts of a model may lie on other devices than its inputs: a mask follows the maps, whatever holds them."""
+    maps, mask = torch.zeros(2, 5, 4, 4, device="meta"), torch.ones(2, 5)
+    assert average_tokens(maps, mask).device.type == "meta"
+    attention = PhraseAttention(maps[:, 0, 0, 0], torch.zeros(2, 1, 5, 17, device="meta"), mask, slice(1, None), (4, 4))
+    assert attention_map(attention).device.type == "meta"
+    assert choose_tokens(attention._replace(token_mask=mask.to("meta")), mask).token_mask.device.type == "meta"
+    assert resolve_image_index(torch.zeros(2, 3, device="meta"), torch.zeros(2, 5), torch.tensor([0, 1])).is_meta
+
+
+@pytest.mark.parametrize(("name", "model_class"), [("vision_model", AlbefVisionModel), ("text_model", AlbefTextModel)])
+def test_an_encoder_is_a_checkpoint_of_its_own(name, model_class, tmp_path):
+    encoder = getattr(AlbefModel(tiny_config()).eval(), name)
+    encoder.save_pretrained(tmp_path)
+    inputs = tiny_batch()
+    inputs = {"pixel_values": inputs["pixel_values"]} if name == "vision_model" else {"input_ids": inputs["input_ids"]}
+    expected = encoder(**inputs).last_hidden_state
+    own = get_class_from_dynamic_module(f"modeling_albef.{model_class.__name__}", str(tmp_path))
+    assert type(AutoConfig.from_pretrained(tmp_path)) is model_class.config_class
+    for loaded in (AutoModel.from_pretrained(tmp_path), own.from_pretrained(tmp_path)):
+        assert type(loaded).__name__ == model_class.__name__
+        assert torch.equal(loaded.eval()(**inputs).last_hidden_state, expected)
