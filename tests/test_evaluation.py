@@ -304,7 +304,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, caps
     command += ["--block_size", "5", "--batch_size", "3", "--save_heatmaps"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run_ground(checkpoint, data, tmp_path / "whole", "--save_heatmaps", "--batch_size", "3", "--overwrite")
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     whole, left = files(tmp_path / "whole"), files(output)
     assert list(left) == list(whole)[:2] and len(whole) == 4

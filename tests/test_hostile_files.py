@@ -43,13 +43,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def never_hangs():
-    """Whatever waits for a pipe is woken by an error."""
+    """Whatever waits for a pipe is woken by an error, be the machine as busy as it may."""
 
     def give_up(*_: object) -> None:
-        raise AssertionError("more than three minutes")
+        raise AssertionError("more than ten minutes")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(180)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -246,7 +246,7 @@ def test_pictures_that_unfold_beyond_memory(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     *lines, memory = done.stdout.splitlines()
@@ -372,12 +372,12 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
     ids=["list", "list in a setting", "mappings", "indented", "dashes", "laughs", "code", "long", "digits"],
 )
 def test_settings_that_hurt(text, message, tmp_path):
-    path, before = tmp_path / "run.yaml", time.perf_counter()
+    path, before = tmp_path / "run.yaml", time.process_time()
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         parse_arguments(ModelArguments, arguments=[str(path)])
     assert "run.yaml" in str(error.value) and len(str(error.value)) < 1000
-    assert time.perf_counter() - before < 10
+    assert time.process_time() - before < 10
 
 
 def test_damaged_settings_of_records(tmp_path):

@@ -245,7 +245,7 @@ def test_remote_code_in_a_clean_process(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-c", REMOTE_SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = load_file(tmp_path / "result.safetensors")
     assert torch.equal(result["heatmaps"], model.albef(**tiny_batch(), output_heatmaps=True).heatmaps)

@@ -472,7 +472,7 @@ def test_published_on_the_hub(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path / "photo.png"), json.dumps(UNCLEAN)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     expected = [answer["score"] for answer in ground(picture(), UNCLEAN)]
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-6)

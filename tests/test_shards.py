@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -89,26 +88,52 @@ class DeadlyInt(int):
         return os._exit, (1,)
 
 
-def test_a_build_that_was_killed_goes_on(tmp_path):
+# All its processes die by SIGKILL, which nothing can catch, with two jobs done and a part of others.
+KILLED = """
+import os, signal, time
+from dataset_scripts import build, shards
+do_job = shards._do_job
+def do_two_jobs(builder, folder, split, number, job, limit):
+    if number < 2:
+        return do_job(builder, folder, split, number, job, limit)
+    while len(list((folder / "notes").glob("*.json"))) < 2:
+        time.sleep(0.02)
+    rows = builder.storable_rows
+    def then_die(split, job):
+        for count, row in enumerate(rows(split, job)):
+            if count == 300:  # one group of rows is written
+                os.killpg(0, signal.SIGKILL)
+            yield row
+    builder.storable_rows = then_die
+    return do_job(builder, folder, split, number, job, limit)
+shards._do_job = do_two_jobs  # in each process: those that are spawned run this file, too
+if __name__ == "__main__":
+    build.main()
+"""
+
+
+def test_a_build_that_was_killed_goes_on(tmp_path, tmp_path_factory):
     options = {**dict.fromkeys(SPLITS, 0), "train": 2000, "image_size": 64}
     words = [word for split, count in options.items() for word in (f"--{split.replace('_', '-')}", str(count))]
-    command = [sys.executable, "-m", "dataset_scripts.build", "scenes", "--output", str(tmp_path / "out"), *words]
+    arguments = ["scenes", "--output", str(tmp_path / "out"), *words]
+    command = [sys.executable, "-m", "dataset_scripts.build", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     notes = tmp_path / ".out.building" / "dataset" / "notes"
-    process = subprocess.Popen(
-        [*command, "--num-proc", "2"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    script = tmp_path_factory.mktemp("killed") / "killed.py"
+    script.write_text(KILLED)
+    killed = subprocess.run(
+        [sys.executable, str(script), *arguments, "--num-proc", "2"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+        start_new_session=True,
     )
-    try:
-        deadline = time.monotonic() + 60
-        while not (notes.is_dir() and len(list(notes.glob("*.json"))) >= 2) and time.monotonic() < deadline:
-            time.sleep(0.02)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     done = {path.name: path.stat().st_mtime_ns for path in notes.glob("*.json")}
-    assert 2 <= len(done) < 4 and not (tmp_path / "out").exists()
+    assert len(done) == 2 and not (tmp_path / "out").exists()
     times = {path.name: path.stat().st_mtime_ns for path in (notes.parent / "data").glob("*.parquet")}
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr
     assert "Going on with what an earlier call left" in finished.stdout
     assert "kept         2,000  scenes of train" in finished.stdout

@@ -355,19 +355,17 @@ def served(tmp_path_factory):
     settings = {"GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     settings |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder.parent / "uploads")}
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MODEL_ID")}
-    log = (folder.parent / "log").open("w+")
+    log = (folder.parent / "log").open("w")
     server = subprocess.Popen([sys.executable, "-c", START], cwd=folder, env=kept | settings, stdout=log, stderr=log)
     try:
-        for _ in range(300):
-            log.seek(0)
-            if "Running on local URL" in log.read():
-                break
-            assert server.poll() is None, (folder.parent / "log").read_text()
+        ends = time.monotonic() + 300
+        while "Running on local URL" not in (told := (folder.parent / "log").read_text()):
+            assert server.poll() is None and time.monotonic() < ends, told
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(300)
         log.close()
 
 
