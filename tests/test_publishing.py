@@ -30,7 +30,7 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, 
 from tests.conftest import tiny_blip
 from tests.hub_repository import Repo
 from tests.hub_server import READ_TOKEN, TOKEN, HubServer
-from tests.test_convert_albef_checkpoint import GOLDEN, write_vocabulary
+from tests.original_checkpoints import GOLDEN, write_vocabulary
 from tests.test_train_script import RUN, TINY_MODEL
 from tests.test_trainer import blip_processor
 from tests.tiny_data import (
