@@ -19,8 +19,19 @@ from .tokenization_albef import albef_tokenizer, clean_text, cleaned_span, span_
 Span = Sequence[int] | None
 
 
-class AlbefProcessorKwargs(ProcessingKwargs, total=False):
-    max_words: int
+# Options of tokenizers that a phrase has no use for: it is cleaned and cut into words here, one row of tokens a phrase.
+REFUSED = {
+    "is_split_into_words": "a list of strings is a list of phrases: join the words of each phrase with blanks",
+    "return_overflowing_tokens": "every phrase is one row of tokens: cut the phrases yourself",
+    "text_pair": "a phrase is one text: join both",
+    "text_target": "a phrase has no target text",
+    "text_pair_target": "a phrase has no target text",
+}
+
+
+class AlbefCallKwargs(ProcessingKwargs, total=False):
+    # Not in `valid_processor_kwargs`: its default is an argument of `__init__`, since only those are saved.
+    max_words: int | None
 
 
 class AlbefProcessor(ProcessorMixin):
@@ -36,7 +47,6 @@ class AlbefProcessor(ProcessorMixin):
         ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
     """
 
-    valid_processor_kwargs = AlbefProcessorKwargs
     text_kwargs = {"padding": True}
 
     def __init__(self, image_processor, tokenizer, max_words: int = 50):
@@ -50,7 +60,7 @@ class AlbefProcessor(ProcessorMixin):
         images: ImageInput | None = None,
         text: str | list[str] | list[list[str]] | None = None,
         phrase_spans: Span | list[Span] | list[list[Span]] = None,
-        **kwargs: Unpack[AlbefProcessorKwargs],
+        **kwargs: Unpack[AlbefCallKwargs],
     ) -> BatchFeature:
         """
         Args:
@@ -60,8 +70,9 @@ class AlbefProcessor(ProcessorMixin):
             phrase_spans: to ground phrases in their captions: `text` is captions, and this, laid out like it, says
                 where the phrases are: (first, end) are the words `caption.split(" ")[first:end]`, counted before the
                 cleaning. In a list, None instead of a pair is the whole caption, [CLS] too.
-            kwargs: `return_tensors`, `max_words`, `max_length` (tokens, [CLS] included; without it no phrase is cut),
-                and whatever the image processor and the tokenizer take.
+            kwargs: `return_tensors`, `max_words` (None is the processor's own), `max_length` (tokens, [CLS] included;
+                without it no phrase is cut), and whatever the image processor and the tokenizer take. What they were
+                built or loaded with is the default.
 
         Returns:
             With images, `pixel_values` (num_images, 3, height, width). With text, `input_ids` and `attention_mask`
@@ -71,18 +82,21 @@ class AlbefProcessor(ProcessorMixin):
 
         Raises:
             ValueError: a phrase, or a span, has nothing left after cleaning and cutting; a span is not in its caption;
-                phrases, spans and images do not match in number.
+                phrases, spans and images do not match in number; an option asks for another layout of the tokens.
         """
         if images is None and text is None:
             raise ValueError("pass images, text or both: there is nothing to process")
         if text is None and phrase_spans is not None:
             raise ValueError("phrase_spans needs the captions that they are spans of: pass them as text")
+        max_words = kwargs.pop("max_words", None)
+        if max_words is None:
+            max_words = self.max_words
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data = {}
         if text is not None:
             phrases, image_index = flatten_phrases(text)
             spans = None if phrase_spans is None else match_spans(phrase_spans, text)
-            data.update(self._tokenize(phrases, spans, merged["max_words"], **merged["text_kwargs"]))
+            data.update(self._tokenize(phrases, spans, max_words, **merged["text_kwargs"]))
         if images is not None:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
         if images is not None and text is not None:
@@ -92,6 +106,11 @@ class AlbefProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def _tokenize(self, phrases: list[str], spans: list[Span] | None, max_words: int, **text_kwargs) -> dict[str, Any]:
+        for option, instead in REFUSED.items():
+            if text_kwargs.get(option):
+                raise ValueError(f"{option} does not go with ALBEF's phrases: {instead}")
+        if text_kwargs.get("add_special_tokens") is False:
+            raise ValueError("add_special_tokens=False takes [CLS] away, which the model looks for at place 0")
         max_length = text_kwargs.get("max_length")
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length must leave room for [CLS] and a word: at least 2, got {max_length}")
@@ -114,7 +133,10 @@ class AlbefProcessor(ProcessorMixin):
         # Else the last call's cutting and padding would be written into the tokenizer's file.
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # Belongs to the file alone: a processor is the same before and after it is saved.
+        vars(self).pop("auto_map", None)
+        return files
 
     def post_process_grounding(
         self,
@@ -124,10 +146,6 @@ class AlbefProcessor(ProcessorMixin):
     ) -> list[dict[str, Any]]:
         """Points and boxes in the pixels of the original images: see the function of this name."""
         return post_process_grounding(heatmaps, target_sizes, threshold)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "image_index", "heatmap_token_mask"]
 
 
 def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:

@@ -1,5 +1,6 @@
 """The processor: cleaning, word pieces, layouts of phrases and images, answers in pixels, saving and loading."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,7 +12,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AddedToken,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+from transformers.processing_utils import ProcessingKwargs
 
 from modeling_albef_amc.gradcam import heatmap_points
 from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
@@ -145,6 +155,24 @@ def test_options_that_are_refused(processor, tokenizer):
         processor()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("is_split_into_words", True, "is_split_into_words .*join the words of each phrase with blanks"),
+        ("return_overflowing_tokens", True, "return_overflowing_tokens .*one row of tokens"),
+        ("text_pair", "red", "text_pair .*one text"),
+        ("text_target", "red", "text_target .*no target"),
+        ("text_pair_target", "red", "text_pair_target .*no target"),
+        ("add_special_tokens", False, "add_special_tokens=False takes .CLS. away"),
+    ],
+)
+def test_other_layouts_of_tokens_are_refused(processor, option, value, message):
+    for options in ({option: value}, {"text_kwargs": {option: value}}):
+        with pytest.raises(ValueError, match=message):
+            processor(text=["a", "dog"], **options)
+    assert processor(text=["a", "dog"], is_split_into_words=False)["input_ids"] == [[2, 5], [2, 7]]
+
+
 # --- phrases and images ----------------------------------------------------------------------------------------------
 
 
@@ -180,8 +208,27 @@ def test_images_alone_and_text_alone(processor, image):
     assert set(processor(images=image)) == {"pixel_values"}
     assert set(processor(text="dog")) == {"input_ids", "attention_mask"}
     assert processor(text=[["dog", "red"], ["tree"]])["image_index"] == [0, 0, 1]
-    inputs = {"pixel_values", "input_ids", "attention_mask", "image_index", "heatmap_token_mask"}
-    assert set(processor.model_input_names) == inputs
+
+
+def test_the_input_names_are_what_one_phrase_and_one_image_give(processor, image):
+    assert set(processor.model_input_names) == set(processor(images=image, text="a dog"))
+    assert set(processor.model_input_names) == {"pixel_values", "input_ids", "attention_mask"}
+
+
+def test_every_default_has_one_place(processor, image):
+    # transformers' rule: what `__init__` takes is no attribute of the class, and neither is declared for calls again.
+    taken = set(inspect.signature(AlbefProcessor.__init__).parameters) - {"self"}
+    named = {name for name in inspect.signature(AlbefProcessor.__call__).parameters if name != "kwargs"} - {"self"}
+    declared = set(AlbefProcessor.valid_processor_kwargs.__annotations__)
+    assert not {name for name in taken if hasattr(AlbefProcessor, name)}
+    assert not (taken | named) & declared
+    assert not {name for name in named if hasattr(processor, name)}
+    assert AlbefProcessor.valid_processor_kwargs is ProcessingKwargs
+    # A call can still say otherwise, for itself alone.
+    processor.max_words = 2
+    lengths = [len(processor(text="a dog " * 3, **words)["input_ids"][0]) for words in ({}, {"max_words": 4}, {})]
+    assert lengths == [3, 5, 3]
+    assert len(processor(text="a dog " * 3, max_words=None)["input_ids"][0]) == 3
 
 
 def test_other_options_reach_the_parts(processor, image):
