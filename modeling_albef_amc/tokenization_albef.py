@@ -7,13 +7,18 @@ The tokenizer is a plain `PreTrainedTokenizerFast` whose whole behaviour is in i
 import re
 import string
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.processing_utils import TextKwargs
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DROPPED_CHARACTERS = ",.'!?\"()*#:;~"
+# A backend that was saved while it cut or padded gives these whenever it is loaded; nobody asked for them.
+OF_LAST_CUT = {"max_length", "stride"}
+OF_LAST_PADDING = {"max_length", "pad_to_multiple_of"}
 REPLACEMENTS = str.maketrans({**dict.fromkeys(DROPPED_CHARACTERS), "-": " ", "/": " "})
 
 
@@ -122,13 +127,41 @@ def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
         single=f"{cls_token} $A", pair=f"{cls_token} $A $B", special_tokens=[(cls_token, tokenizer.cls_token_id)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **tokenizer.special_tokens_map,
-        model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-        model_input_names=["input_ids", "attention_mask"],
+        tokenizer_object=backend, **init_arguments(tokenizer), model_input_names=["input_ids", "attention_mask"]
     )
+
+
+def init_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """
+    What a plain `PreTrainedTokenizerFast` of the same backend must be built with to do as this tokenizer does now.
+
+    Args:
+        tokenizer: of the tokenizers library.
+
+    Returns: name → value: special tokens, sides, templates, and the defaults of calls that it was loaded with, such as
+        `max_length=9, padding="max_length"`. Not what its backend holds (`do_lower_case`), nor what was meant for an
+        image processor loaded by the same call: a processor would give it to that again, whatever was set since.
+    """
+    loaded = tokenizer.init_kwargs
+    defaults = set(TextKwargs.__annotations__) & set(loaded)
+    if loaded.get("padding") != "max_length" and not loaded.get("truncation"):
+        defaults -= OF_LAST_CUT if "truncation_strategy" in loaded else set()
+        defaults -= OF_LAST_PADDING if "pad_token_type_id" in loaded else set()
+    state = {
+        name: getattr(tokenizer, name)
+        for name in (
+            *("name_or_path", "extra_special_tokens", "split_special_tokens", "clean_up_tokenization_spaces"),
+            *("chat_template", "response_template", "chat_control_tokens"),
+        )
+    }
+    return {
+        **{name: loaded[name] for name in defaults},
+        **{name: value for name, value in state.items() if value},
+        **tokenizer.special_tokens_map,
+        "model_max_length": tokenizer.model_max_length,
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+    }
 
 
 def tokenizer_from_texts(texts: Iterable[str]) -> PreTrainedTokenizerFast:

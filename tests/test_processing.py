@@ -473,6 +473,84 @@ def test_a_folder_with_a_stock_bert_tokenizer(folder, tokenizer, image):
     assert_same(AutoProcessor.from_pretrained(folder), image)
 
 
+def test_what_a_tokenizer_was_loaded_with_is_the_default_of_calls(folder, image):
+    loaded = AlbefProcessor.from_pretrained(folder, max_length=9, padding="max_length")
+    assert loaded(text="a dog")["input_ids"] == [[2, 5, 7, *[0] * 6]]
+    assert loaded(images=image, text="a dog", return_tensors="pt")["input_ids"].shape == (1, 9)
+    assert loaded(text="a dog", padding=False)["input_ids"] == [[2, 5, 7]]
+    assert loaded(text="a dog", max_length=5)["input_ids"] == [[2, 5, 7, 0, 0]]
+    alone = AutoTokenizer.from_pretrained(folder, max_length=9, padding="max_length")
+    rebuilt = AlbefProcessor(loaded.image_processor, alone)
+    assert rebuilt(text="a dog")["input_ids"] == [[2, 5, 7, *[0] * 6]]
+    rebuilt.save_pretrained(folder)
+    assert AutoProcessor.from_pretrained(folder)(text="a dog")["input_ids"] == [[2, 5, 7, *[0] * 6]]
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_a_tokenizer_is_itself_after_it_was_rebuilt_saved_and_loaded(tokenizer, tmp_path, stock):
+    (tokenizer if stock else albef_tokenizer(tokenizer)).save_pretrained(tmp_path)
+    extra = {
+        "extra_special_tokens": ["<one>", AddedToken("<two>", lstrip=True)],
+        "image_token": "<image>",
+        "model_max_length": 77,
+        "padding_side": "left",
+        "chat_template": "{{ messages }}",
+        "clean_up_tokenization_spaces": True,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, **extra)
+    tokenizer.truncation_side, tokenizer.split_special_tokens = "left", True
+    AlbefProcessor(AlbefImageProcessorPil(), tokenizer).save_pretrained(tmp_path / "once")
+    AlbefProcessor.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    for name in ("once", "twice"):
+        loaded = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert loaded.extra_special_tokens == ["<one>", "<two>"]
+        assert loaded.image_token == "<image>"
+        assert loaded.added_tokens_decoder == tokenizer.added_tokens_decoder
+        assert (loaded.model_max_length, loaded.padding_side, loaded.truncation_side) == (77, "left", "left")
+        assert (loaded.split_special_tokens, loaded.clean_up_tokenization_spaces) == (True, True)
+        assert loaded.chat_template == "{{ messages }}"
+
+
+def test_what_an_image_processor_was_loaded_with_stays_its_own(folder, image, tmp_path):
+    loaded = AlbefProcessor.from_pretrained(folder, size={"height": 8, "width": 8}, max_words=3)
+    assert loaded(images=image, text="a dog a dog", return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 8)
+    loaded.image_processor.size = {"height": 4, "width": 4}
+    assert loaded(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 4, 4)
+    loaded.save_pretrained(tmp_path / "again")
+    assert not {"size", "max_words", "token"} & set(json.loads((tmp_path / "again/tokenizer_config.json").read_text()))
+    assert AutoProcessor.from_pretrained(tmp_path / "again").max_words == 3
+
+
+def test_a_tokenizer_saved_while_it_cut_phrases_cuts_no_more(processor, tokenizer, tmp_path):
+    for name, cutting in {"stock": tokenizer, "ours": processor.tokenizer}.items():
+        cutting("a dog a dog", truncation=True, max_length=3, padding="max_length")
+        cutting.save_pretrained(tmp_path / name)
+        assert json.loads((tmp_path / name / "tokenizer.json").read_text())["truncation"]["max_length"] == 3
+        loaded = AlbefProcessor(processor.image_processor, AutoTokenizer.from_pretrained(tmp_path / name))
+        assert loaded(text="a dog a dog")["input_ids"] == [[2, 5, 7, 5, 7]]
+        asked = AutoTokenizer.from_pretrained(tmp_path / name, max_length=4, padding="max_length")
+        asked = AlbefProcessor(processor.image_processor, asked)
+        assert asked(text=["a dog a dog", "a"])["input_ids"] == [[2, 5, 7, 5], [2, 5, 0, 0]]
+
+
+def test_saving_leaves_a_processor_as_it_was(folder, tmp_path):
+    loaded = AlbefProcessor.from_pretrained(folder)
+    before = loaded.to_dict()
+    loaded.save_pretrained(tmp_path / "again")
+    assert loaded.to_dict() == before == AlbefProcessor.from_pretrained(tmp_path / "again").to_dict()
+    saved = json.loads((tmp_path / "again/processor_config.json").read_text())
+    assert saved["auto_map"] == {"AutoProcessor": "processing_albef.AlbefProcessor"}
+
+
+def test_saving_takes_what_transformers_takes_in_the_same_places(processor, tmp_path):
+    ours, theirs = (list(inspect.signature(c.save_pretrained).parameters) for c in (AlbefProcessor, ProcessorMixin))
+    assert ours == theirs
+    processor.save_pretrained(tmp_path, False)
+    processor.image_processor.save_pretrained(tmp_path, False)
+    processor.tokenizer.save_pretrained(tmp_path, None, None, False)
+    assert AutoProcessor.from_pretrained(tmp_path)(text="a dog")["input_ids"] == [[2, 5, 7]]
+
+
 def run_python(code: str, folder: Path, **environment: str) -> str:
     """The last line that `code` prints in a process of its own, away from this repository."""
     script = f"folder = {str(folder)!r}\n{code}"
