@@ -19,30 +19,39 @@ from transformers.image_utils import (
 CHANNEL_COUNTS = (1, 3, 4)
 
 
-def flatten_images(images: Any) -> list[Any]:
+def flatten_images(images: Any, name: str = "images") -> list[Any]:
     """
     Images in any nesting to a flat list of paths, URLs, Pillow images and arrays of two or three dimensions.
 
     Args:
         images: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, channels) or
             (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
+        name: what errors call `images`; what is inside is `images[0]`, `images[0][1]` and so on.
 
     Raises:
-        ValueError: something among them is not an image.
+        ValueError: something among them is not an image; a list, or a batch, among them is empty: images and phrases
+            behind it would no longer meet.
     """
-    if isinstance(images, list | tuple):
-        return [image for item in images for image in flatten_images(item)]
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]
     if isinstance(images, Image.Image):
         return [images]
-    if not isinstance(images, np.ndarray | torch.Tensor):
-        raise ValueError(f"an image must be a Pillow image, an array, a tensor, a path or a URL, not {type(images)}")
-    if images.ndim in (2, 3):
+    is_array = isinstance(images, np.ndarray | torch.Tensor)
+    if is_array and images.ndim in (2, 3):
         return [images]
-    if images.ndim == 4:
-        return list(images)
-    raise ValueError(f"an image must have 2 or 3 dimensions (a batch of images 4), got the shape {tuple(images.shape)}")
+    if is_array and images.ndim != 4:
+        raise ValueError(
+            f"{name} must have 2 or 3 dimensions (a batch of images 4), got the shape {tuple(images.shape)}"
+        )
+    if not is_array and not isinstance(images, list | tuple):
+        raise ValueError(f"{name} must be a Pillow image, an array, a tensor, a path or a URL, not {type(images)}")
+    if not len(images):
+        raise ValueError(
+            "no images were given: pass at least one"
+            if name == "images"
+            else f"{name} is an empty group: there is no image for its phrases; leave both out"
+        )
+    return [image for index, item in enumerate(images) for image in flatten_images(item, f"{name}[{index}]")]
 
 
 def channel_axis_format(image: np.ndarray | torch.Tensor) -> ChannelDimension:
@@ -117,11 +126,8 @@ class AlbefImageInputs:
         input_data_format: str | ChannelDimension | None = None,
         **kwargs,
     ) -> list[Any]:
-        images = flatten_images(images)
-        if not images:
-            raise ValueError("no images were given: pass at least one")
         prepared = []
-        for index, image in enumerate(images):
+        for index, image in enumerate(flatten_images(images)):
             try:
                 data_format = input_data_format
                 if isinstance(image, str):

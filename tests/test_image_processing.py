@@ -149,13 +149,16 @@ def test_scaled_values_are_kept_without_do_rescale(processor, rgb):
     ("images", "message"),
     [
         ([], "no images were given"),
-        ([None], "must be a Pillow image"),
+        (np.zeros((0, 5, 5, 3)), "no images were given"),
+        (None, "images must be a Pillow image"),
+        ([None], r"images\[0\] must be a Pillow image"),
+        ([[np.zeros((5, 5, 3))], [np.zeros((5, 5, 3)), 7]], r"images\[1\]\[1\] must be a Pillow image"),
         ([np.zeros((5, 5, 3), np.uint8), np.full((5, 5, 3), 300)], "image 1: .* values from 300.0 to 300.0"),
         ([np.full((5, 5, 3), -0.5)], "image 0: .* values from -0.5"),
         ([np.full((5, 5, 3), np.nan)], "image 0: .* values from nan"),
         ([np.zeros((0, 5, 3), np.uint8)], "image 0: .* no pixels"),
         ([np.zeros((5, 5, 2), np.uint8)], "image 0: Unable to infer channel dimension"),
-        ([np.zeros(5)], "must have 2 or 3 dimensions"),
+        ([np.zeros(5)], r"images\[0\] must have 2 or 3 dimensions"),
         ([Image.new("F", (5, 5))], "image 0: .* mode 'F'"),
         ([Image.new("I", (5, 5))], "image 0: .* mode 'I'"),
         (["no/such/file.jpg"], "image 0: .*no/such/file.jpg"),
@@ -164,6 +167,15 @@ def test_scaled_values_are_kept_without_do_rescale(processor, rgb):
 def test_what_is_refused(processor, images, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         processor(images)
+
+
+@pytest.mark.parametrize("empty", [[], (), [[]], np.zeros((0, 5, 5, 3), np.uint8), torch.zeros(0, 3, 5, 5)])
+def test_an_empty_group_among_nested_images_is_named(processor, rgb, empty):
+    # transformers nests images by sample, [[first, second], [third]]: without one of the samples, the rest would move.
+    assert pixels(processor, [[rgb, rgb], [rgb]]).shape == (3, 3, 24, 32)
+    for images, name in (([empty, [rgb]], "0"), ([[rgb], [rgb, rgb], empty], "2")):
+        with pytest.raises(ValueError, match=rf"images\[{name}\](\[0\])? is an empty group"):
+            processor(images)
 
 
 def test_a_truncated_file_is_refused_with_its_index(processor, rgb, tmp_path):
