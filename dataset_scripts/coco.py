@@ -1,13 +1,15 @@
 """Photos with annotations in COCO's format: one row for each category in a photo, with all its instances.
 
-The phrase is the category's name ("traffic light") and its region every instance of it in the photo, crowds
-(`iscrowd`) included: a crowd is part of what the phrase means, and a point in it is right. Photos are stored as they
-are.
+The phrase is the category's name in words ("traffic light"; of `traffic_light` too, and "bow" of `bow_(weapon)`) and
+its region every instance of it in the photo, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and
+a point in it is right. Photos are stored as they are.
 """
 
+import re
 from array import array
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,11 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
-from .features import FEATURES, encode_png, make_row
+from .coco_fields import read_box, read_id, read_whole
+from .features import FEATURES, encode_png, make_row, mask_to_box
 from .json_files import read_json, read_record, stream_json_lists
-from .segmentations import is_box, segmentation_to_mask
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, split_of
+from .segmentations import contradict, segmentation_to_mask
+from .sources import OutsidePhoto, SourceBuilder, SourceConfig, Unusable, chunked, clip_box, split_of
 
 _PHOTOS_PER_JOB = 1000
 
@@ -57,10 +60,19 @@ class Coco(SourceBuilder):
     """`datasets` builder of photos with COCO annotations; rows as in `features.FEATURES`.
 
     A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers) raises a
-    `ValueError` that names the record. A record that is of no use is dropped and counted in `report`, or named in
-    strict mode: an annotation whose photo or category is not listed, a photo that is missing, cannot be decoded or has
-    another size than its record says, a box without area in the photo, a segmentation that cannot be read or covers no
-    pixel. Where an instance has no segmentation at all, its row goes by boxes alone.
+    `ValueError` that names the record. Numbers and ids may be written as text, sizes as 640.0. A record that is of no
+    use is dropped and counted in `report`, or named in strict mode: an annotation whose photo or category is not
+    listed, a photo that is missing, cannot be decoded or has another size than its record says.
+
+    Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out and
+    counted; where nothing is left, the instance has its box, and its row goes by boxes alone, as one mask cannot speak
+    for all. An instance without a box, or whose box has no area in the photo, has its mask's own. Where the two
+    contradict each other (an IoU below a half), the mask is taken and the box is its own, so that training and the
+    pointing game are about the same place; it is counted and named.
+
+    A row is of all instances that the photo shows. One whose box lies beside the photo is not among them. One that has
+    neither a mask nor a box with an area is somewhere, nobody knows where: its row is left out, with its other
+    instances, as all of the photo but these would be taken for wrong.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
@@ -77,13 +89,15 @@ class Coco(SourceBuilder):
         other_categories = folder / self.config.categories if self.config.categories else None
         photos, self.categories, annotations = _read_annotations(self._path(), other_categories)
         usable = []
-        for number, (id_, photo, category) in enumerate(annotations[:, :3].tolist()):
-            if photo not in photos:
-                self.drop("instances: of a photo that is not listed", f"annotation {id_}")
-            elif category not in self.categories:
-                self.drop("instances: of a category that is not listed (see --categories)", f"annotation {id_}")
-            else:
-                usable.append(number)
+        with self._path().open("rb") as file:
+            for number, photo, category, *place in annotations.tolist():
+                if photo in photos and category in self.categories:
+                    usable.append(number)
+                    continue
+                reason = "a photo that is not listed"
+                if photo in photos:
+                    reason = "a category that is not listed (see --categories)"
+                self.drop(f"instances: of {reason}", _annotation_name(read_record(file, place), number))
         self.splits = self._sorted(photos, annotations[usable])
         return sorted(self.splits)
 
@@ -125,7 +139,7 @@ class Coco(SourceBuilder):
                     continue
                 self.report.kept["photos"] += 1
                 for category, own in groupby(annotations.tolist(), key=lambda columns: self.categories[columns[2]]):
-                    records = [read_record(file, (start, end)) for _, _, _, start, end in own]
+                    records = [(number, read_record(file, place)) for number, _, _, *place in own]
                     boxes, masks = self._instances(records, photo)
                     if not boxes:
                         continue
@@ -139,105 +153,189 @@ class Coco(SourceBuilder):
         return Path(self.config.data_dir, self.config.annotations)
 
     def _instances(
-        self, annotations: list[dict[str, Any]], photo: "_Photo"
+        self, annotations: list[tuple[int, dict[str, Any]]], photo: "_Photo"
     ) -> tuple[list[list[float]], list[dict[str, Any] | None]]:
-        """Boxes, and masks as files or None, of the annotations that can be used; counts all of them."""
+        """Boxes, and masks as files or None, of the instances in the photo; none if one was lost. Counts all of them.
+
+        Args:
+            annotations: (number in the file, record).
+        """
         boxes: list[list[float]] = []
         masks: list[dict[str, Any] | None] = []
-        size = photo.width, photo.height
-        for annotation in annotations:
-            x, y, width, height = annotation["bbox"]
+        crowds, is_whole = 0, True
+        for number, annotation in annotations:
+            record = _annotation_name(annotation, number)
             try:
-                box = clip_box([x, y, x + width, y + height], size)
-                mask = segmentation_to_mask(annotation.get("segmentation"), photo.height, photo.width)
+                box, mask = self._instance(annotation, photo, record)
             except Unusable as reason:
-                self.drop(f"instances: {reason}", f"annotation {annotation['id']}")
+                self.drop(f"instances: {reason}", record)
+                is_whole = is_whole and isinstance(reason, OutsidePhoto)
                 continue
             boxes.append(box)
             masks.append(None if mask is None else encode_png(mask))  # of a large photo a file is much smaller
-            self.report.kept["instances"] += 1
-            if annotation.get("iscrowd"):
-                self.report.kept["instances that are crowds"] += 1
+            crowds += bool(_is_crowd(annotation))
+        if not is_whole and boxes:
+            beside = "instances: beside one that was lost, without which the row would not be of all"
+            self.report.dropped[beside] += len(boxes)
+        if not is_whole or not boxes:
+            return [], []
+        self.report.kept["instances"] += len(boxes)
+        if crowds:
+            self.report.kept["instances that are crowds"] += crowds
         return boxes, masks
+
+    def _instance(
+        self, annotation: dict[str, Any], photo: "_Photo", record: str
+    ) -> tuple[list[float], np.ndarray | None]:
+        """An instance's box, cut to the photo, and its mask.
+
+        Raises:
+            Unusable: it has no mask, and no box with an area in the photo.
+        """
+        drop = partial(self.drop, record=record)
+        mask = segmentation_to_mask(annotation.get("segmentation"), photo.height, photo.width, drop)
+        if not annotation.get("bbox"):
+            if mask is None:
+                raise Unusable("neither a box nor a mask")
+            self.report.kept["instances without a box, which have their mask's own"] += 1
+            return mask_to_box(mask), mask
+        x, y, width, height = read_box(annotation["bbox"])
+        try:
+            box = clip_box([x, y, x + width, y + height], (photo.width, photo.height))
+        except Unusable as reason:
+            if mask is None:
+                raise
+            drop(f"boxes: {reason}; the mask's own is taken")
+            return mask_to_box(mask), mask
+        if mask is not None and contradict(box, mask_to_box(mask)):
+            drop("boxes: contradict their mask (IoU below 0.5); the mask's own is taken")
+            return mask_to_box(mask), mask
+        return box, mask
 
 
 # The annotation file --------------------------------------------------------------------------------------------------
 
 
 class _Photo(NamedTuple):
-    id: int
+    id: int | str
     file_name: str
     width: int
     height: int
 
 
+class _Numbers(dict[int | str, int]):
+    """Ids → numbers for them, given as the ids come: an id may be a text, a column of numbers holds none."""
+
+    def __missing__(self, id_: int | str) -> int:
+        return self.setdefault(id_, len(self))
+
+
 def _read_annotations(path: Path, categories_path: Path | None) -> tuple[dict[int, _Photo], dict[int, str], np.ndarray]:
     """
-    Photos by id, names of categories by id, and of each annotation five numbers: all checked, in the order of the file.
+    Photos and names of categories by number, and of each annotation five numbers: all checked, in the file's order.
 
     The outlines of all COCO take gigabytes as Python's lists, so that the annotations themselves stay in the file.
 
-    Returns: photos, names, and int64 `(num_annotations, 5)`: id, photo's id, category's id, and the record's place.
+    Returns: photos, names, and int64 `(num_annotations, 5)`: its place in the list, its photo's and its category's
+        number, and where its record begins and ends in the file.
     """
     photos: dict[int, _Photo] = {}
     names: dict[int, str] = {}
-    columns = array("q")
+    photo_numbers, category_numbers = _Numbers(), _Numbers()
+    columns, ids, texts = array("q"), array("q"), set()
     for key, record, place in stream_json_lists(path, ("images", "categories", "annotations")):
         if key == "annotations":
-            _check_annotation(path, record)
-            columns.extend((record["id"], record["image_id"], record["category_id"], *place))
+            id_, photo, category = _check_annotation(path, record, len(columns) // 5)
+            columns.extend((len(columns) // 5, photo_numbers[photo], category_numbers[category], *place))
+            if type(id_) is int:
+                ids.append(id_)
+            elif id_ in texts:
+                raise ValueError(f"{path}: annotation id {id_} occurs twice")
+            elif id_ is not None:
+                texts.add(id_)
         elif key == "images":
-            _check_id(path, "image", record, photos)
-            photos[record["id"]] = _photo(path, record)
+            number = photo_numbers[_check_id(path, "image", record)]
+            if number in photos:
+                raise ValueError(f"{path}: image id {record['id']} occurs twice")
+            photos[number] = _photo(path, record)
         elif categories_path is None:
-            _check_id(path, "category", record, names)
-            names[record["id"]] = _name(path, record)
-    annotations = np.array(columns, np.int64).reshape(-1, 5)
-    ids, counts = np.unique(annotations[:, 0], return_counts=True)
+            _add_category(path, record, names, category_numbers)
+    unique, counts = np.unique(np.array(ids, np.int64), return_counts=True)
     if (counts > 1).any():
-        raise ValueError(f"{path}: annotation id {ids[counts > 1][0]} occurs twice")
+        raise ValueError(f"{path}: annotation id {unique[counts > 1][0]} occurs twice")
     if categories_path is not None:
         listed = read_json(categories_path)
         if not isinstance(listed, list):
             raise ValueError(f"{categories_path} is not a list of categories")
         for record in listed:
-            _check_id(categories_path, "category", record, names)
-            names[record["id"]] = _name(categories_path, record)
-    return photos, names, annotations
+            _add_category(categories_path, record, names, category_numbers)
+    return photos, names, np.array(columns, np.int64).reshape(-1, 5)
 
 
-def _check_annotation(path: Path, record: Any) -> None:
-    _check_id(path, "annotation", record, ())
-    for key in ("image_id", "category_id"):
-        _require(path, "annotation", record, key, _is_id(record.get(key)))
-    _require(path, "annotation", record, "bbox", is_box(record.get("bbox")))
-    _require(path, "annotation", record, "iscrowd", record.get("iscrowd", 0) in (0, 1))
+def _check_annotation(path: Path, record: Any, number: int) -> tuple[int | str | None, int | str, int | str]:
+    """Its id, which it need not have, its photo's and its category's."""
+    has_none = isinstance(record, dict) and record.get("id") is None
+    id_ = None if has_none else _check_id(path, "annotation", record)
+    name = _annotation_name(record, number)
+    found = [read_id(record.get(key)) for key in ("image_id", "category_id")]
+    for key, value in zip(("image_id", "category_id"), found, strict=True):
+        _require(path, name, record, key, value is not None)
+    if "bbox" in record:
+        _require(path, name, record, "bbox", record["bbox"] in (None, []) or read_box(record["bbox"]))
+    _require(path, name, record, "iscrowd", _is_crowd(record) is not None)
+    return id_, *found
+
+
+def _is_crowd(annotation: dict[str, Any]) -> bool | None:
+    """None where it says neither; without the field it is none."""
+    value = annotation.get("iscrowd")
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    return {0: False, 1: True}.get(read_whole(value))
+
+
+def _annotation_name(record: dict[str, Any], number: int) -> str:
+    id_ = record.get("id")
+    return f"annotation number {number} (without id)" if id_ is None else f"annotation {id_}"
 
 
 def _photo(path: Path, record: dict[str, Any]) -> _Photo:
-    _require(path, "image", record, "file_name", isinstance(record.get("file_name"), str) and record["file_name"])
-    for key in ("width", "height"):
-        _require(path, "image", record, key, type(record.get(key)) is int and record[key] > 0)
-    return _Photo(record["id"], record["file_name"], record["width"], record["height"])
+    name = f"image {record['id']}"
+    _require(path, name, record, "file_name", isinstance(record.get("file_name"), str) and record["file_name"])
+    sides = [read_whole(record.get(key)) for key in ("width", "height")]
+    for key, side in zip(("width", "height"), sides, strict=True):
+        _require(path, name, record, key, side is not None and side > 0)
+    return _Photo(read_id(record["id"]), record["file_name"], *sides)
 
 
-def _name(path: Path, record: dict[str, Any]) -> str:
-    _require(path, "category", record, "name", isinstance(record.get("name"), str) and record["name"].strip())
-    return record["name"].strip()
+def _add_category(path: Path, record: Any, names: dict[int, str], numbers: _Numbers) -> None:
+    number = numbers[_check_id(path, "category", record)]
+    name = record.get("name")
+    _require(path, f"category {record['id']}", record, "name", isinstance(name, str) and in_words(name))
+    if names.setdefault(number, in_words(name)) != in_words(name):
+        raise ValueError(
+            f"{path}: category id {record['id']} occurs twice, as {names[number]!r:.80} and as {name!r:.80}"
+        )
 
 
-def _check_id(path: Path, kind: str, record: Any, known: Container[int]) -> None:
-    if not isinstance(record, dict) or not _is_id(record.get("id")):
-        raise ValueError(f"{path}: {kind} without a whole number as id: {str(record)[:200]}")
-    if record["id"] in known:
-        raise ValueError(f"{path}: {kind} id {record['id']} occurs twice")
+def in_words(category: str) -> str:
+    """A category's name as a person would say it: `traffic_light` is a traffic light, `bow_(weapon)` a bow.
+
+    What stands in brackets tells a dictionary's meanings apart, and nobody says it. Categories that are called the same
+    without it have one row in a photo, as all of them are what the phrase says.
+    """
+    words = category.replace("_", " ")
+    return " ".join((re.sub(r"\([^()]*\)", " ", words).strip() or words).split())
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
+def _check_id(path: Path, kind: str, record: Any) -> int | str:
+    id_ = read_id(record.get("id")) if isinstance(record, dict) else None
+    if id_ is None:
+        raise ValueError(f"{path}: {kind} without a whole number as id, or a text: {str(record)[:200]}")
+    return id_
 
 
-def _require(path: Path, kind: str, record: dict[str, Any], key: str, good: Any) -> None:
+def _require(path: Path, name: str, record: dict[str, Any], key: str, good: Any) -> None:
     if not good:
         problem = f"cannot be {str(record[key])[:100]!r}" if key in record else "is missing"
-        raise ValueError(f"{path}: {kind} {record['id']}: {key} {problem}")
+        raise ValueError(f"{path}: {name}: {key} {problem}")

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from .coco_fields import is_box
 from .features import make_row
 from .json_files import read_json, read_text
-from .segmentations import is_box
 from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .coco_fields import is_box
 from .json_files import read_json
-from .segmentations import is_box
 
 Boxes = list[list[float]]
 

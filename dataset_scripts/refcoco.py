@@ -12,14 +12,18 @@ in both of the splits that this names, as in the toolkit.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .features import encode_png, make_row
+import numpy as np
+
+from .coco_fields import read_box, read_id, read_whole
+from .features import encode_png, make_row, mask_to_box
 from .json_files import stream_json_lists
 from .proposals import read_proposals
 from .safe_pickle import load_plain_pickle
-from .segmentations import is_box, segmentation_to_mask
+from .segmentations import contradict, segmentation_to_mask
 from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _PHOTOS_PER_JOB = 500
@@ -55,7 +59,11 @@ class RefCoco(SourceBuilder):
     (missing keys, the same id twice, code in the pickle) raises a `ValueError` that names the record. What is of no use
     is dropped and counted in `report`, or named in strict mode: expressions of an annotation that is not there or lies
     in another photo, of an unknown split, without a word, with a box without area in the photo, or of a photo that
-    cannot be used. Where a segmentation cannot be read, the row goes by its box alone.
+    cannot be used.
+
+    A part of a segmentation that cannot be read is left out and counted; where nothing is left, the row goes by its box
+    alone. An object that has no box, but a mask, has the mask's own. Where the two contradict each other (an IoU below
+    a half), the mask is left out, counted and named: by the box the published results are told.
     """
 
     BUILDER_CONFIG_CLASS = RefCocoConfig
@@ -125,16 +133,15 @@ class RefCoco(SourceBuilder):
         proposals: list[list[float]] | None,
     ) -> Iterator[dict[str, Any]]:
         record = f"ref {ref['ref_id']}"
-        x, y, width, height = ref["bbox"]
+        drop = partial(self.drop, record=f"{record}, annotation {ref['id']}")
+        mask = segmentation_to_mask(ref["segmentation"], photo["height"], photo["width"], drop)
         try:
-            box = clip_box([x, y, x + width, y + height], (photo["width"], photo["height"]))
+            box = _box(ref["bbox"], mask, photo)
         except Unusable as reason:
             self.drop(f"expressions: {reason}", record, len(ref["sentences"]))
             return
-        try:
-            mask = segmentation_to_mask(ref["segmentation"], photo["height"], photo["width"])
-        except Unusable as reason:
-            self.drop(f"masks: {reason}", f"{record}, annotation {ref['id']}")
+        if mask is not None and contradict(box, mask_to_box(mask)):
+            drop("masks: contradict their box (IoU below 0.5), which is taken alone")
             mask = None
         masks = [] if mask is None else [encode_png(mask)]
         self.report.kept["objects"] += 1
@@ -190,6 +197,16 @@ class RefCoco(SourceBuilder):
         return usable
 
 
+def _box(bbox: Any, mask: np.ndarray | None, photo: dict[str, Any]) -> list[float]:
+    """An object's box, cut to the photo: its own, or without one its mask's."""
+    if bbox is None:
+        if mask is None:
+            raise Unusable("of an object with neither a box nor a mask")
+        return mask_to_box(mask)
+    x, y, width, height = bbox
+    return clip_box([x, y, x + width, y + height], (photo["width"], photo["height"]))
+
+
 def _splits_of(name: str) -> list[str]:
     """The splits here that a ref belongs to, by the toolkit's name; none if that is unknown."""
     letters = re.fullmatch("test([ABC]{2,3})", name)
@@ -231,6 +248,7 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         ids.add(ref["ref_id"])
         if type(ref.get("ann_id")) not in (int, str):  # text in ReferIt: "8756_2"
             raise ValueError(f"{record}: ann_id is neither a whole number nor text")
+        ref["ann_id"] = read_id(ref["ann_id"])
         if type(ref.get("image_id")) is not int:
             raise ValueError(f"{record}: image_id is not a whole number")
         if not isinstance(ref.get("split"), str):
@@ -257,39 +275,41 @@ def _read_instances(path: Path, wanted: set[Any]) -> tuple[dict[int, dict[str, A
             _add_photo(path, photos, record)
         elif key == "annotations":
             _add_annotation(path, annotations, record, wanted)
-        elif type(record.get("id")) is int and isinstance(record.get("name"), str):
-            categories[record["id"]] = record["name"]
+        elif isinstance(record.get("name"), str):
+            categories[read_id(record.get("id"))] = record["name"]
     for annotation in annotations.values():  # the categories may follow the annotations
-        number = annotation["category"]
-        annotation["category"] = categories.get(number) if type(number) is int else None
+        id_ = annotation["category"]
+        annotation["category"] = None if id_ is None else categories.get(id_)
     return photos, annotations
 
 
 def _add_photo(path: Path, photos: dict[int, dict[str, Any]], image: dict[str, Any]) -> None:
-    record = f"{path}: image {image.get('id')!r:.80}"
-    if type(image.get("id")) is not int or image["id"] in photos:
-        raise ValueError(f"{record}: its id is not a whole number, or occurs twice")
+    record, id_ = f"{path}: image {image.get('id')!r:.80}", read_id(image.get("id"))
+    if id_ is None or id_ in photos:
+        raise ValueError(f"{record}: its id is not a whole number or text, or occurs twice")
     if not isinstance(image.get("file_name"), str):
         raise ValueError(f"{record}: file_name is not text")
-    if not all(type(image.get(key)) is int and image[key] > 0 for key in ("width", "height")):
+    width, height = read_whole(image.get("width")), read_whole(image.get("height"))
+    if not (width and height and width > 0 and height > 0):
         raise ValueError(f"{record}: width and height are not whole numbers above 0")
-    photos[image["id"]] = {key: image[key] for key in ("id", "file_name", "width", "height")}
+    photos[id_] = {"id": id_, "file_name": image["file_name"], "width": width, "height": height}
 
 
 def _add_annotation(
     path: Path, annotations: dict[Any, dict[str, Any]], annotation: dict[str, Any], wanted: set[Any]
 ) -> None:
-    id_ = annotation.get("id")
-    if type(id_) not in (int, str) or id_ not in wanted:
+    id_ = read_id(annotation.get("id"))
+    if id_ is None or id_ not in wanted:
         return
     if id_ in annotations:
         raise ValueError(f"{path}: annotation {id_}: its id occurs twice")
-    if not is_box(annotation.get("bbox")):
+    bbox = annotation.get("bbox") or None
+    if bbox is not None and read_box(bbox) is None:
         raise ValueError(f"{path}: annotation {id_}: bbox is not four numbers")
     annotations[id_] = {
         "id": id_,
-        "image_id": annotation.get("image_id"),
-        "bbox": annotation["bbox"],
+        "image_id": read_id(annotation.get("image_id")),
+        "bbox": bbox and read_box(bbox),
         "segmentation": annotation.get("segmentation"),
-        "category": annotation.get("category_id"),
+        "category": read_id(annotation.get("category_id")),
     }

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .coco_fields import is_box
 from .features import make_row
 from .json_files import read_json, read_text
-from .segmentations import is_box
 from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _PHOTOS_PER_JOB = 500

@@ -1,94 +1,123 @@
 """Segmentations as COCO and the data sets around it write them, as masks: polygons and run lengths."""
 
-import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from .coco_fields import is_number, read_number, read_whole
 from .sources import MAX_PIXELS, Unusable
 
 _LONGEST_OUTLINE = 2**21  # pixels, of all polygons of an object: what traces them takes a hundred bytes for each
 _MOST_BITS = 60  # of a compressed number
+_LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not drawn leave more, another object less
 
 
-def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray | None:
-    """A segmentation as a mask.
+def segmentation_to_mask(segmentation: Any, height: int, width: int, drop: Callable[[str], None]) -> np.ndarray | None:
+    """A segmentation as a mask: the union of its parts that can be read.
 
     Args:
-        segmentation: a list of polygons `[x, y, x, y, …]` in pixels; run lengths `{"size": [height, width], "counts"}`,
-            compressed or not; or a list of such run lengths. Of a list the union is taken.
+        segmentation: polygons `[x, y, x, y, …]` in pixels; run lengths `{"size": [height, width], "counts"}`,
+            compressed or not; a list of such parts, of both kinds too.
+        drop: is told why, for each part that is left out, and for a mask that nothing is left of.
 
     Returns:
-        bool `(height, width)`; None when there is nothing.
-
-    Raises:
-        Unusable: it cannot be read, or covers no pixel.
+        bool `(height, width)`; None where there is no segmentation, or nothing of it can be used.
     """
-    if segmentation is None or segmentation == []:
+    parts = _parts(segmentation)
+    if parts and height * width > MAX_PIXELS:
+        drop("masks: of a photo of more pixels than any has")
         return None
-    if height * width > MAX_PIXELS:
-        raise Unusable("segmentation of a photo of more pixels than any has")
-    if isinstance(segmentation, dict):
-        mask = _run_lengths_to_mask(segmentation, height, width)
-    elif isinstance(segmentation, list) and all(isinstance(part, dict) for part in segmentation):
-        mask = np.zeros((height, width), bool)
-        for part in segmentation:  # one at a time, as there may be any number
-            mask |= _run_lengths_to_mask(part, height, width)
-    else:
-        mask = _polygons_to_mask(segmentation, height, width)
-    if not mask.any():
-        raise Unusable("segmentation that covers no pixel of the photo")
+    mask, polygons, outline = None, [], 0.0
+    for part in parts:
+        try:
+            if isinstance(part, dict) and part:  # one at a time, as there may be any number
+                found = _run_lengths_to_mask(part, height, width)
+                mask = found if mask is None else np.logical_or(mask, found, out=mask)
+                continue
+            polygon = _polygon(part, height, width)
+            length = _outline(polygon)
+            if outline + length > _LONGEST_OUTLINE:
+                raise Unusable("polygons with a longer outline than any object has")
+        except Unusable as reason:
+            drop(f"mask parts: {reason}")
+            continue
+        outline += length
+        polygons.append(polygon)
+    if polygons:
+        merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        found = _run_lengths_to_mask(merged, height, width)
+        mask = found if mask is None else mask | found
+    if mask is not None and not mask.any():
+        drop("masks: segmentation that covers no pixel of the photo")
+        return None
     return mask
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite float, or an int that one can hold."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+def contradict(box: Sequence[float], mask_box: Sequence[float]) -> bool:
+    """Whether an object's box and its mask's own cannot be of the same object: their IoU is below a half."""
+    width = min(box[2], mask_box[2]) - max(box[0], mask_box[0])
+    height = min(box[3], mask_box[3]) - max(box[1], mask_box[1])
+    both = max(width, 0) * max(height, 0)
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (box, mask_box)]
+    return both < _LEAST_AGREEMENT * (sum(areas) - both)
 
 
-def is_box(value: Any) -> bool:
-    """Whether `value` is a list of four finite numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(is_number(number) for number in value)
+def _parts(segmentation: Any) -> list[Any]:
+    """Polygons and run lengths; a flat list of numbers is one polygon."""
+    if segmentation is None or segmentation == []:
+        return []
+    if isinstance(segmentation, list) and any(isinstance(part, list | dict) for part in segmentation):
+        return segmentation
+    return [segmentation]
 
 
-def _polygons_to_mask(polygons: Any, height: int, width: int) -> np.ndarray:
-    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
-        raise Unusable("segmentation that is neither polygons nor run lengths")
-    outline = 0.0
-    for polygon in polygons:
-        if len(polygon) % 2:
-            raise Unusable("polygon with an odd number of coordinates")
-        if len(polygon) < 6:
-            raise Unusable("polygon of fewer than three points")
-        if not all(is_number(value) for value in polygon):
-            raise Unusable("polygon with a coordinate that is no finite number")
-        # Outlines are traced point by point before they are cut to the image: a wild coordinate would exhaust memory.
-        farthest = max(map(abs, polygon))
-        if farthest > 10 * max(height, width):
-            raise Unusable("polygon far outside the photo")
-        most = farthest * len(polygon)
-        outline += most if most < 2**15 else _outline(polygon)
-    if outline > _LONGEST_OUTLINE:
-        raise Unusable("polygons with a longer outline than any object has")
-    return _run_lengths_to_mask(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)), height, width)
+def _polygon(part: Any, height: int, width: int) -> list[float]:
+    """A part that is a polygon, its coordinates checked.
+
+    Raises:
+        Unusable: it is none.
+    """
+    if part in ([], {}, ""):
+        raise Unusable("empty")
+    if not isinstance(part, list):
+        raise Unusable("neither polygon nor run lengths")
+    if len(part) % 2:
+        raise Unusable("polygon with an odd number of coordinates")
+    if len(part) < 6:
+        raise Unusable("polygon of fewer than three points")
+    polygon = part if all(map(is_number, part)) else [read_number(value) for value in part]
+    if None in polygon:
+        raise Unusable("polygon with a coordinate that is no finite number")
+    # Outlines are traced point by point before they are cut to the image: a wild coordinate would exhaust memory.
+    if max(map(abs, polygon)) > 10 * max(height, width):
+        raise Unusable("polygon far outside the photo")
+    return polygon
 
 
 def _outline(polygon: list[float]) -> float:
+    """Its length in pixels, or more where that is little."""
+    most = max(map(abs, polygon)) * len(polygon)
+    if most < 2**15:
+        return most
     points = np.array(polygon, float).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _run_lengths_to_mask(segmentation: dict[str, Any], height: int, width: int) -> np.ndarray:
     """Run lengths, down the columns, zeros first. pycocotools' own decoder trusts them, so it is not used."""
-    if segmentation.get("size") != [height, width]:
+    size = segmentation.get("size")
+    if not isinstance(size, list) or [read_whole(side) for side in size] != [height, width]:
         raise Unusable("run lengths for another image size")
     counts = segmentation.get("counts")
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
     if isinstance(counts, str):
         counts = _decompress(counts)
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+    if isinstance(counts, list) and not all(type(count) is int for count in counts):
+        counts = [read_whole(count) for count in counts]
+    if not isinstance(counts, list) or None in counts or min(counts, default=0) < 0:
         raise Unusable("run lengths that cannot be read")
     if sum(counts) != height * width:
         raise Unusable("run lengths that do not add up to the image")

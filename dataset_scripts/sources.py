@@ -55,6 +55,10 @@ class Unusable(Exception):
     """Why a record cannot be used; its text is the reason that it is counted under."""
 
 
+class OutsidePhoto(Unusable):
+    """A box that has area, but none in the photo: of an object that the photo does not show."""
+
+
 class SourceBuilder(datasets.GeneratorBasedBuilder):
     """Base of the builders. A subclass says which splits there are, streams their jobs, and turns a job into rows.
 
@@ -201,11 +205,12 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
     """`[x1, y1, x2, y2]` in pixels, cut to an image of (width, height); where that is unknown, to positive numbers.
 
     Raises:
-        Unusable: nothing is left of it.
+        OutsidePhoto: it lies beside the photo.
+        Unusable: it has no area at all, so that nobody knows what it was to surround.
     """
     width, height = size or (float("inf"), float("inf"))
     x1, y1, x2, y2 = box
-    box = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
-    if not (box[2] > box[0] and box[3] > box[1]):
-        raise Unusable("box without area in the photo")
-    return box
+    cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
+    if not (cut[2] > cut[0] and cut[3] > cut[1]):
+        raise (OutsidePhoto if x2 > x1 and y2 > y1 else Unusable)("box without area in the photo")
+    return cut

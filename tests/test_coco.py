@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dataset_scripts.coco import Coco, segmentation_to_mask
+from dataset_scripts.coco import Coco, in_words
+from dataset_scripts.segmentations import contradict, segmentation_to_mask
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]  # covers the pixels 1 to 3 in both directions
@@ -76,6 +77,12 @@ def workshop(tmp_path):
     return Workshop(tmp_path)
 
 
+def read_mask(segmentation, height=HEIGHT, width=WIDTH):
+    """The mask, and why parts of it were left out."""
+    reasons = []
+    return segmentation_to_mask(segmentation, height, width, reasons.append), reasons
+
+
 def decoded(mask: dict) -> np.ndarray:
     image = Image.open(io.BytesIO(mask["bytes"]))
     assert image.mode == "L" and image.format == "PNG"
@@ -96,12 +103,16 @@ def compressed(counts: list[int], height: int = HEIGHT, width: int = WIDTH) -> s
         [[1, 1, 3, 1, 3, 4, 1, 4], [3, 1, 4, 1, 4, 4, 3, 4]],  # in two parts
         {"size": [HEIGHT, WIDTH], "counts": SQUARE_COUNTS},
         {"size": [HEIGHT, WIDTH], "counts": compressed(SQUARE_COUNTS)},
+        SQUARE,
+        [list(map(str, SQUARE))],
+        [[1, 1, 3, 1, 3, 4, 1, 4], {"size": [HEIGHT, WIDTH], "counts": SQUARE_COUNTS}],
+        {"size": [float(HEIGHT), str(WIDTH)], "counts": list(map(str, SQUARE_COUNTS))},
     ],
-    ids=["polygon", "two polygons", "run lengths", "compressed run lengths"],
+    ids=["polygon", "two polygons", "run lengths", "compressed", "flat", "text", "both kinds", "run lengths as text"],
 )
 def test_every_form_of_the_square_is_the_square(segmentation):
-    mask = segmentation_to_mask(segmentation, HEIGHT, WIDTH)
-    assert mask.dtype == bool and np.array_equal(mask, SQUARE_MASK)
+    mask, reasons = read_mask(segmentation)
+    assert not reasons and mask.dtype == bool and np.array_equal(mask, SQUARE_MASK)
 
 
 def test_compressed_run_lengths_agree_with_pycocotools():
@@ -113,11 +124,11 @@ def test_compressed_run_lengths_agree_with_pycocotools():
         expected[0, 0] = True
         encoded = coco_mask.encode(np.asfortranarray(expected.astype(np.uint8)))
         segmentation = {"size": [int(height), int(width)], "counts": encoded["counts"].decode()}
-        assert np.array_equal(segmentation_to_mask(segmentation, int(height), int(width)), expected)
+        assert np.array_equal(read_mask(segmentation, int(height), int(width))[0], expected)
 
 
 def test_a_polygon_over_the_edge_is_cut_to_the_photo():
-    mask = segmentation_to_mask([[5, 3, 20, 3, 20, 20, 5, 20]], HEIGHT, WIDTH)
+    mask, _ = read_mask([[5, 3, 20, 3, 20, 20, 5, 20]])
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[3:, 5:] = True
     assert np.array_equal(mask, expected)
@@ -128,12 +139,18 @@ def test_a_polygon_over_the_edge_is_cut_to_the_photo():
     [
         ([[1, 1, 4, 1, 4, 4, 1]], "odd number"),
         ([[1, 1, 4, 1]], "fewer than three points"),
-        ([[1, 1, 4, 1, 4, "4"]], "no finite number"),
+        ([[1, 1, 4, 1, 4, "four"]], "no finite number"),
         ([[1, 1, 4, 1, 4, float("nan")]], "no finite number"),
         ([[1, 1, 4e9, 1, 4, 4]], "far outside"),
         ([[20, 20, 24, 20, 24, 24]], "covers no pixel"),
-        ([1, 1, 4, 1, 4, 4], "neither polygons nor run lengths"),
-        ("square", "neither polygons nor run lengths"),
+        ([1, 1, 3, 3], "fewer than three points"),
+        ([[7, 7]], "fewer than three points"),
+        ([[]], "empty"),
+        ({}, "empty"),
+        ("", "empty"),
+        ("square", "neither polygon nor run lengths"),
+        (7, "neither polygon nor run lengths"),
+        ([[[1, 1], [4, 1], [4, 4], [1, 4], [1, 1], [2, 2]]], "no finite number"),
         ({"size": [WIDTH, HEIGHT], "counts": SQUARE_COUNTS}, "another image size"),
         ({"counts": SQUARE_COUNTS}, "another image size"),
         ({"size": [HEIGHT, WIDTH]}, "cannot be read"),
@@ -147,13 +164,34 @@ def test_a_polygon_over_the_edge_is_cut_to_the_photo():
         ({"size": [HEIGHT, WIDTH], "counts": ""}, "do not add up"),
     ],
 )
-def test_a_bad_segmentation_is_dropped_by_its_reason(workshop, segmentation, reason):
-    rows, report = workshop.rows(annotation(1, segmentation=segmentation), annotation(2, category_id=2))
-    assert [row["phrase"] for row in rows] == ["dog"]
-    assert report.kept["instances"] == 1
+def test_of_a_bad_segmentation_the_box_stays(workshop, segmentation, reason):
+    """The trouble is the mask's: no instance is lost, and its reason is counted, or fatal."""
+    data = [annotation(1, segmentation=segmentation), annotation(2, category_id=2)]
+    rows, report = workshop.rows(*data)
+    assert [(row["phrase"], row["boxes"], len(row["masks"])) for row in rows] == [
+        ("traffic light", [[1, 1, 4, 4]], 0),
+        ("dog", [[1, 1, 4, 4]], 1),
+    ]
+    assert report.kept["instances"] == 2 and report.kept["rows by boxes alone, for want of a segmentation"] == 1
     (dropped,) = report.dropped
-    assert dropped.startswith("instances: ") and report.dropped[dropped] == 1
+    assert dropped.startswith("mask") and report.dropped[dropped] == 1
+    assert report.examples[dropped] == ["annotation 1"]
     assert any(word in dropped for word in reason.split("|"))
+    with pytest.raises(ValueError, match=rf"annotation 1: mask.*({reason})"):
+        workshop.build(content(*data), strict=True)
+
+
+@pytest.mark.parametrize(
+    "bad", [[7, 7], [], {}, "", [1, 1, 3, 3], {"size": [WIDTH, HEIGHT], "counts": SQUARE_COUNTS}, None, 7]
+)
+def test_of_a_bad_part_the_others_stay(workshop, bad):
+    data = annotation(1, segmentation=[bad, SQUARE, bad])
+    (row,), report = workshop.rows(data)
+    assert row["boxes"] == [[1, 1, 4, 4]] and np.array_equal(decoded(row["masks"][0]) == 255, SQUARE_MASK)
+    ((reason, count),) = report.dropped.items()
+    assert reason.startswith("mask parts: ") and count == 2
+    with pytest.raises(ValueError, match="annotation 1: mask parts: "):
+        workshop.build(content(data), strict=True)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -195,7 +233,7 @@ def test_a_crowd_is_part_of_the_region(workshop):
     ],
 )
 def test_boxes_are_cut_to_the_photo_or_dropped(workshop, bbox, expected):
-    rows, report = workshop.rows(annotation(1, bbox=bbox))
+    rows, report = workshop.rows(annotation(1, bbox=bbox, segmentation=None))
     assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
     assert report.dropped == ({} if expected else {"instances: box without area in the photo": 1})
 
@@ -206,6 +244,142 @@ def test_a_row_goes_by_boxes_where_a_segmentation_is_missing(workshop, segmentat
     assert [len(row["boxes"]) for row in rows] == [2, 1]
     assert [len(row["masks"]) for row in rows] == [0, 1]
     assert report.kept["rows by boxes alone, for want of a segmentation"] == 1
+
+
+@pytest.mark.parametrize(
+    ("box", "mask_box", "expected"),
+    [
+        ([0, 0, 2, 2], [0, 0, 2, 2], False),
+        ([0, 0, 2, 2], [0, 0, 2, 1], False),  # an IoU of a half, exactly
+        ([0, 0, 2, 2], [0, 0, 2, 0.9], True),
+        ([0, 0, 2, 2], [1, 0, 3, 2], True),  # of a third
+        ([0, 0, 2, 2], [5, 5, 6, 6], True),
+    ],
+)
+def test_what_a_contradiction_is(box, mask_box, expected):
+    assert contradict(box, mask_box) == contradict(mask_box, box) == expected
+
+
+@pytest.mark.parametrize("bbox", [[5, 3, 3, 3], [1, 1, 4, 5]])
+def test_a_box_that_contradicts_its_mask_gives_way_to_the_masks_own(workshop, bbox):
+    (row,), report = workshop.rows(annotation(1, bbox=bbox), annotation(2))
+    assert row["boxes"] == [[1, 1, 4, 4]] * 2
+    assert [np.array_equal(decoded(mask) == 255, SQUARE_MASK) for mask in row["masks"]] == [True, True]
+    reason = "boxes: contradict their mask (IoU below 0.5); the mask's own is taken"
+    assert report.dropped == {reason: 1} and report.examples[reason] == ["annotation 1"]
+    with pytest.raises(ValueError, match="annotation 1: boxes: contradict their mask"):
+        workshop.build(content(annotation(1, bbox=bbox)), strict=True)
+
+
+@pytest.mark.parametrize("bbox", [None, [], "missing"])
+def test_without_a_box_an_instance_has_its_masks(workshop, bbox):
+    plain = annotation(1, bbox=bbox)
+    if bbox == "missing":
+        del plain["bbox"]
+    rows, report = workshop.build(content(plain), strict=True)
+    assert rows["train"][0]["boxes"] == [[1, 1, 4, 4]] and len(rows["train"][0]["masks"]) == 1
+    assert report.kept["instances without a box, which have their mask's own"] == 1
+
+
+@pytest.mark.parametrize("bbox", [[8, 0, 3, 3], [2, 2, 0, 3], [4, 4, -2, 1]])
+def test_of_a_box_without_area_in_the_photo_the_mask_stays(workshop, bbox):
+    (row,), report = workshop.rows(annotation(1, bbox=bbox))
+    assert row["boxes"] == [[1, 1, 4, 4]] and len(row["masks"]) == 1
+    assert report.dropped == {"boxes: box without area in the photo; the mask's own is taken": 1}
+
+
+LOST = {"no width": [2, 2, 0, 3], "no height": [2, 2, 3, 0], "a negative side": [4, 4, -2, 1], "no box": None}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_row_that_lost_an_instance_is_left_out(workshop, case):
+    """It would not be of all instances: pointing at the lost one would be wrong, and heat be pushed off it."""
+    lost = annotation(2, bbox=LOST[case], segmentation=[[]] if case == "no box" else None)
+    rows, report = workshop.rows(annotation(1), lost, annotation(3), annotation(4, category_id=2))
+    assert [row["phrase"] for row in rows] == ["dog"]
+    beside = "instances: beside one that was lost, without which the row would not be of all"
+    reason = "instances: neither a box nor a mask" if case == "no box" else "instances: box without area in the photo"
+    assert report.dropped[beside] == 2 and report.dropped[reason] == 1 and report.kept["instances"] == 1
+
+
+def test_an_instance_beside_the_photo_is_not_of_it(workshop):
+    (row,), report = workshop.rows(annotation(1), annotation(2, bbox=[8, 0, 3, 3], segmentation=None))
+    assert row["boxes"] == [[1, 1, 4, 4]] and len(row["masks"]) == 1
+    assert report.dropped == {"instances: box without area in the photo": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"),
+    [
+        ("bow_(weapon)", "bow"),
+        ("traffic light", "traffic light"),
+        ("mouse_(computer_equipment)", "mouse"),
+        ("record_(vinyl)_player", "record player"),
+        (" Cell  Phone ", "Cell Phone"),
+        ("t-shirt", "t-shirt"),
+        ("(weapon)", "(weapon)"),
+        ("pan_(for", "pan (for"),
+    ],
+)
+def test_categories_in_words(name, phrase):
+    assert in_words(name) == phrase
+
+
+def test_categories_of_one_name_have_one_row(workshop):
+    data = content(annotation(1), annotation(2, category_id=2))
+    data["categories"] = [{"id": 3, "name": "bow_(weapon)"}, {"id": 2, "name": "bow_(decorative_ribbons)"}]
+    (row,) = workshop.build(data)[0]["train"]
+    assert row["phrase"] == "bow" and len(row["boxes"]) == 2
+
+
+# Written otherwise ----------------------------------------------------------------------------------------------------
+
+OTHERWISE = {
+    "ids as text": lambda d: d["annotations"][0].update(id="7", image_id="1", category_id="3"),
+    "ids of letters": lambda d: (
+        d["images"][0].update(id="a-1"),
+        d["categories"][0].update(id="lamp"),
+        d["annotations"][0].update(id="x", image_id="a-1", category_id="lamp"),
+    ),
+    "ids with a point": lambda d: d["annotations"][0].update(image_id=1.0, category_id=3.0),
+    "no id": lambda d: d["annotations"][0].pop("id"),
+    "id null": lambda d: d["annotations"][0].update(id=None),
+    "numbers as text": lambda d: (
+        d["images"][0].update(width=f"{WIDTH}", height=f"{HEIGHT}.0"),
+        d["annotations"][0].update(bbox=["1", "1.0", "3", "3e0"], iscrowd="0"),
+    ),
+    "size with a point": lambda d: d["images"][0].update(width=float(WIDTH), height=float(HEIGHT)),
+    "iscrowd null": lambda d: d["annotations"][0].update(iscrowd=None),
+    "iscrowd missing": lambda d: d["annotations"][0].pop("iscrowd"),
+    "iscrowd false": lambda d: d["annotations"][0].update(iscrowd=False),
+    "category twice": lambda d: d["categories"].append(d["categories"][0]),
+    "flat polygon": lambda d: d["annotations"][0].update(segmentation=SQUARE),
+}
+
+
+@pytest.mark.parametrize("case", OTHERWISE)
+def test_what_means_the_same_gives_the_same(workshop, case):
+    data = content(annotation(7))
+    expected, _ = workshop.build(data)
+    OTHERWISE[case](data)
+    rows, report = workshop.build(data, strict=True)
+    for row in rows["train"] + expected["train"]:
+        row.pop("image_id")
+    assert rows == expected and not report.dropped and len(rows["train"]) == 1
+
+
+def test_a_crowd_may_be_written_otherwise(workshop):
+    for crowd in (1, "1", 1.0, True):
+        assert workshop.rows(annotation(1, iscrowd=crowd))[1].kept["instances that are crowds"] == 1
+
+
+def test_annotations_without_an_id_are_named_by_their_number(workshop):
+    data = content(annotation(None), annotation(None, segmentation=[[]]), annotation(None, image_id=9))
+    _, report = workshop.build(data)
+    assert [name for names in report.examples.values() for name in names] == [
+        "annotation number 2 (without id)",
+        "annotation number 1 (without id)",
+    ]
 
 
 def test_annotations_of_what_is_not_listed_are_counted(workshop):
@@ -339,7 +513,10 @@ REFUSED = {
     "a list": ("[]", "needs the lists images, categories and annotations"),
     "no annotations": (broken(lambda d: d.pop("annotations")), "needs the lists"),
     "image twice": (broken(lambda d: d["images"].append(d["images"][0])), "image id 1 occurs twice"),
-    "category twice": (broken(lambda d: d["categories"].append(d["categories"][0])), "category id 3 occurs twice"),
+    "category twice": (
+        broken(lambda d: d["categories"].append({"id": "3", "name": "b"})),
+        "category id 3 occurs twice, as 'tr",
+    ),
     "annotation twice": (
         broken(lambda d: d["annotations"].append(d["annotations"][0])),
         "annotation id 7 occurs twice",
@@ -349,7 +526,11 @@ REFUSED = {
     "image of no width": (broken(lambda d: d["images"][0].update(width=0)), "image 1: width cannot be '0'"),
     "category without name": (broken(lambda d: d["categories"][1].update(name=" ")), "category 2: name cannot be"),
     "no image id": (broken(lambda d: d["annotations"][0].pop("image_id")), "annotation 7: image_id is missing"),
-    "no bbox": (broken(lambda d: d["annotations"][0].pop("bbox")), "annotation 7: bbox is missing"),
+    "annotation twice, as text": (
+        broken(lambda d: d["annotations"].extend([annotation("a"), annotation("a")])),
+        "annotation id a occurs twice",
+    ),
+    "bbox of words": (broken(lambda d: d["annotations"][0].update(bbox=["1", "a", "3", "3"])), "7: bbox cannot be"),
     "short bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), "annotation 7: bbox cannot be"),
     "NaN bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")])), "annotation 7: bbox"),
     "id beyond 64 bits": (broken(lambda d: d["annotations"][0].update(id=2**63)), "annotation without a whole number"),

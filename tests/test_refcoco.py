@@ -182,8 +182,11 @@ def test_referit_in_the_toolkits_layout(workshop):
         ([SQUARE], (1, 4)),
         ([[1, 1, 3, 1, 3, 4, 1, 4], [3, 1, 4, 1, 4, 4, 3, 4]], (1, 4)),
         (SQUARE_RUNS, (1, 4)),
-        ([COLUMN_RUNS], (2, 3)),
         ([COLUMN_RUNS, SQUARE_RUNS], (1, 4)),
+        ([SQUARE_RUNS, {}], (1, 4)),
+        ([SQUARE, [7, 7]], (1, 4)),
+        ([SQUARE_RUNS, SQUARE], (1, 4)),
+        (SQUARE, (1, 4)),
     ],
 )
 def test_masks_of_every_form(workshop, segmentation, columns):
@@ -194,14 +197,45 @@ def test_masks_of_every_form(workshop, segmentation, columns):
 
 
 @pytest.mark.parametrize(
-    "segmentation", [None, [], [[1, 1, 4]], [SQUARE_RUNS, {}], "square", [[30, 30, 40, 30, 40, 40]]]
+    "segmentation", [None, [], [[1, 1, 4]], [[]], {}, "", [{}], "square", [[30, 30, 40, 30, 40, 40]]]
 )
 def test_a_row_goes_by_its_box_where_the_mask_cannot_be_had(workshop, segmentation):
     rows, report = workshop.build([ref(1, "a", "b")], instances(annotation(100, segmentation=segmentation)))
     assert [(row["boxes"], row["masks"]) for row in rows["train"]] == [([BOX], []), ([BOX], [])]
     assert report.kept["expressions by a box alone, for want of a mask"] == 2
-    assert sum(report.dropped.values()) == bool(segmentation)
-    assert all(reason.startswith("masks: ") for reason in report.dropped)
+    is_bad = segmentation not in (None, [])
+    assert sum(report.dropped.values()) == is_bad
+    assert all(reason.startswith("mask") for reason in report.dropped)
+    if is_bad:
+        with pytest.raises(ValueError, match="ref 1, annotation 100: mask"):
+            workshop.rows(strict=True)
+
+
+def test_a_mask_that_contradicts_its_box_is_left_out(workshop):
+    """The published results are told by the box."""
+    rows, report = workshop.build([ref(1)], instances(annotation(100, bbox=[5, 3, 3, 3])))
+    assert [(row["boxes"], row["masks"]) for row in rows["train"]] == [([[5, 3, 8, 6]], [])]
+    reason = "masks: contradict their box (IoU below 0.5), which is taken alone"
+    assert report.dropped == {reason: 1} and report.examples[reason] == ["ref 1, annotation 100"]
+    with pytest.raises(ValueError, match="ref 1, annotation 100: masks: contradict their box"):
+        workshop.rows(strict=True)
+
+
+@pytest.mark.parametrize("bbox", [None, []])
+def test_an_object_without_a_box_has_its_masks(workshop, bbox):
+    rows, report = workshop.build([ref(1)], instances(annotation(100, bbox=bbox)))
+    assert [(row["boxes"], len(row["masks"])) for row in rows["train"]] == [([BOX], 1)] and not report.dropped
+    rows, report = workshop.build([ref(1), ref(2)], instances(annotation(100, bbox=bbox, segmentation=None)))
+    assert not rows["train"] and report.dropped == {"expressions: of an object with neither a box nor a mask": 2}
+
+
+def test_numbers_and_ids_may_be_text(workshop):
+    expected, _ = workshop.build([ref(1)], instances(annotation(100)), strict=True)
+    written = annotation("100", image_id="1", category_id="3", bbox=["1", "1.0", 3, 3.0])
+    content = instances(written, images=[image(1, id="1", width=float(WIDTH), height=f"{HEIGHT}")])
+    content["categories"] = [{"id": "3", "name": "dog"}] * 2
+    assert workshop.build([ref(1)], content, strict=True)[0] == expected
+    assert workshop.build([ref(1, ann_id="100")], content, strict=True)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -215,7 +249,8 @@ def test_a_row_goes_by_its_box_where_the_mask_cannot_be_had(workshop, segmentati
     ],
 )
 def test_boxes_are_cut_to_the_photo_or_dropped(workshop, bbox, expected):
-    rows, report = workshop.build([ref(1, "a", "b"), ref(2, ann_id=100)], instances(annotation(100, bbox=bbox)))
+    content = instances(annotation(100, bbox=bbox, segmentation=None))
+    rows, report = workshop.build([ref(1, "a", "b"), ref(2, ann_id=100)], content)
     assert [row["boxes"] for row in rows["train"]] == ([[expected]] * 3 if expected else [])
     assert report.dropped == ({} if expected else {"expressions: box without area in the photo": 3})
 
@@ -279,7 +314,7 @@ def test_expressions_of_no_use_are_counted_and_named_in_strict_mode(workshop, re
     content = instances(
         annotation(100),
         annotation(200, image_id=2),
-        annotation(800, bbox=[1, 1, 0, 0]),
+        annotation(800, bbox=[1, 1, 0, 0], segmentation=None),
         annotation(900, image_id=9),
     )
     refs = [ref(1, "a", "b") | changes, ref(2, "c")]
