@@ -1,8 +1,10 @@
-"""Captions, with or without boxes, from a JSON list as ALBEF and AMC read it: {"image", "caption", "bbox"}.
+"""Captions, with or without boxes, from lists as ALBEF and AMC read them: records {"image", "caption", "bbox"}.
 
-`caption` is a text or a list of texts, each of which becomes a row's phrase. `bbox`, `[x1, y1, x2, y2]` in pixels or a
-list of such boxes, is the region of all of them; where there is none, the rows have no region and train the
-objectives that need none.
+The file is a JSON list or JSON Lines. `caption` is a text or a list of texts, each of which becomes a row's phrase; in
+the lists for grounding ({"image", "text", "ref_id"}) it is called `text`. `bbox`, `[x1, y1, x2, y2]` in pixels or a
+list of such boxes, is the region of all of them; where there is none, the rows have no region and train the objectives
+that need none. `ref_id` is not used: the object that it names, with its box, is in the refer toolkit's files, which the
+builder `refcoco` reads.
 """
 
 from collections.abc import Iterator
@@ -12,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .features import make_row
-from .json_files import stream_json_array
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
+from .json_files import stream_json_records
+from .sources import OutsidePhoto, SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 _FAR = 1e6  # pixels, more than any photo has: nothing else keeps infinity out where the size is not known
 
@@ -22,7 +24,7 @@ _FAR = 1e6  # pixels, more than any photo has: nothing else keeps infinity out w
 class AlbefJsonConfig(SourceConfig):
     """Which file, and what its images are called."""
 
-    annotations: str = field(default="train.json", metadata={"help": "JSON file with the list, in the data folder."})
+    annotations: str = field(default="train.json", metadata={"help": "File with the list, in the data folder."})
     split: str = field(default="train", metadata={"help": "Name of the split to make of it."})
     image_prefix: str = field(
         default="",
@@ -34,8 +36,9 @@ class AlbefJson(SourceBuilder):
     """`datasets` builder of ALBEF's lists of captions; rows as in `features.FEATURES`, the image's name as `image_id`.
 
     Boxes are cut to the photo where there are photos, and to positive numbers where not. Dropped and counted are
-    records without image or caption, empty captions, boxes without area, captions all of whose boxes were dropped
-    (they were meant to have a region) and, with photos, images that cannot be used.
+    records without image or caption, empty captions, boxes that lie beside the photo, captions all of whose boxes were
+    dropped (they were meant to have a region) and, with photos, images that cannot be used. Where a box is none or has
+    no area at all, its captions are dropped too, as nobody knows where a part of what they say is.
 
     Records of an image that follow each other are taken together. Where they are apart, so are their rows, and the
     photo is stored with each: sort such a list by image first.
@@ -76,9 +79,11 @@ class AlbefJson(SourceBuilder):
 
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         path = Path(self.config.data_dir, self.config.annotations)
-        for number, record in enumerate(stream_json_array(path)):
+        for number, record in enumerate(stream_json_records(path)):
             if not isinstance(record, dict):
-                raise ValueError(f"{path}: record {number} is no record with image and caption: {str(record)[:80]}")
+                raise ValueError(
+                    f"{path}: record {number} is no record with image and caption or text: {str(record)[:80]}"
+                )
             yield number, record
 
     def _photo_name(self, image: str) -> str:
@@ -90,6 +95,8 @@ class AlbefJson(SourceBuilder):
         self, record: str, fields: dict[str, Any], photo: dict[str, Any] | None, size: tuple[int, int] | None
     ) -> Iterator[dict[str, Any]]:
         captions = fields.get("caption")
+        if captions is None:
+            captions = fields.get("text")
         captions = captions if isinstance(captions, list) else [captions]
         try:
             boxes = self._boxes(record, fields.get("bbox"), size)
@@ -110,12 +117,12 @@ class AlbefJson(SourceBuilder):
         """A record's boxes, cut to the photo.
 
         Raises:
-            Unusable: it has boxes, and none is of use.
+            Unusable: it has boxes, and none is of use, or one is lost.
         """
         if bbox is None or bbox == []:
             return []
         listed = bbox if isinstance(bbox, list) and isinstance(bbox[0], list) else [bbox]
-        boxes = []
+        boxes, is_whole = [], True
         for box in listed:
             try:
                 if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
@@ -123,12 +130,15 @@ class AlbefJson(SourceBuilder):
                 cut = clip_box(box, size)
             except Unusable as reason:
                 self.drop(f"boxes: {reason}", record)
+                is_whole = is_whole and isinstance(reason, OutsidePhoto)
                 continue
             if cut != box:
                 self.report.kept["boxes over the edge of the photo, cut"] += 1
             boxes.append(cut)
         if not boxes:
             raise Unusable("none of their boxes is of use")
+        if not is_whole:
+            raise Unusable("one of their boxes is lost")
         return boxes
 
 

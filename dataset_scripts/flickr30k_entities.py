@@ -19,7 +19,7 @@ from xml.parsers import expat
 from .coco_fields import is_box
 from .features import make_row
 from .json_files import read_json, read_text
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box
+from .sources import OutsidePhoto, SourceBuilder, SourceConfig, Unusable, chunked, clip_box
 
 SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
 SENTENCES = 5  # captions of a photo
@@ -34,6 +34,7 @@ _NOT_VISUAL = "phrases: of nothing visible (chain 0)"
 _SCENE = "phrases: of the scene as a whole, which has no box"
 _NO_BOX = "phrases: of what has no box"
 _NO_AREA = "phrases: of boxes without area in the photo"
+_LOST = "phrases: of a chain that lost one of its boxes"
 _UNKNOWN = "phrases: of a chain that the annotations do not have"
 
 
@@ -102,7 +103,9 @@ class Flickr30kEntities(SourceBuilder):
 
     Counted in `report`: photos, captions, objects (InfoGround's files repeat one for each of its chains), and phrases:
     those kept, and those dropped by reason, add up to all phrases of the photos that have annotations. A chain that is
-    marked as the scene and has boxes all the same keeps them, as in InfoGround's evaluation. Chain 0 is of words like
+    marked as the scene, or as one without a box, and has boxes all the same keeps them, as in InfoGround's evaluation.
+    A box that lies beside the photo is no part of its chain; where one has no area at all, nobody knows where a part of
+    the chain is, and its phrases are dropped. Chain 0 is of words like
     "there" or "each other"; its phrases are always dropped, as are the captions of UNRELATED_CAPTIONS.
 
     Raises:
@@ -237,10 +240,11 @@ class Flickr30kEntities(SourceBuilder):
         return self.photo(f"{inner.name}/{name}" if inner.is_dir() else name, size)
 
     def _regions(self, image_id: str, annotation: Annotation) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
-        """By chain: the boxes, cut to the photo, and why there is none, or not all; counts the objects."""
+        """By chain: all its boxes, cut to the photo, or none; and why there is none, or not all; counts the objects."""
         kept, dropped = self.report.kept, self.report.dropped
         boxes: dict[str, list[list[float]]] = {}
         reasons: dict[str, str] = {}
+        lost: set[str] = set()
         for chains, box, is_scene, is_unboxed in annotation.objects:
             if box is None:
                 for chain in chains:
@@ -257,12 +261,17 @@ class Flickr30kEntities(SourceBuilder):
                 self.drop(f"objects: {reason}", f"photo {image_id}, box {box} of chain {chains[0]}")
                 for chain in chains:
                     reasons.setdefault(chain, _NO_AREA)
+                if not isinstance(reason, OutsidePhoto):
+                    lost.update(chains)
                 continue
             kept["objects with a box"] += 1
             if clipped != box:
                 kept["objects with a box that was cut to the photo"] += 1
             for chain in chains:
                 boxes.setdefault(chain, []).append(clipped)
+        for chain in lost & boxes.keys():
+            del boxes[chain]
+            reasons[chain] = _LOST
         return boxes, reasons
 
     def _is_kept(self, phrase: Phrase, boxes: list[list[float]], reason: str, record: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,13 @@ Place = tuple[int, int]  # of a record in its file: first byte, and the one afte
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8.
+    """A text file in UTF-8; a byte order mark at its beginning is no part of it.
 
     Raises:
         ValueError: it is missing, or in another encoding; the message names it.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -50,6 +51,25 @@ def first_character(path: Path) -> str:
     """
     with _reading(path) as reader:
         return reader.peek()
+
+
+def stream_json_records(path: Path) -> Iterator[Any]:
+    """The records of a JSON file that is one array, or of JSON Lines, where they follow each other; one at a time.
+
+    Raises:
+        ValueError: as `stream_json_array`; also where a file of another kind begins.
+    """
+    with _reading(path) as reader:
+        first = reader.peek()
+        if first not in ("[", "{"):
+            raise ValueError(f"{path} does not begin with '[' or '{{': an array of records or JSON Lines is expected")
+        if first == "[":
+            yield from reader.elements()
+            reader.end()
+            return
+        while reader.peek():
+            yield reader.value()
+            reader.count += 1
 
 
 def stream_json_array(path: Path) -> Iterator[Any]:
@@ -119,8 +139,10 @@ def read_record(file: BinaryIO, place: Place) -> Any:
 def _reading(path: Path) -> Iterator["_Reader"]:
     reader = None
     try:
-        with path.open(encoding="utf-8", newline="") as file:  # line ends as they are, for the places
-            reader = _Reader(path, file)
+        with path.open("rb") as file:
+            mark = file.read(len(BOM_UTF8)) == BOM_UTF8
+        with path.open(encoding="utf-8-sig", newline="") as file:  # line ends as they are, for the places
+            reader = _Reader(path, file, len(BOM_UTF8) if mark else 0)
             yield reader
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
@@ -131,12 +153,13 @@ def _reading(path: Path) -> Iterator["_Reader"]:
 class _Reader:
     """What was read of a JSON file and not yet taken from it."""
 
-    def __init__(self, path: Path, file: TextIO):
+    def __init__(self, path: Path, file: TextIO, skipped: int):
+        """`skipped`: bytes of the file that are none of its text."""
         self.path, self.file = path, file
         self.text, self.position = "", 0
         self.count = 0  # records that were taken
         self.start = 0  # byte of the file where the last value begins
-        self._bytes, self._counted = 0, 0  # bytes of the file before the character `_counted` of the text
+        self._bytes, self._counted = skipped, 0  # bytes of the file before the character `_counted` of the text
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:

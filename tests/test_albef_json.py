@@ -137,10 +137,45 @@ def test_a_broken_box_is_counted_or_fatal(workshop, bbox):
         workshop.rows([record(bbox=bbox)], strict=True)
 
 
-def test_a_good_box_keeps_a_caption_whose_other_box_is_bad(workshop):
-    rows, report = workshop.rows([record(bbox=[[1, 2, 3], [1, 2, 3, 4]])])
+@pytest.mark.parametrize("bad", [[1, 2, 3], [5, 5, 5, 9]])
+def test_a_caption_that_lost_a_box_is_left_out(workshop, bad):
+    """Its row would not be of all that it says."""
+    rows, report = workshop.rows([record(bbox=[bad, [1, 2, 3, 4]]), record("a cat")])
+    assert [row["phrase"] for row in rows] == ["a cat"]
+    assert report.dropped["captions: one of their boxes is lost"] == 1 and sum(report.dropped.values()) == 2
+
+
+def test_a_box_beside_the_photo_leaves_the_others(workshop):
+    rows, report = workshop.rows([record(bbox=[[-9, 2, -3, 4], [1, 2, 3, 4]])])
     assert [row["boxes"] for row in rows] == [[[1, 2, 3, 4]]]
-    assert report.dropped == {"boxes: not four numbers of pixels": 1}
+    assert report.dropped == {"boxes: box without area in the photo": 1}
+
+
+GROUNDING = [
+    {"image": "train2014/1.jpg", "text": "the lady with the blue shirt", "ref_id": 0},
+    {"image": "train2014/1.jpg", "text": "lady", "ref_id": "7"},
+    {"image": "train2014/2.jpg", "text": ["a cat", "the  cat"], "bbox": [1, 2, 3, 4]},
+]
+JSON_LINES = "\n".join(map(json.dumps, GROUNDING))
+FORMS = {
+    "list": json.dumps(GROUNDING),
+    "list with a byte order mark": "\ufeff" + json.dumps(GROUNDING),
+    "JSON Lines": JSON_LINES,
+    "JSON Lines of Windows": "\ufeff" + JSON_LINES.replace("\n", "\r\n") + "\r\n",
+    "JSON Lines with blank lines": "\n" + JSON_LINES.replace("\n", "\n\n") + "\n\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_lists_for_grounding(workshop, form):
+    rows, report = workshop.rows(FORMS[form], strict=True)
+    assert [(row["phrase"], row["boxes"]) for row in rows] == [
+        ("the lady with the blue shirt", []),
+        ("lady", []),
+        ("a cat", [[1, 2, 3, 4]]),
+        ("the cat", [[1, 2, 3, 4]]),
+    ]
+    assert report.kept["images"] == 2
 
 
 def test_captions_that_are_none_are_counted_or_fatal(workshop):
@@ -205,8 +240,11 @@ def test_jobs_are_of_whole_images_and_always_the_same(workshop, monkeypatch):
     ("content", "message"),
     [
         ('[{"image": "1.png", "caption": "a"}, {"image"', "not JSON, or was cut off, after 1 records"),
-        ('{"image": "1.png", "caption": "a"}', r"does not begin with '\['"),
-        ('["1.png"]', "record 0 is no record with image and caption: 1.png"),
+        ('{"image": "1.png", "caption": "a"}\n{"image"', "not JSON, or was cut off, after 1 records"),
+        ('{"image": "1.png", "caption": "a"}, {}', "not JSON, or was cut off, after 1 records"),
+        ('{"image": "1.png", "caption": "a"}\n"1.png"', "record 1 is no record with image and caption or text: 1.png"),
+        ('["1.png"]', "record 0 is no record with image and caption or text: 1.png"),
+        ("image,caption", r"does not begin with '\[' or '{'"),
         ("", r"does not begin with '\['"),
     ],
 )

@@ -225,6 +225,17 @@ def test_a_phrase_has_all_boxes_of_its_chain(tmp_path):
     assert [row["boxes"] for row in rows] == [first, second, first]
 
 
+def test_a_chain_that_lost_a_box_has_none(tmp_path):
+    """Its phrase would be of all of it, and is not: corners the wrong way round say of nothing where it is."""
+    things = [Thing(["1", "2"], (1, 1, 4, 4)), Thing(["1"], (9, 9, 5, 12)), Thing(["2"], (41, 1, 50, 5))]
+    rows, report = rows_of(tmp_path, *things, captions=[[phrase("1"), phrase("2")]])
+    assert [row["boxes"] for row in rows] == [[[0, 0, 4, 4]]]  # of chain 2, whose other box is beside the photo
+    assert report.dropped == {
+        "objects: box without area in the photo": 2,
+        "phrases: of a chain that lost one of its boxes": 1,
+    }
+
+
 # Phrases without a box ------------------------------------------------------------------------------------------------
 
 UNBOXED = [

@@ -6,7 +6,15 @@ import random
 import pytest
 
 from dataset_scripts import json_files
-from dataset_scripts.json_files import read_json, read_record, stream_json_array, stream_json_lists
+from dataset_scripts.json_files import (
+    first_character,
+    read_json,
+    read_record,
+    read_text,
+    stream_json_array,
+    stream_json_lists,
+    stream_json_records,
+)
 
 VALUES = [
     *(0, -1, 12345678901234567890, 1.5e-7, 1e400, True, False, None, "", "plain", 'a "quoted"\n\\ word', "é漢😀"),
@@ -19,9 +27,9 @@ def chunk(request, monkeypatch):
     monkeypatch.setattr(json_files, "_CHUNK", request.param)
 
 
-def written(tmp_path, text: str):
+def written(tmp_path, text: str, encoding: str = "utf-8"):
     path = tmp_path / "records.json"
-    path.write_bytes(text.encode())
+    path.write_bytes(text.encode(encoding))
     return path
 
 
@@ -32,8 +40,22 @@ def test_an_array_comes_out_as_it_is_whole(tmp_path, chunk, options):
     assert list(stream_json_array(path)) == values == read_json(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_json_lines_come_out_like_an_array(tmp_path, chunk, encoding):
+    values = [{"a": value} for value in random.Random(0).choices(VALUES, k=60)]
+    for text in (json.dumps(values), "\r\n".join(map(json.dumps, values)) + "\n"):
+        assert list(stream_json_records(written(tmp_path, text, encoding))) == values
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    path = written(tmp_path, "[1, 2]", "utf-8-sig")
+    assert read_json(path) == [1, 2] == list(stream_json_array(path)) and read_text(path) == "[1, 2]"
+    assert first_character(path) == "["
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("options", [{}, {"indent": 2}, {"ensure_ascii": False}])
-def test_lists_come_out_with_their_places(tmp_path, chunk, options):
+def test_lists_come_out_with_their_places(tmp_path, chunk, options, encoding):
     draw = random.Random(1)
     content = {
         "info": {"annotations": [1, 2]},
@@ -43,7 +65,7 @@ def test_lists_come_out_with_their_places(tmp_path, chunk, options):
         "images": draw.choices(VALUES, k=30),
         "version": 1,
     }
-    path = written(tmp_path, json.dumps(content, **options).replace("\n", "\r\n"))
+    path = written(tmp_path, json.dumps(content, **options).replace("\n", "\r\n"), encoding)
     found = {"images": [], "categories": [], "annotations": []}
     with path.open("rb") as file:
         for name, record, place in stream_json_lists(path, list(found)):
