@@ -33,7 +33,7 @@ class AlbefJsonConfig(SourceConfig):
 
 
 class AlbefJson(SourceBuilder):
-    """`datasets` builder of ALBEF's lists of captions; rows as in `features.FEATURES`, the image's name as `image_id`.
+    """`datasets` builder of ALBEF's lists of captions; rows as in `features.FEATURES`.
 
     Boxes are cut to the photo where there are photos, and to positive numbers where not. Dropped and counted are
     records without image or caption, empty captions, boxes that lie beside the photo, captions all of whose boxes were
@@ -48,6 +48,7 @@ class AlbefJson(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = AlbefJsonConfig
+    builder_name = "albef_json"
     images_per_job = 500
     source = "A list of images with captions and boxes in ALBEF's JSON form that the builder was given."
 
@@ -68,14 +69,17 @@ class AlbefJson(SourceBuilder):
                 self.drop("records without image", record, len(records))
                 continue
             try:
-                photo, size = self.photo_and_size(self._photo_name(image))
+                name = self._photo_name(image)
+                photo, size = self.photo_and_size(name)
             except Unusable as reason:
                 self.drop(str(reason), f"{record} ({image})")
                 self.report.dropped["records of photos that cannot be used"] += len(records)
                 continue
             self.report.kept["images"] += 1
+            image_id = self.image_id(name, photo)
             for number, fields in records:
-                yield from self._rows_of_record(f"{self.config.annotations}, record {number}", fields, photo, size)
+                for phrase, boxes in self._phrases(f"{self.config.annotations}, record {number}", fields, size):
+                    yield make_row(photo, image_id, phrase, boxes=boxes)
 
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         path = Path(self.config.data_dir, self.config.annotations)
@@ -91,9 +95,10 @@ class AlbefJson(SourceBuilder):
             raise Unusable("photos: their name does not begin with image_prefix")
         return image.removeprefix(self.config.image_prefix)
 
-    def _rows_of_record(
-        self, record: str, fields: dict[str, Any], photo: dict[str, Any] | None, size: tuple[int, int] | None
-    ) -> Iterator[dict[str, Any]]:
+    def _phrases(
+        self, record: str, fields: dict[str, Any], size: tuple[int, int] | None
+    ) -> Iterator[tuple[str, list[list[float]]]]:
+        """A record's phrases, each with its boxes."""
         captions = fields.get("caption")
         if captions is None:
             captions = fields.get("text")
@@ -111,7 +116,7 @@ class AlbefJson(SourceBuilder):
             if phrase != caption:
                 self.report.kept["captions with stray blanks, cleaned"] += 1
             self.report.kept["rows with boxes" if boxes else "rows without region"] += 1
-            yield make_row(photo, fields["image"], phrase, boxes=boxes)
+            yield phrase, boxes
 
     def _boxes(self, record: str, bbox: Any, size: tuple[int, int] | None) -> list[list[float]]:
         """A record's boxes, cut to the photo.

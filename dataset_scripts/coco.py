@@ -76,6 +76,7 @@ class Coco(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
+    builder_name = "coco"
     source = (
         "Photos and an annotation file in COCO's format that the builder was given. Photos are stored byte for byte as "
         "they were, whatever they show and carry with them (Exif data too)."
@@ -138,6 +139,7 @@ class Coco(SourceBuilder):
                     self.report.dropped["instances: of a photo that cannot be used"] += len(annotations)
                     continue
                 self.report.kept["photos"] += 1
+                image_id = self.image_id(photo.file_name, image)
                 for category, own in groupby(annotations.tolist(), key=lambda columns: self.categories[columns[2]]):
                     records = [(number, read_record(file, place)) for number, _, _, *place in own]
                     boxes, masks = self._instances(records, photo)
@@ -147,7 +149,7 @@ class Coco(SourceBuilder):
                     if any(mask is None for mask in masks):
                         self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
                         masks = []
-                    yield make_row(image, str(photo.id), category, boxes, masks)
+                    yield make_row(image, image_id, category, boxes, masks)
 
     def _path(self) -> Path:
         return Path(self.config.data_dir, self.config.annotations)

@@ -8,7 +8,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 # What each column of `features.FEATURES` holds.
 COLUMNS = {
     "image": "what the phrase is about",
-    "image_id": "the same for all rows of an image, which follow each other",
+    "image_id": "the same for all rows of an image, which follow each other: `builder/name in the source#mark`, where "
+    "the mark tells photos of one name apart",
     "phrase": "what is looked for in the image",
     "boxes": "one for each instance of the phrase, `[x1, y1, x2, y2]` in pixels of the image, half-open; none for a "
     "phrase without a region",

@@ -1,10 +1,17 @@
 """The one record schema of all builders, and what the builders share.
 
 One row is one phrase with its image; the rows of an image follow each other. Coordinates are pixels of the image as it
-is stored, `[x1, y1, x2, y2]`, half-open: a box covers the pixel columns `x1 <= x < x2`. A phrase may have several
-instances, and the region of a phrase is the union of them.
+is shown, turned upright where its Exif data says so, `[x1, y1, x2, y2]`, half-open: a box covers the pixel columns
+`x1 <= x < x2`. A phrase may have several instances, and the region of a phrase is the union of all that the image
+shows; a builder leaves out the row of a phrase that has lost one of them.
+
+An image's id is `<builder>/<name in the source>#<mark>` (`make_image_id`), so that the rows of any two builds can be
+put together: `coco/000000000139.jpg#5f3c07a1b2d4`. The name is that of the file, or the number where the source has
+numbers. The mark is of the photo's bytes: photos that differ have different ids, and one photo has the same in all
+annotation files of a format that name it alike. A build without photos has the name of its data folder for a mark.
 """
 
+import hashlib
 import io
 import zlib
 from collections import Counter
@@ -75,6 +82,19 @@ def make_row(
         "proposals": list(proposals),
         "absent": absent,
     }
+
+
+def make_image_id(builder: str, name: str, photo: bytes | None, folder: str | None = None) -> str:
+    """The id of an image.
+
+    Args:
+        builder: its name in `build.BUILDERS`.
+        name: what the image is called in its source.
+        photo: its bytes, as a file or as pixels; None in a build without photos, which
+        folder: of the annotations, then tells from others.
+    """
+    mark = folder if photo is None else hashlib.sha256(photo).hexdigest()[:12]
+    return f"{builder}/{name}#{mark}"
 
 
 def why_not_storable(row: dict[str, Any]) -> str | None:

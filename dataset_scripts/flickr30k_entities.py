@@ -115,6 +115,7 @@ class Flickr30kEntities(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
+    builder_name = "flickr30k_entities"
     images_per_job = 500
     source = (
         "Flickr30k Entities (Plummer et al., 2017) for the phrases and boxes, Flickr30k (Young et al., 2014) for the "
@@ -211,6 +212,7 @@ class Flickr30kEntities(SourceBuilder):
             dropped["phrases: of a photo that cannot be used"] += sum(len(one.phrases) for one in sentences)
             return
         kept["photos"] += 1
+        row_id = self.image_id(image_id, photo)
         boxes, reasons = self._regions(image_id, annotation)
         for number, sentence in enumerate(sentences, start=1):
             if (image_id, number) in self._unrelated:
@@ -224,7 +226,7 @@ class Flickr30kEntities(SourceBuilder):
                 if self._is_kept(phrase, own, reason, f"photo {image_id}, sentence {number}"):
                     yield make_row(
                         photo,
-                        image_id,
+                        row_id,
                         " ".join(sentence.words[phrase.first : phrase.end]),
                         own,
                         caption=caption,

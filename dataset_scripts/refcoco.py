@@ -67,6 +67,7 @@ class RefCoco(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = RefCocoConfig
+    builder_name = "refcoco"
     source = (
         "Expressions and splits of the refer toolkit (github.com/lichengunc/refer); photos of COCO (RefCOCO, RefCOCO+, "
         "RefCOCOg) or of SAIAPR TC-12 (ReferIt), stored byte for byte as they were."
@@ -121,6 +122,7 @@ class RefCoco(SourceBuilder):
                 self.report.dropped["expressions: of a photo that cannot be used"] += lost
                 continue
             self.report.kept["photos"] += 1
+            photo = {**photo, "image_id": self.image_id(photo["file_name"], image)}
             proposals = self._usable_proposals(photo, record)
             for ref in photo["refs"]:
                 yield from self._rows_of_ref(ref, photo, image, proposals)
@@ -157,7 +159,7 @@ class RefCoco(SourceBuilder):
                 self.report.kept["expressions without proposals"] += 1
             categories = [ref["category"]] if ref["category"] else []
             yield make_row(
-                image, str(photo["id"]), phrase, [box], masks, categories=categories, proposals=proposals or []
+                image, photo["image_id"], phrase, [box], masks, categories=categories, proposals=proposals or []
             )
 
     def _path(self, file_name: str) -> str:

@@ -46,6 +46,7 @@ class ReferIt(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ReferItConfig
+    builder_name = "referit"
     source = (
         "Expressions of ReferIt (Kazemzadeh et al., EMNLP 2014) and photos of SAIAPR TC-12, these stored byte for byte "
         "as they were."
@@ -86,6 +87,7 @@ class ReferIt(SourceBuilder):
                 self.report.dropped["records: of a photo that cannot be used"] += len(regions)
                 continue
             self.report.kept["photos"] += 1
+            image_id = self.image_id(str(photo), image)
             for region in regions:
                 path = Path(self.config.data_dir, self.config.records, f"{photo}_{region}.json")
                 try:
@@ -101,7 +103,7 @@ class ReferIt(SourceBuilder):
                         self.drop("expressions: without a word", str(path))
                         continue
                     self.report.kept["expressions"] += 1
-                    yield make_row(image, str(photo), phrase, [box])
+                    yield make_row(image, image_id, phrase, [box])
 
 
 def read_photo_list(path: Path) -> list[int]:

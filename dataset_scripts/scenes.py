@@ -32,7 +32,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .features import FEATURES, encode_png, make_row, mask_to_box
+from .features import FEATURES, encode_png, make_image_id, make_row, mask_to_box
 from .sources import SourceBuilder, chunked
 
 SIZES = ("small", "large")
@@ -152,6 +152,7 @@ class Scenes(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ScenesConfig
+    builder_name = "scenes"
     source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
 
     def _info(self) -> datasets.DatasetInfo:
@@ -178,7 +179,7 @@ def scene_rows(config: ScenesConfig, split: str, index: int) -> list[dict[str, A
     """One scene as rows of `features.FEATURES`, the pictures as PNG."""
     scene = draw_scene(config, split, index)
     image = encode_png(scene.image)
-    image_id = f"{split}-{index:06d}"
+    image_id = make_image_id("scenes", f"{split}-{index:06d}", scene.image.tobytes())
     targets = [(phrase, [] if target is None else [scene.objects[target]]) for phrase, target in scene.phrases]
     rows = [
         make_row(

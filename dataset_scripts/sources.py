@@ -19,7 +19,7 @@ from typing import Any
 import datasets
 from PIL import Image, ImageOps
 
-from .features import FEATURES, BuildReport, why_not_storable
+from .features import FEATURES, BuildReport, make_image_id, why_not_storable
 
 # What photos are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
 PHOTO_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
@@ -65,6 +65,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
     Its objects are copied to worker processes, each of which fills a `report` of its own.
     """
 
+    builder_name = ""  # in `build.BUILDERS`
     source = ""  # where the data is from, for the data card
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -133,6 +134,11 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             raise ValueError(f"{record}: {reason}")
         self.report.add({}, {reason: count}, {reason: [record]})
 
+    def image_id(self, name: str, photo: dict[str, Any] | None) -> str:
+        """The id of an image by its name in the source and the photo, as of `features.make_image_id`."""
+        folder = os.path.basename(os.path.abspath(self.config.data_dir))
+        return make_image_id(self.builder_name, name, photo and photo["bytes"], folder)
+
     def photo(self, name: str, size: tuple[int, int] | None = None) -> dict[str, Any] | None:
         """A photo as an `Image()` feature stores it, byte for byte; None in a build without photos.
 
@@ -197,7 +203,7 @@ def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def split_of(image_id: str, validation_fraction: float) -> str:
     """train or validation, by the id alone: an image stays where it is when others come or go."""
-    draw = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:4]) / 2**32
+    draw = int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4]) / 2**32
     return "validation" if draw < validation_fraction else "train"
 
 

@@ -103,6 +103,7 @@ class VisualGenome(SourceBuilder):
     """
 
     BUILDER_CONFIG_CLASS = VisualGenomeConfig
+    builder_name = "visual_genome"
     images_per_job = 500
     source = (
         "Visual Genome's annotations (https://homes.cs.washington.edu/~ranjay/visualgenome, CC BY 4.0); its photos are "
@@ -214,7 +215,7 @@ class VisualGenome(SourceBuilder):
     def _rows_of_image(
         self, image_id: int, image: _Image, photo: dict[str, Any] | None, records: dict[str, list[Any]]
     ) -> Iterator[dict[str, Any]]:
-        size, name = (image.width, image.height), str(image_id)
+        size, name = (image.width, image.height), self.image_id(str(image_id), photo)
         kept, dropped = self.report.kept, self.report.dropped
         seen = set()
         for kind, phrase, (x, y, width, height), record in self._phrases(image_id, records):

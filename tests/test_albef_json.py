@@ -11,6 +11,7 @@ from PIL import Image
 from dataset_scripts.albef_json import AlbefJson
 from dataset_scripts.features import FEATURES, make_row, why_not_storable
 from dataset_scripts.shards import write_splits
+from tests.image_ids import name_in_source
 
 WIDTH, HEIGHT = 40, 30
 
@@ -61,7 +62,7 @@ def test_the_real_list_is_all_there(shared_dir):
     assert builder.report.kept == {"images": 1000, "rows without region": 5000} and not builder.report.dropped
     raw = json.loads((folder / "flickr30k_test.json").read_text())
     expected = [(r["image"], caption) for r in raw for caption in r["caption"]]
-    assert [(row["image_id"], row["phrase"]) for row in rows] == expected
+    assert [(name_in_source(row["image_id"]), row["phrase"]) for row in rows] == expected
 
 
 def test_captions_and_boxes_in_every_form(workshop):
@@ -76,12 +77,12 @@ def test_captions_and_boxes_in_every_form(workshop):
         ]
     )
     assert rows == [
-        make_row(None, "1.png", "a dog", boxes=[one, two]),
-        make_row(None, "2.png", "a cat", boxes=[one]),
-        make_row(None, "2.png", "two cats", boxes=[one]),
-        make_row(None, "2.png", "a tree"),
-        make_row(None, "3/3.png", "a bush"),
-        make_row(None, "3/3.png", "a wall"),
+        make_row(None, f"albef_json/1.png#{workshop.folder.name}", "a dog", boxes=[one, two]),
+        make_row(None, f"albef_json/2.png#{workshop.folder.name}", "a cat", boxes=[one]),
+        make_row(None, f"albef_json/2.png#{workshop.folder.name}", "two cats", boxes=[one]),
+        make_row(None, f"albef_json/2.png#{workshop.folder.name}", "a tree"),
+        make_row(None, f"albef_json/3/3.png#{workshop.folder.name}", "a bush"),
+        make_row(None, f"albef_json/3/3.png#{workshop.folder.name}", "a wall"),
     ]
     assert report.kept == {
         "images": 3,
@@ -218,7 +219,7 @@ def test_a_prefix_of_the_names_can_be_taken_off(workshop):
     whole = workshop.photo("1.png")
     data = [record(image="/export/share/photos/1.png"), record(image="/other/1.png")]
     rows, report = workshop.rows(data, photos=True, image_prefix="/export/share/photos/")
-    assert [(row["image_id"], row["image"]["bytes"]) for row in rows] == [("/export/share/photos/1.png", whole)]
+    assert [(name_in_source(row["image_id"]), row["image"]["bytes"]) for row in rows] == [("1.png", whole)]
     assert report.dropped["photos: their name does not begin with image_prefix"] == 1
     assert not workshop.rows(data, photos=True)[0]
 
@@ -271,8 +272,8 @@ def test_half_a_character_drops_its_row_alone(workshop):
     assert [row["phrase"] for row in table] == ["a dog", "é 漢 😀"]
     reason = "rows: half a character (a lone surrogate) in its text"
     assert builder.report.dropped == {reason: 2}
-    assert r"phrase 'dog \ud83d' of '1.png'" in str(builder.report) and str(builder.report).encode()
-    with pytest.raises(ValueError, match=r"phrase 'dog .ud83d' of '1\.png': rows: half a character"):
+    assert r"phrase 'dog \ud83d' of 'albef_json/1.png#" in str(builder.report) and str(builder.report).encode()
+    with pytest.raises(ValueError, match=r"phrase 'dog .ud83d' of 'albef_json/1\.png#.*': rows: half a character"):
         written(workshop, [record("a dog"), record(half)], "strict", strict=True)
 
 

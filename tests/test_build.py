@@ -17,6 +17,7 @@ from PIL import Image
 from dataset_scripts import build as build_module
 from dataset_scripts.build import BUILDERS, builder_class, main
 from dataset_scripts.features import FEATURES, encode_png, mask_to_box
+from tests.image_ids import name_in_source
 
 build = partial(build_module.build, num_proc=1)  # these are small; test_shards.py has several processes
 COUNTS = {"train": 12, "validation": 3, "test": 3, "test_relations": 3, "test_unseen": 3, "captions": 3}
@@ -293,9 +294,10 @@ def test_real_photos_are_accounted_for(shared_dir, tmp_path):
     assert builder.report.kept["photos"] == 31 and builder.report.kept["instances"] == 247
     assert builder.report.dropped == {"photos without annotation": 1}
     loaded = datasets.load_dataset(str(tmp_path / "all"), cache_dir=str(tmp_path / "cache"))
-    wanted = {(str(a["image_id"]), f"category {a['category_id']}") for a in content["annotations"]}
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    wanted = {(files[a["image_id"]], f"category {a['category_id']}") for a in content["annotations"]}
     rows = [row for split in ("train", "validation") for row in loaded[split]]
-    assert {(row["image_id"], row["phrase"]) for row in rows} == wanted and len(rows) == len(wanted)
+    assert {(name_in_source(row["image_id"]), row["phrase"]) for row in rows} == wanted and len(rows) == len(wanted)
     assert len({row["phrase"] for row in rows}) == 44
     assert sum(len(row["boxes"]) for row in rows) == sum(len(row["masks"]) for row in rows) == 247
     missing = []

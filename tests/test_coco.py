@@ -1,6 +1,7 @@
 """COCO annotations, on files made by hand: what comes out, what is dropped and counted, what is refused."""
 
 import copy
+import hashlib
 import io
 import json
 import pickle
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from dataset_scripts.coco import Coco, in_words
 from dataset_scripts.segmentations import contradict, segmentation_to_mask
+from tests.image_ids import name_in_source
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]  # covers the pixels 1 to 3 in both directions
@@ -204,7 +206,10 @@ def test_one_row_per_category_with_all_its_instances(workshop):
         annotation(11, category_id=2),
         annotation(12, bbox=[5, 0, 2, 2], segmentation=[second]),
     )
-    assert [(row["image_id"], row["phrase"]) for row in rows] == [("1", "traffic light"), ("1", "dog")]
+    assert [(name_in_source(row["image_id"]), row["phrase"]) for row in rows] == [
+        ("one.png", "traffic light"),
+        ("one.png", "dog"),
+    ]
     assert rows[0]["boxes"] == [[1, 1, 4, 4], [5, 0, 7, 2]]
     assert [int((decoded(mask) == 255).sum()) for mask in rows[0]["masks"]] == [9, 4]
     assert np.array_equal(decoded(rows[0]["masks"][0]) == 255, SQUARE_MASK)
@@ -363,8 +368,6 @@ def test_what_means_the_same_gives_the_same(workshop, case):
     expected, _ = workshop.build(data)
     OTHERWISE[case](data)
     rows, report = workshop.build(data, strict=True)
-    for row in rows["train"] + expected["train"]:
-        row.pop("image_id")
     assert rows == expected and not report.dropped and len(rows["train"]) == 1
 
 
@@ -380,6 +383,24 @@ def test_annotations_without_an_id_are_named_by_their_number(workshop):
         "annotation number 2 (without id)",
         "annotation number 1 (without id)",
     ]
+
+
+def test_ids_tell_photos_apart_and_are_the_same_for_the_same(workshop, tmp_path_factory):
+    """By the file's name and its bytes, whatever number a photo has; without photos by the data folder's name."""
+    renumbered = content(annotation(1, image_id=5))
+    renumbered["images"][0]["id"] = 5
+    other = Workshop(tmp_path_factory.mktemp("other"))
+    other.photo("one.png", compress_level=0)
+
+    def id_of(workshop, data, **options):
+        return workshop.build(data, **options)[0]["train"][0]["image_id"]
+
+    first = id_of(workshop, content(annotation(1)))
+    mark = hashlib.sha256((workshop.folder / "images" / "one.png").read_bytes()).hexdigest()[:12]
+    assert first == f"coco/one.png#{mark}" == id_of(workshop, renumbered)
+    assert id_of(other, content(annotation(1))) != first
+    bare = id_of(workshop, content(annotation(1)), images_dir=None)
+    assert bare == f"coco/one.png#{workshop.folder.name}" != id_of(other, content(annotation(1)), images_dir=None)
 
 
 def test_annotations_of_what_is_not_listed_are_counted(workshop):
@@ -410,7 +431,7 @@ def test_bad_photos_are_dropped_with_their_instances(workshop):
     workshop.photo("large.png", size=(WIDTH + 1, HEIGHT))
     workshop.photo("bare.png")
     rows, report = workshop.build(data)
-    assert [row["image_id"] for row in rows["train"]] == ["1"]
+    assert [name_in_source(row["image_id"]) for row in rows["train"]] == ["one.png"]
     assert report.dropped == {
         "photos: cannot be decoded": 2,
         "photos: have another size than their record says": 1,
@@ -458,32 +479,35 @@ def test_a_photo_that_is_turned_when_read_has_the_wrong_size(workshop):
 
 def test_photos_are_split_by_their_id_alone(workshop):
     data = content(*(annotation(i, image_id=i) for i in range(1, 201)))
-    data["images"] = [data["images"][0] | {"id": i} for i in range(1, 201)]
-    rows, _ = workshop.build(data, split=None, validation_fraction=0.25)
-    ids = {split: [row["image_id"] for row in rows[split]] for split in rows}
+    data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in range(1, 201)]
+    options = dict(images_dir=None, split=None, validation_fraction=0.25)
+    rows, _ = workshop.build(data, **options)
+    ids = {split: [name_in_source(row["image_id"]) for row in rows[split]] for split in rows}
     assert set(ids) == {"train", "validation"} and not set(ids["train"]) & set(ids["validation"])
     assert len(ids["train"]) + len(ids["validation"]) == 200 and 30 <= len(ids["validation"]) <= 70
     fewer = copy.deepcopy(data)
     fewer["images"] = fewer["images"][100:]
-    rows, _ = workshop.build(fewer, split=None, validation_fraction=0.25)
-    assert [row["image_id"] for row in rows["validation"]] == [i for i in ids["validation"] if int(i) > 100]
-    rows, _ = workshop.build(data, split=None, validation_fraction=0)
+    rows, _ = workshop.build(fewer, **options)
+    assert [name_in_source(row["image_id"]) for row in rows["validation"]] == [
+        i for i in ids["validation"] if int(i) > 100
+    ]
+    rows, _ = workshop.build(data, **options | {"validation_fraction": 0})
     assert set(rows) == {"train"}
-    rows, _ = workshop.build(data, split="test")
+    rows, _ = workshop.build(data, images_dir=None, split="test")
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
 
 
 def test_the_order_of_the_file_makes_no_difference_but_among_the_instances_of_a_row(workshop):
     data = content(*(annotation(i, image_id=1 + i % 7, category_id=2 + i % 2) for i in range(40)))
-    data["images"] = [data["images"][0] | {"id": i} for i in (5, 1, 4, 7, 3, 2, 6)]
-    expected, _ = workshop.build(data)
-    assert [row["image_id"] for row in expected["train"]] == [i for i in "5147326" for _ in range(2)]
+    data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in (5, 1, 4, 7, 3, 2, 6)]
+    expected, _ = workshop.build(data, images_dir=None)
+    assert [name_in_source(row["image_id"]) for row in expected["train"]] == [i for i in "5147326" for _ in range(2)]
     assert [row["phrase"] for row in expected["train"]] == ["traffic light", "dog"] * 7
     assert sum(len(row["boxes"]) for row in expected["train"]) == 40
     backwards = dict(reversed([*data.items(), ("licenses", [{"id": 1}]), ("info", {"annotations": [1]})]))
-    assert workshop.build(json.dumps(backwards, indent=1))[0] == expected
+    assert workshop.build(json.dumps(backwards, indent=1), images_dir=None)[0] == expected
     data["annotations"].reverse()
-    again = workshop.build(data)[0]["train"]
+    again = workshop.build(data, images_dir=None)[0]["train"]
     assert [len(row["boxes"]) for row in again] == [len(row["boxes"]) for row in expected["train"]]
 
 

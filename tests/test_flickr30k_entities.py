@@ -26,6 +26,7 @@ from tests.flickr30k_tree import (
     write_original,
     write_processed,
 )
+from tests.image_ids import name_in_source
 from trainer.metrics.pointing_game.pointing_game import point_in_boxes
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -94,7 +95,8 @@ def expected_rows(photo: Photo, unrelated: set[tuple[str, int]]):
 
 
 def as_tuple(row):
-    return tuple(row[key] for key in ("image_id", "phrase", "boxes", "caption", "caption_span", "categories"))
+    columns = "phrase", "boxes", "caption", "caption_span", "categories"
+    return name_in_source(row["image_id"]), *(row[key] for key in columns)
 
 
 def test_a_tree_comes_out_as_it_was_drawn(tmp_path, splits):
@@ -399,7 +401,10 @@ def test_photos_are_stored_as_they_are_and_bad_ones_counted(tmp_path, folder):
     Image.fromarray(noise[:-1]).save(images / "11.jpg")
     rows, report = build(tmp_path / "all", images_dir=str(tmp_path / "photos"))
     (row,) = rows["train"]
-    assert row["image_id"] == "7" and row["image"] == {"bytes": (images / "7.jpg").read_bytes(), "path": None}
+    assert name_in_source(row["image_id"]) == "7" and row["image"] == {
+        "bytes": (images / "7.jpg").read_bytes(),
+        "path": None,
+    }
     assert report.kept["photos"] == 3 and report.dropped["phrases: of a photo that cannot be used"] == 3
     assert sum(count for reason, count in report.dropped.items() if reason.startswith("photos: ")) == 3
     assert len(report.dropped) == 4

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset_scripts.proposals import read_proposals
 from dataset_scripts.refcoco import RefCoco
+from tests.image_ids import name_in_source
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]  # covers the pixels 1 to 3 in both directions
@@ -99,6 +100,11 @@ def workshop(tmp_path):
     return Workshop(tmp_path)
 
 
+def photo_of(row: dict) -> int:
+    """Its number, by its file's name."""
+    return int(re.fullmatch(r"(?:COCO_train2014_)?(\d+)\.jpg", name_in_source(row["image_id"]))[1])
+
+
 def decoded(mask: dict) -> np.ndarray:
     pixels = np.asarray(Image.open(io.BytesIO(mask["bytes"])))
     assert pixels.dtype == np.uint8 and set(np.unique(pixels)) <= {0, 255}
@@ -114,7 +120,7 @@ def test_a_row_for_each_expression(workshop, protocol):
     rows, report = workshop.rows()
     assert [row["phrase"] for row in rows["train"]] == ["left dog", "the big dog"]
     for row in rows["train"]:
-        assert (row["image"], row["image_id"], row["boxes"], row["categories"]) == (None, "1", [BOX], ["dog"])
+        assert (row["image"], photo_of(row), row["boxes"], row["categories"]) == (None, 1, [BOX], ["dog"])
         assert (row["caption"], row["caption_span"], row["proposals"]) == (None, [], [])
         assert np.array_equal(decoded(row["masks"][0]), SQUARE_MASK) and len(row["masks"]) == 1
     assert report.kept == {"photos": 1, "objects": 1, "expressions": 2} and not report.dropped
@@ -129,13 +135,13 @@ def test_rows_of_a_photo_follow_each_other_whatever_the_order_of_refs(workshop):
         ref(5, "e", image_id=2, ann_id=200),
     ]
     rows, _ = workshop.build(refs)
-    assert [(row["image_id"], row["phrase"]) for row in rows["train"]] == [
-        ("1", "a"),
-        ("1", "c"),
-        ("2", "b"),
-        ("2", "e"),
+    assert [(photo_of(row), row["phrase"]) for row in rows["train"]] == [
+        (1, "a"),
+        (1, "c"),
+        (2, "b"),
+        (2, "e"),
     ]
-    assert [(row["image_id"], row["phrase"]) for row in rows["validation"]] == [("2", "d")]
+    assert [(photo_of(row), row["phrase"]) for row in rows["validation"]] == [(2, "d")]
 
 
 def test_splits_and_their_names(workshop):
@@ -172,7 +178,7 @@ def test_referit_in_the_toolkits_layout(workshop):
     workshop.write(refs, content, splits_by="berkeley")
     rows, _ = workshop.rows(images_dir=str(workshop.photos))
     (row,) = rows["test"]
-    assert (row["image_id"], row["boxes"], row["image"]["bytes"]) == ("19579", [BOX], data)
+    assert (photo_of(row), row["boxes"], row["image"]["bytes"]) == (19579, [BOX], data)
     assert np.array_equal(decoded(row["masks"][0]), SQUARE_MASK)
 
 
@@ -285,7 +291,7 @@ def test_photos_that_cannot_be_used_are_counted_with_their_expressions(workshop)
     )
     refs = [ref(i, "a", "b", ann_id=i, image_id=i) for i in ids]
     rows, report = workshop.build(refs, content, images_dir=str(workshop.photos))
-    assert [row["image_id"] for row in rows["train"]] == ["1", "1"]
+    assert [name_in_source(row["image_id"]) for row in rows["train"]] == ["good.png", "good.png"]
     assert report.dropped == {
         "photos: cannot be decoded": 1,
         "photos: have another size than their record says": 1,

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dataset_scripts.referit import ReferIt, read_photo_list
+from tests.image_ids import name_in_source
 
 HEIGHT, WIDTH = 6, 8
 
@@ -63,7 +64,7 @@ def workshop(tmp_path):
 
 
 def phrases(rows):
-    return {split: [(row["image_id"], row["phrase"]) for row in rows[split]] for split in rows}
+    return {split: [(name_in_source(row["image_id"]), row["phrase"]) for row in rows[split]] for split in rows}
 
 
 def test_the_lists_decide_and_the_rows_are_in_their_order(workshop):
@@ -192,7 +193,7 @@ def test_the_real_lists_and_records(tmp_path, shared_dir):
     assert builder.split_names() == ["test"]
     (job,) = builder.jobs("test")
     rows = list(builder.rows("test", job))
-    assert [(row["image_id"], row["phrase"], row["boxes"]) for row in rows] == [
+    assert [(name_in_source(row["image_id"]), row["phrase"], row["boxes"]) for row in rows] == [
         ("10000", "the ground that's not grass", [[0, 78, 360, 480]]),
         ("10000", "dog..!", [[49, 246, 256, 418]]),
         ("10000", "owner is color blind. the dog", [[49, 246, 256, 418]]),

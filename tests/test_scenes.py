@@ -24,6 +24,7 @@ from dataset_scripts.scenes import (
     draw_scene,
     is_relation,
 )
+from tests.image_ids import name_in_source
 
 COUNTS = {"train": 60, "validation": 16, "test": 40, "test_relations": 40, "test_unseen": 40, "captions": 20}
 PHRASE_SPLITS = tuple(split for split in SPLITS if split != "captions")
@@ -63,7 +64,10 @@ def fits(attributes: dict[str, str], item) -> bool:
 def rows_of(dataset, split: str) -> list[tuple[int, str, list[float] | None]]:
     """(number of the scene, phrase, box) of each row; a caption has no box: None."""
     table = dataset[split].select_columns(["image_id", "phrase", "boxes"])
-    return [(int(row["image_id"].rsplit("-", 1)[1]), row["phrase"], *(row["boxes"] or [None])) for row in table]
+    return [
+        (int(name_in_source(row["image_id"]).rsplit("-", 1)[1]), row["phrase"], *(row["boxes"] or [None]))
+        for row in table
+    ]
 
 
 def target_of(scene, box: list[float]) -> int:
@@ -74,7 +78,7 @@ def target_of(scene, box: list[float]) -> int:
 def test_rows_have_the_schema_and_adjacent_images(dataset):
     assert set(dataset) == set(SPLITS)
     for split, count in COUNTS.items():
-        ids = dataset[split]["image_id"][:]
+        ids = [name_in_source(image_id) for image_id in dataset[split]["image_id"]]
         assert list(dict.fromkeys(ids)) == [f"{split}-{i:06d}" for i in range(count)]
         assert sum(a != b for a, b in pairwise(ids)) == count - 1  # every image's rows follow each other
         for row in dataset[split].select(range(12)):
@@ -96,7 +100,7 @@ def test_boxes_are_the_tight_boxes_of_the_masks_inside_the_image(dataset):
 def test_pictures_and_targets_are_those_of_the_scene(dataset, scenes):
     for split in PHRASE_SPLITS:
         for row in dataset[split].select(range(15)):
-            scene = scenes[split, int(row["image_id"][-6:])]
+            scene = scenes[split, int(name_in_source(row["image_id"])[-6:])]
             assert np.array_equal(row["image"], scene.image)
             if split == "captions":
                 continue

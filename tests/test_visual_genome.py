@@ -9,6 +9,7 @@ from PIL import Image
 
 from dataset_scripts.features import FEATURES
 from dataset_scripts.visual_genome import VisualGenome, read_ids
+from tests.image_ids import name_in_source
 
 WIDTH, HEIGHT = 40, 30
 
@@ -124,7 +125,11 @@ def test_the_real_regions_are_all_there(sample):
         assert row["phrase"].split(" ") == record["phrase"].split()
         corner = [max(record["x"], 0), max(record["y"], 0)]
         assert row["boxes"] == [[*corner, record["x"] + record["width"], record["y"] + record["height"]]]
-        assert row["image_id"] == str(record["image_id"]) and row["categories"] == ["region"] and row["image"] is None
+        assert (
+            name_in_source(row["image_id"]) == str(record["image_id"])
+            and row["categories"] == ["region"]
+            and row["image"] is None
+        )
     assert FEATURES.encode_example(rows[0]).keys() == rows[0].keys()
 
 
@@ -154,7 +159,7 @@ def test_both_layouts_of_the_regions_give_the_same_rows(workshop):
     assert newer == [
         {
             "image": None,
-            "image_id": "1",
+            "image_id": f"visual_genome/1#{workshop.folder.name}",
             "phrase": phrase,
             "boxes": [box],
             "masks": [],
@@ -349,7 +354,7 @@ def test_an_image_that_is_not_listed_is_counted(workshop):
     workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)] * i} for i in (1, 2, 3)])
     workshop.write("attributes", [{"image_id": i, "attributes": [CAR]} for i in (1, 2, 3)])
     rows, report = workshop.rows()
-    assert {row["image_id"] for row in rows} == {"2"} and len(rows) == 3
+    assert {name_in_source(row["image_id"]) for row in rows} == {"2"} and len(rows) == 3
     assert report.dropped == {
         "images: not in image_data.json": 2,
         "regions: of images: not in image_data.json": 4,
@@ -383,7 +388,7 @@ def test_images_without_usable_photo_are_counted_with_their_regions(workshop):
     (workshop.folder / "photos/VG_100K/3.jpg").write_bytes(whole[: len(whole) // 2])
     options = {"images_dir": str(workshop.folder / "photos")}
     rows, report = workshop.rows(**options)
-    assert [row["image_id"] for row in rows] == ["1"]
+    assert [name_in_source(row["image_id"]) for row in rows] == ["1"]
     reasons = ("have another size than their record says", "cannot be decoded", "not in the folder of the photos")
     for reason in reasons:
         assert report.dropped[f"photos: {reason}"] == 1 and report.dropped[f"regions: of photos: {reason}"] == 2
@@ -420,7 +425,7 @@ COCO_LISTS = {
 def test_images_of_evaluation_splits_are_left_out_by_coco_id(overlapping, form):
     (overlapping.folder / "ids").write_text(COCO_LISTS[form])
     rows, report = overlapping.rows(exclude_coco_ids=str(overlapping.folder / "ids"), strict=True)
-    assert [row["image_id"] for row in rows] == ["1", "1", "3", "3"]
+    assert [name_in_source(row["image_id"]) for row in rows] == ["1", "1", "3", "3"]
     assert report.dropped == {
         "images: excluded by their COCO id": 2,
         "regions: of images: excluded by their COCO id": 4,
@@ -432,7 +437,7 @@ def test_images_are_left_out_by_flickr_id_from_several_lists(overlapping):
     (overlapping.folder / "test.txt").write_text("1007129816\n")
     lists = ",".join(str(overlapping.folder / name) for name in ("val.txt", "test.txt"))
     rows, report = overlapping.rows(exclude_flickr_ids=lists)
-    assert [row["image_id"] for row in rows] == ["1", "1", "2", "2"]
+    assert [name_in_source(row["image_id"]) for row in rows] == ["1", "1", "2", "2"]
     assert report.dropped["images: excluded by their Flickr id"] == 2
 
 
@@ -474,12 +479,12 @@ def many(workshop, count=200):
 def test_images_are_split_by_their_id_alone(workshop):
     many(workshop)
     rows, _ = workshop.build(validation_fraction=0.25)
-    ids = {split: {row["image_id"] for row in rows[split]} for split in rows}
+    ids = {split: {name_in_source(row["image_id"]) for row in rows[split]} for split in rows}
     assert set(ids) == {"train", "validation"} and not ids["train"] & ids["validation"]
     assert len(ids["train"] | ids["validation"]) == 199 and 30 <= len(ids["validation"]) <= 70
     assert set(workshop.build()[0]) == {"train"}
     many(workshop, 100)
-    fewer = {row["image_id"] for row in workshop.build(validation_fraction=0.25)[0]["validation"]}
+    fewer = {name_in_source(row["image_id"]) for row in workshop.build(validation_fraction=0.25)[0]["validation"]}
     assert fewer == {i for i in ids["validation"] if int(i) < 300}
 
 
@@ -492,7 +497,7 @@ def test_jobs_are_of_whole_images_and_always_the_same(workshop, monkeypatch):
     assert [len(job) for job in jobs] == [30] * 6 + [19]
     assert jobs == list(builder.jobs("train"))
     together = [row for job in jobs for row in builder.rows("train", job)]
-    assert [row["image_id"] for row in together] == [str(i) for i in range(3, 600, 3) for _ in range(3)]
+    assert [name_in_source(row["image_id"]) for row in together] == [str(i) for i in range(3, 600, 3) for _ in range(3)]
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -507,7 +512,7 @@ def test_files_are_read_in_step_where_images_are_missing(workshop):
     rows, report = workshop.rows()
     phrases: dict[str, list[str]] = {}
     for row in rows:
-        phrases.setdefault(row["image_id"], []).append(row["categories"][0])
+        phrases.setdefault(name_in_source(row["image_id"]), []).append(row["categories"][0])
     attributes, relations = ["attribute"] * 2, ["relation"] * 2
     assert list(phrases.items()) == [
         ("7", ["region", *attributes]),
@@ -521,7 +526,7 @@ def test_files_are_read_in_step_where_images_are_missing(workshop):
 def test_a_file_in_another_order_can_be_built_alone(workshop):
     workshop.write("image_data", [image(i) for i in (1, 2, 3)])
     workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)]} for i in (1, 3, 2)])
-    assert [row["image_id"] for row in workshop.rows()[0]] == ["1", "3", "2"]
+    assert [name_in_source(row["image_id"]) for row in workshop.rows()[0]] == ["1", "3", "2"]
     workshop.write("attributes", [{"image_id": i, "attributes": [CAR]} for i in (1, 2, 3)])
     with pytest.raises(ValueError, match=r"region_descriptions\.json: image 2 \(record 2\) is not where .*one kind"):
         workshop.rows()
