@@ -45,7 +45,11 @@ class CocoConfig(SourceConfig):
         },
     )
     validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the photos, drawn by a hash of their id, that validation gets."}
+        default=0.1,
+        metadata={
+            "help": "Share of the photos, drawn by a hash of their id, that validation gets; of two or more, at least "
+            "one each for train and validation."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -112,9 +116,13 @@ class Coco(SourceBuilder):
         name_ranks = np.array([order[self.categories[category]] for category in annotations[:, 2].tolist()], int)
         by_photo = np.lexsort((name_ranks, photo_ranks))  # keeps the order of the file among equals
         ends = np.searchsorted(photo_ranks[by_photo], np.arange(len(photos)), side="right")
+        by_photo = list(zip(photos.values(), np.split(annotations[by_photo], ends)))
+        fraction = 0 if self.config.split else self.config.validation_fraction
+        moved = self.moved_images(((str(photo.id), (photo, own)) for photo, own in by_photo if len(own)), fraction)
         splits: dict[str, list[tuple[_Photo, np.ndarray]]] = {}
-        for photo, own in zip(photos.values(), np.split(annotations[by_photo], ends)):
-            split = self.config.split or split_of(str(photo.id), self.config.validation_fraction)
+        for photo, own in by_photo:
+            id_ = str(photo.id)
+            split = self.config.split or moved.get(id_) or split_of(id_, fraction)
             splits.setdefault(split, []).append((photo, own))
         return splits
 

@@ -134,6 +134,36 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             raise ValueError(f"{record}: {reason}")
         self.report.add({}, {reason: count}, {reason: [record]})
 
+    def moved_images(self, images: Iterable[tuple[str, Any]], validation_fraction: float) -> dict[str, str]:
+        """Id → split of the image that goes elsewhere than `split_of` says, so that train and validation have a row.
+
+        Of a few images chance may leave one of the two without any. Then validation gets the image whose draw is the
+        lowest, train the one whose draw is the highest; a single image is train's. Images without a row do not count.
+
+        Args:
+            images: (id, what a job holds of it); read until both splits are seen to have a row.
+        """
+        if not validation_fraction:
+            return {}
+        twin = copy.copy(self)
+        twin.report, twin.config = BuildReport(), copy.copy(self.config)  # a look counts nothing and stops at nothing
+        twin.config.strict = False
+        lowest = highest = None  # (draw, id), of those that have a row
+        for image_id, record in images:
+            draw = _draw(image_id), image_id
+            if lowest is not None and lowest < draw < highest:
+                continue
+            if next(twin.storable_rows("train", [record]), None) is None:
+                continue
+            lowest, highest = min(lowest or draw, draw), max(highest or draw, draw)
+            if lowest[0] < validation_fraction <= highest[0]:
+                return {}
+        if lowest is None:
+            return {}
+        if highest[0] < validation_fraction:
+            return {highest[1]: "train"}
+        return {} if lowest == highest else {lowest[1]: "validation"}
+
     def image_id(self, name: str, photo: dict[str, Any] | None) -> str:
         """The id of an image by its name in the source and the photo, as of `features.make_image_id`."""
         folder = os.path.basename(os.path.abspath(self.config.data_dir))
@@ -203,8 +233,11 @@ def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def split_of(image_id: str, validation_fraction: float) -> str:
     """train or validation, by the id alone: an image stays where it is when others come or go."""
-    draw = int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4]) / 2**32
-    return "validation" if draw < validation_fraction else "train"
+    return "validation" if _draw(image_id) < validation_fraction else "train"
+
+
+def _draw(image_id: str) -> float:
+    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4]) / 2**32
 
 
 def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:

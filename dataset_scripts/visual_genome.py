@@ -67,7 +67,11 @@ class VisualGenomeConfig(SourceConfig):
         },
     )
     validation_fraction: float = field(
-        default=0.0, metadata={"help": "Share of the photos, drawn by a hash of their id, that validation gets."}
+        default=0.0,
+        metadata={
+            "help": "Share of the photos, drawn by a hash of their id, that validation gets; of two or more, at least "
+            "one each for train and validation."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -117,13 +121,17 @@ class VisualGenome(SourceBuilder):
         flickr = _read_id_files(config.exclude_flickr_ids)
         self._images = _read_images(Path(config.data_dir, "image_data.json"), coco, flickr)
         self._kinds = self._chosen_kinds()
+        images = ((str(record[0]), record) for record in self._by_image())
+        self._moved = self.moved_images(images, config.validation_fraction)
         return ["train", "validation"] if config.validation_fraction else ["train"]
 
     def jobs(self, split: str) -> Iterator[list[tuple[int, dict[str, list[Any]]]]]:
         """Lists of (image id, its records by file)."""
-        fraction = self.config.validation_fraction
-        own = (image for image in self._by_image() if split_of(str(image[0]), fraction) == split)
+        own = (image for image in self._by_image() if self._split_of(str(image[0])) == split)
         return chunked(own, self.images_per_job)
+
+    def _split_of(self, image_id: str) -> str:
+        return self._moved.get(image_id) or split_of(image_id, self.config.validation_fraction)
 
     def rows(self, split: str, job: list[tuple[int, dict[str, list[Any]]]]) -> Iterator[dict[str, Any]]:
         """One row a phrase: regions, attributes, relations of an image, in the order of the files."""

@@ -497,6 +497,47 @@ def test_photos_are_split_by_their_id_alone(workshop):
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
 
 
+def few(*ids):
+    data = content(*(annotation(i, image_id=i) for i in ids))
+    data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in ids]
+    return data
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+@pytest.mark.parametrize("fraction", [1e-9, 0.1, 1 - 1e-9])
+def test_few_photos_leave_neither_train_nor_validation_without_one(workshop, count, fraction):
+    data = few(*range(100, 100 + count))
+    rows, _ = workshop.build(data, images_dir=None, split=None, validation_fraction=fraction)
+    sizes = {split: len(rows[split]) for split in rows}
+    assert set(sizes) == {"train", "validation"} and sum(sizes.values()) == count
+    if fraction == 1e-9:
+        assert sizes["validation"] == 1
+    if fraction == 1 - 1e-9:
+        assert sizes["train"] == 1
+    again, _ = workshop.build(data, images_dir=None, split=None, validation_fraction=fraction)
+    assert again == rows
+
+
+@pytest.mark.parametrize("fraction", [0.1, 1 - 1e-9])
+def test_a_single_photo_is_for_training(workshop, fraction):
+    data = few(1, 2, 3)
+    del data["annotations"][1]  # a photo without annotation is no photo for validation
+    data["annotations"][1].update(bbox=[2, 2, 0, 0], segmentation=None)  # nor one without a row
+    rows, report = workshop.build(data, images_dir=None, split=None, validation_fraction=fraction)
+    assert [row["image_id"][:7] for row in rows["train"]] == ["coco/1#"] and not rows.get("validation")
+    assert report.dropped == {"photos without annotation": 1, "instances: box without area in the photo": 1}
+
+
+def test_a_look_at_few_photos_stops_at_nothing_and_counts_nothing(workshop):
+    """Strictly built, what is wrong is said when its split is."""
+    data = few(1, 2)
+    builder_says = workshop.build(data, images_dir=None, split=None)[1]
+    assert builder_says.kept["photos"] == 2 and not builder_says.dropped
+    data["annotations"][0]["segmentation"] = [[]]
+    with pytest.raises(ValueError, match="annotation 1: mask parts"):
+        workshop.build(data, images_dir=None, split=None, strict=True)
+
+
 def test_the_order_of_the_file_makes_no_difference_but_among_the_instances_of_a_row(workshop):
     data = content(*(annotation(i, image_id=1 + i % 7, category_id=2 + i % 2) for i in range(40)))
     data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in (5, 1, 4, 7, 3, 2, 6)]

@@ -488,6 +488,18 @@ def test_images_are_split_by_their_id_alone(workshop):
     assert fewer == {i for i in ids["validation"] if int(i) < 300}
 
 
+@pytest.mark.parametrize("fraction", [1e-9, 1 - 1e-9])
+def test_few_images_leave_neither_train_nor_validation_without_one(workshop, fraction):
+    many(workshop, 6)
+    rows, _ = workshop.build(validation_fraction=fraction)
+    ids = {split: {row["image_id"] for row in rows[split]} for split in rows}
+    assert sorted(map(len, ids.values())) == [1, 4] and not ids["train"] & ids["validation"]
+    assert len(ids["validation"]) == (1 if fraction < 0.5 else 4)
+    many(workshop, 2)
+    rows, _ = workshop.build(validation_fraction=fraction)
+    assert len({row["image_id"] for row in rows["train"]}) == 1 and not rows["validation"]
+
+
 def test_jobs_are_of_whole_images_and_always_the_same(workshop, monkeypatch):
     monkeypatch.setattr(VisualGenome, "images_per_job", 30)
     many(workshop)
