@@ -3,6 +3,9 @@
 The phrase is the category's name in words ("traffic light"; of `traffic_light` too, and "bow" of `bow_(weapon)`) and
 its region every instance of it in the photo, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and
 a point in it is right. Photos are stored as they are.
+
+MDETR's and GoldG's files are COCO's with captions. Of a photo whose annotations have `tokens_positive` the phrases are
+those words of its caption, one row for each place in it, whatever the categories are called.
 """
 
 import re
@@ -11,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import datasets
 import numpy as np
@@ -20,6 +24,7 @@ import numpy as np
 from .coco_fields import read_box, read_id, read_whole
 from .features import FEATURES, encode_png, make_row, mask_to_box
 from .json_files import read_json, read_record, stream_json_lists
+from .mdetr import phrase_of
 from .segmentations import contradict, segmentation_to_mask
 from .sources import OutsidePhoto, SourceBuilder, SourceConfig, Unusable, chunked, clip_box, split_of
 
@@ -66,7 +71,8 @@ class Coco(SourceBuilder):
     A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers) raises a
     `ValueError` that names the record. Numbers and ids may be written as text, sizes as 640.0. A record that is of no
     use is dropped and counted in `report`, or named in strict mode: an annotation whose photo or category is not
-    listed, a photo that is missing, cannot be decoded or has another size than its record says.
+    listed or whose `tokens_positive` are no words of a caption, a photo that is missing, cannot be decoded or has
+    another size than its record says.
 
     Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out and
     counted; where nothing is left, the instance has its box, and its row goes by boxes alone, as one mask cannot speak
@@ -118,11 +124,11 @@ class Coco(SourceBuilder):
         ends = np.searchsorted(photo_ranks[by_photo], np.arange(len(photos)), side="right")
         by_photo = list(zip(photos.values(), np.split(annotations[by_photo], ends)))
         fraction = 0 if self.config.split else self.config.validation_fraction
-        moved = self.moved_images(((str(photo.id), (photo, own)) for photo, own in by_photo if len(own)), fraction)
+        moved = self.moved_images(((photo.drawn_by, (photo, own)) for photo, own in by_photo if len(own)), fraction)
         splits: dict[str, list[tuple[_Photo, np.ndarray]]] = {}
         for photo, own in by_photo:
-            id_ = str(photo.id)
-            split = self.config.split or moved.get(id_) or split_of(id_, fraction)
+            drawn_by = photo.drawn_by
+            split = self.config.split or moved.get(drawn_by) or split_of(drawn_by, fraction)
             splits.setdefault(split, []).append((photo, own))
         return splits
 
@@ -148,19 +154,47 @@ class Coco(SourceBuilder):
                     continue
                 self.report.kept["photos"] += 1
                 image_id = self.image_id(photo.file_name, image)
-                for category, own in groupby(annotations.tolist(), key=lambda columns: self.categories[columns[2]]):
-                    records = [(number, read_record(file, place)) for number, _, _, *place in own]
-                    boxes, masks = self._instances(records, photo)
+                for phrase, in_caption, own in self._phrases(annotations, photo, file):
+                    boxes, masks = self._instances(own, photo)
                     if not boxes:
                         continue
-                    self.report.kept["rows (a photo and a category)"] += 1
+                    self.report.kept[
+                        "rows (a photo and a phrase)" if in_caption else "rows (a photo and a category)"
+                    ] += 1
                     if any(mask is None for mask in masks):
                         self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
                         masks = []
-                    yield make_row(image, image_id, category, boxes, masks)
+                    yield make_row(image, image_id, phrase, boxes, masks, **in_caption)
 
     def _path(self) -> Path:
         return Path(self.config.data_dir, self.config.annotations)
+
+    def _phrases(self, annotations: np.ndarray, photo: "_Photo", file: BinaryIO) -> Iterator["_Phrase"]:
+        """The phrases of a photo, each with what `make_row` gets of its caption and its own annotations."""
+        records = [
+            (number, self.categories[category], read_record(file, place))
+            for number, _, category, *place in annotations.tolist()
+        ]
+        if not any("tokens_positive" in record for *_, record in records):
+            for category, own in groupby(records, key=itemgetter(1)):
+                yield category, {}, [(number, record) for number, _, record in own]
+            return
+        if photo.caption is None:
+            raise ValueError(
+                f"{self._path()}: image {photo.id} has no caption, though its annotations have tokens_positive, places "
+                "in it, as MDETR's and GoldG's files do: such a file needs both"
+            )
+        caption = " ".join(photo.caption.split())
+        phrases: dict[tuple[str, tuple[int, int] | None], list[tuple[int, dict[str, Any]]]] = {}
+        for number, _, record in records:
+            try:
+                phrase = phrase_of(photo.caption, photo.dataset_name, record.get("tokens_positive"))
+            except Unusable as reason:
+                self.drop(f"instances: {reason}", _annotation_name(record, number))
+                continue
+            phrases.setdefault(phrase, []).append((number, record))
+        for (phrase, span), own in phrases.items():
+            yield phrase, {"caption": caption if span else None, "caption_span": span}, own
 
     def _instances(
         self, annotations: list[tuple[int, dict[str, Any]]], photo: "_Photo"
@@ -231,6 +265,16 @@ class _Photo(NamedTuple):
     file_name: str
     width: int
     height: int
+    caption: str | None  # MDETR's, as the next one
+    dataset_name: Any
+
+    @property
+    def drawn_by(self) -> str:
+        """What its split is drawn by; MDETR's files list a photo anew for each caption, by other ids."""
+        return str(self.id) if self.caption is None else self.file_name
+
+
+_Phrase = tuple[str, dict[str, Any], list[tuple[int, dict[str, Any]]]]
 
 
 class _Numbers(dict[int | str, int]):
@@ -315,7 +359,9 @@ def _photo(path: Path, record: dict[str, Any]) -> _Photo:
     sides = [read_whole(record.get(key)) for key in ("width", "height")]
     for key, side in zip(("width", "height"), sides, strict=True):
         _require(path, name, record, key, side is not None and side > 0)
-    return _Photo(read_id(record["id"]), record["file_name"], *sides)
+    caption = record.get("caption")
+    caption = caption if isinstance(caption, str) else None
+    return _Photo(read_id(record["id"]), record["file_name"], *sides, caption, record.get("dataset_name"))
 
 
 def _add_category(path: Path, record: Any, names: dict[int, str], numbers: _Numbers) -> None:
