@@ -337,6 +337,66 @@ def test_categories_of_one_name_have_one_row(workshop):
     assert row["phrase"] == "bow" and len(row["boxes"]) == 2
 
 
+# MDETR's and GoldG's files --------------------------------------------------------------------------------------------
+
+CAPTION = "Two  guys with shaggy hair look , two guys"
+
+
+def captioned(*tokens, caption=CAPTION, **image):
+    """A photo with an annotation for each `tokens_positive`; every second one is to the right of the first."""
+    boxes = [[1, 1, 3, 3], [4, 1, 3, 3]]
+    plain = dict(segmentation=None)
+    data = content(
+        *(annotation(i, bbox=boxes[i % 2], tokens_positive=places, **plain) for i, places in enumerate(tokens))
+    )
+    data["images"][0].update(image | ({} if caption is None else {"caption": caption}))
+    return data
+
+
+def test_phrases_are_words_of_the_caption(workshop):
+    rows, report = workshop.build(captioned([[15, 26]], [[0, 9]], [[0, 9]], [[34, 42]], [[0, 3], [22, 26]]))
+    words = "Two guys with shaggy hair look , two guys"
+    assert [(row["phrase"], row["boxes"], row["caption"], row["caption_span"]) for row in rows["train"]] == [
+        ("shaggy hair", [[1, 1, 4, 4]], words, [3, 5]),
+        ("Two guys", [[4, 1, 7, 4], [1, 1, 4, 4]], words, [0, 2]),
+        ("two guys", [[4, 1, 7, 4]], words, [7, 9]),
+        ("Two hair", [[1, 1, 4, 4]], None, []),
+    ]
+    assert not report.dropped and report.kept["rows (a photo and a phrase)"] == 4
+
+
+@pytest.mark.parametrize(
+    "tokens", [None, [], "0", [[0]], [[3, 2]], [[0, 99]], [[-1, 3]], [[0, 1.5]], [["0", "3"]], [[3, 5]]]
+)
+def test_places_that_are_none_are_dropped(workshop, tokens):
+    rows, report = workshop.build(captioned([[15, 26]], tokens))
+    assert [row["phrase"] for row in rows["train"]] == ["shaggy hair"]
+    ((reason, count),) = report.dropped.items()
+    assert reason.startswith("instances: tokens_positive") and count == 1
+    with pytest.raises(ValueError, match="annotation 1: instances: tokens_positive"):
+        workshop.build(captioned([[15, 26]], tokens), strict=True)
+
+
+def test_places_need_a_caption(workshop):
+    with pytest.raises(ValueError, match=r"instances\.json: image 1 has no caption, though .* MDETR's and GoldG's"):
+        workshop.build(captioned([[0, 3]], caption=None))
+
+
+def test_a_caption_alone_makes_no_phrases(workshop):
+    data = content(annotation(1))
+    data["images"][0]["caption"] = CAPTION
+    assert [row["phrase"] for row in workshop.build(data)[0]["train"]] == ["traffic light"]
+
+
+def test_captions_of_one_photo_are_in_one_split(workshop):
+    data = content(*(annotation(i, image_id=i, tokens_positive=[[0, 3]]) for i in range(60)))
+    data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i // 5}", "caption": f"One {i}"} for i in range(60)]
+    rows, _ = workshop.build(data, images_dir=None, split=None, validation_fraction=0.3)
+    ids = {split: {row["image_id"] for row in rows[split]} for split in rows}
+    assert sum(map(len, ids.values())) == 12 and len(ids) == 2
+    assert sum(len(rows[split]) for split in rows) == 60
+
+
 # Written otherwise ----------------------------------------------------------------------------------------------------
 
 OTHERWISE = {
