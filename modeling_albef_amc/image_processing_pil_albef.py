@@ -117,6 +117,16 @@ def array_to_eight_bit(image: np.ndarray | torch.Tensor, do_rescale: bool) -> to
 class AlbefImageInputs:
     """How both backends take images in: any nesting, Pillow mode and number type; errors name the image's index."""
 
+    def __init__(self, **kwargs):
+        # Says where a file's code is; whoever saves writes its own.
+        kwargs.pop("auto_map", None)
+        super().__init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        vars(self).pop("auto_map", None)
+        return files
+
     def _prepare_image_like_inputs(
         self,
         images: ImageInput,

@@ -134,8 +134,9 @@ class AlbefProcessor(ProcessorMixin):
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        # Belongs to the file alone: a processor is the same before and after it is saved.
-        vars(self).pop("auto_map", None)
+        # Belongs to the files alone: a processor is the same before and after it is saved.
+        for saved in (self, self.image_processor):
+            vars(saved).pop("auto_map", None)
         return files
 
     def post_process_grounding(

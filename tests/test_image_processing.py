@@ -1,5 +1,8 @@
 """The image processors: numbers against Pillow and NumPy directly, every kind of input, every refusal."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -189,6 +192,26 @@ def test_saved_and_loaded_alone(tmp_path, rgb):
     AlbefImageProcessorPil(size={"height": 40, "width": 48}).save_pretrained(tmp_path)
     loaded = AlbefImageProcessorPil.from_pretrained(tmp_path)
     assert pixels(loaded, rgb).shape == (1, 3, 40, 48)
+
+
+def test_saving_and_loading_change_nothing(tmp_path):
+    saved = AlbefImageProcessorPil(size={"height": 40, "width": 48})
+    before = saved.to_dict()
+    saved.save_pretrained(tmp_path, False)
+    assert saved.to_dict() == before == AlbefImageProcessorPil.from_pretrained(tmp_path).to_dict()
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert written["auto_map"] == {"AutoImageProcessor": "image_processing_pil_albef.AlbefImageProcessorPil"}
+    assert list(inspect.signature(saved.save_pretrained).parameters) == ["save_directory", "push_to_hub", "kwargs"]
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+def test_each_twin_loads_what_the_other_saved(tmp_path):
+    for saves, loads in ((AlbefImageProcessor, AlbefImageProcessorPil), (AlbefImageProcessorPil, AlbefImageProcessor)):
+        saved = saves(size={"height": 40, "width": 48})
+        saved.save_pretrained(tmp_path)
+        ours, theirs = saved.to_dict(), loads.from_pretrained(tmp_path).to_dict()
+        assert ours.pop("image_processor_type") and theirs.pop("image_processor_type")
+        assert {name: ours[name] for name in set(ours) & set(theirs)} == {n: theirs[n] for n in set(ours) & set(theirs)}
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
