@@ -20,8 +20,27 @@ MAX_SIZE, MAX_LAYERS, MAX_SIDE, MAX_CHANNELS = 2**24, 1000, 2**14, 256
 class AlbefVisionConfig(PreTrainedConfig):
     """The image encoder: ViT-B/16, pre-norm, learned positions.
 
-    `image_size` is a side in pixels, or (height, width); it fixes the number of learned positions. Images of another
-    size are welcome: positions are interpolated to their grid.
+    Args:
+        hidden_size: width of a token, in numbers.
+        intermediate_size: width of each layer's MLP.
+        num_hidden_layers: number of layers.
+        num_attention_heads: heads of each layer; they share `hidden_size` evenly.
+        num_channels: channels of an image: 3, RGB.
+        image_size: a side in pixels, or (height, width). It fixes the number of learned positions; images of another
+            size are welcome: positions are interpolated to their grid.
+        patch_size: side of a patch in pixels; it divides both sides of `image_size`.
+        hidden_act: the MLPs' activation, by its name in `transformers.activations.ACT2FN`.
+        layer_norm_eps: what layer norms add to the variance.
+        hidden_dropout_prob: probability, in training, that a number of a layer's output becomes 0.
+        attention_probs_dropout_prob: probability, in training, that an attention weight becomes 0.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        ValueError: sizes that no encoder has, or that do not fit each other.
+
+    Example:
+        >>> AlbefVisionConfig(image_size=(256, 384)).grid
+        (16, 24)
     """
 
     model_type = "albef_vision_model"
@@ -68,7 +87,30 @@ class AlbefVisionConfig(PreTrainedConfig):
 class AlbefTextConfig(PreTrainedConfig):
     """The text and fusion encoder: BERT-base, whose layers from `fusion_layer` on attend to the image as well.
 
-    `encoder_hidden_size` is the width of the image encoder; `AlbefConfig` sets it.
+    Args:
+        vocab_size: number of tokens there are.
+        hidden_size: width of a token, in numbers.
+        encoder_hidden_size: width of the image encoder's tokens; `AlbefConfig` sets it.
+        intermediate_size: width of each layer's MLP.
+        num_hidden_layers: number of layers, those of the text and those of the fusion encoder.
+        num_attention_heads: heads of each layer; they share `hidden_size` evenly.
+        fusion_layer: the first layer, counted from 0, that attends to the image; so do all behind it.
+        max_position_embeddings: tokens of the longest phrase, [CLS] included.
+        type_vocab_size: number of token types; ALBEF's phrases are all of type 0.
+        hidden_act: the MLPs' activation, by its name in `transformers.activations.ACT2FN`.
+        layer_norm_eps: what layer norms add to the variance.
+        hidden_dropout_prob: probability, in training, that a number of a layer's output becomes 0.
+        attention_probs_dropout_prob: probability, in training, that an attention weight becomes 0.
+        initializer_range: standard deviation of the initial weights.
+        pad_token_id: the token that fills up a batch's shorter phrases, whose embedding is not trained; None for none.
+
+    Raises:
+        ValueError: sizes that no encoder has, or that do not fit each other.
+
+    Example:
+        >>> config = AlbefTextConfig(num_hidden_layers=4, fusion_layer=2)
+        >>> [layer for layer in range(config.num_hidden_layers) if layer >= config.fusion_layer]
+        [2, 3]
     """
 
     model_type = "albef_text_model"
@@ -107,13 +149,30 @@ class AlbefTextConfig(PreTrainedConfig):
 class AlbefConfig(PreTrainedConfig):
     """ALBEF: image encoder, text encoder, fusion encoder and their objectives.
 
-    - `grounding_layer`: the text-encoder layer whose cross-attention is explained (8: the third fusion layer).
-    - `vision_grounding_layer`: the image-encoder layer that the `itc` explanation reads; -1 is the last one.
-    - `projection_dim`, `temperature`: size of the ITC features and initial value of their learned temperature.
-    - `momentum`, `queue_size`: of the momentum encoders and of the queues of their features (pre-training only).
-    - `alpha`: weight of the momentum model's soft labels in ITC and MLM.
-    - `mlm_distillation_axis`: the soft labels of MLM are compared over the "vocabulary"; the AMC release took its
-      log-softmax over the "sequence" instead, and this option reproduces that.
+    Args:
+        vision_config: the image encoder, an `AlbefVisionConfig` or its fields; None for the defaults.
+        text_config: the text and fusion encoder, an `AlbefTextConfig` or its fields; None for the defaults.
+        projection_dim: width of the ITC features.
+        temperature: initial value of the learned number that ITC's similarities are divided by.
+        grounding_layer: the text-encoder layer whose cross-attention is explained, counted from 0 (8: the third fusion
+            layer).
+        vision_grounding_layer: the image-encoder layer that the `itc` explanation reads; -1 is the last one.
+        momentum: share of its own weights that the momentum model keeps in a step (pre-training only).
+        queue_size: number of momentum features of images, and as many of texts, that ITC contrasts with (pre-training
+            only).
+        alpha: weight, from 0 to 1, of the momentum model's soft labels in ITC and MLM (pre-training only).
+        mlm_distillation_axis: the soft labels of MLM are compared over the "vocabulary"; the AMC release took its
+            log-softmax over the "sequence" instead, and this option reproduces that.
+        initializer_range: standard deviation of the initial weights outside both encoders.
+        tie_word_embeddings: the MLM head's weights are the word embeddings (pre-training only).
+
+    Raises:
+        ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
+
+    Example:
+        >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
+        >>> config.vision_config.grid, config.text_config.encoder_hidden_size
+        ((24, 24), 768)
     """
 
     model_type = "albef"

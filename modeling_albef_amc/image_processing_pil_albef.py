@@ -28,6 +28,8 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
             (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
         name: what errors call `images`; what is inside is `images[0]`, `images[0][1]` and so on.
 
+    Returns: the images, in order, as they are.
+
     Raises:
         ValueError: something among them is not an image; a list, or a batch, among them is empty: images and phrases
             behind it would no longer meet.
@@ -58,6 +60,14 @@ def channel_axis_format(image: np.ndarray | torch.Tensor) -> ChannelDimension:
     """
     Where the channels of an image of three dimensions are. When both ends could be channels, as in an array of one row,
     each library's own habit decides: NumPy arrays have them last, tensors first.
+
+    Args:
+        image: (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels.
+
+    Returns: `ChannelDimension.FIRST` or `ChannelDimension.LAST`.
+
+    Raises:
+        ValueError: neither end is a number of channels.
     """
     if image.shape[0] in CHANNEL_COUNTS and image.shape[-1] in CHANNEL_COUNTS:
         # A leading 1 before 3 or 4 columns of a tensor, and so on: nothing in the numbers tells, only the container.
@@ -66,7 +76,17 @@ def channel_axis_format(image: np.ndarray | torch.Tensor) -> ChannelDimension:
 
 
 def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit grey images to white when it converts them to RGB; scale them to 8 bits instead."""
+    """
+    Scales 16-bit grey images to 8 bits: Pillow would clip them to white on their way to RGB.
+
+    Args:
+        image: of any mode.
+
+    Returns: the scaled image, or the same one when its mode is another.
+
+    Raises:
+        ValueError: mode "I" or "F", whose range of values nobody knows.
+    """
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -85,6 +105,8 @@ def array_to_eight_bit(image: np.ndarray | torch.Tensor, do_rescale: bool) -> to
         image: three dimensions. uint8 is left alone, bool becomes 0 and 255, uint16 is scaled by 1/257, any other
             integers must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
         do_rescale: False when the caller has scaled the values already: floating point values are then kept.
+
+    Returns: the same shape, uint8; float32 of floating point values that are kept.
 
     Raises:
         ValueError: empty, not finite or out of range.
@@ -163,6 +185,26 @@ class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
     Pillow images, arrays and tensors are taken as they are stored. An EXIF orientation is not applied, since boxes and
     masks usually refer to the stored pixels: call `PIL.ImageOps.exif_transpose` where they do not. (transformers
     applies it when it opens a path or a URL itself.) Transparent pixels are laid on white.
+
+    Args:
+        do_resize, size, resample: whether to resize; to what, {"height": pixels, "width": pixels} or one number for
+            both; by which of `PIL.Image.Resampling`.
+        do_rescale, rescale_factor: whether to multiply values of 0 to 255, and by what: 1/255.
+        do_normalize, image_mean, image_std: whether to subtract and divide; by what, a number for each of R, G and B.
+        do_convert_rgb: whether to turn Pillow images of other modes into RGB.
+            Calls take the same, and `return_tensors` ("pt", "np").
+
+    Returns:
+        A call gives `pixel_values`, (num_images, 3, height, width) float32; `flatten_images` says what an image is.
+
+    Raises:
+        ValueError: what is not an image, cannot be read or has values out of range; the message names its place.
+
+    Example:
+        >>> from PIL import Image
+        >>> processor = AlbefImageProcessorPil(size={"height": 32, "width": 48})
+        >>> processor(Image.new("RGB", (200, 100)), return_tensors="pt")["pixel_values"].shape
+        torch.Size([1, 3, 32, 48])
     """
 
     resample = PILImageResampling.BICUBIC

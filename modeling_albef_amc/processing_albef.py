@@ -45,6 +45,18 @@ class AlbefProcessor(ProcessorMixin):
 
     Raises:
         ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
+
+    Example:
+        >>> from PIL import Image
+        >>> from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
+        >>> tokenizer = tokenizer_from_texts(["a red dog", "the tree"])
+        >>> processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+        >>> photo = Image.new("RGB", (60, 40))
+        >>> inputs = processor(images=photo, text=["a red dog", "The tree!"], return_tensors="pt")
+        >>> {name: tuple(value.shape) for name, value in inputs.items()}
+        {'input_ids': (2, 4), 'attention_mask': (2, 4), 'pixel_values': (1, 3, 32, 32), 'image_index': (2,)}
+        >>> tokenizer.decode(inputs["input_ids"][1])
+        '[CLS] the tree [PAD]'
     """
 
     text_kwargs = {"padding": True}
@@ -130,6 +142,16 @@ class AlbefProcessor(ProcessorMixin):
         return {**encoded, "heatmap_token_mask": span_tokens(offsets, attention_mask, phrases, spans, characters)}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """
+        Saves image processor, tokenizer and `max_words`, and the code that `trust_remote_code` runs.
+
+        Args:
+            save_directory: a folder; it is made if there is none.
+            push_to_hub: whether to upload the files as well.
+            kwargs: as of `ProcessorMixin.save_pretrained`: `repo_id`, `token` and so on.
+
+        Returns: the processor's configuration file.
+        """
         # Else the last call's cutting and padding would be written into the tokenizer's file.
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
@@ -150,7 +172,19 @@ class AlbefProcessor(ProcessorMixin):
 
 
 def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
-    """The phrases in one list, and each one's image when they came in lists of lists."""
+    """
+    Args:
+        text: a phrase, a list of phrases, or the phrases of each image.
+
+    Returns: the phrases in one list, and each one's image when they came in lists of lists.
+
+    Raises:
+        ValueError: it is none of these, or has no phrase.
+
+    Example:
+        >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
+        (['a dog', 'red', 'a tree'], [0, 0, 2])
+    """
     if isinstance(text, str):
         return [text], None
     if not isinstance(text, list | tuple) or not text:
@@ -302,6 +336,12 @@ def post_process_grounding(
 
     Raises:
         ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
+
+    Example:
+        >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+        >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
+        >>> answer["box"], tuple(answer["heatmap"].shape)
+        ((0, 0, 30, 40), (40, 60))
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")

@@ -30,8 +30,14 @@ def clean_text(text: str, max_words: int = 50) -> str:
         text: a phrase or caption. "<person>", by which some data sets hide names, becomes "person".
         max_words: number of words kept, words being what single blanks part: 50, and 30 for referring expressions.
 
+    Returns: the words, parted by single blanks; "" where nothing is left.
+
     Raises:
         ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
+
+    Example:
+        >>> clean_text("A <person>'s two-story house!")
+        'a persons two story house'
     """
     if max_words < 1:
         raise ValueError(f"max_words must be at least 1, got {max_words}")
@@ -41,6 +47,9 @@ def clean_text(text: str, max_words: int = 50) -> str:
 
 def check_characters(text: str) -> None:
     """
+    Args:
+        text: a phrase or caption.
+
     Raises:
         ValueError: half a character is in the text, as JSON can write it ("\\ud83d" without what follows).
     """
@@ -51,7 +60,12 @@ def check_characters(text: str) -> None:
 
 
 def cleaned_words(text: str) -> list[str]:
-    """All words of a text after `clean_text`'s cleaning; none where nothing is left."""
+    """
+    Args:
+        text: a phrase or caption.
+
+    Returns: all its words after `clean_text`'s cleaning; none where nothing is left.
+    """
     text = text.lower().translate(REPLACEMENTS).replace("<person>", "person")
     # A single tab or line break inside the text stays: word pieces part there too.
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
@@ -70,6 +84,11 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
 
     Raises:
         ValueError: as of `span_characters`; no word of the span is left after cleaning, or among the first `max_words`.
+
+    Example:
+        >>> start, end = cleaned_span("A two-story house!", (1, 3))
+        >>> clean_text("A two-story house!")[start:end]
+        'two story house'
     """
     span_characters(text, span)
     words, (first, end) = text.split(" "), span
@@ -85,10 +104,20 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
 
 def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
     """
-    (start, end) in characters of the words `text.split(" ")[first:end]`, with `span` being (first, end).
+    Where words of a text are.
+
+    Args:
+        text: a caption; its words are `text.split(" ")`.
+        span: (first, end): the words `text.split(" ")[first:end]`.
+
+    Returns: (start, end) in characters of the text.
 
     Raises:
         ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
+
+    Example:
+        >>> span_characters("a red dog", (1, 3))
+        (2, 9)
     """
     words = text.split(" ")
     is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(number, int) for number in span)
@@ -109,8 +138,15 @@ def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
         tokenizer: a stock BERT tokenizer, or any other of the tokenizers library that has a [CLS] and a padding token.
             It is left as it is.
 
+    Returns: a plain `PreTrainedTokenizerFast` with the same vocabulary, special tokens and defaults of calls.
+
     Raises:
         ValueError: it is not backed by the tokenizers library, or has no [CLS] or no padding token.
+
+    Example:
+        >>> bert = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "dog": 5})
+        >>> bert("dog")["input_ids"], albef_tokenizer(bert)("dog")["input_ids"]
+        ([2, 5, 3], [2, 5])
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library: pass a BertTokenizer")
@@ -174,6 +210,13 @@ def tokenizer_from_texts(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Args:
         texts: phrases as they stand in the data.
+
+    Returns: the tokenizer, with [CLS] in front and no [SEP].
+
+    Example:
+        >>> tokenizer = tokenizer_from_texts(["A red dog!", "the tree"])
+        >>> tokenizer.tokenize("red tree ox")
+        ['red', 'tree', 'o', '##x']
     """
     backend = BertTokenizer().backend_tokenizer
     words = set()

@@ -1,7 +1,9 @@
 """The processor: cleaning, word pieces, layouts of phrases and images, answers in pixels, saving and loading."""
 
+import doctest
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections import deque
@@ -22,7 +24,9 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.processing_utils import ProcessingKwargs
+from transformers.utils import is_torchvision_available
 
+from modeling_albef_amc import configuration_albef, image_processing_pil_albef, processing_albef, tokenization_albef
 from modeling_albef_amc.gradcam import heatmap_points
 from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
 from modeling_albef_amc.processing_albef import AlbefProcessor, box_around_point
@@ -601,3 +605,31 @@ print(batch["input_ids"].tolist(), tuple(batch["pixel_values"].shape), tokenizer
 """
     expected = f"[[2, 9, 7, 8, 0, 0, 0, 0], {[2, *[5] * 7]}] (1, 3, 16, 32) [2, 7]"
     assert run_python(code, folder) == expected
+
+
+# --- what is written about them --------------------------------------------------------------------------------------
+
+CONFIGURATIONS = [getattr(configuration_albef, name) for name in configuration_albef.__all__]
+
+
+@pytest.mark.parametrize("config_class", CONFIGURATIONS, ids=lambda config_class: config_class.__name__)
+def test_every_field_of_a_configuration_is_explained(config_class):
+    documented = re.findall(r"^        (\w+): \S", config_class.__doc__.partition("Args:")[2], re.MULTILINE)
+    fields = [name for name in vars(config_class)["__annotations__"] if name not in ("model_type", "sub_configs")]
+    assert documented[: len(fields)] == fields, "in the order of the fields"
+
+
+MODULES = [configuration_albef, image_processing_pil_albef, processing_albef, tokenization_albef]
+if is_torchvision_available():
+    from modeling_albef_amc import image_processing_albef
+
+    MODULES.append(image_processing_albef)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_examples_run_and_print_what_they_say(module):
+    results = doctest.testmod(module)
+    assert results.failed == 0 < results.attempted
+    for name in module.__all__:
+        assert ">>>" in inspect.getdoc(getattr(module, name)), name
+        assert "Args:" in inspect.getdoc(getattr(module, name)), name
