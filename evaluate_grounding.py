@@ -28,8 +28,9 @@ from trainer.evaluation import Grounder
 from trainer.gallery import choose_cases, gallery
 from trainer.grounding_run import RunOptions, ground_split, make_accelerator, model_settings
 from trainer.heatmap_grid import grid_of_batch
-from trainer.process_group import end_process_group
+from trainer.process_group import run_script
 from trainer.record_store import HEATMAP_TYPES, RecordStore
+from trainer.regions import BOX_FORMATS
 from trainer.scoring import Tally
 
 
@@ -88,7 +89,8 @@ def make_grounder(path: str, args: argparse.Namespace, protocol: Protocol, accel
     options = {name: value for name, value in names.items() if value is not None}
     explain = partial(explain_function(model, args.method), **options)
     grounder = Grounder(model, explain, load_processor(path, model, **hub), protocol, accelerator)
-    return replace(grounder, heatmaps=args.save_heatmaps, strict=args.strict, method=args.method)
+    options = {"heatmaps": args.save_heatmaps, "strict": args.strict, "method": args.method}
+    return replace(grounder, **options, box_format=args.box_format)
 
 
 def apply_protocol(grounder: Grounder, args: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def apply_protocol(grounder: Grounder, args: argparse.Namespace) -> dict[str, An
         **model_settings(grounder.model, processor),
         "protocol": grounder.protocol.spelled_out(),
         "heatmaps": grounder.heatmaps,
-        **{name: getattr(args, name) for name in ("bf16", "method", "explanation", "grounding_layer")},
+        **{name: getattr(args, name) for name in ("bf16", "method", "explanation", "grounding_layer", "box_format")},
     }
 
 
@@ -125,6 +127,11 @@ def summarize(store: RecordStore, protocol: Protocol, name: str) -> dict[str, An
     if tally.num_unusable:
         print(f"{name}: {tally.num_unusable} of {tally.num_records} records cannot be used and were left out, such as")
         print("\n".join(f"  {line}" for line in tally.unusable))
+    if 2 * tally.num_unusable > tally.num_records:
+        raise ValueError(
+            f"{name}: {tally.num_unusable} of {tally.num_records} records cannot be used, too many for a score; the "
+            f"first: {tally.unusable[0]}. Mend or drop them, or say what the boxes are: --box_format."
+        )
     summary = tally.summary()
     if "absent" in summary:
         of_absent = summary["absent"]
@@ -194,6 +201,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_hub_arguments(parser)
     parser.add_argument("--dataset", required=True, help="folder of Parquet files, or Hub id")
     parser.add_argument("--dataset_config", help="its configuration, where it has several")
+    parser.add_argument(
+        "--box_format", choices=BOX_FORMATS, default="xyxy", help="what the data's boxes are (default: xyxy, pixels)"
+    )
     parser.add_argument("--streaming", action="store_true", help="read its files as they come; a block is one of them")
     parser.add_argument("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
     parser.add_argument(
@@ -247,5 +257,4 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
-    end_process_group()
+    run_script(main)

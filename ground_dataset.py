@@ -15,7 +15,7 @@ from evaluate_grounding import add_run_arguments, apply_protocol, make_grounder
 from trainer.benchmarks import GROUNDING_ONLY
 from trainer.blocks import open_blocks
 from trainer.grounding_run import RunOptions, ground_split, make_accelerator
-from trainer.process_group import end_process_group
+from trainer.process_group import run_script
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -70,5 +70,4 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
-    end_process_group()
+    run_script(main)

@@ -25,7 +25,7 @@ from trainer.blocks import open_blocks
 from trainer.evaluation import Batch, Grounder, ahead, numbered_batches
 from trainer.grounding_run import make_accelerator
 from trainer.metrics.pointing_game.pointing_game import point_in_boxes
-from trainer.process_group import end_process_group
+from trainer.process_group import run_script
 
 AVERAGE = "all heads"
 # (layer, head) → phrases that it points at; a head is "0", "1", …, or AVERAGE.
@@ -123,5 +123,4 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
-    end_process_group()
+    run_script(main)

@@ -7,12 +7,15 @@ python train.py --help
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from datasets import Dataset
+from datasets import Dataset, Value
 from transformers import PreTrainedModel, ProcessorMixin, set_seed
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
 
 from modeling_albef_amc import (
     AlbefConfig,
@@ -27,13 +30,17 @@ from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 from trainer.augmentation import GroundingAugmentation
 from trainer.checkpoints import resumed
-from trainer.data_collator import GroundingCollator
+from trainer.data_checks import check_regions, check_sample
+from trainer.data_collator import PADDING, GroundingCollator
 from trainer.evaluation import batch_heatmaps
 from trainer.heatmap_grid import grid_of_batch
 from trainer.lora import add_adapters, lora_config, train_adapters
-from trainer.process_group import check_restart, end_process_group
-from trainer.splits import open_split
+from trainer.phrase_rows import PhraseRows
+from trainer.process_group import check_restart, run_script
+from trainer.splits import open_split, split_names
 from trainer.streaming import StreamedRows
+
+logger = logging.get_logger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -43,8 +50,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
     source = data_args.dataset, data_args.dataset_config
-    train_dataset = training_data(data_args)
-    eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in data_args.eval_splits}
+    train_dataset = training_data(data_args, needs_regions=args.amc_mean_weight > 0 or args.amc_max_weight > 0)
+    eval_splits = splits_to_evaluate(data_args, args)
+    eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in eval_splits}
     texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
     model, processor = build_model(model_args, texts)
     if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
@@ -64,10 +72,16 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         ),
         seed=args.seed if args.data_seed is None else args.data_seed,
         strict=data_args.strict,
-        spare=None if data_args.strict else first_usable(train_dataset, processor),
+        box_format=data_args.box_format,
     )
+    if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
+        check_regions(train_dataset, data_args.box_format)
+    if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
+        check_regions(train_dataset, data_args.box_format)
+    first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
+    collator.spare = None if data_args.strict else first_usable
     eval_collator = collator.for_evaluation(collator.mlm_probability)
-    first_eval_dataset = next(iter(eval_datasets.values()))
+    first_eval_dataset = next(iter(eval_datasets.values()), None)
     trainer = AmcTrainer(
         model,
         args,
@@ -101,43 +115,50 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def training_data(data_args: DataArguments) -> Dataset | StreamedRows:
+def training_data(data_args: DataArguments, needs_regions: bool) -> Dataset | PhraseRows | StreamedRows:
     """
     Raises:
         ValueError: there is no such split or column; or a part is asked for of streamed data.
     """
     source = data_args.dataset, data_args.dataset_config, data_args.train_split
     if not data_args.streaming:
-        return load_split(*source, data_args.max_train_examples)
+        return load_split(*source, data_args.max_train_examples, needs_regions)
     if data_args.max_train_examples is not None:
         raise ValueError("max_train_examples: streamed data is taken whole; leave out streaming, or set max_steps.")
-    return StreamedRows.open(*source)
+    return StreamedRows.open(*source, needs_regions)
 
 
-def load_split(path: str, config: str | None, split: str, limit: int | None = None) -> Dataset:
-    """One split, of which the first `limit` rows may do.
+def load_split(
+    path: str, config: str | None, split: str, limit: int | None = None, needs_regions: bool = False
+) -> Dataset | PhraseRows:
+    """One split, a record for each phrase, of which the first `limit` may do.
 
     Raises:
         ValueError: as `open_split`.
     """
-    dataset = open_split(path, config, split)
+    dataset = open_split(path, config, split, needs_regions=needs_regions)
+    dataset = dataset if isinstance(dataset.features["phrase"], Value) else PhraseRows(dataset)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def first_usable(dataset: Dataset | StreamedRows, processor: ProcessorMixin) -> dict:
-    """
+def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
+    """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so.
+
     Raises:
-        ValueError: none of its records can be used.
+        ValueError: what is asked for needs an evaluation, and there is none.
     """
-    collator, problem = GroundingCollator(processor, mlm_probability=0.0), None
-    for record in dataset:
-        try:
-            collator([record])
-        except ValueError as error:
-            problem = problem or error
-        else:
-            return record
-    raise ValueError(f"No record of the training data can be used; the first: {problem}")
+    if data_args.eval_splits is not None:
+        return data_args.eval_splits
+    if "validation" in split_names(data_args.dataset, data_args.dataset_config):
+        return ["validation"]
+    if args.load_best_model_at_end or args.early_stopping_patience:
+        raise ValueError(
+            f"load_best_model_at_end and early_stopping_patience need an evaluation, and {data_args.dataset} has no "
+            "split validation: name others by eval_splits."
+        )
+    logger.warning(f"{data_args.dataset} has no split validation: training goes on without evaluation.")
+    args.eval_strategy = IntervalStrategy.NO
+    return []
 
 
 def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -194,14 +215,16 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
 
 
 def heatmap_drawer(
-    dataset: Dataset, collator: GroundingCollator, num_examples: int
+    dataset: Dataset | PhraseRows | None, collator: GroundingCollator, num_examples: int
 ) -> Callable[[AmcTrainer], PIL.Image.Image] | None:
     """Draws the heatmaps of held-out examples, spread evenly over the data set."""
-    num_examples = min(num_examples, len(dataset))
+    num_examples = 0 if dataset is None else min(num_examples, len(dataset))
     if num_examples == 0:
         return None
     records = [dataset[i * len(dataset) // num_examples] for i in range(num_examples)]
     batch = collator(records)
+    for record, boxes in zip(records, batch["boxes"], strict=True):
+        record["boxes"] = boxes[boxes[:, 0] != PADDING].tolist()  # in pixels, whatever the record has
 
     def draw(trainer: AmcTrainer) -> PIL.Image.Image:
         inputs = trainer._prepare_inputs(batch)
@@ -212,5 +235,4 @@ def heatmap_drawer(
 
 
 if __name__ == "__main__":
-    main()
-    end_process_group()
+    run_script(main)

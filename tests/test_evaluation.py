@@ -378,24 +378,27 @@ def broken_records() -> list[dict]:
 
 def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, data, tmp_path, capsys):
     folder = write_folder(tmp_path / "broken", test=broken_records())
-    results = evaluate(checkpoint, folder, tmp_path / "out", "--num_pictured", "5", "--gallery", "2")
+    with pytest.raises(ValueError, match=r"7 of 12 records cannot be used, too many for a score"):
+        evaluate(checkpoint, folder, tmp_path / "out")
+    folder = write_folder(tmp_path / "less broken", test=[*broken_records(), *tiny_records(30)[24:]])
+    results = evaluate(checkpoint, folder, tmp_path / "out", "--num_pictured", "5", "--gallery", "2", "--overwrite")
     printed = capsys.readouterr().out
     found = rows(tmp_path / "out" / "records" / "tiny")
     errors = {number: row["error"] for number, row in enumerate(found) if row["error"] is not None}
-    assert sorted(errors) == [3, 4, 5, 7, 8, 9, 10] and len(found) == 12
+    assert sorted(errors) == [3, 4, 5, 7, 8, 9, 10] and len(found) == 18
     for number, reason in {3: "cannot be decoded", 7: "empty", 8: "", 9: "word pieces, the model takes 20"}.items():
         assert reason in errors[number]
     assert "outside the image" in errors[10]
     assert all(found[number]["score"] is None and found[number]["point"] is None for number in errors)
-    assert "7 of 12 records cannot be used" in printed and "image 'scene-1', phrase 'small green" in printed
+    assert "7 of 18 records cannot be used" in printed and "image 'scene-1', phrase 'small green" in printed
     report = json.loads((tmp_path / "out" / "report.json").read_text())["models"]["tiny"]["test"]
-    assert report["num_unusable"] == 7 and len(report["unusable"]) == 7 and report["num_records"] == 12
+    assert report["num_unusable"] == 7 and len(report["unusable"]) == 7 and report["num_records"] == 18
     # The others are what they would be without the broken ones among them.
     evaluate(checkpoint, data, tmp_path / "whole")
     whole = rows(tmp_path / "whole" / "records" / "tiny")
     kept = [number for number in range(12) if number not in errors]
     assert [found[number]["point"] for number in kept] == [whole[number]["point"] for number in kept]
-    hits = [found[number]["pointing_game"] for number in kept if found[number]["pointing_game"] is not None]
+    hits = [row["pointing_game"] for row in found if row["error"] is None and row["pointing_game"] is not None]
     assert results["tiny"]["test"] == sum(hits) / len(hits)
 
 
@@ -403,8 +406,10 @@ def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, data, tmp
     ("row", "message"), [(3, "image 'scene-1', phrase .*cannot be decoded"), (7, "phrase ' '.*empty")]
 )
 def test_strict_stops_at_the_first_and_names_it(checkpoint, tmp_path, row, message):
-    records = records_with_everything(12)
-    records[row] = broken_records()[row]
+    records, broken = records_with_everything(12), broken_records()[row]
+    for number, record in enumerate(records):
+        if number == row or (record["image_id"] == broken["image_id"] and record["image"] != broken["image"]):
+            records[number] = {**record, "image": broken["image"]} if number != row else broken
     folder = write_folder(tmp_path / "broken", test=records)
     with pytest.raises(ValueError, match=message):
         run_ground(checkpoint, folder, tmp_path / "out", "--strict")

@@ -179,7 +179,7 @@ def test_a_missing_column_is_named(config, tmp_path):
     folder = tmp_path / "bare"
     (folder / "data").mkdir(parents=True)
     datasets.Dataset.from_list([{"caption": "a"}]).to_parquet(folder / "data" / "train-00000.parquet")
-    with pytest.raises(ValueError, match=r"bare has no column image, phrase; see dataset_scripts/features\.py"):
+    with pytest.raises(ValueError, match=r"bare has no column image, phrase; it has caption\. Rename"):
         train.main([config, "--dataset", str(folder)])
 
 

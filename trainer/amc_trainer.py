@@ -209,7 +209,7 @@ class AmcTrainer(PublishingTrainer):
                 if no example can have a region, which AMC needs.
         """
         if self.uses_amc():
-            check_regions(self.train_dataset)
+            check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps, self._has_unsaved_steps = 0, False
         if self.args.world_size > 1:
             check_shared(Path(self.args.output_dir), self.is_world_process_zero())

@@ -64,9 +64,9 @@ class DataArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_splits: list[str] = field(
-        default_factory=lambda: ["validation"],
-        metadata={"help": "Splits to evaluate on; the first one while training."},
+    eval_splits: list[str] | None = field(
+        default=None,
+        metadata={"help": "Splits to evaluate on; the first one while training. Default: validation, if there is one."},
     )
     max_train_examples: int | None = field(default=None, metadata={"help": "Train on this many phrases only."})
     max_eval_examples: int | None = field(
@@ -79,6 +79,10 @@ class DataArguments:
     shuffle_buffer: int = field(
         default=2000,
         metadata={"help": "Streamed phrases that each worker holds in memory to shuffle them; each image once."},
+    )
+    box_format: str = field(
+        default="xyxy",
+        metadata={"help": "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it."},
     )
     mask_size: int = field(default=256, metadata={"help": "Side of the region masks that AMC compares heatmaps with."})
     box_choice: str = field(

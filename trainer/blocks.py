@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
+from .phrase_rows import check_same_picture, records_of
 from .splits import PICTURES, open_split
 
 
@@ -107,18 +108,16 @@ def open_blocks(
 
 
 def by_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows that follow each other and have the same `image_id`, together; a row with a list of phrases is several.
+    """Records of rows that follow each other and have the same `image_id`, together.
 
-    Such a row may have a list of caption spans as well, one a phrase; a single one is of none of them.
+    Raises:
+        ValueError: as `records_of` and `check_same_picture`.
     """
     group: list[dict[str, Any]] = []
     for row in rows:
-        records = [row]
-        if isinstance(row["phrase"], list):
-            phrases, spans = row["phrase"], row.get("caption_span")
-            spans = spans if spans and len(spans) == len(phrases) else [None] * len(phrases)
-            records = [{**row, "phrase": p, "caption_span": span} for p, span in zip(phrases, spans)]
+        records = records_of(row)
         if group and row.get("image_id") is not None and row["image_id"] == group[0]["image_id"]:
+            check_same_picture(group[0], row)
             group += records
             continue
         if group:

@@ -1,25 +1,160 @@
-"""What training data must have, by its columns: asked before anything is trained."""
+"""What training data must be, asked before anything is trained: its columns, its boxes, a sample of its records."""
 
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from transformers.utils import logging
 
-from .regions import REGIONS
+from .phrase_rows import PhraseRows
+from .regions import REGIONS, to_xyxy
 from .streaming import StreamedRows
 
+logger = logging.get_logger(__name__)
+# Of boxes or records: above this share, the mistake is one of the whole data set and not of some of its records.
+SIZEABLE = 0.25
+SAMPLE = 64  # records that are read before training
+NAMED = 3
+_STREAMED_ROWS = 10_000  # of which regions are looked at; all others are only read when it is their turn
 
-def check_regions(dataset: Any) -> None:
-    """
+
+def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
+    """Asks for regions, and says which share of the phrases has one where that is not all.
+
     Raises:
-        ValueError: it has no column with regions; of data that does not know its columns nothing is known.
+        ValueError: it has no region, or boxes that are no boxes of that format; of data that does not know its columns
+            nothing is known.
     """
     columns = columns_of(dataset)
-    if columns is not None and not set(columns) & set(REGIONS):
+    if columns is None:
+        return
+    columns_of_regions = [name for name in REGIONS if name in columns]
+    if not columns_of_regions:
         raise ValueError(
             f"AMC needs regions, and the training data has none of the columns {', '.join(REGIONS)}; it has "
             f"{', '.join(columns)}. Rename its column of regions, or train without AMC: amc_mean_weight and "
             "amc_max_weight 0."
         )
+    found = look_at_regions(dataset, columns_of_regions, box_format)
+    if found.num_with_region == 0:
+        raise ValueError(
+            f"AMC needs regions, and {', '.join(columns_of_regions)} of the {found.num_records:,} training phrases are "
+            "empty. Fill them, or train without AMC: amc_mean_weight and amc_max_weight 0."
+        )
+    if found.num_with_region < found.num_records:
+        share = found.num_with_region / found.num_records
+        logger.warning(
+            f"{share:.1%} of the training phrases ({found.num_with_region:,} of {found.num_records:,}) have a region: "
+            "AMC learns from these only."
+        )
+    first = "; ".join(found.first)
+    if found.num_boxes and found.highest <= 1 and not box_format.endswith("normalized"):
+        raise ValueError(
+            f"All coordinates of the training data's boxes are at most 1: they seem to be shares of the image, not "
+            f"pixels. Say so by box_format, e.g. --box_format xyxy_normalized. First: {first}."
+        )
+    if found.num_boxes and found.num_flat > SIZEABLE * found.num_boxes:
+        raise ValueError(
+            f"{found.num_flat:,} of {found.num_boxes:,} boxes of the training data have no area as {box_format}: they "
+            f"seem to be of another format. Say which by box_format, e.g. --box_format xywh. First: {first}."
+        )
+
+
+class Regions(NamedTuple):
+    """What was found of `num_records` records; `first` describes the first boxes that are odd, or just the first."""
+
+    num_records: int
+    num_with_region: int
+    num_boxes: int
+    num_flat: int
+    highest: float
+    first: list[str]
+
+
+def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> Regions:
+    num_records = num_with_region = num_boxes = num_flat = 0
+    highest, first, odd = 0.0, [], []
+    for table in region_tables(dataset, names):
+        columns = {name: plain(table[name]) for name in table.column_names}
+        if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
+            lengths = pc.list_value_length(columns["phrase"]).to_pylist()
+            columns = {name: values_of_phrases(column, lengths) for name, column in columns.items()}
+        num_records += len(columns["phrase"])
+        counts = [pc.fill_null(pc.list_value_length(columns[name]), 0).to_numpy(zero_copy_only=False) for name in names]
+        num_with_region += int((np.sum(counts, axis=0) > 0).sum())
+        if "boxes" not in names or not len(boxes := pc.list_flatten(columns["boxes"])):
+            continue
+        is_whole = pc.equal(pc.list_value_length(boxes), 4)  # what is no box is named when it is its turn
+        owners = pc.list_parent_indices(columns["boxes"]).filter(is_whole).to_numpy()
+        values = (
+            pc.list_flatten(boxes.filter(is_whole)).cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, 4)
+        )
+        x1, y1, x2, y2 = to_xyxy(values, box_format).T
+        is_flat = ~((x1 < x2) & (y1 < y2))
+        num_boxes, num_flat = num_boxes + len(values), num_flat + int(is_flat.sum())
+        highest = max(highest, float(np.abs(values).max(initial=0)))
+        for kept, chosen in ((odd, is_flat), (first, ~is_flat)):
+            for number in np.flatnonzero(chosen)[: NAMED - len(kept)]:
+                kept.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
+    return Regions(num_records, num_with_region, num_boxes, num_flat, highest, odd or first)
+
+
+def plain(column: pa.ChunkedArray) -> pa.Array:
+    """In one piece, and as lists where datasets has a type of its own for them."""
+    column = column.combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    return column.storage if isinstance(column.type, pa.ExtensionType) else column
+
+
+def region_tables(dataset: Any, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Phrases and regions, but no picture; of streamed data the first rows."""
+    rows = dataset.dataset if isinstance(dataset, StreamedRows | PhraseRows) else dataset
+    tables = rows.select_columns(["phrase", *names]).with_format("arrow").iter(batch_size=_STREAMED_ROWS)
+    return islice(tables, 1) if isinstance(rows, datasets.IterableDataset) else tables
+
+
+def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
+    """One value a phrase, of a column with a list of them a row."""
+    values = [each for row, length in zip(column.to_pylist(), lengths) for each in (row or [None] * length)]
+    return pa.array(values, column.type.value_type)
+
+
+def check_sample(dataset: Any, collate: Callable[[list[Mapping[str, Any]]], Any]) -> Mapping[str, Any]:
+    """Reads a sample of the records, spread over the data set or, if it is streamed, from its beginning.
+
+    Args:
+        collate: a strict collator.
+
+    Returns: the first record that can be used.
+
+    Raises:
+        ValueError: a sizeable share of them cannot be used, or none.
+    """
+    if isinstance(dataset, StreamedRows):
+        records = islice(iter(dataset), SAMPLE)
+    else:
+        size = min(SAMPLE, len(dataset))
+        records = (dataset[number * len(dataset) // size] for number in range(size))
+    usable, problems, count = None, [], 0
+    for record in records:
+        count += 1
+        try:
+            collate([record])
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            usable = usable or record
+    if usable is None or len(problems) > SIZEABLE * count:
+        named = "; ".join(problems[:NAMED])
+        raise ValueError(
+            f"{len(problems)} of {count} records of the training data that were tried cannot be used: {named}. Mend or "
+            "drop such records. If their boxes are not [x1, y1, x2, y2] in pixels, say what they are by --box_format."
+        )
+    return usable
 
 
 def check_groups(dataset: Any, strategy: str) -> None:
@@ -28,7 +163,7 @@ def check_groups(dataset: Any, strategy: str) -> None:
         ValueError: rows of `dataset` cannot be drawn so that some share an image.
     """
     columns = columns_of(dataset) or []
-    if not isinstance(dataset, datasets.Dataset | StreamedRows) or "image_id" not in columns:
+    if not isinstance(dataset, datasets.Dataset | StreamedRows | PhraseRows) or "image_id" not in columns:
         raise ValueError(
             "phrases_per_image above 1 needs the column image_id, to know which rows share an image, of a "
             f"datasets.Dataset or StreamedRows; this is {type(dataset).__name__} with {', '.join(columns) or 'none'}."
@@ -41,5 +176,5 @@ def columns_of(dataset: Any) -> list[str] | None:
     """None where a data set does not know them."""
     if isinstance(dataset, StreamedRows):
         dataset = dataset.dataset
-    known = isinstance(dataset, datasets.Dataset | datasets.IterableDataset)
+    known = isinstance(dataset, datasets.Dataset | datasets.IterableDataset | PhraseRows)
     return dataset.column_names if known else None

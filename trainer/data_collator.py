@@ -13,7 +13,8 @@ from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 from modeling_albef_amc.processing_albef import tokenize_phrases
 
 from .augmentation import GroundingAugmentation
-from .regions import Region, open_image
+from .phrase_rows import check_same_picture
+from .regions import BOX_FORMATS, Region, open_image
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
 PADDING = -100
@@ -64,6 +65,7 @@ class GroundingCollator:
         strict: Raise at a record that cannot be used. Otherwise a phrase of its batch stands in for it, without a
             region, so that batches keep their size; `unusable` says why.
         spare: A record that stands in where no other of the batch can be used.
+        box_format: What the records' boxes are, of BOX_FORMATS; the batch's are xyxy in pixels.
     """
 
     processor: ProcessorMixin
@@ -76,8 +78,11 @@ class GroundingCollator:
     epoch: int = 0
     strict: bool = True
     spare: Mapping[str, Any] | None = None
+    box_format: str = "xyxy"
 
     def __post_init__(self) -> None:
+        if self.box_format not in BOX_FORMATS:
+            raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}")
         if self.mask_size < 1:
             raise ValueError(f"mask_size must be at least 1, got {self.mask_size}")
         if self.box_choice not in ("all", "random"):
@@ -112,7 +117,7 @@ class GroundingCollator:
 
         Raises:
             ValueError: A record is unusable; the message names it and says what to do. Without `strict`: all are, and
-                there is no spare one.
+                there is no spare one. In any case: different pictures have the same `image_id`.
         """
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
@@ -125,7 +130,10 @@ class GroundingCollator:
         groups: dict[Any, list[int]] = {}
         for row, record in enumerate(records):
             image_id = record.get("image_id")
-            groups.setdefault(("row", row) if image_id is None else ("id", str(image_id)), []).append(row)
+            group = groups.setdefault(("row", row) if image_id is None else ("id", str(image_id)), [])
+            if group:
+                check_same_picture(records[group[0]], record)
+            group.append(row)
 
         examples: list[Example | None] = [None] * len(records)
         unusable: dict[int, str] = {}
@@ -182,7 +190,7 @@ class GroundingCollator:
         picture = Picture(image, _hash(image.tobytes() if image_id is None else str(image_id).encode()))
         for number, (row, record) in enumerate(zip(rows, records, strict=True)):
             try:
-                examples[number] = _read_example(record, picture)
+                examples[number] = _read_example(record, picture, self.box_format)
             except ValueError as error:
                 self._refuse(record, error, unusable, row)
         found = [example for example in examples if example is not None]
@@ -255,7 +263,7 @@ class GroundingCollator:
         return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
 
 
-def _read_example(record: Mapping[str, Any], picture: Picture) -> Example:
+def _read_example(record: Mapping[str, Any], picture: Picture, box_format: str) -> Example:
     """
     Raises:
         ValueError: the record cannot be used.
@@ -263,7 +271,7 @@ def _read_example(record: Mapping[str, Any], picture: Picture) -> Example:
     phrase, is_absent = record.get("phrase"), bool(record.get("absent"))
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")
-    region = Region.from_record(record, picture.image.height, picture.image.width)
+    region = Region.from_record(record, picture.image.height, picture.image.width, box_format)
     if is_absent and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
     return Example(picture, phrase, region, is_absent)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -90,6 +90,7 @@ class Grounder:
         heatmaps: "float16" or "float32", to keep them; None not to.
         strict: stop at a record that cannot be used, instead of writing down why.
         method: that makes heatmaps of what `explain` gives, see `families.METHODS`.
+        box_format: of `regions.BOX_FORMATS`, what the records' boxes are.
     """
 
     model: PreTrainedModel
@@ -100,6 +101,7 @@ class Grounder:
     heatmaps: str | None = None
     strict: bool = False
     method: str = "gradcam"
+    box_format: str = "xyxy"
 
     def read(self, groups: list[list[Record]]) -> Batch:
         """Decodes and prepares images, and checks their records; each group is the records of one image."""
@@ -126,7 +128,7 @@ class Grounder:
                 phrase.error = "it has no caption_span, which says where in its caption the phrase is"
         if phrase.error is None and self.protocol.metrics:
             try:
-                phrase.boxes, phrase.proposals = boxes_of(phrase.record, phrase.size)
+                phrase.boxes, phrase.proposals = boxes_of(phrase.record, phrase.size, self.box_format)
             except ValueError as problem:
                 phrase.error = str(problem)
             else:
@@ -190,7 +192,8 @@ class Grounder:
 
     def heatmaps_of(self, records: list[Record]) -> torch.Tensor:
         """(num_records, rows, columns), of records that can be used."""
-        return self.answer(self.read([[record] for record in records]))[0]
+        asking = replace(self, protocol=replace(self.protocol, metrics=()))  # whatever their regions are
+        return asking.answer(asking.read([[record] for record in records]))[0]
 
     def with_boxes(self, record: Record) -> Record:
         """A usable record, its boxes those that it is scored by, which may come from masks or polygons."""
@@ -269,17 +272,17 @@ def ground(
     return num_phrases, time.perf_counter() - start
 
 
-def boxes_of(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def boxes_of(record: Record, size: tuple[int, int], box_format: str = "xyxy") -> tuple[np.ndarray, np.ndarray]:
     """True boxes (num_boxes, 4) of a record, and a detector's proposals (num_proposals, 4), xyxy in pixels.
 
     Args:
-        size: height and width of the image in pixels.
+        size: height and width of the image in pixels. box_format: of BOX_FORMATS, what the record's boxes are.
 
     Raises:
         ValueError: one of them cannot be used.
     """
     # Masks and polygons count where there are no boxes only: decoding masks takes time.
-    region = Region.from_record({"boxes": record["boxes"]} if record.get("boxes") else record, *size)
+    region = Region.from_record({"boxes": record["boxes"]} if record.get("boxes") else record, *size, box_format)
     proposals = np.array(record.get("proposals") or [], dtype=np.float64).reshape(-1, 4)
     if not (np.isfinite(proposals).all() and (proposals[:, :2] < proposals[:, 2:]).all()):
         raise ValueError("a proposal is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2; drop it")

@@ -2,8 +2,15 @@
 
 import gc
 import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 from accelerate import PartialState
+
+# Packages whose errors say what their user can mend.
+OWN = "modeling_albef_amc", "trainer", "dataset_scripts"
 
 
 def check_restart() -> None:
@@ -18,6 +25,21 @@ def check_restart() -> None:
             "A restart by torchrun would wait for processes that are dead. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in "
             "the environment of torchrun, and use --rdzv_backend c10d (or --standalone)."
         )
+
+
+def run_script(main: Callable[[], Any]) -> None:
+    """Runs a script to its end; what its user can mend is told in one line, and the exit status is 2."""
+    try:
+        main()
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
+        # Files, the Hub and what is installed are the user's, whoever looks for them; of other errors, our own are.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals["__name__"].split(".")[0]
+        if not isinstance(error, OSError | ImportError) and package not in (*OWN, main.__module__):
+            raise
+        print(f"error: {' '.join(str(error).split())}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
+        sys.exit(2)
+    end_process_group()
 
 
 def end_process_group() -> None:

@@ -16,6 +16,8 @@ from modeling_albef_amc.photos import open_file
 
 # What of a record may hold its region.
 REGIONS = "boxes", "polygons", "masks", "scribbles"
+# Corners, corner and size, or centre and size; in pixels, or normalized: in shares of the image's width and height.
+BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
 # Polygons are drawn on a grid this many times finer than the mask and averaged: their edges are exact to a quarter of a
 # cell.
 _POLYGON_OVERSAMPLING = 4
@@ -49,7 +51,9 @@ class Region:
     scribble_radius: float = 0.0
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], height: int, width: int) -> "Region | None":
+    def from_record(
+        cls, record: Mapping[str, Any], height: int, width: int, box_format: str = "xyxy"
+    ) -> "Region | None":
         """Reads and checks `masks`, `polygons`, `scribbles` and `boxes` of a record; None when it has none of them.
 
         Boxes are clipped to the image. Without boxes in the record, `boxes` are the tight boxes of the masks, polygons
@@ -62,6 +66,7 @@ class Region:
                 `(height, width)` in [0, 1]); each may be missing, None or empty.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
+            box_format: of BOX_FORMATS, what the record's boxes are; those of the region are xyxy in pixels.
 
         Raises:
             ValueError: A region is unusable; the message says which and what to do, not which record.
@@ -74,7 +79,7 @@ class Region:
         checked_scribbles = tuple(_read_scribble(points, i, height, width) for i, points in enumerate(scribbles))
         radius = _read_radius(record.get("scribble_radius")) if scribbles else 0.0
         if boxes:
-            checked_boxes = [_read_box(box, i, height, width) for i, box in enumerate(boxes)]
+            checked_boxes = [_read_box(box, i, height, width, box_format) for i, box in enumerate(boxes)]
         elif masks:
             checked_boxes = [_mask_box(mask) for mask in checked_masks]
         elif polygons:
@@ -196,17 +201,29 @@ def _items(value: Any, name: str) -> list:
     return [] if value is None else list(value)
 
 
-def _read_box(box: Any, index: int, height: int, width: int) -> np.ndarray:
+def to_xyxy(boxes: np.ndarray, box_format: str, height: float = 1, width: float = 1) -> np.ndarray:
+    """Boxes `(..., 4)` of one of BOX_FORMATS as xyxy; normalized ones in pixels of an image of that size."""
+    first, second = boxes[..., :2], boxes[..., 2:]
+    if box_format.startswith("cxcywh"):
+        first, second = first - second / 2, first + second / 2
+    elif box_format.startswith("xywh"):
+        second = first + second
+    scale = [width, height] if box_format.endswith("normalized") else [1, 1]
+    return np.concatenate([first * scale, second * scale], axis=-1)
+
+
+def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
     try:
-        box = np.array(box, dtype=np.float64)
+        box = np.array(given, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"box {index} is not four numbers [x1, y1, x2, y2]: {box!r:.80}") from error
+        raise ValueError(f"box {index} is not four numbers, {box_format}: {given!r:.80}") from error
     if box.shape != (4,) or not np.isfinite(box).all():
-        raise ValueError(f"box {index} is not four finite numbers [x1, y1, x2, y2] in pixels: {box.tolist()}")
+        raise ValueError(f"box {index} is not four finite numbers, {box_format}: {box.tolist()}")
+    box = to_xyxy(box, box_format, height, width)
     if box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST:
         raise ValueError(
-            f"box {index} has no area: {box.tolist()}; give [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and "
-            "height) or drop it"
+            f"box {index} has no area as {box_format}: {np.array(given).tolist()}; give x1 < x2 and y1 < y2, say that "
+            "the boxes are of another format (box_format), or drop it"
         )
     clipped = np.clip(box, 0, [width, height, width, height])
     if clipped[2] - clipped[0] < _THINNEST or clipped[3] - clipped[1] < _THINNEST:

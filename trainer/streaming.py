@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import IterableDataset
 from torch.utils.data import get_worker_info
 
 from .blocks import by_image
+from .phrase_rows import Record, records_of
 from .splits import open_split
 
-Row = dict[str, Any]
 _ROWS_AT_A_TIME = 100  # that are turned into Python's objects
 
 
@@ -22,76 +23,74 @@ class StreamedRows:
 
     Args:
         dataset: its pictures undecoded.
-        num_rows: the rows it has.
     """
 
-    def __init__(self, dataset: IterableDataset, num_rows: int):
+    def __init__(self, dataset: IterableDataset):
         self.dataset = dataset.with_format("arrow")
-        self.num_rows = num_rows
         num_files = self.dataset.num_shards
         # File by file: of a data set in thousands of parts, datasets takes its time to pick one.
         self.files = [self.dataset.shard(num_shards=num_files, index=file).reshard() for file in range(num_files)]
         self.parts = [(file, part) for file, parts in enumerate(self.files) for part in range(parts.num_shards)]
+        # Records of each part; for that, a narrow column is read through.
+        self.sizes = [sum(map(num_records, column_tables(self._part(part)))) for part in range(len(self.parts))]
 
     @classmethod
-    def open(cls, path: str, config: str | None, split: str) -> "StreamedRows":
+    def open(cls, path: str, config: str | None, split: str, needs_regions: bool = False) -> "StreamedRows":
         """One split of a folder, or of a Hub id.
 
         Raises:
             ValueError: as `open_split`, or it has no row.
         """
-        dataset = open_split(path, config, split, streaming=True)
+        dataset = open_split(path, config, split, streaming=True, needs_regions=needs_regions)
         try:
-            rows = cls(dataset, count_rows(dataset, split))
+            rows = cls(dataset)
         except (ValueError, OSError) as error:  # of pyarrow
             raise ValueError(f"Split {split} of {path} cannot be read: {error}") from error
         if len(rows) == 0:
             raise ValueError(f"Split {split} of {path} is empty.")
         return rows
 
-    @property
-    def num_parts(self) -> int:
-        return len(self.parts)
-
-    def part(self, number: int) -> Iterator[Row]:
-        """The rows of a part, in the order of the file."""
+    def _part(self, number: int) -> IterableDataset:
         file, part = self.parts[number]
-        dataset = self.files[file].shard(num_shards=self.files[file].num_shards, index=part)
+        return self.files[file].shard(num_shards=self.files[file].num_shards, index=part)
+
+    def part(self, number: int) -> Iterator[Record]:
+        """The records of a part, one a phrase, in the order of the file."""
         # By `iter`: iterating over the data set itself would deal it to the workers of a loader once more.
-        for table in dataset.iter(batch_size=_ROWS_AT_A_TIME):
-            yield from table.to_pylist()
+        for table in self._part(number).iter(batch_size=_ROWS_AT_A_TIME):
+            for row in table.to_pylist():
+                yield from records_of(row)
 
     def __len__(self) -> int:
-        return self.num_rows
+        return sum(self.sizes)
 
-    def __iter__(self) -> Iterator[Row]:
-        """All rows, in the order of the files."""
-        for number in range(self.num_parts):
+    def __iter__(self) -> Iterator[Record]:
+        """All records, in the order of the files."""
+        for number in range(len(self.parts)):
             yield from self.part(number)
 
     def __getitem__(self, column: str) -> Iterator[Any]:
-        """A column of all rows."""
+        """A column of all records."""
         for table in column_tables(self.dataset, column):
-            yield from table[column].to_pylist()
+            for row in table.to_pylist():
+                yield from (record[column] for record in records_of(row))
 
 
-def column_tables(dataset: IterableDataset, column: str) -> Iterator[pa.Table]:
+def column_tables(dataset: IterableDataset, column: str = "phrase") -> Iterator[pa.Table]:
     return dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000)
 
 
-def count_rows(dataset: IterableDataset, split: str) -> int:
-    """As its card states them; a data set without a card is read once for it."""
-    stated = (dataset.info.splits or {}).get(split)
-    return stated.num_examples if stated else sum(len(table) for table in column_tables(dataset, "phrase"))
+def num_records(table: pa.Table) -> int:
+    phrases = table["phrase"]
+    return len(pc.list_flatten(phrases)) if pa.types.is_nested(phrases.type) else len(phrases)
 
 
 class StreamedBatches(torch.utils.data.IterableDataset):
     """The batches of one process, collated; a `DataLoader` takes them as they are (`batch_size=None`).
 
-    Every worker of every process reads parts of its own (rows of its own, where there are fewer parts than workers),
-    in an order drawn for each epoch, and mixes them in a buffer. The order depends on `seed`, the epoch, and the
-    numbers of processes and workers alone. An epoch has as many rows as the data. One worker reads each row once in it;
-    several do so as far as their parts have as many rows: who comes to an end early goes on with other rows.
+    In each epoch the parts are put into an order of its own, and every worker of every process reads its share of the
+    records in that order, mixed in a buffer. The order depends on `seed`, the epoch, and the numbers of processes and
+    workers alone. Every record comes once in an epoch; where processes cannot share them evenly, a few come twice.
 
     Args:
         rows: of the data set.
@@ -106,7 +105,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     def __init__(
         self,
         rows: StreamedRows,
-        collator: Callable[[list[Row]], dict[str, Any]],
+        collator: Callable[[list[Record]], dict[str, Any]],
         batch_size: int,
         buffer_size: int = 2000,
         phrases_per_image: int = 1,
@@ -121,9 +120,10 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         self.buffer_size, self.phrases_per_image = buffer_size, phrases_per_image
         self.seed, self.epoch, self.passed_over = seed, 0, 0
         self.process, self.num_processes = process, num_processes
-        num_rows = -(-len(rows) // num_processes)
-        full, left = divmod(num_rows, batch_size)
-        self.batch_sizes = [batch_size] * full + [left] * (left > 0 and not drop_last)
+        self.num_rows = -(-len(rows) // num_processes)  # of a process
+        full, left = divmod(self.num_rows, batch_size)
+        self.batch_sizes = [batch_size] * full + [left] * (left > 0)
+        self.num_batches = full if drop_last else len(self.batch_sizes)
 
     def begin_epoch(self, epoch: int, passed_over: int = 0) -> None:
         """
@@ -134,40 +134,31 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         self.collator.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.batch_sizes)
+        return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, Any] | None]:
         worker = get_worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        lane, num_lanes = self.process * num_workers + number, self.num_processes * num_workers
-        rows = self._endless(lane, num_lanes)
+        # Batches are dealt to the workers in turn.
+        counts = [sum(self.batch_sizes[first::num_workers]) for first in range(num_workers)]
+        lane, start = self.process * num_workers + number, self.process * self.num_rows + sum(counts[:number])
+        groups = by_image(itertools.islice(self._from(start), counts[number]))
+        rows = itertools.chain.from_iterable(self._mixed(groups, self._generator(lane)))
         for batch in range(number, len(self), num_workers):
             records = list(itertools.islice(rows, self.batch_sizes[batch]))
             yield None if batch < self.passed_over else self.collator(records)
 
-    def _endless(self, lane: int, num_lanes: int) -> Iterator[Row]:
-        """The rows that one of all workers trains on."""
-        for turn in itertools.count():
-            order = self._generator(turn, num_lanes)  # of all workers the same
-            parts = torch.randperm(self.rows.num_parts, generator=order).tolist()
-            shared = len(parts) < num_lanes
-            groups = by_image(
-                row for part in (parts if shared else parts[lane::num_lanes]) for row in self.rows.part(part)
-            )
-            groups = itertools.islice(groups, lane if shared else 0, None, num_lanes if shared else 1)
-            is_empty = True
-            for run in self._mixed(groups, self._generator(turn, lane)):
-                is_empty = False
-                yield from run
-            if is_empty:
-                raise ValueError(
-                    f"The training data has no row for worker {lane + 1} of {num_lanes}: train on fewer processes, "
-                    "with fewer dataloader_num_workers, or without streaming."
-                )
+    def _from(self, start: int) -> Iterator[Record]:
+        """The records of the epoch from that one on, and after the last the first ones again."""
+        order = torch.randperm(len(self.rows.parts), generator=self._generator(-1)).tolist()  # of all workers the same
+        for part in itertools.cycle(order):
+            if start < self.rows.sizes[part]:
+                yield from itertools.islice(self.rows.part(part), start, None)
+            start = max(start - self.rows.sizes[part], 0)
 
-    def _mixed(self, groups: Iterator[list[Row]], generator: torch.Generator) -> Iterator[list[Row]]:
+    def _mixed(self, groups: Iterator[list[Record]], generator: torch.Generator) -> Iterator[list[Record]]:
         """The rows of each image in runs, and these in an order drawn from a buffer."""
-        held: list[list[Row]] = []
+        held: list[list[Record]] = []
         for group in groups:
             picture = group[0]["image"]  # once in memory
             drawn = [{**group[i], "image": picture} for i in torch.randperm(len(group), generator=generator).tolist()]
@@ -180,7 +171,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         for place in torch.randperm(len(held), generator=generator).tolist():
             yield held[place]
 
-    def _generator(self, turn: int, purpose: int) -> torch.Generator:
-        text = f"{self.seed} {self.epoch} {turn} {purpose}"
+    def _generator(self, purpose: int) -> torch.Generator:
+        text = f"{self.seed} {self.epoch} {purpose}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)

@@ -1,0 +1,251 @@
+"""Data that people have: other columns and units, lists of phrases, ids twice, paths, no validation; named or right."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate_grounding
+import train
+from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
+from tests.trainer_helpers import collator_of, make_trainer
+from trainer.blocks import by_image
+from trainer.data_checks import check_regions
+from trainer.phrase_rows import PhraseRows
+from trainer.regions import BOX_FORMATS, Region
+from trainer.splits import open_split
+from trainer.streaming import StreamedRows
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--report_to", "none"]
+SETTINGS += ["--save_strategy", "no", "--num_logged_heatmaps", "2", "--mask_size", "16", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    for part in (tiny_albef(), tiny_processor()):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def run(model: str, dataset: Path, output: Path, *more: str) -> dict[str, float]:
+    return train.main(["--dataset", str(dataset), "--model", model, "--output_dir", str(output), *SETTINGS, *more])
+
+
+def with_boxes(convert, count: int = 8) -> list[dict]:
+    """Records whose boxes are written otherwise: (box, width, height of the photo) → box."""
+    records = tiny_records(count)
+    for record in records:
+        width, height = Image.open(io.BytesIO(record["image"]["bytes"])).size
+        record["boxes"] = [convert(box, width, height) for box in record["boxes"]]
+    return records
+
+
+def as_xywh(box, width, height):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def as_shares(box, width, height):
+    return [box[0] / width, box[1] / height, box[2] / width, box[3] / height]
+
+
+# Columns and units ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_region_column_of_another_name_is_named(model, tmp_path, streaming):
+    rows = [{"image": r["image"], "phrase": r["phrase"], "bbox": r["boxes"]} for r in tiny_records(4)]
+    features = datasets.Features({"image": datasets.Image(), "phrase": datasets.Value("string"),
+                                  "bbox": datasets.List(datasets.List(datasets.Value("float32")))})  # fmt: skip
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    with pytest.raises(ValueError, match=r"AMC needs regions, and .* has none of the columns .*not understood: bbox"):
+        run(model, tmp_path, tmp_path / "run", "--streaming", streaming)
+    without = "--amc_mean_weight", "0", "--amc_max_weight", "0"
+    run(model, tmp_path, tmp_path / "run", "--streaming", streaming, *without)
+
+
+def test_regions_that_are_all_empty_and_regions_that_few_have(caplog):
+    with pytest.raises(ValueError, match="boxes, masks of the 4 training phrases are empty"):
+        check_regions(tiny_dataset(4, without_region=(0, 1, 2, 3)))
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        check_regions(tiny_dataset(8, without_region=(0, 1, 2, 4, 5, 6)))
+    assert "25.0% of the training phrases (2 of 8) have a region" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("convert", "box_format", "message"),
+    [
+        (as_shares, "xyxy_normalized", r"All coordinates .* at most 1: .*--box_format xyxy_normalized. First: phrase "),
+        (
+            as_xywh,
+            "xywh",
+            r"of 12 boxes .* have no area as xyxy: .*--box_format xywh. First: phrase ",
+        ),
+    ],
+    ids=["shares", "xywh"],
+)
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_boxes_in_other_units_are_refused_until_said_to_be(model, tmp_path, convert, box_format, message, streaming):
+    folder = write_folder(tmp_path / "data", train=with_boxes(convert), validation=with_boxes(convert))
+    with pytest.raises(ValueError, match=message):
+        run(model, folder, tmp_path / "run", "--streaming", streaming)
+    plain = write_folder(tmp_path / "plain", train=tiny_records(8), validation=tiny_records(8))
+    expected = run(model, plain, tmp_path / "expected", "--streaming", streaming)
+    found = run(model, folder, tmp_path / "run", "--box_format", box_format, "--streaming", streaming)
+    for name in ("validation_pointing_game", "validation_loss_amc_max"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3)
+    arguments = ["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu", "--output"]
+    scored = evaluate_grounding.main([*arguments, str(tmp_path / "scored"), "--box_format", box_format])
+    arguments[3] = str(plain)
+    assert scored == evaluate_grounding.main([*arguments, str(tmp_path / "plainly")])
+
+
+def test_formats_of_boxes_by_hand():
+    given = {"xyxy": [10, 20, 40, 30], "xywh": [10, 20, 30, 10], "cxcywh": [25, 25, 30, 10]}
+    given |= {f"{name}_normalized": (np.array(box) / [100, 50, 100, 50]).tolist() for name, box in given.items()}
+    assert set(given) == set(BOX_FORMATS)
+    for name, box in given.items():
+        region = Region.from_record({"boxes": [box]}, height=50, width=100, box_format=name)
+        np.testing.assert_allclose(region.boxes, [[10, 20, 40, 30]])
+
+
+def test_a_run_of_unusable_records_does_not_end_well(model, tmp_path):
+    records = tiny_records(8)
+    for record in records[:6]:
+        record["boxes"] = [[500, 500, 600, 600]]
+    folder = write_folder(tmp_path / "data", train=records, validation=records)
+    with pytest.raises(ValueError, match=r"6 of 8 records .* cannot be used: image 'scene-0', .*outside the image"):
+        run(model, folder, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"6 of 8 records cannot be used, too many for a score; .*'scene-0"):
+        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
+                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+
+
+# Lists of phrases, ids ------------------------------------------------------------------------------------------------
+
+
+def listed_folder(folder: Path, boxes, feature) -> Path:
+    """Two photos of two phrases each, in one row a photo."""
+    features = datasets.Features({"image": datasets.Image(), "phrase": datasets.List(datasets.Value("string")),
+                                  "boxes": feature, "image_id": datasets.Value("string")})  # fmt: skip
+    rows = [
+        {"image": r["image"], "phrase": [r["phrase"], "the square"], "boxes": boxes(r), "image_id": r["image_id"]}
+        for r in tiny_records(4)
+    ]
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        datasets.Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+NUMBERS = datasets.List(datasets.Value("float32"))
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_lists_of_phrases_have_lists_of_boxes_each(model, tmp_path, streaming):
+    folder = listed_folder(tmp_path / "listed", lambda r: [r["boxes"], []], datasets.List(datasets.List(NUMBERS)))
+    rows = PhraseRows(open_split(str(folder), None, "train"))
+    assert len(rows) == 8 and rows["phrase"][:2] == [tiny_records(1)[0]["phrase"], "the square"]
+    assert rows[1]["boxes"] == [] and rows[2]["boxes"] == tiny_records(2)[1]["boxes"]
+    assert [row["phrase"] for row in rows.select([3, 0])] == [rows["phrase"][3], rows["phrase"][0]]
+    streamed = StreamedRows.open(str(folder), None, "train")
+    assert len(streamed) == 8 and [row["phrase"] for row in streamed] == rows["phrase"]
+    metrics = run(model, folder, tmp_path / "run", "--streaming", streaming, "--phrases_per_image", "2")
+    assert metrics["validation_num_phrases"] == 4  # of the others no box is known
+    arguments = ["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu"]
+    scored = evaluate_grounding.main([*arguments, "--output", str(tmp_path / "scored")])
+    assert scored["a"]["validation"] * 4 in range(5)
+
+
+def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
+    folder = listed_folder(tmp_path / "flat", lambda r: r["boxes"], datasets.List(NUMBERS))
+    message = r"Column boxes of .*flat holds .*, one entry for each of the row's phrases"
+    with pytest.raises(ValueError, match=message):
+        run(model, folder, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "train", "--cpu",
+                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+    folder = listed_folder(tmp_path / "short", lambda r: [r["boxes"]], datasets.List(datasets.List(NUMBERS)))
+    with pytest.raises(ValueError, match="image 'scene-0': boxes has 1 entries for 2 phrases"):
+        run(model, folder, tmp_path / "run")
+
+
+def test_different_pictures_under_one_id_are_an_error():
+    records = tiny_records(3)
+    records[1]["image_id"] = records[0]["image_id"]
+    with pytest.raises(ValueError, match="two different pictures have the image_id 'scene-0'"):
+        collator_of()(records)
+    with pytest.raises(ValueError, match="two different pictures have the image_id 'scene-0'"):
+        list(by_image(records))
+    for first, second in ((picture(), picture()), (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8))):
+        same = [{"image": image, "image_id": 7, "phrase": "red square"} for image in (first, second)]
+        assert len(collator_of()(same)["pixel_values"]) == 1
+
+
+# Files and splits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_relative_paths_are_those_beside_the_file(tmp_path, monkeypatch, streaming):
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    picture().save(tmp_path / "data" / "photos" / "a.png")
+    row = {"image": "photos/a.png", "phrase": "red square", "boxes": [[1, 1, 9, 9]]}
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir("/")
+    if streaming:
+        rows = list(StreamedRows.open(str(tmp_path / "data"), None, "train"))
+    else:
+        rows = list(open_split(str(tmp_path / "data"), None, "train"))
+    assert collator_of()(rows)["pixel_values"].shape == (1, 3, 32, 32)
+
+
+def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog):
+    folder = write_folder(tmp_path / "data", train=tiny_records(4))
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert run(model, folder, tmp_path / "run", "--eval_strategy", "steps", "--eval_steps", "1") == {}
+    assert "has no split validation: training goes on without evaluation" in caplog.text
+    assert (tmp_path / "run" / "model.safetensors").is_file() and (tmp_path / "run" / "README.md").is_file()
+    with pytest.raises(ValueError, match=r"Split validation of .* cannot be had"):
+        run(model, folder, tmp_path / "run", "--eval_splits", "validation")
+    with pytest.raises(ValueError, match="early_stopping_patience need an evaluation"):
+        run(model, folder, tmp_path / "run", "--early_stopping_patience", "2", "--eval_strategy", "steps")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--dataset", "nowhere", "--output_dir", "run", "--report_to", "none"], "nowhere"),
+        ("train.py", ["--output_dir", "run", "--report_to", "none"], "Say which data set to use"),
+        ("evaluate_grounding.py", ["--models", "a=nowhere", "--dataset", "data", "--cpu"], "couldn't connect"),
+        ("sweep_layers.py", ["--model", "nowhere", "--dataset", "data", "--cpu"], "couldn't connect"),
+        ("ground_dataset.py", ["--model", "nowhere", "--dataset", "data", "--cpu", "--output", "o"], "data"),
+    ],
+)
+def test_a_users_mistake_is_told_in_a_line(tmp_path, script, arguments, message):
+    done = subprocess.run([sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+def test_errors_of_our_own_keep_their_traceback(tmp_path):
+    code = "from trainer.process_group import run_script\nimport torch\nrun_script(lambda: torch.zeros(2).reshape(3))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_trainer_of_ones_own_is_asked_too(tmp_path):
+    with pytest.raises(ValueError, match=r"none of the columns .*; it has image"):
+        make_trainer(tmp_path, dataset=tiny_dataset(4).remove_columns(["boxes", "masks"])).train()

@@ -1,0 +1,103 @@
+"""Rows of a data set as records of one phrase: a row may hold a list of phrases, with a list of regions for each."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Value
+from PIL import Image
+
+from .regions import REGIONS
+
+Record = dict[str, Any]
+# Of a row with a list of phrases, these hold one value a phrase; the others are of all its phrases.
+OF_PHRASES = "phrase", "caption_span", "absent", *REGIONS
+
+
+def records_of(row: Record) -> list[Record]:
+    """One record a phrase; a row with a single phrase is one.
+
+    Raises:
+        ValueError: there are not as many regions, spans or the like as phrases; the message names the row.
+    """
+    phrases = row.get("phrase")
+    if not isinstance(phrases, list):
+        return [row]
+    columns = {"phrase": phrases}
+    for name in OF_PHRASES[1:]:
+        values = row.get(name)
+        if values is None or (name == "absent" and isinstance(values, bool)):
+            continue
+        if len(values) != len(phrases):
+            raise ValueError(
+                f"image {row.get('image_id')!r}: {name} has {len(values)} entries for {len(phrases)} phrases; give a "
+                "list of them for each phrase, empty where there is none"
+            )
+        columns[name] = values
+    return [{**row, **{name: values[number] for name, values in columns.items()}} for number in range(len(phrases))]
+
+
+def check_same_picture(one: Record, other: Record) -> None:
+    """
+    Args:
+        one, other: records with the same `image_id`.
+
+    Raises:
+        ValueError: their images are not the same.
+    """
+    if not is_same(one.get("image"), other.get("image")):
+        raise ValueError(
+            f"two different pictures have the image_id {other.get('image_id')!r} (of the phrases {one.get('phrase')!r} "
+            f"and {other.get('phrase')!r}): give every picture an id of its own, such as one with its data set in front"
+        )
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two images as records have them, undecoded, Pillow's or arrays, are the same bytes or pixels."""
+    if one is other:
+        return True
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        names = ("bytes",) if one.get("bytes") is not None and other.get("bytes") is not None else ("bytes", "path")
+        return all(one.get(name) == other.get(name) for name in names)
+    if type(one) is not type(other):
+        return False
+    return one == other if isinstance(one, Image.Image) else np.array_equal(one, other)
+
+
+class PhraseRows:
+    """A data set of rows with lists of phrases, one record a phrase; pictures stay where they are, once.
+
+    Raises:
+        ValueError: as `records_of`, when a record is read.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset, self.split, self.info = dataset, dataset.split, dataset.info
+        counts = [len(phrases) for phrases in dataset["phrase"]]
+        self.rows = np.repeat(np.arange(len(counts)), counts)
+        self.numbers = np.arange(len(self.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    @property
+    def column_names(self) -> list[str]:
+        return self.dataset.column_names
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | str) -> Any:
+        """A record, or a column of all records."""
+        if isinstance(key, str):
+            values = self.dataset[key][:]
+            is_listed = key in OF_PHRASES and not isinstance(self.dataset.features[key], Value)
+            return [values[row][number] if is_listed else values[row] for row, number in zip(self.rows, self.numbers)]
+        return records_of(self.dataset[int(self.rows[key])])[self.numbers[key]]
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[number] for number in range(len(self)))
+
+    def select(self, indices: Iterable[int]) -> "PhraseRows":
+        chosen = object.__new__(PhraseRows)
+        chosen.__dict__.update(self.__dict__)
+        indices = list(indices)
+        chosen.rows, chosen.numbers = self.rows[indices], self.numbers[indices]
+        return chosen
