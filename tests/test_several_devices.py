@@ -1,0 +1,67 @@
+"""ALBEF over two devices, as device_map="auto" splits it: emulated, with tensors that have devices but no data.
+
+Such tensors refuse to meet across devices, as those of GPUs do.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from modeling_albef_amc import AlbefModel, modeling_albef
+from tests.conftest import tiny_config
+
+FIRST, SECOND = torch.device("cpu:1"), torch.device("cpu:2")
+SPLITS = {
+    "text on the second": ["text_model"],
+    "images on the second": ["vision_model"],
+    "heads on the second": ["itm_head", "text_projection"],
+    "in the middle of both": ["vision_model.layers.1", "vision_model.layernorm", "text_model.layers.3", "itm_head"],
+    "text, but for its last layer": ["text_model.embeddings", *(f"text_model.layers.{index}" for index in range(4))],
+    "all but the words": ["vision_model", "text_model.layers", "vision_projection", "text_projection", "itm_head"],
+}
+
+
+def split(model: AlbefModel, seconds: list[str]) -> AlbefModel:
+    """Inputs follow to where the weights are, before every module that has some: accelerate's hooks do the same."""
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_second = any(f"{prefix}.{name}".startswith(f"{part}.") for part in seconds)
+            empty = torch.empty(parameter.shape, device=SECOND if is_second else FIRST)
+            setattr(module, name, torch.nn.Parameter(empty))
+    for module in model.modules():
+        own = next(module.parameters(), None)
+        if own is not None and module is not model:
+
+            def follow(module, args, kwargs, device=own.device):
+                return tree_map(lambda value: value.to(device) if torch.is_tensor(value) else value, (args, kwargs))
+
+            module.register_forward_pre_hook(follow, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize("seconds", SPLITS.values(), ids=SPLITS)
+@pytest.mark.parametrize("explanation", [None, "itm", "itc"])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_all_parts_meet(seconds, explanation, create_graph, monkeypatch):
+    monkeypatch.setattr(modeling_albef, "group_by_image", lambda index, num_images: None)  # as on a GPU
+    with torch.device("meta"):
+        model = AlbefModel(tiny_config()).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        split(model, seconds)
+        images = torch.randn(2, 3, 32, 32, device=FIRST)
+        phrases = {"input_ids": torch.ones(3, 6, dtype=torch.long, device=FIRST)}
+        phrases["attention_mask"] = torch.ones_like(phrases["input_ids"])
+        index = torch.zeros(3, dtype=torch.long, device=FIRST)
+        options = {}
+        if explanation is not None:
+            options = dict(output_heatmaps=True, explanation=explanation, create_graph=create_graph)
+        if explanation == "itm":
+            options["heatmap_token_mask"] = phrases["attention_mask"]
+        for inputs in (dict(pixel_values=images, image_index=index), dict(pixel_values=images[:1])):
+            output = model(**inputs, **phrases, **options)
+            assert output.itm_logits.shape == (3, 2)
+            if explanation is not None:
+                assert output.heatmaps.shape == (3, 4, 4)
+                if create_graph:
+                    output.heatmaps.sum().backward()
