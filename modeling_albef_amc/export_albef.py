@@ -80,7 +80,7 @@ class PhraseScorer(nn.Module):
         key_values = [(image_keys[:, layer], image_values[:, layer]) for layer in range(self.num_fusion_layers)]
         encoded, itm_logits = self.model.match(input_ids, mask, key_values, image_index, self.grounding_layer)
         explanation = match_attention(itm_logits, encoded, attention_mask, grid=(1, image_keys.shape[3] - 1))
-        text_features = F.normalize(self.model.text_projection(encoded.text_hidden_state[:, 0]), dim=-1)
+        text_features = self.model.itc_text_features(encoded.text_hidden_state, attention_mask)
         return itm_logits.detach(), text_features, gradcam(explanation, per_token=True).flatten(2)
 
 
@@ -157,14 +157,16 @@ def export_phrase_grounder(model: AlbefModel, grounding_layer: int) -> ExportedP
 def random_inputs(
     model: AlbefModel, num_images: int = 2, num_phrases: int = 3, num_tokens: int = 4, grid: tuple[int, int] = (5, 7)
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`pixel_values` of `grid` patches, and phrases of any lengths up to `num_tokens`."""
+    """`pixel_values` of `grid` patches, and phrases of any lengths up to `num_tokens`, padded on either side."""
     vision = model.config.vision_config
     pixel_values = torch.randn(num_images, vision.num_channels, *(side * vision.patch_size for side in grid))
     lengths = torch.randint(1, num_tokens + 1, (num_phrases, 1))
     lengths[-1] = num_tokens
+    mask = (torch.arange(num_tokens) < lengths).long()
+    shifts = ((num_tokens - lengths) * (torch.arange(num_phrases)[:, None] % 2)).flatten().tolist()
     return pixel_values, {
         "input_ids": torch.randint(model.config.text_config.vocab_size, (num_phrases, num_tokens)),
-        "attention_mask": (torch.arange(num_tokens) < lengths).long(),
+        "attention_mask": torch.stack([row.roll(shift) for row, shift in zip(mask, shifts)]),
         "image_index": torch.randint(num_images, (num_phrases,)),
     }
 

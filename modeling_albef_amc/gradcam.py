@@ -27,6 +27,7 @@ class PhraseAttention(NamedTuple):
     - `probability` (num_phrases,): that the phrase fits its image, in [0, 1], without a graph. Heatmaps do not need it.
     - `match_logit` (num_phrases,): log-odds that it fits, in the graph of `score`, of models that learn to tell.
     - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
+    - `cls_places` (num_phrases,): which token each score was read from; None: the first.
     - `layers`: of a pass by `explain_all_layers`, every attention in it, in the order of the pass.
     """
 
@@ -38,6 +39,7 @@ class PhraseAttention(NamedTuple):
     probability: torch.Tensor | None = None
     match_logit: torch.Tensor | None = None
     queries: slice = slice(None)
+    cls_places: torch.Tensor | None = None
     layers: "tuple[LayerAttention, ...]" = ()
 
 

@@ -284,7 +284,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
                 hidden_states, _ = layer(hidden_states)
         if explained_layer is None:
             return AlbefEncoderOutput(last_hidden_state=self.layernorm(hidden_states))
-        hidden_states = hidden_states if image_index is None else hidden_states[image_index]
+        (hidden_states,) = own_rows((hidden_states,), image_index)
         return AlbefEncoderOutput(*self._explained_layers(hidden_states, explained_layer, create_graph))
 
     @uncompiled
@@ -512,9 +512,29 @@ class AlbefTextModel(AlbefPreTrainedModel):
 
 
 def first_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(num_phrases,), the place of each phrase's [CLS]: 0, unless it is padded on the left; None where all are 0."""
-    is_plain = attention_mask is not None and attention_mask.ndim == 2
-    return attention_mask.to(torch.int32).argmax(dim=1) if is_plain else None
+    """(num_phrases,), the place of each phrase's [CLS]: 0, unless it is padded on the left; None where all are 0.
+
+    No token of a row that is masked as a whole is looked at: it has a score without a meaning and a heatmap of zeros.
+
+    Args:
+        attention_mask: (num_phrases, num_tokens), 0 for padding; or (num_phrases, 1, 1 or num_tokens, num_tokens), of
+            bool or to add to attention scores.
+
+    Raises:
+        ValueError: the mask is neither.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim == 2:
+        return attention_mask.to(torch.int32).argmax(dim=1)
+    is_bool = attention_mask.dtype == torch.bool
+    if attention_mask.ndim != 4 or not (is_bool or attention_mask.is_floating_point()):
+        raise ValueError(
+            "attention_mask must be (num_phrases, num_tokens), or four-dimensional of bool or of what to add to "
+            f"attention scores, not {tuple(attention_mask.shape)} of {attention_mask.dtype}."
+        )
+    is_seen = attention_mask if is_bool else attention_mask > torch.finfo(attention_mask.dtype).min
+    return is_seen.flatten(1, 2).any(dim=1).to(torch.int32).argmax(dim=1)
 
 
 def cls_states(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -522,14 +542,13 @@ def cls_states(states: torch.Tensor, attention_mask: torch.Tensor | None) -> tor
     first = first_tokens(attention_mask)
     if first is None:
         return states[:, 0]
-    return states[torch.arange(len(states), device=states.device), first.to(states.device)]
+    # Not len(): a program that is exported would be for one number of phrases.
+    return states[torch.arange(states.shape[0], device=states.device), first.to(states.device)]
 
 
-def own_rows(
-    key_value: tuple[torch.Tensor, torch.Tensor], image_index: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    """Keys and values of the images → of each phrase."""
-    return key_value if image_index is None else tuple(states[image_index.to(states.device)] for states in key_value)
+def own_rows(of_images: tuple[torch.Tensor, ...], image_index: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    """States, or keys and values, of the images → of each phrase."""
+    return of_images if image_index is None else tuple(states[image_index.to(states.device)] for states in of_images)
 
 
 class AlbefModel(AlbefPreTrainedModel):
@@ -821,7 +840,8 @@ def match_attention(
     itm_logits: torch.Tensor, encoded: AlbefEncoderOutput, token_mask: torch.Tensor, grid: tuple[int, int]
 ) -> PhraseAttention:
     """Explains `itm_logits[:, 1]` by the cross-attention that was recorded; `grid` is (rows, columns) of patches."""
-    return PhraseAttention(itm_logits[:, 1], encoded.explained_attention, token_mask, slice(1, None), grid)
+    score, attention, places = itm_logits[:, 1], encoded.explained_attention, first_tokens(token_mask)
+    return PhraseAttention(score, attention, token_mask, slice(1, None), grid, cls_places=places)
 
 
 __all__ = ["AlbefModel", "AlbefOutput", "AlbefPreTrainedModel", "AlbefTextModel", "AlbefVisionModel"]

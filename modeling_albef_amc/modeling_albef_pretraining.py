@@ -247,6 +247,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from. The
                 negatives' indices then count the others only, and stand for them only.
         """
+        if attention_mask is not None and attention_mask.ndim != 2:
+            shape = tuple(attention_mask.shape)
+            raise ValueError(f"The objectives need an attention_mask (num_phrases, num_tokens), not {shape}.")
         kwargs = recorded_outputs(self.config, kwargs)
         alpha = 0.0 if not self.training else self.config.alpha if alpha is None else alpha
         image_index = resolve_image_index(pixel_values, input_ids, image_index)

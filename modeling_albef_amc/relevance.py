@@ -121,7 +121,9 @@ def relevance(phrase_attention: PhraseAttention) -> torch.Tensor:
         if kind == "text" and "cross" in taken:
             taken["cross"] = taken["cross"] + weights @ taken["cross"]
     (last,) = [taken[kind] for kind in ("cross", "joint", "image") if kind in taken][:1]
-    maps = last[:, 0, phrase_attention.patches]
+    rows, places = torch.arange(len(last), device=last.device), phrase_attention.cls_places
+    cls_rows = last[:, 0] if places is None else last[rows, places.to(last.device)]
+    maps = cls_rows[:, phrase_attention.patches]
     return maps.unflatten(-1, phrase_attention.grid)
 
 

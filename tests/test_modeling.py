@@ -21,7 +21,9 @@ from modeling_albef_amc import (
     PhraseAttention,
 )
 from modeling_albef_amc.explained_attention import eager_attention_forward
+from modeling_albef_amc.families import explain_function
 from modeling_albef_amc.gradcam import attention_map, average_tokens, choose_tokens, resolve_image_index
+from modeling_albef_amc.relevance import relevance
 from tests.conftest import tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
@@ -554,6 +556,45 @@ def test_positions_that_must_not_be_interpolated():
     for call in (model, lambda **inputs: model.get_image_features(inputs["pixel_values"], False)):
         with pytest.raises(ValueError, match=r"48 x 32 pixels have no learned positions, which are for 32"):
             call(**{**larger, "interpolate_pos_encoding": False})
+
+
+def test_relevance_of_text_padded_on_the_left():
+    model, batch = grounding_model(), tiny_batch()
+    right, left = (
+        relevance(explain_function(model, "relevance")(model, **inputs)) for inputs in (batch, padded_left(batch))
+    )
+    torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-7)
+    assert right.amax(dim=(1, 2)).min() > 0
+
+
+def test_a_row_without_any_token_has_a_heatmap_of_zeros_and_leaves_the_others_alone():
+    model, batch = grounding_model(), tiny_batch()
+    expected = model(**batch, output_heatmaps=True)
+    batch["attention_mask"][1] = 0
+    output = model(**batch, output_heatmaps=True)
+    assert output.itm_logits.isfinite().all() and (output.heatmaps[1] == 0).all()
+    others = [0, 2, 3]
+    torch.testing.assert_close(output.heatmaps[others], expected.heatmaps[others])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_masks_of_four_dimensions_padded_on_the_left(implementation):
+    model, batch = grounding_model(), padded_left(tiny_batch())
+    model.set_attn_implementation(implementation)
+    expected, mask = model(**batch), batch["attention_mask"][:, None, None].bool()
+    to_add = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    for four in (mask, to_add, mask.expand(-1, -1, mask.shape[-1], -1)):
+        output = model(**{**batch, "attention_mask": four})
+        for name in ("itm_logits", "text_features"):
+            torch.testing.assert_close(output[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, 6, 6), torch.ones(4, 1, 1, 6, dtype=torch.long)])
+def test_masks_that_are_none(mask):
+    with pytest.raises(ValueError, match=r"attention_mask must be .*, or four-dimensional of bool"):
+        grounding_model()(**{**tiny_batch(), "attention_mask": mask})
+    with pytest.raises(ValueError, match=r"need an attention_mask \(num_phrases, num_tokens\), not \(4, "):
+        AlbefForPreTraining(tiny_config())(**{**tiny_batch(), "attention_mask": mask})
 
 
 def test_masks_of_four_dimensions():
