@@ -243,6 +243,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     """The image encoder."""
 
     config: AlbefVisionConfig
+    base_model_prefix = "vision_model"
     input_modalities = ("image",)
     _can_record_outputs = {"hidden_states": AlbefVisionLayer, "attentions": AlbefVisionAttention}
 
@@ -393,6 +394,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
     """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others)."""
 
     config: AlbefTextConfig
+    base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
     _can_record_outputs = {
