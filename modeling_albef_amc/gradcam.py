@@ -127,10 +127,15 @@ def attention_gradients(
     """∂score/∂A of each attention; None where the score does not depend on it.
 
     Raises:
-        ValueError: there is no attention, or no graph.
+        ValueError: there is no attention, or no graph. RuntimeError: reentrant gradient checkpointing has cut the graph.
     """
     for attention in attentions:
         check_recorded(attention)
+        if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                "Gradient checkpointing with use_reentrant=True keeps no graph between score and attention: use "
+                "activation_checkpointing_enable({'use_reentrant': False})."
+            )
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
             "The score has no graph back to the attention. Run the forward pass under torch.enable_grad(), with an "
