@@ -166,6 +166,26 @@ def test_weights_begin_at_the_configured_scale(model_class):
         assert parameter.mean().item() == pytest.approx(expected, abs=1e-5), name
 
 
+def test_what_overrides_a_method_takes_the_same_positional_arguments():
+    """A caller who knows transformers' method may pass its arguments by their places."""
+    checked = set()
+    public = [getattr(modeling_albef_amc, name) for name in modeling_albef_amc.__all__]
+    for owner in filter(inspect.isclass, public):
+        for name, method in vars(owner).items():
+            base = next((vars(base)[name] for base in owner.__mro__[1:] if name in vars(base)), None)
+            # What a model or processor is called with is its own.
+            if name in ("forward", "__call__", "__init__") or not (
+                inspect.isfunction(method) and inspect.isfunction(base)
+            ):
+                continue
+            own, inherited = (inspect.signature(function).parameters.values() for function in (method, base))
+            if not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+                places = [sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in side) for side in (own, inherited)]
+                assert places[0] >= places[1], f"{owner.__name__}.{name}"
+            checked.add(f"{owner.__name__}.{name}")
+    assert {"AlbefForPreTraining.save_pretrained", "AlbefProcessor.save_pretrained"} <= checked
+
+
 def test_every_field_of_the_configuration_is_used():
     """A field nobody reads is a promise nobody keeps."""
     sources = "\n".join(path.read_text() for path in Path(modeling_albef_amc.__file__).parent.glob("*.py"))

@@ -255,6 +255,15 @@ def test_remote_code_in_a_clean_process(tmp_path):
         assert torch.equal(result["loss_itc"], model(**tiny_batch(), image_ids=torch.arange(4)).loss_itc)
 
 
+@pytest.mark.parametrize("encoder", [AlbefVisionModel, AlbefTextModel])
+def test_an_encoder_of_a_whole_checkpoint(encoder, tmp_path):
+    model = grounding_model()
+    model.save_pretrained(tmp_path)
+    expected = model.get_submodule(encoder.base_model_prefix).state_dict()
+    loaded = encoder.from_pretrained(tmp_path).state_dict()
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
 # Attention, checkpointing, precision ----------------------------------------------------------------------------------
 
 
@@ -634,11 +643,15 @@ def test_saving_takes_what_transformers_takes_in_its_order(model_class, tmp_path
     assert list(tmp_path.rglob("*.safetensors"))
 
 
-def test_reentrant_checkpointing_says_what_to_set():
-    model = AlbefModel(tiny_config()).train()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        model(**tiny_batch(), output_heatmaps=True)
+@pytest.mark.parametrize(("explanation", "grounding_layer"), [("itm", 3), ("itm", 4), ("itc", 3)])
+def test_reentrant_checkpointing_says_what_to_set(explanation, grounding_layer):
+    """Also where no checkpointed layer lies between the explained one and the score."""
+    model = AlbefModel(tiny_config(grounding_layer=grounding_layer)).train()
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match=r"use_reentrant.*False"):
+        model(**tiny_batch(), output_heatmaps=True, explanation=explanation)
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    model(**tiny_batch(), output_heatmaps=True, explanation=explanation).heatmaps.sum().backward()
 
 
 def test_maps_and_masks_on_two_devices():
