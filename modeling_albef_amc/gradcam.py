@@ -127,7 +127,8 @@ def attention_gradients(
     """∂score/∂A of each attention; None where the score does not depend on it.
 
     Raises:
-        ValueError: there is no attention, or no graph. RuntimeError: reentrant gradient checkpointing has cut the graph.
+        ValueError: there is no attention, or no graph.
+        RuntimeError: reentrant gradient checkpointing has cut the graph.
     """
     for attention in attentions:
         check_recorded(attention)
