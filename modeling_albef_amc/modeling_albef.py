@@ -240,7 +240,14 @@ class AlbefPreTrainedModel(PreTrainedModel):
 
 
 class AlbefVisionModel(AlbefPreTrainedModel):
-    """The image encoder."""
+    """The image encoder.
+
+    >>> from modeling_albef_amc import AlbefVisionConfig, AlbefVisionModel
+    >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> encoder = AlbefVisionModel(AlbefVisionConfig(**small, image_size=32, patch_size=8)).eval()
+    >>> encoder(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape  # [CLS] and 4 x 4 patches
+    torch.Size([1, 17, 16])
+    """
 
     config: AlbefVisionConfig
     base_model_prefix = "vision_model"
@@ -391,7 +398,14 @@ class AlbefTextEmbeddings(nn.Module):
 
 
 class AlbefTextModel(AlbefPreTrainedModel):
-    """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others)."""
+    """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others).
+
+    >>> from modeling_albef_amc import AlbefTextConfig, AlbefTextModel
+    >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, fusion_layer=1)
+    >>> encoder = AlbefTextModel(AlbefTextConfig(**small, vocab_size=40)).eval()
+    >>> encoder(torch.tensor([[2, 7, 9]])).last_hidden_state.shape
+    torch.Size([1, 3, 16])
+    """
 
     config: AlbefTextConfig
     base_model_prefix = "text_model"
@@ -450,6 +464,12 @@ class AlbefTextModel(AlbefPreTrainedModel):
             image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
             explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
             create_graph: the explanation is to be differentiated.
+
+        Returns: hidden states (num_phrases, num_tokens, hidden_size), of all layers where
+            `output_hidden_states` or `output_attentions` ask for them; a tuple with `return_dict=False`.
+
+        Raises:
+            ValueError: both texts or none are given, or more tokens than have a position.
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -554,7 +574,17 @@ def own_rows(of_images: tuple[torch.Tensor, ...], image_index: torch.Tensor | No
 
 
 class AlbefModel(AlbefPreTrainedModel):
-    """Scores how well phrases fit images, and shows where in the image each phrase is."""
+    """Scores how well phrases fit images, and shows where in the image each phrase is.
+
+    >>> from modeling_albef_amc import AlbefConfig, AlbefModel
+    >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> vision, text = dict(**small, image_size=32, patch_size=8), dict(**small, fusion_layer=1, vocab_size=40)
+    >>> model = AlbefModel(AlbefConfig(vision_config=vision, text_config=text, grounding_layer=1)).eval()
+    >>> image, phrases = torch.zeros(1, 3, 32, 32), torch.tensor([[2, 7, 9], [2, 8, 5]])
+    >>> outputs = model(image, phrases, output_heatmaps=True)
+    >>> outputs.itm_logits.shape, outputs.heatmaps.shape  # softmax(-1)[:, 1] of the logits are probabilities
+    (torch.Size([2, 2]), torch.Size([2, 4, 4]))
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^mlm_head\.", r"^momentum_encoder\.", r"_queue$", r"^queue_pointer$"]
 
@@ -656,10 +686,6 @@ class AlbefModel(AlbefPreTrainedModel):
 
         Raises:
             ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
-
-            >>> inputs = processor(images=photo, text=["a black cat", "the remote"], return_tensors="pt")
-            >>> outputs = model(**inputs, output_heatmaps=True)
-            >>> outputs.itm_logits.softmax(-1)[:, 1], outputs.heatmaps.shape  # probabilities, (2, 16, 16)
         """
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:

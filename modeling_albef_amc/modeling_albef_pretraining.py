@@ -132,6 +132,15 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     gradient accumulation changes the objective. Hard negatives for ITM come from the process' own micro-batch.
 
     In evaluation the losses depend on the encoders and the batch alone: neither teacher nor queue takes part.
+
+    >>> from modeling_albef_amc import AlbefConfig, AlbefForPreTraining
+    >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    >>> vision, text = dict(**small, image_size=32, patch_size=8), dict(**small, fusion_layer=1, vocab_size=40)
+    >>> config = AlbefConfig(vision_config=vision, text_config=text, grounding_layer=1, queue_size=8)
+    >>> model, images, phrases = AlbefForPreTraining(config), torch.zeros(2, 3, 32, 32), torch.tensor([[2, 7], [2, 8]])
+    >>> outputs = model(images, phrases, mlm_input_ids=phrases, mlm_labels=phrases, output_heatmaps=True)
+    >>> [name for name in outputs if "loss" in name], outputs.heatmaps.shape
+    (['loss', 'loss_itc', 'loss_itm', 'loss_mlm'], torch.Size([2, 4, 4]))
     """
 
     _tied_weights_keys = {
@@ -246,6 +255,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from. The
                 negatives' indices then count the others only, and stand for them only.
+            output_hidden_states, output_attentions: of all layers, with the true pairs. return_dict: False returns a
+                tuple of what is there.
+
+        Returns: `AlbefForPreTrainingOutput`.
+
+        Raises:
+            ValueError: inputs that do not fit each other or the model.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
             shape = tuple(attention_mask.shape)

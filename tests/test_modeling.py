@@ -1,5 +1,6 @@
 """ALBEF as a transformers model: configuration, saving and loading, attention implementations, shapes, errors."""
 
+import doctest
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from modeling_albef_amc import (
     AlbefVisionConfig,
     AlbefVisionModel,
     PhraseAttention,
+    modeling_albef,
+    modeling_albef_pretraining,
 )
 from modeling_albef_amc.explained_attention import eager_attention_forward
 from modeling_albef_amc.families import explain_function
@@ -504,6 +507,12 @@ def padded_left(batch: dict[str, torch.Tensor], extra: int = 3) -> dict[str, tor
         shifts = (extra + (batch["attention_mask"] == 0).sum(dim=1)).tolist()
         moved[name] = torch.stack([row.roll(shift) for row, shift in zip(rows, shifts)])
     return {**batch, **moved}
+
+
+@pytest.mark.parametrize("module", [modeling_albef, modeling_albef_pretraining], ids=lambda module: module.__name__)
+def test_examples_run_and_print_what_they_say(module):
+    results = doctest.testmod(module)
+    assert results.failed == 0 < results.attempted
 
 
 def test_padding_on_the_left_changes_nothing():
