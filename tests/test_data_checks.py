@@ -227,9 +227,9 @@ def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog
     [
         ("train.py", ["--dataset", "nowhere", "--output_dir", "run", "--report_to", "none"], "nowhere"),
         ("train.py", ["--output_dir", "run", "--report_to", "none"], "Say which data set to use"),
-        ("evaluate_grounding.py", ["--models", "a=nowhere", "--dataset", "data", "--cpu"], "couldn't connect"),
-        ("sweep_layers.py", ["--model", "nowhere", "--dataset", "data", "--cpu"], "couldn't connect"),
-        ("ground_dataset.py", ["--model", "nowhere", "--dataset", "data", "--cpu", "--output", "o"], "data"),
+        ("evaluate_grounding.py", ["--models", "a=no/where", "--dataset", "no/data", "--cpu"], ""),
+        ("sweep_layers.py", ["--model", "no/where", "--dataset", "no/data", "--cpu"], ""),
+        ("ground_dataset.py", ["--model", "no/where", "--dataset", "no/data", "--cpu", "--output", "o"], ""),
     ],
 )
 def test_a_users_mistake_is_told_in_a_line(tmp_path, script, arguments, message):
