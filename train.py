@@ -76,8 +76,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
         check_regions(train_dataset, data_args.box_format)
-    if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
-        check_regions(train_dataset, data_args.box_format)
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
     collator.spare = None if data_args.strict else first_usable
     eval_collator = collator.for_evaluation(collator.mlm_probability)

@@ -16,6 +16,7 @@ import evaluate_grounding
 import train
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.trainer_helpers import collator_of, make_trainer
+from trainer import data_checks
 from trainer.blocks import by_image
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows
@@ -80,6 +81,12 @@ def test_regions_that_are_all_empty_and_regions_that_few_have(caplog):
     with caplog.at_level("WARNING"):
         check_regions(tiny_dataset(8, without_region=(0, 1, 2, 4, 5, 6)))
     assert "25.0% of the training phrases (2 of 8) have a region" in caplog.text
+
+
+def test_regions_may_begin_late_in_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_checks, "_STREAMED_ROWS", 2)
+    folder = write_folder(tmp_path, train=tiny_records(4, without_region=(0, 1)))
+    check_regions(StreamedRows.open(str(folder), None, "train"))
 
 
 @pytest.mark.parametrize(

@@ -40,17 +40,17 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
             "amc_max_weight 0."
         )
     found = look_at_regions(dataset, columns_of_regions, box_format)
-    if found.num_with_region == 0:
+    # Of streamed data only the first rows were looked at: others may have regions.
+    is_whole = not isinstance(dataset, StreamedRows | datasets.IterableDataset)
+    if found.num_with_region == 0 and is_whole:
         raise ValueError(
             f"AMC needs regions, and {', '.join(columns_of_regions)} of the {found.num_records:,} training phrases are "
             "empty. Fill them, or train without AMC: amc_mean_weight and amc_max_weight 0."
         )
     if found.num_with_region < found.num_records:
-        share = found.num_with_region / found.num_records
-        logger.warning(
-            f"{share:.1%} of the training phrases ({found.num_with_region:,} of {found.num_records:,}) have a region: "
-            "AMC learns from these only."
-        )
+        share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
+        phrases = "training phrases" if is_whole else "first training phrases"
+        logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region: AMC learns from these only.")
     first = "; ".join(found.first)
     if found.num_boxes and found.highest <= 1 and not box_format.endswith("normalized"):
         raise ValueError(
