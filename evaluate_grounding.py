@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from modeling_albef_amc import explain_function
-from modeling_albef_amc.auto_grounder import add_hub_arguments, hub_options, load_model, load_processor
-from modeling_albef_amc.families import METHODS
+from modeling_albef_amc.families.auto import add_hub_arguments, hub_options, load_model, load_processor
+from modeling_albef_amc.families.registry import METHODS
 from modeling_albef_amc.processing_albef import cleans_text
 from trainer.benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from trainer.blocks import Blocks, FileBlocks, open_blocks, record_at

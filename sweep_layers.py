@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from evaluate_grounding import add_run_arguments, apply_protocol, make_grounder
-from modeling_albef_amc.families import explained_layers, heatmap_function
+from modeling_albef_amc.families.registry import explained_layers, heatmap_function
 from modeling_albef_amc.gradcam import heatmap_points
 from trainer.benchmarks import Protocol, table
 from trainer.blocks import open_blocks

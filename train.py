@@ -24,7 +24,7 @@ from modeling_albef_amc import (
     AlbefProcessor,
     tokenizer_from_texts,
 )
-from modeling_albef_amc.auto_grounder import hub_options, load_model, load_processor
+from modeling_albef_amc.families.auto import hub_options, load_model, load_processor
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments

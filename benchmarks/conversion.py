@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "modeling_albef_amc.convert_albef_checkpoint"]
+COMMAND = [sys.executable, "-m", "modeling_albef_amc.tools.convert_albef_checkpoint"]
 BUILD = [sys.executable, "-c", "import sys; from benchmarks.conversion import build; build(sys.argv[1], sys.argv[2])"]
 MEMORY_LIMIT, TIME_LIMIT = 1.3, 60  # times the size of the file; seconds
 
@@ -25,7 +25,7 @@ def build(checkpoint: str, vocabulary: str) -> None:
     import torch
 
     from modeling_albef_amc import AlbefConfig, AlbefForPreTraining
-    from modeling_albef_amc.albef_checkpoint_layout import QUEUES, original_names, rename
+    from modeling_albef_amc.tools.albef_checkpoint_layout import QUEUES, original_names, rename
 
     config = AlbefConfig()
     with torch.device("meta"):
@@ -80,7 +80,7 @@ def main() -> None:
         size = os.path.getsize(checkpoint)
         to_folder = [*COMMAND, checkpoint, converted, "--tokenizer", f"{folder}/tokenizer", "--overwrite"]
         steps = {
-            "import only": [sys.executable, "-c", "import modeling_albef_amc.convert_albef_checkpoint"],
+            "import only": [sys.executable, "-c", "import modeling_albef_amc.tools.convert_albef_checkpoint"],
             "to a folder": to_folder,
             "to a folder, 384 pixels": [*to_folder, "--image-size", "384"],
             "to the original": [*COMMAND, "--to-original", converted, back],

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.timing import median_seconds
 from modeling_albef_amc import AlbefConfig, AlbefModel
-from modeling_albef_amc.export_albef import (
+from modeling_albef_amc.tools.export_albef import (
     IMAGE_ENCODER,
     PHRASE_GROUNDER,
     export_image_encoder,

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import baseline
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, explain_function, heatmap_points
-from modeling_albef_amc.families import step_targets
+from modeling_albef_amc.families.training import step_targets
 from trainer.amc_config import AmcConfig
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.evaluation import batch_heatmaps

@@ -12,14 +12,15 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
-from .auto_grounder import AutoGrounder
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
-from .families import AutoModelForVisualGrounding, explain_function, groundable
+from .families.auto import AutoGrounder, AutoGroundingPipeline
+from .families.registry import AutoModelForVisualGrounding, explain_function
+from .families.training import groundable
 from .gradcam import PhraseAttention, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
 from .image_processing_pil_albef import AlbefImageProcessorPil
 from .modeling_albef import AlbefModel, AlbefOutput, AlbefTextModel, AlbefVisionModel
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
-from .pipeline import VisualGroundingPipeline
+from .pipeline import PhraseGrounder, VisualGroundingPipeline
 from .processing_albef import AlbefProcessor
 from .tokenization_albef import clean_text, tokenizer_from_texts
 
@@ -39,7 +40,7 @@ AutoImageProcessor.register(AlbefConfig, image_processor_classes=image_processor
 AutoTokenizer.register(AlbefConfig, tokenizer_class=PreTrainedTokenizerFast)
 AutoProcessor.register(AlbefConfig, AlbefProcessor)
 PIPELINE_REGISTRY.register_pipeline(
-    "visual-grounding", VisualGroundingPipeline, pt_model=AutoModelForVisualGrounding, type="multimodal"
+    "visual-grounding", AutoGroundingPipeline, pt_model=AutoModelForVisualGrounding, type="multimodal"
 )
 
 # save_pretrained then copies the code along, for trust_remote_code.
@@ -63,8 +64,10 @@ __all__ = [
     "AlbefVisionConfig",
     "AlbefVisionModel",
     "AutoGrounder",
+    "AutoGroundingPipeline",
     "AutoModelForVisualGrounding",
     "PhraseAttention",
+    "PhraseGrounder",
     "VisualGroundingPipeline",
     "clean_text",
     "explain_function",

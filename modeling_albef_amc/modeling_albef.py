@@ -20,8 +20,15 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_albef import (
+    ImageGroups,
+    additive_mask,
+    eager_attention_forward,
+    explained_interface,
+    group_by_image,
+    recomputed,
+)
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
-from .explained_attention import additive_mask, eager_attention_forward, explained_interface
 from .gradcam import (
     PhraseAttention,
     average_tokens,
@@ -31,8 +38,6 @@ from .gradcam import (
     resolve_image_index,
     uncompiled,
 )
-from .image_groups import ImageGroups, group_by_image
-from .recomputed import recomputed
 
 
 @dataclass
@@ -696,23 +701,13 @@ class AlbefModel(AlbefPreTrainedModel):
             if create_graph is not None or heatmap_token_mask is not None or grounding_layer is not None:
                 raise ValueError("create_graph, heatmap_token_mask and grounding_layer need output_heatmaps=True.")
             return self.score(pixel_values, input_ids, attention_mask, image_index, **kwargs)[0]
-        if explanation not in ("itm", "itc"):
-            raise ValueError(f"explanation {explanation!r}: choose 'itm' or 'itc'.")
         if explanation == "itc" and output_token_heatmaps:
             raise ValueError("The 'itc' explanation has one map a phrase. Word pieces: explanation='itm'.")
         if create_graph is None:
             create_graph = self.training and torch.is_grad_enabled()
         with torch.set_grad_enabled(create_graph):
             inputs = pixel_values, input_ids, attention_mask, image_index
-            if explanation == "itm":
-                layer = self.config.grounding_layer if grounding_layer is None else grounding_layer
-                output, phrase_attention = self.score(*inputs, layer, create_graph, **kwargs)
-            else:
-                output, _ = self.score(*inputs, **kwargs)
-                layer = self.config.vision_grounding_layer if grounding_layer is None else grounding_layer
-                phrase_attention = self.explain_itc(
-                    pixel_values, output.text_features, image_index, layer, create_graph
-                )
+            output, phrase_attention = self._explain(inputs, create_graph, grounding_layer, explanation, **kwargs)
             token_heatmaps = gradcam(phrase_attention, create_graph, per_token=True)
             if heatmap_token_mask is not None:
                 phrase_attention = choose_tokens(phrase_attention, heatmap_token_mask)
@@ -741,6 +736,47 @@ class AlbefModel(AlbefPreTrainedModel):
         states = dict(hidden_states=text.hidden_states, attentions=text.attentions)
         return AlbefOutput(text_features=text.pooler_output, last_hidden_state=text.last_hidden_state, **states)
 
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(num_images, 3, height, width) → (num_images, 1 + num_patches, hidden_size), `image_embeds` of `explain`."""
+        return self.vision_model(pixel_values).last_hidden_state
+
+    @uncompiled
+    def explain(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        create_graph: bool = False,
+        layer: int | None = None,
+        explanation: Literal["itm", "itc"] = "itm",
+        image_embeds: torch.Tensor | None = None,
+    ) -> PhraseAttention:
+        """What `gradcam` makes heatmaps of, and the probability that each phrase fits. Arguments: as of `forward`.
+
+        Args:
+            layer: `grounding_layer` of `forward`.
+            image_embeds: what `encode_images` gave, so that images are not encoded again.
+        """
+        inputs = pixel_values, input_ids, attention_mask, image_index
+        with torch.set_grad_enabled(create_graph):
+            output, attention = self._explain(inputs, create_graph, layer, explanation, image_embeds=image_embeds)
+        match_logit = output.itm_logits[:, 1] - output.itm_logits[:, 0]
+        return attention._replace(probability=match_logit.detach().float().sigmoid(), match_logit=match_logit)
+
+    def _explain(
+        self, inputs: tuple, create_graph: bool, layer: int | None, explanation: str, **kwargs
+    ) -> tuple[AlbefOutput, PhraseAttention]:
+        if explanation == "itm":
+            layer = self.config.grounding_layer if layer is None else layer
+            return self.score(*inputs, layer, create_graph, **kwargs)
+        if explanation != "itc":
+            raise ValueError(f"explanation {explanation!r}: choose 'itm' or 'itc'.")
+        layer = self.config.vision_grounding_layer if layer is None else layer
+        output, _ = self.score(*inputs, **kwargs)
+        pixel_values, *_, image_index = inputs
+        return output, self.explain_itc(pixel_values, output.text_features, image_index, layer, create_graph)
+
     def score(
         self,
         pixel_values: torch.Tensor,
@@ -749,12 +785,15 @@ class AlbefModel(AlbefPreTrainedModel):
         image_index: torch.Tensor | None = None,
         explained_layer: int | None = None,
         create_graph: bool = False,
+        image_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[AlbefOutput, PhraseAttention | None]:
         """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         token_mask = None if explained_layer is None else tokens_to_explain(input_ids, attention_mask)
-        vision = self.vision_model(pixel_values, **kwargs)
+        vision = AlbefEncoderOutput(last_hidden_state=image_embeds)
+        if image_embeds is None:
+            vision = self.vision_model(pixel_values, **kwargs)
         image_key_values = self.text_model.project_images(vision.last_hidden_state)
         encoded, itm_logits = self.match(
             input_ids, attention_mask, image_key_values, image_index, explained_layer, create_graph, **kwargs

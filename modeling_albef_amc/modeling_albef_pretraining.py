@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .gradcam import gradcam, leaving_inference_mode, resolve_image_index
+from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
 from .modeling_albef import (
     AlbefEncoderOutput,
     AlbefModel,
@@ -220,6 +220,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             known = getattr(self.config, "auto_map", None) or {}
             self.config.auto_map = {**known, "AutoModel": f"{AlbefModel.__module__.split('.')[-1]}.AlbefModel"}
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.albef.encode_images(pixel_values)
+
+    def explain(self, *args, **kwargs) -> PhraseAttention:
+        """`AlbefModel.explain`."""
+        return self.albef.explain(*args, **kwargs)
 
     @leaving_inference_mode
     @can_return_tuple

@@ -1,255 +1,468 @@
-"""`pipeline("visual-grounding")`: photos and phrases in; scores, points, boxes and heatmaps in photo pixels out."""
+"""`PhraseGrounder`: images and phrases in; scores, points, boxes and heatmaps in image pixels out. It alone knows how.
 
+`pipeline("visual-grounding")`, `AutoGrounder`, evaluation, the layer sweep and the Space are thin on top of it.
+"""
+
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
-from transformers import Pipeline, PreTrainedModel, ProcessorMixin
-from transformers.dynamic_module_utils import custom_object_save
+from torch.utils.data import DataLoader, Dataset
+from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .families import FAMILIES, Explain, explain_function, explainable, heatmap_function
-from .family_processors import max_tokens, whole_photos
-from .gradcam import choose_tokens
-from .photos import Phrases, Records, as_record, is_nested, is_photo, open_photo, text_and_span
-from .pictures import mark, overlay
+from .gradcam import PhraseAttention, attention_map, choose_tokens, gradcam
+from .images import ImageSource, is_image, open_image
 from .processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
+from .tokenization_albef import check_characters
+from .visualization import mark, overlay
+
+# A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
+Phrase = str | Mapping[str, Any]
+Phrases = Phrase | list[Phrase]
+METHODS = {"gradcam": gradcam, "attention": attention_map}
+ANSWER_OPTIONS = "threshold", "output_heatmaps", "output_pictures"
+
+
+@dataclass
+class Tokens:
+    """Phrases, tokenized.
+
+    - `phrases`: what is looked for; of a phrase in its caption the words of it.
+    - `input_ids`, `attention_mask` (num_phrases, num_tokens), padded on the right.
+    - `heatmap_token_mask` (num_phrases, num_tokens): 1 for the tokens whose maps are averaged; None: all there are.
+    """
+
+    phrases: list[str]
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    heatmap_token_mask: torch.Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> "Tokens":
+        mask = None if self.heatmap_token_mask is None else self.heatmap_token_mask[rows]
+        return Tokens(self.phrases[rows], self.input_ids[rows], self.attention_mask[rows], mask)
+
+    @classmethod
+    def join(cls, parts: "Sequence[Tokens]") -> "Tokens":
+        """All phrases of the parts, padded to the longest."""
+
+        def padded(columns: Iterable[torch.Tensor]) -> torch.Tensor:
+            return pad_sequence([row for column in columns for row in column], batch_first=True)
+
+        chosen = None
+        if any(part.heatmap_token_mask is not None for part in parts):
+            masks = [part.heatmap_token_mask for part in parts]
+            chosen = padded(part.attention_mask if mask is None else mask for part, mask in zip(parts, masks))
+        phrases = [phrase for part in parts for phrase in part.phrases]
+        ids, mask = padded(part.input_ids for part in parts), padded(part.attention_mask for part in parts)
+        return cls(phrases, ids, mask, chosen)
+
+
+@dataclass
+class GroundedImage:
+    """An image and its phrases on their way through the model.
+
+    - `image`: RGB, upright. `pixel_values` (1, 3, height, width). `tokens`: None where there is no phrase.
+    - `scores`: a probability a phrase. `heatmaps`: (rows, columns) a phrase, or None.
+    """
+
+    image: Image.Image
+    pixel_values: torch.Tensor
+    tokens: Tokens | None
+    scores: Sequence[float] = ()
+    heatmaps: Sequence[torch.Tensor | None] = ()
+
+
+class PhraseGrounder:
+    """Says whether phrases fit images, and where in the images they are.
+
+    Args:
+        model: an ALBEF, or any model with `explain`; it is put into evaluation mode.
+        processor: of the model; it must show the model whole images.
+        explain: a function of model, pixel values, token ids, their mask, each phrase's image: a `PhraseAttention`, with
+            its `probability`. Default: `model.explain`.
+        encode_images: a function of model and pixel values, whose result `explain` takes as `image_embeds`: an image is
+            then encoded once for all its phrases. Default: `model.encode_images`, where `explain` is the model's own.
+        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
+
+    Example:
+        >>> grounder = PhraseGrounder(model, processor)
+        >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
+        (212, 140)
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        explain: Callable[..., PhraseAttention] | None = None,
+        encode_images: Callable[..., torch.Tensor] | None = None,
+        max_encodings: int = 0,
+    ):
+        if explain is None:
+            explain, encode_images = explain_itself, encode_itself
+        self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
+        self.max_encodings, self.encodings, self.lock = max_encodings, OrderedDict(), threading.Lock()
+
+    @property
+    def max_tokens(self) -> int:
+        """Word pieces of the longest phrase that the model reads."""
+        return max_tokens(self.model.config)
+
+    def ground(
+        self,
+        images: Any,
+        phrases: Phrases | list[Phrases] | None = None,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        timeout: float = 30,
+        **options: Any,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
+        """
+        Args:
+            images: an image: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
+                (3, height, width); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
+                what can only be gone through (a data set, a column of one, a generator).
+            phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. Not
+                needed with dictionaries. Instead of a string, a phrase may be words of a caption, as they are in
+                `caption.split(" ")`: {"caption": "a man in a red hat", "caption_span": (3, 6)} looks for "a red hat".
+            batch_size, num_workers: images a pass, and processes that read them.
+            timeout: seconds to wait for a URL.
+            options: of `answers`: `threshold`, `output_heatmaps`, `output_pictures`; of `explain_phrases`: `method`,
+                `explanation`, `grounding_layer`, `phrase_batch_size`, `explain`, `output_points`.
+
+        Returns:
+            A list of answers for one image, a list of such lists for a list of images, an iterator over such lists for
+            a data set or a generator. One answer a phrase, a dictionary:
+            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or the caption that it was given
+              in, fits the image.
+            - "point": (x, y) in pixels of the upright image, where the heatmap is highest.
+            - "box": (x1, y1, x2, y2), half-open, in pixels, around the heat at that point.
+            - "heatmap": (height, width) float32 array, not normalised.
+            - "picture": the image under its heatmap, with point and box (Pillow, with `output_pictures`).
+
+        Raises:
+            FileNotFoundError, ConnectionError: there is no such image, or the URL cannot be had.
+            ValueError: an image is unreadable, a phrase is empty or too long, phrases and images do not match.
+        """
+        run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
+        if is_image(images) or isinstance(images, Mapping):
+            return next(run([as_record(images, phrases)]))
+        if isinstance(images, list | tuple | np.ndarray | torch.Tensor):
+            return list(run(Records(images, phrases)))
+        if isinstance(images, Sized) and hasattr(images, "__getitem__"):
+            return run(Records(images, phrases))
+        if not isinstance(images, Iterable):
+            raise ValueError(f"images must be an image, several images or a data set, not {type(images)}")
+        pairs = zip(images, phrases, strict=True) if is_nested(phrases) else zip(images, repeat(phrases))
+        return run(as_record(*pair) for pair in pairs)
+
+    def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
+        """The probability in [0, 1] that each phrase fits its image; nothing is explained.
+
+        Arguments and errors: as of `ground`. Returns: a number where that has an answer.
+        """
+        answers = self.ground(images, phrases, output_points=False, **options)
+        if isinstance(answers, Iterator):
+            return map(scores_of, answers)
+        return scores_of(answers) if answers and isinstance(answers[0], dict) else [scores_of(each) for each in answers]
+
+    def _run(
+        self, records: Any, batch_size: int, num_workers: int, timeout: float, **options: Any
+    ) -> Iterator[list[dict[str, Any]]]:
+        explaining = {name: options.pop(name) for name in tuple(options) if name not in ANSWER_OPTIONS}
+        # What is not indexed cannot be divided among processes.
+        wrapper, num_workers = (PipelineDataset, num_workers) if isinstance(records, Sized) else (PipelineIterator, 1)
+        items = wrapper(records, self.prepare, {"timeout": timeout})
+        for batch in DataLoader(items, batch_size, num_workers=num_workers, collate_fn=list):
+            for prepared in self.explain_phrases(batch, **explaining):
+                yield self.answers(prepared, **options)
+
+    def read(self, source: ImageSource, timeout: float = 30) -> tuple[Image.Image, torch.Tensor]:
+        """An image (RGB, upright), and its pixel values (1, 3, height, width). Errors: as of `open_image`."""
+        image = open_image(source, timeout)
+        return image, self.processor(images=[image], return_tensors="pt")["pixel_values"]
+
+    def tokenize(self, phrases: list[Phrase]) -> Tokens:
+        """Not for several threads at a time: a tokenizer keeps state in a call.
+
+        Raises:
+            ValueError: a phrase is empty or too long, or its span is not in its caption.
+        """
+        texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
+        if any(span is not None for span in spans):
+            inputs = tokenize_captions(self.processor, texts, spans)
+        else:
+            inputs = tokenize_phrases(self.processor, texts)
+        num_tokens, most = inputs["attention_mask"].sum(dim=1), self.max_tokens
+        if num_tokens.max() > most:
+            longest = texts[num_tokens.argmax()]
+            raise ValueError(f"the phrase {longest!r} has {num_tokens.max()} word pieces, the model takes {most}")
+        words = [
+            text if span is None else " ".join(text.split(" ")[slice(*span)])
+            for text, span in zip(texts, spans, strict=True)
+        ]
+        return Tokens(words, inputs["input_ids"], inputs["attention_mask"], inputs.get("heatmap_token_mask"))
+
+    def prepare(self, record: dict[str, Any], timeout: float = 30) -> GroundedImage:
+        """A record of `as_record`, read and tokenized."""
+        image, pixel_values = self.read(record["image"], timeout)
+        return GroundedImage(image, pixel_values, self.tokenize(record["phrases"]) if record["phrases"] else None)
+
+    def explain_phrases(
+        self,
+        images: Sequence[GroundedImage],
+        phrase_batch_size: int = 64,
+        method: str = "gradcam",
+        output_points: bool = True,
+        explain: Callable[..., PhraseAttention] | None = None,
+        explanation: str | None = None,
+        grounding_layer: int | None = None,
+    ) -> Sequence[GroundedImage]:
+        """Scores the phrases of a batch of images, and computes their heatmaps over the grid of patches.
+
+        Args:
+            phrase_batch_size: phrases a pass.
+            method: what makes the heatmaps, see `method_functions`.
+            output_points: False to score only.
+            explain: a function to use instead of the model's.
+            explanation, grounding_layer: another score or layer than the model's own.
+
+        Returns: the images, their `scores` and `heatmaps` filled in.
+        """
+        asked = [image for image in images if image.tokens is not None]
+        if not asked:
+            return images
+        tokens = Tokens.join([image.tokens for image in asked])
+        index = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(image.tokens.phrases) for image in asked]))
+        options = {"explanation": explanation, "layer": grounding_layer}
+        options = {name: value for name, value in options.items() if value is not None}
+        own_explain, heatmaps_of = self.method_functions(method)
+        attend = partial(self.attend, torch.cat([image.pixel_values for image in asked]), tokens, index)
+        scores, heatmaps = [], []
+        for attention in attend(phrase_batch_size, explain=explain or own_explain, **options):
+            if attention.probability is None:
+                raise ValueError("the explain function gives no probability: see PhraseAttention")
+            heatmaps += heatmaps_of(attention).cpu() if output_points else [None] * len(attention.probability)
+            scores += attention.probability.tolist()
+        for image in asked:
+            count = len(image.tokens.phrases)
+            image.scores, scores = scores[:count], scores[count:]
+            image.heatmaps, heatmaps = heatmaps[:count], heatmaps[count:]
+        return images
+
+    def method_functions(self, method: str) -> tuple[Callable[..., PhraseAttention], Callable[..., torch.Tensor]]:
+        """What explains, and what turns its result into heatmaps: by "gradcam", or "attention" (without a gradient).
+
+        Raises:
+            ValueError: there is no such method.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}.")
+        return self.explain, METHODS[method]
+
+    def attend(
+        self,
+        pixel_values: torch.Tensor,
+        tokens: Tokens,
+        image_index: torch.Tensor,
+        phrase_batch_size: int = 64,
+        explain: Callable[..., PhraseAttention] | None = None,
+        **options: Any,
+    ) -> Iterator[PhraseAttention]:
+        """What the model looks at, and how well each phrase fits, pass by pass.
+
+        Args:
+            pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
+            phrase_batch_size: phrases a pass.
+            explain: instead of the model's own. options: of `explain`, such as `layer` and `explanation`.
+        """
+        device, explain = self.model.device, explain or self.explain
+        pixel_values, image_embeds = pixel_values.to(device), None
+        if explain is self.explain and self.encode_images is not None:
+            if len(image_index) > phrase_batch_size or self.max_encodings:
+                image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
+        for first in range(0, len(image_index), phrase_batch_size):
+            rows = slice(first, first + phrase_batch_size)
+            part, index = tokens[rows], image_index[rows]
+            images = slice(int(index[0]), int(index[-1]) + 1)  # those between are all that is needed
+            if image_embeds is not None:
+                options["image_embeds"] = image_embeds[images]
+            inputs = part.input_ids, part.attention_mask, index - images.start
+            attention = explain(self.model, pixel_values[images], *(tensor.to(device) for tensor in inputs), **options)
+            chosen = part.heatmap_token_mask
+            yield attention if chosen is None else choose_tokens(attention, chosen)
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What `encode_images` gives of an image (1, 3, height, width), from memory if it is kept."""
+        if not self.max_encodings:
+            return self.encode_images(self.model, pixel_values)
+        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
+        with self.lock:
+            encoded = self.encodings.pop(key, None)
+        if encoded is None:
+            encoded = self.encode_images(self.model, pixel_values)
+        with self.lock:
+            self.encodings[key] = encoded  # the newest
+            while len(self.encodings) > self.max_encodings:
+                self.encodings.popitem(last=False)
+        return encoded
+
+    def answers(
+        self,
+        grounded: GroundedImage,
+        threshold: float = 0.5,
+        output_heatmaps: bool = True,
+        output_pictures: bool = False,
+    ) -> list[dict[str, Any]]:
+        """One answer a phrase, in pixels of the image; see `ground`.
+
+        Args:
+            threshold: heat at the edge of a box, see `post_process_grounding`.
+            output_heatmaps: with "heatmap". For many phrases on large images rather False.
+            output_pictures: with "picture".
+        """
+        image, answers = grounded.image, []
+        phrases = grounded.tokens.phrases if grounded.tokens else []
+        for phrase, heatmap, score in zip(phrases, grounded.heatmaps, grounded.scores, strict=True):
+            answer = {"phrase": phrase, "score": score}
+            if heatmap is not None:
+                (found,) = post_process_grounding(heatmap[None], (image.height, image.width), threshold)
+                heat = found["heatmap"].numpy()
+                answer |= {"point": found["point"], "box": found["box"]}
+                if output_heatmaps:
+                    answer["heatmap"] = heat
+                if output_pictures:
+                    answer["picture"] = mark(overlay(image, heat), found["point"], found["box"])
+            answers.append(answer)
+        return answers
+
+
+def max_tokens(config: PreTrainedConfig) -> int:
+    """Word pieces of the longest phrase that a model of this configuration reads."""
+    text = getattr(config, "qformer_config", None) or config.get_text_config()
+    return text.max_position_embeddings
+
+
+def explain_itself(model: PreTrainedModel, *inputs: torch.Tensor, **options: Any) -> PhraseAttention:
+    return model.explain(*inputs, **options)
+
+
+def encode_itself(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    return model.encode_images(pixel_values)
+
+
+def scores_of(answers: list[dict[str, Any]]) -> list[float]:
+    return [answer["score"] for answer in answers]
+
+
+class Records(Dataset):
+    """Images and their phrases as records {"image", "phrases"}, read one by one."""
+
+    def __init__(self, images: Any, phrases: Phrases | list[Phrases] | None):
+        if is_nested(phrases) and len(phrases) != len(images):
+            raise ValueError(f"{len(phrases)} lists of phrases for {len(images)} images: pass one list an image")
+        self.images, self.phrases = images, phrases
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return as_record(self.images[row], self.phrases[row] if is_nested(self.phrases) else self.phrases)
+
+
+def is_nested(phrases: Any) -> bool:
+    return isinstance(phrases, list | tuple) and any(isinstance(item, list | tuple) for item in phrases)
+
+
+def as_record(image: ImageSource, phrases: Phrases | None) -> dict[str, Any]:
+    """{"image", "phrases"} with the phrases, none of them empty, in a list."""
+    if isinstance(image, Mapping) and not {"bytes", "path"} & image.keys():
+        phrases = image.get("phrases") if phrases is None else phrases
+        if "image" not in image:
+            raise ValueError(f'a record needs "image" and "phrases", this one has {", ".join(map(repr, image))}')
+        image = image["image"]
+    if phrases is None:
+        raise ValueError('no phrases were given: pass them after the images, or in the records as "phrases"')
+    phrases = [phrases] if isinstance(phrases, str | Mapping) else list(phrases)
+    for text, _ in map(text_and_span, phrases):
+        if not isinstance(text, str):
+            raise ValueError(f"a phrase must be a string, not {text!r}; for one image pass one list of phrases")
+        if not text.strip():
+            raise ValueError(f"a phrase is empty ({text!r}): give it a word or leave it out")
+        check_characters(text)
+    return {"image": image, "phrases": phrases}
+
+
+def text_and_span(phrase: Phrase) -> tuple[str, list[int] | None]:
+    """What the model is asked, and the (first, end) of the words in it that are to be found; None for all of it."""
+    if not isinstance(phrase, Mapping):
+        return phrase, None
+    missing = {"caption", "caption_span"} - phrase.keys()
+    if missing:
+        raise ValueError(f'a phrase in its caption needs "caption" and "caption_span"; {phrase!r} lacks {missing}')
+    return phrase["caption"], phrase["caption_span"]
 
 
 class VisualGroundingPipeline(Pipeline):
-    """
-    Says for each phrase whether it fits its photo, and where in the photo it is, by any family of `families.py`.
+    """transformers' way to a `PhraseGrounder`; options of `PhraseGrounder.ground` are options of the pipeline or a call.
 
         >>> ground = pipeline("visual-grounding", model="org/albef-amc", trust_remote_code=True)
         >>> for answer in ground("photo.jpg", ["a black cat", "the remote on the left"]):
         ...     print(answer["phrase"], answer["score"], answer["point"], answer["box"])
 
     After `import modeling_albef_amc` a checkpoint's own code is not needed, nor `trust_remote_code`.
-
-    Options, of the pipeline or of a call:
-        threshold: of the box, see `post_process_grounding`; 0.5.
-        output_heatmaps: put "heatmap" into the answers; True. For many phrases on large photos rather False.
-        output_pictures: put "picture" into the answers; False.
-        output_points: explain the scores; True. Without it answers are "phrase" and "score".
-        explanation, grounding_layer: another score or layer than the family's own; see `families.py`.
-        method: what makes the heatmap: "gradcam", "attention" (without a gradient), or "relevance" (by all layers).
-        explain: a function to use instead of the family's; it must give the `probability`.
-        batch_size, num_workers: photos a pass (1), and processes that read them (0).
-        phrase_batch_size: phrases a pass (64). A photo with more phrases is encoded again for each further pass.
-        timeout: seconds to wait for a URL; 30.
     """
 
+    grounder_class = PhraseGrounder
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | None = None, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin | None = None,
+        explain: Callable[..., PhraseAttention] | None = None,
+        **kwargs: Any,
+    ):
         if processor is None:
             raise ValueError("the pipeline needs the processor too: pipeline(..., model=model, processor=processor)")
-        if kwargs.get("explain") is None:
-            explain_function(model)  # raises for a family that is unknown
-        if model.config.model_type in FAMILIES:
-            processor = whole_photos(processor, model.config)
-        explainable(model)
-        super().__init__(model=model.eval(), processor=processor, **kwargs)
+        self.grounder = self.grounder_class(model, processor, explain)
+        super().__init__(model=self.grounder.model, processor=self.grounder.processor, **kwargs)
 
-    def __call__(
-        self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
-        """
-        Args:
-            images: a photo: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
-                (3, height, width); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
-                what can only be gone through (a data set, a column of one, a generator).
-                Paths, URLs and Pillow images are turned upright first, as their EXIF orientation says and as photos
-                are shown: answers are in pixels of the upright photo.
-            phrases: a phrase or a list of phrases for every photo; or a list of lists, the phrases of each photo. Not
-                needed with dictionaries. Instead of a string, a phrase may be words of a caption, as they are in
-                `caption.split(" ")`: {"caption": "a man in a red hat", "caption_span": (3, 6)} looks for "a red hat".
-            options: see the class.
+    def __call__(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
+        """Arguments, answers and errors: of `PhraseGrounder.ground`."""
+        sizes = {"batch_size": self._batch_size or 1, "num_workers": self._num_workers or 0}
+        return self.grounder.ground(images, phrases, **{**sizes, **self._preprocess_params, **options})
 
-        Returns:
-            A list of answers for one photo, a list of such lists for a list of photos, an iterator over such lists for
-            a data set or a generator. One answer a phrase, a dictionary:
-            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or the caption that it was given
-              in, fits the photo.
-            - "point": (x, y), where the heatmap is highest.
-            - "box": (x1, y1, x2, y2), half-open, around the heat at that point.
-            - "heatmap": (height, width) float32 array, not normalised.
-            - "picture": the photo under its heatmap, with point and box (Pillow, with `output_pictures`).
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        return options, {}, {}
 
-        Raises:
-            FileNotFoundError, ConnectionError: there is no such photo, or the URL cannot be had.
-            ValueError: a photo is unreadable, a phrase is empty or too long, phrases and photos do not match.
-        """
-        if is_photo(images) or isinstance(images, Mapping):
-            return super().__call__(as_record(images, phrases), **options)
-        if isinstance(images, list | tuple | np.ndarray | torch.Tensor):
-            records = Records(images, phrases)
-            # transformers looks at the first item of a list.
-            return super().__call__([records[row] for row in range(len(records))], **options) if len(records) else []
-        if isinstance(images, Sized) and hasattr(images, "__getitem__"):
-            return super().__call__(Records(images, phrases), **options)
-        if not isinstance(images, Iterable):
-            raise ValueError(f"images must be a photo, several photos or a data set, not {type(images)}")
-        pairs = zip(images, phrases, strict=True) if is_nested(phrases) else zip(images, repeat(phrases))
-        return super().__call__((as_record(*pair) for pair in pairs), **options)
+    def preprocess(self, record: dict[str, Any], **options: Any) -> GroundedImage:
+        return self.grounder.prepare(record, **options)
 
-    def _sanitize_parameters(
-        self,
-        timeout: float | None = None,
-        explain: Explain | None = None,
-        explanation: str | None = None,
-        grounding_layer: int | None = None,
-        method: str | None = None,
-        phrase_batch_size: int | None = None,
-        threshold: float | None = None,
-        output_heatmaps: bool | None = None,
-        output_pictures: bool | None = None,
-        output_points: bool | None = None,
-    ) -> tuple[dict, dict, dict]:
-        forward = dict(
-            explain=explain,
-            explanation=explanation,
-            layer=grounding_layer,
-            method=method,
-            phrase_batch_size=phrase_batch_size,
-            output_points=output_points,
-        )
-        answer = dict(threshold=threshold, output_heatmaps=output_heatmaps, output_pictures=output_pictures)
-        steps = dict(timeout=timeout), forward, answer
-        return tuple({name: value for name, value in step.items() if value is not None} for step in steps)
+    def _forward(self, image: GroundedImage, **options: Any) -> GroundedImage:
+        return self.grounder.explain_phrases([image], **options)[0]
 
-    def get_inference_context(self):
-        # Families switch gradients on and off by themselves; a function of the user's own may not.
-        return torch.enable_grad
-
-    def get_iterator(
-        self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
-    ) -> Iterator[list[dict[str, Any]]]:
-        wrapper = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
-        items = wrapper(inputs, self.preprocess, preprocess_params)
-        # What is not indexed cannot be divided among processes.
-        num_workers = num_workers if isinstance(inputs, Sized) else min(num_workers, 1)
-        for batch in DataLoader(items, num_workers=num_workers, batch_size=batch_size, collate_fn=list):
-            for output in self.forward(batch, **forward_params):
-                yield self.postprocess(output, **postprocess_params)
-
-    def run_single(self, inputs, *params) -> list[dict[str, Any]]:
-        return next(self.get_iterator([inputs], 0, 1, *params))
-
-    def preprocess(self, record: dict[str, Any], timeout: float = 30) -> dict[str, Any]:
-        photo, phrases = open_photo(record["image"], timeout), record["phrases"]
-        if not phrases:
-            return {"photo": photo, "phrases": phrases, "inputs": None}
-        texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
-        inputs = {**self.processor(images=photo, return_tensors="pt"), **tokenize_phrases(self.processor, texts)}
-        if any(span is not None for span in spans):
-            inputs |= tokenize_captions(self.processor, texts, spans)
-        num_tokens, most = inputs["attention_mask"].sum(dim=1), max_tokens(self.model.config)
-        if num_tokens.max() > most:
-            longest = texts[num_tokens.argmax()]
-            raise ValueError(f"the phrase {longest!r} has {num_tokens.max()} word pieces, the model takes {most}")
-        phrases = [
-            text if span is None else " ".join(text.split(" ")[slice(*span)])
-            for text, span in zip(texts, spans, strict=True)
-        ]
-        return {"photo": photo, "phrases": phrases, "inputs": inputs}
-
-    def _forward(
-        self,
-        batch: list[dict[str, Any]],
-        explain: Explain | None = None,
-        method: str = "gradcam",
-        phrase_batch_size: int = 64,
-        output_points: bool = True,
-        **options,
-    ) -> list[dict[str, Any]]:
-        inputs = [item["inputs"] for item in batch if item["phrases"]]
-        if not inputs:
-            return [answered(item, iter(()), iter(())) for item in batch]
-        pixel_values = torch.cat([each["pixel_values"] for each in inputs])
-        in_captions = any("heatmap_token_mask" in each for each in inputs)
-        heatmaps_of, explain = heatmap_function(method), explain or explain_function(self.model, method)
-        if in_captions and method == "relevance":
-            raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
-        input_ids, attention_mask, chosen = (
-            pad_sequence([row for each in inputs for row in each.get(name, each["attention_mask"])], batch_first=True)
-            for name in ("input_ids", "attention_mask", "heatmap_token_mask")
-        )
-        counts = torch.tensor([len(each["input_ids"]) for each in inputs], device=input_ids.device)
-        image_index = torch.arange(len(inputs), device=input_ids.device).repeat_interleave(counts)
-        heatmaps, scores = [], []
-        for rows in torch.arange(len(input_ids), device=input_ids.device).split(phrase_batch_size):
-            # Phrases are in the order of their photos: only those between the first and the last are needed.
-            first, last = image_index[rows[0]], image_index[rows[-1]]
-            explained = explain(
-                self.model,
-                pixel_values[first : last + 1],
-                input_ids[rows],
-                attention_mask[rows],
-                image_index[rows] - first,
-                **options,
-            )
-            if explained.probability is None:
-                raise ValueError("the explain function gives no probability: see PhraseAttention")
-            if in_captions:
-                explained = choose_tokens(explained, chosen[rows])
-            heatmaps.extend(heatmaps_of(explained) if output_points else [None] * len(rows))
-            scores.extend(explained.probability.tolist())
-        heatmaps, scores = iter(heatmaps), iter(scores)
-        return [answered(item, heatmaps, scores) for item in batch]
-
-    def postprocess(
-        self,
-        output: dict[str, Any],
-        threshold: float = 0.5,
-        output_heatmaps: bool = True,
-        output_pictures: bool = False,
-    ) -> list[dict[str, Any]]:
-        photo, answers = output["photo"], []
-        for phrase, heatmap, score in zip(output["phrases"], output["heatmaps"], output["scores"], strict=True):
-            if heatmap is None:
-                answers.append({"phrase": phrase, "score": score})
-                continue
-            (found,) = post_process_grounding(heatmap[None], (photo.height, photo.width), threshold)
-            heat = found["heatmap"].numpy()
-            answer = {"phrase": phrase, "score": score, "point": found["point"], "box": found["box"]}
-            if output_heatmaps:
-                answer["heatmap"] = heat
-            if output_pictures:
-                answer["picture"] = mark(overlay(photo, heat), found["point"], found["box"])
-            answers.append(answer)
-        return answers
+    def postprocess(self, image: GroundedImage, **options: Any) -> list[dict[str, Any]]:
+        return self.grounder.answers(image, **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """The model, its processor and the code, for `pipeline("visual-grounding", …, trust_remote_code=True)`.
-
-        ALBEF's `save_pretrained` alone leaves what the pipeline needs as well; other families know nothing of it.
-        """
-        config = self.model.config
-        if config.model_type != "albef":
-            classes = {"impl": f"pipeline.{type(self).__name__}", "pt": [type(self.model).__name__]}
-            config.custom_pipelines = {"visual-grounding": classes}
-        os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory)
+        """The model with its code, and its processor."""
         self.model.save_pretrained(save_directory, *args, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def answered(item: dict[str, Any], heatmaps: Iterator[torch.Tensor], scores: Iterator[float]) -> dict[str, Any]:
-    """A photo with its phrases and, taken from the iterators, their heatmaps and scores."""
-    phrases = item["phrases"]
-    return {
-        "photo": item["photo"],
-        "phrases": phrases,
-        "heatmaps": [next(heatmaps) for _ in phrases],
-        "scores": [next(scores) for _ in phrases],
-    }
-
-
-__all__ = ["VisualGroundingPipeline"]
+__all__ = ["GroundedImage", "PhraseGrounder", "Tokens", "VisualGroundingPipeline"]

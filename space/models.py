@@ -21,8 +21,8 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc import AlbefProcessor, AutoModelForVisualGrounding
-from modeling_albef_amc.families import FAMILIES
-from modeling_albef_amc.family_processors import whole_photos
+from modeling_albef_amc.families.processors import whole_images
+from modeling_albef_amc.families.registry import FAMILIES
 
 HERE = Path(__file__).parent
 FILES = [
@@ -187,7 +187,7 @@ def load_folder(entry: Entry, folder: Path) -> Loaded:
         raise ModelError(f"{entry.id} lacks weights of a model that matches phrases: {min(loading['missing_keys'])}, …")
     processor = PROCESSORS[family].from_pretrained(folder, **safely)
     check_image_size(entry, processor)
-    processor = whole_photos(processor, config)
+    processor = whole_images(processor, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Loaded(entry, model.eval().requires_grad_(False).to(device), processor)
 

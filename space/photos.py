@@ -13,7 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from PIL import Image
 
-from modeling_albef_amc.photos import UNREADABLE, open_photo
+from modeling_albef_amc.images import UNREADABLE, open_image
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 25_000_000
@@ -35,7 +35,7 @@ def read_photo(file: str | os.PathLike | bytes) -> Image.Image:
     Args:
         file: a path, or the bytes of a file.
 
-    Returns: the photo as `modeling_albef_amc.photos.open_photo` gives it, RGB and upright; of an animation its start.
+    Returns: the photo as `modeling_albef_amc.images.open_image` gives it, RGB and upright; of an animation its start.
 
     Raises:
         PhotoError: it is no picture, cut off, too large or too small.
@@ -62,7 +62,7 @@ def read_photo(file: str | os.PathLike | bytes) -> Image.Image:
                 f"{MIN_SIDE} × {MIN_SIDE}."
             )
         try:
-            return open_photo(opened)
+            return open_image(opened)
         except ValueError as error:
             raise PhotoError("This photo is damaged or cut off: save it anew, or choose another.") from error
 

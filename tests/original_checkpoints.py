@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_albef_amc.convert_albef_checkpoint import ConversionError, convert_checkpoint
+from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
+from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint
 
 TINY = {"vision_heads": 2, "text_heads": 2, "grounding_layer": 3}
 GOLDEN = {"vision_heads": 4, "text_heads": 4, "grounding_layer": 4}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import evaluate_grounding
 from dataset_scripts.features import FEATURES
 from dataset_scripts.scenes import ScenesConfig, draw_scene, scene_rows
-from modeling_albef_amc.families import groundable
+from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.tiny_families import TINY

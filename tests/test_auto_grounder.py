@@ -20,9 +20,10 @@ from transformers.models.clip import CLIPImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
 
 from modeling_albef_amc import AutoGrounder, VisualGroundingPipeline
-from modeling_albef_amc.auto_grounder import load_model, load_processor
-from modeling_albef_amc.families import blip
-from modeling_albef_amc.family_processors import max_tokens, whole_photos
+from modeling_albef_amc.families.auto import load_model, load_processor
+from modeling_albef_amc.families.fusion import blip
+from modeling_albef_amc.families.processors import whole_images
+from modeling_albef_amc.pipeline import max_tokens
 from tests.conftest import tiny_blip, tiny_config
 from tests.tiny_data import tiny_albef, tiny_processor
 from tests.tiny_families import TINY, tiny_family_processor
@@ -144,7 +145,7 @@ def shown(processor, photo: Image.Image) -> np.ndarray:
     ids=["clip", "vilt", "blip"],
 )
 def test_the_whole_photo_is_shown_and_saved_so(processor_class, image_processor, config, tmp_path):
-    processor = whole_photos(processor_class(image_processor, tiny_processor().tokenizer), config)
+    processor = whole_images(processor_class(image_processor, tiny_processor().tokenizer), config)
     # Grey but for its left and right edges, which a cut would lose.
     pixels = np.full((30, 90, 3), 127, dtype=np.uint8)
     pixels[:, :6], pixels[:, -6:] = 255, 0
@@ -152,9 +153,9 @@ def test_the_whole_photo_is_shown_and_saved_so(processor_class, image_processor,
     assert seen.shape == (3, 32, 32)
     assert (seen[:, :, 0] > seen[:, :, 16]).all() and (seen[:, :, -1] < seen[:, :, 16]).all()
     processor.save_pretrained(tmp_path)
-    again = whole_photos(processor_class.from_pretrained(tmp_path), config)
+    again = whole_images(processor_class.from_pretrained(tmp_path), config)
     np.testing.assert_array_equal(shown(again, Image.fromarray(pixels)), seen)
-    assert shown(whole_photos(again, config, image_size=64), Image.fromarray(pixels)).shape == (3, 64, 64)
+    assert shown(whole_images(again, config, image_size=64), Image.fromarray(pixels)).shape == (3, 64, 64)
 
 
 def test_a_pipeline_of_transformers_shows_whole_photos_too():

@@ -13,8 +13,8 @@ from PIL import Image, ImageFont
 from transformers import pipeline
 
 from modeling_albef_amc import __version__
-from modeling_albef_amc.command_line import main
-from modeling_albef_amc.pictures import INFERNO, colour_table, mark, overlay, panel, sheet, wrap
+from modeling_albef_amc.tools.command_line import main
+from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay, panel, sheet, wrap
 from tests.tiny_data import picture, tiny_albef, tiny_processor
 
 ROOT = Path(__file__).parents[1]

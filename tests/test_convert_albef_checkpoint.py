@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
-from modeling_albef_amc.albef_checkpoint_layout import original_names
-from modeling_albef_amc.convert_albef_checkpoint import ConversionError, convert_checkpoint, main, write_original
+from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError, original_names
+from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint, main, write_original
 from tests.original_checkpoints import (
     GOLDEN,
     HEAD,
@@ -412,7 +412,7 @@ def test_an_interruption_at_the_last_moment_keeps_the_previous_folder(state, tok
 def test_command_in_a_process_whose_files_may_not_grow(state, tokenizer, tmp_path):
     """The real writer, stopped by the system in the middle of its work."""
     source = save(state, tmp_path / "a.pth")
-    command = [sys.executable, "-m", "modeling_albef_amc.convert_albef_checkpoint", source, tmp_path / "out"]
+    command = [sys.executable, "-m", "modeling_albef_amc.tools.convert_albef_checkpoint", source, tmp_path / "out"]
     command += ["--tokenizer", tokenizer, "--vision-heads=2", "--text-heads=2", "--grounding-layer=3"]
     limit = 100_000  # bytes a file: enough for the code, not for the weights
     run = subprocess.run(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from modeling_albef_amc.convert_albef_checkpoint import write_original
+from modeling_albef_amc.tools.convert_albef_checkpoint import write_original
 from tests.original_checkpoints import (
     MOMENTUM,
     assert_equal_states,

@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig
 
 from modeling_albef_amc import gradcam, groundable
-from modeling_albef_amc.families import with_own_forward
+from modeling_albef_amc.families.training import with_own_forward
 from tests.conftest import tiny_batch
 
 DOCS = Path(__file__).parents[1] / "docs"

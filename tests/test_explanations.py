@@ -11,9 +11,9 @@ from PIL import Image
 import evaluate_grounding
 import sweep_layers
 from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
-from modeling_albef_amc.families import FAMILIES, METHODS, explained_layers
+from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
+from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import LayerAttention, PhraseAttention, attention_map
-from modeling_albef_amc.relevance import relevance
 from tests.conftest import tiny_batch, tiny_config
 from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.tiny_families import TINY

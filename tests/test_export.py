@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory) -> Path:
 def command(checkpoint) -> subprocess.CompletedProcess:
     """The command, run as its users run it."""
     arguments = [str(checkpoint), str(checkpoint.parent / "new" / "serving")]
-    command = [sys.executable, "-m", "modeling_albef_amc.export_albef", *arguments]
+    command = [sys.executable, "-m", "modeling_albef_amc.tools.export_albef", *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
 
 

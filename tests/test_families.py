@@ -12,11 +12,12 @@ from transformers.models.clip import modeling_clip
 from transformers.models.siglip import modeling_siglip
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, explain_function, gradcam, groundable
-from modeling_albef_amc.batch_losses import following_images, known_matches, matching_loss, other_image
-from modeling_albef_amc.explained_attention import eager_attention_forward
-from modeling_albef_amc.families import FAMILIES as KNOWN
-from modeling_albef_amc.families import blip, step_targets
-from modeling_albef_amc.families_dual import contrastive_loss, own_pairs, padded_as_trained, seeded, sigmoid_loss
+from modeling_albef_amc.attention_albef import eager_attention_forward
+from modeling_albef_amc.families.dual import contrastive_loss, own_pairs, padded_as_trained, seeded, sigmoid_loss
+from modeling_albef_amc.families.fusion import blip
+from modeling_albef_amc.families.objectives import following_images, known_matches, matching_loss, other_image
+from modeling_albef_amc.families.registry import FAMILIES as KNOWN
+from modeling_albef_amc.families.training import step_targets
 from tests.conftest import tiny_batch, tiny_blip, tiny_config
 from tests.tiny_families import TINY
 from tests.trainer_helpers import relative_difference

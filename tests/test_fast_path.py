@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, explained_attention
+from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, attention_albef
 from modeling_albef_amc import modeling_albef as module
-from modeling_albef_amc.families import albef
+from modeling_albef_amc.attention_albef import group_by_image
+from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.gradcam import gradcam
-from modeling_albef_amc.image_groups import group_by_image
 
 FUSION, EXPLAINED, LAYERS = 2, 3, 5
 
@@ -63,7 +63,7 @@ def named(model: torch.nn.Module) -> torch.nn.Module:
 def test_dropout_of_a_cpu_keeps_the_mean_and_drops_the_given_part(p):
     torch.manual_seed(0)
     states = torch.ones(1001, 999, requires_grad=True)
-    dropped = explained_attention.dropped(states, p, training=True)
+    dropped = attention_albef.dropped(states, p, training=True)
     assert dropped.eq(0).float().mean().item() == pytest.approx(p, abs=2e-3)
     assert dropped.mean().item() == pytest.approx(float(p < 1), abs=5e-3)
     assert len(dropped.unique()) == (1 if p == 1 else 2)
@@ -73,7 +73,7 @@ def test_dropout_of_a_cpu_keeps_the_mean_and_drops_the_given_part(p):
         assert torch.corrcoef(kept.T).fill_diagonal_(0).abs().max() < 0.01
     dropped.sum().backward()
     assert torch.equal(states.grad, dropped)
-    assert explained_attention.dropped(states, p, training=False) is states
+    assert attention_albef.dropped(states, p, training=False) is states
 
 
 def cross(calls, layer: int) -> list[tuple[str, int]]:

@@ -21,15 +21,15 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import dataset_scripts.sources
-import modeling_albef_amc.photos
+import modeling_albef_amc.images
 from dataset_scripts.features import encode_png
 from dataset_scripts.segmentations import segmentation_to_mask
 from dataset_scripts.sources import SourceBuilder
 from dataset_scripts.visual_genome import read_ids
 from modeling_albef_amc import AlbefModel, AutoGrounder
-from modeling_albef_amc.albef_checkpoint_files import load_folder, load_original
-from modeling_albef_amc.albef_checkpoint_layout import ConversionError
-from modeling_albef_amc.photos import open_photo
+from modeling_albef_amc.images import open_image
+from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_original
+from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
 from tests.fuzz import readers, seeds
 from tests.fuzz.readers import built
 from tests.tiny_data import tiny_albef, tiny_processor
@@ -166,7 +166,7 @@ def test_names_that_no_file_has(make, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "read", [lambda path: open_photo(path), lambda path: open_image({"bytes": None, "path": path})]
+    "read", [lambda path: open_image(path), lambda path: open_image({"bytes": None, "path": path})]
 )
 @pytest.mark.parametrize("kind", ["link to itself", "folder", "pipe"])
 def test_training_and_the_pipeline_wait_for_no_pipe(read, kind, tmp_path):
@@ -228,7 +228,7 @@ print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 10
 def reads(path: Path) -> list[str]:
     """What training, the pipeline and a builder say to a file."""
     answers = []
-    for read in (lambda: open_image({"bytes": path.read_bytes(), "path": None}), lambda: open_photo(str(path))):
+    for read in (lambda: open_image({"bytes": path.read_bytes(), "path": None}), lambda: open_image(str(path))):
         try:
             answers.append(f"opened as {read()}")
         except ValueError as error:
@@ -276,9 +276,9 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
 
 def test_the_kinds_of_pictures_are_written_alike():
     """The builders import nothing of the model's side, so that the list stands there twice."""
-    assert dataset_scripts.sources.PHOTO_FORMATS == modeling_albef_amc.photos.FORMATS
-    assert dataset_scripts.sources.MAX_PIXELS == modeling_albef_amc.photos.MAX_PIXELS
-    assert dataset_scripts.sources.UNREADABLE == modeling_albef_amc.photos.UNREADABLE
+    assert dataset_scripts.sources.PHOTO_FORMATS == modeling_albef_amc.images.FORMATS
+    assert dataset_scripts.sources.MAX_PIXELS == modeling_albef_amc.images.MAX_PIXELS
+    assert dataset_scripts.sources.UNREADABLE == modeling_albef_amc.images.UNREADABLE
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import AutoModel
 import evaluate_grounding
 import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
-from modeling_albef_amc.auto_grounder import base_of, load_model
+from modeling_albef_amc.families.auto import base_of, load_model
 from tests.conftest import tiny_blip
 from tests.test_families import check_by_finite_differences
 from tests.test_train_script import RUN, write_yaml

@@ -62,7 +62,7 @@ from transformers import AutoModel, AutoProcessor
 AutoModel.from_pretrained("model"), AutoProcessor.from_pretrained("model")
 """,
     "command line": """
-from modeling_albef_amc.command_line import main
+from modeling_albef_amc.tools.command_line import main
 assert main(["ground", "photo.png", "red square", "--model", "model", "--device", "cpu"]) == 0
 """,
     "space": """

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, normalize_heatmaps
-from modeling_albef_amc.convert_albef_checkpoint import convert_state_dict, rename
+from modeling_albef_amc.tools.albef_checkpoint_layout import convert_state_dict, rename
 from trainer.amc_loss import attention_mask_consistency_loss
 
 pytestmark = pytest.mark.shared

@@ -17,8 +17,8 @@ from transformers import BertConfig, BertModel, BlipImageProcessorPil, BlipProce
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_albef_amc import AlbefForPreTraining, PhraseAttention, VisualGroundingPipeline
-from modeling_albef_amc.families import FAMILIES as KNOWN
-from modeling_albef_amc.photos import open_photo
+from modeling_albef_amc.families.registry import FAMILIES as KNOWN
+from modeling_albef_amc.images import open_image
 from tests.conftest import tiny_blip
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.tiny_families import TINY, tiny_family_processor
@@ -216,10 +216,10 @@ def test_photos_of_all_kinds(ground, tmp_path):
 
 def test_gray_and_transparent_photos():
     gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    assert (np.asarray(open_photo(gray)) == gray[..., None]).all()
-    assert (np.asarray(open_photo(gray[..., None] > 31))[4:] == 255).all()
-    assert (np.asarray(open_photo(gray.astype(np.uint16) * 257)) == gray[..., None]).all()
-    assert open_photo(Image.new("RGBA", (2, 2), (9, 9, 9, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert (np.asarray(open_image(gray)) == gray[..., None]).all()
+    assert (np.asarray(open_image(gray[..., None] > 31))[4:] == 255).all()
+    assert (np.asarray(open_image(gray.astype(np.uint16) * 257)) == gray[..., None]).all()
+    assert open_image(Image.new("RGBA", (2, 2), (9, 9, 9, 0))).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -383,7 +383,14 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     assert not (tmp_path / "home" / "hub").exists() or not list((tmp_path / "home" / "hub").glob("models--*"))
 
     picture().save(tmp_path / "photo.png")
-    command = ["-m", "modeling_albef_amc.command_line", "ground", tmp_path / "photo.png", "red square", "--json=-"]
+    command = [
+        "-m",
+        "modeling_albef_amc.tools.command_line",
+        "ground",
+        tmp_path / "photo.png",
+        "red square",
+        "--json=-",
+    ]
     command += ["--model", "org/private", "--revision", first, "--device", "cpu"]
     answer = json.loads(run([*command, "--token", READ_TOKEN], tmp_path, without_token).stdout)["answers"][0]
     expected = AutoGrounder.from_pretrained(str(tmp_path / "first"), device="cpu").ground(picture(), "red square")[0]

@@ -15,8 +15,8 @@ import ground_dataset
 import sweep_layers
 import train
 from modeling_albef_amc import AutoGrounder, export_albef
-from modeling_albef_amc.auto_grounder import load_model, load_processor
-from modeling_albef_amc.command_line import main as albef_amc
+from modeling_albef_amc.families.auto import load_model, load_processor
+from modeling_albef_amc.tools.command_line import main as albef_amc
 from tests.test_architecture import MODULES, ROOT
 from tests.tiny_data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
 from trainer import lora

@@ -10,7 +10,8 @@ from transformers import pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_albef_amc import AutoGrounder, AutoModelForVisualGrounding
-from modeling_albef_amc.families import explain_function, groundable
+from modeling_albef_amc.families.registry import explain_function
+from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.tiny_families import TINY, tiny_family_processor

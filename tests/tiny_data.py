@@ -8,7 +8,7 @@ from PIL import Image
 
 from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
-from modeling_albef_amc.auto_grounder import load_model
+from modeling_albef_amc.families.auto import load_model
 from tests.conftest import tiny_config
 from trainer.lora import add_adapters
 

@@ -27,15 +27,9 @@ from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
-from modeling_albef_amc.families import (
-    FAMILIES,
-    Explain,
-    explain_function,
-    groundable,
-    has_own_objectives,
-    step_targets,
-    with_own_forward,
-)
+from modeling_albef_amc.families.family import Explain
+from modeling_albef_amc.families.registry import FAMILIES, explain_function
+from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets, with_own_forward
 from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
@@ -75,7 +69,7 @@ class AmcTrainer(PublishingTrainer):
     """transformers' Trainer whose loss is the model's own objectives plus Attention Mask Consistency.
 
     Args:
-        model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families.py`). Out of
+        model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families/registry.py`). Out of
             peft's wrapper, which it may come in, it is trained and saved as if its adapters came by `add_adapter`.
         model_init: makes a new one for every training, as `hyperparameter_search` needs it, instead of `model`.
         explain: how to explain a model of an unknown family.

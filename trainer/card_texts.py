@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from modeling_albef_amc.families import FAMILIES as KNOWN_FAMILIES
+from modeling_albef_amc.families.registry import FAMILIES as KNOWN_FAMILIES
 
 PROTOCOL = (
     "hits / phrases, over the phrases that have boxes. A hit: the first maximum, in row order, of the heatmap, "

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import is_peft_available
 
-from modeling_albef_amc.auto_grounder import add_hub_arguments, base_of, hub_options, load_model
-from modeling_albef_amc.checkpoint_checks import check_safetensors
+from modeling_albef_amc.families.auto import add_hub_arguments, base_of, hub_options, load_model
+from modeling_albef_amc.families.checkpoint_checks import check_safetensors
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 
-from modeling_albef_amc.photos import open_file
+from modeling_albef_amc.images import open_file
 
 # What of a record may hold its region.
 REGIONS = "boxes", "polygons", "masks", "scribbles"

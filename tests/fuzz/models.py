@@ -20,8 +20,12 @@ from transformers import BertTokenizer
 from dataset_scripts.albef_json import AlbefJson
 from dataset_scripts.sources import Unusable
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor
-from modeling_albef_amc.albef_checkpoint_files import load_folder, load_original
-from modeling_albef_amc.albef_checkpoint_layout import (
+from modeling_albef_amc.images import open_image
+from modeling_albef_amc.pipeline import as_record
+from modeling_albef_amc.processing_albef import tokenize_captions
+from modeling_albef_amc.tokenization_albef import clean_text
+from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_original
+from modeling_albef_amc.tools.albef_checkpoint_layout import (
     ConversionError,
     check_copy,
     infer_config,
@@ -29,10 +33,7 @@ from modeling_albef_amc.albef_checkpoint_layout import (
     rename,
     sort_out,
 )
-from modeling_albef_amc.convert_albef_checkpoint import check_weights, empty_model
-from modeling_albef_amc.photos import as_record, open_photo
-from modeling_albef_amc.processing_albef import tokenize_captions
-from modeling_albef_amc.tokenization_albef import clean_text
+from modeling_albef_amc.tools.convert_albef_checkpoint import check_weights, empty_model
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 from trainer.blocks import open_blocks
 from trainer.data_collator import read_rgb
@@ -212,7 +213,7 @@ def image(folder: Path) -> Run:
             if picture.mode != "RGB":
                 raise Fault(f"a picture of mode {picture.mode}")
         with suppress(ValueError):
-            open_photo(str(photos / "a.png"))
+            open_image(str(photos / "a.png"))
         with suppress(Unusable):
             _, size = builder.photo_and_size("a.png")
             if size != open_image({"bytes": content}).size:

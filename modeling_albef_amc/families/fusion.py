@@ -6,29 +6,26 @@ LXMERT is not among them: it sees the regions of a detector, and no grid of patc
 from typing import Literal
 
 import torch
+import transformers
 from torch.nn import functional as F
-from transformers import (
-    Blip2ForImageTextRetrieval,
-    BlipForImageTextRetrieval,
-    BridgeTowerForImageAndTextRetrieval,
-    ViltForImageAndTextRetrieval,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .gradcam import (
-    PhraseAttention,
+from ..gradcam import PhraseAttention, resolve_image_index
+from .family import AdaptedModules, Family, Size, layers_of_text
+from .hooks import (
     check_padded_right,
     chosen_layer,
     family_function,
     graph_from,
     record_attention,
-    resolve_image_index,
     without_dropout,
 )
+from .relevance import blip_modules, vilt_modules
 
 
 @family_function
 def blip(
-    model: BlipForImageTextRetrieval,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -36,6 +33,7 @@ def blip(
     create_graph: bool = False,
     layer: int | None = None,
     explanation: Literal["itm"] = "itm",
+    image_embeds: torch.Tensor | None = None,
 ) -> PhraseAttention:
     """BLIP with its matching head: the match logit, by the cross-attention of text layer `layer`.
 
@@ -47,7 +45,7 @@ def blip(
     layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
     image_index = resolve_image_index(pixel_values, input_ids, image_index)
     with graph_from(layers[layer], create_graph), record_attention(layers[layer].crossattention.self) as recorded:
-        image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        image_embeds = encode_images(model, pixel_values) if image_embeds is None else image_embeds
         image_embeds = image_embeds if image_index is None else image_embeds[image_index]
         states = model.text_encoder(
             input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=image_embeds
@@ -59,7 +57,7 @@ def blip(
 
 @family_function
 def blip_2(
-    model: Blip2ForImageTextRetrieval,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -67,6 +65,7 @@ def blip_2(
     create_graph: bool = False,
     layer: int | None = None,
     explanation: Literal["itm"] = "itm",
+    image_embeds: torch.Tensor | None = None,
 ) -> PhraseAttention:
     """BLIP-2 with its matching head: the match logit, by the cross-attention of Q-Former layer `layer`.
 
@@ -74,10 +73,10 @@ def blip_2(
     default layer is two thirds up those that look at the image, which every other layer does.
     """
     check_explanation(explanation)
-    layers, looking = model.qformer.encoder.layer, looking_layers(model)
-    layer = looking[2 * len(looking) // 3] if layer is None else layer
-    if layer not in looking:
-        raise ValueError(f"layer {layer} does not look at the image: choose one of {', '.join(map(str, looking))}.")
+    layers, crossing = model.qformer.encoder.layer, cross_attention_layers(model)
+    layer = crossing[2 * len(crossing) // 3] if layer is None else layer
+    if layer not in crossing:
+        raise ValueError(f"layer {layer} does not look at the image: choose one of {', '.join(map(str, crossing))}.")
     image_index = resolve_image_index(pixel_values, input_ids, image_index)
     attention = layers[layer].crossattention.attention
     mask = token_mask(input_ids, attention_mask)
@@ -86,7 +85,7 @@ def blip_2(
         without_dropout(attention),
         record_attention(attention) as recorded,
     ):
-        image_embeds = model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        image_embeds = encode_images(model, pixel_values) if image_embeds is None else image_embeds
         image_embeds = image_embeds if image_index is None else image_embeds[image_index]
         queries = model.query_tokens.expand(len(input_ids), -1, -1)
         query_mask = mask.new_ones(queries.shape[:2])
@@ -101,14 +100,19 @@ def blip_2(
         return matched(itm_logits, recorded[0], query_mask, slice(1, None), grid)
 
 
-def looking_layers(model: Blip2ForImageTextRetrieval) -> list[int]:
+def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(num_images, 1 + num_patches, hidden_size)"""
+    return model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+
+
+def cross_attention_layers(model: PreTrainedModel) -> list[int]:
     """Those of the Q-Former that look at the image."""
     return [index for index, block in enumerate(model.qformer.encoder.layer) if block.has_cross_attention]
 
 
 @family_function
 def vilt(
-    model: ViltForImageAndTextRetrieval,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -171,7 +175,7 @@ def patches_in_order(embeddings: torch.nn.Module, pixel_values: torch.Tensor) ->
 
 @family_function
 def bridgetower(
-    model: BridgeTowerForImageAndTextRetrieval,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -206,7 +210,7 @@ def bridgetower(
         return matched(itm_logits, recorded[0], mask, slice(1, None), grid)
 
 
-def bridgetower_layers(model: BridgeTowerForImageAndTextRetrieval) -> range:
+def bridgetower_layers(model: PreTrainedModel) -> range:
     return range(len(model.bridgetower.cross_modal_text_layers))
 
 
@@ -235,3 +239,93 @@ def token_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> 
 
 def patch_grid(patch_size: int, pixel_values: torch.Tensor) -> tuple[int, int]:
     return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
+
+
+def small_blip(size: Size, **options) -> PreTrainedConfig:
+    text = size.text | dict(sep_token_id=size.eos, encoder_hidden_size=size.width)
+    return transformers.BlipConfig(
+        vision_config=size.encoder | size.images, text_config=text | options, image_text_hidden_size=size.width
+    )
+
+
+def small_blip_2(size: Size, **options) -> PreTrainedConfig:
+    qformer = {name: value for name, value in size.text.items() if not name.startswith(("bos", "eos"))}
+    qformer |= dict(encoder_hidden_size=size.width, cross_attention_frequency=2, use_qformer_text_input=True)
+    # A language model comes with the configuration; there is none in the model.
+    unused = dict(model_type="opt", hidden_size=8, num_hidden_layers=1, num_attention_heads=1, ffn_dim=8, vocab_size=10)
+    return transformers.Blip2Config(
+        vision_config=size.encoder | size.images,
+        qformer_config=qformer | options,
+        text_config=unused | dict(word_embed_proj_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+        num_query_tokens=4,
+        image_text_hidden_size=size.width,
+        image_token_index=None,
+    )
+
+
+def small_vilt(size: Size, **options) -> PreTrainedConfig:
+    return transformers.ViltConfig(**size.images | size.text | options, max_image_length=-1)
+
+
+def small_bridgetower(size: Size, **options) -> PreTrainedConfig:
+    text = size.text | options
+    text["max_position_embeddings"] += size.pad + 1  # its positions begin behind the padding's
+    # Heads of its image encoder are 64 wide.
+    vision = dict(hidden_size=max(64, size.width), num_hidden_layers=size.layers, **size.images)
+    return transformers.BridgeTowerConfig(
+        text_config=text,
+        vision_config=vision,
+        hidden_size=size.width,
+        num_hidden_layers=size.layers - 1,
+        num_attention_heads=size.heads,
+    )
+
+
+BERT_ATTENTION = r"(cross)?attention\.((self|attention)\.(query|key|value)|output\.dense)"
+JOINT_ATTENTION = r"vision_model\.encoder\.layers\.\d+\.self_attn\.(qkv|projection)"
+
+BLIP = Family(
+    title="BLIP",
+    explain=blip,
+    model_class="BlipForImageTextRetrieval",
+    processor_class="BlipProcessor",
+    adapted=AdaptedModules(rf"{JOINT_ATTENTION}|text_encoder\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
+    layers=layers_of_text,
+    modules=blip_modules,
+    encode_images=encode_images,
+    small_config=small_blip,
+)
+BLIP_2 = Family(
+    title="BLIP-2",
+    explain=blip_2,
+    model_class="Blip2ForImageTextRetrieval",
+    processor_class="Blip2Processor",
+    adapted=AdaptedModules(rf"{JOINT_ATTENTION}|qformer\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
+    has_token_maps=False,
+    layers=cross_attention_layers,
+    encode_images=encode_images,
+    small_config=small_blip_2,
+)
+VILT = Family(
+    title="ViLT",
+    explain=vilt,
+    model_class="ViltForImageAndTextRetrieval",
+    processor_class="ViltProcessor",
+    adapted=AdaptedModules(rf"encoder\.layer\.\d+\.{BERT_ATTENTION}", ("rank_output",)),
+    modules=vilt_modules,
+    small_config=small_vilt,
+)
+BRIDGETOWER = Family(
+    title="BridgeTower",
+    explain=bridgetower,
+    model_class="BridgeTowerForImageAndTextRetrieval",
+    processor_class="BridgeTowerProcessor",
+    # The attention of its image encoder is torch's, which never calls the layers that it consists of: the MLPs instead.
+    adapted=AdaptedModules(
+        rf"(text_model\.encoder\.layer|cross_modal_(text|image)_layers)\.\d+\.{BERT_ATTENTION}"
+        r"|vision_model\.visual\.transformer\.resblocks\.\d+\.mlp\.c_(fc|proj)",
+        ("itm_score",),
+    ),
+    layers=bridgetower_layers,
+    small_config=small_bridgetower,
+)

@@ -1,13 +1,13 @@
-"""What the processors of all families must do for grounding: show the model the whole photo."""
+"""What the processors of all families must do for grounding: show the model the whole image."""
 
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.models.clip import CLIPImageProcessorPil
 
 
-def whole_photos(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
-    """Sets a processor to resize photos to a square, all of them and nothing but them; it is changed in place.
+def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
+    """Sets a processor to resize images to a square, all of them and nothing but them; it is changed in place.
 
-    CLIP and its like cut out the middle of a photo; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps
+    CLIP and its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps
     would lie beside what they show.
 
     Args:
@@ -25,9 +25,3 @@ def whole_photos(processor: ProcessorMixin, config: PreTrainedConfig, image_size
         # BridgeTower's processor asks for a cut in any case: one of all that there is.
         images.do_center_crop, images.crop_size = False, size
     return processor
-
-
-def max_tokens(config: PreTrainedConfig) -> int:
-    """Places for word pieces that a model has."""
-    text = getattr(config, "qformer_config", None) or config.get_text_config()
-    return text.max_position_embeddings

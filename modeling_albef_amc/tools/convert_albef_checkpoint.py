@@ -1,7 +1,7 @@
 """Original ALBEF and AMC checkpoints to folders of `save_pretrained`, and back.
 
-python -m modeling_albef_amc.convert_albef_checkpoint ALBEF.pth albef --image-size 384
-python -m modeling_albef_amc.convert_albef_checkpoint --to-original albef ALBEF.pth
+python -m modeling_albef_amc.tools.convert_albef_checkpoint ALBEF.pth albef --image-size 384
+python -m modeling_albef_amc.tools.convert_albef_checkpoint --to-original albef ALBEF.pth
 """
 
 import argparse
@@ -15,6 +15,11 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertTokenizer
 
+from ..configuration_albef import AlbefConfig
+from ..image_processing_pil_albef import AlbefImageProcessorPil
+from ..modeling_albef import AlbefModel, AlbefVisionEmbeddings
+from ..modeling_albef_pretraining import AlbefForPreTraining
+from ..processing_albef import AlbefProcessor
 from .albef_checkpoint_files import appearing, check_output, load_folder, load_original, weight_files
 from .albef_checkpoint_layout import (
     LAYOUTS,
@@ -29,11 +34,6 @@ from .albef_checkpoint_layout import (
     rename,
     sort_out,
 )
-from .configuration_albef import AlbefConfig
-from .image_processing_pil_albef import AlbefImageProcessorPil
-from .modeling_albef import AlbefModel, AlbefVisionEmbeddings
-from .modeling_albef_pretraining import AlbefForPreTraining
-from .processing_albef import AlbefProcessor
 
 # What either side may lack, each part as a whole: its names here, and what becomes of it.
 OPTIONAL = {
@@ -361,7 +361,7 @@ def next_lines(output: Path) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m modeling_albef_amc.convert_albef_checkpoint",
+        prog="python -m modeling_albef_amc.tools.convert_albef_checkpoint",
         description="Original ALBEF and AMC checkpoints to folders for transformers, and back.",
     )
     parser.add_argument(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 
-from .configuration_albef import AlbefConfig
+from ..configuration_albef import AlbefConfig
 
 Weights = dict[str, torch.Tensor]
 

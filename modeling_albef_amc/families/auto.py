@@ -1,7 +1,7 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
+from ..pipeline import PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import check_files, read_object
-from .families import FAMILIES, Explain, Family, explain_function, explainable
-from .family_processors import whole_photos
-from .photos import Phrases
-from .pipeline import VisualGroundingPipeline
+from .family import Explain, Family
+from .processors import whole_images
+from .registry import FAMILIES, METHODS, explain_function, explainable
 
 
-class AutoGrounder:
-    """A model of any family that says whether phrases fit photos, and where in them they are.
+class AutoGrounder(PhraseGrounder):
+    """A `PhraseGrounder` of any family of `FAMILIES`.
 
         >>> grounder = AutoGrounder.from_pretrained("Salesforce/blip-itm-base-coco")
         >>> grounder.score("photo.jpg", ["a black cat", "a dog"])
@@ -28,9 +28,10 @@ class AutoGrounder:
 
     Args:
         model: of a known family, or of any other if `explain` is given.
-        processor: its processor; it is set to show the model whole photos, see `whole_photos`.
-        explain: a function to use instead of the family's, see `families.py`.
-        device: as of `torch.device`; default: an accelerator if there is one.
+        processor: its processor; it is set to show the model whole images, see `whole_images`.
+        explain: a function to use instead of the family's, see `Family.explain`.
+        device: as of `torch.device`; default: the model's.
+        max_encodings: of `PhraseGrounder`.
     """
 
     def __init__(
@@ -39,11 +40,14 @@ class AutoGrounder:
         processor: ProcessorMixin,
         explain: Explain | None = None,
         device: str | torch.device | None = None,
+        max_encodings: int = 0,
     ):
-        self.explain = explain or explain_function(model)
-        self.pipeline = VisualGroundingPipeline(
-            model, processor, task="visual-grounding", explain=explain, device=device
-        )
+        family = FAMILIES.get(model.config.model_type)
+        encode_images = family.encode_images if family is not None and explain is None else None
+        if family is not None:
+            processor = whole_images(processor, model.config)
+        model = explainable(model if device is None else model.to(device))
+        super().__init__(model, processor, explain or explain_function(model), encode_images, max_encodings)
 
     @classmethod
     def from_pretrained(
@@ -58,8 +62,8 @@ class AutoGrounder:
         """
         Args:
             path: folder or Hub id of a checkpoint that transformers, or this project, has saved.
-            image_size: side in pixels that photos are resized to; default: as the model was trained.
-            explain, device: see the class.
+            image_size: side in pixels that images are resized to; default: as the model was trained.
+            explain: see the class. device: default: an accelerator if there is one.
             options: of `from_pretrained`: `revision`, `token`, `cache_dir` and the like, of the model and its processor
                 alike; and of the model's alone, such as `dtype` or `attn_implementation`.
 
@@ -67,33 +71,20 @@ class AutoGrounder:
             ValueError: the family is unknown, or the checkpoint has no weights for a score of image and text.
         """
         model = load_model(path, **options)
-        return cls(model, load_processor(path, model, image_size, **hub_options(options)), explain, device)
+        processor = load_processor(path, model, image_size, **hub_options(options))
+        return cls(model, processor, explain, device or torch.accelerator.current_accelerator() or "cpu")
 
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.pipeline.model
-
-    @property
-    def processor(self) -> ProcessorMixin:
-        return self.pipeline.processor
-
-    def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
-        """The probability in [0, 1] that each phrase fits its photo; nothing is explained.
-
-        Arguments and errors: as of `ground`. Returns: a number where that has an answer.
-        """
-        answers = self.pipeline(images, phrases, output_points=False, **options)
-        if isinstance(answers, Iterator):
-            return (scores_of(of_photo) for of_photo in answers)
-        return scores_of(answers) if answers and isinstance(answers[0], dict) else [scores_of(each) for each in answers]
-
-    def ground(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
-        """Scores, points, boxes and heatmaps in photo pixels: `VisualGroundingPipeline.__call__`."""
-        return self.pipeline(images, phrases, **options)
+    def method_functions(self, method: str) -> tuple[Explain, Callable[..., torch.Tensor]]:
+        """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
+        if method == "relevance":
+            return explain_function(self.model, method), METHODS[method]
+        return super().method_functions(method)
 
 
-def scores_of(answers: list[dict[str, Any]]) -> list[float]:
-    return [answer["score"] for answer in answers]
+class AutoGroundingPipeline(VisualGroundingPipeline):
+    """`VisualGroundingPipeline` of any family of `FAMILIES`."""
+
+    grounder_class = AutoGrounder
 
 
 def known_family(model_type: str | None, path: str) -> Family:
@@ -107,7 +98,7 @@ def known_family(model_type: str | None, path: str) -> Family:
         raise ValueError(
             f"{path} is a checkpoint of type {model_type!r}, which cannot be explained here; known are "
             f"{', '.join(FAMILIES)}. Choose another one, or write its family's function and pass it on: "
-            "AutoGrounder(model, processor, explain=function), see modeling_albef_amc/families.py."
+            "AutoGrounder(model, processor, explain=function), see docs/families.md."
         )
     return FAMILIES[model_type]
 
@@ -170,21 +161,20 @@ def load_model(
     config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
     family = known_family(config.get("model_type"), path)
     # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
-    if attn_implementation is None and config["model_type"] != "albef":
-        attn_implementation = "eager"
     options = {name: value for name, value in options.items() if name not in hub} | base_hub
-    options |= {"attn_implementation": attn_implementation}
-    model_class = family.training_class if training and family.training_class is not None else family.model_class
+    options |= {"attn_implementation": attn_implementation or family.attn_implementation}
+    is_training = training and family.training_class is not None
+    model_class = family.load(family.training_class if is_training else family.model_class)
     try:
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
     except StrictDataclassError as error:
         raise ValueError(f"{path}: its config.json is no configuration of the model: {error}") from error
-    if loading["missing_keys"] and model_class is not family.training_class:
+    if loading["missing_keys"] and not is_training:
         architectures = config.get("architectures")
         architecture = architectures[0] if isinstance(architectures, list) and architectures else "no architecture"
         raise ValueError(
             f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
-            f"no score of image and text to explain. Choose one of {family.model_class.__name__}."
+            f"no score of image and text to explain. Choose one of {family.model_class}."
         )
     if base != path:
         model.load_adapter(path, adapter_kwargs=hub)
@@ -192,7 +182,7 @@ def load_model(
 
 
 def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None, **hub: Any) -> ProcessorMixin:
-    """The processor of a checkpoint, set to show the model whole photos.
+    """The processor of a checkpoint, set to show the model whole images.
 
     Args:
         hub: `hub_options`.
@@ -202,4 +192,4 @@ def load_processor(path: str, model: PreTrainedModel, image_size: int | None = N
     """
     check_files(Path(path, hub.get("subfolder", "")))
     processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
-    return whole_photos(processor, model.config, image_size)
+    return whole_images(processor, model.config, image_size)

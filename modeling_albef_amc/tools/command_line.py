@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 
 from modeling_albef_amc import __version__
 
-from .auto_grounder import AutoGrounder, add_hub_arguments, hub_options
-from .families import METHODS
-from .photos import open_photo
-from .pictures import panel, sheet
-from .pipeline import VisualGroundingPipeline
+from ..families.auto import AutoGrounder, add_hub_arguments, hub_options
+from ..families.registry import METHODS
+from ..images import open_photo
+from ..pipeline import VisualGroundingPipeline
+from ..visualization import panel, sheet
 
 
 class UserError(Exception):

@@ -10,27 +10,30 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import transformers
 from torch import distributed, nn
 from torch.nn import functional as F
-from transformers import AltCLIPModel, ChineseCLIPModel, CLIPModel, PreTrainedModel, SiglipModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .batch_losses import fits
-from .gradcam import (
-    PhraseAttention,
+from ..gradcam import PhraseAttention, resolve_image_index
+from ..modeling_albef_pretraining import gather_rows, text_fingerprints
+from .family import AdaptedModules, Family, Size, layers_of_images
+from .fusion import BERT_ATTENTION
+from .hooks import (
     check_padded_right,
     chosen_layer,
     family_function,
     graph_from,
     record_attention,
-    resolve_image_index,
     without_dropout,
 )
-from .modeling_albef_pretraining import gather_rows, text_fingerprints
+from .objectives import fits
+from .relevance import clip_modules
 
 
 @family_function
 def clip(
-    model: CLIPModel | AltCLIPModel | ChineseCLIPModel,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -71,7 +74,7 @@ def clip(
 
 @family_function
 def siglip(
-    model: SiglipModel,
+    model: PreTrainedModel,
     pixel_values: torch.Tensor,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -113,7 +116,7 @@ def siglip(
     return PhraseAttention(score, recorded[0], rows, slice(None), patch_grid(model, pixel_values), probability, score)
 
 
-def siglip_layers(model: SiglipModel) -> range:
+def siglip_layers(model: PreTrainedModel) -> range:
     """Those of the image encoder, and the pooling head behind them."""
     return range(model.config.vision_config.num_hidden_layers + model.vision_model.use_head)
 
@@ -170,7 +173,9 @@ def check_end(input_ids: torch.Tensor, end: int) -> None:
         raise ValueError(f"A phrase has no end token (id {end}), which CLIP reads: tokenize it with CLIP's tokenizer.")
 
 
-def padded_as_trained(model: SiglipModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def padded_as_trained(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
     """SigLIP reads the last place, and has learned to without a mask, from phrases padded to its full length."""
     config, length = model.config.text_config, input_ids.shape[1]
     most = config.max_position_embeddings
@@ -310,7 +315,7 @@ def mean_of_part(losses: torch.Tensor, pairs: StepPairs, num_own: int) -> torch.
 
 
 def contrastive_loss(
-    model: CLIPModel | AltCLIPModel | ChineseCLIPModel,
+    model: PreTrainedModel,
     explain: Callable[..., PhraseAttention],
     true_pairs: PhraseAttention,
     *batch: torch.Tensor | None,
@@ -330,7 +335,7 @@ def contrastive_loss(
 
 
 def sigmoid_loss(
-    model: SiglipModel,
+    model: PreTrainedModel,
     explain: Callable[..., PhraseAttention],
     true_pairs: PhraseAttention,
     *batch: torch.Tensor | None,
@@ -348,3 +353,76 @@ def ignored_pairs(pairs: StepPairs) -> torch.Tensor:
     """(num_step_pairs, num_step_pairs) of bool: not the phrase's own pair, but known to fit."""
     known = fits(pairs.image_ids, pairs.text_ids)
     return known & ~torch.eye(len(known), dtype=torch.bool, device=known.device)
+
+
+def small_clip(size: Size, **options) -> PreTrainedConfig:
+    text = {name: value for name, value in size.text.items() if "dropout" not in name}
+    return transformers.CLIPConfig(
+        text_config=text, vision_config=size.encoder | size.images | options, projection_dim=size.width
+    )
+
+
+def small_altclip(size: Size, **options) -> PreTrainedConfig:
+    text = size.text | dict(project_dim=size.width)
+    text["max_position_embeddings"] += size.pad + 1
+    return transformers.AltCLIPConfig(
+        text_config=text, vision_config=size.encoder | size.images | options, projection_dim=size.width
+    )
+
+
+def small_chinese_clip(size: Size, **options) -> PreTrainedConfig:
+    return transformers.ChineseCLIPConfig(
+        text_config=size.text, vision_config=size.encoder | size.images | options, projection_dim=size.width
+    )
+
+
+def small_siglip(size: Size, **options) -> PreTrainedConfig:
+    text = {name: value for name, value in size.text.items() if "dropout" not in name}
+    return transformers.SiglipConfig(
+        text_config=text | dict(projection_size=size.width), vision_config=size.encoder | size.images | options
+    )
+
+
+CLIP_ATTENTION = r"self_attn\.([qkv]|out)_proj"
+CLIP_ENCODERS = rf"(vision|text)_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
+CLIP_VISION = rf"vision_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
+
+CLIP = Family(
+    title="CLIP",
+    explain=clip,
+    model_class="CLIPModel",
+    processor_class="CLIPProcessor",
+    adapted=AdaptedModules(CLIP_ENCODERS),
+    loss=contrastive_loss,
+    has_token_maps=False,
+    layers=layers_of_images,
+    modules=clip_modules,
+    small_config=small_clip,
+)
+ALTCLIP = replace(
+    CLIP,
+    title="AltCLIP",
+    model_class="AltCLIPModel",
+    processor_class="AltCLIPProcessor",
+    adapted=AdaptedModules(rf"{CLIP_VISION}|text_model\.roberta\.encoder\.layers\.\d+\.{BERT_ATTENTION}"),
+    small_config=small_altclip,
+)
+CHINESE_CLIP = replace(
+    CLIP,
+    title="ChineseCLIP",
+    model_class="ChineseCLIPModel",
+    processor_class="ChineseCLIPProcessor",
+    adapted=AdaptedModules(rf"{CLIP_VISION}|text_model\.encoder\.layer\.\d+\.{BERT_ATTENTION}"),
+    small_config=small_chinese_clip,
+)
+SIGLIP = Family(
+    title="SigLIP",
+    explain=siglip,
+    model_class="SiglipModel",
+    processor_class="SiglipProcessor",
+    adapted=AdaptedModules(CLIP_ENCODERS),
+    loss=sigmoid_loss,
+    has_token_maps=False,
+    layers=siglip_layers,
+    small_config=small_siglip,
+)

@@ -1,6 +1,6 @@
 """ALBEF for serving: two programs that need torch alone, and give heatmaps without autograd.
 
-`python -m modeling_albef_amc.export_albef CHECKPOINT OUT` writes them. `image_encoder.pt2` runs once an image; what it
+`python -m modeling_albef_amc.tools.export_albef CHECKPOINT OUT` writes them. `image_encoder.pt2` runs once an image; what it
 returns goes into `phrase_grounder.pt2`, together with any number of phrases.
 """
 
@@ -20,10 +20,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from transformers import AutoProcessor, PreTrainedConfig
 
-from .auto_grounder import add_hub_arguments, hub_options
-from .explained_attention import additive_mask
-from .gradcam import average_tokens, gradcam
-from .modeling_albef import AlbefModel, match_attention
+from ..attention_albef import additive_mask
+from ..families.auto import add_hub_arguments, hub_options
+from ..gradcam import average_tokens, gradcam
+from ..modeling_albef import AlbefModel, match_attention
 
 # The largest difference allowed between a program and the model: of a heatmap relative to its maximum, else absolute.
 TOLERANCE = 1e-4
@@ -277,7 +277,7 @@ def export_albef(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m modeling_albef_amc.export_albef", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m modeling_albef_amc.tools.export_albef", description=__doc__)
     parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
     parser.add_argument("output", help="a new folder")
     parser.add_argument("--grounding-layer", type=int, help="the explained fusion layer; default: the checkpoint's")

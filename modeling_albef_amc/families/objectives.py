@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .gradcam import PhraseAttention
-from .modeling_albef_pretraining import text_fingerprints
+from ..gradcam import PhraseAttention
+from ..modeling_albef_pretraining import text_fingerprints
 
 NUM_CANDIDATES = 3
 

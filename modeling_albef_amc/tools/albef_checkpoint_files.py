@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..configuration_albef import AlbefConfig
+from ..families.checkpoint_checks import check_safetensors, read_object
 from .albef_checkpoint_layout import ConversionError, Weights, listing
 from .albef_checkpoint_pickle import check_program
-from .checkpoint_checks import check_safetensors, read_object
-from .configuration_albef import AlbefConfig
 
 # What is raised by torch and by those who read beside it, for bytes that make no sense.
 _SENSELESS = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ArithmeticError)

@@ -12,15 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .gradcam import (
-    LayerAttention,
-    PhraseAttention,
-    at_least_float32,
-    attention_gradients,
-    record_attention,
-    resolve_image_index,
-    unwrapped,
-)
+from ..gradcam import LayerAttention, PhraseAttention, at_least_float32, attention_gradients, resolve_image_index
+from .hooks import record_attention, unwrapped
 
 Modules = list[tuple[str, nn.Module]]
 
@@ -49,7 +42,7 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
         images = images.detach().requires_grad_()
         found = modules(model)
         with ExitStack() as stack:
-            stack.enter_context(written_out(model))
+            stack.enter_context(eager_attention(model))
             stack.enter_context(words_with_graph(model))
             recorded = [stack.enter_context(record_attention(module)) for _, module in found]
             explanation = explain(model, images, input_ids, attention_mask, None, True)
@@ -60,7 +53,7 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
 
 
 @contextmanager
-def written_out(model: PreTrainedModel) -> Iterator[None]:
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """All attentions hand out their probabilities in here."""
     before = model.config._attn_implementation
     if before == "eager":

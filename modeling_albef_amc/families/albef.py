@@ -1,0 +1,23 @@
+"""ALBEF, which explains itself."""
+
+from ..pipeline import encode_itself, explain_itself
+from .family import AdaptedModules, Family, layers_of_text
+from .relevance import albef_modules
+
+ALBEF = Family(
+    title="ALBEF",
+    explain=explain_itself,
+    model_class="AlbefModel",
+    processor_class="AlbefProcessor",
+    training_class="AlbefForPreTraining",
+    adapted=AdaptedModules(
+        r"(vision|text)_model\.layers\.\d+\.(self_|cross_)?attention\.(qkv|projection|query|key|value|dense)",
+        ("itm_head",),
+        never=r"momentum_encoder\.|mlm_head\.decoder",
+        moving=r"momentum_encoder\..*|(image|text|image_id|text_id)_queue|queue_pointer",
+    ),
+    layers=lambda model: layers_of_text(model)[model.config.text_config.fusion_layer :],
+    modules=albef_modules,
+    encode_images=encode_itself,
+    attn_implementation=None,
+)

@@ -1,0 +1,152 @@
+"""The forward pass that `AmcTrainer` trains any family by, and what the micro-batches of a step know of each other."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import wraps
+from types import MethodType
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
+from .dual import StepPairs, own_pairs, pairs_of_step
+from .family import Explain
+from .hooks import unwrapped
+from .objectives import absent_loss, matching_loss
+from .registry import FAMILIES, explain_function, explainable
+
+
+@dataclass
+class GroundingOutput(ModelOutput):
+    """Output of a model made trainable by `groundable`.
+
+    - `loss_itm` or, of a dual encoder, `loss_itc`: right pairs of the batch against wrong ones; 0 where all are absent.
+    - `loss_absent`: phrases that are known to fit nothing in their image, where there are some.
+    - `loss`: the sum.
+    - `scores`, `probability` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the phrases and their images.
+    - `step_pairs`: the true pairs, encoded and nothing else, for `pairs_of_step`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_itm: torch.FloatTensor | None = None
+    loss_itc: torch.FloatTensor | None = None
+    loss_absent: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    probability: torch.FloatTensor | None = None
+    heatmaps: torch.FloatTensor | None = None
+    step_pairs: StepPairs | None = None
+
+
+def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTrainedModel:
+    """Gives a model of any family the forward pass that `AmcTrainer` trains by; the model is changed in place.
+
+    `AlbefForPreTraining` has it already. For the others the heatmap has to be computed inside `forward`, which is where
+    distributed wrappers look for the graph. Weights, configuration and saved files stay those of the model.
+
+    Returns: the model; out of peft's wrapper, as if its adapters had come by `model.add_adapter`.
+    """
+    has_adapters, model = hasattr(model, "get_base_model"), explainable(unwrapped(model))
+    if has_adapters:
+        model._hf_peft_config_loaded = True
+    if has_own_objectives(model):
+        model.drop_teacher_adapters()
+        return model
+    explain = with_own_forward(explain or explain_function(model))
+    family = FAMILIES.get(model.config.model_type)
+    loss_function = matching_loss if family is None else family.loss
+
+    @torch.compiler.disable
+    @leaving_inference_mode
+    def forward(
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        is_absent: torch.Tensor | None = None,
+        output_heatmaps: bool = False,
+        step_pairs: StepPairs | None = None,
+        output_pairs: bool = False,
+        **unused,
+    ) -> GroundingOutput:
+        image_index = resolve_image_index(pixel_values, input_ids, image_index)
+        own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
+        if output_pairs:
+            true = torch.ones_like(own_image).bool() if is_absent is None else ~is_absent
+            read = true if true.any() else ~true  # no model encodes no phrase at all
+            batch = (None if rows is None else rows[read] for rows in (input_ids, attention_mask, own_image))
+            pairs = own_pairs(model, pixel_values, *batch, image_ids)
+            return GroundingOutput(step_pairs=pairs.select(true[read]))
+        create_graph = torch.is_grad_enabled()
+        attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
+        with nullcontext() if create_graph else torch.enable_grad():
+            heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
+        losses = {}
+        true_pairs, texts, true_image = attention, (input_ids, attention_mask), own_image
+        if is_absent is not None and is_absent.any():
+            losses["loss_absent"] = absent_loss(attention, own_image, is_absent)
+            *texts, true_image = (None if rows is None else rows[~is_absent] for rows in (*texts, own_image))
+            of_pairs = {name: getattr(attention, name) for name in ("score", "match_logit")}
+            rows = {name: value[~is_absent] for name, value in of_pairs.items() if value is not None}
+            true_pairs = attention._replace(**rows)
+        name = "loss_itm" if loss_function is matching_loss else "loss_itc"
+        if len(true_image):
+            options = {} if step_pairs is None else {"step_pairs": step_pairs}
+            losses[name] = loss_function(
+                model, explain, true_pairs, pixel_values, *texts, true_image, image_ids, **options
+            )
+        else:
+            losses[name] = attention.score.sum() * 0
+        return GroundingOutput(
+            loss=sum(losses.values()),
+            scores=attention.score if create_graph else attention.score.detach(),
+            probability=attention.probability,
+            heatmaps=heatmaps,
+            **losses,
+        )
+
+    model.forward = MethodType(forward, model)
+    return model
+
+
+def with_own_forward(explain: Explain) -> Explain:
+    """`explain`, which may call the model: it finds the forward pass that the model had before `groundable`."""
+
+    @wraps(explain)
+    def explained(model: PreTrainedModel, *args, **kwargs) -> PhraseAttention:
+        replaced = vars(model).pop("forward", None)
+        try:
+            return explain(model, *args, **kwargs)
+        finally:
+            if replaced is not None:
+                model.forward = replaced
+
+    return explained
+
+
+def has_own_objectives(model: PreTrainedModel) -> bool:
+    """Whether it is `AlbefForPreTraining`, be it the class of this package or of a checkpoint's own code."""
+    return hasattr(model, "momentum_step")
+
+
+def step_targets(
+    model: PreTrainedModel, micro_batches: list[dict], wrapped: torch.nn.Module | None = None
+) -> list[dict]:
+    """What the micro-batches of one optimizer step must know of each other: arguments of `forward`, one entry each.
+
+    Of `AlbefForPreTraining`, whose momentum encoders move, their features of all pairs (`momentum_step`); of a dual
+    encoder its own (`pairs_of_step`); nothing of other models. Every process must call this.
+
+    Args:
+        wrapped: the model as it is called in training, by DDP or FSDP.
+    """
+    names = "pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "is_absent"
+    batches = [{name: batch[name] for name in names if name in batch} for batch in micro_batches]
+    if has_own_objectives(model):
+        return [{"momentum_targets": targets} for targets in model.momentum_step(batches)]
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.loss is matching_loss:
+        return [{} for _ in batches]
+    return [{"step_pairs": pairs} for pairs in pairs_of_step(wrapped or model, batches)]

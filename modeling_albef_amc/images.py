@@ -1,0 +1,135 @@
+"""Opens images from wherever they are: paths, URLs, files of a data set, Pillow images, arrays. The only place that does.
+
+Every image comes out RGB and upright, turned as its EXIF orientation says and as it is shown everywhere: coordinates are
+pixels of the upright image.
+"""
+
+import io
+import os
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import ChannelDimension
+
+from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
+
+ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor | Mapping[str, Any]
+# What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
+FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
+# An image of a few bytes may say that it is larger than memory; Pillow stops at twice what it warns of, at gigabytes.
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**28  # of a URL
+# What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
+UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+
+
+def is_image(value: object) -> bool:
+    """Whether this is one image; an array or tensor of four dimensions is several."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim < 4
+    return isinstance(value, str | os.PathLike | Image.Image)
+
+
+def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
+    """
+    Args:
+        source: a path, a URL, a Pillow image, the undecoded {"bytes", "path"} of a data set, or an array or tensor
+            (height, width), (height, width, channels) or (channels, height, width) of any number type.
+        timeout: seconds to wait for a URL.
+
+    Returns: the image, RGB and upright; transparent pixels are laid on white.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError: the URL cannot be had.
+        ValueError: the file is no image or cut off, an array has no image's shape or values.
+    """
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return image_from_array(source)
+    if isinstance(source, str | os.PathLike) and os.fspath(source).startswith(("http://", "https://")):
+        source = {"bytes": download(source, timeout), "path": source}
+    image = load_image(source)
+    return Image.fromarray(convert_to_rgb(pillow_to_eight_bit(image), return_numpy=True))
+
+
+def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> Image.Image:
+    """A decoded and upright image of whatever mode it is stored in, as masks are read.
+
+    Args:
+        source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is no image, or cut off.
+    """
+    if source is None:
+        raise ValueError("there is no image: was the data set built without photos? Build it with --images_dir.")
+    name, file = f"this image ({type(source).__name__})", source
+    if isinstance(source, Mapping):
+        if source.get("bytes") is None and source.get("path") is None:
+            raise ValueError('an undecoded image needs "bytes" or "path"')
+        name, file = source.get("path") or "this image", source.get("bytes")
+        file = source["path"] if file is None else io.BytesIO(file)
+    elif isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+    elif not isinstance(source, Image.Image):
+        raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {type(source).__name__}")
+    if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
+        raise FileNotFoundError(f"there is no image {name}")
+    try:
+        image = file if isinstance(file, Image.Image) else open_file(file)
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:  # its message says where in memory the bytes are
+        raise ValueError(f"{name} is not a readable image: it is of no kind that is known; fetch it again") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{name} is not a readable image ({error}); fetch it again, or drop it") from error
+
+
+def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
+    """An image of a known kind, not decoded yet.
+
+    Raises:
+        UNREADABLE: it is none, or has more than `MAX_PIXELS`.
+    """
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        image.close()
+        raise Image.DecompressionBombError(f"{size} are more than the {MAX_PIXELS:,} that are read: make it smaller")
+    return image
+
+
+def download(url: str, timeout: float) -> bytes:
+    """
+    Raises:
+        ConnectionError: it cannot be had, or has more than `MAX_BYTES`.
+    """
+    # Some servers turn away the library's own name.
+    request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            data = response.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: the URL is malformed
+        raise ConnectionError(f"{url} could not be fetched: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise ConnectionError(f"{url} has more than {MAX_BYTES:,} bytes: download it, and make it smaller")
+    return data
+
+
+def image_from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
+    """Booleans, integers or floating point values, see `array_to_eight_bit`, as RGB."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"an array of the shape {tuple(array.shape)} is no image: pass (height, width, 3)")
+    if array.ndim == 3 and channel_axis_format(array) == ChannelDimension.FIRST:
+        array = array.transpose(1, 2, 0) if isinstance(array, np.ndarray) else array.permute(1, 2, 0)
+    pixels = array_to_eight_bit(array, do_rescale=True).cpu().numpy()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+
+
+__all__ = ["is_image", "load_image", "open_image"]
