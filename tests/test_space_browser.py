@@ -4,13 +4,11 @@ Skipped where there is no chromium, unless REQUIRE_BROWSER=1. SPACE_SCREENSHOTS 
 """
 
 import base64
-import importlib
 import io
 import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from transformers import pipeline
 
 import modeling_albef_amc  # noqa: F401  (registers the pipeline)
 from dataset_scripts.scenes import ScenesConfig, draw_scene
+from tests.helpers.space import SPACE, space_module
 
 CHROMIUM = shutil.which("chromium")
 if os.environ.get("REQUIRE_BROWSER") != "1":
@@ -34,10 +33,7 @@ if os.environ.get("REQUIRE_BROWSER") != "1":
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Locator, Page, Request, expect, sync_playwright  # noqa: E402
 
-SPACE = Path(__file__).parents[1] / "space"
-# As when `python space/app.py` runs: its modules lie beside each other.
-sys.path.append(str(SPACE))
-app, grounding, models = map(importlib.import_module, ("app", "grounding", "models"))
+app, models = map(space_module, ("app", "models"))
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync"
@@ -73,7 +69,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     """Address of the Space, running with the models that come with it."""
     previous = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
-    page = app.build(grounding.Grounder(models.read_catalogue()))
+    page = app.build(models.ModelStore(models.read_catalogue()))
     options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
     try:
         yield page.launch(**options)[1]
