@@ -25,9 +25,10 @@ from models import MAX_LAYERS, ModelStore, read_catalogue
 
 HERE = Path(__file__).parent
 EXAMPLES = json.loads((HERE / "examples" / "examples.json").read_text())
-# By what stands for them in links.
-EXAMPLE_FILES = {f"example:{example['photo']}": HERE / "examples" / example["photo"] for example in EXAMPLES}
-LINKS = {hashlib.sha256(path.read_bytes()).hexdigest(): link for link, path in EXAMPLE_FILES.items()}
+# What stands for an example in a link → its file.
+EXAMPLE_FILES = {f"example:{example['photo']}": str(HERE / "examples" / example["photo"]) for example in EXAMPLES}
+LINKS = {hashlib.sha256(Path(path).read_bytes()).hexdigest(): link for link, path in EXAMPLE_FILES.items()}
+FIRST, FIRST_FILE = EXAMPLES[0], next(iter(EXAMPLE_FILES.values()))
 LAYERS = [str(layer) for layer in range(MAX_LAYERS)]
 # Fonts of the visitor's system: nothing is fetched from another host.
 THEME = gr.themes.Default(
@@ -66,27 +67,18 @@ class ImageInput(gr.Image):
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
-def answer(
-    store: ModelStore,
-    photo: str | None,
-    lines: str,
-    url: str = "",
-    model: str = "",
-    compare: str = "",
-    layer: str | int | None = None,
-) -> dict[str, Any]:
-    """
-    Args:
-        photo: path of an uploaded file; used when `url` is empty.
-        layer: "" or None is the model's own.
+def answer(store: ModelStore, path: str | None, lines, url="", model="", compare="", layer=None) -> dict[str, Any]:
+    """The view, see `ground_lines`; or {"error": a sentence for the visitor}.
 
-    Returns: the view, see `ground_lines`; or {"error": a sentence for the visitor}.
+    Args:
+        path: of an uploaded file; used when `url` is empty.
+        layer: a number; "" or None is the model's own.
     """
     url, layer = (url or "").strip(), None if layer in ("", None) else int(layer)
     try:
-        if not url and photo is None:
+        if not url and path is None:
             raise VisitorError("Choose a photo first: upload one, paste its address, or take an example.")
-        data = fetch(url) if url else Path(photo).read_bytes()
+        data = fetch(url) if url else Path(path).read_bytes()
         link = url or LINKS.get(hashlib.sha256(data).hexdigest())
         return ground_lines(store, read_image(data), lines or "", model, compare, layer, link)
     except VisitorError as error:
@@ -112,13 +104,12 @@ def build(store: ModelStore) -> gr.Blocks:
         name, layer = asked.get("photo", ""), asked.get("layer", "")
         if not name or not asked.get("lines"):
             return [gr.skip()] * 6 + [None]
-        photo = str(EXAMPLE_FILES[name]) if name in EXAMPLE_FILES else None
         url = name if name.startswith(("http://", "https://")) else ""
         model, layer = asked.get("model") or store.default, layer if layer in LAYERS else ""
-        return [photo, asked["lines"], url, model, asked.get("compare", ""), layer, asked]
+        return [EXAMPLE_FILES.get(name), asked["lines"], url, model, asked.get("compare", ""), layer, asked]
 
     def take(event: gr.EventData):
-        return str(list(EXAMPLE_FILES.values())[event.index]), EXAMPLES[event.index]["lines"], ""
+        return list(EXAMPLE_FILES.values())[event.index], EXAMPLES[event.index]["lines"], ""
 
     with gr.Blocks(title="Point at it", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
@@ -127,15 +118,15 @@ def build(store: ModelStore) -> gr.Blocks:
                 fields, button, examples = inputs(store)
             with gr.Column(scale=7, min_width=320):
                 viewer = first_view(store)
-        photo, lines, url, *_ = fields
+        image, lines, url, *_ = fields
         # All that computes stands in one queue.
         queued = {"concurrency_id": "ground", "concurrency_limit": 2}
         options = {"fn": show, "inputs": fields, "outputs": viewer, "api_visibility": "private", **queued}
         button.click(**options)
         url.submit(**options)
-        examples.click(take, None, [photo, lines, url], api_visibility="private").then(**options)
+        examples.click(take, None, [image, lines, url], api_visibility="private").then(**options)
         # In the browser: who presses the button at once does not get the image of the old address.
-        photo.input(None, None, url, js="() => ''", api_visibility="private")
+        image.input(None, None, url, js="() => ''", api_visibility="private")
         # Only a link makes the state change. Queued, since otherwise gradio does not tell the page that it has.
         link = gr.State()
         page.load(restore, None, [*fields, link], concurrency_limit=None, api_visibility="private")
@@ -152,16 +143,14 @@ def build(store: ModelStore) -> gr.Blocks:
 
 
 def inputs(store: ModelStore) -> tuple[list[gr.components.Component], gr.Button, gr.HTML]:
-    """The left column. Returns: photo, lines, url, model, compare and layer; the button; the examples."""
-    first, sources = EXAMPLES[0], ["upload", "webcam", "clipboard"]
-    photo = ImageInput(str(HERE / "examples" / first["photo"]), label="Photo", sources=sources, height=214)
+    """The left column. Returns: image, lines, url, model, compare and layer; the button; the examples."""
+    image = ImageInput(FIRST_FILE, label="Photo", sources=["upload", "webcam", "clipboard"], height=214)
     hint = "or its address: https://…"
     url = gr.Textbox(label="Address of a photo", show_label=False, placeholder=hint, max_lines=1)
-    lines = gr.Textbox(first["lines"], label="What to look for, one phrase a line", lines=4, max_lines=8)
+    lines = gr.Textbox(FIRST["lines"], label="What to look for, one phrase a line", lines=4, max_lines=8)
     button = gr.Button("Point", variant="primary")
-    examples = gr.HTML(
-        gallery(), js_on_load=(HERE / "examples.js").read_text(), elem_id="examples", apply_default_css=False
-    )
+    chosen = (HERE / "examples.js").read_text()
+    examples = gr.HTML(gallery(), js_on_load=chosen, elem_id="examples", apply_default_css=False)
     with gr.Accordion("Advanced", open=False):
         choices = [(entry.title, entry.id) for entry in store.catalogue.values()]
         hint = "One of these, or the Hub id of any model of a known family: ALBEF, BLIP, CLIP, …"
@@ -170,25 +159,18 @@ def inputs(store: ModelStore) -> tuple[list[gr.components.Component], gr.Button,
         compare = gr.Dropdown(choices, value=second, label="Compare with", allow_custom_value=True)
         # Not a number's field: gradio would take an empty one for 0.
         layer = gr.Dropdown([("the model's own", ""), *LAYERS], value="", label="Layer")
-    return [photo, lines, url, model, compare, layer], button, examples
+    return [image, lines, url, model, compare, layer], button, examples
 
 
 def first_view(store: ModelStore) -> gr.HTML:
     """The viewer, with the first example, answered once for all visitors; on ZeroGPU nothing can be before they ask."""
-    first, second = EXAMPLES[0], compare_with(store)
-    view = None
+    second, view = compare_with(store), None
     if not find_spec("spaces"):
-        path = str(HERE / "examples" / first["photo"])
-        view = answer(store, path, first["lines"], model=store.default, compare=second)
-    return gr.HTML(
-        view,
-        html_template=(HERE / "viewer.html").read_text(),
-        css_template=(HERE / "viewer.css").read_text(),
-        js_on_load=(HERE / "viewer.js").read_text(),
-        models=[store.describe(store.catalogue[name]) for name in (store.default, second) if name],
-        elem_id="viewer",
-        apply_default_css=False,
-    )
+        view = answer(store, FIRST_FILE, FIRST["lines"], model=store.default, compare=second)
+    names = {"html_template": "viewer.html", "css_template": "viewer.css", "js_on_load": "viewer.js"}
+    files = {option: (HERE / name).read_text() for option, name in names.items()}
+    shown = [store.describe(store.catalogue[name]) for name in (store.default, second) if name]
+    return gr.HTML(view, **files, models=shown, elem_id="viewer", apply_default_css=False)
 
 
 def on_gpu(function: Callable) -> Callable:
@@ -203,10 +185,9 @@ def compare_with(store: ModelStore) -> str:
 
 
 def gallery() -> str:
-    """The examples as buttons with small images."""
     buttons = []
     for number, (example, path) in enumerate(zip(EXAMPLES, EXAMPLE_FILES.values(), strict=True)):
-        title, data = html.escape(example["title"]), base64.b64encode(path.read_bytes()).decode()
+        title, data = html.escape(example["title"]), base64.b64encode(Path(path).read_bytes()).decode()
         image = f'<img src="data:image/png;base64,{data}" alt="Example: {title}">'
         buttons.append(f'<button type="button" value="{number}" title="{title}">{image}</button>')
     return f"<p>Examples</p>{''.join(buttons)}"

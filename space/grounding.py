@@ -30,18 +30,14 @@ def ground_lines(
     layer: int | None = None,
     link: str | None = None,
 ) -> dict[str, Any]:
-    """
+    """The view: "photo", "models", "phrases", "request", as README.md describes it.
+
     Args:
         image: RGB, upright.
         lines: one phrase a line.
-        model, compare: Hub ids, or ids of the catalogue; the default model, and none to compare with.
-        layer: the explained layer; default: each model's own.
+        model, compare: Hub ids, or ids of the catalogue; default: the default model, and none to compare with.
+        layer: default: each model's own.
         link: what stands for the image in a link to this view.
-
-    Returns: the view: "photo", "models", "phrases", "request", as README.md describes it.
-
-    Raises:
-        ModelError, VisitorError: a sentence for the visitor.
     """
     phrases = read_lines(lines)
     loaded = [store.load(model or store.default)]
@@ -65,11 +61,7 @@ def ground_lines(
 
 
 def read_lines(lines: str) -> list[str]:
-    """The phrases, with single blanks between their words.
-
-    Raises:
-        VisitorError: there is none, or there are too many, or far too long ones.
-    """
+    """The phrases, with single blanks between their words."""
     if len(lines) > MAX_CHARACTERS:
         raise VisitorError(f"This text has {len(lines)} letters; at most {MAX_CHARACTERS} are read: shorten it.")
     phrases = [" ".join(line.split()) for line in lines.splitlines() if line.strip()]
@@ -81,11 +73,7 @@ def read_lines(lines: str) -> list[str]:
 
 
 def explain(loaded: Loaded, image: Image.Image, phrases: list[str], layer: int | None) -> list[dict[str, Any]]:
-    """What one model says of each phrase: probability, point, box, map, and a map for every word.
-
-    Raises:
-        VisitorError: a phrase has no word, or more than the model reads; or the model has no such layer.
-    """
+    """What one model says of each phrase: probability, point, box, map, and a map for every word."""
     grounder = loaded.grounder
     _, pixel_values = grounder.read(image)
     with loaded.lock:
@@ -116,21 +104,12 @@ def explain(loaded: Loaded, image: Image.Image, phrases: list[str], layer: int |
 
 
 def word_answer(token_maps: torch.Tensor, tokens: list[int]) -> dict[str, Any]:
-    """The mean map of a word's tokens. A word that the model does not see has none, and no map.
-
-    Args:
-        token_maps: (num_tokens, rows, columns).
-        tokens: the word's.
-    """
+    """The mean of a word's (num_tokens, rows, columns) maps; of a word that the model does not see, none."""
     return {"map": packed(token_maps[tokens].mean(dim=0)) if tokens else None, "tokens": len(tokens)}
 
 
 def word_tokens(grounder: AutoGrounder, phrase: str) -> list[list[int]]:
-    """Which tokens belong to each word of a phrase; none to a word that cleaning leaves nothing of.
-
-    Raises:
-        VisitorError: the phrase has no word, or more than the model reads.
-    """
+    """Which tokens belong to each word of a phrase; none to a word that cleaning leaves nothing of."""
     processor, shown = grounder.processor, f"“{phrase[:40]}…”"
     nothing = VisitorError(f"“{phrase[:40]}” has no word that can be looked for: write one, or leave the line out.")
     if cleans_text(processor):

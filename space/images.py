@@ -26,11 +26,7 @@ TOO_SLOW = "The photo came too slowly: try again, or upload it."
 
 
 def read_image(data: bytes) -> Image.Image:
-    """The file of an image, as the package's `open_image` opens it: RGB, upright, of an animation the start.
-
-    Raises:
-        VisitorError: it is no image, cut off, too large or too small.
-    """
+    """The file of an image, as the package's `open_image` opens it: RGB, upright, of an animation the start."""
     megapixels, megabytes = f"at most {MAX_PIXELS // 10**6} are taken", MAX_BYTES // 2**20
     if len(data) > MAX_BYTES:
         raise VisitorError(f"This file has {len(data) / 2**20:.0f} MB; at most {megabytes} are taken. Make it smaller.")
@@ -53,14 +49,10 @@ def read_image(data: bytes) -> Image.Image:
 
 
 def fetch(url: str) -> bytes:
-    """
-    The file at an address of the public internet.
+    """The file at an address of the public internet.
 
     Each host, also each that the way is redirected to, is looked up once; only if all its addresses are public, one of
     them is connected to, without a second look-up that could say otherwise. No proxy is used: it would look up anew.
-
-    Raises:
-        VisitorError: the address is malformed, not public, answers with an error, too much or too slowly.
     """
     for _ in range(MAX_REDIRECTS + 1):
         connection, target = connect(url)

@@ -9,7 +9,8 @@ import re
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from errors import VisitorError
 from modeling_albef_amc.families.auto import AutoGrounder, load_model
-from modeling_albef_amc.families.family import Family
 from modeling_albef_amc.families.registry import FAMILIES
 
 HERE = Path(__file__).parent
@@ -63,15 +64,11 @@ class Loaded:
 
 
 class ModelStore:
-    """The models that are kept: the catalogue's, the owner's, and the last few that visitors named.
+    """The last few models that were asked for: the catalogue's, the owner's, and those that visitors named.
 
     Args:
         catalogue: its first model is the default one.
         preferred: a Hub id or folder to be first instead; if it cannot be loaded, the page says so.
-        max_models: how many are kept.
-
-    Raises:
-        VisitorError: the default model cannot be loaded.
     """
 
     def __init__(self, catalogue: list[Entry], preferred: str | None = None, max_models: int = MAX_MODELS):
@@ -79,8 +76,8 @@ class ModelStore:
         self.loading_own, self.loading_strangers = threading.Lock(), threading.Lock()
         self.note = None
         if preferred is not None:
-            own = Entry(preferred, Path(preferred).name, "see its card")
-            entry = next((entry for entry in catalogue if entry.id == preferred), own)
+            new = Entry(preferred, Path(preferred).name, "see its card")
+            entry = next((entry for entry in catalogue if entry.id == preferred), new)
             try:
                 self.keep(load_own(entry))
                 catalogue = [entry, *(other for other in catalogue if other != entry)]
@@ -91,13 +88,8 @@ class ModelStore:
         self.load(self.default)
 
     def load(self, model_id: str) -> Loaded:
-        """The model, from memory where it is kept. The owner's are waited for, of strangers' one is loaded at a time.
-
-        Raises:
-            VisitorError: there is no such model here.
-        """
-        loaded = self.find(model_id)
-        if loaded is not None:
+        """The model, from memory where it is kept. The owner's are waited for; of strangers', one is loaded."""
+        if loaded := self.find(model_id):
             return loaded
         if model_id in self.catalogue:
             with self.loading_own:
@@ -116,7 +108,6 @@ class ModelStore:
             return self.kept.get(model_id)
 
     def keep(self, loaded: Loaded) -> Loaded:
-        """The one not asked for the longest goes."""
         with self.lock:
             self.kept[loaded.entry.id] = loaded
             while len(self.kept) > self.max_models:
@@ -133,29 +124,21 @@ def read_catalogue(path: Path = HERE / "models.json") -> list[Entry]:
 
 
 def load_own(entry: Entry) -> Loaded:
-    """A model that the Space's owner chose: a folder below this one, any other folder, or a Hub id.
-
-    Raises:
-        VisitorError: it is not there, or no model of a known family.
-    """
+    """A model that the Space's owner chose: a folder below this one, any other folder, or a Hub id."""
     folder = HERE / entry.id if (HERE / entry.id).is_dir() else Path(entry.id)
-    try:
-        folder = folder if folder.is_dir() else Path(snapshot_download(entry.id, allow_patterns=FILES))
-    except UNREACHABLE as error:
-        raise VisitorError(f"The model {entry.id} could not be loaded: {first_line(error)}") from error
-    return load_folder(entry, folder)
+    with load_errors(entry, folder):
+        return load_folder(
+            entry, folder if folder.is_dir() else Path(snapshot_download(entry.id, allow_patterns=FILES))
+        )
 
 
 def load_strangers(model_id: str) -> Loaded:
-    """A model that a visitor named, from the Hub.
-
-    Raises:
-        VisitorError: it is not there, too large, or no model of a known family with all its weights.
-    """
+    """A model that a visitor named, from the Hub; what names code from elsewhere is taken out of its files."""
     if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", model_id, re.ASCII):
         instead = "write a Hub id, such as Salesforce/blip-itm-base-coco"
         raise VisitorError(f"“{model_id[:100]}” is no model's name: {instead}.")
-    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+    entry = Entry(model_id, model_id.split("/")[1], "see its page on the Hub")
+    with tempfile.TemporaryDirectory(prefix="model-") as folder, load_errors(entry, folder):
         try:
             # Without the owner's token: what is private stays so.
             hub = HfApi(token=False)
@@ -167,11 +150,25 @@ def load_strangers(model_id: str) -> Loaded:
         except UNREACHABLE as error:
             instead = "try again, or choose another model"
             raise VisitorError(f"The Hub does not hand out {model_id} now: {instead}.") from error
-        return load_folder(Entry(model_id, model_id.split("/")[1], "see its page on the Hub"), Path(folder), True)
+        for path in Path(folder).glob("*config.json"):
+            without_foreign(path)
+        return load_folder(entry, Path(folder))
+
+
+@contextmanager
+def load_errors(entry: Entry, folder: str | Path) -> Iterator[None]:
+    """Files and servers fail in every way there is: the visitor is told which model it was, and why."""
+    try:
+        yield
+    except VisitorError:
+        raise
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].replace(str(folder), entry.id)
+        raise VisitorError(f"The model {entry.id} could not be loaded: {why}") from error
 
 
 def check_size(model_id: str, files: Iterable[RepoFile | RepoFolder]) -> None:
-    """VisitorError: the files that would be fetched are too large, or there are no weights as safetensors."""
+    """Before anything is fetched: the files are not too large, and have weights as safetensors."""
     sizes = {file.path: file.size for file in files if isinstance(file, RepoFile) and file.path in FILES}
     if "model.safetensors" not in sizes:
         raise VisitorError(f"{model_id} has no model.safetensors, and other files of weights are not opened here.")
@@ -191,39 +188,24 @@ def without_foreign(path: Path) -> None:
     path.write_text(json.dumps(cleaned(json.loads(path.read_text())), indent=2) + "\n")
 
 
-def load_folder(entry: Entry, folder: Path, is_strangers: bool = False) -> Loaded:
-    """
-    Args:
-        is_strangers: what names code from elsewhere is taken out of the folder's files.
-
-    Raises:
-        VisitorError: the family is unknown, the model too large, weights are missing, or there is no processor.
-    """
-    try:
-        if is_strangers:
-            for path in folder.glob("*config.json"):
-                without_foreign(path)
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-        if model_type not in FAMILIES:
-            raise VisitorError(f"{entry.id} is a model of type {model_type!r}; known here: {', '.join(FAMILIES)}.")
-        check_configuration(entry, FAMILIES[model_type], folder)
-        model = load_model(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        processor_class = FAMILIES[model_type].load(FAMILIES[model_type].processor_class)
-        processor = processor_class.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        grounder = AutoGrounder(model.requires_grad_(False), processor, device=device, max_encodings=MAX_ENCODINGS)
-        check_image_size(entry, grounder)
-    except VisitorError:
-        raise
-    except Exception as error:  # files fail in every way there is
-        message = first_line(error).replace(str(folder), entry.id)
-        raise VisitorError(f"The model {entry.id} could not be loaded: {message}") from error
+def load_folder(entry: Entry, folder: Path) -> Loaded:
+    """A checkpoint of a known family, not too large."""
+    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+    if model_type not in FAMILIES:
+        raise VisitorError(f"{entry.id} is a model of type {model_type!r}; known here: {', '.join(FAMILIES)}.")
+    family = FAMILIES[model_type]
+    check_configuration(entry, family.load(family.model_class), folder)
+    model = load_model(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True)
+    processor_class = family.load(family.processor_class)
+    processor = processor_class.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    grounder = AutoGrounder(model.requires_grad_(False), processor, device=device, max_encodings=MAX_ENCODINGS)
+    check_image_size(entry, grounder.processor.image_processor)
     return Loaded(entry, grounder)
 
 
-def check_configuration(entry: Entry, family: Family, folder: Path) -> None:
-    """Before memory is taken for it. VisitorError: the model has too many layers or parameters."""
-    model_class = family.load(family.model_class)
+def check_configuration(entry: Entry, model_class: type[PreTrainedModel], folder: Path) -> None:
+    """Before memory is taken for it: the model has not too many layers or parameters."""
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
     parts = (config, *(getattr(config, name) for name in config.sub_configs))
     layers = max(getattr(part, "num_hidden_layers", 0) for part in parts)
@@ -235,14 +217,9 @@ def check_configuration(entry: Entry, family: Family, folder: Path) -> None:
         raise VisitorError(f"{entry.id} has {millions:.0f} million parameters; at most {most:.0f} are loaded here.")
 
 
-def check_image_size(entry: Entry, grounder: AutoGrounder) -> None:
-    """VisitorError: the processor would enlarge every image beyond what can be encoded here."""
-    images = grounder.processor.image_processor
+def check_image_size(entry: Entry, images: BaseImageProcessor) -> None:
+    """The processor does not enlarge every image beyond what can be encoded here."""
     sizes = [getattr(images, name, None) or {} for name in ("size", "crop_size", "pad_size")]
     largest = max(side or 0 for size in sizes for side in dict(size).values())
     if largest > MAX_SIDE:
         raise VisitorError(f"{entry.id} takes images of {largest} pixels; at most {MAX_SIDE} are encoded here.")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
