@@ -1,4 +1,4 @@
-"""Photos that visitors of the Space send: odd files and odd addresses."""
+"""Images that visitors of the Space send: odd files and odd addresses."""
 
 import io
 import re
@@ -7,7 +7,6 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,22 +17,21 @@ images = space_module("images")
 VisitorError = space_module("errors").VisitorError
 
 
-def encoded(photo: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    photo.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
-def test_photos_that_cannot_be_taken():
-    sixteen = encoded(picture(), "JPEG")
+def test_images_that_cannot_be_taken():
     bad = {
         "not a photo": b"just text",
-        "megapixels": encoded(Image.new("L", (8000, 5000)), "PNG"),
-        "far too many megapixels": encoded(Image.new("1", (20000, 20000)), "PNG"),
+        "40 megapixels": encoded(Image.new("L", (8000, 5000))),
+        "far too many megapixels": encoded(Image.new("1", (20000, 20000))),
         "1 × 1 pixels": encoded(Image.new("RGB", (1, 1))),
-        "damaged": sixteen[: len(sixteen) // 2],
+        "damaged": encoded(picture(), "JPEG")[:600],
         "MB; at most": b"\0" * (images.MAX_BYTES + 1),
-        r"choose a JPEG": encoded(picture(), "EPS"),
+        "choose a JPEG": encoded(picture(), "EPS"),
     }
     for sentence, file in bad.items():
         with pytest.raises(VisitorError, match=sentence):
@@ -41,29 +39,15 @@ def test_photos_that_cannot_be_taken():
 
 
 def test_unusual_images_are_taken():
-    rgb, exif = picture(40, 36), Image.Exif()
+    exif, animation = Image.Exif(), [Image.new("RGB", (40, 36), colour) for colour in ("red", "blue")]
     exif[EXIF_ORIENTATION] = 6  # shown after a quarter turn
-    animation = [Image.new("RGB", (40, 36), colour) for colour in ("red", "blue")]
-    transparent = rgb.convert("RGBA")
-    transparent.putalpha(0)
-    taken = {
-        name: images.read_image(file)
-        for name, file in {
-            "turned": encoded(rgb, "JPEG", exif=exif),
-            "animation": encoded(animation[0], "GIF", save_all=True, append_images=animation[1:]),
-            "transparent": encoded(transparent),
-            "16 bit": encoded(Image.fromarray(np.full((36, 40), 32768, np.uint16))),
-            "cmyk": encoded(rgb.convert("CMYK"), "JPEG"),
-        }.items()
-    }
-    assert {photo.mode for photo in taken.values()} == {"RGB"}
-    assert {name: photo.size for name, photo in taken.items()} == dict.fromkeys(taken, (40, 36)) | {"turned": (36, 40)}
-    middle = {name: np.asarray(photo).mean(axis=(0, 1)).round().tolist() for name, photo in taken.items()}
-    assert middle["transparent"] == [255, 255, 255] and middle["animation"] == pytest.approx([254, 0, 0], abs=2)
-    assert middle["16 bit"] == pytest.approx([128] * 3, abs=1)
+    turned = images.read_image(encoded(picture(40, 36), "JPEG", exif=exif))
+    start = images.read_image(encoded(animation[0], "GIF", save_all=True, append_images=animation[1:]))
+    assert (turned.mode, turned.size, start.mode, start.size) == ("RGB", (36, 40), "RGB", (40, 36))
+    assert start.getpixel((20, 20)) == pytest.approx((254, 0, 0), abs=2)
 
 
-# Photos from addresses ------------------------------------------------------------------------------------------------
+# Images from addresses ------------------------------------------------------------------------------------------------
 
 
 class Web(BaseHTTPRequestHandler):
@@ -115,7 +99,7 @@ def web(monkeypatch):
     server.server_close()
 
 
-def test_a_photo_from_an_address(web):
+def test_an_image_from_an_address(web):
     web.pages |= {
         "/a": (302, {"Location": "/b"}, b""),
         "/b": (301, {"Location": "http://photos.example/photo.png"}, b""),
