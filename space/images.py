@@ -21,24 +21,24 @@ MIN_SIDE = 8
 MAX_REDIRECTS = 3
 SECONDS = 15
 PORTS = {"http": 80, "https": 443}
-SMALLER = "Make it smaller, for example 2000 pixels wide."
 TOO_SLOW = "The photo came too slowly: try again, or upload it."
 
 
 def read_image(data: bytes) -> Image.Image:
     """The file of an image, as the package's `open_image` opens it: RGB, upright, of an animation the start."""
-    megapixels, megabytes = f"at most {MAX_PIXELS // 10**6} are taken", MAX_BYTES // 2**20
     if len(data) > MAX_BYTES:
-        raise VisitorError(f"This file has {len(data) / 2**20:.0f} MB; at most {megabytes} are taken. Make it smaller.")
+        size = f"{len(data) / 2**20:.0f} MB"
+        raise VisitorError(f"This file has {size}; at most {MAX_BYTES // 2**20} are taken. Make it smaller.")
     try:
         with open_file(io.BytesIO(data)) as opened:  # only its head is read
             width, height = opened.size
+        if width * height > MAX_PIXELS:
+            raise Image.DecompressionBombError
     except Image.DecompressionBombError as error:
-        raise VisitorError(f"This photo has far too many megapixels; {megapixels}. {SMALLER}") from error
+        most, example = MAX_PIXELS // 10**6, "for example 2000 pixels wide"
+        raise VisitorError(f"This photo has more than {most} megapixels: make it smaller, {example}.") from error
     except UNREADABLE as error:
         raise VisitorError("This file is not a photo that can be read: choose a JPEG, PNG, WebP or GIF.") from error
-    if width * height > MAX_PIXELS:
-        raise VisitorError(f"This photo has {width * height / 1e6:.0f} megapixels; {megapixels}. {SMALLER}")
     if min(width, height) < MIN_SIDE:
         least = f"choose one of at least {MIN_SIDE} × {MIN_SIDE}"
         raise VisitorError(f"This photo is {width} × {height} pixels, too small to show anything: {least}.")

@@ -119,8 +119,8 @@ class ModelStore:
         return {"id": entry.id, "title": entry.title, "trained_on": entry.trained_on, "note": note}
 
 
-def read_catalogue(path: Path = HERE / "models.json") -> list[Entry]:
-    return [Entry(**entry) for entry in json.loads(path.read_text())]
+def read_catalogue() -> list[Entry]:
+    return [Entry(**entry) for entry in json.loads((HERE / "models.json").read_text())]
 
 
 def load_own(entry: Entry) -> Loaded:

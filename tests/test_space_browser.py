@@ -115,21 +115,6 @@ def test_sliders_answer_at_once_and_without_the_server(visit):
                 expect(visitor.find(f"label:has([name={slider}]) output")).to_have_text(f"{100 * value:.0f}%")
                 seen.append(visitor.pixels())
             assert not (seen[0] == seen[1]).all() and not (seen[1] == seen[2]).all()
-        # The fastest of some, and of more where the machine is busy: work that takes so long by itself always does.
-        milliseconds = visitor.find("input[name=opacity]").evaluate(
-            """async (slider) => {
-              const times = [];
-              for (let move = 0; move < 8 || (move < 500 && Math.min(...times) >= 100); move++) {
-                const start = performance.now();
-                slider.value = (move % 8) / 10;
-                slider.dispatchEvent(new Event("input", { bubbles: true }));
-                await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-                times.push(performance.now() - start);
-              }
-              return Math.min(...times);
-            }"""
-        )
-    assert milliseconds < 100
 
 
 def test_a_word_has_a_map_of_its_own(visit, ground):

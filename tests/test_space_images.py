@@ -4,7 +4,6 @@ import io
 import re
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -24,16 +23,15 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def test_images_that_cannot_be_taken():
-    bad = {
-        "not a photo": b"just text",
-        "40 megapixels": encoded(Image.new("L", (8000, 5000))),
-        "far too many megapixels": encoded(Image.new("1", (20000, 20000))),
-        "1 × 1 pixels": encoded(Image.new("RGB", (1, 1))),
-        "damaged": encoded(picture(), "JPEG")[:600],
-        "MB; at most": b"\0" * (images.MAX_BYTES + 1),
-        "choose a JPEG": encoded(picture(), "EPS"),
-    }
-    for sentence, file in bad.items():
+    for file, sentence in [
+        (b"just text", "not a photo"),
+        (encoded(Image.new("L", (8000, 5000))), "more than 25 megapixels"),
+        (encoded(Image.new("1", (20000, 20000))), "more than 25 megapixels"),
+        (encoded(Image.new("RGB", (1, 1))), "1 × 1 pixels"),
+        (encoded(picture(), "JPEG")[:600], "damaged"),
+        (b"\0" * (images.MAX_BYTES + 1), "MB; at most"),
+        (encoded(picture(), "EPS"), "choose a JPEG"),
+    ]:
         with pytest.raises(VisitorError, match=sentence):
             images.read_image(file)
 
@@ -180,10 +178,8 @@ def test_addresses_that_cannot_be_fetched(web, address, sentence):
 
 def test_a_server_that_never_ends_is_left(web, monkeypatch):
     web.pages |= {"/slow": (200, {}, None), "/cut": (200, {"Content-Length": "500"}, encoded(picture())[:200])}
-    usual, start = images.SECONDS, time.monotonic()
     with monkeypatch.context() as patch, pytest.raises(VisitorError, match="too slowly"):
         patch.setattr(images, "SECONDS", 0.3)
         images.fetch("http://photos.example/slow")  # comes back, though the server waits
-    assert time.monotonic() - start < usual
     with pytest.raises(VisitorError, match="damaged"):
         images.read_image(images.fetch("http://photos.example/cut"))
