@@ -24,9 +24,8 @@ from modeling_albef_amc.families.auto import load_model, load_processor
 from modeling_albef_amc.families.fusion import blip
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.pipeline import max_tokens
-from tests.conftest import tiny_blip, tiny_config
-from tests.tiny_data import tiny_albef, tiny_processor
-from tests.tiny_families import TINY, tiny_family_processor
+from tests.helpers.data import tiny_albef, tiny_processor
+from tests.helpers.models import TINY, tiny_blip, tiny_config, tiny_family_processor
 
 PHRASES = ["a red dog", "a man"]
 

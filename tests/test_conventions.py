@@ -10,7 +10,7 @@ import torch
 
 import modeling_albef_amc
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 
 CLASSES = AlbefModel, AlbefForPreTraining
 NUM_LAYERS, NUM_FUSION_LAYERS, NUM_VISION_LAYERS = 5, 3, 2  # of tiny_config

@@ -15,7 +15,7 @@ import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
 from modeling_albef_amc.families.auto import base_of, load_model
 from tests.conftest import tiny_blip
-from tests.test_families import check_by_finite_differences
+from tests.helpers.models import check_by_finite_differences
 from tests.test_train_script import RUN, write_yaml
 from tests.test_trainer import blip_processor
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder

@@ -27,7 +27,7 @@ from modeling_albef_amc.attention_albef import eager_attention_forward
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import attention_map, average_tokens, choose_tokens, resolve_image_index
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
 

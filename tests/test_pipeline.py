@@ -19,9 +19,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_albef_amc import AlbefForPreTraining, PhraseAttention, VisualGroundingPipeline
 from modeling_albef_amc.families.registry import FAMILIES as KNOWN
 from modeling_albef_amc.images import open_image
-from tests.conftest import tiny_blip
-from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor
-from tests.tiny_families import TINY, tiny_family_processor
+from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.models import TINY, tiny_blip, tiny_family_processor
 
 PHRASES = ["the red square on the left", "the blue square", "the green square on the right here"]
 EXIF_ORIENTATION = 0x0112

@@ -16,7 +16,7 @@ from modeling_albef_amc.modeling_albef_pretraining import (
     matching_loss,
     text_fingerprints,
 )
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 
 
 def pretraining_model(**overrides) -> AlbefForPreTraining:

@@ -14,11 +14,12 @@ import evaluate_grounding
 import ground_dataset
 import sweep_layers
 import train
-from modeling_albef_amc import AutoGrounder, export_albef
+from modeling_albef_amc import AutoGrounder
 from modeling_albef_amc.families.auto import load_model, load_processor
+from modeling_albef_amc.tools import export_albef
 from modeling_albef_amc.tools.command_line import main as albef_amc
-from tests.test_architecture import MODULES, ROOT
-from tests.tiny_data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
+from tests.helpers.data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
+from tests.helpers.source import MODULES, ROOT
 from trainer import lora
 
 # In the source --------------------------------------------------------------------------------------------------------
