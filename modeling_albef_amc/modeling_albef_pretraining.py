@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -24,6 +24,7 @@ from .modeling_albef import (
     AlbefPreTrainedModel,
     AlbefTextModel,
     AlbefVisionModel,
+    KeyValue,
     cls_states,
     first_tokens,
     match_attention,
@@ -83,15 +84,15 @@ class MomentumTargets:
     - `position`: where this micro-batch begins among the candidates.
     """
 
-    image_embeds: torch.Tensor
-    image_features: torch.Tensor
-    text_features: torch.Tensor
-    image_ids: torch.Tensor
-    text_ids: torch.Tensor
-    image_candidates: torch.Tensor | None = None
-    text_candidates: torch.Tensor | None = None
-    candidate_image_ids: torch.Tensor | None = None
-    candidate_text_ids: torch.Tensor | None = None
+    image_embeds: Tensor
+    image_features: Tensor
+    text_features: Tensor
+    image_ids: Tensor
+    text_ids: Tensor
+    image_candidates: Tensor | None = None
+    text_candidates: Tensor | None = None
+    candidate_image_ids: Tensor | None = None
+    candidate_text_ids: Tensor | None = None
     position: int = 0
 
 
@@ -105,16 +106,16 @@ class TruePairs:
     - `itm_logits` (num_phrases, 2).
     """
 
-    own_image: torch.Tensor
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor | None = None
-    mlm_input_ids: torch.Tensor | None = None
-    mlm_labels: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    masked_embeds: torch.Tensor | None = None
-    itm_logits: torch.Tensor | None = None
+    own_image: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    mlm_input_ids: Tensor | None = None
+    mlm_labels: Tensor | None = None
+    text_embeds: Tensor | None = None
+    masked_embeds: Tensor | None = None
+    itm_logits: Tensor | None = None
 
-    def select(self, rows: torch.Tensor) -> "TruePairs":
+    def select(self, rows: Tensor) -> "TruePairs":
         return TruePairs(**{name: None if column is None else column[rows] for name, column in vars(self).items()})
 
 
@@ -128,7 +129,7 @@ class AlbefMlmHead(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.decoder(self.layernorm(self.activation(self.dense(hidden_states))))
 
 
@@ -156,7 +157,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     of the whole step (all processes, all micro-batches) and of the queue, so that neither the number of processes nor
     gradient accumulation changes the objective. Hard negatives for ITM come from the process' own micro-batch.
 
-    In evaluation the losses depend on the encoders and the batch alone: neither momentum encoder nor queue takes part.
+    In evaluation the losses depend on the encoders and the batch alone.
 
     >>> from modeling_albef_amc import AlbefConfig, AlbefForPreTraining
     >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
@@ -244,7 +245,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             self.config.auto_map = {**known, "AutoModel": f"{AlbefModel.__module__.split('.')[-1]}.AlbefModel"}
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
         return self.albef.encode_images(pixel_values)
 
     def explain(self, *args, **kwargs) -> PhraseAttention:
@@ -256,17 +257,17 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     @merge_with_config_defaults
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
-        mlm_input_ids: torch.Tensor | None = None,
-        mlm_labels: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        mlm_input_ids: Tensor | None = None,
+        mlm_labels: Tensor | None = None,
         alpha: float | None = None,
         output_heatmaps: bool = False,
         momentum_targets: MomentumTargets | None = None,
-        is_absent: torch.Tensor | None = None,
+        is_absent: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """
@@ -349,11 +350,11 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def _match_true_pairs(
         self,
         pairs: TruePairs,
-        image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
-        image_index: torch.Tensor | None,
+        image_key_values: list[KeyValue],
+        image_index: Tensor | None,
         grid: tuple[int, int] | None,
         **kwargs,
-    ) -> tuple[AlbefEncoderOutput, torch.Tensor | None]:
+    ) -> tuple[AlbefEncoderOutput, Tensor | None]:
         """Reads the phrases and matches them with their images: fills in `text_embeds`, `masked_embeds`, `itm_logits`.
 
         Returns: what the text and fusion layers gave and, where the `grid` of patches is given, heatmaps.
@@ -382,39 +383,29 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         pairs.text_embeds = encoded.text_hidden_state
         return encoded, heatmaps
 
-    def _temperature(self) -> torch.Tensor:
+    def _temperature(self) -> Tensor:
         # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
         temperature = self.albef.temperature
         return temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
 
     def choose_negatives(
-        self,
-        image_to_text: torch.Tensor,
-        text_to_image: torch.Tensor,
-        wrong_texts: torch.Tensor,
-        wrong_images: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, image_to_text: Tensor, text_to_image: Tensor, wrong_texts: Tensor, wrong_images: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Hard negatives, drawn by similarity; in evaluation the most similar.
 
-        Args: (num_phrases, num_phrases): similarities over temperature, and whether a column is allowed.
+        Args: similarities over temperature, and whether a column is allowed, all (num_phrases, num_phrases).
 
-        Returns: (num_phrases,) each: for each phrase the row of a wrong image, for each image the row of a wrong phrase.
+        Returns: for each phrase the row of a wrong image, and for each image the row of a wrong phrase, both
+        (num_phrases,).
         """
         choose = draw_negatives if self.training else hardest_negatives
         images = choose(text_to_image, wrong_images)
         return images, choose(image_to_text, wrong_texts)
 
     def _fuse(
-        self,
-        pairs: TruePairs,
-        image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
-        wrong_images: torch.Tensor,
-        wrong_texts: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, pairs: TruePairs, image_key_values: list[KeyValue], wrong_images: Tensor, wrong_texts: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """One pass of the fusion layers over the negatives of ITM and, if there are any, the masked words of MLM.
-
-        Args:
-            wrong_images, wrong_texts: of `choose_negatives`.
 
         Returns: states (2 * num_phrases, num_tokens, hidden_size), and (num_phrases, num_tokens, hidden_size) or None.
         """
@@ -433,17 +424,15 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return states[:split], None if pairs.masked_embeds is None else states[split:]
 
     def _itm(
-        self, pairs: TruePairs, negative_states: torch.Tensor, wrong_texts: torch.Tensor, has_negative: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, pairs: TruePairs, negative_states: Tensor, wrong_texts: Tensor, has_negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The ITM loss, and the logits (2 * num_phrases, 2) of the negatives; arguments of `_fuse` and `itm_loss`."""
         mask = pairs.attention_mask
         mask = None if mask is None else torch.cat([mask, mask[wrong_texts]])
         negative_itm_logits = self.albef.itm_logits(negative_states, mask)
         return itm_loss(pairs.itm_logits, negative_itm_logits, has_negative), negative_itm_logits
 
-    def _mlm(
-        self, pairs: TruePairs, states: torch.Tensor, targets: MomentumTargets, alpha: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mlm(self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the masked positions, blended with the momentum encoder's; 0 where nothing is masked.
 
         Args:
@@ -466,7 +455,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return loss, logits
 
     @torch.no_grad()
-    def _momentum_mlm_logits(self, pairs: TruePairs, targets: MomentumTargets) -> torch.Tensor:
+    def _momentum_mlm_logits(self, pairs: TruePairs, targets: MomentumTargets) -> Tensor:
         """(num_masked, vocab_size): what the momentum encoder would write at the masked positions."""
         text_model = self.momentum_encoder.text_model
         states = text_model(
@@ -479,15 +468,15 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def momentum_step(self, micro_batches: list[dict[str, torch.Tensor]]) -> list[MomentumTargets]:
+    def momentum_step(self, micro_batches: list[dict[str, Tensor]]) -> list[MomentumTargets]:
         """Moves the momentum encoders, encodes all micro-batches of an optimizer step by them, and fills the queues.
 
         The temperature is pulled back into its range as well. With several processes every one of them must call this:
         features are gathered from all. In evaluation mode nothing moves and nothing is gathered.
 
         Args:
-            micro_batches: each with `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids`,
-                `is_absent` where there are any; see `forward`.
+            micro_batches: arguments of `forward`: `pixel_values`, `input_ids`, and `attention_mask`, `image_index`,
+                `image_ids`, `is_absent` where there are any.
         """
         if self.training:
             self._move_momentum_encoder()
@@ -511,12 +500,12 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     def _encode_momentum(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
-        image_ids: torch.Tensor | None = None,
-        is_absent: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        is_absent: Tensor | None = None,
     ) -> MomentumTargets:
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         image_ids = self._image_ids(image_ids, pixel_values)
@@ -535,7 +524,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             text_ids=text_fingerprints(input_ids, attention_mask)[pairs],
         )
 
-    def _image_ids(self, image_ids: torch.Tensor | None, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _image_ids(self, image_ids: Tensor | None, pixel_values: Tensor) -> Tensor:
         """(num_images,), given or else all different."""
         if image_ids is None and self.training:  # fingerprints that no image of the queue or of another process has
             return torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
@@ -547,7 +536,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             )
         return image_ids
 
-    def _momentum_pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _momentum_pairs(self) -> list[KeyValue]:
         """(copy, original) for every parameter of the momentum encoders; of layers that peft adapted, as if merged."""
         self.drop_momentum_adapters()
         originals = {**dict(self.albef.named_parameters()), **dict(self.named_parameters())}
@@ -563,7 +552,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return [(copy, originals[name]) for name, copy in self.momentum_encoder.named_parameters()]
 
     def drop_momentum_adapters(self) -> None:
-        """Takes out adapters that `get_peft_model` put into the momentum encoders, whose modules have the same names."""
+        """Takes out adapters that `get_peft_model` put into the momentum encoders: their modules have the same
+        names.
+        """
         for module in list(self.momentum_encoder.modules()):
             for name, child in module.named_children():
                 for own in ("base_layer", "original_module"):
@@ -582,7 +573,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         whole = [original.full_tensor() if hasattr(original, "full_tensor") else original for original in originals]
         torch._foreach_lerp_(copies, [original.to(copies[0].dtype) for original in whole], 1 - self.config.momentum)
 
-    def _enqueue(self, columns: Sequence[torch.Tensor], queues: Sequence[torch.Tensor]) -> None:
+    def _enqueue(self, columns: Sequence[Tensor], queues: Sequence[Tensor]) -> None:
         """Writes the newest rows of each column over the oldest rows of its queue."""
         count = min(len(columns[0]), self.config.queue_size)
         index = (self.queue_pointer + torch.arange(count, device=self.queue_pointer.device)) % self.config.queue_size
@@ -593,13 +584,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
 
 def itc_loss(
-    image_features: torch.Tensor,
-    text_features: torch.Tensor,
+    image_features: Tensor,
+    text_features: Tensor,
     targets: MomentumTargets,
-    matches: tuple[torch.Tensor, torch.Tensor],
-    temperature: torch.Tensor,
+    matches: tuple[Tensor, Tensor],
+    temperature: Tensor,
     alpha: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """ITC with soft targets α · softmax(momentum similarity) + (1 − α) · one-hot, both directions (ALBEF, eq. 1 and 6).
 
     Candidates that are known to fit, besides the pair itself, are neither its positives nor its negatives.
@@ -632,7 +623,7 @@ def itc_loss(
     return (losses[0] + losses[1]) / 2, *similarities
 
 
-def itm_loss(itm_logits: torch.Tensor, negative_itm_logits: torch.Tensor, has_negative: torch.Tensor) -> torch.Tensor:
+def itm_loss(itm_logits: Tensor, negative_itm_logits: Tensor, has_negative: Tensor) -> Tensor:
     """ITM: binary cross-entropy over each phrase's true pair and its two negatives, the mean over 3 · num_phrases rows.
 
     A negative that does not exist (`has_negative` False) contributes nothing, so that the loss of a batch is the mean
@@ -647,7 +638,7 @@ def itm_loss(itm_logits: torch.Tensor, negative_itm_logits: torch.Tensor, has_ne
     return loss.where(torch.cat([torch.ones_like(has_negative[: len(itm_logits)]), has_negative]), 0).mean()
 
 
-def known_to_fit(targets: MomentumTargets) -> tuple[torch.Tensor, torch.Tensor]:
+def known_to_fit(targets: MomentumTargets) -> tuple[Tensor, Tensor]:
     """Which texts are known to fit each image, and which images each text: all of these are no negatives.
 
     A text fits an image if any pair of the step or the queue says so: equal images share their texts, equal texts
@@ -660,23 +651,19 @@ def known_to_fit(targets: MomentumTargets) -> tuple[torch.Tensor, torch.Tensor]:
     return spread(same_image, targets.candidate_text_ids), spread(same_text, targets.candidate_image_ids)
 
 
-def spread(chosen: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Chooses beside each chosen candidate all that share its id.
-
-    Args:
-        chosen: (num_rows, num_candidates) of bool. ids: (num_candidates,).
-    """
+def spread(chosen: Tensor, ids: Tensor) -> Tensor:
+    """Chooses beside each chosen candidate (num_rows, num_candidates) all that share its id (num_candidates,)."""
     values, group = ids.unique(return_inverse=True)
     chosen_groups = torch.zeros(len(chosen), len(values), device=ids.device).index_add_(1, group, chosen.float())
     return chosen_groups[:, group] > 0
 
 
-def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+def draw_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:
     """Hard negatives: for each row one allowed column, drawn by softmax of its similarity (ALBEF, §3.2).
 
-    Args:
-        similarity, allowed: (num_phrases, num_phrases). A row without an allowed column, or with a similarity that is
-            not finite (of a step that is about to be skipped), gets an arbitrary one.
+    Args: (num_phrases, num_phrases). A row without an allowed column, or with a similarity that is not finite (of a
+    step
+        that is about to be skipped), gets an arbitrary one.
     """
     # Of a row of -inf alone, too, the softmax is not a number.
     probabilities = similarity.masked_fill(~allowed, -torch.inf).softmax(dim=1)
@@ -684,12 +671,12 @@ def draw_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Ten
     return torch.multinomial(probabilities.where(is_drawable, 1.0), num_samples=1)[:, 0]
 
 
-def hardest_negatives(similarity: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+def hardest_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:
     """For each row the allowed column of the highest similarity; arguments as of `draw_negatives`."""
     return similarity.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
-def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def text_fingerprints(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(num_phrases,): equal for equal phrases, however far they are padded; 62 bits, not negative."""
     # A polynomial in a fixed odd number modulo 2^64, which is how int64 products wrap.
     powers = torch.full((input_ids.shape[1],), 6364136223846793005, device=input_ids.device).cumprod(0)
@@ -699,7 +686,7 @@ def text_fingerprints(input_ids: torch.Tensor, attention_mask: torch.Tensor | No
     return (tokens * powers).sum(dim=1) & (2**62 - 1)
 
 
-def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """The rows of all processes in order of rank, and where this process' rows begin. Counts may differ."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return rows, 0

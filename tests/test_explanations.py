@@ -12,8 +12,8 @@ import evaluate_grounding
 import sweep_layers
 from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
 from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
-from modeling_albef_amc.families.relevance import relevance
-from modeling_albef_amc.gradcam import LayerAttention, PhraseAttention, attention_map
+from modeling_albef_amc.families.relevance import LayerAttention, relevance
+from modeling_albef_amc.gradcam import PhraseAttention, attention_map
 from tests.helpers.data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.models import TINY, tiny_batch, tiny_config
 
