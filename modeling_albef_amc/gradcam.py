@@ -114,8 +114,8 @@ def attention_gradients(
             )
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
-            "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an input "
-            "or a parameter that requires a gradient, and activation checkpointing with use_reentrant=False."
+            "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an "
+            "input or a parameter that requires a gradient, and activation checkpointing with use_reentrant=False."
         )
     return torch.autograd.grad(score, attentions, torch.ones_like(score), create_graph=create_graph, allow_unused=True)
 

@@ -35,7 +35,8 @@ def is_image(value: object) -> bool:
 
 
 def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
-    """Args:
+    """
+    Args:
         source: a path, a URL, a Pillow image, the undecoded {"bytes", "path"} of a data set, or an array or tensor
             (height, width), (height, width, channels) or (channels, height, width) of any number type.
         timeout: seconds to wait for a URL.

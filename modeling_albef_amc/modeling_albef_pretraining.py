@@ -40,16 +40,15 @@ LOSSES = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
 class AlbefForPreTrainingOutput(ModelOutput):
     """Output of `AlbefForPreTraining`.
 
-    - `loss`: the sum of those below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
-      masked words; None without `mlm_labels`. `loss_absent`: phrases that fit nothing; None where there are none.
+    - `loss`: the sum of the others. `loss_itc`, `loss_itm`: contrast, matching. `loss_mlm`: masked words; None without
+      `mlm_labels`. `loss_absent`: phrases that fit nothing; None where there are none.
     - `itm_logits` (num_phrases, 2): of the phrases and their images. `negative_itm_logits` (2 * num_phrases, 2): in
       training, of each phrase with a negative image, then of each phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
     - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length;
       without the phrases that are absent.
-    - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers with the true pairs, when asked
-      for. `vision_model_output`: of the image encoder.
+    - `hidden_states`, `attentions`, `cross_attentions`, `vision_model_output`: of the true pairs, as of `AlbefOutput`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -79,9 +78,8 @@ class MomentumTargets:
     - `image_embeds` (num_images, 1 + num_patches, hidden_size): momentum image states.
     - `image_features`, `text_features` (num_phrases, projection_dim): momentum features of the pairs.
     - `image_ids`, `text_ids` (num_phrases,): fingerprints of what counts as the same image and the same text.
-    - `image_candidates`, `text_candidates` (num_candidates, projection_dim), `candidate_image_ids`,
-      `candidate_text_ids` (num_candidates,): the pairs of all processes and micro-batches of the step, then the queue.
-    - `position`: where this micro-batch begins among the candidates.
+    - The same of all candidates, with num_candidates rows: the pairs of all processes and micro-batches of the step,
+      then the queue. `position`: where this micro-batch begins among them.
     """
 
     image_embeds: Tensor
@@ -281,10 +279,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             output_heatmaps: explain the match of the true pairs; differentiable unless gradients are off.
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from.
-            output_hidden_states, output_attentions: of all layers, with the true pairs. return_dict: False returns a
-                tuple of what is there.
-
-        Returns: `AlbefForPreTrainingOutput`.
+            kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
 
         Raises:
             ValueError: inputs that do not fit each other or the model.
@@ -355,7 +350,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         grid: tuple[int, int] | None,
         **kwargs,
     ) -> tuple[AlbefEncoderOutput, Tensor | None]:
-        """Reads the phrases and matches them with their images: fills in `text_embeds`, `masked_embeds`, `itm_logits`.
+        """Fills in `text_embeds`, `masked_embeds` and `itm_logits`.
 
         Returns: what the text and fusion layers gave and, where the `grid` of patches is given, heatmaps.
         """
@@ -426,7 +421,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def _itm(
         self, pairs: TruePairs, negative_states: Tensor, wrong_texts: Tensor, has_negative: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The ITM loss, and the logits (2 * num_phrases, 2) of the negatives; arguments of `_fuse` and `itm_loss`."""
+        """The ITM loss, and the logits (2 * num_phrases, 2) of the negatives."""
         mask = pairs.attention_mask
         mask = None if mask is None else torch.cat([mask, mask[wrong_texts]])
         negative_itm_logits = self.albef.itm_logits(negative_states, mask)
@@ -435,10 +430,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def _mlm(self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the masked positions, blended with the momentum encoder's; 0 where nothing is masked.
 
-        Args:
-            states: (num_phrases, num_tokens, hidden_size) of the fusion encoder.
-
-        Returns: the loss and the logits (num_masked, vocab_size).
+        Returns: the loss and the logits (num_masked, vocab_size). `states` are those of the fusion encoder.
         """
         masked = pairs.mlm_labels != -100
         if self.config.mlm_distillation_axis == "sequence":
@@ -593,11 +585,10 @@ def itc_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ITC with soft targets α · softmax(momentum similarity) + (1 − α) · one-hot, both directions (ALBEF, eq. 1 and 6).
 
-    Candidates that are known to fit, besides the pair itself, are neither its positives nor its negatives.
+    Candidates that are known to fit (`matches`), besides the pair itself, are neither its positives nor its negatives.
 
     Args:
         image_features, text_features: (num_phrases, projection_dim) of the true pairs.
-        matches: from `known_to_fit`.
 
     Returns: the loss, and the similarities over temperature of each image to the phrases and of each phrase to the
         images of this micro-batch, both (num_phrases, num_phrases).
@@ -642,7 +633,7 @@ def known_to_fit(targets: MomentumTargets) -> tuple[Tensor, Tensor]:
     """Which texts are known to fit each image, and which images each text: all of these are no negatives.
 
     A text fits an image if any pair of the step or the queue says so: equal images share their texts, equal texts
-    their images. An image with the phrases "a dog" and "a man" is no negative for another image's "a dog".
+    their images.
 
     Returns: two (num_phrases, num_candidates) of bool: image i with text j, text i with image j.
     """

@@ -194,7 +194,6 @@ def span_tokens(
 
     Args:
         offsets: of each caption's tokens, (start, end) in characters of the text that the tokenizer was given.
-        attention_mask: of each caption's tokens.
         characters: caption, span → (start, end) of the span's words in that text.
 
     Raises:
@@ -227,14 +226,7 @@ def cleans_text(processor: ProcessorMixin) -> bool:
 
 
 def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: int | None = None) -> BatchFeature:
-    """`input_ids` and `attention_mask` (num_phrases, num_tokens) for the model of any processor.
-
-    Args:
-        max_length: tokens that a phrase is cut to; None does not cut.
-
-    Raises:
-        ValueError: as of `AlbefProcessor`.
-    """
+    """`input_ids` and `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases."""
     # Other processors hand the text on to the tokenizer, some with places for an image.
     tokenize = processor if cleans_text(processor) else processor.tokenizer
     cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
@@ -242,15 +234,10 @@ def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: 
 
 
 def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, Tensor]:
-    """Captions and the words of each that are to be grounded, tokenized for the model of any processor.
+    """`input_ids`, `attention_mask` and `heatmap_token_mask` (num_captions, num_tokens) of any processor.
 
     Args:
-        spans: as `AlbefProcessor` takes them.
-
-    Returns: `input_ids`, `attention_mask` and `heatmap_token_mask`, (num_captions, num_tokens) each.
-
-    Raises:
-        ValueError: as of `AlbefProcessor`.
+        spans: the words of each caption that are to be grounded, as `AlbefProcessor` takes them.
     """
     if cleans_text(processor):
         return dict(processor(text=captions, phrase_spans=spans, **TOKENIZED))
@@ -334,19 +321,14 @@ def check_heatmaps(heatmaps: Tensor | list[Tensor]) -> list[Tensor]:
 def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
     """(height, width) in pixels for every map."""
     sizes = torch.as_tensor(target_sizes)
-    if sizes.shape == (2,):
-        sizes = sizes.expand(num_maps, 2)
+    sizes = sizes.expand(num_maps, 2) if sizes.shape == (2,) else sizes
     if sizes.ndim != 2 or sizes.shape[1] != 2:
         raise ValueError(f"target_sizes must be (num_phrases, 2), (height, width), got the shape {tuple(sizes.shape)}")
     if len(sizes) != num_maps:
-        raise ValueError(
-            f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or a single pair for all"
-        )
+        raise ValueError(f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or one for all")
     for index, size in enumerate(sizes.tolist()):
         if any(not float(side).is_integer() or side < 1 for side in size):
-            raise ValueError(
-                f"target size {index} is {size}: height and width must be whole numbers of pixels, at least 1"
-            )
+            raise ValueError(f"target size {index} is {size}: sides must be whole numbers of pixels, at least 1")
     return [(int(height), int(width)) for height, width in sizes.tolist()]
 
 

@@ -105,9 +105,9 @@ def count(module: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"grounding_layer": 1}, r"grounding_layer 1 has no cross-attention: choose a fusion layer, 2\.\.4"),
+        ({"grounding_layer": 1}, r"grounding_layer 1 has no cross-attention: choose one of 2\.\.4"),
         ({"grounding_layer": 5}, "grounding_layer 5"),
-        ({"vision_grounding_layer": 2}, "vision_grounding_layer 2 is outside the image encoder's 2 layers"),
+        ({"vision_grounding_layer": 2}, "vision_grounding_layer 2 is outside the 2 layers"),
         ({"mlm_distillation_axis": "batch"}, "mlm_distillation_axis"),
         ({"queue_size": "many"}, "queue_size"),
     ],
@@ -572,7 +572,7 @@ def test_positions_that_must_not_be_interpolated():
     larger = {**batch, "pixel_values": torch.randn(4, 3, 48, 32)}
     assert model(**larger).itm_logits.shape == (4, 2)
     for call in (model, lambda **inputs: model.get_image_features(inputs["pixel_values"], False)):
-        with pytest.raises(ValueError, match=r"48 x 32 pixels have no learned positions, which are for 32"):
+        with pytest.raises(ValueError, match=r"48 x 32 pixels have no learned positions"):
             call(**{**larger, "interpolate_pos_encoding": False})
 
 

@@ -30,7 +30,8 @@ from modeling_albef_amc import configuration_albef, image_processing_pil_albef, 
 from modeling_albef_amc.gradcam import heatmap_points
 from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
 from modeling_albef_amc.processing_albef import AlbefProcessor, box_around_point
-from modeling_albef_amc.tokenization_albef import albef_tokenizer, clean_text, tokenizer_from_texts
+from modeling_albef_amc.tokenization_albef import albef_tokenizer, clean_text
+from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
 

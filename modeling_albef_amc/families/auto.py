@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline
-from .checkpoint_checks import check_files, read_object
+from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
 from .processors import whole_images
 from .registry import FAMILIES, METHODS, explain_function, explainable
@@ -163,20 +162,20 @@ def load_model(
     """
     hub = hub_options(options)
     base, base_hub = base_of(path, **hub)
-    for folder in {Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))}:
-        check_files(folder)
+    folders = Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))
     # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
-    config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
+    with naming_damage(*folders):
+        config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
     family = known_family(config.get("model_type"), path)
     # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
     options = {name: value for name, value in options.items() if name not in hub} | base_hub
     options |= {"attn_implementation": attn_implementation or family.attn_implementation}
     is_training = training and family.training_class is not None
     model_class = family.load(family.training_class if is_training else family.model_class)
-    try:
+    with naming_damage(*folders):
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
-    except StrictDataclassError as error:
-        raise ValueError(f"{path}: its config.json is no configuration of the model: {error}") from error
+        if base != path:
+            model.load_adapter(path, adapter_kwargs=hub)
     if loading["missing_keys"] and not is_training:
         architectures = config.get("architectures")
         architecture = architectures[0] if isinstance(architectures, list) and architectures else "no architecture"
@@ -184,8 +183,6 @@ def load_model(
             f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
             f"no score of image and text to explain. Choose one of {family.model_class}."
         )
-    if base != path:
-        model.load_adapter(path, adapter_kwargs=hub)
     return explainable(model.eval())
 
 
@@ -198,6 +195,6 @@ def load_processor(path: str, model: PreTrainedModel, image_size: int | None = N
     Raises:
         ValueError: one of its files is damaged; the message names it.
     """
-    check_files(Path(path, hub.get("subfolder", "")))
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
+    with naming_damage(Path(path, hub.get("subfolder", ""))):
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
     return whole_images(processor, model.config, image_size)
