@@ -70,10 +70,6 @@ class Size:
         return self.encoder | no_dropout | tokens | sizes
 
 
-def num_layers(model: PreTrainedModel) -> Sequence[int]:
-    return range(model.config.num_hidden_layers)
-
-
 @dataclass(frozen=True)
 class Family:
     """What is known of a model family.
@@ -89,7 +85,7 @@ class Family:
         loss: what it learns from a batch, beside AMC.
         training_class: with objectives of its own instead, where there is one.
         has_token_maps: the rows of the explained attention are the phrase's tokens, each of which has a map.
-        layers: what `layer` of `explain` may be.
+        layers: what `layer` of `explain` may be; None: as its `family_function` says.
         modules: all attentions of a pass, for `relevance`; None: that is not worked out for the family.
         encode_images: what `explain` takes as `image_embeds`; None: it encodes images itself.
         attn_implementation: in which it hands out attention probabilities; None: in any.
@@ -104,11 +100,15 @@ class Family:
     loss: Callable[..., torch.Tensor] = matching_loss
     training_class: str | None = None
     has_token_maps: bool = True
-    layers: Callable[[PreTrainedModel], Sequence[int]] = num_layers
+    layers: Callable[[PreTrainedModel], Sequence[int]] | None = None
     modules: Callable[[PreTrainedModel], Modules] | None = None
     encode_images: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] | None = None
     attn_implementation: str | None = "eager"
     small_config: Callable[[Size], transformers.PreTrainedConfig] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            object.__setattr__(self, "layers", self.explain.layers)
 
     def load(self, name: str) -> Any:
         """A class of this record by its name: imported when it is needed, since each takes a while."""
