@@ -31,8 +31,7 @@ class AlbefVisionConfig(PreTrainedConfig):
         hidden_dropout_prob, attention_probs_dropout_prob: dropout of layers' outputs, and of attention probabilities.
         initializer_range: standard deviation of the initial weights.
 
-    Raises:
-        ValueError: sizes that no encoder has, or that do not fit each other.
+    Raises ValueError: sizes that no encoder has, or that do not fit each other.
 
     >>> AlbefVisionConfig(image_size=(256, 384)).grid
     (16, 24)
@@ -90,8 +89,7 @@ class AlbefTextConfig(PreTrainedConfig):
         type_vocab_size: number of token types; ALBEF's phrases are all of type 0.
         pad_token_id: the token that fills up a batch's shorter phrases, whose embedding is not trained; None for none.
 
-    Raises:
-        ValueError: sizes that no encoder has, or that do not fit each other.
+    Raises ValueError: sizes that no encoder has, or that do not fit each other.
     """
 
     model_type = "albef_text_model"
@@ -142,8 +140,7 @@ class AlbefConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights outside both encoders.
         tie_word_embeddings: the MLM head's weights are the word embeddings (pre-training only).
 
-    Raises:
-        ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
+    Raises ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
 
     >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
     >>> config.vision_config.grid, config.text_config.encoder_hidden_size

@@ -55,8 +55,7 @@ def gradcam(
     Returns: (num_phrases, rows, columns), with `per_head` and `per_token` (num_phrases, num_heads, num_tokens, rows,
         columns); at least float32, not negative, not normalised. Maps of padded tokens are zero.
 
-    Raises:
-        ValueError: the score does not depend on the attention, or the grid does not fit the patches.
+    Raises ValueError: the score does not depend on the attention, or the grid does not fit the patches.
 
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
@@ -80,8 +79,7 @@ def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, pe
 def patch_maps(phrase_attention: PhraseAttention, weights: Tensor, per_head: bool) -> Tensor:
     """Weights of the shape of the attention → (num_phrases, [num_heads,] num_tokens, rows, columns), valid tokens only.
 
-    Raises:
-        ValueError: the grid does not fit the patches.
+    Raises ValueError: the grid does not fit the patches.
     """
     maps, (rows, columns) = weights[..., phrase_attention.queries, phrase_attention.patches], phrase_attention.grid
     if maps.shape[-1] != rows * columns:
@@ -189,8 +187,7 @@ def resolve_image_index(images: Tensor, phrases: Tensor, image_index: Tensor | N
     Args:
         images: (num_images, …). phrases: (num_phrases, …).
 
-    Raises:
-        ValueError: `image_index` cannot be guessed, or is not one whole number a phrase.
+    Raises ValueError: `image_index` cannot be guessed, or is not one whole number a phrase.
     """
     num_images, num_phrases = images.shape[0], phrases.shape[0]
     if image_index is not None:

@@ -454,8 +454,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         Returns: hidden states (num_phrases, num_tokens, hidden_size), of all layers where `output_hidden_states` or
             `output_attentions` ask for them; a tuple with `return_dict=False`.
 
-        Raises:
-            ValueError: both texts or none are given, or more tokens than have a position.
+        Raises ValueError: both texts or none are given, or more tokens than have a position.
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -526,8 +525,7 @@ def first_tokens(attention_mask: Tensor | None) -> Tensor | None:
         attention_mask: (num_phrases, num_tokens), 0 for padding; or (num_phrases, 1, 1 or num_tokens, num_tokens), of
             bool or to add to attention scores.
 
-    Raises:
-        ValueError: the mask is neither.
+    Raises ValueError: the mask is neither.
     """
     if attention_mask is None:
         return None
@@ -653,8 +651,7 @@ class AlbefModel(AlbefPreTrainedModel):
                 Otherwise nothing below the explained layer is differentiated, and no output has a graph.
             kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, `return_dict`.
 
-        Raises:
-            ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
+        Raises ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
         """
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:

@@ -281,8 +281,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from.
             kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
 
-        Raises:
-            ValueError: inputs that do not fit each other or the model.
+        Raises ValueError: inputs that do not fit each other or the model.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
             shape = tuple(attention_mask.shape)

@@ -3,10 +3,7 @@
 `pipeline("visual-grounding")`, `AutoGrounder`, evaluation, the layer sweep and the Space are thin on top of it.
 """
 
-import hashlib
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -93,16 +90,15 @@ class PhraseGrounder:
             `PhraseAttention` with its `probability`. Default: `model.explain`.
         encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
             phrases. Default: `model.encode_images`, where `explain` is the model's own.
-        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
 
-    Raises:
-        ValueError: the model does not explain itself, and no function for it is given.
+    Raises ValueError: the model does not explain itself, and no function for it is given.
 
     >>> grounder = PhraseGrounder(model, processor)
     >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
     (212, 140)
     """
 
+    keeps_encodings = False  # from call to call
     # By `method`, what turns the explanation of a pass into heatmaps.
     methods: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam, "attention": attention_map}
 
@@ -112,7 +108,6 @@ class PhraseGrounder:
         processor: ProcessorMixin,
         explain: Callable[..., PhraseAttention] | None = None,
         encode_images: Callable[..., Tensor] | None = None,
-        max_encodings: int = 0,
     ):
         if explain is None:
             if not hasattr(model, "explain"):
@@ -121,7 +116,6 @@ class PhraseGrounder:
                 )
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
-        self.max_encodings, self.encodings, self.lock = max_encodings, OrderedDict(), threading.Lock()
 
     @property
     def max_tokens(self) -> int:
@@ -202,8 +196,7 @@ class PhraseGrounder:
     def tokenize(self, phrases: list[Phrase]) -> Tokens:
         """Not for several threads at a time: a tokenizer keeps state in a call.
 
-        Raises:
-            ValueError: a phrase is empty or too long, or its span is not in its caption.
+        Raises ValueError: a phrase is empty or too long, or its span is not in its caption.
         """
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
         if any(span is not None for span in spans):
@@ -290,7 +283,7 @@ class PhraseGrounder:
         """
         device, explain = self.model.device, explain or self.explain
         pixel_values, image_embeds = pixel_values.to(device), None
-        is_reused = len(image_index) > phrase_batch_size or self.max_encodings
+        is_reused = len(image_index) > phrase_batch_size or self.keeps_encodings
         if is_reused and explain is self.explain and self.encode_images is not None:
             image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
         for first in range(0, len(image_index), phrase_batch_size):
@@ -306,19 +299,8 @@ class PhraseGrounder:
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """What `encode_images` gives of an image (1, 3, height, width), from memory if it is kept."""
-        if not self.max_encodings:
-            return self.encode_images(self.model, pixel_values)
-        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
-        with self.lock:
-            encoded = self.encodings.pop(key, None)
-        if encoded is None:
-            encoded = self.encode_images(self.model, pixel_values)
-        with self.lock:
-            self.encodings[key] = encoded  # the newest
-            while len(self.encodings) > self.max_encodings:
-                self.encodings.popitem(last=False)
-        return encoded
+        """What `encode_images` gives of an image (1, 3, height, width)."""
+        return self.encode_images(self.model, pixel_values)
 
     def answers(
         self,

@@ -41,8 +41,7 @@ class AlbefProcessor(ProcessorMixin):
         tokenizer: any BERT tokenizer; the processor keeps a copy of it that adds no [SEP].
         max_words: words kept of a phrase: 50, and 30 for referring expressions. Calls can override it.
 
-    Raises:
-        ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
+    Raises ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
 
     >>> from PIL import Image
     >>> from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
@@ -152,8 +151,7 @@ class AlbefProcessor(ProcessorMixin):
 def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
     """The phrases in one list, and each one's image when they came in lists of lists.
 
-    Raises:
-        ValueError: `text` is no phrase, no list of phrases and no list of lists, or has no phrase.
+    Raises ValueError: `text` is no phrase, no list of phrases and no list of lists, or has no phrase.
 
     >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
     (['a dog', 'red', 'a tree'], [0, 0, 2])
@@ -196,8 +194,7 @@ def span_tokens(
         offsets: of each caption's tokens, (start, end) in characters of the text that the tokenizer was given.
         characters: caption, span → (start, end) of the span's words in that text.
 
-    Raises:
-        ValueError: a span has no token; the message names the caption.
+    Raises ValueError: a span has no token; the message names the caption.
     """
     rows = []
     for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
@@ -278,8 +275,7 @@ def post_process_grounding(
         around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
         a constant map is the whole image.
 
-    Raises:
-        ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
+    Raises ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
 
     >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))

@@ -28,8 +28,8 @@ from transformers import pipeline
 
 from modeling_albef_amc import VisualGroundingPipeline, upsample_heatmaps
 from tests.conftest import tiny_blip
-from tests.hub_server import HubServer
 from tests.helpers.data import blip_processor
+from tests.hub_server import HubServer
 from tests.test_publishing import environment, put, run
 from tests.tiny_data import picture, tiny_albef, tiny_processor
 

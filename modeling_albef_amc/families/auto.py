@@ -1,6 +1,9 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
 import argparse
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ class AutoGrounder(PhraseGrounder):
         processor: its processor; it is set to show the model whole images, see `whole_images`.
         explain: a function to use instead of the family's, see `Family.explain`.
         device: as of `torch.device`; default: the model's.
-        max_encodings: of `PhraseGrounder`.
+        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
     """
 
     methods = METHODS
@@ -48,7 +51,9 @@ class AutoGrounder(PhraseGrounder):
         if family is not None:
             processor = whole_images(processor, model.config)
         model = explainable(model if device is None else model.to(device))
-        super().__init__(model, processor, explain or explain_function(model), encode_images, max_encodings)
+        super().__init__(model, processor, explain or explain_function(model), encode_images)
+        self.keeps_encodings, self.max_encodings = max_encodings > 0, max_encodings
+        self.encodings, self.lock = OrderedDict(), threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -79,6 +84,20 @@ class AutoGrounder(PhraseGrounder):
         if method == "relevance":
             return explain_function(self.model, method), METHODS[method]
         return super().method_functions(method)
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not self.keeps_encodings:
+            return super().encode(pixel_values)
+        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
+        with self.lock:
+            encoded = self.encodings.pop(key, None)
+        if encoded is None:
+            encoded = super().encode(pixel_values)
+        with self.lock:
+            self.encodings[key] = encoded  # the newest
+            while len(self.encodings) > self.max_encodings:
+                self.encodings.popitem(last=False)
+        return encoded
 
     def explain_phrases(self, images: Sequence[GroundedImage], **options: Any) -> Sequence[GroundedImage]:
         """As of `PhraseGrounder`; its `method` may also be "relevance" (by all layers), of some families."""
