@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
-from modeling_albef_amc import AlbefProcessor, AutoModelForVisualGrounding
+from modeling_albef_amc import AutoModelForVisualGrounding
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import FAMILIES
 
@@ -47,17 +46,6 @@ FOREIGN = {
 }
 # Of the disk, of what the Hub answers and of being offline; of huggingface_hub's HTTP library; of names.
 UNREACHABLE = OSError, HfHubHTTPError.__base__, HFValidationError
-PROCESSORS: dict[str, type[ProcessorMixin]] = {
-    "albef": AlbefProcessor,
-    "blip": transformers.BlipProcessor,
-    "blip-2": transformers.Blip2Processor,
-    "vilt": transformers.ViltProcessor,
-    "bridgetower": transformers.BridgeTowerProcessor,
-    "clip": transformers.CLIPProcessor,
-    "altclip": transformers.AltCLIPProcessor,
-    "chinese_clip": transformers.ChineseCLIPProcessor,
-    "siglip": transformers.SiglipProcessor,
-}
 MAX_BYTES = 2 * 2**30
 MAX_PARAMETERS = 600_000_000
 MAX_LAYERS = 48
@@ -185,7 +173,8 @@ def load_folder(entry: Entry, folder: Path) -> Loaded:
     )
     if loading["missing_keys"]:
         raise ModelError(f"{entry.id} lacks weights of a model that matches phrases: {min(loading['missing_keys'])}, …")
-    processor = PROCESSORS[family].from_pretrained(folder, **safely)
+    known = FAMILIES[family]
+    processor = known.load(known.processor_class).from_pretrained(folder, **safely)
     check_image_size(entry, processor)
     processor = whole_images(processor, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
