@@ -108,7 +108,7 @@ def attention_gradients(
         check_recorded(attention)
         if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
             raise RuntimeError(
-                "Activation checkpointing with use_reentrant=True cuts the graph of heatmaps: pass False."
+                "Activation checkpointing with use_reentrant=True cuts the graph: pass use_reentrant=False."
             )
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(

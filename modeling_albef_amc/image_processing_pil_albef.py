@@ -38,17 +38,12 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
     if is_array and images.ndim in (2, 3):
         return [images]
     if is_array and images.ndim != 4:
-        raise ValueError(
-            f"{name} must have 2 or 3 dimensions (a batch of images 4), not the shape {tuple(images.shape)}"
-        )
+        raise ValueError(f"{name} must have 2 to 4 dimensions, got the shape {tuple(images.shape)}")
     if not is_array and not isinstance(images, list | tuple):
         raise ValueError(f"{name} must be a Pillow image, an array, a tensor, a path or a URL, not {type(images)}")
     if not len(images):
-        raise ValueError(
-            "no images were given: pass at least one"
-            if name == "images"
-            else f"{name} is an empty group: there is no image for its phrases; leave both out"
-        )
+        empty = "no images were given" if name == "images" else f"{name} is an empty group: no image for its phrases"
+        raise ValueError(f"{empty}; pass at least one")
     return [image for index, item in enumerate(images) for image in flatten_images(item, f"{name}[{index}]")]
 
 
@@ -73,9 +68,7 @@ def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"a Pillow image of mode {image.mode!r} has no known range: scale it to 8 bits (mode 'L' or 'RGB')"
-        )
+        raise ValueError(f"a Pillow image of mode {image.mode!r} has no known range: scale it to 8 bits (mode 'L')")
     return image
 
 

@@ -204,9 +204,7 @@ class AlbefVisionEmbeddings(nn.Module):
         if height % patch_size or width % patch_size:
             raise ValueError(f"Images of {height} x {width} pixels are not a whole number of patches of {patch_size}.")
         if not interpolate_pos_encoding and (height // patch_size, width // patch_size) != self.config.grid:
-            raise ValueError(
-                f"Images of {height} x {width} pixels have no learned positions, and none are interpolated."
-            )
+            raise ValueError(f"Images of {height} x {width} pixels have no learned positions: interpolate them.")
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self.interpolated_positions(tuple(patches.shape[2:]))
         cls_token = self.cls_token.expand(pixel_values.shape[0], -1, -1)

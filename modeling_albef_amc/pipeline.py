@@ -112,7 +112,7 @@ class PhraseGrounder:
         if explain is None:
             if not hasattr(model, "explain"):
                 raise ValueError(
-                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain=."
+                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain"
                 )
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images

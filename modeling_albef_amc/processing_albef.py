@@ -164,9 +164,7 @@ def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str],
     phrases = [phrase for item in text for phrase in item] if nested else list(text)
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str):
-            raise ValueError(
-                f"phrase {index} is {phrase!r}, not a string: pass a phrase, a list of phrases or a list of lists"
-            )
+            raise ValueError(f"phrase {index} is {phrase!r}, not a string: pass phrases, or lists of phrases")
     if not phrases:
         raise ValueError("text holds no phrase: pass at least one")
     return phrases, [image for image, item in enumerate(text) for _ in item] if nested else None

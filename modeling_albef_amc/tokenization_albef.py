@@ -97,9 +97,7 @@ def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
     words = text.split(" ")
     is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(number, int) for number in span)
     if not (is_pair and 0 <= span[0] < span[1] <= len(words)):
-        raise ValueError(
-            f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the number of words"
-        )
+        raise ValueError(f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the words")
     first, end = span
     start = sum(len(word) + 1 for word in words[:first])
     return start, start + len(" ".join(words[first:end]))

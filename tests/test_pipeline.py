@@ -437,7 +437,7 @@ def test_what_a_published_checkpoint_ships(tmp_path):
     """Few files, short enough to be read before they are trusted."""
     build("albef_pretraining").save_pretrained(tmp_path)
     lines = {path.name: len(path.read_text().splitlines()) for path in tmp_path.glob("*.py")}
-    assert len(lines) <= 12 and sum(lines.values()) <= 3200, lines
+    assert len(lines) <= 12 and sum(lines.values()) <= 3550, lines
 
 
 HUB_SCRIPT = """

@@ -263,7 +263,7 @@ def test_numbers_that_do_not_match(processor, image):
 def test_images_nested_by_phrase(processor, image):
     batch = processor(images=[[image], [image]], text=["a dog", "red"], return_tensors="pt")
     assert (len(batch["pixel_values"]), len(batch["input_ids"])) == (2, 2)
-    with pytest.raises(ValueError, match=r"images\[0\] is an empty group: there is no image for its phrases"):
+    with pytest.raises(ValueError, match=r"images\[0\] is an empty group: no image for its phrases"):
         processor(images=[[], [image], [image]], text=["a dog", "red", "a house"])
     with pytest.raises(ValueError, match=r"images\[1\] is an empty group"):
         processor(images=[[image], []], text=["a dog"])

@@ -185,7 +185,8 @@ def load_model(
     # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
     with naming_damage(*folders):
         config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
-    family = known_family(config.get("model_type"), path)
+        model_type = config.get("model_type")
+    family = known_family(model_type, path)
     # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
     options = {name: value for name, value in options.items() if name not in hub} | base_hub
     options |= {"attn_implementation": attn_implementation or family.attn_implementation}
