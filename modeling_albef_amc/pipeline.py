@@ -8,6 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -72,13 +73,15 @@ class Tokens:
 class GroundedImage:
     """An image and its phrases on their way through the model.
 
-    - `image`: RGB, upright. `pixel_values` (1, 3, height, width). `tokens`: None where there is no phrase.
+    - `pixel_values` (1, 3, height, width) of the model; `size` (height, width) in pixels of the image itself.
+    - `tokens`: None where there is no phrase. `image`: RGB, upright; None where no picture of it is wanted.
     - `scores`: a probability a phrase. `heatmaps`: (rows, columns) a phrase, or None.
     """
 
-    image: Image.Image
     pixel_values: torch.Tensor
+    size: tuple[int, int]
     tokens: Tokens | None
+    image: Image.Image | None = None
     scores: Sequence[float] = ()
     heatmaps: Sequence[torch.Tensor | None] = ()
 
@@ -95,11 +98,16 @@ class PhraseGrounder:
             then encoded once for all its phrases. Default: `model.encode_images`, where `explain` is the model's own.
         max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
 
+    Attributes:
+        autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside it.
+
     Example:
         >>> grounder = PhraseGrounder(model, processor)
         >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
         (212, 140)
     """
+
+    autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def __init__(
         self,
@@ -113,6 +121,7 @@ class PhraseGrounder:
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
         self.max_encodings, self.encodings, self.lock = max_encodings, OrderedDict(), threading.Lock()
+        self.tokenizing = threading.Lock()  # a tokenizer keeps state in a call
 
     @property
     def max_tokens(self) -> int:
@@ -195,16 +204,17 @@ class PhraseGrounder:
         return image, self.processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def tokenize(self, phrases: list[Phrase]) -> Tokens:
-        """Not for several threads at a time: a tokenizer keeps state in a call.
+        """Phrases, or words of captions, as the model takes them; several threads may call it.
 
         Raises:
             ValueError: a phrase is empty or too long, or its span is not in its caption.
         """
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
-        if any(span is not None for span in spans):
-            inputs = tokenize_captions(self.processor, texts, spans)
-        else:
-            inputs = tokenize_phrases(self.processor, texts)
+        with self.tokenizing:
+            if any(span is not None for span in spans):
+                inputs = tokenize_captions(self.processor, texts, spans)
+            else:
+                inputs = tokenize_phrases(self.processor, texts)
         num_tokens, most = inputs["attention_mask"].sum(dim=1), self.max_tokens
         if num_tokens.max() > most:
             longest = texts[num_tokens.argmax()]
@@ -218,7 +228,8 @@ class PhraseGrounder:
     def prepare(self, record: dict[str, Any], timeout: float = 30) -> GroundedImage:
         """A record of `as_record`, read and tokenized."""
         image, pixel_values = self.read(record["image"], timeout)
-        return GroundedImage(image, pixel_values, self.tokenize(record["phrases"]) if record["phrases"] else None)
+        tokens = self.tokenize(record["phrases"]) if record["phrases"] else None
+        return GroundedImage(pixel_values, (image.height, image.width), tokens, image)
 
     def explain_phrases(
         self,
@@ -300,7 +311,9 @@ class PhraseGrounder:
             if image_embeds is not None:
                 options["image_embeds"] = image_embeds[images]
             inputs = part.input_ids, part.attention_mask, index - images.start
-            attention = explain(self.model, pixel_values[images], *(tensor.to(device) for tensor in inputs), **options)
+            inputs = [tensor.to(device) for tensor in inputs]
+            with self.autocast():
+                attention = explain(self.model, pixel_values[images], *inputs, **options)
             chosen = part.heatmap_token_mask
             yield attention if chosen is None else choose_tokens(attention, chosen)
 
@@ -308,46 +321,52 @@ class PhraseGrounder:
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What `encode_images` gives of an image (1, 3, height, width), from memory if it is kept."""
         if not self.max_encodings:
-            return self.encode_images(self.model, pixel_values)
+            with self.autocast():
+                return self.encode_images(self.model, pixel_values)
         key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
         with self.lock:
             encoded = self.encodings.pop(key, None)
         if encoded is None:
-            encoded = self.encode_images(self.model, pixel_values)
+            with self.autocast():
+                encoded = self.encode_images(self.model, pixel_values)
         with self.lock:
             self.encodings[key] = encoded  # the newest
             while len(self.encodings) > self.max_encodings:
                 self.encodings.popitem(last=False)
         return encoded
 
-    def answers(
+    def answers(self, grounded: GroundedImage, **options: Any) -> list[dict[str, Any]]:
+        """One answer a phrase, in pixels of the image; see `ground`. Options: of `answer`."""
+        count = len(grounded.tokens.phrases) if grounded.tokens else 0
+        return [self.answer(grounded, number, **options) for number in range(count)]
+
+    def answer(
         self,
         grounded: GroundedImage,
+        number: int,
         threshold: float = 0.5,
         output_heatmaps: bool = True,
         output_pictures: bool = False,
-    ) -> list[dict[str, Any]]:
-        """One answer a phrase, in pixels of the image; see `ground`.
+    ) -> dict[str, Any]:
+        """The answer of one phrase.
 
         Args:
+            number: of the phrase, among those of the image.
             threshold: heat at the edge of a box, see `post_process_grounding`.
             output_heatmaps: with "heatmap". For many phrases on large images rather False.
             output_pictures: with "picture".
         """
-        image, answers = grounded.image, []
-        phrases = grounded.tokens.phrases if grounded.tokens else []
-        for phrase, heatmap, score in zip(phrases, grounded.heatmaps, grounded.scores, strict=True):
-            answer = {"phrase": phrase, "score": score}
-            if heatmap is not None:
-                (found,) = post_process_grounding(heatmap[None], (image.height, image.width), threshold)
-                heat = found["heatmap"].numpy()
-                answer |= {"point": found["point"], "box": found["box"]}
-                if output_heatmaps:
-                    answer["heatmap"] = heat
-                if output_pictures:
-                    answer["picture"] = mark(overlay(image, heat), found["point"], found["box"])
-            answers.append(answer)
-        return answers
+        heatmap = grounded.heatmaps[number]
+        answer = {"phrase": grounded.tokens.phrases[number], "score": grounded.scores[number]}
+        if heatmap is not None:
+            (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
+            heat = found["heatmap"].numpy()
+            answer |= {"point": found["point"], "box": found["box"]}
+            if output_heatmaps:
+                answer["heatmap"] = heat
+            if output_pictures:
+                answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
+        return answer
 
 
 def max_tokens(config: PreTrainedConfig) -> int:

@@ -1,8 +1,7 @@
 """Pictures of answers, with NumPy and Pillow alone: photos under heatmaps, points, boxes, captions, sheets."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -47,48 +46,67 @@ def overlay(photo: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Im
     return Image.composite(colours, photo, Image.fromarray((levels * np.float32(opacity)).astype(np.uint8)))
 
 
-def mark(picture: Image.Image, point: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """A copy of the picture with a point (x, y) and a half-open box (x1, y1, x2, y2) drawn in, in its pixels.
+def mark(
+    picture: Image.Image,
+    point: tuple[int, int] | None = None,
+    boxes: Sequence[Sequence[int]] = (),
+    colour: str = MARK,
+) -> Image.Image:
+    """A copy of the picture with half-open boxes (x1, y1, x2, y2) and a point (x, y) drawn in, in its pixels.
 
     The lines grow with the picture and have a dark rim, to be seen on light and dark alike.
+
+    Args:
+        colour: of the point.
     """
     picture = picture.copy()
     draw = ImageDraw.Draw(picture)
     width = max(1, round(max(picture.size) / 250))
-    x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1
-    # Outlines grow inwards; a box too small for its rim keeps the line.
-    if min(x2 - x1, y2 - y1) > 4 * width:
-        draw.rectangle((x1, y1, x2, y2), outline=RIM, width=2 * width)
-    draw.rectangle((x1, y1, x2, y2), outline=MARK, width=max(1, min(width, (x2 - x1) // 2, (y2 - y1) // 2)))
-    draw.circle(point, 3.5 * width, fill=RIM)
-    draw.circle(point, 2.5 * width, fill=MARK)
-    draw.point(point, fill=MARK)
+    for x1, y1, x2, y2 in boxes:
+        x2, y2 = x2 - 1, y2 - 1
+        # Outlines grow inwards; a box too small for its rim keeps the line.
+        if min(x2 - x1, y2 - y1) > 4 * width:
+            draw.rectangle((x1, y1, x2, y2), outline=RIM, width=2 * width)
+        draw.rectangle((x1, y1, x2, y2), outline=MARK, width=max(1, min(width, (x2 - x1) // 2, (y2 - y1) // 2)))
+    if point is not None:
+        draw.circle(point, 3.5 * width, fill=RIM)
+        draw.circle(point, 2.5 * width, fill=colour)
+        draw.point(point, fill=colour)
     return picture
 
 
 def panel(
     photo: Image.Image,
-    answer: Mapping[str, Any],
     caption: str,
+    heatmap: np.ndarray | None = None,
+    point: tuple[int, int] | None = None,
+    boxes: Sequence[Sequence[float]] = (),
+    colour: str = MARK,
     width: int = 560,
     max_height: int = 900,
-    opacity: float = 0.6,
 ) -> Image.Image:
-    """A phrase's answer as a picture of `width` pixels, whatever the photo's size: caption, photo, heatmap, point, box.
+    """A picture of `width` pixels, whatever the photo's size: caption, photo, and on it heatmap, boxes and point.
 
     Args:
         photo: RGB.
-        answer: "heatmap", "point" and "box" in pixels of the photo, as the pipeline gives them.
+        heatmap: (height, width) of the photo. point: (x, y), boxes: (x1, y1, x2, y2), in pixels of the photo.
+        colour: of the point.
         max_height: of the photo in the panel; a taller one becomes narrower instead.
     """
-    picture = overlay(photo, answer["heatmap"], opacity)
     scale = min(width / photo.width, max_height / photo.height)
     size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
-    x, y = (int((place + 0.5) * scale) for place in answer["point"])
-    x1, y1, x2, y2 = (round(edge * scale) for edge in answer["box"])
+    if point is not None:
+        point = tuple(int((place + 0.5) * scale) for place in point)
+    corners = [[round(edge * scale) for edge in box] for box in boxes]
+    corners = [(x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)) for x1, y1, x2, y2 in corners]
+    picture = photo if heatmap is None else overlay(photo, heatmap)
     # Scaled first, so that lines are equally thin on all photos.
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
-    picture = mark(picture, (x, y), (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
+    picture = mark(picture.resize(size, Image.Resampling.BICUBIC), point, corners, colour)
+    return captioned(picture, caption, width)
+
+
+def captioned(picture: Image.Image, caption: str, width: int) -> Image.Image:
+    """The picture below its caption, on paper of `width` pixels, at least its own."""
     font = ImageFont.load_default(size=max(14, width // 28))
     lines = wrap(caption, font, width)
     line_height = sum(font.getmetrics())
@@ -137,4 +155,4 @@ def sheet(panels: Sequence[Image.Image], columns: int | None = None) -> Image.Im
     return picture
 
 
-__all__ = ["mark", "overlay", "panel", "sheet"]
+__all__ = ["captioned", "mark", "overlay", "panel", "sheet"]

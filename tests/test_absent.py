@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Image
 from torch.nn import functional as F
 
-import evaluate_grounding
+from trainer import evaluate_grounding
 from dataset_scripts.features import FEATURES
 from dataset_scripts.scenes import ScenesConfig, draw_scene, scene_rows
 from modeling_albef_amc.families.training import groundable

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluate_grounding
+from trainer import evaluate_grounding
 import train
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.trainer_helpers import collator_of, make_trainer

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
-import evaluate_grounding
-import ground_dataset
+from trainer import evaluate_grounding
+from trainer import ground_dataset
 from dataset_scripts.features import FEATURES, encode_png
 from modeling_albef_amc import AlbefProcessor
 from modeling_albef_amc.processing_albef import post_process_grounding
@@ -70,12 +70,12 @@ def write_files(folder: Path, split: str, *parts: list[dict]) -> None:
 
 def evaluate(checkpoint: Path, data: Path, output: Path, *more: str) -> dict:
     command = ["--models", f"tiny={checkpoint}", "--dataset", str(data), "--output", str(output), "--cpu"]
-    return evaluate_grounding.main([*command, "--num_pictured", "0", "--block_size", "5", "--batch_size", "4", *more])
+    return evaluate_grounding.main([*command, "--num_pictured", "0", "--batch_size", "4", *more])
 
 
 def run_ground(checkpoint: Path, data: Path, output: Path, *more: str) -> None:
     command = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--output", str(output), "--cpu"]
-    ground_dataset.main([*command, "--block_size", "5", "--batch_size", "4", *more])
+    ground_dataset.main([*command, "--batch_size", "4", *more])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -245,7 +245,7 @@ end_process_group()
 KILLED = """
 import os, signal, sys
 from trainer.record_store import RecordStore
-import ground_dataset
+from trainer import ground_dataset
 write = RecordStore.write
 def write_some(self, block, batches):
     def then_die():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate_grounding
-import sweep_layers
+from trainer import evaluate_grounding
+from trainer import sweep_layers
 from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
 from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
 from modeling_albef_amc.families.relevance import relevance

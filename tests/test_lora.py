@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModel
 
-import evaluate_grounding
+from trainer import evaluate_grounding
 import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
 from modeling_albef_amc.families.auto import base_of, load_model

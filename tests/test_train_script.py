@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModel, BertConfig, BertModel, BlipForConditionalGeneration
 
-import evaluate_grounding
+from trainer import evaluate_grounding
 import train
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoProcessor, pipeline
 
-import evaluate_grounding
-import ground_dataset
-import sweep_layers
+from trainer import evaluate_grounding
+from trainer import ground_dataset
+from trainer import sweep_layers
 import train
 from modeling_albef_amc import AutoGrounder, export_albef
 from modeling_albef_amc.families.auto import load_model, load_processor

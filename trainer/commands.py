@@ -1,0 +1,373 @@
+"""The command `albef-amc`: which commands there are, and what each can be told. Importing this imports no torch.
+
+A command is what it is called, a word about it, a function that adds its options, and the function that runs it, whose
+module is imported then. With several processes, `accelerate launch` runs the module: `accelerate launch -m
+trainer.evaluate_grounding …`.
+"""
+
+import argparse
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from .benchmarks import BENCHMARKS
+from .process_group import run_script
+
+# Those of the modules that do the work, which take seconds to import.
+METHODS = "gradcam", "attention", "relevance"
+EXPLANATIONS = "itm", "itc"
+BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
+HEATMAP_TYPES = "float16", "float32"
+LAYOUTS = "amc", "albef", "retrieval"
+HERE = Path(__file__).parent
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Mistakes are told in one line, without the usage; options may be written with dashes."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        return super().parse_args([with_underscores(argument) for argument in arguments], namespace)
+
+
+class Command(NamedTuple):
+    """A command.
+
+    - `run`: "package.module:function", of the parsed arguments; of the unparsed ones where `add` is None.
+    - `add`: adds its options to a parser.
+    - `check`: raises a ValueError if the options do not fit together, and completes them.
+    """
+
+    help: str
+    run: str
+    add: Callable[[argparse.ArgumentParser], None] | None = None
+    check: Callable[[argparse.Namespace], None] | None = None
+
+
+def with_underscores(argument: str) -> str:
+    return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), argument)
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command, by default from the command line. SystemExit: they are wrong, or --help is asked for."""
+    command = COMMANDS[name]
+    parser = OneLineParser(prog=f"albef-amc {name}", description=command.help)
+    command.add(parser)
+    args = parser.parse_args(arguments)
+    try:
+        if command.check is not None:
+            command.check(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; the exit status is 2 when the user has something to mend."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    epilog = "\n".join(f"  {name:16}{command.help}" for name, command in COMMANDS.items())
+    parser = OneLineParser(
+        prog="albef-amc",
+        description="Vision-language models that point.",
+        epilog=f"commands:\n{epilog}\n\nalbef-amc COMMAND --help tells what each can be told.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"albef-amc {metadata.version('albef-amc')}")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    name = parser.parse_args(arguments[:1]).command
+    command = COMMANDS[name]
+    options = arguments[1:] if command.add is None else parse(name, arguments[1:])
+    module, function = command.run.split(":")
+    run_script(lambda: getattr(importlib.import_module(module), function)(options))
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
+    parser.add_argument("--token", help="for private models of the Hub; default: HF_TOKEN, or that of `hf auth login`")
+
+
+def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)"
+    )
+    parser.add_argument(
+        "--explanation", choices=EXPLANATIONS, help="score to explain: match or similarity (default: the family's own)"
+    )
+    parser.add_argument("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What any grounding of a data set can be told."""
+    add_hub_arguments(parser)
+    add_explaining_arguments(parser)
+    add = parser.add_argument
+    add("--dataset", required=True, help="folder of Parquet files, or Hub id")
+    add("--dataset_config", help="its configuration, where it has several")
+    add("--box_format", choices=BOX_FORMATS, default="xyxy", help="what its boxes are (default: xyxy, in pixels)")
+    add("--streaming", action="store_true", help="read its files as they come; a process takes whole files")
+    add("--max_examples", type=int, help="take the first so many rows of a split only")
+    add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
+    add("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
+    add(
+        "--in_caption",
+        action="store_true",
+        help="ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces "
+        "(caption_span) only; the score is then the probability that the whole caption fits",
+    )
+    add(
+        "--save_heatmaps",
+        nargs="?",
+        const="float32",
+        choices=HEATMAP_TYPES,
+        help="keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)",
+    )
+    add("--strict", action="store_true", help="stop at a record that cannot be used")
+    add("--overwrite", action="store_true", help="start anew, whatever records are there")
+    add("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")
+    add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
+    add("--cpu", action="store_true", help="do not use a GPU that is there")
+
+
+def check_run(args: argparse.Namespace) -> None:
+    if args.in_caption and args.method == "relevance":
+        raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method")
+
+
+def add_ground(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "For each phrase: does it fit the image, and where is it? Points and boxes are in pixels of the image as it is "
+        "shown (turned upright by its EXIF orientation), x before y, from the upper left corner; a box is x1, y1, x2, "
+        "y2, its right and lower edge outside."
+    )
+    parser.epilog = (
+        'example: albef-amc ground photo.jpg "a black cat" "the remote on the left" --model outputs/scenes/with_amc '
+        "--output out.png"
+    )
+    add = parser.add_argument
+    add("image", help="file or URL")
+    add("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
+    add("--model", required=True, help="folder or Hub id of a checkpoint of any known family")
+    add_hub_arguments(parser)
+    add_explaining_arguments(parser)
+    add("--output", type=Path, metavar="FILE", help="picture to write, one panel a phrase")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write the answers as JSON: to FILE, or alone to the standard output (put it last, or write --json=-)",
+    )
+    add(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="heat at the edge of a box, from the heatmap's minimum (0) to its maximum (1); default %(default)s",
+    )
+    add("--device", help="cpu, cuda, cuda:1, mps, …; default an accelerator if there is one")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--models", nargs="+", required=True, metavar="NAME=CHECKPOINT", help="what to compare")
+    add("--benchmark", choices=list(BENCHMARKS), help="its protocol, and what was published, in the table")
+    add("--splits", nargs="+", help="splits to score (default: the benchmark's; test)")
+    add("--output", type=Path, default=Path("outputs"), help="folder for results, pictures and records")
+    add("--num_pictured", type=int, default=8, help="rows of heatmaps.png (default: 8)")
+    add("--gallery", type=int, default=0, metavar="N", help="draw N best, worst and random cases each")
+    add_run_arguments(parser)
+
+
+def check_evaluate(args: argparse.Namespace) -> None:
+    check_run(args)
+    args.models = pairs("--models", "NAME=CHECKPOINT", args.models)
+    if any("/" in name or name.startswith(".") for name in args.models):
+        raise ValueError("names in --models become names of folders: leave out / and a dot in front")
+
+
+def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
+    add("--split", default="train", help="of the data set (default: train)")
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="e.g. phrase=caption image_id=key")
+    add("--shard", default="0/1", metavar="I/N", help="machine I of N, counted from 0 (default: 0/1)")
+    add("--block_size", type=int, default=1024, help="most rows of a file of records (default: 1024)")
+    add("--output", type=Path, required=True, help="folder of the rows")
+    add_run_arguments(parser)
+
+
+def check_ground_dataset(args: argparse.Namespace) -> None:
+    check_run(args)
+    index, slash, number = args.shard.partition("/")
+    if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise ValueError("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")
+    args.shard = int(index), int(number)
+    if args.overwrite and args.shard != (0, 1):
+        raise ValueError(
+            "--overwrite would delete what other machines made: delete the folder first, then start the shards"
+        )
+    args.columns = {theirs: ours for ours, theirs in pairs("--columns", "OURS=THEIRS", args.columns).items()}
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
+    add("--split", default="validation", help="of the data set (default: validation)")
+    add("--heads", action="store_true", help="score every head of a layer too")
+    add("--output", type=Path, help="folder for layers.json")
+    add_run_arguments(parser)
+
+
+def check_sweep(args: argparse.Namespace) -> None:
+    if args.method == "relevance" or args.grounding_layer is not None:
+        raise ValueError("layers are compared by --method gradcam or attention, without --grounding_layer")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", help="the .pth or .safetensors file, or an index of shards; the other way, the folder")
+    add("output", help="the folder to write; with --to_original, the .pth file")
+    add("--to_original", action="store_true", help="the other way: from a folder to a .pth file")
+    add("--overwrite", action="store_true", help="replace the output, when all is written")
+    add = parser.add_argument_group("to a folder").add_argument
+    add("--image_size", type=int, help="interpolate the learned positions to images of that side")
+    add("--tokenizer", help="BERT tokenizer: name on the Hub, or folder; default bert-base-uncased")
+    add("--vision_heads", type=int, help="attention heads of the image encoder; default 12")
+    add("--text_heads", type=int, help="attention heads of the text and fusion encoder; default 12")
+    add("--grounding_layer", type=int, help="text-encoder layer that heatmaps explain; default 8")
+    add = parser.add_argument_group("to a .pth file").add_argument
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        help="amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned "
+        "for retrieval or grounding, text names without 'bert.', no MLM head",
+    )
+    add(
+        "--momentum_copies",
+        action="store_true",
+        help="where there are no momentum encoders, write copies: the released scripts look for them",
+    )
+
+
+def check_convert(args: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+    common = "source", "output", "to_original", "overwrite"
+    for name in given.keys() - common:
+        if (name in ("layout", "momentum_copies")) != args.to_original:
+            fits = "does not go with" if args.to_original else "needs"
+            raise ValueError(f"--{name} {fits} --to_original")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
+    parser.add_argument("output", help="a new folder")
+    parser.add_argument("--grounding_layer", type=int, help="the explained fusion layer; default: the checkpoint's")
+    add_hub_arguments(parser)
+
+
+def add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", help="folder or Hub id")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    add_hub_arguments(parser)
+
+
+def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
+    if any("=" not in value for value in values):
+        raise ValueError(f"{option} takes {form} pairs")
+    return dict(value.split("=", 1) for value in values)
+
+
+# What they run ----------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(
+            "usage: albef-amc train [CONFIG.yaml] [--name value ...]\n\n"
+            "Trains a model with Attention Mask Consistency. The settings of the project are below; all of transformers' "
+            "TrainingArguments are taken too,\nsuch as --output_dir, --learning_rate and --max_steps: --help_all lists "
+            "them. With several processes: accelerate launch train.py.\n"
+        )
+        print("\n".join(f"  --{name} ({kind}{default})\n      {text}" for name, kind, default, text in own_settings()))
+        return
+    from .training import main
+
+    main(["--help" if argument in ("--help_all", "--help-all") else argument for argument in arguments])
+
+
+def own_settings() -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and help of the project's own settings of training, from the source of their dataclasses."""
+    for file in ("arguments.py", "amc_config.py"):
+        tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
+        fields = [field for node in tree.body if isinstance(node, ast.ClassDef) for field in node.body]
+        for field in fields:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
+                options = {keyword.arg: keyword.value for keyword in field.value.keywords}
+                default = f", default: {ast.unparse(options['default'])}" if "default" in options else ""
+                if "metadata" in options:
+                    text = ast.literal_eval(options["metadata"])["help"]
+                    yield field.target.id, ast.unparse(field.annotation), default, text
+
+
+def build(arguments: list[str]) -> None:
+    from dataset_scripts.build import main
+
+    main(arguments)
+
+
+def convert(args: argparse.Namespace) -> None:
+    from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint, write_original
+
+    options = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+    source, output = options.pop("source"), options.pop("output")
+    print((write_original if options.pop("to_original", False) else convert_checkpoint)(source, output, **options))
+
+
+def export(args: argparse.Namespace) -> None:
+    from modeling_albef_amc.families.auto import hub_options
+    from modeling_albef_amc.tools.export_albef import export_albef
+
+    differences = export_albef(args.checkpoint, args.output, args.grounding_layer, **hub_options(vars(args)))
+    print(f"{args.output} written.")
+    for name, difference in differences.items():
+        print(f"largest difference from the model, {name}: {difference:.1e}")
+
+
+def merge(args: argparse.Namespace) -> None:
+    from modeling_albef_amc.families.auto import hub_options
+
+    from .lora import merge
+
+    merge(args.adapters, args.output, **hub_options(vars(args)))
+    print(f"{args.output} written.")
+
+
+COMMANDS = {
+    "ground": Command("point at what phrases name in an image", "modeling_albef_amc.tools.ground:ground", add_ground),
+    "train": Command("train a model with Attention Mask Consistency", "trainer.commands:train"),
+    "evaluate": Command("score where checkpoints point, on benchmarks and data of one's own",
+                        "trainer.evaluate_grounding:evaluate", add_evaluate, check_evaluate),
+    "ground-dataset": Command("ground every phrase of a data set, a row a phrase",
+                              "trainer.ground_dataset:ground_dataset", add_ground_dataset, check_ground_dataset),
+    "sweep": Command("find the layer, or the head, that points best", "trainer.sweep_layers:sweep", add_sweep,
+                     check_sweep),
+    "build": Command("build a data set from raw annotations", "trainer.commands:build"),
+    "convert": Command("convert original ALBEF and AMC checkpoints to folders for transformers, and back",
+                       "trainer.commands:convert", add_convert, check_convert),
+    "export": Command("export an ALBEF checkpoint as programs of torch.export", "trainer.commands:export", add_export),
+    "merge": Command("write base model and LoRA adapters as one plain checkpoint", "trainer.commands:merge", add_merge),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
