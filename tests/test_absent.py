@@ -15,7 +15,7 @@ from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.tiny_families import TINY
-from tests.trainer_helpers import make_trainer
+from tests.helpers.training import make_trainer
 from trainer.data_collator import GroundingCollator
 from trainer.scoring import auroc
 

@@ -15,7 +15,7 @@ from PIL import Image
 from trainer import evaluate_grounding
 import train
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.trainer_helpers import collator_of, make_trainer
+from tests.helpers.training import collator_of, make_trainer
 from trainer import data_checks
 from trainer.blocks import by_image
 from trainer.data_checks import check_regions

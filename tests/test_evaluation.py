@@ -23,7 +23,7 @@ from trainer import ground_dataset
 from dataset_scripts.features import FEATURES, encode_png
 from modeling_albef_amc import AlbefProcessor
 from modeling_albef_amc.processing_albef import post_process_grounding
-from tests.test_distributed import torchrun
+from tests.helpers.runs import torchrun
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 from trainer import benchmarks
 from trainer.blocks import Blocks, by_image, open_blocks, record_at

@@ -16,10 +16,10 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, au
 from modeling_albef_amc.families.auto import base_of, load_model
 from tests.conftest import tiny_blip
 from tests.test_families import check_by_finite_differences
-from tests.test_train_script import RUN, write_yaml
-from tests.test_trainer import blip_processor
+from tests.helpers.training import RUN, write_yaml
+from tests.helpers.training import blip_processor
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.trainer_helpers import Watcher, collator_of, is_equal, make_trainer, snapshot
+from tests.helpers.training import Watcher, collator_of, is_equal, make_trainer, snapshot
 from trainer import lora
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.lora import ADAPTED, add_adapters, load_checkpoint, whole_pattern

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from tests.tiny_data import picture
-from tests.trainer_helpers import make_trainer
+from tests.helpers.training import make_trainer
 from trainer.reporting import WAYS
 
 

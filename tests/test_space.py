@@ -28,9 +28,9 @@ from transformers import pipeline
 
 from modeling_albef_amc import VisualGroundingPipeline, upsample_heatmaps
 from tests.conftest import tiny_blip
-from tests.hub_server import HubServer
+from tests.helpers.hub import HubServer
 from tests.test_pipeline import blip_processor
-from tests.test_publishing import environment, put, run
+from tests.helpers.hub import environment, put, run
 from tests.tiny_data import picture, tiny_albef, tiny_processor
 
 gr = pytest.importorskip("gradio")

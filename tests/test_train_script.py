@@ -12,7 +12,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from transformers import AutoModel, BertConfig, BertModel, BlipForConditionalGeneration
 
@@ -21,46 +20,18 @@ import train
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
 from tests.conftest import tiny_blip
-from tests.test_trainer import blip_processor
+from tests.helpers.training import RUN, TINY_MODEL, blip_processor, write_yaml
 from tests.tiny_data import tiny_records, write_folder
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
 CLASSES = ModelArguments, DataArguments, AmcConfig
-TINY_MODEL = {
-    "vision_config": dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
-    ),
-    "text_config": dict(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=1
-    ),
-    "projection_dim": 8,
-    "queue_size": 12,
-    "grounding_layer": 1,
-}
-RUN = dict(
-    max_steps=3,
-    warmup_steps=0,
-    per_device_train_batch_size=4,
-    per_device_eval_batch_size=4,
-    mask_size=16,
-    logging_steps=1,
-    save_strategy="no",
-    use_cpu=True,
-    disable_tqdm=True,
-)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     splits = {"train": tiny_records(8), "validation": tiny_records(5), "test": tiny_records(6)}
     return write_folder(tmp_path_factory.mktemp("data") / "tiny", **splits)
-
-
-def write_yaml(folder: Path, **settings) -> str:
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
-    return str(path)
 
 
 @pytest.fixture

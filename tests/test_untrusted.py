@@ -29,7 +29,7 @@ UNSAFE = {
     *("pickle.load", "pickle.loads", "pickle.Unpickler", "pickle._Unpickler", "marshal.loads", "shelve.open"),
     *("yaml.load", "yaml.full_load", "yaml.unsafe_load", "pandas.read_pickle", "joblib.load"),
 }
-PLACES = {"dataset_scripts/safe_pickle.py": "pickle._Unpickler", "trainer/plain_yaml.py": "yaml.load"}
+PLACES = {"dataset_scripts/safe_pickle.py": "pickle._Unpickler"}
 # These run what a file holds, unless they are told not to. A call with **options is left to the tests below.
 AUTO = [f"Auto{part}.from_pretrained" for part in ("Config", "Model", "Processor", "Tokenizer", "ImageProcessor")]
 SAFE = {"torch.load": ("weights_only", True)} | dict.fromkeys(AUTO, ("trust_remote_code", False))

@@ -9,7 +9,7 @@ from datasets import Dataset, Image
 import train
 from dataset_scripts.features import FEATURES
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.trainer_helpers import collator_of, make_trainer
+from tests.helpers.training import collator_of, make_trainer
 from trainer.data_collator import GroundingCollator
 
 BROKEN = {"bytes": b"\x89PNG, and no more", "path": None}

@@ -1,15 +1,16 @@
-"""Command line and YAML: dataclasses say what there is, a YAML file sets defaults, the command line wins."""
+"""Settings of a training: dataclasses say what there is, a YAML file sets defaults, the command line wins.
+
+Nothing here imports torch or transformers before settings are parsed, so that help is printed at once.
+"""
 
 import argparse
 import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from transformers import HfArgumentParser
-
-from .plain_yaml import read_plain_yaml
+import yaml
 
 
 @dataclass
@@ -103,11 +104,90 @@ class DataArguments:
     strict: bool = field(
         default=False,
         metadata={
-            "help": "Stop at a record that cannot be used. Else another phrase of its batch stands in for it; it is "
-            "named once, and counted in the end."
+            "help": "Stop at a record that cannot be used. Else a placeholder, another phrase of its batch, replaces it; it "
+            "is named once, and counted in the end."
         },
     )
     crop: float = field(default=0.0, metadata={"help": "Probability of a random crop that keeps all regions."})
+
+
+@dataclass
+class AmcArguments:
+    """The losses and the run. The first ten change defaults of transformers' TrainingArguments, see `AmcConfig`."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(
+        default=0.02,
+        metadata={"help": "Weight decay; spares biases, norms, temperature, [CLS] and position embeddings."},
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_warmup_with_min_lr", metadata={"help": "Learning rate schedule, by transformers' name."}
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1},
+        metadata={"help": "Arguments of the schedule, as JSON."},
+    )
+    warmup_steps: float = field(
+        default=2000, metadata={"help": "Steps (or, below 1, share of all steps) until the peak learning rate."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave False: the collator needs all columns."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["boxes"], metadata={"help": "Leave as it is: what the pointing game compares with."}
+    )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (the order that HfArgumentParser understands)
+        default="tensorboard", metadata={"help": "Where scalars and pictures of heatmaps go; none for nowhere."}
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "What tells the best checkpoint; default: pointing_game where the evaluation data has regions, "
+            "otherwise loss."
+        },
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "Leave True: a loss of weight 0, and BLIP's unused heads, give parameters no gradient."},
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Leave False: the queues are equal on all processes already."}
+    )
+
+    itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast (ITC)."})
+    itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching (ITM)."})
+    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of masked language modelling (MLM)."})
+    absent_weight: float = field(
+        default=1.0, metadata={"help": "Weight of telling that phrases marked absent do not fit their image."}
+    )
+    amc_mean_weight: float = field(default=0.2, metadata={"help": "Weight of loss_amc_mean; 0 for none."})
+    amc_max_weight: float = field(default=0.8, metadata={"help": "Weight of loss_amc_max; 0 for none."})
+    amc_margin_mean: float = field(default=0.1, metadata={"help": "Margin between the means (Δ_mean)."})
+    amc_margin_max: float = field(default=0.5, metadata={"help": "Margin between the maxima (Δ_max)."})
+    amc_reduction: Literal["example", "batch"] = field(
+        default="example",
+        metadata={"help": "Means of loss_amc_mean per example (the paper) or over the batch (the released code)."},
+    )
+    alpha: float = field(default=0.4, metadata={"help": "Weight of the momentum model's soft labels (ALBEF)."})
+    alpha_ramp_epochs: float = field(default=1.0, metadata={"help": "Epochs over which alpha rises from 0."})
+    max_bad_steps: int = field(
+        default=10,
+        metadata={"help": "Steps in a row without a finite gradient (each is skipped) until training stops."},
+    )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={"help": "Evaluations in a row without a better metric_for_best_model that end training; 0: none do."},
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much that metric must have improved to be better."}
+    )
+    num_logged_heatmaps: int = field(
+        default=8, metadata={"help": "Held-out examples whose heatmaps go where report_to says, and to the model card."}
+    )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the weights on the model card, e.g. apache-2.0; default: the base checkpoint's."},
+    )
 
 
 def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> tuple[Any, ...]:
@@ -117,6 +197,8 @@ def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> 
         ValueError: the YAML is no mapping, has a key that no dataclass knows, or a value of the wrong type.
         SystemExit: a bad command line, as argparse does it.
     """
+    from transformers import HfArgumentParser
+
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = HfArgumentParser(
         dataclasses_,
@@ -167,8 +249,13 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: as `parse_arguments`; the message names the file and the key.
     """
-    settings = read_plain_yaml(path)
-    settings = {} if settings is None else settings
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    # The latter of values that look like dates or numbers, and of files that are nested without end.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a mapping of settings, 'name: value' on each line.")
     unknown = [key for key in settings if key not in known]

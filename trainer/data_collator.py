@@ -111,7 +111,7 @@ class GroundingCollator:
                 after a phrase's last box; `max_boxes` is at least 1.
             `image_sizes`: long `(num_phrases, 2)`, height and width in pixels of the (augmented) image.
             `record_names`: what error messages call each record, a list of `num_phrases` strings.
-            `is_stand_in`: bool `(num_phrases,)`, True for another phrase than the record's, which cannot be used.
+            `is_placeholder`: bool `(num_phrases,)`, True for another phrase than the record's, which cannot be used.
             `unusable`: name and reason of each of those records, a list of strings.
             `mlm_input_ids`, `mlm_labels`: long `(num_phrases, num_tokens)`, with `mlm_probability` above 0.
 
@@ -142,8 +142,8 @@ class GroundingCollator:
             for row, example in zip(rows, group, strict=True):
                 examples[row] = example
         encoded = self._encode_phrases(records, examples, unusable)
-        usable: list[Example] = self._stand_in(examples)
-        is_stand_in = torch.tensor([row in unusable for row in range(len(records))])
+        usable: list[Example] = self._with_placeholders(examples)
+        is_placeholder = torch.tensor([row in unusable for row in range(len(records))])
         images = list({id(example.picture): example.picture for example in usable}.values())
         places = {id(picture): place for place, picture in enumerate(images)}
         regions = [None if row in unusable else example.region for row, example in enumerate(usable)]
@@ -163,7 +163,7 @@ class GroundingCollator:
             "boxes": _pad_boxes(regions),
             "image_sizes": torch.tensor([[each.picture.image.height, each.picture.image.width] for each in usable]),
             "record_names": [record_name(record) for record in records],
-            "is_stand_in": is_stand_in,
+            "is_placeholder": is_placeholder,
             "unusable": list(unusable.values()),
         }
         if self.mlm_probability > 0:
@@ -232,7 +232,7 @@ class GroundingCollator:
                 raise
             return {}
 
-    def _stand_in(self, examples: list["Example | None"]) -> list["Example"]:
+    def _with_placeholders(self, examples: list["Example | None"]) -> list["Example"]:
         """The examples, each that is missing replaced by the first one there is, or else by the spare one.
 
         Raises:
