@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import evaluate_grounding
 import train
-from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.training import collator_of, make_trainer
-from trainer import data_checks
+from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
+from trainer import data_checks, evaluate_grounding
 from trainer.blocks import by_image
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows

@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import evaluate_grounding
-from trainer import sweep_layers
 from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
 from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
 from modeling_albef_amc.families.relevance import relevance
@@ -17,6 +15,7 @@ from modeling_albef_amc.gradcam import LayerAttention, PhraseAttention, attentio
 from tests.conftest import tiny_batch, tiny_config
 from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.tiny_families import TINY
+from trainer import evaluate_grounding, sweep_layers
 
 MODELS = {"albef": lambda: AlbefModel(tiny_config()).eval(), **TINY}
 WITH_RELEVANCE = [name for name, family in FAMILIES.items() if family.modules is not None]

@@ -10,17 +10,23 @@ import torch
 import transformers
 from transformers import AutoModel
 
-from trainer import evaluate_grounding
 import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
 from modeling_albef_amc.families.auto import base_of, load_model
 from tests.conftest import tiny_blip
+from tests.helpers.training import (
+    RUN,
+    Watcher,
+    blip_processor,
+    collator_of,
+    is_equal,
+    make_trainer,
+    snapshot,
+    write_yaml,
+)
 from tests.test_families import check_by_finite_differences
-from tests.helpers.training import RUN, write_yaml
-from tests.helpers.training import blip_processor
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.helpers.training import Watcher, collator_of, is_equal, make_trainer, snapshot
-from trainer import lora
+from trainer import evaluate_grounding, lora
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.lora import ADAPTED, add_adapters, load_checkpoint, whole_pattern
 

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from transformers import AutoModel, BertConfig, BertModel, BlipForConditionalGeneration
 
-from trainer import evaluate_grounding
 import train
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
 from tests.conftest import tiny_blip
 from tests.helpers.training import RUN, TINY_MODEL, blip_processor, write_yaml
 from tests.tiny_data import tiny_records, write_folder
+from trainer import evaluate_grounding
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 

@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from trainer import evaluate_grounding
-from trainer import ground_dataset
-from trainer import sweep_layers
 import train
 from modeling_albef_amc import AutoGrounder, export_albef
 from modeling_albef_amc.families.auto import load_model, load_processor
 from modeling_albef_amc.tools.command_line import main as albef_amc
 from tests.test_architecture import MODULES, ROOT
 from tests.tiny_data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
-from trainer import lora
+from trainer import evaluate_grounding, ground_dataset, lora, sweep_layers
 
 # In the source --------------------------------------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ trainer.evaluate_grounding …`.
 """
 
 import argparse
-import ast
+import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -24,7 +24,6 @@ EXPLANATIONS = "itm", "itc"
 BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
 HEATMAP_TYPES = "float16", "float32"
 LAYOUTS = "amc", "albef", "retrieval"
-HERE = Path(__file__).parent
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -287,36 +286,30 @@ def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
     return dict(value.split("=", 1) for value in values)
 
 
-# What they run ----------------------------------------------------------------------------------------------------------
+# What they run --------------------------------------------------------------------------------------------------------
+
+TRAIN_HELP = """usage: albef-amc train [CONFIG.yaml] [--name value ...]
+
+Trains a model with Attention Mask Consistency. These are the settings of the project; all of transformers'
+TrainingArguments, such as --output_dir and --max_steps, are taken too: --help_all lists them.
+With several processes: accelerate launch train.py.
+"""
 
 
 def train(arguments: list[str]) -> None:
-    if {"-h", "--help"} & set(arguments):
-        print(
-            "usage: albef-amc train [CONFIG.yaml] [--name value ...]\n\n"
-            "Trains a model with Attention Mask Consistency. The settings of the project are below; all of transformers' "
-            "TrainingArguments are taken too,\nsuch as --output_dir, --learning_rate and --max_steps: --help_all lists "
-            "them. With several processes: accelerate launch train.py.\n"
-        )
-        print("\n".join(f"  --{name} ({kind}{default})\n      {text}" for name, kind, default, text in own_settings()))
+    if not {"-h", "--help"} & set(arguments):
+        from .training import main
+
+        main(["--help" if with_underscores(argument) == "--help_all" else argument for argument in arguments])
         return
-    from .training import main
+    from .arguments import AmcArguments, DataArguments, ModelArguments
 
-    main(["--help" if argument in ("--help_all", "--help-all") else argument for argument in arguments])
-
-
-def own_settings() -> Iterator[tuple[str, str, str, str]]:
-    """Name, type, default and help of the project's own settings of training, from the source of their dataclasses."""
-    for file in ("arguments.py", "amc_config.py"):
-        tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
-        fields = [field for node in tree.body if isinstance(node, ast.ClassDef) for field in node.body]
-        for field in fields:
-            if isinstance(field, ast.AnnAssign) and isinstance(field.value, ast.Call):
-                options = {keyword.arg: keyword.value for keyword in field.value.keywords}
-                default = f", default: {ast.unparse(options['default'])}" if "default" in options else ""
-                if "metadata" in options:
-                    text = ast.literal_eval(options["metadata"])["help"]
-                    yield field.target.id, ast.unparse(field.annotation), default, text
+    print(TRAIN_HELP)
+    for field in (
+        field for each in (ModelArguments, DataArguments, AmcArguments) for field in dataclasses.fields(each)
+    ):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        print(f"  --{field.name} (default: {default})\n      {field.metadata['help']}")
 
 
 def build(arguments: list[str]) -> None:
