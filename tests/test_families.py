@@ -19,8 +19,8 @@ from modeling_albef_amc.families.objectives import following_images, known_match
 from modeling_albef_amc.families.registry import FAMILIES as KNOWN
 from modeling_albef_amc.families.training import step_targets
 from tests.conftest import tiny_batch, tiny_blip, tiny_config
-from tests.helpers.training import relative_difference
 from tests.tiny_families import TINY
+from tests.helpers.training import relative_difference
 from trainer.amc_loss import attention_mask_consistency_loss
 
 FAMILIES = {

@@ -8,8 +8,8 @@ from datasets import Dataset, Image
 
 import train
 from dataset_scripts.features import FEATURES
-from tests.helpers.training import collator_of, make_trainer
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.training import collator_of, make_trainer
 from trainer.data_collator import GroundingCollator
 
 BROKEN = {"bytes": b"\x89PNG, and no more", "path": None}

@@ -13,9 +13,9 @@ from modeling_albef_amc import AutoGrounder, AutoModelForVisualGrounding
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
-from tests.helpers.training import collator_of, make_trainer
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.tiny_families import TINY, tiny_family_processor
+from tests.helpers.training import collator_of, make_trainer
 
 TEXTS = ["a red dog", "a man on the left"]
 FAMILIES = ["albef", *TINY]
