@@ -34,6 +34,7 @@ PINNED = [group for group in GROUPS if group != "fuzz"]
 # Modules that are not named as what is installed for them.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio"}  # gradio requires one version of it
 NOT_IMPORTED = {
+    "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
     "pytest-xdist": "--numprocesses of pytest",
     "ruff": "make lint",

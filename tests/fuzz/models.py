@@ -18,7 +18,7 @@ from safetensors.torch import save
 from transformers import BertTokenizer
 
 from dataset_scripts.albef_json import AlbefJson
-from dataset_scripts.sources import Unusable
+from dataset_scripts.builder import Unusable
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.pipeline import as_record
@@ -215,7 +215,7 @@ def image(folder: Path) -> Run:
         with suppress(ValueError):
             open_image(str(photos / "a.png"))
         with suppress(Unusable):
-            _, size = builder.photo_and_size("a.png")
+            _, size = builder.load_image("a.png")
             if size != open_image({"bytes": content}).size:
                 raise Fault(f"a photo of the size {size} is opened with another")
 
