@@ -57,12 +57,12 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     own = list(range(len(blocks)))[accelerator.process_index :: accelerator.num_processes]
     hits, num_phrases = Counter(), 0
     batches = (batch for block in own for batch in batches_of(blocks[block], args.batch_size))
-    read = ahead(lambda batch: [grounder.read(records) for records in batch], batches, args.num_workers)
+    read = ahead(grounder.read, batches, args.num_workers)
     with tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process) as shown:
         for images in read:
             for layer in layers:
                 hits.update(hits_of_layer(grounder, images, layer, args.heads))
-            num_phrases += sum(len(boxes) > 0 for found in images for boxes, _ in found.regions)
+            num_phrases += sum(len(found.regions[number][0]) > 0 for found in images for number in found.usable)
             shown.update(sum(len(found.records) for found in images))
     found = gather_object([(num_phrases, hits)])
     num_phrases, hits = sum(count for count, _ in found), sum((each for _, each in found), Counter())
@@ -82,12 +82,11 @@ def hits_of_layer(grounder: RecordGrounder, images: list[ImageRecords], layer: i
     replace(grounder, options={**grounder.options, "grounding_layer": layer}).explain(images)
     hits: Hits = Counter()
     for found in images:
-        for number, (boxes, _) in enumerate(found.regions):
-            of_heads = found.image.heatmaps[number]
+        for number, of_heads in zip(found.usable, found.image.heatmaps if found.image else ()):
             maps = torch.cat([of_heads.mean(dim=0, keepdim=True), of_heads if per_head else of_heads[:0]])
             points = heatmap_points(maps, torch.tensor([found.image.size]).expand(len(maps), 2)).numpy()
             for head, point in zip([AVERAGE, *map(str, range(len(of_heads)))], points):
-                hits[layer, head] += point_in_boxes(point, boxes)
+                hits[layer, head] += point_in_boxes(point, found.regions[number][0])
     return hits
 
 
