@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
-from .phrase_rows import check_same_picture, records_of
+from .phrase_rows import check_same_image, records_of
 from .splits import PICTURES, open_split
 
 
@@ -111,13 +111,13 @@ def by_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Records of rows that follow each other and have the same `image_id`, together.
 
     Raises:
-        ValueError: as `records_of` and `check_same_picture`.
+        ValueError: as `records_of` and `check_same_image`.
     """
     group: list[dict[str, Any]] = []
     for row in rows:
         records = records_of(row)
         if group and row.get("image_id") is not None and row["image_id"] == group[0]["image_id"]:
-            check_same_picture(group[0], row)
+            check_same_image(group[0], row)
             group += records
             continue
         if group:

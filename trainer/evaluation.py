@@ -24,11 +24,12 @@ from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.pipeline import max_tokens
 from modeling_albef_amc.families.registry import heatmap_function
 from modeling_albef_amc.gradcam import PhraseAttention, choose_tokens, gradcam
+from modeling_albef_amc.images import open_image
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
 
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
-from .data_collator import read_rgb, record_name
+from .data_collator import record_name
 from .record_store import RecordStore
 from .regions import Region
 from .scoring import score_answer
@@ -110,9 +111,9 @@ class Grounder:
         for records in groups:
             image, error = None, None
             try:
-                image = read_rgb(records[0]["image"])
+                image = open_image(records[0]["image"])
                 images.append(self.processor(images=[image], return_tensors="pt")["pixel_values"])
-            except ValueError as problem:
+            except (ValueError, FileNotFoundError) as problem:
                 error = str(problem)
             size = None if error is not None or image is None else (image.height, image.width)
             phrases += [self._check(Phrase(record, len(images) - 1, size, error=error)) for record in records]

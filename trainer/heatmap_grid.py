@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from modeling_albef_amc.gradcam import heatmap_points, upsample_heatmaps
+from modeling_albef_amc.images import open_image
 
-from .regions import open_image
 
 COLORMAP = "inferno"  # perceptually even
 
@@ -84,7 +84,7 @@ def grid_of_batch(records: Sequence[dict[str, Any]], columns: dict[str, torch.Te
         records: with `image` (PIL, or the undecoded {"bytes", "path"}), `phrase` and `boxes`.
         columns: title → heatmaps (num_records, rows, columns) as the model gives them.
     """
-    images = [open_image(record["image"]).convert("RGB") for record in records]
+    images = [open_image(record["image"]) for record in records]
     drawn = {}
     for title, heatmaps in columns.items():
         heatmaps = heatmaps.float().cpu()

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
         raise ValueError(
             "push_to_hub: adapters are of no use without their base model. Push that first and name it by its Hub id "
-            "(--model), or merge (python -m trainer.lora merge) and upload the merged folder."
+            "(--model), or merge (albef-amc merge) and upload the merged folder."
         )
 
     collator = GroundingCollator(
