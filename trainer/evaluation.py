@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc.families.family import Explain
-from modeling_albef_amc.pipeline import max_tokens
 from modeling_albef_amc.families.registry import heatmap_function
 from modeling_albef_amc.gradcam import PhraseAttention, choose_tokens, gradcam
 from modeling_albef_amc.images import open_image
+from modeling_albef_amc.pipeline import max_tokens
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
 
 from .benchmarks import Protocol

@@ -15,7 +15,6 @@ from PIL import Image
 from modeling_albef_amc.gradcam import heatmap_points, upsample_heatmaps
 from modeling_albef_amc.images import open_image
 
-
 COLORMAP = "inferno"  # perceptually even
 
 
