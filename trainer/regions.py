@@ -67,7 +67,7 @@ class Region:
             box_format: of BOX_FORMATS, what the record's boxes are; those of the region are xyxy in pixels.
 
         Raises:
-            ValueError, FileNotFoundError: A region is unusable; the message says which and what to do, not which record.
+            ValueError, FileNotFoundError: A region is unusable; the message says which and what to do.
         """
         boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in REGIONS)
         if not (boxes or polygons or masks or scribbles):

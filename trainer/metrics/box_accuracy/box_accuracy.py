@@ -97,7 +97,7 @@ class BoxAccuracy(evaluate.Metric):
         numbers = datasets.List(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation="Yang et al., Improving Visual Grounding by Encouraging Consistent Gradient-based Explanations, CVPR 2023",
+            citation="Yang et al., Improving Visual Grounding by ... Gradient-based Explanations, CVPR 2023",
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
                 {
