@@ -14,7 +14,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset_builder
 
 from .phrase_rows import check_same_image, records_of
-from .splits import PICTURES, open_split
+from .splits import IMAGES, open_split
 
 
 class Blocks:
@@ -40,7 +40,7 @@ class Blocks:
     def fingerprint(self) -> str:
         """A hash of everything but the pictures: phrases, boxes and so on, their order, and the cuts between blocks."""
         digest = hashlib.blake2b(repr(self.bounds).encode(), digest_size=16)
-        names = [name for name in self.dataset.column_names if name not in PICTURES]
+        names = [name for name in self.dataset.column_names if name not in IMAGES]
         for table in self.dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000):
             sink = pa.BufferOutputStream()
             # Metadata of the schema differs between versions of datasets; chunks are an accident of reading.

@@ -128,9 +128,6 @@ def known_modules(model: PreTrainedModel, pattern: str | None = None) -> Adapted
     return AdaptedModules(pattern) if family is None else family.adapted
 
 
-# Checkpoints of a run -------------------------------------------------------------------------------------------------
-
-
 def save_moving(model: PreTrainedModel, folder: Path) -> None:
     """Saves what moves without a gradient beside the adapters, so that a run goes on as if nothing had been."""
     moving = known_modules(model).moving
@@ -161,9 +158,6 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
     set_peft_model_state_dict(model, state, adapter_name=name)
     if (folder / MOMENTUM).is_file():
         model.load_state_dict(load_file(folder / MOMENTUM), strict=False)
-
-
-# Merging --------------------------------------------------------------------------------------------------------------
 
 
 def merge(adapters: str, output: Path, **hub: Any) -> None:

@@ -39,11 +39,8 @@ def records_of(row: Record) -> list[Record]:
 
 def check_same_image(one: Record, other: Record) -> None:
     """
-    Args:
-        one, other: records with the same `image_id`.
-
     Raises:
-        ValueError: their images are not the same.
+        ValueError: the images of two records with the same `image_id` are not the same.
     """
     if not is_same(one.get("image"), other.get("image")):
         raise ValueError(

@@ -45,9 +45,7 @@ def run_script(main: Callable[[], Any]) -> None:
 def end_process_group() -> None:
     """Ends the group of processes, and the threads it has, while the interpreter is still whole.
 
-    A thread of gloo that lets go of its last tensor while Python shuts down aborts its process («terminate called
-    without an active exception»), and with it the whole run that had just succeeded.
+    A thread of gloo that lets go of its last tensor while Python shuts down aborts its process, and so the whole run.
     """
     PartialState().destroy_process_group()
-    # Models wrapped for several processes hold on to the group, in cycles.
-    gc.collect()
+    gc.collect()  # models wrapped for several processes hold on to the group, in cycles
