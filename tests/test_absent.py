@@ -25,7 +25,7 @@ LOSSES = "loss_itc", "loss_itm", "loss_mlm"
 def batch_of(records: list[dict]) -> dict:
     torch.manual_seed(0)
     batch = GroundingCollator(tiny_processor(), mlm_probability=0.5, mask_size=8)(records)
-    of_trainer = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_stand_in", "unusable"
+    of_trainer = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
     return {name: value for name, value in batch.items() if name not in of_trainer}
 
 

@@ -189,9 +189,9 @@ def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
 def test_different_pictures_under_one_id_are_an_error():
     records = tiny_records(3)
     records[1]["image_id"] = records[0]["image_id"]
-    with pytest.raises(ValueError, match="two different pictures have the image_id 'scene-0'"):
+    with pytest.raises(ValueError, match="two different images have the image_id 'scene-0'"):
         collator_of()(records)
-    with pytest.raises(ValueError, match="two different pictures have the image_id 'scene-0'"):
+    with pytest.raises(ValueError, match="two different images have the image_id 'scene-0'"):
         list(by_image(records))
     for first, second in ((picture(), picture()), (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8))):
         same = [{"image": image, "image_id": 7, "phrase": "red square"} for image in (first, second)]

@@ -36,7 +36,6 @@ from tests.tiny_data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
 from trainer.record_store import RecordStore, record_schema
-from trainer.regions import open_image
 
 DEEP = "[" * 10**6
 ROOT = Path(__file__).parents[1]

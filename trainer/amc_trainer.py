@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, reduce
@@ -37,10 +36,11 @@ from .amc_loss import attention_mask_consistency_loss
 from .data_checks import check_groups, check_regions
 from .data_collator import GroundingCollator
 from .fsdp import left_out
+from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
 from .publishing import PublishingTrainer
 from .regions import REGIONS
-from .reporting import log_picture, warn_of_places_without_pictures
+from .reporting import log_image, warn_of_places_without_images
 from .sampler import ImageGroupedSampler
 from .scoring import auroc
 from .streaming import StreamedBatches, StreamedRows
@@ -48,15 +48,6 @@ from .streaming import StreamedBatches, StreamedRows
 logger = logging.get_logger(__name__)
 METRICS = Path(__file__).parent / "metrics"
 PADDING = -100
-# What each loss is the mean over: the number of true phrases, masked words, absent phrases, phrases with a region.
-ITEMS = {
-    "loss_itc": "phrases",
-    "loss_itm": "phrases",
-    "loss_mlm": "mlm_tokens",
-    "loss_absent": "absent",
-    "loss_amc_mean": "regions",
-    "loss_amc_max": "regions",
-}
 # Of a batch, beside what `compute_loss` takes out.
 NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
@@ -67,15 +58,15 @@ class AmcTrainer(PublishingTrainer):
     """transformers' Trainer whose loss is the model's own objectives plus Attention Mask Consistency.
 
     Args:
-        model: `AlbefForPreTraining`, or a model of another family (see `modeling_albef_amc/families/registry.py`). Out of
-            peft's wrapper, which it may come in, it is trained and saved as if its adapters came by `add_adapter`.
+        model: `AlbefForPreTraining`, or a model of a family of `families.registry`. Out of peft's wrapper, which it may
+            come in, it is trained and saved as if its adapters came by `add_adapter`.
         model_init: makes a new one for every training, as `hyperparameter_search` needs it, instead of `model`.
         explain: how to explain a model of an unknown family.
         train_dataset: may be `StreamedRows`.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
         shuffle_buffer: streamed phrases that each worker holds in memory to shuffle them.
         draw_heatmaps: called as `draw_heatmaps(trainer)` after each evaluation while training, for `report_to`, and for
-            the model card; returns a picture.
+            the model card; returns an image.
         data_collator: a `GroundingCollator`, or what gives such batches.
         eval_data_collator: default: `data_collator.for_evaluation`, masking as many words; of a collator of another
             class, a copy.
@@ -140,35 +131,21 @@ class AmcTrainer(PublishingTrainer):
         self.shuffle_buffer = shuffle_buffer
         self.draw_heatmaps = draw_heatmaps
         if draw_heatmaps is not None and self.is_world_process_zero():
-            warn_of_places_without_pictures(self.callback_handler.callbacks)
+            warn_of_places_without_images(self.callback_handler.callbacks)
         self.evaluations: dict[str, Evaluation] = {}
         self.trained_losses: set[str] = set()
         self.unusable: set[str] = set()
         self.bad_steps = 0
         self._step_records: list[str] = []
-        self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+        self.means = {"train": LossMeans(), "eval": LossMeans()}
 
     def explained(self, model: PreTrainedModel) -> PreTrainedModel:
-        """
-        Raises:
-            ValueError: the model lacks what it would be trained by, or cannot be trained in the way that is asked for.
-        """
+        """Gives the model the forward pass that it is trained by."""
         if hasattr(model, "_orig_mod"):
             raise ValueError("torch.compile: pass the model as it was before, and set torch_compile=True.")
         self.explain = with_own_forward(self.given_explain or explain_function(model))
-        model, family = groundable(model, self.explain), FAMILIES.get(model.config.model_type)
-        if family is not None and family.training_class is not None and not has_own_objectives(model):
-            weights = [name for name in ("itc_weight", "mlm_weight") if getattr(self.args, name) > 0]
-            if weights:
-                raise ValueError(
-                    f"{type(model).__name__} has no ITC and no MLM: load {family.training_class.__name__} with "
-                    f"from_pretrained, or set {' and '.join(weights)} to 0 to train it by matching and AMC alone."
-                )
-        if self.args.torch_compile and not has_own_objectives(model):
-            raise ValueError(
-                f"torch_compile must be False for {type(model).__name__}: heatmaps are differentiated twice, which "
-                "compiled code cannot be; only AlbefForPreTraining compiles what lies below them."
-            )
+        model = groundable(model, self.explain)
+        check_objectives(model, self.args)
         return model
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
@@ -221,14 +198,9 @@ class AmcTrainer(PublishingTrainer):
             multiprocessing_context=args.dataloader_multiprocessing_context,
         )
         if not is_streamed:
-            loader = DataLoader(
-                self.train_dataset,
-                batch_size=self._train_batch_size,
-                sampler=ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed),
-                collate_fn=self.data_collator,
-                drop_last=args.dataloader_drop_last,
-                **options,
-            )
+            sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
+            options |= dict(batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last)
+            loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
             return self.accelerator.prepare(loader)
         batches = StreamedBatches(
             self.train_dataset,
@@ -342,7 +314,7 @@ class AmcTrainer(PublishingTrainer):
         loss = 0.0
         for name, value in losses.items():
             count = counts[ITEMS[name]]
-            self._record("train" if model.training else "eval", name, value, count)
+            self.means["train" if model.training else "eval"].add(name, value, count)
             if num_items_in_batch is not None:
                 # The mean over this process' items → its part of the mean over the step's items; gradients are then
                 # averaged over the processes.
@@ -399,40 +371,26 @@ class AmcTrainer(PublishingTrainer):
 
     # Logs
 
-    def _record(self, mode: str, name: str, value: torch.Tensor, count: torch.Tensor) -> None:
-        sums = self._sums[mode].setdefault(name, torch.zeros(2, device=value.device))
-        value = value.detach().float()
-        sums += torch.stack([value * count, count.to(value)])
-
-    def _drain(self, mode: str) -> dict[str, float]:
-        """The mean of every loss since the last call, over all processes."""
-        recorded, self._sums[mode] = self._sums[mode], {}
-        # All losses there can be: this process may have seen a kind of example that others have not.
-        nothing = torch.zeros(2, device=self.accelerator.device)
-        sums = self.accelerator.reduce(torch.stack([recorded.get(name, nothing) for name in ITEMS])).tolist()
-        return {
-            name: total / max(count, 1) for name, (total, count) in zip(ITEMS, sums) if count > 0 or name in recorded
-        }
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **self._drain("train")}
+            logs = {**logs, **self.means["train"].drain(self.accelerator)}
         super().log(logs, start_time)
 
     # Evaluation
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        self._sums["eval"] = {}
+        self.means["eval"] = LossMeans()
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in self._drain("eval").items()})
+        losses = self.means["eval"].drain(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
         if self.args.metric_for_best_model == BEST_BY_DEFAULT and self.is_in_train:
             self._choose_best_metric(output.metrics, metric_key_prefix)
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
         self.evaluations[evaluation.split] = evaluation
         # Later evaluations may be of other data than is drawn, and what is reported to is closed.
         if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
-            picture, callbacks = self.draw_heatmaps(self), self.callback_handler.callbacks
-            log_picture(callbacks, f"{metric_key_prefix}/heatmaps", picture, self.state.global_step)
+            image, callbacks = self.draw_heatmaps(self), self.callback_handler.callbacks
+            log_image(callbacks, f"{metric_key_prefix}/heatmaps", image, self.state.global_step)
         return output
 
     def _choose_best_metric(self, metrics: dict[str, float], prefix: str) -> None:
@@ -497,6 +455,27 @@ class Hooks(TrainerCallback):
             )
 
 
+def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
+    """
+    Raises:
+        ValueError: the model lacks what it would be trained by, or cannot be compiled.
+    """
+    if has_own_objectives(model):
+        return
+    family = FAMILIES.get(model.config.model_type)
+    weights = [name for name in ("itc_weight", "mlm_weight") if getattr(args, name) > 0]
+    if family is not None and family.training_class is not None and weights:
+        raise ValueError(
+            f"{type(model).__name__} has no ITC and no MLM: load {family.training_class} with from_pretrained, or set "
+            f"{' and '.join(weights)} to 0 to train it by matching and AMC alone."
+        )
+    if args.torch_compile:
+        raise ValueError(
+            f"torch_compile must be False for {type(model).__name__}: heatmaps are differentiated twice, which "
+            "compiled code cannot be; only AlbefForPreTraining compiles what lies below them."
+        )
+
+
 def joined(batches: Any) -> Any:
     """One tuple of arrays from those of all batches, where `eval_do_concat_batches` left them apart."""
     padded = partial(nested_concat, padding_index=PADDING)
@@ -511,16 +490,3 @@ def evaluation_collator(collator: Callable) -> Callable:
 
 def as_it_is(batch: Any) -> Any:
     return batch
-
-
-def count_items(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """How many true phrases, absent ones, masked words and phrases with a region these batches have."""
-    counts: dict[str, torch.Tensor] = defaultdict(lambda: torch.tensor(0))
-    for batch in batches:
-        is_absent = batch.get("is_absent", torch.tensor(False))
-        counts["absent"] = counts["absent"] + is_absent.sum()
-        counts["phrases"] = counts["phrases"] + len(batch["input_ids"]) - is_absent.sum()
-        counts["regions"] = counts["regions"] + batch["has_region"].sum()
-        if "mlm_labels" in batch:
-            counts["mlm_tokens"] = counts["mlm_tokens"] + (batch["mlm_labels"] != -100).sum()
-    return counts

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, Value, load_dataset_builder
 
-from .phrase_rows import PhraseRows, check_same_picture, records_of
-from .splits import PICTURES, open_split
+from .phrase_rows import PhraseRows, check_same_image, records_of
+from .splits import IMAGES, open_split
 
 Record = dict[str, Any]
 
@@ -52,7 +52,7 @@ class Blocks:
     def fingerprint(self) -> str:
         """A hash of everything but the images: phrases, boxes and so on, and their order."""
         digest = hashlib.blake2b(digest_size=16)
-        names = [name for name in self.dataset.column_names if name not in PICTURES]
+        names = [name for name in self.dataset.column_names if name not in IMAGES]
         for table in self.dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000):
             sink = pa.BufferOutputStream()
             # Metadata of the schema differs between versions of datasets; chunks are an accident of reading.
@@ -127,13 +127,13 @@ def by_image(rows: Iterable[Record]) -> Iterator[list[Record]]:
     """Records of rows that follow each other and have the same `image_id`, together.
 
     Raises:
-        ValueError: as `records_of` and `check_same_picture`.
+        ValueError: as `records_of` and `check_same_image`.
     """
     group: list[Record] = []
     for row in rows:
         records = records_of(row)
         if group and row.get("image_id") is not None and row["image_id"] == group[0]["image_id"]:
-            check_same_picture(group[0], row)
+            check_same_image(group[0], row)
             group += records
             continue
         if group:

@@ -177,7 +177,7 @@ class PublishingTrainer(Trainer):
             language=language,
             tags=[tags] if isinstance(tags, str) else tags,
             pipeline_tag=tasks or TASK,
-            has_picture=self.draw_heatmaps is not None,
+            has_heatmaps=self.draw_heatmaps is not None,
         )
         card.save(folder / "README.md")
 

@@ -55,22 +55,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
         raise ValueError(
             "push_to_hub: adapters are of no use without their base model. Push that first and name it by its Hub id "
-            "(--model), or merge (python -m trainer.lora merge) and upload the merged folder."
+            "(--model), or merge (albef-amc merge) and upload the merged folder."
         )
 
-    collator = GroundingCollator(
-        processor,
-        mask_size=data_args.mask_size,
-        box_choice=data_args.box_choice,
-        mlm_probability=data_args.mlm_probability if args.mlm_weight > 0 else 0.0,
-        max_length=data_args.max_text_length,
-        augmentation=GroundingAugmentation(
-            flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
-        ),
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        strict=data_args.strict,
-        box_format=data_args.box_format,
-    )
+    collator = make_collator(processor, data_args, args)
     if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
         check_regions(train_dataset, data_args.box_format)
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
@@ -108,6 +96,22 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     else:
         trainer.create_model_card(**card)
     return metrics
+
+
+def make_collator(processor: ProcessorMixin, data_args: DataArguments, args: AmcConfig) -> GroundingCollator:
+    return GroundingCollator(
+        processor,
+        mask_size=data_args.mask_size,
+        box_choice=data_args.box_choice,
+        mlm_probability=data_args.mlm_probability if args.mlm_weight > 0 else 0.0,
+        max_length=data_args.max_text_length,
+        augmentation=GroundingAugmentation(
+            flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
+        ),
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        strict=data_args.strict,
+        box_format=data_args.box_format,
+    )
 
 
 def training_data(data_args: DataArguments, needs_regions: bool) -> Dataset | PhraseRows | StreamedRows:

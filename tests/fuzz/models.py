@@ -36,8 +36,7 @@ from modeling_albef_amc.tools.albef_checkpoint_layout import (
 from modeling_albef_amc.tools.convert_albef_checkpoint import check_weights, empty_model
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 from trainer.blocks import open_blocks
-from trainer.data_collator import read_rgb
-from trainer.regions import Region, open_image
+from trainer.regions import Region
 
 from .readers import Fault, Run, located
 
@@ -209,7 +208,7 @@ def image(folder: Path) -> Run:
         with suppress(ValueError):
             open_image({"bytes": content, "path": None})
         with suppress(ValueError):
-            picture = read_rgb({"bytes": None, "path": str(photos / "a.png")})
+            picture = open_image({"bytes": None, "path": str(photos / "a.png")})
             if picture.mode != "RGB":
                 raise Fault(f"a picture of mode {picture.mode}")
         with suppress(ValueError):

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from dataset_scripts.features import FEATURES
 from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer
 from tests.tiny_data import tiny_albef, tiny_records
-from trainer.amc_trainer import count_items
 from trainer.fsdp import left_out
+from trainer.loss_means import count_items
 from trainer.process_group import end_process_group
 
 ROWS = 12
