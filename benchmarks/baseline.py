@@ -16,10 +16,10 @@ from modeling_albef_amc.gradcam import upsample_heatmaps
 from modeling_albef_amc.modeling_albef_pretraining import (
     TEMPERATURE_RANGE,
     MomentumTargets,
-    contrastive_loss,
     draw_negatives,
-    known_matches,
-    matching_loss,
+    itc_loss,
+    itm_loss,
+    known_to_fit,
     text_fingerprints,
 )
 from trainer.amc_loss import attention_mask_consistency_loss
@@ -222,9 +222,9 @@ def training_losses(
     text_embeds = read_text(albef.text_model, batch["input_ids"], attention_mask)
     image_features = F.normalize(albef.vision_projection(image_embeds[:, 0]), dim=-1)
     text_features = F.normalize(albef.text_projection(text_embeds[:, 0]), dim=-1)
-    matches = known_matches(targets)
+    matches = known_to_fit(targets)
     temperature = albef.temperature.clamp(*TEMPERATURE_RANGE)
-    loss_itc, image_to_text, text_to_image = contrastive_loss(
+    loss_itc, image_to_text, text_to_image = itc_loss(
         image_features, text_features, targets, matches, temperature, alpha
     )
 
@@ -249,7 +249,7 @@ def training_losses(
     has_negative = torch.ones(2 * num_phrases, dtype=torch.bool, device=states.device)
     return {
         "loss_itc": loss_itc,
-        "loss_itm": matching_loss(itm_logits, negative_itm_logits, has_negative),
+        "loss_itm": itm_loss(itm_logits, negative_itm_logits, has_negative),
         "loss_mlm": masked_language_loss(model, batch, image_embeds, targets, alpha),
         **attention_mask_consistency_loss(heatmaps, batch["masks"]),
     }

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -31,7 +32,6 @@ from .visualization import mark, overlay
 # A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
 Phrase = str | Mapping[str, Any]
 Phrases = Phrase | list[Phrase]
-METHODS = {"gradcam": gradcam, "attention": attention_map}
 ANSWER_OPTIONS = "threshold", "output_heatmaps", "output_pictures"
 
 
@@ -45,9 +45,9 @@ class Tokens:
     """
 
     phrases: list[str]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    heatmap_token_mask: torch.Tensor | None = None
+    input_ids: Tensor
+    attention_mask: Tensor
+    heatmap_token_mask: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> "Tokens":
         mask = None if self.heatmap_token_mask is None else self.heatmap_token_mask[rows]
@@ -57,7 +57,7 @@ class Tokens:
     def join(cls, parts: "Sequence[Tokens]") -> "Tokens":
         """All phrases of the parts, padded to the longest."""
 
-        def padded(columns: Iterable[torch.Tensor]) -> torch.Tensor:
+        def padded(columns: Iterable[Tensor]) -> Tensor:
             return pad_sequence([row for column in columns for row in column], batch_first=True)
 
         chosen = None
@@ -78,12 +78,12 @@ class GroundedImage:
     - `scores`: a probability a phrase. `heatmaps`: (rows, columns) a phrase, or None.
     """
 
-    pixel_values: torch.Tensor
+    pixel_values: Tensor
     size: tuple[int, int]
     tokens: Tokens | None
     image: Image.Image | None = None
     scores: Sequence[float] = ()
-    heatmaps: Sequence[torch.Tensor | None] = ()
+    heatmaps: Sequence[Tensor | None] = ()
 
 
 class PhraseGrounder:
@@ -92,14 +92,17 @@ class PhraseGrounder:
     Args:
         model: an ALBEF, or any model with `explain`; it is put into evaluation mode.
         processor: of the model; it must show the model whole images.
-        explain: a function of model, pixel values, token ids, their mask, each phrase's image: a `PhraseAttention`, with
-            its `probability`. Default: `model.explain`.
+        explain: a function of model, pixel values, token ids, their mask, each phrase's image, which returns a
+            `PhraseAttention` with its `probability`. Default: `model.explain`.
         encode_images: a function of model and pixel values, whose result `explain` takes as `image_embeds`: an image is
             then encoded once for all its phrases. Default: `model.encode_images`, where `explain` is the model's own.
         max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
 
     Attributes:
-        autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside it.
+        autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
+
+    Raises:
+        ValueError: the model does not explain itself, and no function for it is given.
 
     Example:
         >>> grounder = PhraseGrounder(model, processor)
@@ -108,16 +111,22 @@ class PhraseGrounder:
     """
 
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    # By `method`, what turns the explanation of a pass into heatmaps.
+    methods: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam, "attention": attention_map}
 
     def __init__(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
         explain: Callable[..., PhraseAttention] | None = None,
-        encode_images: Callable[..., torch.Tensor] | None = None,
+        encode_images: Callable[..., Tensor] | None = None,
         max_encodings: int = 0,
     ):
         if explain is None:
+            if not hasattr(model, "explain"):
+                raise ValueError(
+                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain=."
+                )
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
         self.max_encodings, self.encodings, self.lock = max_encodings, OrderedDict(), threading.Lock()
@@ -168,7 +177,7 @@ class PhraseGrounder:
         run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
         if is_image(images) or isinstance(images, Mapping):
             return next(run([as_record(images, phrases)]))
-        if isinstance(images, list | tuple | np.ndarray | torch.Tensor):
+        if isinstance(images, list | tuple | np.ndarray | Tensor):
             return list(run(Records(images, phrases)))
         if isinstance(images, Sized) and hasattr(images, "__getitem__"):
             return run(Records(images, phrases))
@@ -198,7 +207,7 @@ class PhraseGrounder:
             for prepared in self.explain_phrases(batch, **explaining):
                 yield self.answers(prepared, **options)
 
-    def read(self, source: ImageSource, timeout: float = 30) -> tuple[Image.Image, torch.Tensor]:
+    def read(self, source: ImageSource, timeout: float = 30) -> tuple[Image.Image, Tensor]:
         """An image (RGB, upright), and its pixel values (1, 3, height, width). Errors: as of `open_image`."""
         image = open_image(source, timeout)
         return image, self.processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -245,7 +254,7 @@ class PhraseGrounder:
 
         Args:
             phrase_batch_size: phrases a pass.
-            method: what makes the heatmaps, see `method_functions`.
+            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient).
             output_points: False to score only.
             explain: a function to use instead of the model's.
             explanation, grounding_layer: another score or layer than the model's own.
@@ -273,21 +282,17 @@ class PhraseGrounder:
             image.heatmaps, heatmaps = heatmaps[:count], heatmaps[count:]
         return images
 
-    def method_functions(self, method: str) -> tuple[Callable[..., PhraseAttention], Callable[..., torch.Tensor]]:
-        """What explains, and what turns its result into heatmaps: by "gradcam", or "attention" (without a gradient).
-
-        Raises:
-            ValueError: there is no such method.
-        """
-        if method not in METHODS:
-            raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}.")
-        return self.explain, METHODS[method]
+    def method_functions(self, method: str) -> tuple[Callable[..., PhraseAttention], Callable[..., Tensor]]:
+        """What explains a pass, and what turns that into heatmaps. ValueError: there is no such method."""
+        if method not in self.methods:
+            raise ValueError(f"method {method!r}: choose one of {', '.join(self.methods)}.")
+        return self.explain, self.methods[method]
 
     def attend(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Tensor,
         tokens: Tokens,
-        image_index: torch.Tensor,
+        image_index: Tensor,
         phrase_batch_size: int = 64,
         explain: Callable[..., PhraseAttention] | None = None,
         **options: Any,
@@ -301,9 +306,9 @@ class PhraseGrounder:
         """
         device, explain = self.model.device, explain or self.explain
         pixel_values, image_embeds = pixel_values.to(device), None
-        if explain is self.explain and self.encode_images is not None:
-            if len(image_index) > phrase_batch_size or self.max_encodings:
-                image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
+        is_reused = len(image_index) > phrase_batch_size or self.max_encodings
+        if is_reused and explain is self.explain and self.encode_images is not None:
+            image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
         for first in range(0, len(image_index), phrase_batch_size):
             rows = slice(first, first + phrase_batch_size)
             part, index = tokens[rows], image_index[rows]
@@ -318,7 +323,7 @@ class PhraseGrounder:
             yield attention if chosen is None else choose_tokens(attention, chosen)
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixel_values: Tensor) -> Tensor:
         """What `encode_images` gives of an image (1, 3, height, width), from memory if it is kept."""
         if not self.max_encodings:
             with self.autocast():
@@ -375,11 +380,11 @@ def max_tokens(config: PreTrainedConfig) -> int:
     return text.max_position_embeddings
 
 
-def explain_itself(model: PreTrainedModel, *inputs: torch.Tensor, **options: Any) -> PhraseAttention:
+def explain_itself(model: PreTrainedModel, *inputs: Tensor, **options: Any) -> PhraseAttention:
     return model.explain(*inputs, **options)
 
 
-def encode_itself(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def encode_itself(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return model.encode_images(pixel_values)
 
 
@@ -436,7 +441,7 @@ def text_and_span(phrase: Phrase) -> tuple[str, list[int] | None]:
 
 
 class VisualGroundingPipeline(Pipeline):
-    """transformers' way to a `PhraseGrounder`; options of `PhraseGrounder.ground` are options of the pipeline or a call.
+    """transformers' way to a `PhraseGrounder`, whose options for `ground` are options of the pipeline or of a call.
 
         >>> ground = pipeline("visual-grounding", model="org/albef-amc", trust_remote_code=True)
         >>> for answer in ground("photo.jpg", ["a black cat", "the remote on the left"]):

@@ -7,13 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = "modeling_albef_amc", "trainer", "dataset_scripts", "space"
-# A Space starts its app.py as a script: its modules find each other without a package.
-IN_SPACE = {path.stem for path in (ROOT / "space").glob("*.py")}
-OURS = {*FOLDERS, *IN_SPACE, "tests", "benchmarks", "train", "evaluate_grounding", "ground_dataset", "sweep_layers"}
-MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-MODULES += [ROOT / f"{name}.py" for name in ("train", "evaluate_grounding", "ground_dataset", "sweep_layers")]
+from tests.helpers.source import IN_SPACE, MODULES, OURS, ROOT, imports
 
 # First part of a path → what a module below it may not import. The more specific path comes first.
 FORBIDDEN = {
@@ -27,29 +21,6 @@ FORBIDDEN = {
 # And what `trainer` may take from the model's side.
 INTERFACE = {f"modeling_albef_amc.{name}" for name in ("auto_grounder", "families", "family_processors", "gradcam")}
 INTERFACE |= {f"modeling_albef_amc.{name}" for name in ("checkpoint_checks", "photos", "processing_albef")}
-
-
-def imports(source: str, path: Path) -> set[str]:
-    """Absolute names of all modules that a module imports, wherever in it; relative ones are resolved.
-
-    Args:
-        path: of the module, from the root.
-    """
-    package = path.parent.parts
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(part for part in (base, node.module) if part)
-            # `from package import module` may name a module.
-            found |= {f"{module}.{alias.name}" if _is_module(module, alias.name) else module for alias in node.names}
-    return found
-
-
-def _is_module(package: str, name: str) -> bool:
-    return (ROOT / Path(*package.split(".")) / f"{name}.py").is_file()
 
 
 def violations(source: str, path: Path) -> list[str]:

@@ -19,11 +19,11 @@ from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
 from modeling_albef_amc.tokenization_albef import clean_text, tokenizer_from_texts
-from tests.conftest import tiny_blip
+from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.evaluation import IN_TWO_PROCESSES, evaluate, files, rows, run_ground, save_checkpoint
+from tests.helpers.models import tiny_blip
 from tests.helpers.runs import torchrun
-from tests.test_pipeline import blip_processor, build, same
-from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.test_pipeline import build, same
 from trainer.blocks import by_image
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]

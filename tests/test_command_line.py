@@ -15,8 +15,9 @@ from transformers import pipeline
 from modeling_albef_amc import __version__
 from modeling_albef_amc.families import registry
 from modeling_albef_amc.tools import albef_checkpoint_layout
-from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay, panel, sheet, wrap
-from tests.tiny_data import picture, tiny_albef, tiny_processor
+from modeling_albef_amc.tools.figures import panel, sheet, wrap
+from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay
+from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import commands, record_store, regions
 from trainer.commands import COMMANDS, main, parse, with_underscores
 
@@ -269,7 +270,7 @@ def test_overlay_by_hand():
     np.testing.assert_allclose(drawn[0, 1], 75 + colour_table()[128] / 4, atol=1)
     assert overlay(photo, np.full((1, 3), 7.0)).getpixel((1, 0)) == (100, 100, 100)
     assert overlay(photo, np.array([[0.0, 0.0, 1.0]]), opacity=1).getpixel((2, 0)) == INFERNO[-1]
-    with pytest.raises(ValueError, match="does not fit a photo of"):
+    with pytest.raises(ValueError, match="does not fit an image of"):
         overlay(photo, np.zeros((3, 1)))
     with pytest.raises(ValueError, match="opacity must be in"):
         overlay(photo, np.zeros((1, 3)), opacity=1.1)

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError, original_names
 from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint, main, write_original
-from tests.original_checkpoints import (
+from tests.helpers.original_checkpoints import (
     GOLDEN,
     HEAD,
     MOMENTUM,

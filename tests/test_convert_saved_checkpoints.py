@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modeling_albef_amc.tools.convert_albef_checkpoint import write_original
-from tests.original_checkpoints import (
+from tests.helpers.original_checkpoints import (
     MOMENTUM,
     assert_equal_states,
     original_state,

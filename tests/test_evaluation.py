@@ -33,7 +33,7 @@ from tests.helpers.evaluation import (
     write_files,
 )
 from tests.helpers.runs import torchrun
-from tests.tiny_data import tiny_records, write_folder
+from tests.helpers.data import tiny_records, write_folder
 from trainer import benchmarks, evaluate_grounding, ground_dataset
 from trainer.blocks import Blocks, by_image, open_blocks
 from trainer.evaluation import ahead, batches_of

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from modeling_albef_amc import AlbefModel
-from modeling_albef_amc import export_albef as export
-from tests.conftest import tiny_blip
-from tests.tiny_data import PHRASES, tiny_albef, tiny_processor
+from modeling_albef_amc.tools import export_albef as export
+from tests.helpers.data import PHRASES, tiny_albef, tiny_processor
+from tests.helpers.models import tiny_blip
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = "itm_logits", "heatmaps", "token_heatmaps", "text_features"

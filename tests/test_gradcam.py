@@ -9,7 +9,7 @@ from torch import nn
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, PhraseAttention
 from modeling_albef_amc.families.hooks import record_attention
 from modeling_albef_amc.gradcam import average_tokens, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 
 # One phrase, two heads, two tokens, a [CLS] patch and 2 x 2 patches.
 ATTENTION = [

@@ -32,7 +32,7 @@ from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_or
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
 from tests.fuzz import readers, seeds
 from tests.fuzz.readers import built
-from tests.tiny_data import tiny_albef, tiny_processor
+from tests.helpers.data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
 from trainer.record_store import RecordStore, record_schema

@@ -14,6 +14,7 @@ import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
 from modeling_albef_amc.families.auto import base_of, load_model
 from tests.conftest import tiny_blip
+from tests.helpers.models import check_by_finite_differences
 from tests.helpers.training import (
     RUN,
     Watcher,
@@ -24,7 +25,6 @@ from tests.helpers.training import (
     snapshot,
     write_yaml,
 )
-from tests.test_families import check_by_finite_differences
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import evaluate_grounding, lora
 from trainer.amc_loss import attention_mask_consistency_loss

@@ -27,7 +27,7 @@ from modeling_albef_amc.attention_albef import eager_attention_forward
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import attention_map, average_tokens, choose_tokens, resolve_image_index
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
 
@@ -39,10 +39,8 @@ def masked_batch() -> dict[str, torch.Tensor]:
     batch = tiny_batch()
     labels = torch.full_like(batch["input_ids"], -100)
     labels[:, 1:3] = batch["input_ids"][:, 1:3]
-    negatives = {f"negative_{kind}_index": torch.tensor([1, 2, 3, 0]) for kind in ("image", "text")}
     return {
         **batch,
-        **negatives,
         "image_ids": torch.arange(4),
         "mlm_input_ids": batch["input_ids"].where(labels == -100, 3),
         "mlm_labels": labels,
@@ -51,6 +49,7 @@ def masked_batch() -> dict[str, torch.Tensor]:
 
 def amc_total(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
     """All objectives with AMC, as in training, and the heatmaps."""
+    model.choose_negatives = lambda *_: (torch.tensor([1, 2, 3, 0]),) * 2
     output = model(**batch, output_heatmaps=True, alpha=0.4)
     masks = torch.zeros(4, 16, 16)
     masks[:, 4:9, 3:12] = 1
@@ -538,10 +537,11 @@ def test_losses_of_phrases_padded_on_the_left():
     for inputs, own_labels in ((batch, labels), (left, left_labels)):
         twin = AlbefForPreTraining(tiny_config()).train()
         twin.load_state_dict(model.state_dict())
-        ids = dict(image_ids=torch.arange(4), negative_image_index=torch.tensor([1, 2, 3, 0]))
-        ids |= dict(negative_text_index=torch.tensor([1, 2, 3, 0]))
+        twin.choose_negatives = lambda *_: (torch.tensor([1, 2, 3, 0]),) * 2
         masked = inputs["input_ids"].where(own_labels == -100, 4)
-        results.append((twin(**inputs, **ids, mlm_input_ids=masked, mlm_labels=own_labels), twin.text_id_queue))
+        results.append(
+            (twin(**inputs, image_ids=torch.arange(4), mlm_input_ids=masked, mlm_labels=own_labels), twin.text_id_queue)
+        )
     (expected, ids), (found, left_ids) = results
     assert torch.equal(ids, left_ids)
     for name in ("loss_itc", "loss_itm"):

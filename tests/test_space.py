@@ -28,9 +28,8 @@ from transformers import pipeline
 
 from modeling_albef_amc import VisualGroundingPipeline, upsample_heatmaps
 from tests.conftest import tiny_blip
-from tests.helpers.hub import HubServer
-from tests.test_pipeline import blip_processor
-from tests.helpers.hub import environment, put, run
+from tests.helpers.data import blip_processor
+from tests.helpers.hub import HubServer, environment, put, run
 from tests.tiny_data import picture, tiny_albef, tiny_processor
 
 gr = pytest.importorskip("gradio")

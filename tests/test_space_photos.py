@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_pipeline import EXIF_ORIENTATION
+from tests.helpers.data import EXIF_ORIENTATION
 from tests.tiny_data import picture
 
 # As when `python space/app.py` runs: its modules lie beside each other.

@@ -11,11 +11,12 @@ import pytest
 from transformers import AutoModel, AutoProcessor, pipeline
 
 import train
-from modeling_albef_amc import AutoGrounder, export_albef
+from modeling_albef_amc import AutoGrounder
 from modeling_albef_amc.families.auto import load_model, load_processor
-from modeling_albef_amc.tools.command_line import main as albef_amc
-from tests.test_architecture import MODULES, ROOT
-from tests.tiny_data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
+from modeling_albef_amc.tools import export_albef
+from trainer.commands import main as albef_amc
+from tests.helpers.data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
+from tests.helpers.source import MODULES, ROOT
 from trainer import evaluate_grounding, ground_dataset, lora, sweep_layers
 
 # In the source --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from PIL import Image
 
 from modeling_albef_amc.gradcam import heatmap_points, upsample_heatmaps
 from modeling_albef_amc.images import open_image
-from modeling_albef_amc.visualization import captioned, panel, sheet
+from modeling_albef_amc.tools.figures import captioned, panel, sheet
 
 from .metrics.pointing_game.pointing_game import point_in_boxes
 

@@ -1,7 +1,7 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
-from ..pipeline import PhraseGrounder, VisualGroundingPipeline
+from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import check_files, read_object
 from .family import Explain, Family
 from .processors import whole_images
@@ -33,6 +33,8 @@ class AutoGrounder(PhraseGrounder):
         device: as of `torch.device`; default: the model's.
         max_encodings: of `PhraseGrounder`.
     """
+
+    methods = METHODS
 
     def __init__(
         self,
@@ -75,10 +77,16 @@ class AutoGrounder(PhraseGrounder):
         return cls(model, processor, explain, device or torch.accelerator.current_accelerator() or "cpu")
 
     def method_functions(self, method: str) -> tuple[Explain, Callable[..., torch.Tensor]]:
-        """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
         if method == "relevance":
             return explain_function(self.model, method), METHODS[method]
         return super().method_functions(method)
+
+    def explain_phrases(self, images: Sequence[GroundedImage], **options: Any) -> Sequence[GroundedImage]:
+        """As of `PhraseGrounder`; its `method` may also be "relevance" (by all layers), of some families."""
+        in_captions = any(image.tokens and image.tokens.heatmap_token_mask is not None for image in images)
+        if options.get("method") == "relevance" and in_captions:
+            raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
+        return super().explain_phrases(images, **options)
 
 
 class AutoGroundingPipeline(VisualGroundingPipeline):

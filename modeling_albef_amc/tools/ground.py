@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from ..families.auto import AutoGrounder, hub_options
 from ..images import open_image
-from ..visualization import panel, sheet
+from .figures import panel, sheet
 
 
 def ground(args: argparse.Namespace) -> None:

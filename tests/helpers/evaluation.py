@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dataset_scripts.features import FEATURES
-from tests.tiny_data import tiny_albef, tiny_processor, tiny_records
+from tests.helpers.data import tiny_albef, tiny_processor, tiny_records
 from trainer import evaluate_grounding, ground_dataset
 
 NUM_RECORDS = 23
