@@ -169,8 +169,6 @@ main(sys.argv[1:])
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_is_printed_without_torch(command):
-    if command == "build":
-        pytest.skip("its options are dataset_scripts.build's")
     arguments = ["--help"] if command is None else [command, "--help"]
     done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
@@ -193,9 +191,8 @@ def test_help_of_training_has_the_settings_of_the_project_and_all(capsys):
 
 
 def test_the_version(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0 and capsys.readouterr().out == f"albef-amc {__version__}\n"
+    main(["--version"])
+    assert capsys.readouterr().out == f"albef-amc {__version__}\n"
     assert __version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -218,7 +215,7 @@ def test_choices_are_those_of_the_modules():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--help-me"], "albef-amc: error: unrecognized arguments"),
+        ([], "albef-amc: error: the following arguments are required: COMMAND (see albef-amc --help)"),
         (["fly"], "albef-amc: error: argument COMMAND: invalid choice: 'fly'"),
         (["evaluate", "--dataset", "x"], "albef-amc evaluate: error: the following arguments are required: --models"),
         (["evaluate", "--models", "run", "--dataset", "x"], "--models takes NAME=CHECKPOINT pairs"),
@@ -249,14 +246,14 @@ def test_mistakes_of_every_command_are_told_in_a_line(capsys, tmp_path, monkeypa
         main(arguments)
     assert end.value.code == 2
     output, errors = capsys.readouterr()
-    assert output == "" and message in errors and (errors.count("\n") == 1 or arguments[0] == "build")
+    assert output == "" and message in errors and (errors.count("\n") == 1 or "build" in arguments)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
 def test_colours_are_inferno():
-    original = {40: (45, 11, 89), 128: (188, 55, 84), 200: (252, 165, 10)}  # of matplotlib
+    original = {40: (47, 10, 91), 128: (188, 55, 84), 200: (251, 157, 7)}  # of matplotlib
     assert all(np.abs(colour_table()[level] - np.array(color)).max() < 7 for level, color in original.items())
     assert (colour_table()[::17] == INFERNO).all()
 

@@ -1,26 +1,23 @@
-"""The command `albef-amc`: which commands there are, and what each can be told. Importing this imports no torch.
+"""The command `albef-amc`: which commands there are, and what each can be told.
 
-A command is what it is called, a word about it, a function that adds its options, and the function that runs it, whose
-module is imported then. With several processes, `accelerate launch` runs the module: `accelerate launch -m
-trainer.evaluate_grounding …`.
+Importing this imports no torch: what does the work is imported by its name when it is run. With several processes
+`accelerate launch` runs that module, such as `accelerate launch -m trainer.evaluate_grounding …`.
 """
 
 import argparse
 import dataclasses
-import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from .benchmarks import BENCHMARKS
 from .process_group import run_script
 
-# Those of the modules that do the work, which take seconds to import.
+# Those of the modules that do the work.
 METHODS = "gradcam", "attention", "relevance"
-EXPLANATIONS = "itm", "itc"
 BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
 HEATMAP_TYPES = "float16", "float32"
 LAYOUTS = "amc", "albef", "retrieval"
@@ -42,50 +39,55 @@ class Command(NamedTuple):
 
     - `run`: "package.module:function", of the parsed arguments; of the unparsed ones where `add` is None.
     - `add`: adds its options to a parser.
-    - `check`: raises a ValueError if the options do not fit together, and completes them.
+    - `check`: completes the parsed arguments; raises a ValueError if they do not fit together.
     """
 
     help: str
     run: str
     add: Callable[[argparse.ArgumentParser], None] | None = None
-    check: Callable[[argparse.Namespace], None] | None = None
-
-
-def with_underscores(argument: str) -> str:
-    return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), argument)
-
-
-def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of a command, by default from the command line. SystemExit: they are wrong, or --help is asked for."""
-    command = COMMANDS[name]
-    parser = OneLineParser(prog=f"albef-amc {name}", description=command.help)
-    command.add(parser)
-    args = parser.parse_args(arguments)
-    try:
-        if command.check is not None:
-            command.check(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    check: Callable[[argparse.Namespace], None] = lambda args: None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; the exit status is 2 when the user has something to mend."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    epilog = "\n".join(f"  {name:16}{command.help}" for name, command in COMMANDS.items())
+    listed = "\n".join(f"  {name:16}{command.help}" for name, command in COMMANDS.items())
     parser = OneLineParser(
         prog="albef-amc",
         description="Vision-language models that point.",
-        epilog=f"commands:\n{epilog}\n\nalbef-amc COMMAND --help tells what each can be told.",
+        epilog=f"commands:\n{listed}\n\nalbef-amc COMMAND --help tells what each can be told.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"albef-amc {metadata.version('albef-amc')}")
+    parser.add_argument("--version", action="store_true", help="print the version")
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    if arguments[:1] == ["--version"]:
+        print(f"albef-amc {load('importlib.metadata:version')('albef-amc')}")
+        return
     name = parser.parse_args(arguments[:1]).command
+    options = parse(name, arguments[1:]) if COMMANDS[name].add else arguments[1:]
+    run_script(lambda: load(COMMANDS[name].run)(options))
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command, by default those of the process. SystemExit: they are wrong, or ask for help."""
     command = COMMANDS[name]
-    options = arguments[1:] if command.add is None else parse(name, arguments[1:])
-    module, function = command.run.split(":")
-    run_script(lambda: getattr(importlib.import_module(module), function)(options))
+    parser = OneLineParser(prog=f"albef-amc {name}", description=command.help)
+    command.add(parser)
+    args = parser.parse_args(arguments)
+    try:
+        command.check(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def with_underscores(argument: str) -> str:
+    return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), argument)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -97,45 +99,38 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)"
-    )
-    parser.add_argument(
-        "--explanation", choices=EXPLANATIONS, help="score to explain: match or similarity (default: the family's own)"
-    )
-    parser.add_argument("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
+    add = parser.add_argument
+    add("--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)")
+    add("--explanation", choices=("itm", "itc"), help="score to explain: match or similarity (default: the model's own)")
+    add("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What any grounding of a data set can be told."""
-    add_hub_arguments(parser)
-    add_explaining_arguments(parser)
     add = parser.add_argument
     add("--dataset", required=True, help="folder of Parquet files, or Hub id")
     add("--dataset_config", help="its configuration, where it has several")
     add("--box_format", choices=BOX_FORMATS, default="xyxy", help="what its boxes are (default: xyxy, in pixels)")
-    add("--streaming", action="store_true", help="read its files as they come; a process takes whole files")
+    add("--streaming", action="store_true", help="read its files as they come; each is read by one process")
     add("--max_examples", type=int, help="take the first so many rows of a split only")
     add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
     add("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
-    add(
-        "--in_caption",
-        action="store_true",
-        help="ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces "
-        "(caption_span) only; the score is then the probability that the whole caption fits",
-    )
-    add(
-        "--save_heatmaps",
-        nargs="?",
-        const="float32",
-        choices=HEATMAP_TYPES,
-        help="keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)",
-    )
+    add("--in_caption", action="store_true", help=IN_CAPTION)
+    add("--save_heatmaps", nargs="?", const="float32", choices=HEATMAP_TYPES, help=SAVE_HEATMAPS)
     add("--strict", action="store_true", help="stop at a record that cannot be used")
     add("--overwrite", action="store_true", help="start anew, whatever records are there")
     add("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")
     add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
     add("--cpu", action="store_true", help="do not use a GPU that is there")
+    add_explaining_arguments(parser)
+    add_hub_arguments(parser)
+
+
+IN_CAPTION = (
+    "ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces (caption_span) "
+    "only; the score is then the probability that the whole caption fits"
+)
+SAVE_HEATMAPS = "keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)"
 
 
 def check_run(args: argparse.Namespace) -> None:
@@ -149,31 +144,18 @@ def add_ground(parser: argparse.ArgumentParser) -> None:
         "shown (turned upright by its EXIF orientation), x before y, from the upper left corner; a box is x1, y1, x2, "
         "y2, its right and lower edge outside."
     )
-    parser.epilog = (
-        'example: albef-amc ground photo.jpg "a black cat" "the remote on the left" --model outputs/scenes/with_amc '
-        "--output out.png"
-    )
+    phrases = '"a black cat" "the remote on the left"'
+    parser.epilog = f"example: albef-amc ground photo.jpg {phrases} --model outputs/scenes/with_amc --output out.png"
     add = parser.add_argument
     add("image", help="file or URL")
     add("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
     add("--model", required=True, help="folder or Hub id of a checkpoint of any known family")
-    add_hub_arguments(parser)
-    add_explaining_arguments(parser)
     add("--output", type=Path, metavar="FILE", help="picture to write, one panel a phrase")
-    add(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="write the answers as JSON: to FILE, or alone to the standard output (put it last, or write --json=-)",
-    )
-    add(
-        "--threshold",
-        type=float,
-        default=0.5,
-        help="heat at the edge of a box, from the heatmap's minimum (0) to its maximum (1); default %(default)s",
-    )
+    add("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or alone to the standard output")
+    add("--threshold", type=float, default=0.5, help="heat at a box's edge, 0 to 1 of its range (default: %(default)s)")
     add("--device", help="cpu, cuda, cuda:1, mps, …; default an accelerator if there is one")
+    add_explaining_arguments(parser)
+    add_hub_arguments(parser)
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -212,9 +194,7 @@ def check_ground_dataset(args: argparse.Namespace) -> None:
         raise ValueError("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")
     args.shard = int(index), int(number)
     if args.overwrite and args.shard != (0, 1):
-        raise ValueError(
-            "--overwrite would delete what other machines made: delete the folder first, then start the shards"
-        )
+        raise ValueError("--overwrite would delete what other machines made: delete the folder, then start the shards")
     args.columns = {theirs: ours for ours, theirs in pairs("--columns", "OURS=THEIRS", args.columns).items()}
 
 
@@ -245,26 +225,25 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     add("--text_heads", type=int, help="attention heads of the text and fusion encoder; default 12")
     add("--grounding_layer", type=int, help="text-encoder layer that heatmaps explain; default 8")
     add = parser.add_argument_group("to a .pth file").add_argument
-    add(
-        "--layout",
-        choices=LAYOUTS,
-        help="amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned "
-        "for retrieval or grounding, text names without 'bert.', no MLM head",
-    )
-    add(
-        "--momentum_copies",
-        action="store_true",
-        help="where there are no momentum encoders, write copies: the released scripts look for them",
-    )
+    add("--layout", choices=LAYOUTS, help=LAYOUT)
+    add("--momentum_copies", action="store_true", help=MOMENTUM_COPIES)
+
+
+LAYOUT = (
+    "amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned for "
+    "retrieval or grounding, text names without 'bert.', no MLM head"
+)
+MOMENTUM_COPIES = "where there are no momentum encoders, write copies: the released scripts look for them"
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if value is not None and value is not False}
 
 
 def check_convert(args: argparse.Namespace) -> None:
-    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
-    common = "source", "output", "to_original", "overwrite"
-    for name in given.keys() - common:
+    for name in given(args).keys() - {"source", "output", "to_original", "overwrite"}:
         if (name in ("layout", "momentum_copies")) != args.to_original:
-            fits = "does not go with" if args.to_original else "needs"
-            raise ValueError(f"--{name} {fits} --to_original")
+            raise ValueError(f"--{name} {'does not go with' if args.to_original else 'needs'} --to_original")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -286,7 +265,7 @@ def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
     return dict(value.split("=", 1) for value in values)
 
 
-# What they run --------------------------------------------------------------------------------------------------------
+# What is short enough to stand here -----------------------------------------------------------------------------------
 
 TRAIN_HELP = """usage: albef-amc train [CONFIG.yaml] [--name value ...]
 
@@ -298,50 +277,38 @@ With several processes: accelerate launch train.py.
 
 def train(arguments: list[str]) -> None:
     if not {"-h", "--help"} & set(arguments):
-        from .training import main
-
-        main(["--help" if with_underscores(argument) == "--help_all" else argument for argument in arguments])
+        arguments = ["--help" if with_underscores(word) == "--help_all" else word for word in arguments]
+        load("trainer.training:main")(arguments)
         return
-    from .arguments import AmcArguments, DataArguments, ModelArguments
-
     print(TRAIN_HELP)
-    for field in (
-        field for each in (ModelArguments, DataArguments, AmcArguments) for field in dataclasses.fields(each)
-    ):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        print(f"  --{field.name} (default: {default})\n      {field.metadata['help']}")
+    for group in ("ModelArguments", "DataArguments", "AmcArguments"):
+        for field in dataclasses.fields(load(f"trainer.arguments:{group}")):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            print(f"  --{field.name} (default: {default})\n      {field.metadata['help']}")
 
 
 def build(arguments: list[str]) -> None:
-    from dataset_scripts.build import main
-
-    main(arguments)
+    load("dataset_scripts.build:main")(arguments, prog="albef-amc build")
 
 
 def convert(args: argparse.Namespace) -> None:
-    from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint, write_original
-
-    options = {name: value for name, value in vars(args).items() if value is not None and value is not False}
-    source, output = options.pop("source"), options.pop("output")
-    print((write_original if options.pop("to_original", False) else convert_checkpoint)(source, output, **options))
+    options = given(args)
+    source, output, is_back = options.pop("source"), options.pop("output"), options.pop("to_original", False)
+    function = "write_original" if is_back else "convert_checkpoint"
+    print(load(f"modeling_albef_amc.tools.convert_albef_checkpoint:{function}")(source, output, **options))
 
 
 def export(args: argparse.Namespace) -> None:
-    from modeling_albef_amc.families.auto import hub_options
-    from modeling_albef_amc.tools.export_albef import export_albef
-
-    differences = export_albef(args.checkpoint, args.output, args.grounding_layer, **hub_options(vars(args)))
-    print(f"{args.output} written.")
-    for name, difference in differences.items():
+    hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
+    export_albef = load("modeling_albef_amc.tools.export_albef:export_albef")
+    for name, difference in export_albef(args.checkpoint, args.output, args.grounding_layer, **hub).items():
         print(f"largest difference from the model, {name}: {difference:.1e}")
+    print(f"{args.output} written.")
 
 
 def merge(args: argparse.Namespace) -> None:
-    from modeling_albef_amc.families.auto import hub_options
-
-    from .lora import merge
-
-    merge(args.adapters, args.output, **hub_options(vars(args)))
+    hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
+    load("trainer.lora:merge")(args.adapters, args.output, **hub)
     print(f"{args.output} written.")
 
 
