@@ -355,7 +355,7 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     picture().save(tmp_path / "photo.png")
     command = [
         "-m",
-        "modeling_albef_amc.tools.command_line",
+        "trainer.commands",
         "ground",
         tmp_path / "photo.png",
         "red square",

@@ -7,9 +7,9 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "modeling_albef_amc", "trainer", "dataset_scripts", "space"
 # A Space starts its app.py as a script: its modules find each other without a package.
 IN_SPACE = {path.stem for path in (ROOT / "space").glob("*.py")}
-OURS = {*FOLDERS, *IN_SPACE, "tests", "benchmarks", "train", "evaluate_grounding", "ground_dataset", "sweep_layers"}
+OURS = {*FOLDERS, *IN_SPACE, "tests", "benchmarks", "train"}
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-MODULES += [ROOT / f"{name}.py" for name in ("train", "evaluate_grounding", "ground_dataset", "sweep_layers")]
+MODULES.append(ROOT / "train.py")
 
 
 def imports(source: str, path: Path) -> set[str]:
