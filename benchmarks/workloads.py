@@ -78,7 +78,7 @@ def scale_of(device: torch.device, quick: bool) -> Scale:
 
 
 def precision(device: torch.device, bf16: bool) -> AbstractContextManager:
-    """bfloat16 as `--bf16` of train.py and evaluate_grounding.py has it."""
+    """bfloat16 as `--bf16` of train.py and `albef-amc evaluate` has it."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
@@ -118,7 +118,7 @@ def evaluation_batch(scale: Scale, device: torch.device, size: str, num_images: 
 
 
 def heatmaps_of(model: AlbefModel, batch: Batch, bf16: bool = False) -> torch.Tensor:
-    """(num_phrases, rows, columns), as evaluate_grounding.py computes them."""
+    """(num_phrases, rows, columns), as `albef-amc evaluate` computes them."""
     with precision(model.device, bf16):
         return batch_heatmaps(model, explain_function(model), batch)
 

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from modeling_albef_amc import clean_text, gradcam
-from modeling_albef_amc.pipeline import max_tokens
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.gradcam import average_tokens
+from modeling_albef_amc.pipeline import max_tokens
 from modeling_albef_amc.processing_albef import cleans_text, post_process_grounding, span_tokens, tokenize_phrases
 from modeling_albef_amc.tokenization_albef import cleaned_span, span_characters
 from models import Entry, Loaded, ModelError, load_own, load_strangers

@@ -1,6 +1,6 @@
-"""Trees in the format of Flickr30k Entities, of any size: invented photos' captions, chains and boxes, as text files.
+"""Trees in the format of Flickr30k Entities, of any size: invented images' captions, chains and boxes, as text files.
 
-python tests/flickr30k_tree.py FOLDER          as many photos as the real one has: 29,783, 1,000 and 1,000
+python tests/flickr30k_tree.py FOLDER          as many images as the real one has: 29,783, 1,000 and 1,000
 python tests/flickr30k_tree.py FOLDER --share 0.1
 """
 
@@ -49,14 +49,14 @@ class Photo:
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def draw_photos(count: int, seed: int) -> Iterator[Photo]:
+def draw_images(count: int, seed: int) -> Iterator[Photo]:
     """Photos with about 17.6 phrases and 8.7 boxes each; with another seed others, with other ids."""
     rng = random.Random(seed)
     for number in range(count):
-        yield _draw_photo(rng, str(1_000_000 * (seed + 1) + number), 10 * number + 1)
+        yield _draw_image(rng, str(1_000_000 * (seed + 1) + number), 10 * number + 1)
 
 
-def _draw_photo(rng: random.Random, image_id: str, first_chain: int) -> Photo:
+def _draw_image(rng: random.Random, image_id: str, first_chain: int) -> Photo:
     size = rng.choice([(500, 375), (375, 500), (500, 333), (333, 500)])
     chains = [str(first_chain + i) for i in range(rng.choice([7, 7, 8, 8, 9]))]
     types = {chain: [rng.choice(TYPES)] for chain in chains}
@@ -107,14 +107,14 @@ def sentence_text(caption: list[str | Mention]) -> str:
     )
 
 
-def annotation_xml(photo: Photo) -> str:
-    width, height = photo.size
+def annotation_xml(image: Photo) -> str:
+    width, height = image.size
     lines = [
         "<annotation>",
-        f"\t<filename>{photo.image_id}.jpg</filename>",
+        f"\t<filename>{image.image_id}.jpg</filename>",
         f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>",
     ]
-    for thing in photo.things:
+    for thing in image.things:
         lines.append("\t<object>")
         lines += [f"\t\t<name>{chain}</name>" for chain in thing.chains]
         if thing.box is not None:
@@ -131,25 +131,25 @@ def write_original(folder: Path, splits: dict[str, Iterable[Photo]]) -> None:
     for name in ("Sentences", "Annotations"):
         (folder / name).mkdir(parents=True)
     unrelated = ["# format: <imageID> <sentence number>"]
-    for split, photos in splits.items():
+    for split, images in splits.items():
         with (folder / f"{split}.txt").open("w") as ids:
-            for photo in photos:
-                ids.write(photo.image_id + "\n")
+            for image in images:
+                ids.write(image.image_id + "\n")
                 if split == "train" and len(unrelated) <= NUM_UNRELATED:
-                    unrelated.append(f"{photo.image_id} {len(unrelated) % 5 + 1}")
-                text = "".join(sentence_text(caption) + "\n" for caption in photo.captions)
-                (folder / "Sentences" / f"{photo.image_id}.txt").write_text(text, encoding="utf-8")
-                (folder / "Annotations" / f"{photo.image_id}.xml").write_text(annotation_xml(photo), encoding="utf-8")
+                    unrelated.append(f"{image.image_id} {len(unrelated) % 5 + 1}")
+                text = "".join(sentence_text(caption) + "\n" for caption in image.captions)
+                (folder / "Sentences" / f"{image.image_id}.txt").write_text(text, encoding="utf-8")
+                (folder / "Annotations" / f"{image.image_id}.xml").write_text(annotation_xml(image), encoding="utf-8")
     (folder / "UNRELATED_CAPTIONS").write_text("\n".join(unrelated))
 
 
 def write_processed(folder: Path, splits: dict[str, Iterable[Photo]]) -> None:
-    """InfoGround's pair of files for each split: what the original tool returns for each photo."""
+    """InfoGround's pair of files for each split: what the original tool returns for each image."""
     folder.mkdir(parents=True, exist_ok=True)
-    for split, photos in splits.items():
-        photos = list(photos)
-        sentences = {photo.image_id: [_sentence_json(caption) for caption in photo.captions] for photo in photos}
-        boxes = {photo.image_id: _annotation_json(photo) for photo in photos}
+    for split, images in splits.items():
+        images = list(images)
+        sentences = {image.image_id: [_sentence_json(caption) for caption in image.captions] for image in images}
+        boxes = {image.image_id: _annotation_json(image) for image in images}
         (folder / f"sentences_{split}.json").write_text(json.dumps(sentences))
         (folder / f"bounding_boxes_{split}.json").write_text(json.dumps(boxes))
 
@@ -173,17 +173,17 @@ def _sentence_json(caption: list[str | Mention]) -> dict:
     return {"sentence": " ".join(words), "phrases": phrases}
 
 
-def _annotation_json(photo: Photo) -> dict:
+def _annotation_json(image: Photo) -> dict:
     boxes: dict[str, list[list[int]]] = {}
-    for thing in photo.things:
+    for thing in image.things:
         for chain in thing.chains if thing.box is not None else []:
             boxes.setdefault(chain, []).append([corner - 1 for corner in thing.box])
     return {
         "boxes": boxes,
-        "scene": [chain for thing in photo.things if thing.scene for chain in thing.chains],
-        "nobox": [chain for thing in photo.things if thing.nobndbox for chain in thing.chains],
-        "width": photo.size[0],
-        "height": photo.size[1],
+        "scene": [chain for thing in image.things if thing.scene for chain in thing.chains],
+        "nobox": [chain for thing in image.things if thing.nobndbox for chain in thing.chains],
+        "width": image.size[0],
+        "height": image.size[1],
         "depth": 3,
     }
 
@@ -191,10 +191,10 @@ def _annotation_json(photo: Photo) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a tree in the format of Flickr30k Entities.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="of the real number of photos")
+    parser.add_argument("--share", type=float, default=1.0, help="of the real number of images")
     arguments = parser.parse_args()
     counts = {split: max(round(count * arguments.share), 1) for split, count in PHOTOS.items()}
-    splits = {split: draw_photos(count, seed) for seed, (split, count) in enumerate(counts.items())}
+    splits = {split: draw_images(count, seed) for seed, (split, count) in enumerate(counts.items())}
     write_original(arguments.folder, splits)
 
 

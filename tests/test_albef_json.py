@@ -10,7 +10,7 @@ from PIL import Image
 
 from dataset_scripts.albef_json import AlbefJson
 from dataset_scripts.features import FEATURES, make_row, why_not_storable
-from dataset_scripts.shards import write_splits
+from dataset_scripts.parquet_writer import write_splits
 from tests.image_ids import name_in_source
 
 WIDTH, HEIGHT = 40, 30
@@ -21,16 +21,16 @@ class Workshop:
 
     def __init__(self, folder):
         self.folder = folder
-        (folder / "photos").mkdir()
+        (folder / "images").mkdir()
 
-    def photo(self, name: str, size=(WIDTH, HEIGHT), **options) -> bytes:
+    def image(self, name: str, size=(WIDTH, HEIGHT), **options) -> bytes:
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(noise).save(self.folder / "photos" / name, **options)
-        return (self.folder / "photos" / name).read_bytes()
+        Image.fromarray(noise).save(self.folder / "images" / name, **options)
+        return (self.folder / "images" / name).read_bytes()
 
-    def builder(self, photos=False, **options) -> AlbefJson:
-        if photos:
-            options["images_dir"] = str(self.folder / "photos")
+    def builder(self, images=False, **options) -> AlbefJson:
+        if images:
+            options["images_dir"] = str(self.folder / "images")
         return AlbefJson(cache_dir=str(self.folder / "cache"), data_dir=str(self.folder), **options)
 
     def rows(self, content, **options):
@@ -94,7 +94,7 @@ def test_captions_and_boxes_in_every_form(workshop):
 
 
 @pytest.mark.parametrize(
-    ("box", "in_photo", "without_photo"),
+    ("box", "in_image", "without_image"),
     [
         ([-5, -5, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]),
         ([30, 20, 50, 60], [30, 20, 40, 30], [30, 20, 50, 60]),
@@ -104,21 +104,21 @@ def test_captions_and_boxes_in_every_form(workshop):
         ([10, 10, 10, 20], None, None),
     ],
 )
-def test_boxes_are_cut_to_what_is_known_of_the_photo(workshop, box, in_photo, without_photo):
-    workshop.photo("1.png")
-    for photos, expected in ((True, in_photo), (False, without_photo)):
-        rows, report = workshop.rows([record(bbox=[box])], photos=photos)
+def test_boxes_are_cut_to_what_is_known_of_the_image(workshop, box, in_image, without_image):
+    workshop.image("1.png")
+    for images, expected in ((True, in_image), (False, without_image)):
+        rows, report = workshop.rows([record(bbox=[box])], images=images)
         assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
-        assert report.kept["boxes over the edge of the photo, cut"] == (expected not in (None, box))
-        dropped = {"boxes: box without area in the photo": 1, "captions: none of their boxes is of use": 1}
+        assert report.kept["boxes over the edge of the image, cut"] == (expected not in (None, box))
+        dropped = {"boxes: box without area in the image": 1, "captions: none of their boxes is of use": 1}
         assert report.dropped == ({} if expected else dropped)
 
 
-def test_the_size_of_a_photo_is_that_of_its_reader(workshop):
+def test_the_size_of_a_image_is_that_of_its_reader(workshop):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    workshop.photo("1.png", exif=exif)
-    rows, _ = workshop.rows([record(bbox=[0, 0, 100, 100])], photos=True)
+    workshop.image("1.png", exif=exif)
+    rows, _ = workshop.rows([record(bbox=[0, 0, 100, 100])], images=True)
     assert rows[0]["boxes"] == [[0, 0, HEIGHT, WIDTH]]
 
 
@@ -146,10 +146,10 @@ def test_a_caption_that_lost_a_box_is_left_out(workshop, bad):
     assert report.dropped["captions: one of their boxes is lost"] == 1 and sum(report.dropped.values()) == 2
 
 
-def test_a_box_beside_the_photo_leaves_the_others(workshop):
+def test_a_box_beside_the_image_leaves_the_others(workshop):
     rows, report = workshop.rows([record(bbox=[[-9, 2, -3, 4], [1, 2, 3, 4]])])
     assert [row["boxes"] for row in rows] == [[[1, 2, 3, 4]]]
-    assert report.dropped == {"boxes: box without area in the photo": 1}
+    assert report.dropped == {"boxes: box without area in the image": 1}
 
 
 GROUNDING = [
@@ -181,9 +181,11 @@ def test_the_lists_for_grounding(workshop, form):
 
 def test_captions_that_are_none_are_counted_or_fatal(workshop):
     data = [record(["a dog", " ", 7]), record(None), record(""), {"image": "2.png"}]
+    data += [record([]), {"image": "3.png", "text": []}]
+    data += [record(none) | {"text": "a cat"} for none in (None, "", [])]
     rows, report = workshop.rows(data)
-    assert [row["phrase"] for row in rows] == ["a dog"]
-    assert report.dropped == {"captions: missing, empty or no text": 5}
+    assert [row["phrase"] for row in rows] == ["a dog", "a cat", "a cat", "a cat"]
+    assert report.dropped == {"captions: missing, empty or no text": 7}
     with pytest.raises(ValueError, match=r"train\.json, record 0: captions: missing"):
         workshop.rows(data, strict=True)
 
@@ -196,32 +198,32 @@ def test_records_without_image_are_counted_or_fatal(workshop):
         workshop.rows(data, strict=True)
 
 
-def test_photos_are_stored_once_an_image_and_bad_ones_counted(workshop):
-    whole = workshop.photo("1.png")
-    workshop.photo("cut.png")
-    (workshop.folder / "photos" / "cut.png").write_bytes(whole[: len(whole) // 2])
+def test_images_are_stored_once_an_image_and_bad_ones_counted(workshop):
+    whole = workshop.image("1.png")
+    workshop.image("cut.png")
+    (workshop.folder / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
     data = [record(), record("a cat"), record(image="cut.png"), record(image="cut.png"), record(image="no.png")]
     data.append(record(image="../train.json"))
-    rows, report = workshop.rows(data, photos=True)
+    rows, report = workshop.rows(data, images=True)
     assert [row["image"] for row in rows] == [{"bytes": whole, "path": None}] * 2
     assert report.kept["images"] == 1
     assert report.dropped == {
-        "photos: cannot be decoded": 1,
-        "photos: not in the folder of the photos": 1,
-        "photos: their name leads out of the folder of the photos": 1,
-        "records of photos that cannot be used": 4,
+        "images: cannot be decoded": 1,
+        "images: not in the folder of the images": 1,
+        "images: their name leads out of the folder of the images": 1,
+        "records of images that cannot be used": 4,
     }
-    with pytest.raises(ValueError, match=r"record 2 \(cut\.png\): photos: cannot be decoded"):
-        workshop.rows(data, photos=True, strict=True)
+    with pytest.raises(ValueError, match=r"record 2 \(cut\.png\): images: cannot be decoded"):
+        workshop.rows(data, images=True, strict=True)
 
 
 def test_a_prefix_of_the_names_can_be_taken_off(workshop):
-    whole = workshop.photo("1.png")
-    data = [record(image="/export/share/photos/1.png"), record(image="/other/1.png")]
-    rows, report = workshop.rows(data, photos=True, image_prefix="/export/share/photos/")
+    whole = workshop.image("1.png")
+    data = [record(image="/export/share/images/1.png"), record(image="/other/1.png")]
+    rows, report = workshop.rows(data, images=True, image_prefix="/export/share/images/")
     assert [(name_in_source(row["image_id"]), row["image"]["bytes"]) for row in rows] == [("1.png", whole)]
-    assert report.dropped["photos: their name does not begin with image_prefix"] == 1
-    assert not workshop.rows(data, photos=True)[0]
+    assert report.dropped["images: their name does not begin with image_prefix"] == 1
+    assert not workshop.rows(data, images=True)[0]
 
 
 def test_jobs_are_of_whole_images_and_always_the_same(workshop, monkeypatch):
@@ -284,9 +286,9 @@ def test_by_itself_the_builder_drops_it_too(workshop):
     assert builder.as_dataset(split="train")["phrase"][:] == ["a dog"]
 
 
-def test_a_photo_of_an_impossible_name_is_counted(workshop):
-    rows, report = workshop.rows([record(image="\ud83d.png"), record(image="a\0.png")], photos=True)
-    assert not rows and report.dropped["photos: their name is none that a file can have"] == 2
+def test_a_image_of_an_impossible_name_is_counted(workshop):
+    rows, report = workshop.rows([record(image="\ud83d.png"), record(image="a\0.png")], images=True)
+    assert not rows and report.dropped["images: their name is none that a file can have"] == 2
     assert str(report).encode()
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import pytest
 from PIL import Image
 
 from dataset_scripts import build as build_module
-from dataset_scripts.build import BUILDERS, builder_class, main
+from dataset_scripts.build import builder_class, main
 from dataset_scripts.features import FEATURES, encode_png, mask_to_box
+from dataset_scripts.options import BUILDERS
 from tests.image_ids import name_in_source
 
 build = partial(build_module.build, num_proc=1)  # these are small; test_shards.py has several processes
@@ -107,7 +107,7 @@ def test_the_card_tells_the_counts_and_no_path(built, tmp_path):
     assert "No record was dropped." in card
     assert all(f"| `{column}` |" in card for column in FEATURES)
     assert "license: apache-2.0" in card and "Drawn by `dataset_scripts/scenes.py`" in card
-    sizes = " ".join(f"--{split.replace('_', '-')} {count}" for split, count in COUNTS.items())
+    sizes = " ".join(f"--{split} {count}" for split, count in COUNTS.items())
     assert f"`python -m dataset_scripts.build scenes {sizes}`" in card
     assert str(folder.parent) not in card
 
@@ -214,26 +214,26 @@ def test_help_names_every_option(name, capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "--output" in text and "--limit" in text
-    assert ("--seed" in text) == (name == "scenes") and ("--data-dir" in text) == (name != "scenes")
+    assert ("--seed" in text) == (name == "scenes") and ("--data_dir" in text) == (name != "scenes")
 
 
 def test_help_lists_the_datasets(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text and what in text for name, (_, _, what) in BUILDERS.items())
+    assert all(name in text and each.__doc__ in text for name, (_, each) in BUILDERS.items())
 
 
 def test_bad_arguments_end_with_a_message(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["photos", "--output", "x"])
-    assert "invalid choice: 'photos'" in capsys.readouterr().err
+        main(["images", "--output", "x"])
+    assert "invalid choice: 'images'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="error: seed must not be negative"):
         main(["scenes", "--output", str(tmp_path / "out"), "--seed", "-1"])
     with pytest.raises(SystemExit, match=r"error: .*instances\.json: No such file"):
         main(["coco", "--output", str(tmp_path / "out"), "--data-dir", str(tmp_path)])
-    with pytest.raises(ValueError, match="no builder 'photos'"):
-        builder_class("photos")
+    with pytest.raises(ValueError, match="no builder 'images'"):
+        builder_class("images")
 
 
 # Helpers of the builders ----------------------------------------------------------------------------------------------
@@ -262,7 +262,6 @@ def test_masks_are_whole_png_files(size):
         image.verify()  # the chunks' checksums
         image = Image.open(io.BytesIO(data))
         assert (image.format, image.mode) == ("PNG", "L") and np.array_equal(image, mask * np.uint8(255))
-        assert len(zlib.decompress(data[41:-16])) == image.height * (1 + image.width)  # its checksum is right too
 
 
 def test_mask_to_box_is_half_open():
@@ -273,11 +272,11 @@ def test_mask_to_box_is_half_open():
         mask_to_box(np.zeros((6, 9), bool))
 
 
-# Real photos ----------------------------------------------------------------------------------------------------------
+# Real images ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.shared
-def test_real_photos_are_accounted_for(shared_dir, tmp_path):
+def test_real_images_are_accounted_for(shared_dir, tmp_path):
     folder = shared_dir / "data" / "coco_photos"
     content = json.loads((folder / "instances.json").read_text())
     assert len(content["images"]) == 32 and len(content["annotations"]) == 247
@@ -291,8 +290,8 @@ def test_real_photos_are_accounted_for(shared_dir, tmp_path):
         images_dir=str(folder / "images"),
         categories=str(tmp_path / "names.json"),
     )
-    assert builder.report.kept["photos"] == 31 and builder.report.kept["instances"] == 247
-    assert builder.report.dropped == {"photos without annotation": 1}
+    assert builder.report.kept["images"] == 31 and builder.report.kept["instances"] == 247
+    assert builder.report.dropped == {"images without annotation": 1}
     loaded = datasets.load_dataset(str(tmp_path / "all"), cache_dir=str(tmp_path / "cache"))
     files = {image["id"]: image["file_name"] for image in content["images"]}
     wanted = {(files[a["image_id"]], f"category {a['category_id']}") for a in content["annotations"]}
@@ -314,10 +313,10 @@ def test_real_photos_are_accounted_for(shared_dir, tmp_path):
 
 
 @pytest.mark.shared
-def test_real_photos_with_the_categories_of_their_file(shared_dir, tmp_path):
+def test_real_images_with_the_categories_of_their_file(shared_dir, tmp_path):
     builder = build("coco", tmp_path / "out", data_dir=str(shared_dir / "data" / "coco_photos"), split="test")
     dropped = {reason: n for reason, n in builder.report.dropped.items() if reason.startswith("instances")}
     assert builder.report.kept["instances"] + sum(dropped.values()) == 247
     assert list(dropped) == ["instances: of a category that is not listed (see --categories)"]
-    photos = builder.report.kept["photos"] + builder.report.dropped["photos without annotation"]
-    assert photos == 32 and list(builder.info.splits) == ["test"]
+    images = builder.report.kept["images"] + builder.report.dropped["images without annotation"]
+    assert images == 32 and list(builder.info.splits) == ["test"]

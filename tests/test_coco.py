@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dataset_scripts.coco import Coco, in_words
-from dataset_scripts.segmentations import contradict, segmentation_to_mask
+from dataset_scripts.coco import Coco
+from dataset_scripts.coco_format import contradict, in_words
+from dataset_scripts.segmentations import segmentation_to_mask
 from tests.image_ids import name_in_source
 
 HEIGHT, WIDTH = 6, 8
@@ -50,9 +51,9 @@ class Workshop:
     def __init__(self, folder):
         self.folder = folder
         (folder / "images").mkdir()
-        self.photo("one.png")
+        self.image("one.png")
 
-    def photo(self, name: str, size=(WIDTH, HEIGHT), **options) -> None:
+    def image(self, name: str, size=(WIDTH, HEIGHT), **options) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(noise).save(self.folder / "images" / name, **options)
 
@@ -129,7 +130,7 @@ def test_compressed_run_lengths_agree_with_pycocotools():
         assert np.array_equal(read_mask(segmentation, int(height), int(width))[0], expected)
 
 
-def test_a_polygon_over_the_edge_is_cut_to_the_photo():
+def test_a_polygon_over_the_edge_is_cut_to_the_image():
     mask, _ = read_mask([[5, 3, 20, 3, 20, 20, 5, 20]])
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[3:, 5:] = True
@@ -214,7 +215,7 @@ def test_one_row_per_category_with_all_its_instances(workshop):
     assert [int((decoded(mask) == 255).sum()) for mask in rows[0]["masks"]] == [9, 4]
     assert np.array_equal(decoded(rows[0]["masks"][0]) == 255, SQUARE_MASK)
     assert rows[0]["image"]["bytes"] == (workshop.folder / "images" / "one.png").read_bytes()
-    assert report.kept == {"instances": 3, "photos": 1, "rows (a photo and a category)": 2}
+    assert report.kept == {"instances": 3, "images": 1, "rows (an image and a category)": 2}
     assert not report.dropped
 
 
@@ -237,10 +238,11 @@ def test_a_crowd_is_part_of_the_region(workshop):
         ([4, 4, -2, 1], None),
     ],
 )
-def test_boxes_are_cut_to_the_photo_or_dropped(workshop, bbox, expected):
+def test_boxes_are_cut_to_the_image_or_dropped(workshop, bbox, expected):
     rows, report = workshop.rows(annotation(1, bbox=bbox, segmentation=None))
     assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
-    assert report.dropped == ({} if expected else {"instances: box without area in the photo": 1})
+    assert report.dropped == ({} if expected else {"instances: box without area in the image": 1})
+    assert report.kept["boxes over the edge of the image, cut"] == bool(expected)
 
 
 @pytest.mark.parametrize("segmentation", [None, []])
@@ -276,6 +278,21 @@ def test_a_box_that_contradicts_its_mask_gives_way_to_the_masks_own(workshop, bb
         workshop.build(content(annotation(1, bbox=bbox)), strict=True)
 
 
+def test_a_box_does_not_give_way_to_a_mask_that_lost_a_part(workshop):
+    """Of the object's two halves one cannot be read: the box is of both, and the other one's own would be too small."""
+    right = [5, 1, 7, 1, 7, 4, 5]
+    lost = annotation(1, bbox=[1, 1, 6, 3], segmentation=[SQUARE, right])
+    (row,), report = workshop.rows(lost)  # the square's IoU with its box is exactly a half: both are kept
+    assert row["boxes"] == [[1, 1, 7, 4]] and len(row["masks"]) == 1
+    lost["bbox"] = [1, 1, 7, 3]
+    (row,), report = workshop.rows(lost)
+    assert row["boxes"] == [[1, 1, 8, 4]] and not row["masks"]
+    assert report.dropped == {
+        "mask parts: polygon with an odd number of coordinates": 1,
+        "masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone": 1,
+    }
+
+
 @pytest.mark.parametrize("bbox", [None, [], "missing"])
 def test_without_a_box_an_instance_has_its_masks(workshop, bbox):
     plain = annotation(1, bbox=bbox)
@@ -287,10 +304,10 @@ def test_without_a_box_an_instance_has_its_masks(workshop, bbox):
 
 
 @pytest.mark.parametrize("bbox", [[8, 0, 3, 3], [2, 2, 0, 3], [4, 4, -2, 1]])
-def test_of_a_box_without_area_in_the_photo_the_mask_stays(workshop, bbox):
+def test_of_a_box_without_area_in_the_image_the_mask_stays(workshop, bbox):
     (row,), report = workshop.rows(annotation(1, bbox=bbox))
     assert row["boxes"] == [[1, 1, 4, 4]] and len(row["masks"]) == 1
-    assert report.dropped == {"boxes: box without area in the photo; the mask's own is taken": 1}
+    assert report.dropped == {"boxes: box without area in the image; the mask's own is taken": 1}
 
 
 LOST = {"no width": [2, 2, 0, 3], "no height": [2, 2, 3, 0], "a negative side": [4, 4, -2, 1], "no box": None}
@@ -303,14 +320,14 @@ def test_a_row_that_lost_an_instance_is_left_out(workshop, case):
     rows, report = workshop.rows(annotation(1), lost, annotation(3), annotation(4, category_id=2))
     assert [row["phrase"] for row in rows] == ["dog"]
     beside = "instances: beside one that was lost, without which the row would not be of all"
-    reason = "instances: neither a box nor a mask" if case == "no box" else "instances: box without area in the photo"
+    reason = "instances: neither a box nor a mask" if case == "no box" else "instances: box without area in the image"
     assert report.dropped[beside] == 2 and report.dropped[reason] == 1 and report.kept["instances"] == 1
 
 
-def test_an_instance_beside_the_photo_is_not_of_it(workshop):
+def test_an_instance_beside_the_image_is_not_of_it(workshop):
     (row,), report = workshop.rows(annotation(1), annotation(2, bbox=[8, 0, 3, 3], segmentation=None))
     assert row["boxes"] == [[1, 1, 4, 4]] and len(row["masks"]) == 1
-    assert report.dropped == {"instances: box without area in the photo": 1}
+    assert report.dropped == {"instances: box without area in the image": 1}
 
 
 @pytest.mark.parametrize(
@@ -337,13 +354,42 @@ def test_categories_of_one_name_have_one_row(workshop):
     assert row["phrase"] == "bow" and len(row["boxes"]) == 2
 
 
+# LVIS's files ---------------------------------------------------------------------------------------------------------
+
+
+def lvis(*annotations, **image):
+    """An image as in LVIS 1.0: no name of a file, but an address."""
+    data = content(*annotations)
+    del data["images"][0]["file_name"]
+    data["images"][0].update(coco_url="http://images.cocodataset.org/val2017/one.png", neg_category_ids=[], **image)
+    return data
+
+
+def test_a_image_without_a_name_is_in_cocos_folder(workshop):
+    (workshop.folder / "images" / "val2017").mkdir()
+    workshop.image("val2017/one.png")
+    (row,) = workshop.build(lvis(annotation(1)), strict=True)[0]["train"]
+    assert name_in_source(row["image_id"]) == "val2017/one.png" and row["image"]["bytes"]
+
+
+def test_a_category_that_is_marked_in_part_has_no_row(workshop):
+    """Its other instances would be taken for background. The name counts: of two categories called so, too."""
+    data = lvis(annotation(1), annotation(2, category_id=2), annotation(3), not_exhaustive_category_ids=["3", 99])
+    rows, report = workshop.build(data, images_dir=None, strict=True)
+    reason = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
+    assert [row["phrase"] for row in rows["train"]] == ["dog"] and report.dropped == {reason: 2}
+    data["categories"][1]["name"] = "traffic_light_(toy)"
+    rows, report = workshop.build(data, images_dir=None)
+    assert not rows["train"] and report.dropped == {reason: 3}
+
+
 # MDETR's and GoldG's files --------------------------------------------------------------------------------------------
 
 CAPTION = "Two  guys with shaggy hair look , two guys"
 
 
 def captioned(*tokens, caption=CAPTION, **image):
-    """A photo with an annotation for each `tokens_positive`; every second one is to the right of the first."""
+    """An image with an annotation for each `tokens_positive`; every second one is to the right of the first."""
     boxes = [[1, 1, 3, 3], [4, 1, 3, 3]]
     plain = dict(segmentation=None)
     data = content(
@@ -362,7 +408,7 @@ def test_phrases_are_words_of_the_caption(workshop):
         ("two guys", [[4, 1, 7, 4]], words, [7, 9]),
         ("Two hair", [[1, 1, 4, 4]], None, []),
     ]
-    assert not report.dropped and report.kept["rows (a photo and a phrase)"] == 4
+    assert not report.dropped and report.kept["rows (an image and a phrase)"] == 4
 
 
 @pytest.mark.parametrize(
@@ -388,7 +434,7 @@ def test_a_caption_alone_makes_no_phrases(workshop):
     assert [row["phrase"] for row in workshop.build(data)[0]["train"]] == ["traffic light"]
 
 
-def test_captions_of_one_photo_are_in_one_split(workshop):
+def test_captions_of_one_image_are_in_one_split(workshop):
     data = content(*(annotation(i, image_id=i, tokens_positive=[[0, 3]]) for i in range(60)))
     data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i // 5}", "caption": f"One {i}"} for i in range(60)]
     rows, _ = workshop.build(data, images_dir=None, split=None, validation_fraction=0.3)
@@ -445,12 +491,12 @@ def test_annotations_without_an_id_are_named_by_their_number(workshop):
     ]
 
 
-def test_ids_tell_photos_apart_and_are_the_same_for_the_same(workshop, tmp_path_factory):
-    """By the file's name and its bytes, whatever number a photo has; without photos by the data folder's name."""
+def test_ids_tell_images_apart_and_are_the_same_for_the_same(workshop, tmp_path_factory):
+    """By the file's name and its bytes, whatever number an image has; without images by the data folder's name."""
     renumbered = content(annotation(1, image_id=5))
     renumbered["images"][0]["id"] = 5
     other = Workshop(tmp_path_factory.mktemp("other"))
-    other.photo("one.png", compress_level=0)
+    other.image("one.png", compress_level=0)
 
     def id_of(workshop, data, **options):
         return workshop.build(data, **options)[0]["train"][0]["image_id"]
@@ -467,7 +513,7 @@ def test_annotations_of_what_is_not_listed_are_counted(workshop):
     rows, report = workshop.rows(annotation(1), annotation(2, image_id=9), annotation(3, category_id=9))
     assert len(rows) == 1 and len(rows[0]["boxes"]) == 1
     assert report.dropped == {
-        "instances: of a photo that is not listed": 1,
+        "instances: of an image that is not listed": 1,
         "instances: of a category that is not listed (see --categories)": 1,
     }
 
@@ -479,65 +525,65 @@ def test_other_categories_replace_those_of_the_file(workshop):
     assert sum(report.dropped.values()) == 1
 
 
-def test_bad_photos_are_dropped_with_their_instances(workshop):
+def test_bad_images_are_dropped_with_their_instances(workshop):
     data = content(*(annotation(i, image_id=i) for i in range(1, 6)))
     names = ["one.png", "cut.jpg", "words.png", "large.png", "bare.png"]
     data["images"] = [data["images"][0] | {"id": i + 1, "file_name": name} for i, name in enumerate(names)]
     data["annotations"][4]["image_id"] = 4
-    workshop.photo("cut.jpg")
+    workshop.image("cut.jpg")
     whole = (workshop.folder / "images" / "cut.jpg").read_bytes()
     (workshop.folder / "images" / "cut.jpg").write_bytes(whole[:-40])
-    (workshop.folder / "images" / "words.png").write_text("this is no photo")
-    workshop.photo("large.png", size=(WIDTH + 1, HEIGHT))
-    workshop.photo("bare.png")
+    (workshop.folder / "images" / "words.png").write_text("this is no image")
+    workshop.image("large.png", size=(WIDTH + 1, HEIGHT))
+    workshop.image("bare.png")
     rows, report = workshop.build(data)
     assert [name_in_source(row["image_id"]) for row in rows["train"]] == ["one.png"]
     assert report.dropped == {
-        "photos: cannot be decoded": 2,
-        "photos: have another size than their record says": 1,
-        "photos without annotation": 1,
-        "instances: of a photo that cannot be used": 4,
+        "images: cannot be decoded": 2,
+        "images: have another size than their record says": 1,
+        "images without annotation": 1,
+        "instances: of an image that cannot be used": 4,
     }
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("two.png", "not in the folder of the photos"),
+        ("two.png", "not in the folder of the images"),
         ("../secret.png", "leads out of the folder"),
         ("/etc/hostname", "leads out of the folder"),
         ("link.png", "leads out of the folder"),
     ],
 )
-def test_a_photo_that_is_not_in_the_folder_is_counted_or_named(workshop, name, reason):
+def test_a_image_that_is_not_in_the_folder_is_counted_or_named(workshop, name, reason):
     (workshop.folder / "secret.png").write_bytes((workshop.folder / "images" / "one.png").read_bytes())
     (workshop.folder / "images" / "link.png").symlink_to(workshop.folder / "secret.png")
     data = content(annotation(7))
     data["images"][0]["file_name"] = name
     rows, report = workshop.build(data)
     assert not rows["train"]
-    (dropped,) = (key for key in report.dropped if key.startswith("photos"))
-    assert reason in dropped and report.examples[dropped] == [f"photo 1 ({name})"]
-    assert f"photo 1 ({name})" in str(report)
-    with pytest.raises(ValueError, match=rf"photo 1 \({name}\): photos: .*{reason}"):
+    (dropped,) = (key for key in report.dropped if key.startswith("images"))
+    assert reason in dropped and report.examples[dropped] == [f"image 1 ({name})"]
+    assert f"image 1 ({name})" in str(report)
+    with pytest.raises(ValueError, match=rf"image 1 \({name}\): images: .*{reason}"):
         workshop.build(data, strict=True)
 
 
-def test_without_photos_there_are_annotations(workshop):
+def test_without_images_there_are_annotations(workshop):
     rows, report = workshop.build(content(annotation(7)), images_dir=None)
     assert rows["train"][0]["image"] is None and rows["train"][0]["boxes"] == [[1, 1, 4, 4]]
-    assert report.kept["photos"] == 1
+    assert report.kept["images"] == 1
 
 
-def test_a_photo_that_is_turned_when_read_has_the_wrong_size(workshop):
+def test_a_image_that_is_turned_when_read_has_the_wrong_size(workshop):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
-    workshop.photo("one.png", exif=exif)
+    workshop.image("one.png", exif=exif)
     rows, report = workshop.rows(annotation(1))
-    assert not rows and report.dropped["photos: have another size than their record says"] == 1
+    assert not rows and report.dropped["images: have another size than their record says"] == 1
 
 
-def test_photos_are_split_by_their_id_alone(workshop):
+def test_images_are_split_by_their_id_alone(workshop):
     data = content(*(annotation(i, image_id=i) for i in range(1, 201)))
     data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in range(1, 201)]
     options = dict(images_dir=None, split=None, validation_fraction=0.25)
@@ -557,6 +603,21 @@ def test_photos_are_split_by_their_id_alone(workshop):
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
 
 
+def test_a_image_that_is_listed_twice_is_one(workshop):
+    """Each of two rows of it would be of a part of its instances, and chance could put it in both splits."""
+    second = dict(bbox=[5, 0, 2, 2], segmentation=[[5, 0, 7, 0, 7, 2, 5, 2]])
+    data = content(annotation(1), annotation(2, image_id="b", **second), annotation(3, image_id="c"))
+    data["images"] += [data["images"][0] | {"id": "b"}, data["images"][0] | {"id": "c", "file_name": "two.png"}]
+    workshop.image("two.png")
+    for images in data["images"], data["images"][::-1]:
+        data["images"] = images
+        rows, report = workshop.build(data)
+        boxes = {name_in_source(row["image_id"]): row["boxes"] for row in rows["train"]}
+        assert boxes == {"one.png": [[1, 1, 4, 4], [5, 0, 7, 2]], "two.png": [[1, 1, 4, 4]]} and not report.dropped
+        assert report.kept["images that are listed again, taken together with the first"] == 1
+        assert (len(rows["train"]), report.kept["images"]) == (2, 2)
+
+
 def few(*ids):
     data = content(*(annotation(i, image_id=i) for i in ids))
     data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in ids]
@@ -565,7 +626,7 @@ def few(*ids):
 
 @pytest.mark.parametrize("count", range(2, 12))
 @pytest.mark.parametrize("fraction", [1e-9, 0.1, 1 - 1e-9])
-def test_few_photos_leave_neither_train_nor_validation_without_one(workshop, count, fraction):
+def test_few_images_leave_neither_train_nor_validation_without_one(workshop, count, fraction):
     data = few(*range(100, 100 + count))
     rows, _ = workshop.build(data, images_dir=None, split=None, validation_fraction=fraction)
     sizes = {split: len(rows[split]) for split in rows}
@@ -579,20 +640,20 @@ def test_few_photos_leave_neither_train_nor_validation_without_one(workshop, cou
 
 
 @pytest.mark.parametrize("fraction", [0.1, 1 - 1e-9])
-def test_a_single_photo_is_for_training(workshop, fraction):
+def test_a_single_image_is_for_training(workshop, fraction):
     data = few(1, 2, 3)
-    del data["annotations"][1]  # a photo without annotation is no photo for validation
+    del data["annotations"][1]  # an image without annotation is no image for validation
     data["annotations"][1].update(bbox=[2, 2, 0, 0], segmentation=None)  # nor one without a row
     rows, report = workshop.build(data, images_dir=None, split=None, validation_fraction=fraction)
     assert [row["image_id"][:7] for row in rows["train"]] == ["coco/1#"] and not rows.get("validation")
-    assert report.dropped == {"photos without annotation": 1, "instances: box without area in the photo": 1}
+    assert report.dropped == {"images without annotation": 1, "instances: box without area in the image": 1}
 
 
-def test_a_look_at_few_photos_stops_at_nothing_and_counts_nothing(workshop):
+def test_a_look_at_few_images_stops_at_nothing_and_counts_nothing(workshop):
     """Strictly built, what is wrong is said when its split is."""
     data = few(1, 2)
     builder_says = workshop.build(data, images_dir=None, split=None)[1]
-    assert builder_says.kept["photos"] == 2 and not builder_says.dropped
+    assert builder_says.kept["images"] == 2 and not builder_says.dropped
     data["annotations"][0]["segmentation"] = [[]]
     with pytest.raises(ValueError, match="annotation 1: mask parts"):
         workshop.build(data, images_dir=None, split=None, strict=True)
@@ -648,6 +709,10 @@ REFUSED = {
     ),
     "image without id": (broken(lambda d: d["images"][0].pop("id")), "image without a whole number as id"),
     "image without name": (broken(lambda d: d["images"][0].pop("file_name")), "image 1: file_name is missing"),
+    "marked in part, no list": (
+        broken(lambda d: d["images"][0].update(not_exhaustive_category_ids=3)),
+        "image 1: not_exhaustive_category_ids cannot be '3'",
+    ),
     "image of no width": (broken(lambda d: d["images"][0].update(width=0)), "image 1: width cannot be '0'"),
     "category without name": (broken(lambda d: d["categories"][1].update(name=" ")), "category 2: name cannot be"),
     "no image id": (broken(lambda d: d["annotations"][0].pop("image_id")), "annotation 7: image_id is missing"),
@@ -659,7 +724,7 @@ REFUSED = {
     "short bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), "annotation 7: bbox cannot be"),
     "NaN bbox": (broken(lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")])), "annotation 7: bbox"),
     "id beyond 64 bits": (broken(lambda d: d["annotations"][0].update(id=2**63)), "annotation without a whole number"),
-    "photo's id beyond 64 bits": (
+    "image's id beyond 64 bits": (
         broken(lambda d: d["annotations"][0].update(image_id=2**63)),
         "annotation 7: image_id cannot be",
     ),
@@ -675,6 +740,20 @@ def test_a_broken_file_is_refused_with_its_record(workshop, case):
     data, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         workshop.build(data)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [{"segmentation": None}, {"segmentation": [[0.2, 0.2, 1, 0.2, 1, 0.9]]}, {"segmentation": ["0.2", 0.2] * 3}],
+)
+def test_shares_of_the_image_are_no_pixels(workshop, shares):
+    """They would be a box and a mask of the pixel at the top left."""
+    data = content(annotation(1, bbox=[0.2, "0.2", 0.8, 0.7], **shares), annotation(2, bbox=None, segmentation=[[]]))
+    with pytest.raises(ValueError, match=r"instances\.json: no coordinate of the 2 annotations is above 1: .* pixels"):
+        workshop.build(data)
+    for pixels in {"segmentation": [SQUARE]}, {"segmentation": {"size": [HEIGHT, WIDTH], "counts": SQUARE_COUNTS}}:
+        (row,), _ = workshop.rows(annotation(1, bbox=[0.2, 0.2, 0.8, 0.7], **pixels))
+        assert row["boxes"] == [[1, 1, 4, 4]]  # the mask's own
 
 
 def test_bad_options_are_named(workshop):

@@ -93,7 +93,7 @@ def test_a_fault_is_noticed(tmp_path):
 
 def test_a_broken_reader_fails_its_target(opened, monkeypatch):
     run = opened("proposals")
-    monkeypatch.setattr("dataset_scripts.proposals.is_box", lambda box: True)
+    monkeypatch.setattr("dataset_scripts.refcoco.is_box", lambda box: True)
     with pytest.raises((TypeError, ValueError, Fault)):
         run(b'{"1": [["a", 1, 1, 1]]}')
 

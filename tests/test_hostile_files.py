@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-import dataset_scripts.sources
+import dataset_scripts.builder
 import modeling_albef_amc.images
+from dataset_scripts.builder import GroundingBuilder
 from dataset_scripts.features import encode_png
 from dataset_scripts.segmentations import segmentation_to_mask
-from dataset_scripts.sources import SourceBuilder
 from dataset_scripts.visual_genome import read_ids
 from modeling_albef_amc import AlbefModel, AutoGrounder
 from modeling_albef_amc.images import open_image
@@ -36,7 +36,6 @@ from tests.helpers.data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
 from trainer.record_store import RecordStore, record_schema
-from trainer.regions import open_image
 
 DEEP = "[" * 10**6
 ROOT = Path(__file__).parents[1]
@@ -59,34 +58,34 @@ def never_hangs():
 # Photos by name -------------------------------------------------------------------------------------------------------
 
 
-def coco(folder: Path, name: str) -> SourceBuilder:
+def coco(folder: Path, name: str) -> GroundingBuilder:
     listed = seeds.instances()
     listed["images"][0]["file_name"] = name
     return built(readers.Coco, folder, "other", {"instances.json": json.dumps(listed).encode()})[0]
 
 
-def refcoco(folder: Path, name: str) -> SourceBuilder:
+def refcoco(folder: Path, name: str) -> GroundingBuilder:
     files = seeds.refcoco_files()
     listed = json.loads(files["instances.json"])
     listed["images"][0]["file_name"] = name
     return built(readers.RefCoco, folder, "other", {**files, "instances.json": json.dumps(listed).encode()})[0]
 
 
-def albef_json(folder: Path, name: str) -> SourceBuilder:
+def albef_json(folder: Path, name: str) -> GroundingBuilder:
     listed = json.dumps([{"image": name, "caption": "a"}]).encode()
     return built(readers.AlbefJson, folder, "other", {"train.json": listed})[0]
 
 
-def referit(folder: Path, name: str) -> SourceBuilder:
+def referit(folder: Path, name: str) -> GroundingBuilder:
     return built(readers.ReferIt, folder, "other", {**seeds.referit_files(), "1_1.json": seeds.referit()[1]})[0]
 
 
-def visual_genome(folder: Path, name: str) -> SourceBuilder:
+def visual_genome(folder: Path, name: str) -> GroundingBuilder:
     files = {**seeds.visual_genome_files(), "region_descriptions.json": seeds.visual_genome_regions()[0]}
     return built(readers.VisualGenome, folder, "other", files)[0]
 
 
-def flickr(folder: Path, name: str) -> SourceBuilder:
+def flickr(folder: Path, name: str) -> GroundingBuilder:
     return built(readers.Flickr30kEntities, folder, "other", seeds.flickr_files())[0]
 
 
@@ -95,7 +94,7 @@ NAMING = [coco, refcoco, albef_json]  # whose annotations name the files of phot
 NUMBERED = {referit: "2.jpg", visual_genome: "VG_100K/1.jpg", flickr: "1.jpg"}
 
 
-def rows_of(builder: SourceBuilder) -> list[dict]:
+def rows_of(builder: GroundingBuilder) -> list[dict]:
     return [
         row
         for split in builder.split_names()
@@ -276,9 +275,9 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
 
 def test_the_kinds_of_pictures_are_written_alike():
     """The builders import nothing of the model's side, so that the list stands there twice."""
-    assert dataset_scripts.sources.PHOTO_FORMATS == modeling_albef_amc.images.FORMATS
-    assert dataset_scripts.sources.MAX_PIXELS == modeling_albef_amc.images.MAX_PIXELS
-    assert dataset_scripts.sources.UNREADABLE == modeling_albef_amc.images.UNREADABLE
+    assert dataset_scripts.builder.IMAGE_FORMATS == modeling_albef_amc.images.FORMATS
+    assert dataset_scripts.builder.MAX_PIXELS == modeling_albef_amc.images.MAX_PIXELS
+    assert dataset_scripts.builder.UNREADABLE == modeling_albef_amc.images.UNREADABLE
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dataset_scripts.build import BUILDERS, builder_class
+from dataset_scripts.build import builder_class
 from dataset_scripts.features import FEATURES
-from tests.flickr30k_tree import draw_photos, write_original, write_processed
+from dataset_scripts.options import BUILDERS
+from tests.flickr30k_tree import draw_images, write_original, write_processed
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def write_json(folder: Path, **files: Any) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_photos(folder: Path, *names: str) -> str:
+def write_images(folder: Path, *names: str) -> str:
     folder.mkdir(exist_ok=True)
     for number, name in enumerate(names):
         noise = np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -53,7 +54,7 @@ def scenes(folder: Path) -> dict[str, Any]:
 
 
 def coco(folder: Path) -> dict[str, Any]:
-    """Eight photos; of the last one the file is missing."""
+    """Eight images; of the last one the file is missing."""
     plain = {"category_id": 3, "bbox": [1, 1, 3, 3], "iscrowd": 0}
     write_json(
         folder,
@@ -66,8 +67,8 @@ def coco(folder: Path) -> dict[str, Any]:
             + [{**plain, "id": 10, "image_id": 1, "category_id": 2, "segmentation": RUNS}],
         },
     )
-    photos = write_photos(folder / "photos", *(f"{i}.png" for i in range(7)))
-    return dict(data_dir=str(folder), images_dir=photos, validation_fraction=0.5)
+    images = write_images(folder / "images", *(f"{i}.png" for i in range(7)))
+    return dict(data_dir=str(folder), images_dir=images, validation_fraction=0.5)
 
 
 def visual_genome(folder: Path) -> dict[str, Any]:
@@ -88,14 +89,14 @@ def visual_genome(folder: Path) -> dict[str, Any]:
 
 
 def flickr30k_entities(folder: Path) -> dict[str, Any]:
-    photos = {split: list(draw_photos(3, seed)) for seed, split in enumerate(("train", "val", "test"))}
-    write_original(folder, photos)
-    write_processed(folder / "processed", photos)
+    images = {split: list(draw_images(3, seed)) for seed, split in enumerate(("train", "val", "test"))}
+    write_original(folder, images)
+    write_processed(folder / "processed", images)
     return dict(data_dir=str(folder), keep_unboxed=True)
 
 
 def refcoco(folder: Path) -> dict[str, Any]:
-    """Three photos in the splits train, testA and val; what val has is not to be used."""
+    """Three images in the splits train, testA and val; what val has is not to be used."""
     write_json(
         folder,
         instances={
@@ -115,7 +116,7 @@ def refcoco(folder: Path) -> dict[str, Any]:
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
     return dict(
         data_dir=str(folder),
-        images_dir=write_photos(folder / "photos", "1.jpg", "2.jpg", "3.jpg"),
+        images_dir=write_images(folder / "images", "1.jpg", "2.jpg", "3.jpg"),
         proposals="dets.json",
     )
 
@@ -123,9 +124,9 @@ def refcoco(folder: Path) -> dict[str, Any]:
 def referit(folder: Path) -> dict[str, Any]:
     record = {"img_id": "1.jpg", "bbox": [1.0, 2.0, 4.0, 6.0], "query": ["dog..!", " the  dog"]}
     write_json(folder, **{"1_1": record, "4_2": {**record, "img_id": "4.jpg"}})
-    for split, photo in (("train", "1"), ("val", "4"), ("test", "5")):
-        (folder / f"referit_{split}_imlist.txt").write_text(photo)
-    return dict(data_dir=str(folder), images_dir=write_photos(folder / "photos", "1.jpg", "4.jpg"))
+    for split, image in (("train", "1"), ("val", "4"), ("test", "5")):
+        (folder / f"referit_{split}_imlist.txt").write_text(image)
+    return dict(data_dir=str(folder), images_dir=write_images(folder / "images", "1.jpg", "4.jpg"))
 
 
 def albef_json(folder: Path) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def albef_json(folder: Path) -> dict[str, Any]:
             {"image": "2.png", "caption": "a tree"},
         ],
     )
-    return dict(data_dir=str(folder), images_dir=write_photos(folder / "photos", "1.png", "2.png"))
+    return dict(data_dir=str(folder), images_dir=write_images(folder / "images", "1.png", "2.png"))
 
 
 TREES = dict(
@@ -178,7 +179,7 @@ class Loaded:
         self.calls["flickr30k_processed"] = "flickr30k_entities", processed
         coco = self.calls["coco"][1]
         self.calls["no folder"] = "coco", {}
-        self.calls["no photo"] = "coco", coco | {"images_dir": coco["data_dir"]}
+        self.calls["no image"] = "coco", coco | {"images_dir": coco["data_dir"]}
         self.calls["strict"] = "albef_json", {"data_dir": coco["data_dir"], "annotations": "list.json", "strict": True}
         write_json(Path(coco["data_dir"]), list=[{"image": "1.png", "caption": "a dog"}, {"image": "2.png"}])
         write_json(folder, calls=self.calls)
@@ -242,14 +243,14 @@ def test_a_split_without_a_row_is_left_out(loaded):
 
 def test_what_was_dropped_is_told(loaded):
     report = loaded.log.partition("coco\nkept")[2].partition("flickr30k_entities\nkept")[0]
-    assert "dropped          1  photos: not in the folder of the photos" in report.splitlines()
+    assert "dropped          1  images: not in the folder of the images" in report.splitlines()
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
         ("no folder", "CocoConfig needs data_dir"),
-        ("no photo", "coco: not one row came out\ndropped          9  instances: of a photo that cannot be used"),
+        ("no image", "coco: not one row came out\ndropped          9  instances: of an image that cannot be used"),
         ("strict", "list.json, record 1: captions: missing"),
     ],
 )

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.resume_runs import everything, finish, kill, prepare, start
+from tests.helpers.runs import everything, finish, kill, prepare, start
 from trainer.amc_config import AmcConfig
 from trainer.process_group import check_restart
 
 pytestmark = pytest.mark.slow
-DYING = "tests/dying_train.py"
+DYING = "tests/helpers/dying_train.py"
 STEPS, SAVED = {"max_steps": 6, "save_steps": 2}, "checkpoint-6"
 
 

@@ -5,12 +5,9 @@ Every process here has its own empty cache. Those that pull cannot import the pr
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +25,9 @@ from transformers import BlipForImageTextRetrieval
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder, convert_albef_checkpoint
 from tests.conftest import tiny_blip
-from tests.hub_repository import Repo
-from tests.hub_server import READ_TOKEN, TOKEN, HubServer
+from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
+from tests.helpers.training import RUN, TINY_MODEL, blip_processor
 from tests.original_checkpoints import GOLDEN, write_vocabulary
-from tests.test_train_script import RUN, TINY_MODEL
-from tests.test_trainer import blip_processor
 from tests.tiny_data import (
     picture,
     save_with_adapters,
@@ -79,22 +74,6 @@ for streaming in (False, True):
 """
 
 
-def environment(hub: str, home: Path, token: str | None = TOKEN, **more: str) -> dict[str, str]:
-    """Of a process that knows no Hub but `hub`, and whose caches are in `home`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))}
-    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    settings |= {"NO_PROXY": "127.0.0.1,localhost", **({"HF_TOKEN": token} if token else {})}
-    return {**kept, **settings, **more}
-
-
-def run(arguments: list, folder: Path, variables: dict[str, str], fails: bool = False) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode != 0) == fails, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    return done
-
-
 def hf(hub: HubServer, arguments: list[str], folder: Path, variables: dict[str, str]) -> None:
     """The command line of huggingface_hub. It asks the Hub things of its own too, and does well without an answer."""
     known = len(hub.unknown_requests)
@@ -121,15 +100,6 @@ def other_hub(tmp_path):
     (tmp_path / "hub").mkdir()
     with HubServer(tmp_path / "hub") as hub:
         yield hub
-
-
-def put(hub: HubServer, kind: str, name: str, folder: Path) -> None:
-    """A repository with these files, as somebody else has pushed it."""
-    files = {
-        str(path.relative_to(folder)): hub.store(path.read_bytes()) for path in folder.rglob("*") if path.is_file()
-    }
-    hub.repos[kind, name] = Repo(kind, name)
-    hub.repos[kind, name].commit(files, "by somebody else")
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +355,7 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     picture().save(tmp_path / "photo.png")
     command = [
         "-m",
-        "modeling_albef_amc.tools.command_line",
+        "trainer.commands",
         "ground",
         tmp_path / "photo.png",
         "red square",

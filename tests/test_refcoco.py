@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_scripts.proposals import read_proposals
-from dataset_scripts.refcoco import RefCoco
+from dataset_scripts.refcoco import RefCoco, read_proposals
 from tests.image_ids import name_in_source
 
 HEIGHT, WIDTH = 6, 8
@@ -65,10 +64,10 @@ class Workshop:
     def __init__(self, folder):
         self.folder = folder / "refcoco"
         self.folder.mkdir()
-        self.photos = folder / "photos"
+        self.images = folder / "images"
 
-    def photo(self, name: str, size=(WIDTH, HEIGHT)) -> bytes:
-        path = self.photos / name
+    def image(self, name: str, size=(WIDTH, HEIGHT)) -> bytes:
+        path = self.images / name
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
@@ -100,7 +99,7 @@ def workshop(tmp_path):
     return Workshop(tmp_path)
 
 
-def photo_of(row: dict) -> int:
+def image_of(row: dict) -> int:
     """Its number, by its file's name."""
     return int(re.fullmatch(r"(?:COCO_train2014_)?(\d+)\.jpg", name_in_source(row["image_id"]))[1])
 
@@ -120,13 +119,13 @@ def test_a_row_for_each_expression(workshop, protocol):
     rows, report = workshop.rows()
     assert [row["phrase"] for row in rows["train"]] == ["left dog", "the big dog"]
     for row in rows["train"]:
-        assert (row["image"], photo_of(row), row["boxes"], row["categories"]) == (None, 1, [BOX], ["dog"])
+        assert (row["image"], image_of(row), row["boxes"], row["categories"]) == (None, 1, [BOX], ["dog"])
         assert (row["caption"], row["caption_span"], row["proposals"]) == (None, [], [])
         assert np.array_equal(decoded(row["masks"][0]), SQUARE_MASK) and len(row["masks"]) == 1
-    assert report.kept == {"photos": 1, "objects": 1, "expressions": 2} and not report.dropped
+    assert report.kept == {"images": 1, "objects": 1, "expressions": 2} and not report.dropped
 
 
-def test_rows_of_a_photo_follow_each_other_whatever_the_order_of_refs(workshop):
+def test_rows_of_a_image_follow_each_other_whatever_the_order_of_refs(workshop):
     refs = [
         ref(1, "a"),
         ref(2, "b", image_id=2, ann_id=200),
@@ -135,13 +134,13 @@ def test_rows_of_a_photo_follow_each_other_whatever_the_order_of_refs(workshop):
         ref(5, "e", image_id=2, ann_id=200),
     ]
     rows, _ = workshop.build(refs)
-    assert [(photo_of(row), row["phrase"]) for row in rows["train"]] == [
+    assert [(image_of(row), row["phrase"]) for row in rows["train"]] == [
         (1, "a"),
         (1, "c"),
         (2, "b"),
         (2, "e"),
     ]
-    assert [(photo_of(row), row["phrase"]) for row in rows["validation"]] == [(2, "d")]
+    assert [(image_of(row), row["phrase"]) for row in rows["validation"]] == [(2, "d")]
 
 
 def test_splits_and_their_names(workshop):
@@ -174,11 +173,11 @@ def test_referit_in_the_toolkits_layout(workshop):
         annotation("19579_1", image_id=19579),
         images=[image(19579, file_name="19579.jpg")],
     )
-    data = workshop.photo("19579.jpg", size=(WIDTH, HEIGHT))
+    data = workshop.image("19579.jpg", size=(WIDTH, HEIGHT))
     workshop.write(refs, content, splits_by="berkeley")
-    rows, _ = workshop.rows(images_dir=str(workshop.photos))
+    rows, _ = workshop.rows(images_dir=str(workshop.images))
     (row,) = rows["test"]
-    assert (photo_of(row), row["boxes"], row["image"]["bytes"]) == (19579, [BOX], data)
+    assert (image_of(row), row["boxes"], row["image"]["bytes"]) == (19579, [BOX], data)
     assert np.array_equal(decoded(row["masks"][0]), SQUARE_MASK)
 
 
@@ -254,11 +253,11 @@ def test_numbers_and_ids_may_be_text(workshop):
         ([4, 4, -2, 1], None),
     ],
 )
-def test_boxes_are_cut_to_the_photo_or_dropped(workshop, bbox, expected):
+def test_boxes_are_cut_to_the_image_or_dropped(workshop, bbox, expected):
     content = instances(annotation(100, bbox=bbox, segmentation=None))
     rows, report = workshop.build([ref(1, "a", "b"), ref(2, ann_id=100)], content)
     assert [row["boxes"] for row in rows["train"]] == ([[expected]] * 3 if expected else [])
-    assert report.dropped == ({} if expected else {"expressions: box without area in the photo": 3})
+    assert report.dropped == ({} if expected else {"expressions: box without area in the image": 3})
 
 
 def test_an_object_of_no_listed_category_has_none(workshop):
@@ -270,19 +269,19 @@ def test_an_object_of_no_listed_category_has_none(workshop):
 
 
 @pytest.mark.parametrize("folder", ["", "train2014/"])
-def test_photos_lie_in_the_folder_or_in_cocos_folder_in_it(workshop, folder):
+def test_images_lie_in_the_folder_or_in_cocos_folder_in_it(workshop, folder):
     name = "COCO_train2014_000000000001.jpg"
-    data = workshop.photo(folder + name)
-    rows, report = workshop.build([ref(1, "a", "b")], images_dir=str(workshop.photos))
+    data = workshop.image(folder + name)
+    rows, report = workshop.build([ref(1, "a", "b")], images_dir=str(workshop.images))
     assert [row["image"] for row in rows["train"]] == [{"bytes": data, "path": None}] * 2
-    assert report.kept["photos"] == 1
+    assert report.kept["images"] == 1
 
 
-def test_photos_that_cannot_be_used_are_counted_with_their_expressions(workshop):
+def test_images_that_cannot_be_used_are_counted_with_their_expressions(workshop):
     names = ["good.png", "cut.png", "large.png", "missing.png", "../out.png"]
     for name in names[:3] + names[4:]:
-        workshop.photo(name, size=(WIDTH + (name == "large.png"), HEIGHT))
-    cut = workshop.photos / "cut.png"
+        workshop.image(name, size=(WIDTH + (name == "large.png"), HEIGHT))
+    cut = workshop.images / "cut.png"
     cut.write_bytes(cut.read_bytes()[:-30])
     ids = range(1, 6)
     content = instances(
@@ -290,27 +289,27 @@ def test_photos_that_cannot_be_used_are_counted_with_their_expressions(workshop)
         images=[image(i, file_name=name) for i, name in zip(ids, names, strict=True)],
     )
     refs = [ref(i, "a", "b", ann_id=i, image_id=i) for i in ids]
-    rows, report = workshop.build(refs, content, images_dir=str(workshop.photos))
+    rows, report = workshop.build(refs, content, images_dir=str(workshop.images))
     assert [name_in_source(row["image_id"]) for row in rows["train"]] == ["good.png", "good.png"]
     assert report.dropped == {
-        "photos: cannot be decoded": 1,
-        "photos: have another size than their record says": 1,
-        "photos: not in the folder of the photos": 1,
-        "photos: their name leads out of the folder of the photos": 1,
-        "expressions: of a photo that cannot be used": 8,
+        "images: cannot be decoded": 1,
+        "images: have another size than their record says": 1,
+        "images: not in the folder of the images": 1,
+        "images: their name leads out of the folder of the images": 1,
+        "expressions: of an image that cannot be used": 8,
     }
-    with pytest.raises(ValueError, match=r"photo 2 \(cut\.png\): photos: cannot be decoded"):
-        workshop.rows(images_dir=str(workshop.photos), strict=True)
+    with pytest.raises(ValueError, match=r"image 2 \(cut\.png\): images: cannot be decoded"):
+        workshop.rows(images_dir=str(workshop.images), strict=True)
 
 
 # What is dropped ------------------------------------------------------------------------------------------------------
 
 DROPPED = {
     "of an annotation that is not in instances.json": ({"ann_id": 999}, "ref 1"),
-    "of an annotation in another photo": ({"ann_id": 200}, "ref 1"),
-    "of a photo that is not in instances.json": ({"ann_id": 900, "image_id": 9}, "ref 1"),
+    "of an annotation in another image": ({"ann_id": 200}, "ref 1"),
+    "of an image that is not in instances.json": ({"ann_id": 900, "image_id": 9}, "ref 1"),
     "of an unknown split, 'trainA'": ({"split": "trainA"}, "ref 1"),
-    "box without area in the photo": ({"ann_id": 800}, "ref 1"),
+    "box without area in the image": ({"ann_id": 800}, "ref 1"),
 }
 
 
@@ -398,13 +397,16 @@ def changed(change):
 
 
 BROKEN_INSTANCES = {
-    "no images": (changed(lambda d: d.pop("images")), "needs the lists images, annotations and categories"),
-    "list of text": (changed(lambda d: d["annotations"].append("a")), "needs the lists"),
-    "image twice": (changed(lambda d: d["images"].append(image(1))), "image 1: its id .* occurs twice"),
-    "image without name": (changed(lambda d: d["images"][0].pop("file_name")), "image 1: file_name is not text"),
-    "image of no width": (changed(lambda d: d["images"][0].update(width=0)), "image 1: width and height"),
-    "annotation twice": (changed(lambda d: d["annotations"].append(annotation(100))), "annotation 100: .* twice"),
-    "short box": (changed(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), "annotation 100: bbox is not four"),
+    "no images": (changed(lambda d: d.pop("images")), "needs the lists images, categories and annotations"),
+    "list of text": (
+        changed(lambda d: d["annotations"].append("a")),
+        "annotation without a whole number as id, or a text: a",
+    ),
+    "image twice": (changed(lambda d: d["images"].append(image(1))), "image id 1 occurs twice"),
+    "image without name": (changed(lambda d: d["images"][0].pop("file_name")), "image 1: file_name is missing"),
+    "image of no width": (changed(lambda d: d["images"][0].update(width=0)), "image 1: width cannot be '0'"),
+    "annotation twice": (changed(lambda d: d["annotations"].append(annotation(100))), "annotation id 100 occurs twice"),
+    "short box": (changed(lambda d: d["annotations"][0].update(bbox=[1, 2, 3])), "annotation 100: bbox cannot be"),
     "NaN in a box": (changed(lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")])), "annotation 100"),
 }
 
@@ -444,7 +446,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_proposals_are_joined_by_photo(workshop, layout):
+def test_proposals_are_joined_by_image(workshop, layout):
     (workshop.folder / "dets.json").write_text(json.dumps(LAYOUTS[layout]))
     refs = [ref(1, "a", "b"), ref(2, "c", "d", "e", image_id=2, ann_id=200, split="testA")]
     rows, report = workshop.build(refs, proposals="dets.json")
@@ -459,18 +461,18 @@ def test_proposals_stay_as_the_detector_gave_them_unless_they_have_no_area(works
     path.write_text(json.dumps({"1": boxes}))
     rows, report = workshop.build([ref(1, "a", "b")], proposals=str(path))
     assert [row["proposals"] for row in rows["train"]] == [[[-1, -1, 19, 2], [0, 0, 1, 1]]] * 2
-    assert report.dropped == {"proposals: box without area in the photo": 2}
-    with pytest.raises(ValueError, match=r"photo 1 .*: proposals: box without area"):
+    assert report.dropped == {"proposals: box without area in the image": 2}
+    with pytest.raises(ValueError, match=r"image 1 .*: proposals: box without area"):
         workshop.rows(proposals=str(path), strict=True)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"9": [[1, 1, 3, 3]]}, "has no box for any photo .*COCO_train2014_000000000001.jpg.*another data set"),
-        ({"1": [[1, 1, 3]]}, r"photo 1: '\[1, 1, 3\]' is not a box"),
-        ({"1": [[1, 1, 3, "3"]]}, "photo 1: .* is not a box"),
-        ({"1": None}, "photo 1: .* is not a box"),
+        ({"9": [[1, 1, 3, 3]]}, "has no box for any image .*COCO_train2014_000000000001.jpg.*another data set"),
+        ({"1": [[1, 1, 3]]}, r"image 1: '\[1, 1, 3\]' is not a box"),
+        ({"1": [[1, 1, 3, "3"]]}, "image 1: .* is not a box"),
+        ({"1": None}, "image 1: .* is not a box"),
         ([{"image_id": 1, "box": {"x": 1}}], "detection 0: .* is not a box"),
         ([{"image_id": 1, "bbox": [1, 1, 3, 3]}], "in no known layout of proposals"),
         ("boxes", "in no known layout of proposals"),
@@ -493,7 +495,7 @@ def test_bad_proposals_are_refused(workshop, content, message):
 # Work in parallel -----------------------------------------------------------------------------------------------------
 
 
-def test_jobs_are_whole_photos_and_a_copied_builder_makes_the_same_rows(workshop):
+def test_jobs_are_whole_images_and_a_copied_builder_makes_the_same_rows(workshop):
     count = 1203
     content = instances(
         *(annotation(i, image_id=i) for i in range(1, count + 1)), images=[image(i) for i in range(1, count + 1)]
@@ -504,10 +506,10 @@ def test_jobs_are_whole_photos_and_a_copied_builder_makes_the_same_rows(workshop
     assert builder.split_names() == ["train"]
     jobs = list(builder.jobs("train"))
     assert [len(job) for job in jobs] == [500, 500, 203]
-    ids = [{photo["id"] for photo in job} for job in jobs]
+    ids = [{image.id for image, *_ in job} for job in jobs]
     assert set.union(*ids) == set(range(1, count + 1)) and sum(map(len, ids)) == count
     copied = pickle.dumps(builder)
-    assert len(copied) < 20_000  # the photos' records come in the jobs
+    assert len(copied) < 20_000  # the images' records come in the jobs
     twin = pickle.loads(copied)
     assert list(twin.rows("train", jobs[2])) == list(builder.rows("train", jobs[2]))
     assert twin.report.kept["expressions"] == 406

@@ -347,7 +347,7 @@ def test_other_sizes(image_size, phrases_per_scene):
         ({"phrases_per_scene": 5}, "phrases_per_scene"),
         ({"train": -1}, "numbers of scenes"),
         (dict.fromkeys(SPLITS, 0), "numbers of scenes"),
-        ({"data_dir": "photos"}, "read no data_dir"),
+        ({"data_dir": "images"}, "read no data_dir"),
     ],
 )
 def test_bad_options_are_named(options, message):

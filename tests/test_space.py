@@ -29,8 +29,7 @@ from transformers import pipeline
 from modeling_albef_amc import VisualGroundingPipeline, upsample_heatmaps
 from tests.conftest import tiny_blip
 from tests.helpers.data import blip_processor
-from tests.hub_server import HubServer
-from tests.test_publishing import environment, put, run
+from tests.helpers.hub import HubServer, environment, put, run
 from tests.tiny_data import picture, tiny_albef, tiny_processor
 
 gr = pytest.importorskip("gradio")

@@ -9,27 +9,25 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import (
-    BertTokenizer,
     BlipForImageTextRetrieval,
-    BlipImageProcessorPil,
-    BlipProcessor,
     TrainerCallback,
 )
 
 from modeling_albef_amc import AlbefForPreTraining
 from tests.conftest import tiny_blip
-from tests.tiny_data import PHRASES, picture, scattered_boxes, tiny_albef, tiny_dataset, tiny_processor, tiny_records
-from tests.tiny_families import TINY
-from tests.trainer_helpers import (
+from tests.helpers.training import (
     FixedDraws,
     Poison,
     Watcher,
+    blip_processor,
     collator_of,
     is_equal,
     make_trainer,
     relative_difference,
     snapshot,
 )
+from tests.tiny_data import PHRASES, picture, scattered_boxes, tiny_albef, tiny_dataset, tiny_processor, tiny_records
+from tests.tiny_families import TINY
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.amc_trainer import AmcTrainer
 from trainer.augmentation import GroundingAugmentation
@@ -361,7 +359,7 @@ def test_an_unreadable_picture_ends_the_run_but_what_was_trained_is_saved(tmp_pa
     dataset = tiny_dataset(12).map(lambda row, i: {**row, "image": records[i]["image"]}, with_indices=True)
     dataset = dataset.cast(tiny_dataset(1).features)
     trainer = make_trainer(tmp_path, dataset=dataset, max_steps=3)
-    with pytest.raises(ValueError, match=r"image 'scene-9', phrase .*cannot be decoded") as raised:
+    with pytest.raises(ValueError, match=r"image 'scene-9', phrase .*is not a readable image") as raised:
         trainer.train()
     # The loader is one batch ahead: it fails before the second step.
     (folder,) = Path(tmp_path).glob("checkpoint-*")
@@ -538,13 +536,6 @@ def test_phrases_of_an_image_come_together_and_every_epoch_has_its_own_order(tmp
 
 
 # Another family -------------------------------------------------------------------------------------------------------
-
-
-def blip_processor() -> BlipProcessor:
-    words = sorted({word for phrase in PHRASES for word in phrase.split()} | {"very", "small", "here"})
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    image_processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    return BlipProcessor(image_processor, BertTokenizer(vocab=vocabulary))
 
 
 def test_blip_is_trained_by_the_same_trainer(tmp_path):

@@ -9,7 +9,7 @@ from datasets import Dataset, Image
 import train
 from dataset_scripts.features import FEATURES
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.trainer_helpers import collator_of, make_trainer
+from tests.helpers.training import collator_of, make_trainer
 from trainer.data_collator import GroundingCollator
 
 BROKEN = {"bytes": b"\x89PNG, and no more", "path": None}
@@ -29,12 +29,12 @@ def collate(records: list[dict], **options) -> dict:
     return GroundingCollator(tiny_processor(), mask_size=8, strict=False, **options)(records)
 
 
-def test_another_phrase_stands_in():
+def test_a_placeholder_replaces_a_record():
     records = with_broken(1, 3, count=5)
     records[2]["phrase"] = " "
     records[4]["boxes"] = [[5, 5, 2, 2]]
     batch, only = collate(records), collate(records[:1])
-    assert batch["is_stand_in"].tolist() == [False, True, True, True, True]
+    assert batch["is_placeholder"].tolist() == [False, True, True, True, True]
     assert batch["has_region"].tolist() == [True, False, False, False, False]
     assert torch.equal(batch["pixel_values"], only["pixel_values"])
     for row in range(5):
@@ -42,27 +42,27 @@ def test_another_phrase_stands_in():
     assert (batch["boxes"][1:] == -100).all() and batch["masks"][1:].sum() == 0
     assert len(batch["unusable"]) == 4
     assert batch["unusable"][0].startswith("image 'scene-1', phrase 'small green square")
-    assert "cannot be decoded" in batch["unusable"][0] and "x1 < x2" in " ".join(batch["unusable"])
+    assert "is not a readable image" in batch["unusable"][0] and "x1 < x2" in " ".join(batch["unusable"])
 
 
 def test_a_broken_phrase_leaves_the_others_of_its_image():
     records = tiny_records(4, phrases_per_image=2)
     records[1]["phrase"] = None
     batch = collate(records)
-    assert batch["is_stand_in"].tolist() == [False, True, False, False]
+    assert batch["is_placeholder"].tolist() == [False, True, False, False]
     assert batch["image_index"].tolist() == [0, 0, 1, 1]
 
 
-def test_where_nothing_is_left_the_spare_one_stands_in():
+def test_where_nothing_is_left_the_spare_one_is_the_placeholder():
     spare = tiny_records(6)[5]
     batch, alone = collate(with_broken(0, 1, count=2), spare=spare), collate([spare])
-    assert torch.equal(batch["pixel_values"], alone["pixel_values"]) and batch["is_stand_in"].all()
+    assert torch.equal(batch["pixel_values"], alone["pixel_values"]) and batch["is_placeholder"].all()
     with pytest.raises(ValueError, match="no spare one"):
         collate(with_broken(0, 1, count=2))
 
 
 def test_strict_names_the_record():
-    with pytest.raises(ValueError, match=r"image 'scene-1', phrase .*cannot be decoded"):
+    with pytest.raises(ValueError, match=r"image 'scene-1', phrase .*is not a readable image"):
         GroundingCollator(tiny_processor())(with_broken(1))
 
 
@@ -82,7 +82,7 @@ def test_a_run_goes_on_and_names_each_record_once(data, tmp_path, caplog, worker
     source = ["--dataset", str(data / "data"), "--model", str(data / "model"), "--output_dir", str(tmp_path)]
     more = ["--max_steps", "8", "--eval_strategy", "steps", "--eval_steps", "4", "--dataloader_num_workers", workers]
     metrics = train.main([*source, *SETTINGS, *more])
-    named = [record.message for record in caplog.records if "stands in" in record.message]
+    named = [record.message for record in caplog.records if "placeholder" in record.message]
     assert sorted(message.split("'")[1] for message in named) == ["scene-0", "scene-2", "scene-5"]
     assert metrics["validation_num_phrases"] == 7
     assert (tmp_path / "train_results.json").is_file()
@@ -91,7 +91,7 @@ def test_a_run_goes_on_and_names_each_record_once(data, tmp_path, caplog, worker
 
 def test_strict_stops_the_run(data, tmp_path):
     source = ["--dataset", str(data / "data"), "--model", str(data / "model"), "--output_dir", str(tmp_path)]
-    with pytest.raises(ValueError, match=r"image 'scene-[05]', phrase .*cannot be decoded"):
+    with pytest.raises(ValueError, match=r"image 'scene-[05]', phrase .*is not a readable image"):
         train.main([*source, *SETTINGS, "--strict", "true"])
 
 

@@ -60,8 +60,8 @@ class Workshop:
     def relationships(self, *relationships) -> None:
         self.write("relationships", [{"image_id": 1, "relationships": list(relationships)}])
 
-    def photo(self, name: str, size=(WIDTH, HEIGHT)) -> bytes:
-        path = self.folder / "photos" / name
+    def image(self, name: str, size=(WIDTH, HEIGHT)) -> bytes:
+        path = self.folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
@@ -139,7 +139,7 @@ def test_the_real_regions_of_the_older_layout_are_kept_or_counted(sample):
     rows, report = build("region_descriptions_v1.json")
     raw = [region for record in read("region_descriptions_v1.json") for region in record["regions"]]
     assert len(raw) == 6472 and sum(region["width"] <= 0 or region["height"] <= 0 for region in raw) == 7
-    assert report.dropped["regions: box without area in the photo"] == 7
+    assert report.dropped["regions: box without area in the image"] == 7
     assert report.dropped["regions: phrase and box that the image has already"] == 13
     assert len(rows) + sum(report.dropped.values()) == 6472
     assert report.kept["phrases with stray blanks at an end, cleaned"] == 463
@@ -294,7 +294,7 @@ def test_boxes_are_cut_to_the_image_or_dropped(workshop, box, expected, began, e
     assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
     assert report.kept["boxes that began left of or above the image, cut"] == began
     assert report.kept["boxes that ended right of or below the image, cut"] == ended
-    assert report.dropped == ({} if expected else {"regions: box without area in the photo": 1})
+    assert report.dropped == ({} if expected else {"regions: box without area in the image": 1})
 
 
 def test_a_phrase_and_box_come_once_an_image(workshop):
@@ -368,31 +368,31 @@ def test_an_image_that_is_not_listed_is_counted(workshop):
 # Photos ---------------------------------------------------------------------------------------------------------------
 
 
-def test_photos_are_found_in_both_folders(workshop):
+def test_images_are_found_in_both_folders(workshop):
     workshop.write("image_data", [image(1), image(2, "VG_100K_2"), image(3), image(4, url=None)])
     workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)]} for i in (1, 2, 3, 4)])
     names = ["VG_100K/1.jpg", "VG_100K_2/2.jpg", "VG_100K_2/3.jpg", "VG_100K_2/4.jpg"]
-    photos = [workshop.photo(name, (WIDTH, HEIGHT)) for name in names]
-    workshop.photo("VG_100K/2.jpg", (5, 5))  # its address says that the other one is meant
-    rows, report = workshop.rows(images_dir=str(workshop.folder / "photos"))
-    assert [row["image"] for row in rows] == [{"bytes": photo, "path": None} for photo in photos]
+    images = [workshop.image(name, (WIDTH, HEIGHT)) for name in names]
+    workshop.image("VG_100K/2.jpg", (5, 5))  # its address says that the other one is meant
+    rows, report = workshop.rows(images_dir=str(workshop.folder / "images"))
+    assert [row["image"] for row in rows] == [{"bytes": image, "path": None} for image in images]
     assert report.kept["images"] == 4 and not report.dropped
 
 
-def test_images_without_usable_photo_are_counted_with_their_regions(workshop):
+def test_images_without_usable_image_are_counted_with_their_regions(workshop):
     workshop.write("image_data", [image(i) for i in (1, 2, 3, 4)])
     workshop.write("region_descriptions", [{"id": i, "regions": [region(image_id=i)] * 2} for i in (1, 2, 3, 4)])
-    workshop.photo("VG_100K/1.jpg")
-    workshop.photo("VG_100K/2.jpg", (WIDTH + 1, HEIGHT))
-    whole = workshop.photo("VG_100K/3.jpg")
-    (workshop.folder / "photos/VG_100K/3.jpg").write_bytes(whole[: len(whole) // 2])
-    options = {"images_dir": str(workshop.folder / "photos")}
+    workshop.image("VG_100K/1.jpg")
+    workshop.image("VG_100K/2.jpg", (WIDTH + 1, HEIGHT))
+    whole = workshop.image("VG_100K/3.jpg")
+    (workshop.folder / "images/VG_100K/3.jpg").write_bytes(whole[: len(whole) // 2])
+    options = {"images_dir": str(workshop.folder / "images")}
     rows, report = workshop.rows(**options)
     assert [name_in_source(row["image_id"]) for row in rows] == ["1"]
-    reasons = ("have another size than their record says", "cannot be decoded", "not in the folder of the photos")
+    reasons = ("have another size than their record says", "cannot be decoded", "not in the folder of the images")
     for reason in reasons:
-        assert report.dropped[f"photos: {reason}"] == 1 and report.dropped[f"regions: of photos: {reason}"] == 2
-    with pytest.raises(ValueError, match="image 2: photos: have another size"):
+        assert report.dropped[f"images: {reason}"] == 1 and report.dropped[f"regions: of images: {reason}"] == 2
+    with pytest.raises(ValueError, match="image 2: images: have another size"):
         workshop.rows(strict=True, **options)
 
 
@@ -449,13 +449,13 @@ def test_the_real_split_list_can_be_read_as_ids(shared_dir):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("72\nseventy\n", "'seventy' is no id of a photo"),
+        ("72\nseventy\n", "'seventy' is no id of an image"),
         ("[72, null]", "'None' is no id"),
         ("[72, 1.5]", "'1.5' is no id"),
         ("[true]", "'True' is no id"),
         ('{"annotations": []}', "needs the list images"),
         ('{"images": 7}', "needs the list images"),
-        ('{"images": [7]}', r"'\[7\]' is no id of a photo"),
+        ('{"images": [7]}', r"'\[7\]' is no id of an image"),
         ("[72", "is not JSON, or was cut off"),
         ("\n", "has no ids"),
         ("[]", "has no ids"),

@@ -3,16 +3,14 @@
 Coordinates are pixels of the image, x to the right and y down, half-open: pixel column `i` covers `i <= x < i + 1`.
 """
 
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
-from modeling_albef_amc.images import open_file
+from modeling_albef_amc.images import load_image
 
 # What of a record may hold its region.
 REGIONS = "boxes", "polygons", "masks", "scribbles"
@@ -69,7 +67,7 @@ class Region:
             box_format: of BOX_FORMATS, what the record's boxes are; those of the region are xyxy in pixels.
 
         Raises:
-            ValueError: A region is unusable; the message says which and what to do, not which record.
+            ValueError, FileNotFoundError: A region is unusable; the message says which and what to do.
         """
         boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in REGIONS)
         if not (boxes or polygons or masks or scribbles):
@@ -165,36 +163,6 @@ class Region:
         return np.maximum.reduce(drawn)
 
 
-def open_image(image: Any) -> Image.Image:
-    """A loaded PIL image, upright, from a PIL image or the undecoded `{"bytes", "path"}` of an `Image()` feature.
-
-    Raises:
-        ValueError: It is neither, or the file is missing, truncated or not an image.
-    """
-    try:
-        if isinstance(image, Mapping):
-            if image.get("bytes") is None and image.get("path") is None:
-                raise ValueError('an undecoded image needs "bytes" or "path"')
-            if image.get("bytes") is None and not os.path.isfile(image["path"]):  # a pipe would be waited for
-                raise FileNotFoundError(f"there is no file {image['path']}")
-            source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-            image = open_file(source)
-            if image.getexif().get(ExifTags.Base.Orientation) is not None:
-                # As datasets does when it decodes, so that both ways give the same pixels.
-                image = ImageOps.exif_transpose(image)
-        if image is None:
-            raise ValueError("there is no image: was the data set built without photos? Build it with --images-dir.")
-        if not isinstance(image, Image.Image):
-            raise ValueError(f'expected a PIL image or {{"bytes", "path"}}, got {type(image).__name__}')
-        image.load()
-    except UnidentifiedImageError as error:  # whose message says where in memory it is
-        raise ValueError("the image cannot be decoded (no kind that is known); fetch it again or drop it") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports some broken PNG files as SyntaxError.
-        raise ValueError(f"the image cannot be decoded ({error}); fetch the file again or drop the record") from error
-    return image
-
-
 def _items(value: Any, name: str) -> list:
     if value is not None and not isinstance(value, list | tuple | np.ndarray):
         raise ValueError(f"{name} is no list, but {value!r:.80}")
@@ -212,50 +180,62 @@ def to_xyxy(boxes: np.ndarray, box_format: str, height: float = 1, width: float 
     return np.concatenate([first * scale, second * scale], axis=-1)
 
 
-def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
+def _numbers(given: Any, name: str, form: str, most: float = _FAR) -> np.ndarray:
+    """A list of finite numbers, none farther from 0 than `most`."""
     try:
-        box = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"box {index} is not four numbers, {box_format}: {given!r:.80}") from error
-    if box.shape != (4,) or not np.isfinite(box).all():
-        raise ValueError(f"box {index} is not four finite numbers, {box_format}: {box.tolist()}")
+        numbers = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = None
+    if numbers is None or numbers.ndim != 1 or not (np.abs(numbers) <= most).all():
+        raise ValueError(f"{name} must be finite numbers, {form}; got {given!r:.80}")
+    return numbers
+
+
+def _points(given: Any, name: str, at_least: int) -> np.ndarray:
+    """float64 `(num_points, 2)` of a flat list."""
+    flat = _numbers(given, name, "a flat list [x0, y0, x1, y1, …]")
+    if flat.size % 2 or flat.size < 2 * at_least:
+        raise ValueError(f"{name} must be pairs [x0, y0, …], at least {at_least}; got {flat.size} numbers")
+    return flat.reshape(-1, 2)
+
+
+def _is_thin(box: Sequence[float]) -> bool:
+    return bool(box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST)
+
+
+def _outside(name: str, given: Any, height: int, width: int) -> ValueError:
+    return ValueError(
+        f"{name} lies outside the image of {width}x{height} pixels: {given!r:.80}; check that it belongs to this image "
+        "and is in its pixels, or drop it"
+    )
+
+
+def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
+    name = f"box {index}"
+    box = _numbers(given, name, f"four as {box_format}", most=np.finfo(np.float64).max)
+    if box.shape != (4,):
+        raise ValueError(f"{name} must be four numbers, {box_format}; got {given!r:.80}")
     box = to_xyxy(box, box_format, height, width)
-    if box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST:
+    if _is_thin(box):
         raise ValueError(
-            f"box {index} has no area as {box_format}: {np.array(given).tolist()}; give x1 < x2 and y1 < y2, say that "
-            "the boxes are of another format (box_format), or drop it"
+            f"{name} has no area as {box_format}: {np.array(given).tolist()}; give x1 < x2 and y1 < y2, say that the "
+            "boxes are of another format (box_format), or drop it"
         )
     clipped = np.clip(box, 0, [width, height, width, height])
-    if clipped[2] - clipped[0] < _THINNEST or clipped[3] - clipped[1] < _THINNEST:
-        raise ValueError(
-            f"box {index} lies outside the image of {width}x{height} pixels: {box.tolist()}; check that it belongs to "
-            "this image and is in its pixels, or drop it"
-        )
+    if _is_thin(clipped):
+        raise _outside(name, box.tolist(), height, width)
     return clipped
 
 
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
-    checked = []
-    for part in _items(parts, f"polygon {index}"):
-        try:
-            flat = np.array(part, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"polygon {index} is not a list of flat lists [x0, y0, x1, y1, …]: one list of parts per instance"
-            ) from error
-        if flat.ndim != 1 or flat.size % 2 or flat.size < 6 or not (np.abs(flat) <= _FAR).all():
-            raise ValueError(
-                f"polygon {index} needs parts of at least three points, an even number of finite coordinates "
-                f"[x0, y0, x1, y1, …] each; got one of shape {flat.shape}: {flat.tolist()}"
-            )
-        checked.append(flat.reshape(-1, 2))
+    name = f"polygon {index}"
+    checked = [_points(part, name, 3) for part in _items(parts, name)]
     if not checked:
-        raise ValueError(f"polygon {index} has no parts; drop it")
-    x1, y1, x2, y2 = _polygons_box(checked, height, width)
-    if x2 - x1 < _THINNEST or y2 - y1 < _THINNEST:
+        raise ValueError(f"{name} has no parts; drop it")
+    if _is_thin(_polygons_box(checked, height, width)):
         raise ValueError(
-            f"polygon {index} has no area within the image of {width}x{height} pixels; check that it belongs to this "
-            "image and is in its pixels, or drop it"
+            f"{name} has no area within the image of {width}x{height} pixels; check that it belongs to this image and "
+            "is in its pixels, or drop it"
         )
     return tuple(checked)
 
@@ -266,7 +246,7 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
             raise ValueError(f"mask {index} has values outside [0, 1]; divide an 8-bit mask by 255")
         mask = mask.astype(np.float32)
     else:
-        mask = open_image(mask)
+        mask = load_image(mask)
         if mask.mode not in ("1", "L"):
             raise ValueError(f'mask {index} has mode "{mask.mode}"; store masks as 8-bit gray ("L") with 0 and 255')
         mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
@@ -282,22 +262,10 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
     return mask
 
 
-def _read_scribble(points: Any, index: int, height: int, width: int) -> np.ndarray:
-    try:
-        flat = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"scribble {index} is not a flat list [x0, y0, x1, y1, …]: {points!r:.80}") from error
-    if flat.ndim != 1 or flat.size % 2 or flat.size < 2 or not (np.abs(flat) <= _FAR).all():
-        raise ValueError(
-            f"scribble {index} needs an even number of finite coordinates [x0, y0, …], two for a point; got one of "
-            f"shape {flat.shape}: {flat.tolist()}"
-        )
-    points = flat.reshape(-1, 2)
+def _read_scribble(given: Any, index: int, height: int, width: int) -> np.ndarray:
+    points = _points(given, f"scribble {index}", 1)
     if not ((points >= 0) & (points <= [width, height])).all(axis=1).any():
-        raise ValueError(
-            f"scribble {index} lies outside the image of {width}x{height} pixels: {flat.tolist()}; check that it "
-            "belongs to this image and is in its pixels, or drop it"
-        )
+        raise _outside(f"scribble {index}", given, height, width)
     return points
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.resume_runs import everything, finish, prepare, start
+from tests.helpers.runs import everything, finish, prepare, start
 from trainer.checkpoints import checkpoints
 
 STEPS, CHECKPOINTS = 24, 8

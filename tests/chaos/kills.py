@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.resume_runs import everything, kill, prepare, start
+from tests.helpers.runs import everything, kill, prepare, start
 from trainer.checkpoints import UNFINISHED, checkpoints
 
 STEPS, SAVE_STEPS = 40, 3

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from transformers import BertTokenizer
 
 from dataset_scripts.albef_json import AlbefJson
-from dataset_scripts.sources import Unusable
+from dataset_scripts.builder import Unusable
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefImageProcessorPil, AlbefProcessor
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.pipeline import as_record
@@ -36,8 +36,7 @@ from modeling_albef_amc.tools.albef_checkpoint_layout import (
 from modeling_albef_amc.tools.convert_albef_checkpoint import check_weights, empty_model
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 from trainer.blocks import open_blocks
-from trainer.data_collator import read_rgb
-from trainer.regions import Region, open_image
+from trainer.regions import Region
 
 from .readers import Fault, Run, located
 
@@ -209,13 +208,13 @@ def image(folder: Path) -> Run:
         with suppress(ValueError):
             open_image({"bytes": content, "path": None})
         with suppress(ValueError):
-            picture = read_rgb({"bytes": None, "path": str(photos / "a.png")})
+            picture = open_image({"bytes": None, "path": str(photos / "a.png")})
             if picture.mode != "RGB":
                 raise Fault(f"a picture of mode {picture.mode}")
         with suppress(ValueError):
             open_image(str(photos / "a.png"))
         with suppress(Unusable):
-            _, size = builder.photo_and_size("a.png")
+            _, size = builder.load_image("a.png")
             if size != open_image({"bytes": content}).size:
                 raise Fault(f"a photo of the size {size} is opened with another")
 

@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from dataset_scripts.safe_pickle import _PlainUnpickler, _Refused
+from dataset_scripts.safe_pickle import PlainUnpickler, Refused
 
 # Of the standard reader, for bytes that make no sense.
-NO_PICKLE = (_Refused, pickle.PickleError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error)
+NO_PICKLE = (Refused, pickle.PickleError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error)
 NO_PICKLE += (AssertionError, OverflowError)
 NO_ZIP = zipfile.BadZipFile, ValueError, NotImplementedError, OSError, RuntimeError, EOFError, LookupError, zlib.error
 
@@ -128,7 +128,7 @@ def mutate_json(data: bytes, draw: random.Random, change: Bytes) -> bytes:
 
 def mutate_pickle(data: bytes, draw: random.Random, change: Bytes) -> bytes:
     try:
-        value = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        value = PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
         return pickle.dumps(mutated_value(value, draw), draw.randrange(6))
     except (*NO_PICKLE, RecursionError):
         return change(data)

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from dataset_scripts.albef_json import AlbefJson
+from dataset_scripts.builder import GroundingBuilder
 from dataset_scripts.coco import Coco
 from dataset_scripts.features import FEATURES, BuildReport, encode_png
 from dataset_scripts.flickr30k_entities import Flickr30kEntities
 from dataset_scripts.refcoco import RefCoco
 from dataset_scripts.referit import ReferIt
-from dataset_scripts.sources import SourceBuilder
 from dataset_scripts.visual_genome import VisualGenome, read_ids
 
 from . import seeds
@@ -43,7 +43,7 @@ def located(folder: Path, read: Callable[[], Any]) -> None:
             raise Fault(f"an error of {len(str(error))} characters") from error
 
 
-def read_all(builder: SourceBuilder) -> None:
+def read_all(builder: GroundingBuilder) -> None:
     """All rows of all splits, as they are written to Parquet."""
     builder.report = BuildReport()
     for split in builder.split_names():
@@ -62,8 +62,8 @@ def write_photos(folder: Path) -> str:
 
 
 def built(
-    builder_class: type[SourceBuilder], folder: Path, file: str, fixed: dict[str, bytes], **options: Any
-) -> tuple[SourceBuilder, Run]:
+    builder_class: type[GroundingBuilder], folder: Path, file: str, fixed: dict[str, bytes], **options: Any
+) -> tuple[GroundingBuilder, Run]:
     """A builder of a folder with fixed files, and a function that puts an input in the place of `file` and reads."""
     data = folder / "data"
     for name, content in fixed.items():

@@ -1,4 +1,6 @@
-"""What the two processes of test_distributed.py run: `torchrun --nproc_per_node 2 tests/distributed_worker.py FOLDER`.
+"""What the two processes of test_distributed.py run.
+
+torchrun --nproc_per_node 2 tests/helpers/two_processes.py FOLDER
 
 Each process leaves what it found in FOLDER/rank-N.pt; the tests compare that with one process.
 """
@@ -8,17 +10,18 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
+from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer, snapshot
 from tests.tiny_data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
 from tests.tiny_families import TINY
-from tests.trainer_helpers import FixedDraws, Watcher, collator_of, make_trainer, snapshot
-from trainer.amc_trainer import AmcTrainer, count_items
+from trainer.amc_trainer import AmcTrainer
+from trainer.loss_means import count_items
 from trainer.process_group import end_process_group
 
 

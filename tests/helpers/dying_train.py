@@ -1,6 +1,6 @@
 """train.py, one process of which is killed after a step: `DIES="RANK STEP [MARK]"`; once only, if it leaves a mark.
 
-torchrun --nproc_per_node 2 tests/dying_train.py --dataset …
+torchrun --nproc_per_node 2 tests/helpers/dying_train.py --dataset …
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-import train
+from trainer import training
 from trainer.amc_trainer import AmcTrainer
 from trainer.process_group import end_process_group
 
@@ -32,6 +32,6 @@ class Mortal(AmcTrainer):
 
 
 if __name__ == "__main__":
-    train.AmcTrainer = Mortal
-    train.main(sys.argv[1:])
+    training.AmcTrainer = Mortal
+    training.main(sys.argv[1:])
     end_process_group()

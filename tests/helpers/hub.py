@@ -7,19 +7,66 @@ with, writing needs the token, and a request that it does not know gets a 404 an
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_repository import LFS_SUFFIXES, Repo, front_matter_errors, git_oid, is_lfs
-
 TOKEN, READ_TOKEN = "hf_writer", "hf_reader"
 KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}  # as in /api/… → as in the other URLs
 DATE = "2024-01-01T00:00:00.000Z"
+
+
+# What a new repository's .gitattributes says.
+LFS_SUFFIXES = ".safetensors", ".parquet", ".png", ".bin", ".pt", ".pth"
+LFS_SIZE = 10_000_000
+
+
+@dataclass
+class Repo:
+    """One repository: its commits, oldest first, each the files that it has: path → SHA-256 of their bytes."""
+
+    kind: str
+    name: str
+    private: bool = False
+    commits: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def commit(self, files: dict[str, str], message: str) -> str:
+        content = json.dumps([self.kind, self.name, len(self.commits), files, message], sort_keys=True)
+        self.commits.append((hashlib.sha1(content.encode()).hexdigest(), files))
+        self.messages.append(message)
+        return self.commits[-1][0]
+
+    def at(self, revision: str) -> tuple[str, dict[str, str]] | None:
+        """(commit, files) of a revision; None where there is none such."""
+        if revision == "main":
+            return self.commits[-1]
+        return next((commit for commit in self.commits if commit[0] == revision), None)
+
+
+def is_lfs(path: str, size: int) -> bool:
+    return size > 0 and (size >= LFS_SIZE or path.endswith(LFS_SUFFIXES))
+
+
+def front_matter_errors(content: str) -> list[str]:
+    """What is wrong with a card's metadata, as far as that can be told without a YAML parser."""
+    match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    if match is None:
+        return ["the card does not begin with metadata between two lines of ---"]
+    keys = re.findall(r"^([^\s#-][^:]*):(?:\s|$)", match[1], re.MULTILINE)
+    return [f"{key} is there twice" for key in set(keys) if keys.count(key) > 1]
+
+
+def git_oid(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 class HubServer(ThreadingHTTPServer):
@@ -301,3 +348,31 @@ ROUTES = [
     ("GET", rf"{_API}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", _Handler.tree),
     ("GET/HEAD", rf"{_FILES}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 ]
+
+
+# Its users ------------------------------------------------------------------------------------------------------------
+
+
+def environment(hub: str, home: Path, token: str | None = TOKEN, **more: str) -> dict[str, str]:
+    """Of a process that knows no Hub but `hub`, and whose caches are in `home`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))}
+    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+    settings |= {"NO_PROXY": "127.0.0.1,localhost", **({"HF_TOKEN": token} if token else {})}
+    return {**kept, **settings, **more}
+
+
+def run(arguments: list, folder: Path, variables: dict[str, str], fails: bool = False) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode != 0) == fails, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def put(hub: HubServer, kind: str, name: str, folder: Path) -> None:
+    """A repository with these files, as somebody else has pushed it."""
+    files = {
+        str(path.relative_to(folder)): hub.store(path.read_bytes()) for path in folder.rglob("*") if path.is_file()
+    }
+    hub.repos[kind, name] = Repo(kind, name)
+    hub.repos[kind, name].commit(files, "by somebody else")

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_scripts.build import build
+from dataset_scripts.parquet_writer import write_splits
 from dataset_scripts.scenes import SPLITS, Scenes
-from dataset_scripts.shards import write_splits
 
 ROOT = Path(__file__).parents[1]
 COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 40, "test": 10}
@@ -76,7 +76,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 def test_a_process_that_dies_is_reported_and_its_job_left(tmp_path):
     builder = FewScenes(cache_dir=str(tmp_path / "cache"), **COUNTS)
     builder.scenes_per_job = DeadlyInt(8)
-    with pytest.raises(RuntimeError, match=r"A process ended before its job \d+ did.*--num-proc 1"):
+    with pytest.raises(RuntimeError, match=r"A process ended before its job did.*--num_proc 1"):
         write_splits(builder, tmp_path / "out", num_proc=2)
     assert not list((tmp_path / "out" / "data").glob("*.parquet"))
 
@@ -91,8 +91,8 @@ class DeadlyInt(int):
 # All its processes die by SIGKILL, which nothing can catch, with two jobs done and a part of others.
 KILLED = """
 import os, signal, time
-from dataset_scripts import build, shards
-do_job = shards._do_job
+from dataset_scripts import build, parquet_writer
+do_job = parquet_writer.do_job
 def do_two_jobs(builder, folder, split, number, job, limit):
     if number < 2:
         return do_job(builder, folder, split, number, job, limit)
@@ -106,7 +106,7 @@ def do_two_jobs(builder, folder, split, number, job, limit):
             yield row
     builder.storable_rows = then_die
     return do_job(builder, folder, split, number, job, limit)
-shards._do_job = do_two_jobs  # in each process: those that are spawned run this file, too
+parquet_writer.do_job = do_two_jobs  # in each process: those that are spawned run this file, too
 if __name__ == "__main__":
     build.main()
 """
@@ -122,7 +122,7 @@ def test_a_build_that_was_killed_goes_on(tmp_path, tmp_path_factory):
     script = tmp_path_factory.mktemp("killed") / "killed.py"
     script.write_text(KILLED)
     killed = subprocess.run(
-        [sys.executable, str(script), *arguments, "--num-proc", "2"],
+        [sys.executable, str(script), *arguments, "--num_proc", "2"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -2,15 +2,39 @@
 
 import copy
 import math
+from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+import yaml
+from transformers import BertTokenizer, BlipImageProcessorPil, BlipProcessor, TrainerCallback
 
-from tests.tiny_data import tiny_albef, tiny_dataset, tiny_processor
+from tests.tiny_data import PHRASES, tiny_albef, tiny_dataset, tiny_processor
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator
 
+TINY_MODEL = {
+    "vision_config": dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    ),
+    "text_config": dict(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=1
+    ),
+    "projection_dim": 8,
+    "queue_size": 12,
+    "grounding_layer": 1,
+}
+RUN = dict(
+    max_steps=3,
+    warmup_steps=0,
+    per_device_train_batch_size=4,
+    per_device_eval_batch_size=4,
+    mask_size=16,
+    logging_steps=1,
+    save_strategy="no",
+    use_cpu=True,
+    disable_tqdm=True,
+)
 OF_TRAINER = "phrases_per_image", "draw_heatmaps", "model_init", "compute_loss_func"
 
 
@@ -119,3 +143,16 @@ def relative_difference(one: dict, other: dict) -> float:
     pairs = [(one[name], other[name]) for name in one if one[name] is not None]
     floor = 0.01 * max(a.abs().max().item() for a, _ in pairs)
     return max((a - b).abs().max().item() / max(a.abs().max().item(), floor) for a, b in pairs)
+
+
+def blip_processor() -> BlipProcessor:
+    words = sorted({word for phrase in PHRASES for word in phrase.split()} | {"very", "small", "here"})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    image_processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    return BlipProcessor(image_processor, BertTokenizer(vocab=vocabulary))
+
+
+def write_yaml(folder: Path, **settings) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({key: str(v) if isinstance(v, Path) else v for key, v in settings.items()}))
+    return str(path)

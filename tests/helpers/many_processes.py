@@ -9,11 +9,11 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
 from dataset_scripts.features import FEATURES
+from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer
 from tests.tiny_data import tiny_albef, tiny_records
-from tests.trainer_helpers import FixedDraws, Watcher, collator_of, make_trainer
-from trainer.amc_trainer import count_items
+from trainer.fsdp import left_out
+from trainer.loss_means import count_items
 from trainer.process_group import end_process_group
-from trainer.sharding import left_out
 
 ROWS = 12
 ABSENT, WITHOUT_REGION = (6, 7, 8), (4, 9, 10, 11)  # of four processes, the third and the fourth have nothing else

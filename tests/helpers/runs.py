@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Everything random at once: augmentation, masked words, drawn boxes, negatives, dropout, shuffled rows.
 SETTINGS = {
     "per_device_train_batch_size": 3,
@@ -127,3 +128,16 @@ def flat(value, name: str = "") -> list[tuple[str, str]]:
 
 def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def torchrun(*command: str, cwd: Path, processes: int = 2) -> str:
+    """Runs a script in several processes; what they print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ["--nproc_per_node", str(processes), "--master_port", str(port)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout

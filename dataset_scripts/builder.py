@@ -1,4 +1,4 @@
-"""What all builders of outside data share: reading files safely, counting what is dropped, working in parallel.
+"""The base of all builders: reads images safely, counts what is dropped, splits the work into jobs.
 
 A builder streams *jobs*, lists of raw records that make one Parquet file each, and turns a job into rows. Nothing else
 is held in memory, jobs run in any number of processes, and what comes out does not depend on that number.
@@ -11,35 +11,42 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 from PIL import Image, ImageOps
 
 from .features import FEATURES, BuildReport, make_image_id, why_not_storable
+from .options import AnnotationOptions
 
-# What photos are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
-PHOTO_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
-MAX_PIXELS = 2**26  # a photo of a few bytes may say that it is larger than memory
-# What Pillow raises for files that are no picture, are cut off or are too large to be meant seriously.
+# What images are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
+IMAGE_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
+MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than memory
+# What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 
 
-@dataclass
-class SourceConfig(datasets.BuilderConfig):
-    """Where the annotations and the photos are."""
+class Unusable(Exception):
+    """Why a record cannot be used; its text is the reason that it is counted under."""
 
-    data_dir: str | None = field(default=None, metadata={"help": "Folder that holds the annotations."})
-    images_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the photos; without it annotations only, the image column empty."}
-    )
-    strict: bool = field(
-        default=False, metadata={"help": "Stop at the first record that cannot be used, instead of counting it."}
-    )
+
+class OutsideImage(Unusable):
+    """A box that has area, but none in the image: of an object that the image does not show."""
+
+
+def unusable_if(bad: Any, reason: str) -> None:
+    """Raises Unusable for the reason."""
+    if bad:
+        raise Unusable(reason)
+
+
+@dataclass
+class AnnotationConfig(AnnotationOptions, datasets.BuilderConfig):
+    """The options of a builder of annotations, checked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,34 +58,38 @@ class SourceConfig(datasets.BuilderConfig):
                 raise ValueError(f"{name}: there is no folder {folder}")
 
 
-class Unusable(Exception):
-    """Why a record cannot be used; its text is the reason that it is counted under."""
+class LoadedImage(NamedTuple):
+    """An image as an `Image()` feature stores it, byte for byte, and its (width, height); None in a build without."""
+
+    stored: dict[str, Any] | None
+    size: tuple[int, int] | None
 
 
-class OutsidePhoto(Unusable):
-    """A box that has area, but none in the photo: of an object that the photo does not show."""
-
-
-class SourceBuilder(datasets.GeneratorBasedBuilder):
+class GroundingBuilder(datasets.GeneratorBasedBuilder):
     """Base of the builders. A subclass says which splits there are, streams their jobs, and turns a job into rows.
 
     Its objects are copied to worker processes, each of which fills a `report` of its own.
     """
 
-    builder_name = ""  # in `build.BUILDERS`
+    builder_name = ""  # in `options.BUILDERS`
     source = ""  # where the data is from, for the data card
+    images_per_job = 500
+    splits: Any = None  # what a subclass keeps of the splits to make jobs of; not copied to worker processes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.report = BuildReport()
 
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description=self.description(), features=FEATURES)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "splits": None}
 
-    @classmethod
-    def description(cls) -> str:
-        """What the data is, for the data card: the text at the top of the builder's file."""
-        return sys.modules[cls.__module__].__doc__ or ""
+    def _info(self) -> datasets.DatasetInfo:
+        description = sys.modules[type(self).__module__].__doc__ or ""
+        return datasets.DatasetInfo(description=description, features=FEATURES, license=self.license_name())
+
+    def license_name(self) -> str:
+        """The licence's name on the Hub; empty where the source states none."""
+        return ""
 
     def split_names(self) -> list[str]:
         """The splits that the source has; what all of them need is read here."""
@@ -100,7 +111,7 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             else:
                 yield row
 
-    # As a loading script and by themselves: `build` needs none of these three.
+    # As a loading script: `build` needs none of these three.
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         super().download_and_prepare(*args, **kwargs)
@@ -118,11 +129,10 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in full]
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        number = 0
-        for job in self.jobs(split):
-            for row in self.storable_rows(split, job):
-                yield f"{split}-{number}", row
-                number += 1
+        rows = (row for job in self.jobs(split) for row in self.storable_rows(split, job))
+        return ((f"{split}-{number}", row) for number, row in enumerate(rows))
+
+    # For subclasses
 
     def drop(self, reason: str, record: str, count: int = 1) -> None:
         """Counts records that cannot be used.
@@ -133,6 +143,47 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
         if self.config.strict:
             raise ValueError(f"{record}: {reason}")
         self.report.add({}, {reason: count}, {reason: [record]})
+
+    def image_id(self, name: str, image: LoadedImage) -> str:
+        """The id of an image by its name in the source, as of `features.make_image_id`."""
+        folder = os.path.basename(os.path.abspath(self.config.data_dir))
+        return make_image_id(self.builder_name, name, image.stored and image.stored["bytes"], folder)
+
+    def load_image(self, name: str, size: tuple[int, int] | None = None) -> LoadedImage:
+        """An image, with the size that it has when it is turned upright; without images, None and the size given.
+
+        Args:
+            name: its path in `images_dir`.
+            size: (width, height) in pixels that the annotations say it has.
+
+        Raises:
+            Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
+        """
+        if self.config.images_dir is None:
+            return LoadedImage(None, size)
+        data = read_inside(Path(self.config.images_dir), name)
+        try:
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
+                # Of the header alone it cannot be told: a TIFF file's size is turned already, that of others is not.
+                found = ImageOps.exif_transpose(image).size
+        except UNREADABLE as error:
+            raise Unusable("images: cannot be decoded") from error
+        unusable_if(size not in (None, found), "images: have another size than their record says")
+        return LoadedImage({"bytes": data, "path": None}, found)
+
+    def usable_image(
+        self, name: str, record: str, lost: str, count: int, size: tuple[int, int] | None = None
+    ) -> LoadedImage | None:
+        """As `load_image`; None where it cannot be used, which is counted, as are `count` of what is `lost` with it."""
+        try:
+            image = self.load_image(name, size)
+        except Unusable as reason:
+            self.drop(str(reason), record)
+            self.report.dropped[lost] += count
+            return None
+        self.report.kept["images"] += 1
+        return image
 
     def moved_images(self, images: Iterable[tuple[str, Any]], validation_fraction: float) -> dict[str, str]:
         """Id → split of the image that goes elsewhere than `split_of` says, so that train and validation have a row.
@@ -164,64 +215,26 @@ class SourceBuilder(datasets.GeneratorBasedBuilder):
             return {highest[1]: "train"}
         return {} if lowest == highest else {lowest[1]: "validation"}
 
-    def image_id(self, name: str, photo: dict[str, Any] | None) -> str:
-        """The id of an image by its name in the source and the photo, as of `features.make_image_id`."""
-        folder = os.path.basename(os.path.abspath(self.config.data_dir))
-        return make_image_id(self.builder_name, name, photo and photo["bytes"], folder)
-
-    def photo(self, name: str, size: tuple[int, int] | None = None) -> dict[str, Any] | None:
-        """A photo as an `Image()` feature stores it, byte for byte; None in a build without photos.
-
-        Args:
-            name: its path in `images_dir`.
-            size: (width, height) in pixels that the annotations say it has.
-
-        Raises:
-            Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
-        """
-        photo, found = self.photo_and_size(name)
-        if found is not None and size is not None and found != size:
-            raise Unusable("photos: have another size than their record says")
-        return photo
-
-    def photo_and_size(self, name: str) -> tuple[dict[str, Any], tuple[int, int]] | tuple[None, None]:
-        """As `photo`, with the (width, height) in pixels that it has for the column's reader, who turns it upright."""
-        if self.config.images_dir is None:
-            return None, None
-        data = read_inside(Path(self.config.images_dir), name)
-        try:
-            with Image.open(io.BytesIO(data), formats=PHOTO_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Unusable("photos: have more pixels than are read")
-                # Of the header alone it cannot be told: a TIFF file's size is turned already, that of others is not.
-                return {"bytes": data, "path": None}, ImageOps.exif_transpose(image).size
-        except UNREADABLE as error:
-            raise Unusable("photos: cannot be decoded") from error
-
 
 def read_inside(folder: Path, name: str) -> bytes:
-    """The bytes of a file in a folder.
+    """The bytes of an image file in a folder.
 
     Raises:
-        Unusable: `name` leads out of the folder (an absolute path, "..", a link), or there is no such file that can be
-            read: none at all, a folder, a pipe, a link to itself, a name longer than files have.
+        Unusable: `name` leads out of the folder (an absolute path, "..", a link), or is of no file that can be read.
     """
-    if len(name) > _LONGEST_NAME:
-        raise Unusable("photos: their name is none that a file can have")
     root = os.path.realpath(folder)
     try:
-        path = os.path.realpath(os.path.join(root, name))
-    except ValueError as error:  # of a NUL or a lone surrogate
-        raise Unusable("photos: their name is none that a file can have") from error
-    if not Path(path).is_relative_to(root):
-        raise Unusable("photos: their name leads out of the folder of the photos")
-    if not os.path.isfile(path):  # not of Path, which raises for long names and rings of links
-        raise Unusable("photos: not in the folder of the photos")
+        path = os.path.realpath(os.path.join(root, name)) if len(name) <= _LONGEST_NAME else None
+    except ValueError:  # of a NUL or a lone surrogate
+        path = None
+    unusable_if(path is None, "images: their name is none that a file can have")
+    unusable_if(not Path(path).is_relative_to(root), "images: their name leads out of the folder of the images")
+    # Not of Path, which raises for long names and rings of links.
+    unusable_if(not os.path.isfile(path), "images: not in the folder of the images")
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return Path(path).read_bytes()
     except OSError as error:
-        raise Unusable("photos: cannot be read") from error
+        raise Unusable("images: cannot be read") from error
 
 
 def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -229,6 +242,12 @@ def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
     records = iter(records)
     while chunk := list(islice(records, size)):
         yield chunk
+
+
+def check_fraction(validation_fraction: float) -> None:
+    """Raises a ValueError for what is no share of the images."""
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
 
 
 def split_of(image_id: str, validation_fraction: float) -> str:
@@ -244,12 +263,12 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
     """`[x1, y1, x2, y2]` in pixels, cut to an image of (width, height); where that is unknown, to positive numbers.
 
     Raises:
-        OutsidePhoto: it lies beside the photo.
+        OutsideImage: it lies beside the image.
         Unusable: it has no area at all, so that nobody knows what it was to surround.
     """
     width, height = size or (float("inf"), float("inf"))
     x1, y1, x2, y2 = box
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
-        raise (OutsidePhoto if x2 > x1 and y2 > y1 else Unusable)("box without area in the photo")
+        raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
     return cut
