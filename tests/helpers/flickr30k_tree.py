@@ -1,18 +1,16 @@
 """Trees in the format of Flickr30k Entities, of any size: invented images' captions, chains and boxes, as text files.
 
-python tests/flickr30k_tree.py FOLDER          as many images as the real one has: 29,783, 1,000 and 1,000
-python tests/flickr30k_tree.py FOLDER --share 0.1
+python tests/helpers/flickr30k_tree.py FOLDER --share 0.1          of the real one's 29,783, 1,000 and 1,000 images
 """
 
 import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-PHOTOS = {"train": 29_783, "val": 1_000, "test": 1_000}
+COUNTS = {"train": 29_783, "val": 1_000, "test": 1_000}
 NUM_UNRELATED = 21
 
 TYPES = ["people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "other"]
@@ -38,25 +36,23 @@ class Thing(NamedTuple):
     nobndbox: int = 0
 
 
-@dataclass
-class Photo:
+class DrawnImage(NamedTuple):
+    """What is drawn of an image."""
+
     image_id: str
     size: tuple[int, int]
     captions: list[list[str | Mention]]
     things: list[Thing]
 
 
-# Drawing --------------------------------------------------------------------------------------------------------------
-
-
-def draw_images(count: int, seed: int) -> Iterator[Photo]:
-    """Photos with about 17.6 phrases and 8.7 boxes each; with another seed others, with other ids."""
+def draw_images(count: int, seed: int) -> Iterator[DrawnImage]:
+    """Images with about 17.6 phrases and 8.7 boxes each; with another seed others, with other ids."""
     rng = random.Random(seed)
     for number in range(count):
         yield _draw_image(rng, str(1_000_000 * (seed + 1) + number), 10 * number + 1)
 
 
-def _draw_image(rng: random.Random, image_id: str, first_chain: int) -> Photo:
+def _draw_image(rng: random.Random, image_id: str, first_chain: int) -> DrawnImage:
     size = rng.choice([(500, 375), (375, 500), (500, 333), (333, 500)])
     chains = [str(first_chain + i) for i in range(rng.choice([7, 7, 8, 8, 9]))]
     types = {chain: [rng.choice(TYPES)] for chain in chains}
@@ -71,15 +67,9 @@ def _draw_image(rng: random.Random, image_id: str, first_chain: int) -> Photo:
         else:
             for _ in range(rng.choices([1, 2, 3], [70, 20, 10])[0]):
                 also = [rng.choice(chains)] if rng.random() < 0.03 else []
-                things.append(Thing(list(dict.fromkeys([chain, *also])), _draw_box(rng, size)))
-    captions = [_draw_caption(rng, chains, types) for _ in range(5)]
-    return Photo(image_id, size, captions, things)
-
-
-def _draw_box(rng: random.Random, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    x1, x2 = sorted(rng.sample(range(1, size[0] + 1), 2))
-    y1, y2 = sorted(rng.sample(range(1, size[1] + 1), 2))
-    return x1, y1, x2, y2
+                (x1, x2), (y1, y2) = (sorted(rng.sample(range(1, side + 1), 2)) for side in size)
+                things.append(Thing(list(dict.fromkeys([chain, *also])), (x1, y1, x2, y2)))
+    return DrawnImage(image_id, size, [_draw_caption(rng, chains, types) for _ in range(5)], things)
 
 
 def _draw_caption(rng: random.Random, chains: list[str], types: dict[str, list[str]]) -> list[str | Mention]:
@@ -90,14 +80,10 @@ def _draw_caption(rng: random.Random, chains: list[str], types: dict[str, list[s
         else:
             chain = rng.choice(chains)
             kinds = types[chain] if rng.random() < 0.98 else [*types[chain], "people"]
-            caption.append(
-                Mention(chain, kinds, ["a", *rng.sample(ADJECTIVES, rng.choice([0, 1, 2])), rng.choice(NOUNS)])
-            )
+            words = ["a", *rng.sample(ADJECTIVES, rng.choice([0, 1, 2])), rng.choice(NOUNS)]
+            caption.append(Mention(chain, kinds, words))
         caption += rng.sample(FILLERS, rng.choice([1, 2, 3]))
     return [*caption, "."]
-
-
-# Writing --------------------------------------------------------------------------------------------------------------
 
 
 def sentence_text(caption: list[str | Mention]) -> str:
@@ -107,26 +93,22 @@ def sentence_text(caption: list[str | Mention]) -> str:
     )
 
 
-def annotation_xml(image: Photo) -> str:
+def annotation_xml(image: DrawnImage) -> str:
     width, height = image.size
-    lines = [
-        "<annotation>",
-        f"\t<filename>{image.image_id}.jpg</filename>",
-        f"\t<size>\n\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>",
-    ]
+    lines = ["<annotation>", f"<filename>{image.image_id}.jpg</filename>"]
+    lines.append(f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>")
     for thing in image.things:
-        lines.append("\t<object>")
-        lines += [f"\t\t<name>{chain}</name>" for chain in thing.chains]
+        lines += ["<object>", *(f"<name>{chain}</name>" for chain in thing.chains)]
         if thing.box is not None:
             corners = zip(("xmin", "ymin", "xmax", "ymax"), thing.box, strict=True)
-            lines += ["\t\t<bndbox>", *(f"\t\t\t<{tag}>{value}</{tag}>" for tag, value in corners), "\t\t</bndbox>"]
+            lines += ["<bndbox>", *(f"<{tag}>{value}</{tag}>" for tag, value in corners), "</bndbox>"]
         else:
-            lines.append(f"\t\t<scene>{thing.scene}</scene>\n\t\t<nobndbox>{thing.nobndbox}</nobndbox>")
-        lines.append("\t</object>")
+            lines.append(f"<scene>{thing.scene}</scene><nobndbox>{thing.nobndbox}</nobndbox>")
+        lines.append("</object>")
     return "\n".join([*lines, "</annotation>"]) + "\n"
 
 
-def write_original(folder: Path, splits: dict[str, Iterable[Photo]]) -> None:
+def write_original(folder: Path, splits: dict[str, Iterable[DrawnImage]]) -> None:
     """Sentences, Annotations, the lists of the splits ("train", "val", "test"), and unrelated captions of "train"."""
     for name in ("Sentences", "Annotations"):
         (folder / name).mkdir(parents=True)
@@ -143,7 +125,7 @@ def write_original(folder: Path, splits: dict[str, Iterable[Photo]]) -> None:
     (folder / "UNRELATED_CAPTIONS").write_text("\n".join(unrelated))
 
 
-def write_processed(folder: Path, splits: dict[str, Iterable[Photo]]) -> None:
+def write_processed(folder: Path, splits: dict[str, Iterable[DrawnImage]]) -> None:
     """InfoGround's pair of files for each split: what the original tool returns for each image."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, images in splits.items():
@@ -161,42 +143,27 @@ def _sentence_json(caption: list[str | Mention]) -> dict:
         if isinstance(part, str):
             words.append(part)
             continue
-        phrases.append(
-            {
-                "first_word_index": len(words),
-                "phrase": " ".join(part.words),
-                "phrase_id": part.chain,
-                "phrase_type": part.types,
-            }
-        )
+        phrase = {"first_word_index": len(words), "phrase": " ".join(part.words)}
+        phrases.append({**phrase, "phrase_id": part.chain, "phrase_type": part.types})
         words += part.words
     return {"sentence": " ".join(words), "phrases": phrases}
 
 
-def _annotation_json(image: Photo) -> dict:
+def _annotation_json(image: DrawnImage) -> dict:
     boxes: dict[str, list[list[int]]] = {}
     for thing in image.things:
         for chain in thing.chains if thing.box is not None else []:
             boxes.setdefault(chain, []).append([corner - 1 for corner in thing.box])
-    return {
-        "boxes": boxes,
-        "scene": [chain for thing in image.things if thing.scene for chain in thing.chains],
-        "nobox": [chain for thing in image.things if thing.nobndbox for chain in thing.chains],
-        "width": image.size[0],
-        "height": image.size[1],
-        "depth": 3,
-    }
+    flags = {"scene": [c for thing in image.things if thing.scene for c in thing.chains]}
+    flags["nobox"] = [c for thing in image.things if thing.nobndbox for c in thing.chains]
+    return {"boxes": boxes, **flags, "width": image.size[0], "height": image.size[1], "depth": 3}
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a tree in the format of Flickr30k Entities.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--share", type=float, default=1.0, help="of the real number of images")
     arguments = parser.parse_args()
-    counts = {split: max(round(count * arguments.share), 1) for split, count in PHOTOS.items()}
-    splits = {split: draw_images(count, seed) for seed, (split, count) in enumerate(counts.items())}
-    write_original(arguments.folder, splits)
-
-
-if __name__ == "__main__":
-    main()
+    counts = {split: max(round(count * arguments.share), 1) for split, count in COUNTS.items()}
+    drawn = {split: draw_images(count, seed) for seed, (split, count) in enumerate(counts.items())}
+    write_original(arguments.folder, drawn)
