@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from dataset_scripts.build import build
 from dataset_scripts.parquet_writer import write_splits
 from dataset_scripts.scenes import SPLITS, Scenes
+from tests.helpers.builders import write
 
 ROOT = Path(__file__).parents[1]
 COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 40, "test": 10, "image_size": 64}
@@ -139,3 +142,19 @@ def test_other_options_begin_anew(tmp_path, capsys):
     builder = build("scenes", tmp_path / "out", num_proc=1, **COUNTS)
     assert "Going on" not in capsys.readouterr().out and not scratch.exists()
     assert builder.info.splits["train"].num_examples > 100
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_rows_of_files_that_were_changed_are_not_gone_on_with(tmp_path, monkeypatch, capsys, mended):
+    """Who sees a fault, stops the build and mends the file wants rows of the mended one."""
+    path = write(tmp_path / "data" / "train.json", [{"image": "1.png", "caption": "a dgo"}])
+    call = partial(build, "albef_json", tmp_path / "out", data_dir=str(tmp_path / "data"), num_proc=1)
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        patches.setattr("dataset_scripts.data_card.data_card", Mock(side_effect=KeyboardInterrupt))
+        call()
+    if mended:
+        write(path, [{"image": "1.png", "caption": "a dog"}])
+    call()
+    assert ("Going on" in capsys.readouterr().out) != mended
+    (written,) = (tmp_path / "out" / "data").iterdir()
+    assert pq.ParquetFile(written).read()["phrase"].to_pylist() == ["a dog" if mended else "a dgo"]
