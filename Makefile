@@ -55,7 +55,7 @@ chaos: $(INSTALLED)  ## what the tests have no time for: kills, a full disk (as 
 	done
 
 # Atheris is made for Linux alone.
-fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="lists image"
+fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="image coco/instances.json"
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[fuzz]"
 	@$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(FUZZ)
 
