@@ -81,7 +81,7 @@ for name in ("", "config"):
 page.close()
 """,
     "build": f"from dataset_scripts import build; build.main('scenes --output built {SCENES}'.split())",
-    "merge": "from trainer import lora; lora.main('merge adapters --output merged'.split())",
+    "merge": "from pathlib import Path; from trainer import lora; lora.merge('adapters', Path('merged'))",
     "metrics": """
 import evaluate
 from pathlib import Path

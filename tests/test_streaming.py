@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 import train
 from dataset_scripts.features import FEATURES
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
+from trainer import training
 from trainer.amc_trainer import as_it_is
 from trainer.streaming import StreamedBatches, StreamedRows
 
@@ -140,7 +141,7 @@ def test_rows_are_what_the_file_holds(tmp_path):
     """As the same split from disk."""
     records = tiny_records(5, without_region=(3,))
     rows = streamed(tmp_path, records, rows_per_group=2)
-    prepared = train.load_split(str(tmp_path / "data"), None, "train")
+    prepared = training.load_split(str(tmp_path / "data"), None, "train")
     assert list(rows) == list(prepared) and len(rows) == 5 and len(rows.parts) == 3
     assert list(rows["phrase"]) == list(prepared["phrase"])
 

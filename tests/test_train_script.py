@@ -22,6 +22,7 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
 from tests.conftest import tiny_blip
 from tests.helpers.training import RUN, TINY_MODEL, blip_processor, write_yaml
 from tests.tiny_data import tiny_records, write_folder
+from trainer import training
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
@@ -307,4 +308,4 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
 @pytest.mark.parametrize("given", ["{", "[" * 10**6, "[1]", "7", '{"text_config": 3}'])
 def test_a_model_config_that_is_none_is_named(given):
     with pytest.raises(ValueError, match="model_config"):
-        train.build_model(ModelArguments(model_config=given), ["a phrase"])
+        training.build_model(ModelArguments(model_config=given), ["a phrase"])

@@ -164,7 +164,7 @@ def test_python():
     assert pipeline("visual-grounding", model="albef", device="cpu")("photo.png", PHRASES[:1])[0]["point"]
     AutoModel.from_pretrained("albef"), AutoProcessor.from_pretrained("albef")
     load_processor("albef", export_albef.load_model("albef"))
-    lora.main(["merge", "adapters", "--output", "merged"])
+    lora.merge("adapters", Path("merged"))
 
 
 @pytest.mark.usefixtures("here")
