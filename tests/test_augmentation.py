@@ -74,11 +74,6 @@ def test_words_that_name_colors_and_positions(phrase, color, position):
     assert names_position(phrase) is position
 
 
-def test_the_defaults_are_the_papers():
-    augmentation = GroundingAugmentation()
-    assert (augmentation.flip, augmentation.gray, augmentation.jitter, augmentation.crop) == (0.5, 0.2, 0.5, 0.0)
-
-
 def test_mirroring_by_hand():
     image = painted([3, 5, 10, 8])
     flip = GroundingAugmentation(**OFF | {"flip": 1.0})
@@ -164,18 +159,6 @@ def test_a_crop_holds_all_regions_of_the_image_and_is_no_smaller_than_asked():
     # Every place that the window may take is taken by some.
     assert min(lefts) == 0 and max(lefts) == 20 and min(rights) == 31 and max(rights) == 60
     assert min(widths) == 24 and max(widths) == 60
-
-
-def test_a_region_as_large_as_the_image_is_not_cropped():
-    augmentation = GroundingAugmentation(**OFF | {"crop": 1.0})
-    whole = region(boxes=[[0, 0, WIDTH, HEIGHT]])
-    image, _, regions = augmentation(painted([0, 0, 5, 5]), ["a"], [whole])
-    assert image.size == (WIDTH, HEIGHT) and regions[0].boxes.tolist() == [[0, 0, WIDTH, HEIGHT]]
-
-
-def test_a_crop_that_would_cut_a_region_is_refused():
-    with pytest.raises(ValueError, match="cuts the region"):
-        region(boxes=[[5, 5, 10, 10]]).cropped(6, 0, 60, 40)
 
 
 @pytest.mark.parametrize("phrases", [["a man", "the one in the corner"], ["left"]])
