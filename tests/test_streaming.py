@@ -11,8 +11,7 @@ import train
 from dataset_scripts.features import FEATURES
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 from trainer import training
-from trainer.amc_trainer import as_it_is
-from trainer.streaming import StreamedBatches, StreamedRows
+from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
 
 SETTINGS = ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none", "--mask_size", "16"]
 SETTINGS += ["--num_logged_heatmaps", "0", "--disable_tqdm", "true", "--save_strategy", "no", "--warmup_steps", "0"]

@@ -146,9 +146,6 @@ def model_card(
     )
 
 
-# Names ----------------------------------------------------------------------------------------------------------------
-
-
 def is_hub_id(name: str) -> bool:
     """Whether it is no folder on this machine."""
     return not Path(name).exists()
@@ -182,9 +179,6 @@ def card_license(model: str) -> str | list[str] | None:
         return ModelCard.load(model).data.get("license")
     except EntryNotFoundError:
         return None
-
-
-# Sections -------------------------------------------------------------------------------------------------------------
 
 
 def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None) -> list[EvalResult]:
@@ -242,12 +236,13 @@ def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
 
 def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     """The hyper-parameters of the run, for people."""
-    args, state, collator = trainer.args, trainer.state, trainer.data_collator
+    args, state = trainer.args, trainer.state
     batch, processes, accumulated = args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps
-    schedule = ", ".join(
-        [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
-    )
-    counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    schedule = [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in trainer.model.parameters()) - trained
+    seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
     rows = {
         "phrases": f"{len(trainer.train_dataset):,}" if has_length(trainer.train_dataset) else "as many as came",
         "steps": f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)",
@@ -255,25 +250,30 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
         f"{accumulated} accumulated), up to {trainer.phrases_per_image} of an image together",
         "optimizer": f"{args.optim.value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
         f"weight decay {args.weight_decay:g}, gradient norm up to {args.max_grad_norm:g}",
-        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {schedule}",
+        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {', '.join(schedule)}",
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        "trained weights": f"{sum(n for n, trained in counts if trained):,}; "
-        f"{sum(n for n, trained in counts if not trained):,} more are frozen or momentum copies",
+        "trained weights": f"{trained:,}; {frozen:,} more are frozen or momentum copies",
     }
     if "loss_itc" in used:
         rows["soft labels"] = f"alpha {args.alpha:g}, reached in {args.alpha_ramp_epochs:g} epochs"
-    if isinstance(collator, GroundingCollator):
-        side = collator.mask_size
-        rows["region of several instances"] = f"{collator.box_choice}; as a mask of {side} × {side}"
-        rows["longest phrase"] = f"{collator.max_length} tokens" if collator.max_length else "not cut"
-        if "loss_mlm" in used:
-            rows["masked words"] = f"{collator.mlm_probability:.0%}"
-        if change := collator.augmentation:
-            rows["augmentation"] = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}"
-            rows["augmentation"] += f", crop {change.crop:g}"
-    seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
-    rows["seed"] = str(args.seed)
-    rows["device"] = f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else "")
-    rows["versions"] = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    if isinstance(trainer.data_collator, GroundingCollator):
+        rows |= collator_settings(trainer.data_collator, used)
+    return rows | {
+        "seed": str(args.seed),
+        "device": f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else ""),
+        "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
+    }
+
+
+def collator_settings(collator: GroundingCollator, used: list[str]) -> dict[str, str]:
+    side, change = collator.mask_size, collator.augmentation
+    rows = {
+        "region of several instances": f"{collator.box_choice}; as a mask of {side} × {side}",
+        "longest phrase": f"{collator.max_length} tokens" if collator.max_length else "not cut",
+    }
+    if "loss_mlm" in used:
+        rows["masked words"] = f"{collator.mlm_probability:.0%}"
+    if change is not None:
+        changes = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}, crop {change.crop:g}"
+        rows["augmentation"] = changes
     return rows
