@@ -90,22 +90,6 @@ def test_mirroring_by_hand():
     assert regions[3] is None
 
 
-def test_mirroring_twice_is_the_identity():
-    flip = GroundingAugmentation(**OFF | {"flip": 1.0})
-    image = painted([3, 5, 10, 8])
-    box = [0.125, 5.5, 10.25, 8]
-    drawn = np.random.default_rng(0).random((HEIGHT, WIDTH)).astype(np.float32)
-    before = [region(boxes=[box], masks=[drawn]), region(polygons=[[[1, 2, 30.5, 4, 5, 39]]])]
-    once = flip(image, ["left", "RIGHT"], before)
-    twice_image, phrases, twice = flip(*once)
-    assert twice_image.tobytes() == image.tobytes() and phrases == ["left", "RIGHT"]
-    assert twice[0].boxes.tolist() == [box]
-    np.testing.assert_array_equal(twice[0].masks[0], drawn)
-    np.testing.assert_array_equal(twice[1].polygons[0][0], before[1].polygons[0][0])
-    for one, two in zip(before, twice, strict=True):
-        np.testing.assert_array_equal(one.rasterize(16), two.rasterize(16))
-
-
 def test_masks_and_boxes_cover_exactly_the_painted_pixels_after_flip_and_crop():
     augmentation = GroundingAugmentation(**OFF | {"flip": 0.5, "crop": 0.7})
     generator = np.random.default_rng(1)

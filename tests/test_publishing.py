@@ -149,13 +149,10 @@ def test_train_pushes_all_that_a_user_needs(hub, pushed):
         assert TOKEN.encode() not in content, f"{path} gives the token away"
     assert hub.repos["models", "org/albef-amc"].messages[-1] == "End of training"
     assert str(pushed.parent).encode() not in files["README.md"] + files["config.json"]
-
-
-def test_while_training_it_is_complete_too(hub, pushed):
-    """What is pushed with a checkpoint has its code already."""
+    # What is pushed while training has its code already.
     repo = hub.repos["models", "org/albef-amc"]
-    while_training = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
-    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[while_training][1])
+    first = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
+    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[first][1])
 
 
 def below(folder: Path) -> dict[str, bytes]:
