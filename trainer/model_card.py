@@ -82,10 +82,8 @@ def model_card(
     dataset: str | None = None,
     dataset_config: str | None = None,
     license: str | None = None,
-    language: str | list[str] | None = None,
-    tags: list[str] | None = None,
-    pipeline_tag: str = TASK,
     has_heatmaps: bool = False,
+    **metadata: Any,
 ) -> ModelCard:
     """
     The card of what `trainer` trained and evaluated.
@@ -94,8 +92,8 @@ def model_card(
         model_name: the card's title, and the model's name in its model-index.
         base_model, dataset: Hub id or folder; a folder is called by the title of its card, or by its name.
         license: of the weights; default: the base model's, where its card is at hand and says it.
-        tags: besides the usual ones.
         has_heatmaps: heatmaps.png lies beside the card.
+        metadata: of `ModelCardData`: `language`, `pipeline_tag`, and `tags` besides the usual ones.
     """
     model = trainer.model
     model_type, family = model.config.model_type, FAMILIES.get(model.config.model_type)
@@ -104,12 +102,13 @@ def model_card(
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
     license = license or (card_license(base_model) if base_model else None)
     results = eval_results(evaluations, title, dataset_config)
-    metadata = ModelCardData(
-        language=language,
+    usual = ["visual-grounding", "grad-cam", "amc", model_type, *(["lora"] if has_adapters else [])]
+    card_data = ModelCardData(
+        language=metadata.get("language"),
         license=license,
         library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=["visual-grounding", "grad-cam", "amc", model_type, *(["lora"] if has_adapters else []), *(tags or [])],
+        pipeline_tag=metadata.get("pipeline_tag") or TASK,
+        tags=[*usual, *(metadata.get("tags") or [])],
         base_model=base_model if base_model and is_hub_id(base_model) else None,
         datasets=[dataset] if dataset and is_hub_id(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -120,10 +119,9 @@ def model_card(
         "base model": link(base_model) if base_model else "none: it began with random weights",
         "trained on": link(dataset, "datasets/") if dataset else title,
     }
-    used, weights = used_losses(trainer), trainer.loss_weights()
-    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
+    used = used_losses(trainer)
     return ModelCard.from_template(
-        metadata,
+        card_data,
         template_path=str(TEMPLATE),
         title=type(model).__name__ if family is None else family.title,
         class_name=type(model).__name__,
@@ -139,7 +137,7 @@ def model_card(
         scores=list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores)),
         losses=list(dict.fromkeys(n for each in evaluations for n in each.metrics if n.startswith("loss"))),
         protocol=PROTOCOL,
-        objectives=[(name, weights[name], OBJECTIVES[name].format(margin=margins.get(name))) for name in used],
+        objectives=objectives(trainer, used),
         settings=settings(trainer, used),
         data_title=title,
         measured_splits=" and ".join(each.split for each in evaluations if each.scores) or "no split",
@@ -213,6 +211,13 @@ def used_losses(trainer: "AmcTrainer") -> list[str]:
     logged = {n for entry in trainer.state.log_history if "loss" in entry for n, value in entry.items() if value}
     weights = trainer.loss_weights()
     return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
+
+
+def objectives(trainer: "AmcTrainer", used: list[str]) -> list[tuple[str, float, str]]:
+    """Of each loss its name, its weight, and what it asks."""
+    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
+    weights = trainer.loss_weights()
+    return [(name, weights[name], OBJECTIVES[name].format(margin=margins.get(name))) for name in used]
 
 
 def example_phrases(dataset: Any) -> list[str]:
