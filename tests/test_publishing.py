@@ -410,8 +410,8 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
         inputs = blip_processor()(images=Image.open(tmp_path / "image.jpg"), text=phrase, return_tensors="pt")
         assert match == pytest.approx(loaded(**inputs).itm_score.softmax(-1)[0, 1].item(), abs=1e-5)
     monkeypatch.chdir(tmp_path)
-    exec(with_project.replace("org/blip-amc", "run"), {"phrases": PHRASES})
-    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == PHRASES
+    exec(with_project.replace("org/blip-amc", "run"))
+    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == list(eval(printed))
 
 
 # Data sets ------------------------------------------------------------------------------------------------------------
