@@ -47,12 +47,11 @@ def measure(folder: str, way: str, num_workers: int) -> dict[str, float]:
     begin = time.perf_counter()
     from torch.utils.data import DataLoader
 
-    import train
     from tests.tiny_data import tiny_processor
-    from trainer.amc_trainer import as_it_is
     from trainer.data_collator import GroundingCollator
     from trainer.sampler import ImageGroupedSampler
-    from trainer.streaming import StreamedBatches, StreamedRows
+    from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
+    from trainer.training import load_split
 
     imported = time.perf_counter()
     processor = tiny_processor()
@@ -63,7 +62,7 @@ def measure(folder: str, way: str, num_workers: int) -> dict[str, float]:
         batches = StreamedBatches(rows, collator, BATCH_SIZE, phrases_per_image=PHRASES)
         loader = DataLoader(batches, batch_size=None, collate_fn=as_it_is, num_workers=num_workers)
     else:
-        rows = train.load_split(folder, None, "train")
+        rows = load_split(folder, None, "train")
         sampler = ImageGroupedSampler(rows["image_id"], PHRASES)
         loader = DataLoader(rows, BATCH_SIZE, sampler=sampler, collate_fn=collator, num_workers=num_workers)
     iterator = iter(loader)

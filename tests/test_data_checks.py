@@ -252,8 +252,3 @@ def test_errors_of_our_own_keep_their_traceback(tmp_path):
     code = "from trainer.process_group import run_script\nimport torch\nrun_script(lambda: torch.zeros(2).reshape(3))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" in done.stderr
-
-
-def test_a_trainer_of_ones_own_is_asked_too(tmp_path):
-    with pytest.raises(ValueError, match=r"none of the columns .*; it has image"):
-        make_trainer(tmp_path, dataset=tiny_dataset(4).remove_columns(["boxes", "masks"])).train()

@@ -85,7 +85,7 @@ page.close()
     "metrics": """
 import evaluate
 from pathlib import Path
-import trainer.amc_trainer as t
+import trainer.scores as t
 print(evaluate.load(str(t.METRICS / "pointing_game")).compute(points=[[1, 1]], boxes=[[[0, 0, 2, 2]]]))
 """,
 }
