@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import train
-from tests.helpers.training import collator_of, make_trainer
+from tests.helpers.training import collator_of
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import data_checks, evaluate_grounding
 from trainer.blocks import by_image

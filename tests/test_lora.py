@@ -28,8 +28,8 @@ from tests.helpers.training import (
 )
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import evaluate_grounding, lora
-from trainer.commands import main as albef_amc
 from trainer.amc_loss import attention_mask_consistency_loss
+from trainer.commands import main as albef_amc
 from trainer.lora import add_adapters, load_checkpoint, whole_pattern
 
 pytest.importorskip("peft")

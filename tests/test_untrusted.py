@@ -14,10 +14,10 @@ import train
 from modeling_albef_amc import AutoGrounder
 from modeling_albef_amc.families.auto import load_model, load_processor
 from modeling_albef_amc.tools.export_albef import load_for_export
-from trainer.commands import main as albef_amc
 from tests.helpers.data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
 from tests.helpers.source import MODULES, ROOT
 from trainer import evaluate_grounding, ground_dataset, sweep_layers
+from trainer.commands import main as albef_amc
 
 # In the source --------------------------------------------------------------------------------------------------------
 
