@@ -116,7 +116,7 @@ def word_tokens(grounder: AutoGrounder, phrase: str) -> list[list[int]]:
         if num_words > processor.max_words:  # it would cut them silently
             raise VisitorError(f"{shown} has {num_words} words; the model reads {processor.max_words}: shorten it.")
     spans = [(word, word + 1) for word in range(len(phrase.split(" ")))]
-    words = span_tokens(grounder, phrase, spans)
+    words = tokens_at(grounder, phrase, spans)
     if any(words):
         return words
     try:
@@ -128,11 +128,12 @@ def word_tokens(grounder: AutoGrounder, phrase: str) -> list[list[int]]:
     raise VisitorError(f"“{phrase[:40]}” has no word that can be looked for: write one, or leave the line out.")
 
 
-def span_tokens(grounder: AutoGrounder, phrase: str, spans: list[tuple[int, int]]) -> list[list[int]]:
+def tokens_at(grounder: AutoGrounder, phrase: str, spans: list[tuple[int, int]]) -> list[list[int]]:
+    """The tokens of each (first, end) span of words; none where cleaning leaves nothing of it."""
     try:
         tokens = grounder.tokenize([{"caption": phrase, "caption_span": span} for span in spans])
     except ValueError:  # nothing is left of one of them
-        return [span_tokens(grounder, phrase, [span])[0] for span in spans] if len(spans) > 1 else [[]]
+        return [tokens_at(grounder, phrase, [span])[0] for span in spans] if len(spans) > 1 else [[]]
     return [row.nonzero().flatten().tolist() for row in tokens.heatmap_token_mask]
 
 
