@@ -25,11 +25,10 @@ from modeling_albef_amc import AlbefModel, AutoGrounder
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_original
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
-from tests.tiny_data import tiny_albef, tiny_processor
+from tests.helpers.data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
 from trainer.record_store import RecordStore, record_schema
-from trainer.regions import open_image
 
 DEEP = "[" * 10**6
 ROOT = Path(__file__).parents[1]
@@ -247,8 +246,6 @@ def lying(file: Path, kind: str) -> None:
         "negative": {first: {**header[first], "data_offsets": [-8, 8]}},
     }
     text = json.dumps({**header, **changes.get(kind, {})}).encode()
-    if kind == "twice":
-        text = text[:-1] + f', "{first}": {json.dumps(header[first])}}}'.encode()
     if kind == "nested":
         text = DEEP.encode()
     stated = 2**60 if kind == "header of 2^60" else len(text)
@@ -257,7 +254,7 @@ def lying(file: Path, kind: str) -> None:
     )
 
 
-LIES = ["offsets beyond the file", "overlapping", "wrong type", "unknown type", "huge shape", "negative", "twice"]
+LIES = ["offsets beyond the file", "overlapping", "wrong type", "unknown type", "huge shape", "negative"]
 LIES += ["nested", "header of 2^60", "empty", "cut"]
 
 
@@ -269,12 +266,11 @@ def test_weights_whose_header_lies(kind, checkpoint):
         AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
     with pytest.raises(ConversionError, match=r"model\.safetensors is (missing or )?damaged"):
         load_folder(checkpoint)
-    if kind != "twice":  # transformers takes one of the two
-        with pytest.raises((SafetensorError, OSError)):
-            AlbefModel.from_pretrained(checkpoint)
+    with pytest.raises((SafetensorError, OSError)):
+        AlbefModel.from_pretrained(checkpoint)
 
 
-@pytest.mark.parametrize("kind", ["offsets beyond the file", "twice", "header of 2^60"])
+@pytest.mark.parametrize("kind", ["offsets beyond the file", "header of 2^60"])
 def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
     pytest.importorskip("peft")
     model = AlbefModel.from_pretrained(checkpoint)
@@ -289,7 +285,7 @@ def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
         AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu")
     for text in (DEEP, "[]", "{}", '{"base_model_name_or_path": 5}', '{"base_model_name_or_path": null}'):
         (tmp_path / "adapters" / "adapter_config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"adapter_config\.json is damaged"):
+        with pytest.raises(ValueError, match=r"adapter_config\.json is (missing or )?damaged"):
             AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu")
 
 
@@ -297,7 +293,7 @@ def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_settings_of_a_checkpoint_that_are_none(name, text, checkpoint):
     (checkpoint / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+    with pytest.raises(ValueError, match=rf"{name} is (missing or )?damaged"):
         AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
 
 
@@ -331,7 +327,7 @@ def test_configurations_of_no_model(part, change, message, checkpoint):
 )
 def test_an_index_names_files_of_its_folder_alone(names, checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    with pytest.raises(ConversionError, match=r"index\.json is damaged"):
+    with pytest.raises(ConversionError, match=r"index\.json is (missing or )?damaged"):
         load_folder(checkpoint)
 
 
@@ -342,5 +338,5 @@ def test_a_checkpoint_is_no_larger_than_its_file(tmp_path):
         load_original(tmp_path / "a.pth")
     for odd in (torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), 0.5):
         torch.save({"model": {"temp": odd}}, tmp_path / "a.pth")
-        with pytest.raises(ConversionError, match=r"more than tensors: temp|tensors of a kind that is not read"):
+        with pytest.raises(ConversionError, match="more than tensors: temp"):
             load_original(tmp_path / "a.pth")
