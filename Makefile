@@ -50,12 +50,12 @@ bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some 
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
 
 chaos: $(INSTALLED)  ## what the tests have no time for: kills, a full disk (as root), long runs (an hour)
-	@for trial in kills full_disk long_run "long_run --streaming"; do \
-		OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.$$trial || exit 1; \
+	@for trial in "kills --trials 50" full_disk "long_run --trials 3000" "long_run_streamed --trials 3000"; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $$trial || exit 1; \
 	done
 
 # Atheris is made for Linux alone.
-fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="lists image"
+fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="image coco/instances.json"
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[fuzz]"
 	@$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(FUZZ)
 

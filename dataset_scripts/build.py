@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 
 
 def builder_class(name: str) -> type[GroundingBuilder]:
-    """The builder class of a name in `BUILDERS`; imports that builder's module only.
-
-    Raises:
-        ValueError: There is no such name.
-    """
+    """The builder class of a name in `BUILDERS`; imports that builder's module only."""
     if name not in BUILDERS:
         raise ValueError(f"no builder {name!r}, choose from {', '.join(BUILDERS)}")
     return getattr(import_module(f"dataset_scripts.{name}"), BUILDERS[name][0])
@@ -55,7 +52,8 @@ def build(
     """Builds the dataset `name` into the folder `output`: `README.md` and `data/<split>-<job>.parquet`.
 
     The folder appears under its name when it is complete, or not at all. A call that was killed is gone on with by the
-    same call; what it has done lies in the hidden folder `.<output>.building` beside the output.
+    same call, unless files of `data_dir` have changed since; what it has done lies in the hidden folder
+    `.<output>.building` beside the output.
 
     Args:
         name: A name in `BUILDERS`.
@@ -87,7 +85,8 @@ def build(
     with tempfile.TemporaryDirectory() as cache:
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
-    folder = _begin_or_go_on(scratch, {"name": name, "splits": splits, "limit": limit, **options})
+    settings = {"name": name, "splits": splits, "limit": limit, **options, "files": _state_of(options.get("data_dir"))}
+    folder = _begin_or_go_on(scratch, settings)
     try:
         write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
     except ValueError:
@@ -116,6 +115,16 @@ def _begin_or_go_on(scratch: Path, settings: dict[str, Any]) -> Path:
     return folder
 
 
+def _state_of(folder: str | Path | None) -> str:
+    """Another text when a file in the folder has changed: what an earlier call wrote is then of the old ones."""
+    if folder is None:
+        return ""
+    with os.scandir(folder) as entries:
+        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    states = sorted((name, state.st_size, state.st_mtime_ns) for name, state in files)
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
 def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists():
         return
@@ -142,13 +151,7 @@ def _command(name: str, splits: Sequence[str] | None, limit: int | None, options
 
 
 def create_repository(repo_id: str, private: bool) -> str:
-    """Makes the data set's repository on the Hub, if it is not there, and sees to it that it takes files.
-
-    Returns: its whole name, with the user's where that was left out.
-
-    Raises:
-        HfHubHTTPError, httpx.HTTPError, ValueError: the Hub refuses, or cannot be reached; or the name is none.
-    """
+    """Makes the data set's repository on the Hub, if it is not there, and tries to write; returns its whole name."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()

@@ -73,6 +73,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
 
     builder_name = ""  # in `options.BUILDERS`
     source = ""  # where the data is from, for the data card
+    license_name = ""  # on the Hub, where the source states one
     images_per_job = 500
     splits: Any = None  # what a subclass keeps of the splits to make jobs of; not copied to worker processes
 
@@ -85,11 +86,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         description = sys.modules[type(self).__module__].__doc__ or ""
-        return datasets.DatasetInfo(description=description, features=FEATURES, license=self.license_name())
-
-    def license_name(self) -> str:
-        """The licence's name on the Hub; empty where the source states none."""
-        return ""
+        return datasets.DatasetInfo(description=description, features=FEATURES, license=self.license_name)
 
     def split_names(self) -> list[str]:
         """The splits that the source has; what all of them need is read here."""

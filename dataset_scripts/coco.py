@@ -82,6 +82,7 @@ class Coco(GroundingBuilder):
         "they were, whatever they show and carry with them (Exif data too)."
     )
 
+    @property
     def license_name(self) -> str:
         return self.config.license or ""
 

@@ -13,12 +13,10 @@ _SIZES = (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def data_card(builder: GroundingBuilder, name: str, command: str, repo_id: str | None = None) -> DatasetCard:
-    """
-    The card that makes a folder of Parquet files a data set: the YAML that `load_dataset` reads, and text for people.
+    """The YAML that `load_dataset` reads, and text for people, of what a builder has built.
 
     Args:
-        builder: after its run: `info` has the counts, `report` what was kept and dropped, `source` where it is from.
-        name: of the builder. command: that builds it, without any path.
+        command: that builds it, without any path.
         repo_id: its name on the Hub, for the code that loads it.
     """
     info = builder.info

@@ -1,7 +1,7 @@
 """Reads JSON: small files whole, those of data sets one record at a time, so that their size does not matter.
 
-`ijson` would not do: it refuses NaN and numbers beyond 64 bits, loses lone surrogates and does not tell where in the
-file a record is. Values are decoded by `json`; here is only what finds them in a file that is read in pieces.
+Values are decoded by `json`; here is what finds them in a file that is read in pieces. `ijson` refuses NaN and numbers
+beyond 64 bits, loses lone surrogates, and does not tell where in the file a record is, as `coco` needs it.
 """
 
 import json
@@ -68,14 +68,7 @@ def stream_json_records(path: Path, lines: bool = True) -> Iterator[Any]:
 def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any, Place]]:
     """The records of some lists of a JSON file that is one object, as COCO's: one at a time, in the order of the file.
 
-    Args:
-        names: of the lists, all of which must be there. What else the object has is passed over.
-
-    Yields:
-        (name, record, place): the list's name, a record of it, and where `read_record` finds it again.
-
-    Raises:
-        ValueError: as `stream_json_records`; also where one of the lists is missing, no list, or there twice.
+    All of the lists must be there, once. Yields the name of a list, a record, and where `read_record` finds it again.
     """
     listed = f"lists {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"list {names[0]}"
     needed = f"{path} needs the {listed}"
@@ -177,29 +170,27 @@ class _Reader:
 
     def elements(self) -> Iterator[Any]:
         """Those of an array."""
-        self.take("[")
-        if self.peek() == "]":
-            self.take("]")
-            return
-        while True:
+        for _ in self._items("[", "]"):
             yield self.value()
             self.count += 1
-            if self.take(",]") == "]":
-                return
 
     def members(self) -> Iterator[str]:
         """The names of an object's members; who asks for the next one must have taken the value."""
-        self.take("{")
-        if self.peek() == "}":
-            self.take("}")
-            return
-        while True:
+        for _ in self._items("{", "}"):
             if self.peek() != '"':
                 raise self._broken("expecting a name")
             name = self.value()
             self.take(":")
             yield name
-            if self.take(",}") == "}":
+
+    def _items(self, first: str, last: str) -> Iterator[None]:
+        self.take(first)
+        if self.peek() == last:
+            self.take(last)
+            return
+        while True:
+            yield
+            if self.take(f",{last}") == last:
                 return
 
     def end(self) -> None:

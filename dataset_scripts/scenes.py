@@ -129,10 +129,8 @@ class Scenes(GroundingBuilder):
 
     BUILDER_CONFIG_CLASS = ScenesConfig
     builder_name = "scenes"
+    license_name = "apache-2.0"
     source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
-
-    def license_name(self) -> str:
-        return "apache-2.0"
 
     def split_names(self) -> list[str]:
         return [split for split, count in self.config.counts.items() if count]
@@ -194,11 +192,7 @@ def is_relation(phrase: str) -> bool:
 
 
 def draw_scene(config: ScenesConfig, split: str, index: int) -> Scene:
-    """Draws one scene of a split: always the same one for the same arguments.
-
-    Raises:
-        ValueError: There is no such split.
-    """
+    """Draws one scene of a split: always the same one for the same arguments."""
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}, choose from {', '.join(SPLITS)}")
     rng, side = _rng(config, split, index), config.image_size
@@ -257,10 +251,7 @@ def _sample_attributes(rng: Rng, unseen: bool) -> list[tuple[str, str, str]]:
 
 
 class _Outline(NamedTuple):
-    """A shape around the origin: polygon vertices (x, y) in pixels.
-
-    A circle of `radius` and a box of the half widths `extent` (x, y) bound it.
-    """
+    """Vertices (x, y) in pixels of a shape around the origin, in a circle and in a box of the half widths `extent`."""
 
     radius: float
     extent: tuple[float, float]
@@ -291,10 +282,7 @@ def _sample_outline(rng: Rng, size: str, shape: str, image_size: int) -> _Outlin
 
 
 def _place(rng: Rng, outlines: list[_Outline], image_size: int) -> list[tuple[int, int]] | None:
-    """Random centres on the lattice, in supersampled pixels, at which the objects neither touch nor leave the image.
-
-    The largest object comes first. Returns None when one finds no free place.
-    """
+    """Centres on the lattice, in supersampled pixels, at which objects neither touch nor leave the image; or None."""
     cell, margin = image_size / _LATTICE, 2 * image_size / _UNIT
     places = [((i + 0.5) * cell, (j + 0.5) * cell) for j in range(_LATTICE) for i in range(_LATTICE)]
     centres: dict[int, tuple[float, float]] = {}
@@ -490,10 +478,7 @@ def _smooth_noise(rng: Rng, cells: int, image_size: int, filter_: Image.Resampli
 
 
 def _background(rng: Rng, image_size: int) -> np.ndarray:
-    """A muted background of two grayish colours: clouds, a gradient, stripes or a checker, all with some grain.
-
-    Returns int64 `(image_size, image_size, 3)`.
-    """
+    """Clouds, a gradient, stripes or a checker of two grayish colours, with grain: int64 `(height, width, 3)`."""
     first, second = (int(rng.integers(75, 150)) + rng.integers(-14, 15, size=3) for _ in range(2))
     kind = ("clouds", "gradient", "stripes", "checker")[int(rng.integers(4))]
     ramp = np.arange(image_size)

@@ -22,8 +22,7 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int, drop: Calla
             compressed or not; a list of such parts, of both kinds too; a flat list of numbers is one polygon.
         drop: is told why, for each part that is left out, and for a mask that nothing is left of.
 
-    Returns:
-        bool `(height, width)`; None where there is no segmentation, or nothing of it can be used.
+    Returns: bool `(height, width)`; None where there is no segmentation, or nothing of it can be used.
     """
     if segmentation is None or segmentation == []:
         return None

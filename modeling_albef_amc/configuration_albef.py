@@ -31,8 +31,7 @@ class AlbefVisionConfig(PreTrainedConfig):
         hidden_dropout_prob, attention_probs_dropout_prob: dropout of layers' outputs, and of attention probabilities.
         initializer_range: standard deviation of the initial weights.
 
-    Raises:
-        ValueError: sizes that no encoder has, or that do not fit each other.
+    Raises ValueError: sizes that no encoder has, or that do not fit each other.
 
     >>> AlbefVisionConfig(image_size=(256, 384)).grid
     (16, 24)
@@ -62,12 +61,12 @@ class AlbefVisionConfig(PreTrainedConfig):
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
         if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
             raise ValueError(
-                f"image_size {self.image_size} must be a side or (height, width), each in 1..{MAX_SIDE:,} pixels."
+                f"image_size {self.image_size} must be a side or (height, width), in 1..{MAX_SIDE:,} pixels."
             )
         height, width = sides
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels."
+                f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels"
             )
 
     @property
@@ -90,8 +89,7 @@ class AlbefTextConfig(PreTrainedConfig):
         type_vocab_size: number of token types; ALBEF's phrases are all of type 0.
         pad_token_id: the token that fills up a batch's shorter phrases, whose embedding is not trained; None for none.
 
-    Raises:
-        ValueError: sizes that no encoder has, or that do not fit each other.
+    Raises ValueError: sizes that no encoder has, or that do not fit each other.
     """
 
     model_type = "albef_text_model"
@@ -142,8 +140,7 @@ class AlbefConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights outside both encoders.
         tie_word_embeddings: the MLM head's weights are the word embeddings (pre-training only).
 
-    Raises:
-        ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
+    Raises ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
 
     >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
     >>> config.vision_config.grid, config.text_config.encoder_hidden_size
@@ -178,12 +175,12 @@ class AlbefConfig(PreTrainedConfig):
         first, last = self.text_config.fusion_layer, self.text_config.num_hidden_layers - 1
         if not first <= self.grounding_layer <= last:
             raise ValueError(
-                f"grounding_layer {self.grounding_layer} has no cross-attention: choose one of {first}..{last}."
+                f"grounding_layer {self.grounding_layer} has no cross-attention: choose one of {first}..{last}"
             )
         num_vision_layers = self.vision_config.num_hidden_layers
         if not -num_vision_layers <= self.vision_grounding_layer < num_vision_layers:
             raise ValueError(
-                f"vision_grounding_layer {self.vision_grounding_layer} is outside the {num_vision_layers} layers."
+                f"vision_grounding_layer {self.vision_grounding_layer} is outside the {num_vision_layers} layers"
             )
 
     @property
@@ -205,10 +202,9 @@ def check_encoder(config: AlbefVisionConfig | AlbefTextConfig) -> None:
     """ValueError: a size is out of range, heads do not share the width evenly, or there is no such activation."""
     check_sizes(config, "hidden_size", "intermediate_size")
     check_sizes(config, "num_hidden_layers", "num_attention_heads", most=MAX_LAYERS)
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {config.num_attention_heads}."
-        )
+    heads = config.num_attention_heads
+    if config.hidden_size % heads:
+        raise ValueError(f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {heads}.")
     if config.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act {config.hidden_act!r:.80} is none of {', '.join(sorted(ACT2FN))}.")
 

@@ -55,8 +55,7 @@ def gradcam(
     Returns: (num_phrases, rows, columns), with `per_head` and `per_token` (num_phrases, num_heads, num_tokens, rows,
         columns); at least float32, not negative, not normalised. Maps of padded tokens are zero.
 
-    Raises:
-        ValueError: the score does not depend on the attention, or the grid does not fit the patches.
+    Raises ValueError: the score does not depend on the attention, or the grid does not fit the patches.
 
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
@@ -80,8 +79,7 @@ def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, pe
 def patch_maps(phrase_attention: PhraseAttention, weights: Tensor, per_head: bool) -> Tensor:
     """Weights of the shape of the attention → (num_phrases, [num_heads,] num_tokens, rows, columns), valid tokens only.
 
-    Raises:
-        ValueError: the grid does not fit the patches.
+    Raises ValueError: the grid does not fit the patches.
     """
     maps, (rows, columns) = weights[..., phrase_attention.queries, phrase_attention.patches], phrase_attention.grid
     if maps.shape[-1] != rows * columns:
@@ -110,12 +108,12 @@ def attention_gradients(
         check_recorded(attention)
         if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
             raise RuntimeError(
-                "Activation checkpointing with use_reentrant=True cuts the graph of heatmaps: pass False."
+                "Activation checkpointing with use_reentrant=True cuts the graph: pass use_reentrant=False."
             )
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
-            "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an input "
-            "or a parameter that requires a gradient, and activation checkpointing with use_reentrant=False."
+            "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an "
+            "input or a parameter that requires a gradient, and activation checkpointing with use_reentrant=False."
         )
     return torch.autograd.grad(score, attentions, torch.ones_like(score), create_graph=create_graph, allow_unused=True)
 
@@ -189,8 +187,7 @@ def resolve_image_index(images: Tensor, phrases: Tensor, image_index: Tensor | N
     Args:
         images: (num_images, …). phrases: (num_phrases, …).
 
-    Raises:
-        ValueError: `image_index` cannot be guessed, or is not one whole number a phrase.
+    Raises ValueError: `image_index` cannot be guessed, or is not one whole number a phrase.
     """
     num_images, num_phrases = images.shape[0], phrases.shape[0]
     if image_index is not None:

@@ -18,8 +18,7 @@ class AlbefImageProcessor(AlbefImageInputs, TorchvisionBackend):
 
     Returns: `pixel_values` (num_images, 3, height, width) float32.
 
-    Raises:
-        ImportError: torchvision is not installed. ValueError: as of `AlbefImageProcessorPil`.
+    Raises ImportError: torchvision is not installed. ValueError: as of `AlbefImageProcessorPil`.
     """
 
     resample = PILImageResampling.BICUBIC

@@ -28,8 +28,7 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
             (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
         name: what errors call `images`; what is inside is `images[0]`, `images[0][1]` and so on.
 
-    Raises:
-        ValueError: something is not an image; a list or a batch is empty, so that phrases would miss their images.
+    Raises ValueError: something is not an image; a list or a batch is empty, so that phrases would miss their images.
     """
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]
@@ -39,17 +38,12 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
     if is_array and images.ndim in (2, 3):
         return [images]
     if is_array and images.ndim != 4:
-        raise ValueError(
-            f"{name} must have 2 or 3 dimensions (a batch of images 4), not the shape {tuple(images.shape)}"
-        )
+        raise ValueError(f"{name} must have 2 to 4 dimensions, got the shape {tuple(images.shape)}")
     if not is_array and not isinstance(images, list | tuple):
         raise ValueError(f"{name} must be a Pillow image, an array, a tensor, a path or a URL, not {type(images)}")
     if not len(images):
-        raise ValueError(
-            "no images were given: pass at least one"
-            if name == "images"
-            else f"{name} is an empty group: there is no image for its phrases; leave both out"
-        )
+        empty = "no images were given" if name == "images" else f"{name} is an empty group: no image for its phrases"
+        raise ValueError(f"{empty}; pass at least one")
     return [image for index, item in enumerate(images) for image in flatten_images(item, f"{name}[{index}]")]
 
 
@@ -69,15 +63,12 @@ def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
     """Scales 16-bit grey images to 8 bits, which Pillow would clip to white on their way to RGB; others stay as they
     are.
 
-    Raises:
-        ValueError: mode "I" or "F", whose range of values nobody knows.
+    Raises ValueError: mode "I" or "F", whose range of values nobody knows.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"a Pillow image of mode {image.mode!r} has no known range: scale it to 8 bits (mode 'L' or 'RGB')"
-        )
+        raise ValueError(f"a Pillow image of mode {image.mode!r} has no known range: scale it to 8 bits (mode 'L')")
     return image
 
 
@@ -89,8 +80,7 @@ def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
             must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
         do_rescale: False when the caller has scaled the values already: floating point values are then kept.
 
-    Raises:
-        ValueError: empty, not finite or out of range.
+    Raises ValueError: empty, not finite or out of range.
     """
     if isinstance(image, np.ndarray):
         # torch takes neither negative strides (flipped arrays) nor read-only memory (the arrays of Pillow).
@@ -173,8 +163,7 @@ class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
 
     Returns: `pixel_values` (num_images, 3, height, width) float32; `flatten_images` says what an image is.
 
-    Raises:
-        ValueError: what is not an image, cannot be read or has values out of range; the message names its place.
+    Raises ValueError: what is not an image, cannot be read or has values out of range; the message names its place.
 
     >>> from PIL import Image
     >>> processor = AlbefImageProcessorPil(size={"height": 32, "width": 48})

@@ -35,7 +35,8 @@ def is_image(value: object) -> bool:
 
 
 def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
-    """Args:
+    """
+    Args:
         source: a path, a URL, a Pillow image, the undecoded {"bytes", "path"} of a data set, or an array or tensor
             (height, width), (height, width, channels) or (channels, height, width) of any number type.
         timeout: seconds to wait for a URL.
@@ -60,8 +61,7 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
     Args:
         source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
 
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is no image, or cut off.
+    Raises FileNotFoundError: there is no such file. ValueError: it is no image, or cut off.
     """
     if source is None:
         raise ValueError("there is no image: was the data set built without images? Build it with --images_dir.")

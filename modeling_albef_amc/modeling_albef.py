@@ -204,9 +204,7 @@ class AlbefVisionEmbeddings(nn.Module):
         if height % patch_size or width % patch_size:
             raise ValueError(f"Images of {height} x {width} pixels are not a whole number of patches of {patch_size}.")
         if not interpolate_pos_encoding and (height // patch_size, width // patch_size) != self.config.grid:
-            raise ValueError(
-                f"Images of {height} x {width} pixels have no learned positions, and none are interpolated."
-            )
+            raise ValueError(f"Images of {height} x {width} pixels have no learned positions: interpolate them.")
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self.interpolated_positions(tuple(patches.shape[2:]))
         cls_token = self.cls_token.expand(pixel_values.shape[0], -1, -1)
@@ -271,7 +269,8 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         interpolate_pos_encoding: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefEncoderOutput:
-        """Args:
+        """
+        Args:
             pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
             explained_layer: the layer whose self-attention is recorded. From there on every phrase has its own copy of
                 its image, so that each copy's attention serves one score only.
@@ -453,8 +452,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         Returns: hidden states (num_phrases, num_tokens, hidden_size), of all layers where `output_hidden_states` or
             `output_attentions` ask for them; a tuple with `return_dict=False`.
 
-        Raises:
-            ValueError: both texts or none are given, or more tokens than have a position.
+        Raises ValueError: both texts or none are given, or more tokens than have a position.
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -525,8 +523,7 @@ def first_tokens(attention_mask: Tensor | None) -> Tensor | None:
         attention_mask: (num_phrases, num_tokens), 0 for padding; or (num_phrases, 1, 1 or num_tokens, num_tokens), of
             bool or to add to attention scores.
 
-    Raises:
-        ValueError: the mask is neither.
+    Raises ValueError: the mask is neither.
     """
     if attention_mask is None:
         return None
@@ -642,22 +639,17 @@ class AlbefModel(AlbefPreTrainedModel):
                 the output has the features.
             image_index: (num_phrases,), which image each phrase belongs to. May be left out with one phrase an image
                 (in the same order), or with a single image.
-            output_heatmaps: explain the score of each phrase.
-            output_token_heatmaps: also return the map of every word piece ("itm" only).
+            output_heatmaps: explain the score of each phrase. output_token_heatmaps: of every word piece too ("itm"
+                only).
             heatmap_token_mask: (num_phrases, num_tokens), 1 for the tokens whose maps are averaged; default all.
             explanation: "itm": the match score by a cross-attention; "itc": the scaled image-text similarity by the
                 [CLS] row of a self-attention of the image encoder.
             grounding_layer: the explained layer; default `config.grounding_layer` ("itm") or `vision_grounding_layer`.
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
                 Otherwise nothing below the explained layer is differentiated, and no output has a graph.
-            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
-            output_hidden_states, output_attentions: of all layers; `attn_implementation="eager"` has attentions.
-            return_dict: False returns a tuple of what is there.
+            kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, `return_dict`.
 
-        Returns: `AlbefOutput`.
-
-        Raises:
-            ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
+        Raises ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
         """
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:
@@ -718,8 +710,8 @@ class AlbefModel(AlbefPreTrainedModel):
         """What `gradcam` makes heatmaps of, and the probability that each phrase fits. Arguments: as of `forward`.
 
         Args:
-            layer: `grounding_layer` of `forward`.
-            image_embeds: what `encode_images` gave, so that images are not encoded again.
+            layer: `grounding_layer` of `forward`. image_embeds: of `encode_images`, so that images are not encoded
+                again.
         """
         inputs = pixel_values, input_ids, attention_mask, image_index
         with torch.set_grad_enabled(create_graph):

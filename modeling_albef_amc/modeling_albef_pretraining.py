@@ -40,16 +40,15 @@ LOSSES = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
 class AlbefForPreTrainingOutput(ModelOutput):
     """Output of `AlbefForPreTraining`.
 
-    - `loss`: the sum of those below. `loss_itc`: image-text contrast. `loss_itm`: image-text matching. `loss_mlm`:
-      masked words; None without `mlm_labels`. `loss_absent`: phrases that fit nothing; None where there are none.
+    - `loss`: the sum of the others. `loss_itc`, `loss_itm`: contrast, matching. `loss_mlm`: masked words; None without
+      `mlm_labels`. `loss_absent`: phrases that fit nothing; None where there are none.
     - `itm_logits` (num_phrases, 2): of the phrases and their images. `negative_itm_logits` (2 * num_phrases, 2): in
       training, of each phrase with a negative image, then of each phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
     - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length;
       without the phrases that are absent.
-    - `hidden_states`, `attentions`, `cross_attentions`: of the text and fusion layers with the true pairs, when asked
-      for. `vision_model_output`: of the image encoder.
+    - `hidden_states`, `attentions`, `cross_attentions`, `vision_model_output`: of the true pairs, as of `AlbefOutput`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -79,9 +78,8 @@ class MomentumTargets:
     - `image_embeds` (num_images, 1 + num_patches, hidden_size): momentum image states.
     - `image_features`, `text_features` (num_phrases, projection_dim): momentum features of the pairs.
     - `image_ids`, `text_ids` (num_phrases,): fingerprints of what counts as the same image and the same text.
-    - `image_candidates`, `text_candidates` (num_candidates, projection_dim), `candidate_image_ids`,
-      `candidate_text_ids` (num_candidates,): the pairs of all processes and micro-batches of the step, then the queue.
-    - `position`: where this micro-batch begins among the candidates.
+    - The same of all candidates, with num_candidates rows: the pairs of all processes and micro-batches of the step,
+      then the queue. `position`: where this micro-batch begins among them.
     """
 
     image_embeds: Tensor
@@ -281,13 +279,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             output_heatmaps: explain the match of the true pairs; differentiable unless gradients are off.
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from.
-            output_hidden_states, output_attentions: of all layers, with the true pairs. return_dict: False returns a
-                tuple of what is there.
+            kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
 
-        Returns: `AlbefForPreTrainingOutput`.
-
-        Raises:
-            ValueError: inputs that do not fit each other or the model.
+        Raises ValueError: inputs that do not fit each other or the model.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
             shape = tuple(attention_mask.shape)
@@ -300,14 +294,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             batch = dict(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
             batch |= dict(image_index=image_index, image_ids=image_ids, is_absent=is_absent)
             (momentum_targets,) = self.momentum_step([batch])
-        vision = self.albef.vision_model(pixel_values, **kwargs)
-        image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
-        pairs = TruePairs(own_image, input_ids, attention_mask, mlm_input_ids, mlm_labels)
-        grid = self.albef.patch_grid(pixel_values) if output_heatmaps else None
-        encoded, heatmaps = self._match_true_pairs(pairs, image_key_values, image_index, grid, **kwargs)
-        found = dict(itm_logits=pairs.itm_logits, heatmaps=heatmaps, vision_model_output=vision)
-        found |= {name: encoded.get(name) for name in ("hidden_states", "attentions", "cross_attentions")}
-        losses = {}
+        pairs, losses = TruePairs(own_image, input_ids, attention_mask, mlm_input_ids, mlm_labels), {}
+        image_key_values, found = self._encode(pixel_values, pairs, image_index, output_heatmaps, **kwargs)
+        image_embeds = found["vision_model_output"].last_hidden_state
         if is_absent is not None and is_absent.any():
             match_logit = (pairs.itm_logits[:, 1] - pairs.itm_logits[:, 0]).float()
             losses["loss_absent"] = F.softplus(match_logit[is_absent]).mean()
@@ -318,23 +307,21 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 return AlbefForPreTrainingOutput(loss=losses["loss_absent"] + zero, **losses, **found)
             pairs = pairs.select(~is_absent)
 
-        image_features = self.albef.itc_image_features(vision.last_hidden_state)
+        image_features = self.albef.itc_image_features(image_embeds)
         text_features = self.albef.itc_text_features(pairs.text_embeds, pairs.attention_mask)
         of_pairs = image_features[pairs.own_image], text_features
         if momentum_targets is None:
             ids = self._image_ids(image_ids, pixel_values), text_fingerprints(pairs.input_ids, pairs.attention_mask)
             own = *of_pairs, ids[0][pairs.own_image], ids[1]
-            momentum_targets = MomentumTargets(vision.last_hidden_state, *own, *own)
+            momentum_targets = MomentumTargets(image_embeds, *own, *own)
         matches = known_to_fit(momentum_targets)
         losses["loss_itc"], *similarities = itc_loss(*of_pairs, momentum_targets, matches, self._temperature(), alpha)
 
         own = slice(momentum_targets.position, momentum_targets.position + len(pairs.own_image))
-        wrong_texts, wrong_images = (~known[:, own] for known in matches)
-        negatives = self.choose_negatives(*similarities, wrong_texts, wrong_images)
+        allowed = [~known[:, own] for known in matches]
+        negatives = self.choose_negatives(*similarities, *allowed)
         negative_states, masked_states = self._fuse(pairs, image_key_values, *negatives)
-        # A row without any allowed negative, as in a batch of one, has its true pair only.
-        has_negative = torch.cat([wrong_images.any(dim=1), wrong_texts.any(dim=1)])
-        losses["loss_itm"], negative_itm_logits = self._itm(pairs, negative_states, negatives[1], has_negative)
+        losses["loss_itm"], negative_itm_logits = self._itm(pairs, negative_states, negatives[1], *allowed)
         if mlm_labels is not None:
             losses["loss_mlm"], found["mlm_logits"] = self._mlm(pairs, masked_states, momentum_targets, alpha)
         return AlbefForPreTrainingOutput(
@@ -347,18 +334,15 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             **found,
         )
 
-    def _match_true_pairs(
-        self,
-        pairs: TruePairs,
-        image_key_values: list[KeyValue],
-        image_index: Tensor | None,
-        grid: tuple[int, int] | None,
-        **kwargs,
-    ) -> tuple[AlbefEncoderOutput, Tensor | None]:
-        """Reads the phrases and matches them with their images: fills in `text_embeds`, `masked_embeds`, `itm_logits`.
+    def _encode(
+        self, pixel_values: Tensor, pairs: TruePairs, image_index: Tensor | None, output_heatmaps: bool, **kwargs
+    ) -> tuple[list[KeyValue], dict[str, Any]]:
+        """Encodes images and phrases and matches them: fills in `text_embeds`, `masked_embeds` and `itm_logits`.
 
-        Returns: what the text and fusion layers gave and, where the `grid` of patches is given, heatmaps.
+        Returns: keys and values of the images, and fields of the output.
         """
+        vision = self.albef.vision_model(pixel_values, **kwargs)
+        image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
         mask, text_model = pairs.attention_mask, self.albef.text_model
         # Where the states of every layer are asked for, the true pairs need a pass of their own from the words on.
         is_recorded = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
@@ -369,19 +353,21 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         elif pairs.mlm_labels is not None:
             pairs.masked_embeds = text_model(pairs.mlm_input_ids, mask).last_hidden_state
         inputs, heatmaps = (pairs.input_ids, mask, image_key_values, image_index), None
-        if grid is None:
+        if not output_heatmaps:
             encoded, pairs.itm_logits = self.albef.match(*inputs, **kwargs)
         else:
             create_graph, layer = torch.is_grad_enabled(), self.config.grounding_layer
             key, _ = image_key_values[layer - self.config.text_config.fusion_layer]
             if create_graph and not key.requires_grad:  # all weights below the explained attention are frozen
                 key.requires_grad_()
-            token_mask = tokens_to_explain(pairs.input_ids, mask)
+            token_mask, grid = tokens_to_explain(pairs.input_ids, mask), self.albef.patch_grid(pixel_values)
             encoded, itm_logits = self.albef.match(*inputs, layer, create_graph, **kwargs)
             heatmaps = gradcam(match_attention(itm_logits, encoded, token_mask, grid), create_graph)
             pairs.itm_logits = itm_logits if create_graph else itm_logits.detach()
         pairs.text_embeds = encoded.text_hidden_state
-        return encoded, heatmaps
+        found = {name: encoded.get(name) for name in ("hidden_states", "attentions", "cross_attentions")}
+        found |= dict(itm_logits=pairs.itm_logits, heatmaps=heatmaps, vision_model_output=vision)
+        return image_key_values, found
 
     def _temperature(self) -> Tensor:
         # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
@@ -389,7 +375,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
 
     def choose_negatives(
-        self, image_to_text: Tensor, text_to_image: Tensor, wrong_texts: Tensor, wrong_images: Tensor
+        self, image_to_text: Tensor, text_to_image: Tensor, allowed_texts: Tensor, allowed_images: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Hard negatives, drawn by similarity; in evaluation the most similar.
 
@@ -399,19 +385,19 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         (num_phrases,).
         """
         choose = draw_negatives if self.training else hardest_negatives
-        images = choose(text_to_image, wrong_images)
-        return images, choose(image_to_text, wrong_texts)
+        images = choose(text_to_image, allowed_images)
+        return images, choose(image_to_text, allowed_texts)
 
     def _fuse(
-        self, pairs: TruePairs, image_key_values: list[KeyValue], wrong_images: Tensor, wrong_texts: Tensor
+        self, pairs: TruePairs, image_key_values: list[KeyValue], negative_images: Tensor, negative_texts: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """One pass of the fusion layers over the negatives of ITM and, if there are any, the masked words of MLM.
 
         Returns: states (2 * num_phrases, num_tokens, hidden_size), and (num_phrases, num_tokens, hidden_size) or None.
         """
-        texts = [pairs.text_embeds, pairs.text_embeds[wrong_texts]]
-        images = [pairs.own_image[wrong_images], pairs.own_image]
-        rows = [torch.arange(len(wrong_texts), device=wrong_texts.device), wrong_texts]
+        texts = [pairs.text_embeds, pairs.text_embeds[negative_texts]]
+        images = [pairs.own_image[negative_images], pairs.own_image]
+        rows = [torch.arange(len(negative_texts), device=negative_texts.device), negative_texts]
         if pairs.masked_embeds is not None:
             texts, images, rows = [*texts, pairs.masked_embeds], [*images, pairs.own_image], [*rows, rows[0]]
         states = self.albef.text_model(
@@ -420,25 +406,29 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_key_values=image_key_values,
             image_index=torch.cat(images),
         ).last_hidden_state
-        split = 2 * len(wrong_texts)
+        split = 2 * len(negative_texts)
         return states[:split], None if pairs.masked_embeds is None else states[split:]
 
     def _itm(
-        self, pairs: TruePairs, negative_states: Tensor, wrong_texts: Tensor, has_negative: Tensor
+        self,
+        pairs: TruePairs,
+        negative_states: Tensor,
+        negative_texts: Tensor,
+        allowed_texts: Tensor,
+        allowed_images: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The ITM loss, and the logits (2 * num_phrases, 2) of the negatives; arguments of `_fuse` and `itm_loss`."""
+        """The ITM loss, and the logits (2 * num_phrases, 2) of the negatives."""
+        # A row without any allowed negative, as in a batch of one, has its true pair only.
+        has_negative = torch.cat([allowed_images.any(dim=1), allowed_texts.any(dim=1)])
         mask = pairs.attention_mask
-        mask = None if mask is None else torch.cat([mask, mask[wrong_texts]])
+        mask = None if mask is None else torch.cat([mask, mask[negative_texts]])
         negative_itm_logits = self.albef.itm_logits(negative_states, mask)
         return itm_loss(pairs.itm_logits, negative_itm_logits, has_negative), negative_itm_logits
 
     def _mlm(self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the masked positions, blended with the momentum encoder's; 0 where nothing is masked.
 
-        Args:
-            states: (num_phrases, num_tokens, hidden_size) of the fusion encoder.
-
-        Returns: the loss and the logits (num_masked, vocab_size).
+        Returns: the loss and the logits (num_masked, vocab_size). `states` are those of the fusion encoder.
         """
         masked = pairs.mlm_labels != -100
         if self.config.mlm_distillation_axis == "sequence":
@@ -532,7 +522,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             return -2 - torch.arange(len(pixel_values), device=pixel_values.device)
         if image_ids.shape != (len(pixel_values),):
             raise ValueError(
-                f"image_ids must be {len(pixel_values)} whole numbers, one an image, not {tuple(image_ids.shape)}."
+                f"image_ids must be {len(pixel_values)} numbers, one an image, not {tuple(image_ids.shape)}."
             )
         return image_ids
 
@@ -593,11 +583,10 @@ def itc_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ITC with soft targets α · softmax(momentum similarity) + (1 − α) · one-hot, both directions (ALBEF, eq. 1 and 6).
 
-    Candidates that are known to fit, besides the pair itself, are neither its positives nor its negatives.
+    Candidates that are known to fit (`matches`), besides the pair itself, are neither its positives nor its negatives.
 
     Args:
         image_features, text_features: (num_phrases, projection_dim) of the true pairs.
-        matches: from `known_to_fit`.
 
     Returns: the loss, and the similarities over temperature of each image to the phrases and of each phrase to the
         images of this micro-batch, both (num_phrases, num_phrases).
@@ -642,7 +631,7 @@ def known_to_fit(targets: MomentumTargets) -> tuple[Tensor, Tensor]:
     """Which texts are known to fit each image, and which images each text: all of these are no negatives.
 
     A text fits an image if any pair of the step or the queue says so: equal images share their texts, equal texts
-    their images. An image with the phrases "a dog" and "a man" is no negative for another image's "a dog".
+    their images.
 
     Returns: two (num_phrases, num_candidates) of bool: image i with text j, text i with image j.
     """

@@ -3,10 +3,8 @@
 `pipeline("visual-grounding")`, `AutoGrounder`, evaluation, the layer sweep and the Space are thin on top of it.
 """
 
-import hashlib
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -94,9 +92,8 @@ class PhraseGrounder:
         processor: of the model; it must show the model whole images.
         explain: a function of model, pixel values, token ids, their mask, each phrase's image, which returns a
             `PhraseAttention` with its `probability`. Default: `model.explain`.
-        encode_images: a function of model and pixel values, whose result `explain` takes as `image_embeds`: an image is
-            then encoded once for all its phrases. Default: `model.encode_images`, where `explain` is the model's own.
-        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
+        encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
+            phrases. Default: `model.encode_images`, where `explain` is the model's own.
 
     Attributes:
         autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
@@ -104,12 +101,12 @@ class PhraseGrounder:
     Raises:
         ValueError: the model does not explain itself, and no function for it is given.
 
-    Example:
-        >>> grounder = PhraseGrounder(model, processor)
-        >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
-        (212, 140)
+    >>> grounder = PhraseGrounder(model, processor)
+    >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
+    (212, 140)
     """
 
+    keeps_encodings = False  # from call to call
     autocast: Callable[[], AbstractContextManager] = nullcontext
     # By `method`, what turns the explanation of a pass into heatmaps.
     methods: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam, "attention": attention_map}
@@ -120,16 +117,14 @@ class PhraseGrounder:
         processor: ProcessorMixin,
         explain: Callable[..., PhraseAttention] | None = None,
         encode_images: Callable[..., Tensor] | None = None,
-        max_encodings: int = 0,
     ):
         if explain is None:
             if not hasattr(model, "explain"):
                 raise ValueError(
-                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain=."
+                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain"
                 )
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
-        self.max_encodings, self.encodings, self.lock = max_encodings, OrderedDict(), threading.Lock()
         self.tokenizing = threading.Lock()  # a tokenizer keeps state in a call
 
     @property
@@ -149,22 +144,19 @@ class PhraseGrounder:
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
         """
         Args:
-            images: an image: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
-                (3, height, width); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
+            images: an image (a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
+                (3, height, width)); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
                 what can only be gone through (a data set, a column of one, a generator).
-            phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. Not
-                needed with dictionaries. Instead of a string, a phrase may be words of a caption, as they are in
-                `caption.split(" ")`: {"caption": "a man in a red hat", "caption_span": (3, 6)} looks for "a red hat".
-            batch_size, num_workers: images a pass, and processes that read them.
-            timeout: seconds to wait for a URL.
+            phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. A
+                phrase may be words of a caption, of `caption.split(" ")`: {"caption": "a man in a red hat",
+                "caption_span": (3, 6)}.
+            batch_size, num_workers: images a pass, and processes that read them. timeout: seconds to wait for a URL.
             options: of `answers`: `threshold`, `output_heatmaps`, `output_pictures`; of `explain_phrases`: `method`,
                 `explanation`, `grounding_layer`, `phrase_batch_size`, `explain`, `output_points`.
 
-        Returns:
-            A list of answers for one image, a list of such lists for a list of images, an iterator over such lists for
-            a data set or a generator. One answer a phrase, a dictionary:
-            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or the caption that it was given
-              in, fits the image.
+        Returns: a list of answers for one image, a list of such lists for a list of images, an iterator over such
+            lists for a data set or a generator. One answer a phrase, a dictionary:
+            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or its caption, fits the image.
             - "point": (x, y) in pixels of the upright image, where the heatmap is highest.
             - "box": (x1, y1, x2, y2), half-open, in pixels, around the heat at that point.
             - "heatmap": (height, width) float32 array, not normalised.
@@ -187,9 +179,8 @@ class PhraseGrounder:
         return run(as_record(*pair) for pair in pairs)
 
     def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
-        """The probability in [0, 1] that each phrase fits its image; nothing is explained.
-
-        Arguments and errors: as of `ground`. Returns: a number where that has an answer.
+        """The probability in [0, 1] that each phrase fits its image, in the layout of `ground`; nothing is
+        explained.
         """
         answers = self.ground(images, phrases, output_points=False, **options)
         if isinstance(answers, Iterator):
@@ -215,8 +206,7 @@ class PhraseGrounder:
     def tokenize(self, phrases: list[Phrase]) -> Tokens:
         """Phrases, or words of captions, as the model takes them; several threads may call it.
 
-        Raises:
-            ValueError: a phrase is empty or too long, or its span is not in its caption.
+        Raises ValueError: a phrase is empty or too long, or its span is not in its caption.
         """
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
         with self.tokenizing:
@@ -254,8 +244,8 @@ class PhraseGrounder:
 
         Args:
             phrase_batch_size: phrases a pass.
-            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient).
-            output_points: False to score only.
+            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient). output_points: False:
+                nothing.
             explain: a function to use instead of the model's.
             explanation, grounding_layer: another score or layer than the model's own.
 
@@ -301,12 +291,11 @@ class PhraseGrounder:
 
         Args:
             pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
-            phrase_batch_size: phrases a pass.
-            explain: instead of the model's own. options: of `explain`, such as `layer` and `explanation`.
+            options: of `explain`, such as `layer` and `explanation`.
         """
         device, explain = self.model.device, explain or self.explain
         pixel_values, image_embeds = pixel_values.to(device), None
-        is_reused = len(image_index) > phrase_batch_size or self.max_encodings
+        is_reused = len(image_index) > phrase_batch_size or self.keeps_encodings
         if is_reused and explain is self.explain and self.encode_images is not None:
             image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
         for first in range(0, len(image_index), phrase_batch_size):
@@ -324,21 +313,9 @@ class PhraseGrounder:
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """What `encode_images` gives of an image (1, 3, height, width), from memory if it is kept."""
-        if not self.max_encodings:
-            with self.autocast():
-                return self.encode_images(self.model, pixel_values)
-        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
-        with self.lock:
-            encoded = self.encodings.pop(key, None)
-        if encoded is None:
-            with self.autocast():
-                encoded = self.encode_images(self.model, pixel_values)
-        with self.lock:
-            self.encodings[key] = encoded  # the newest
-            while len(self.encodings) > self.max_encodings:
-                self.encodings.popitem(last=False)
-        return encoded
+        """What `encode_images` gives of an image (1, 3, height, width)."""
+        with self.autocast():
+            return self.encode_images(self.model, pixel_values)
 
     def answers(self, grounded: GroundedImage, **options: Any) -> list[dict[str, Any]]:
         """One answer a phrase, in pixels of the image; see `ground`. Options: of `answer`."""
@@ -358,8 +335,8 @@ class PhraseGrounder:
         Args:
             number: of the phrase, among those of the image.
             threshold: heat at the edge of a box, see `post_process_grounding`.
-            output_heatmaps: with "heatmap". For many phrases on large images rather False.
-            output_pictures: with "picture".
+            output_heatmaps, output_pictures: with "heatmap" (of many phrases on large images rather False), with
+                "picture".
         """
         heatmap = grounded.heatmaps[number]
         answer = {"phrase": grounded.tokens.phrases[number], "score": grounded.scores[number]}

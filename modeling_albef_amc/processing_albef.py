@@ -41,8 +41,7 @@ class AlbefProcessor(ProcessorMixin):
         tokenizer: any BERT tokenizer; the processor keeps a copy of it that adds no [SEP].
         max_words: words kept of a phrase: 50, and 30 for referring expressions. Calls can override it.
 
-    Raises:
-        ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
+    Raises ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
 
     >>> from PIL import Image
     >>> from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
@@ -152,8 +151,7 @@ class AlbefProcessor(ProcessorMixin):
 def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
     """The phrases in one list, and each one's image when they came in lists of lists.
 
-    Raises:
-        ValueError: `text` is no phrase, no list of phrases and no list of lists, or has no phrase.
+    Raises ValueError: `text` is no phrase, no list of phrases and no list of lists, or has no phrase.
 
     >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
     (['a dog', 'red', 'a tree'], [0, 0, 2])
@@ -166,9 +164,7 @@ def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str],
     phrases = [phrase for item in text for phrase in item] if nested else list(text)
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str):
-            raise ValueError(
-                f"phrase {index} is {phrase!r}, not a string: pass a phrase, a list of phrases or a list of lists"
-            )
+            raise ValueError(f"phrase {index} is {phrase!r}, not a string: pass phrases, or lists of phrases")
     if not phrases:
         raise ValueError("text holds no phrase: pass at least one")
     return phrases, [image for image, item in enumerate(text) for _ in item] if nested else None
@@ -194,11 +190,9 @@ def span_tokens(
 
     Args:
         offsets: of each caption's tokens, (start, end) in characters of the text that the tokenizer was given.
-        attention_mask: of each caption's tokens.
         characters: caption, span → (start, end) of the span's words in that text.
 
-    Raises:
-        ValueError: a span has no token; the message names the caption.
+    Raises ValueError: a span has no token; the message names the caption.
     """
     rows = []
     for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
@@ -227,14 +221,7 @@ def cleans_text(processor: ProcessorMixin) -> bool:
 
 
 def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: int | None = None) -> BatchFeature:
-    """`input_ids` and `attention_mask` (num_phrases, num_tokens) for the model of any processor.
-
-    Args:
-        max_length: tokens that a phrase is cut to; None does not cut.
-
-    Raises:
-        ValueError: as of `AlbefProcessor`.
-    """
+    """`input_ids` and `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases."""
     # Other processors hand the text on to the tokenizer, some with places for an image.
     tokenize = processor if cleans_text(processor) else processor.tokenizer
     cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
@@ -242,15 +229,10 @@ def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: 
 
 
 def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, Tensor]:
-    """Captions and the words of each that are to be grounded, tokenized for the model of any processor.
+    """`input_ids`, `attention_mask` and `heatmap_token_mask` (num_captions, num_tokens) of any processor.
 
     Args:
-        spans: as `AlbefProcessor` takes them.
-
-    Returns: `input_ids`, `attention_mask` and `heatmap_token_mask`, (num_captions, num_tokens) each.
-
-    Raises:
-        ValueError: as of `AlbefProcessor`.
+        spans: the words of each caption that are to be grounded, as `AlbefProcessor` takes them.
     """
     if cleans_text(processor):
         return dict(processor(text=captions, phrase_spans=spans, **TOKENIZED))
@@ -291,8 +273,7 @@ def post_process_grounding(
         around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
         a constant map is the whole image.
 
-    Raises:
-        ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
+    Raises ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
 
     >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
@@ -334,19 +315,14 @@ def check_heatmaps(heatmaps: Tensor | list[Tensor]) -> list[Tensor]:
 def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
     """(height, width) in pixels for every map."""
     sizes = torch.as_tensor(target_sizes)
-    if sizes.shape == (2,):
-        sizes = sizes.expand(num_maps, 2)
+    sizes = sizes.expand(num_maps, 2) if sizes.shape == (2,) else sizes
     if sizes.ndim != 2 or sizes.shape[1] != 2:
         raise ValueError(f"target_sizes must be (num_phrases, 2), (height, width), got the shape {tuple(sizes.shape)}")
     if len(sizes) != num_maps:
-        raise ValueError(
-            f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or a single pair for all"
-        )
+        raise ValueError(f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or one for all")
     for index, size in enumerate(sizes.tolist()):
         if any(not float(side).is_integer() or side < 1 for side in size):
-            raise ValueError(
-                f"target size {index} is {size}: height and width must be whole numbers of pixels, at least 1"
-            )
+            raise ValueError(f"target size {index} is {size}: sides must be whole numbers of pixels, at least 1")
     return [(int(height), int(width)) for height, width in sizes.tolist()]
 
 

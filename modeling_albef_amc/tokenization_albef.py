@@ -31,8 +31,7 @@ def clean_text(text: str, max_words: int = 50) -> str:
 
     Returns: the words, parted by single blanks; "" where nothing is left.
 
-    Raises:
-        ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
+    Raises ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
 
     >>> clean_text("A <person>'s two-story house!")
     'a persons two story house'
@@ -90,8 +89,7 @@ def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
     Args:
         span: (first, end).
 
-    Raises:
-        ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
+    Raises ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
 
     >>> span_characters("a red dog", (1, 3))
     (2, 9)
@@ -99,9 +97,7 @@ def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
     words = text.split(" ")
     is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(number, int) for number in span)
     if not (is_pair and 0 <= span[0] < span[1] <= len(words)):
-        raise ValueError(
-            f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the number of words"
-        )
+        raise ValueError(f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the words")
     first, end = span
     start = sum(len(word) + 1 for word in words[:first])
     return start, start + len(" ".join(words[first:end]))
@@ -115,8 +111,7 @@ def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
 
     Returns: a plain `PreTrainedTokenizerFast` with the same vocabulary, special tokens and defaults of calls.
 
-    Raises:
-        ValueError: it is not backed by the tokenizers library, or has no [CLS] or no padding token.
+    Raises ValueError: it is not backed by the tokenizers library, or has no [CLS] or no padding token.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library: pass a BertTokenizer")

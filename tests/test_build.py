@@ -17,10 +17,11 @@ from dataset_scripts import build as build_module
 from dataset_scripts.build import builder_class, main
 from dataset_scripts.features import FEATURES, encode_png, mask_to_box
 from dataset_scripts.options import BUILDERS
-from tests.image_ids import name_in_source
+from tests.helpers.builders import name_in_source
 
 build = partial(build_module.build, num_proc=1)  # these are small; test_shards.py has several processes
 COUNTS = {"train": 12, "validation": 3, "test": 3, "test_relations": 3, "test_unseen": 3, "captions": 3}
+SIZES = [word for split, count in COUNTS.items() for word in (f"--{split}", str(count))]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,7 @@ def test_limit_cuts_every_split(tmp_path):
 
 def test_only_the_splits_that_are_asked_for_are_built(built, tmp_path):
     folder, _ = built
-    sizes = [word for split, count in COUNTS.items() for word in (f"--{split.replace('_', '-')}", str(count))]
-    command = ["scenes", "--output", str(tmp_path / "out"), *sizes, "--num-proc", "1", "--splits"]
+    command = ["scenes", "--output", str(tmp_path / "out"), *SIZES, "--num-proc", "1", "--splits"]
     with pytest.raises(SystemExit, match=r"error: scenes: there is no split 'dev', but train, .*captions"):
         main([*command, "test", "dev"])
     assert not list(tmp_path.iterdir())
@@ -186,25 +186,24 @@ def test_a_build_without_rows_is_an_error(tmp_path):
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_builds_and_tells_what_it_kept(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "dataset_scripts.build",
-        "scenes",
-        "--output",
-        str(tmp_path / "out"),
-        "--limit",
-        "5",
-    ]
-    sizes = [word for split, count in COUNTS.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+def test_the_command_line_builds_and_tells_what_it_kept(tmp_path, capsys):
+    command = ["scenes", "--output", str(tmp_path / "out"), "--limit", "5", "--num-proc", "1", *SIZES]
+    main(command)
+    told = capsys.readouterr()
+    assert "kept             2  scenes of train" in told.out and "wrote            5  rows of train" in told.out
+    assert "Building train" in told.err  # the progress bar
+    with pytest.raises(SystemExit, match="error: .*--overwrite"):
+        main(command)
+
+
+def test_help_imports_nothing_heavy():
+    """It comes up in less than half a second only so."""
+    code = "import sys; sys.argv[1:] = ['coco', '--help']; import runpy\n"
+    code += "try: runpy.run_module('dataset_scripts.build', run_name='__main__')\n"
+    code += "except SystemExit: print(sorted({'datasets', 'pyarrow', 'PIL', 'numpy', 'huggingface_hub'} & set(sys.modules)))"
     root = Path(build_module.__file__).parents[1]
-    done = subprocess.run([*command, *sizes], cwd=root, capture_output=True, text=True, check=True)
-    assert "kept             2  scenes of train" in done.stdout
-    assert "wrote            5  rows of train" in done.stdout
-    assert "Building train" in done.stderr  # the progress bar
-    again = subprocess.run([*command, *sizes], cwd=root, capture_output=True, text=True, check=False)
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "--overwrite" in again.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert "--data_dir" in done.stdout and done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -18,7 +18,8 @@ from modeling_albef_amc.families.fusion import blip
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
-from modeling_albef_amc.tokenization_albef import clean_text, tokenizer_from_texts
+from modeling_albef_amc.tokenization_albef import clean_text
+from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.evaluation import IN_TWO_PROCESSES, evaluate, files, rows, run_ground, save_checkpoint
 from tests.helpers.models import tiny_blip

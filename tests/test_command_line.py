@@ -197,7 +197,7 @@ def test_the_version(capsys):
 
 
 def test_options_with_dashes_are_those_with_underscores():
-    given = "--model=a-b --dataset data-set --output out --box-format xywh --save-heatmaps --block-size 7".split()
+    given = ["--model=a-b", "--dataset", "data-set", "--output", "out", "--box-format", "xywh", "--save-heatmaps", "--block-size", "7"]
     args = parse("ground-dataset", given)
     assert (args.model, args.dataset, args.box_format, args.save_heatmaps) == ("a-b", "data-set", "xywh", "float32")
     assert args.block_size == 7
@@ -207,9 +207,9 @@ def test_options_with_dashes_are_those_with_underscores():
 
 
 def test_choices_are_those_of_the_modules():
-    assert commands.METHODS == tuple(registry.METHODS) and commands.BOX_FORMATS == tuple(regions.BOX_FORMATS)
-    assert commands.HEATMAP_TYPES == tuple(record_store.HEATMAP_TYPES)
-    assert commands.LAYOUTS == tuple(albef_checkpoint_layout.LAYOUTS)
+    assert tuple(registry.METHODS) == commands.METHODS and tuple(regions.BOX_FORMATS) == commands.BOX_FORMATS
+    assert tuple(record_store.HEATMAP_TYPES) == commands.HEATMAP_TYPES
+    assert tuple(albef_checkpoint_layout.LAYOUTS) == commands.LAYOUTS
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import train
-from tests.helpers.training import collator_of, make_trainer
+from tests.helpers.training import collator_of
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import data_checks, evaluate_grounding
 from trainer.blocks import by_image
@@ -252,8 +252,3 @@ def test_errors_of_our_own_keep_their_traceback(tmp_path):
     code = "from trainer.process_group import run_script\nimport torch\nrun_script(lambda: torch.zeros(2).reshape(3))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "Traceback" in done.stderr
-
-
-def test_a_trainer_of_ones_own_is_asked_too(tmp_path):
-    with pytest.raises(ValueError, match=r"none of the columns .*; it has image"):
-        make_trainer(tmp_path, dataset=tiny_dataset(4).remove_columns(["boxes", "masks"])).train()

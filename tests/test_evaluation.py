@@ -20,6 +20,7 @@ from transformers import AutoModel
 from dataset_scripts.features import FEATURES, encode_png
 from modeling_albef_amc import AlbefProcessor
 from modeling_albef_amc.processing_albef import post_process_grounding
+from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.evaluation import (
     IN_TWO_PROCESSES,
     NUM_RECORDS,
@@ -33,7 +34,6 @@ from tests.helpers.evaluation import (
     write_files,
 )
 from tests.helpers.runs import torchrun
-from tests.helpers.data import tiny_records, write_folder
 from trainer import benchmarks, evaluate_grounding, ground_dataset
 from trainer.blocks import Blocks, by_image, open_blocks
 from trainer.evaluation import ahead, batches_of

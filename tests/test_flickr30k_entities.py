@@ -1,13 +1,11 @@
 """Flickr30k Entities: invented trees in both layouts, odd markup, what is dropped and counted, what is refused."""
 
 import json
-import pickle
 import re
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dataset_scripts.flickr30k_entities import (
     Flickr30kEntities,
@@ -16,9 +14,10 @@ from dataset_scripts.flickr30k_entities import (
     read_annotation,
     read_sentences,
 )
-from tests.flickr30k_tree import (
+from tests.helpers.builders import name_in_source, read_all, write, write_image
+from tests.helpers.flickr30k_tree import (
+    DrawnImage,
     Mention,
-    Photo,
     Thing,
     annotation_xml,
     draw_images,
@@ -26,10 +25,10 @@ from tests.flickr30k_tree import (
     write_original,
     write_processed,
 )
-from tests.image_ids import name_in_source
 from trainer.metrics.pointing_game.pointing_game import point_in_boxes
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
+BOX = Thing(["1"], (1, 1, 4, 4))  # of chain 1; [0, 0, 4, 4] here
 
 
 def builder(folder, **options) -> Flickr30kEntities:
@@ -37,26 +36,23 @@ def builder(folder, **options) -> Flickr30kEntities:
 
 
 def build(folder, **options):
-    """All rows by split, and the report's counts."""
-    made = builder(folder, **options)
-    rows = {name: [row for job in made.jobs(name) for row in made.rows(name, job)] for name in made.split_names()}
-    return rows, made.report
+    return read_all(builder(folder, **options))
 
 
-def one_image(things=(), captions=None, image_id="7", size=(40, 30)) -> Photo:
+def one_image(things=(), captions=None, image_id="7", size=(40, 30)) -> DrawnImage:
     captions = [*(captions or []), *[["words", "alone"]] * 5][:5]
-    return Photo(image_id, size, captions, list(things))
+    return DrawnImage(image_id, size, captions, list(things))
 
 
 def phrase(chain: str, *words: str, types=("people",)) -> Mention:
     return Mention(chain, list(types), list(words) or ["a", "man"])
 
 
-def write_one(folder, image: Photo) -> None:
+def write_one(folder, image: DrawnImage) -> None:
     """A tree of one image that matters, in "train"."""
     others = {"val": [one_image(image_id="8")], "test": [one_image(image_id="9")]}
     write_original(folder, {"train": [image], **others})
-    (folder / "UNRELATED_CAPTIONS").write_text("# format: <imageID> <sentence number>\n")
+    write(folder / "UNRELATED_CAPTIONS", "# format: <imageID> <sentence number>\n")
 
 
 def rows_of(folder, *things, captions=None, **options):
@@ -76,7 +72,7 @@ def splits():
 # Whole trees ----------------------------------------------------------------------------------------------------------
 
 
-def expected_rows(image: Photo, unrelated: set[tuple[str, int]]):
+def expected_rows(image: DrawnImage, unrelated: set[tuple[str, int]]):
     """(id, phrase, boxes, caption, span, types) of the phrases that have boxes, from what was drawn, not from files."""
     boxes = {}
     for thing in image.things:
@@ -155,20 +151,6 @@ def test_of_the_processed_layout_one_split_is_enough(tmp_path, splits):
     assert list(rows) == ["test"] and report.kept["captions"] == 10
 
 
-def test_jobs_are_whole_images_and_work_in_another_process(tmp_path, splits, monkeypatch):
-    write_original(tmp_path, splits)
-    monkeypatch.setattr(Flickr30kEntities, "images_per_job", 5)
-    here = builder(tmp_path)
-    assert here.split_names() == ["train", "validation", "test"]
-    jobs = list(here.jobs("train"))
-    assert [len(job) for job in jobs] == [5, 5, 2] and [image_id for job in jobs for image_id in job] == [
-        image.image_id for image in splits["train"]
-    ]
-    there = pickle.loads(pickle.dumps(builder(tmp_path)))  # as a worker gets it: it has read nothing yet
-    assert list(there.rows("train", jobs[1])) == list(here.rows("train", jobs[1]))
-    assert there.report.kept == here.report.kept and there.report.dropped == here.report.dropped
-
-
 # Boxes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -189,28 +171,24 @@ def test_corners_are_half_open_and_the_pointing_game_differs_by_the_last_pixel(t
 
 @pytest.mark.parametrize(
     ("corners", "expected"),
-    [
-        ((1, 1, 40, 30), [0, 0, 40, 30]),
-        ((0, 1, 5, 5), [0, 0, 5, 5]),
-        ((30, 20, 41, 31), [29, 19, 40, 30]),
-        ((41, 1, 50, 5), None),
-        ((9, 9, 5, 12), None),
-        ((5, 5, 5, 5), [4, 4, 5, 5]),
-    ],
+    [((1, 1, 40, 30), [0, 0, 40, 30]), ((30, 20, 41, 31), [29, 19, 40, 30]), ((5, 5, 5, 5), [4, 4, 5, 5])],
 )
-def test_boxes_are_cut_to_the_image_or_dropped(tmp_path, corners, expected):
+def test_boxes_are_cut_to_the_image(tmp_path, corners, expected):
     rows, report = rows_of(tmp_path, Thing(["1"], corners), captions=[[phrase("1")]])
-    if expected:
-        assert [row["boxes"] for row in rows] == [[expected]]
-        cut = expected != [corners[0] - 1, corners[1] - 1, *corners[2:]]
-        assert report.kept["objects with a box that was cut to the image"] == cut and not report.dropped
-    else:
-        assert not rows and report.dropped == {
-            "objects: box without area in the image": 1,
-            "phrases: of boxes without area in the image": 1,
-        }
-        with pytest.raises(ValueError, match=r"image 7, box .* of chain 1"):
-            build(tmp_path, strict=True)
+    assert [row["boxes"] for row in rows] == [[expected]] and not report.dropped
+    cut = expected != [corners[0] - 1, corners[1] - 1, *corners[2:]]
+    assert report.kept["objects with a box that was cut to the image"] == cut
+
+
+@pytest.mark.parametrize("corners", [(41, 1, 50, 5), (9, 9, 5, 12)])
+def test_boxes_without_area_are_dropped(tmp_path, corners):
+    rows, report = rows_of(tmp_path, Thing(["1"], corners), captions=[[phrase("1")]])
+    assert not rows and report.dropped == {
+        "objects: box without area in the image": 1,
+        "phrases: of boxes without area in the image": 1,
+    }
+    with pytest.raises(ValueError, match=r"image 7, box .* of chain 1"):
+        build(tmp_path, strict=True)
 
 
 def test_without_a_size_boxes_are_not_cut(tmp_path):
@@ -221,7 +199,7 @@ def test_without_a_size_boxes_are_not_cut(tmp_path):
 
 
 def test_a_phrase_has_all_boxes_of_its_chain(tmp_path):
-    things = [Thing(["1"], (1, 1, 4, 4)), Thing(["2", "1"], (5, 5, 9, 9)), Thing(["2", "2"], (6, 6, 8, 8))]
+    things = [BOX, Thing(["2", "1"], (5, 5, 9, 9)), Thing(["2", "2"], (6, 6, 8, 8))]
     rows, _ = rows_of(tmp_path, *things, captions=[[phrase("1"), phrase("2")], [phrase("1")]])
     first, second = [[0, 0, 4, 4], [4, 4, 9, 9]], [[4, 4, 9, 9], [5, 5, 8, 8]]
     assert [row["boxes"] for row in rows] == [first, second, first]
@@ -241,7 +219,7 @@ def test_a_chain_that_lost_a_box_has_none(tmp_path):
 # Phrases without a box ------------------------------------------------------------------------------------------------
 
 UNBOXED = [
-    Thing(["1"], (1, 1, 4, 4)),
+    BOX,
     Thing(["2"], None, scene=1),
     Thing(["3"], None, nobndbox=1),
     Thing(["4"], None, scene=1, nobndbox=1),
@@ -289,7 +267,7 @@ def test_strict_minds_faults_but_not_what_has_no_box(tmp_path):
 
 
 def test_unrelated_captions_are_dropped(tmp_path):
-    write_one(tmp_path, one_image([Thing(["1"], (1, 1, 4, 4))], [[phrase("1")], [phrase("1"), "and", phrase("1")]]))
+    write_one(tmp_path, one_image([BOX], [[phrase("1")], [phrase("1"), "and", phrase("1")]]))
     (tmp_path / "UNRELATED_CAPTIONS").write_text("# format: <imageID> <sentence number>\n7 2")
     rows, report = build(tmp_path)
     assert [row["caption"] for row in rows["train"]] == ["a man"]
@@ -364,11 +342,9 @@ def test_broken_markup_is_refused_with_file_and_line(tmp_path, line, message):
 
 def test_a_phrase_without_a_word_is_dropped(tmp_path):
     caption = [phrase("1"), Mention("1", ["people"], [""]), "walks"]
-    rows, report = rows_of(tmp_path / "original", Thing(["1"], (1, 1, 4, 4)), captions=[caption, ["", phrase("1")]])
+    rows, report = rows_of(tmp_path / "original", BOX, captions=[caption, ["", phrase("1")]])
     assert report.dropped == {"phrases: without a word": 1}
-    write_processed(
-        tmp_path / "processed", {"train": [one_image([Thing(["1"], (1, 1, 4, 4))], [caption, ["", phrase("1")]])]}
-    )
+    write_processed(tmp_path / "processed", {"train": [one_image([BOX], [caption, ["", phrase("1")]])]})
     again, report = build(tmp_path / "processed")
     assert report.dropped == {"phrases: without a word": 1}
     for found in (rows, again["train"]):
@@ -380,37 +356,15 @@ def test_a_phrase_without_a_word_is_dropped(tmp_path):
         build(tmp_path / "original", strict=True)
 
 
-# Photos ---------------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", ["images", "images/flickr30k-images"])
-def test_images_are_stored_as_they_are_and_bad_ones_counted(tmp_path, folder):
-    names = ["7", "10", "11", "12"]
-    images = [one_image([Thing(["1"], (1, 1, 4, 4))], [[phrase("1")]], image_id) for image_id in names]
-    write_one(tmp_path, images[0])
-    write_original(
-        tmp_path / "all", {"train": images, "val": [one_image(image_id="8")], "test": [one_image(image_id="9")]}
-    )
-    (tmp_path / "all" / "UNRELATED_CAPTIONS").write_text("")
-    images = tmp_path / folder
-    images.mkdir(parents=True)
-    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    for name in ("7", "8", "9", "10"):
-        Image.fromarray(noise).save(images / f"{name}.jpg")
-    (images / "10.jpg").write_bytes((images / "7.jpg").read_bytes()[:-40])
-    Image.fromarray(noise[:-1]).save(images / "11.jpg")
-    rows, report = build(tmp_path / "all", images_dir=str(tmp_path / "images"))
-    (row,) = rows["train"]
-    assert name_in_source(row["image_id"]) == "7" and row["image"] == {
-        "bytes": (images / "7.jpg").read_bytes(),
-        "path": None,
-    }
-    assert report.kept["images"] == 3 and report.dropped["phrases: of an image that cannot be used"] == 3
-    assert sum(count for reason, count in report.dropped.items() if reason.startswith("images: ")) == 3
-    assert len(report.dropped) == 4
-    with pytest.raises(ValueError, match="image 10: "):
-        build(tmp_path / "all", images_dir=str(tmp_path / "images"), strict=True)
-    assert len(build(tmp_path, images_dir=str(tmp_path / "images"), strict=True)[0]["train"]) == 1
+def test_images_lie_in_the_folder_or_in_flickr30k_images_in_it(tmp_path, folder):
+    write_one(tmp_path, one_image([BOX], [[phrase("1")]]))
+    stored = {name: write_image(tmp_path / folder / f"{name}.jpg", (40, 30)) for name in "789"}
+    rows, report = build(tmp_path, images_dir=str(tmp_path / "images"), strict=True)
+    assert [row["image"]["bytes"] for row in rows["train"]] == [stored["7"]] and report.kept["images"] == 3
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -453,8 +407,8 @@ def test_a_broken_annotation_is_refused_with_its_file(tmp_path, change, message)
         read_annotation(path)
 
 
-def write(name: str, text: str):
-    return lambda folder: (folder / name).write_text(text)
+def put(name: str, text: str):
+    return lambda folder: write(folder / name, text)
 
 
 REFUSED = {
@@ -462,13 +416,13 @@ REFUSED = {
     "no annotations": (lambda folder: shutil.rmtree(folder / "Annotations"), "there is no folder .*Annotations"),
     "no list": (lambda folder: (folder / "val.txt").unlink(), r"val\.txt: No such file"),
     "no unrelated captions": (lambda folder: (folder / "UNRELATED_CAPTIONS").unlink(), "UNRELATED_CAPTIONS: No such"),
-    "empty list": (write("test.txt", "\n"), r"test\.txt is empty"),
-    "id twice": (write("train.txt", "7\n6\n7\n"), r"train\.txt: 7 occurs twice"),
-    "id in two lists": (write("test.txt", "9\n7\n"), r"test\.txt: 7 is also in .*train\.txt"),
-    "id that leads out": (write("train.txt", "../7\n"), r"train\.txt: '\.\./7' is not the number"),
-    "unrelated words": (write("UNRELATED_CAPTIONS", "# format\n7 two\n"), "UNRELATED_CAPTIONS, line 2: '7 two' is not"),
-    "unrelated number": (write("UNRELATED_CAPTIONS", "7 6\n"), "UNRELATED_CAPTIONS, line 1"),
-    "unrelated alone": (write("UNRELATED_CAPTIONS", "7\n"), "UNRELATED_CAPTIONS, line 1"),
+    "empty list": (put("test.txt", "\n"), r"test\.txt is empty"),
+    "id twice": (put("train.txt", "7\n6\n7\n"), r"train\.txt: 7 occurs twice"),
+    "id in two lists": (put("test.txt", "9\n7\n"), r"test\.txt: 7 is also in .*train\.txt"),
+    "id that leads out": (put("train.txt", "../7\n"), r"train\.txt: '\.\./7' is not the number"),
+    "unrelated words": (put("UNRELATED_CAPTIONS", "# format\n7 two\n"), "UNRELATED_CAPTIONS, line 2: '7 two' is not"),
+    "unrelated number": (put("UNRELATED_CAPTIONS", "7 6\n"), "UNRELATED_CAPTIONS, line 1"),
+    "unrelated alone": (put("UNRELATED_CAPTIONS", "7\n"), "UNRELATED_CAPTIONS, line 1"),
 }
 
 
@@ -529,7 +483,7 @@ PROCESSED_BOXES = {
 
 @pytest.mark.parametrize("case", [*PROCESSED_SENTENCES, *PROCESSED_BOXES])
 def test_a_broken_record_of_the_processed_layout_is_refused(tmp_path, case):
-    write_processed(tmp_path, {"test": [one_image([Thing(["1"], (1, 1, 4, 4))], [[phrase("1"), "walks"]])]})
+    write_processed(tmp_path, {"test": [one_image([BOX], [[phrase("1"), "walks"]])]})
     assert len(build(tmp_path)[0]["test"]) == 1
     kind = "sentences" if case in PROCESSED_SENTENCES else "bounding_boxes"
     change, message = (PROCESSED_SENTENCES | PROCESSED_BOXES)[case]
@@ -560,7 +514,7 @@ def test_a_broken_file_of_the_processed_layout_is_refused(tmp_path, name, text, 
 
 
 @pytest.mark.parametrize("name", ["sentences", "bounding_boxes"])
-def test_a_image_in_one_file_of_the_processed_layout_only_is_counted(tmp_path, name):
+def test_an_image_in_one_file_of_the_processed_layout_only_is_counted(tmp_path, name):
     write_processed(tmp_path, {"test": [one_image(), one_image(image_id="8")]})
     path = tmp_path / f"{name}_test.json"
     content = json.loads(path.read_text())

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModel
 
 import train
-from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
+from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
+from modeling_albef_amc.families.registry import FAMILIES
 from tests.conftest import tiny_blip
 from tests.helpers.models import check_by_finite_differences
 from tests.helpers.training import (
@@ -27,22 +28,11 @@ from tests.helpers.training import (
 )
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import evaluate_grounding, lora
-from trainer.commands import main as albef_amc
 from trainer.amc_loss import attention_mask_consistency_loss
-from trainer.lora import ADAPTED, add_adapters, load_checkpoint, whole_pattern
+from trainer.commands import main as albef_amc
+from trainer.lora import add_adapters, load_checkpoint, whole_pattern
 
 pytest.importorskip("peft")
-# One class of transformers a family: with its own configuration's sizes, without memory for them.
-CLASSES = {
-    "blip": "BlipForImageTextRetrieval",
-    "blip-2": "Blip2ForImageTextRetrieval",
-    "vilt": "ViltForImageAndTextRetrieval",
-    "bridgetower": "BridgeTowerForImageAndTextRetrieval",
-    "clip": "CLIPModel",
-    "siglip": "SiglipModel",
-    "altclip": "AltCLIPModel",
-    "chinese_clip": "ChineseCLIPModel",
-}
 # By hand from their default sizes: layers times the linear modules of their attention, and heads.
 COUNTS = {
     "blip": 12 * 2 + 12 * 8,
@@ -96,12 +86,12 @@ def heatmaps(model: AlbefModel, **options) -> torch.Tensor:
 # What is adapted ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", CLASSES)
+@pytest.mark.parametrize("model_type", COUNTS)
 def test_default_modules_of_every_family(model_type):
-    cls = getattr(transformers, CLASSES[model_type])
+    cls = FAMILIES[model_type].load(FAMILIES[model_type].model_class)
     with torch.device("meta"):
         model = cls(cls.config_class())
-    family = ADAPTED[model.config.model_type]
+    family = FAMILIES[model_type].adapted
     names = lora.adapted_names(model, whole_pattern(model, family.pattern, family.never), family.pattern)
     assert len(names) == COUNTS[model_type]
     assert all(any(name.endswith(head) for name, _ in model.named_modules()) for head in family.heads)
@@ -150,7 +140,7 @@ def test_a_pattern_of_ones_own_loads_in_the_base_model_too(base, tmp_path):
 
 def test_without_peft_the_error_says_so(base, tmp_path, monkeypatch):
     adapted(base).save_pretrained(tmp_path / "adapters")
-    monkeypatch.setattr(auto_grounder, "is_peft_available", lambda: False)
+    monkeypatch.setattr(auto, "is_peft_available", lambda: False)
     monkeypatch.setattr(lora, "is_peft_available", lambda: False)
     with pytest.raises(ImportError, match="adapters has LoRA adapters, which need peft: pip install peft"):
         load_model(str(tmp_path / "adapters"))

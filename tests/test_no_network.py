@@ -67,14 +67,13 @@ main(["ground", "photo.png", "red square", "--model", "model", "--device", "cpu"
 """,
     "space": """
 from app import build
-from grounding import Grounder
-from models import read_catalogue
-build(Grounder(read_catalogue(), None))
+from models import ModelStore, read_catalogue
+build(ModelStore(read_catalogue()))
 """,
     "space, opened": """
 import urllib.request
 import app
-page = app.build(app.Grounder(app.read_catalogue(), None))
+page = app.build(app.ModelStore(app.read_catalogue()))
 _, address, _ = page.launch(prevent_thread_lock=True, **app.launch_options())
 for name in ("", "config"):
     assert len(urllib.request.urlopen(address + name).read()) > 1000
@@ -85,7 +84,7 @@ page.close()
     "metrics": """
 import evaluate
 from pathlib import Path
-import trainer.amc_trainer as t
+import trainer.scores as t
 print(evaluate.load(str(t.METRICS / "pointing_game")).compute(points=[[1, 1]], boxes=[[[0, 0, 2, 2]]]))
 """,
 }

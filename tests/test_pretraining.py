@@ -528,7 +528,7 @@ def test_fingerprints_of_different_texts_differ():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_ids": torch.arange(5)}, r"image_ids must be 4 whole numbers, one an image, not \(5,\)"),
+        ({"image_ids": torch.arange(5)}, r"image_ids must be 4 numbers, one an image, not \(5,\)"),
         ({"image_index": torch.arange(3)}, "image_index must be 4 whole numbers"),
         ({"pixel_values": torch.zeros(2, 3, 32, 32)}, "4 phrases for 2 images: say which belongs to which"),
         ({"pixel_values": torch.zeros(4, 3, 32, 36)}, "not a whole number of patches"),

@@ -149,13 +149,10 @@ def test_train_pushes_all_that_a_user_needs(hub, pushed):
         assert TOKEN.encode() not in content, f"{path} gives the token away"
     assert hub.repos["models", "org/albef-amc"].messages[-1] == "End of training"
     assert str(pushed.parent).encode() not in files["README.md"] + files["config.json"]
-
-
-def test_while_training_it_is_complete_too(hub, pushed):
-    """What is pushed with a checkpoint has its code already."""
+    # What is pushed while training has its code already.
     repo = hub.repos["models", "org/albef-amc"]
-    while_training = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
-    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[while_training][1])
+    first = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
+    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[first][1])
 
 
 def below(folder: Path) -> dict[str, bytes]:
@@ -276,7 +273,7 @@ def test_the_code_on_its_card_runs(hub, pushed, tmp_path):
     card = ModelCard.load(pushed / "README.md")
     blocks = code_blocks(card)
     assert len(blocks) == 2 and all('"org/albef-amc"' in block for block in blocks)
-    picture().save(tmp_path / "photo.jpg")
+    picture().save(tmp_path / "image.jpg")
     done = run_clean("\n".join(blocks), tmp_path, environment(hub.url, tmp_path / "home", token=None))
     printed = done.stdout.splitlines()
     assert [line.split(": fits with ")[0] for line in printed[2:]] == ["red square on the left", PHRASES_ON_CARD[1]]
@@ -406,15 +403,15 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
     assert "heatmaps.png" not in card.text and "trust_remote_code" not in card.text and "li2022blip" in card.text
     assert "| loss_itm |" in card.text and "| loss_itc |" not in card.text and "| loss_mlm |" not in card.text
     plain, with_project = code_blocks(card)
-    picture().save(tmp_path / "photo.jpg")
+    picture().save(tmp_path / "image.jpg")
     printed = run_clean(plain, tmp_path, environment(hub.url, tmp_path / "clean", token=None)).stdout
     loaded = BlipForImageTextRetrieval.from_pretrained(tmp_path / "run").eval()
     for phrase, match in eval(printed).items():
-        inputs = blip_processor()(images=Image.open(tmp_path / "photo.jpg"), text=phrase, return_tensors="pt")
+        inputs = blip_processor()(images=Image.open(tmp_path / "image.jpg"), text=phrase, return_tensors="pt")
         assert match == pytest.approx(loaded(**inputs).itm_score.softmax(-1)[0, 1].item(), abs=1e-5)
     monkeypatch.chdir(tmp_path)
-    exec(with_project.replace("org/blip-amc", "run"), {"phrases": PHRASES})
-    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == PHRASES
+    exec(with_project.replace("org/blip-amc", "run"))
+    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == list(eval(printed))
 
 
 # Data sets ------------------------------------------------------------------------------------------------------------
@@ -529,9 +526,9 @@ folder = snapshot_download("org/point", repo_type="space")
 sys.path.insert(0, folder)
 import app, grounding, models, modeling_albef_amc
 assert modeling_albef_amc.__file__.startswith(folder)
-grounder = grounding.Grounder(models.read_catalogue(), preferred="org/albef-amc")
-app.build(grounder)
-print(json.dumps(grounder.ground(Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
+store = models.ModelStore(models.read_catalogue(), preferred="org/albef-amc")
+app.build(store)
+print(json.dumps(grounding.ground_lines(store, Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
 """
     picture().save(tmp_path / "photo.png")
     settings = environment(hub.url, tmp_path / "home", token=None)

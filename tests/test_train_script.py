@@ -21,7 +21,7 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
 from tests.conftest import tiny_blip
 from tests.helpers.training import RUN, TINY_MODEL, blip_processor, write_yaml
 from tests.tiny_data import tiny_records, write_folder
-from trainer import evaluate_grounding
+from trainer import evaluate_grounding, training
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
@@ -230,16 +230,6 @@ def check_picture(path: Path, columns: int, rows: int) -> None:
     assert lime_or_red.sum() > 3 * rows, "no mark where the maxima are"
 
 
-def test_a_run_that_was_cut_off_is_resumed(config, tmp_path):
-    saving = ["--save_strategy", "steps", "--save_steps", "1"]
-    train.main([config, *saving, "--max_steps", "2"])
-    first = (tmp_path / "run" / "checkpoint-2" / "model.safetensors").stat().st_mtime_ns
-    train.main([config, *saving, "--max_steps", "4", "--resume_from_checkpoint", "true"])
-    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
-    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
-    assert (tmp_path / "run" / "checkpoint-2" / "model.safetensors").stat().st_mtime_ns == first
-
-
 def test_blip_by_the_same_command(config, data, tmp_path):
     tiny_blip().save_pretrained(tmp_path / "blip")
     blip_processor().save_pretrained(tmp_path / "blip")
@@ -307,4 +297,4 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
 @pytest.mark.parametrize("given", ["{", "[" * 10**6, "[1]", "7", '{"text_config": 3}'])
 def test_a_model_config_that_is_none_is_named(given):
     with pytest.raises(ValueError, match="model_config"):
-        train.build_model(ModelArguments(model_config=given), ["a phrase"])
+        training.build_model(ModelArguments(model_config=given), ["a phrase"])

@@ -13,11 +13,11 @@ from transformers import AutoModel, AutoProcessor, pipeline
 import train
 from modeling_albef_amc import AutoGrounder
 from modeling_albef_amc.families.auto import load_model, load_processor
-from modeling_albef_amc.tools import export_albef
-from trainer.commands import main as albef_amc
+from modeling_albef_amc.tools.export_albef import load_for_export
 from tests.helpers.data import PHRASES, picture, save_with_adapters, tiny_records, write_folder
 from tests.helpers.source import MODULES, ROOT
 from trainer import evaluate_grounding, ground_dataset, sweep_layers
+from trainer.commands import main as albef_amc
 
 # In the source --------------------------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ def test_python():
     assert AutoGrounder.from_pretrained("albef", device="cpu").score("photo.png", PHRASES[:1])
     assert pipeline("visual-grounding", model="albef", device="cpu")("photo.png", PHRASES[:1])[0]["point"]
     AutoModel.from_pretrained("albef"), AutoProcessor.from_pretrained("albef")
-    load_processor("albef", export_albef.load_model("albef"))
+    load_processor("albef", load_for_export("albef"))
     albef_amc(["merge", "adapters", "--output", "merged"])
 
 
@@ -178,7 +178,7 @@ def test_a_script_beside_the_data_is_refused():
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("load", [load_model, AutoGrounder.from_pretrained, export_albef.load_model])
+@pytest.mark.parametrize("load", [load_model, AutoGrounder.from_pretrained, load_for_export])
 def test_a_type_of_its_own_is_named(load):
     with pytest.raises(ValueError, match="of type 'trap'"):
         load("unknown")

@@ -4,12 +4,9 @@ import logging
 
 import pytest
 import torch
-from datasets import Dataset, Image
 
 import train
-from dataset_scripts.features import FEATURES
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.helpers.training import collator_of, make_trainer
 from trainer.data_collator import GroundingCollator
 
 BROKEN = {"bytes": b"\x89PNG, and no more", "path": None}
@@ -110,35 +107,3 @@ def test_data_without_a_usable_record(data, tmp_path):
 
 
 # Batches of little ----------------------------------------------------------------------------------------------------
-
-
-def dataset_of(records: list[dict]) -> Dataset:
-    return Dataset.from_list(records, features=FEATURES).cast_column("image", Image(decode=False))
-
-
-@pytest.mark.parametrize(
-    ("name", "records", "batch_size"),
-    [
-        ("no region", tiny_records(8, without_region=tuple(range(8))), 4),
-        ("a batch of one", tiny_records(3), 1),
-        ("a short last batch", tiny_records(5), 4),
-        ("the same phrase", [{**record, "phrase": "red square"} for record in tiny_records(8)], 4),
-        ("the same picture and phrase", [tiny_records(1)[0]] * 8, 4),
-    ],
-)
-def test_batches_of_little_train_on(tmp_path, name, records, batch_size):
-    trainer = make_trainer(
-        tmp_path,
-        dataset=dataset_of(records),
-        collator=collator_of(),
-        per_device_train_batch_size=batch_size,
-        max_steps=4,
-        **({"amc_mean_weight": 0.0, "amc_max_weight": 0.0} if name == "no region" else {}),
-    )
-    before = trainer.model.albef.itm_head.weight.clone()
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 4 and torch.tensor(losses).isfinite().all()
-    assert not any("bad_step" in entry for entry in trainer.state.log_history)
-    assert not torch.equal(trainer.model.albef.itm_head.weight, before)
-    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())

@@ -98,7 +98,7 @@ def test_phrases_padded_on_the_left(family):
         return
     batch = tiny_batch()
     batch |= {name: batch[name].roll(2, dims=1) for name in ("input_ids", "attention_mask")}
-    with pytest.raises(ValueError, match="padding_side='right'"):
+    with pytest.raises(ValueError, match="pad on the right"):
         explain_function(model)(model, **batch)
 
 

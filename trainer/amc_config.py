@@ -48,6 +48,11 @@ class AmcConfig(AmcArguments, TrainingArguments):
         if self.metric_for_best_model is None and names_best and not by_schedule:
             self.metric_for_best_model = BEST_BY_DEFAULT
         super().__post_init__()
+        self._check_loading()
+        self._check_losses()
+        self._check_early_stopping()
+
+    def _check_loading(self) -> None:
         loading = self.accelerator_config
         for name, value, reason in (
             ("dispatch_batches", False, "batches hold more than tensors"),
@@ -57,6 +62,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
             if getattr(loading, name) not in (value, None):
                 raise ValueError(f"accelerator_config: {name} must be {value}: {reason}.")
         loading.dispatch_batches = False  # not None, which deals out the batches of an IterableDataset
+
+    def _check_losses(self) -> None:
         weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
         for name in weights:
             if not getattr(self, name) >= 0:
@@ -65,14 +72,16 @@ class AmcConfig(AmcArguments, TrainingArguments):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if self.max_grad_norm <= 0:
+            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
+
+    def _check_early_stopping(self) -> None:
         if self.early_stopping_patience < 0 or self.early_stopping_threshold < 0:
             raise ValueError("early_stopping_patience and early_stopping_threshold must not be negative.")
         if self.early_stopping_threshold and not self.early_stopping_patience:
             raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience needs evaluations while training: set eval_strategy.")
-        if self.max_grad_norm <= 0:
-            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.

@@ -4,25 +4,20 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, reduce
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
-import evaluate
 import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PreTrainedModel,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
@@ -34,7 +29,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
 from .data_checks import check_groups, check_regions
-from .data_collator import GroundingCollator
+from .data_collator import PADDING, GroundingCollator
 from .fsdp import left_out
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
@@ -42,12 +37,10 @@ from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
 from .sampler import ImageGroupedSampler
-from .scoring import auroc
-from .streaming import StreamedBatches, StreamedRows
+from .scores import PointingScores
+from .streaming import StreamedBatches, StreamedRows, as_it_is
 
 logger = logging.get_logger(__name__)
-METRICS = Path(__file__).parent / "metrics"
-PADDING = -100
 # Of a batch, beside what `compute_loss` takes out.
 NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
@@ -98,20 +91,16 @@ class AmcTrainer(PublishingTrainer):
     ):
         args = AmcConfig() if args is None else args
         if not isinstance(args, AmcConfig):
-            raise TypeError(
-                f"args must be an AmcConfig, not {type(args).__name__}: it takes these settings, and the losses' own."
-            )
+            raise TypeError(f"args must be an AmcConfig, not {type(args).__name__}: it has the losses' settings too.")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func cannot be used: AmcTrainer computes the losses; override compute_loss.")
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or [])]
+        callbacks = [*(kwargs.pop("callbacks", None) or []), Hooks(self)]
         if args.early_stopping_patience:
-            stopping = EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)
-            kwargs["callbacks"].append(stopping)
-        kwargs["callbacks"].append(Hooks(self))
-        self.pointing_game = evaluate.load(str(METRICS / "pointing_game"))
-        kwargs.setdefault("compute_metrics", self.compute_scores)
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        kwargs.setdefault("compute_metrics", PointingScores())
         self.given_explain, self.args = explain, args
-        super().__init__(None if model is None else self.explained(model), args, data_collator, **kwargs)
+        model = None if model is None else self.explained(model)
+        super().__init__(model, args, data_collator, callbacks=callbacks, **kwargs)
         if args.n_gpu > 1:
             raise ValueError(
                 f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
@@ -119,9 +108,11 @@ class AmcTrainer(PublishingTrainer):
             )
         if phrases_per_image > 1 and self.train_dataset is not None:
             check_groups(self.train_dataset, args.train_sampling_strategy)
-        if self.is_fsdp_enabled and self.model_init is not None:
-            raise ValueError("model_init cannot be used with FSDP, which is told of one model's modules: pass model.")
         if self.is_fsdp_enabled:
+            if self.model_init is not None:
+                raise ValueError(
+                    "model_init cannot be used with FSDP, which is told of one model's modules: pass model."
+                )
             plugin = self.accelerator.state.fsdp_plugin
             plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
         # compute_loss divides by the items of the whole step already.
@@ -416,19 +407,6 @@ class AmcTrainer(PublishingTrainer):
             is_absent = inputs["is_absent"].long().masked_fill(inputs["is_placeholder"], PADDING)
             return loss.detach(), (points, probability), (inputs["boxes"], is_absent)
 
-    def compute_scores(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Pointing accuracy of the phrases that have boxes, and `absent_auroc`: how well the score tells phrases that
-        fit from those that are absent; each where there are such phrases."""
-        (points, probability), (boxes, is_absent) = joined(prediction.predictions), joined(prediction.label_ids)
-        has_boxes = (boxes != PADDING).any(axis=(1, 2))
-        scores = {}
-        if has_boxes.any():
-            scores |= self.pointing_game.compute(points=points[has_boxes], boxes=boxes[has_boxes])
-        true, absent = probability[is_absent == 0], probability[is_absent == 1]
-        if len(true) and len(absent):
-            scores["absent_auroc"] = auroc(true, absent)
-        return scores
-
 
 class Hooks(TrainerCallback):
     """What `AmcTrainer` does between steps."""
@@ -476,17 +454,7 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
         )
 
 
-def joined(batches: Any) -> Any:
-    """One tuple of arrays from those of all batches, where `eval_do_concat_batches` left them apart."""
-    padded = partial(nested_concat, padding_index=PADDING)
-    return reduce(padded, batches) if isinstance(batches, list) else batches
-
-
 def evaluation_collator(collator: Callable) -> Callable:
     if isinstance(collator, GroundingCollator):
         return collator.for_evaluation(collator.mlm_probability)
     return copy.copy(collator)  # its epoch does not change
-
-
-def as_it_is(batch: Any) -> Any:
-    return batch

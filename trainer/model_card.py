@@ -82,10 +82,8 @@ def model_card(
     dataset: str | None = None,
     dataset_config: str | None = None,
     license: str | None = None,
-    language: str | list[str] | None = None,
-    tags: list[str] | None = None,
-    pipeline_tag: str = TASK,
     has_heatmaps: bool = False,
+    **metadata: Any,
 ) -> ModelCard:
     """
     The card of what `trainer` trained and evaluated.
@@ -94,8 +92,8 @@ def model_card(
         model_name: the card's title, and the model's name in its model-index.
         base_model, dataset: Hub id or folder; a folder is called by the title of its card, or by its name.
         license: of the weights; default: the base model's, where its card is at hand and says it.
-        tags: besides the usual ones.
         has_heatmaps: heatmaps.png lies beside the card.
+        metadata: of `ModelCardData`: `language`, `pipeline_tag`, and `tags` besides the usual ones.
     """
     model = trainer.model
     model_type, family = model.config.model_type, FAMILIES.get(model.config.model_type)
@@ -104,12 +102,13 @@ def model_card(
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
     license = license or (card_license(base_model) if base_model else None)
     results = eval_results(evaluations, title, dataset_config)
-    metadata = ModelCardData(
-        language=language,
+    usual = ["visual-grounding", "grad-cam", "amc", model_type, *(["lora"] if has_adapters else [])]
+    card_data = ModelCardData(
+        language=metadata.get("language"),
         license=license,
         library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=["visual-grounding", "grad-cam", "amc", model_type, *(["lora"] if has_adapters else []), *(tags or [])],
+        pipeline_tag=metadata.get("pipeline_tag") or TASK,
+        tags=[*usual, *(metadata.get("tags") or [])],
         base_model=base_model if base_model and is_hub_id(base_model) else None,
         datasets=[dataset] if dataset and is_hub_id(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -120,10 +119,9 @@ def model_card(
         "base model": link(base_model) if base_model else "none: it began with random weights",
         "trained on": link(dataset, "datasets/") if dataset else title,
     }
-    used, weights = used_losses(trainer), trainer.loss_weights()
-    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
+    used = used_losses(trainer)
     return ModelCard.from_template(
-        metadata,
+        card_data,
         template_path=str(TEMPLATE),
         title=type(model).__name__ if family is None else family.title,
         class_name=type(model).__name__,
@@ -139,14 +137,11 @@ def model_card(
         scores=list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores)),
         losses=list(dict.fromkeys(n for each in evaluations for n in each.metrics if n.startswith("loss"))),
         protocol=PROTOCOL,
-        objectives=[(name, weights[name], OBJECTIVES[name].format(margin=margins.get(name))) for name in used],
+        objectives=objectives(trainer, used),
         settings=settings(trainer, used),
         data_title=title,
         measured_splits=" and ".join(each.split for each in evaluations if each.scores) or "no split",
     )
-
-
-# Names ----------------------------------------------------------------------------------------------------------------
 
 
 def is_hub_id(name: str) -> bool:
@@ -184,9 +179,6 @@ def card_license(model: str) -> str | list[str] | None:
         return None
 
 
-# Sections -------------------------------------------------------------------------------------------------------------
-
-
 def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None) -> list[EvalResult]:
     """Every score of every evaluation, each with its protocol."""
     return [
@@ -221,6 +213,13 @@ def used_losses(trainer: "AmcTrainer") -> list[str]:
     return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
 
 
+def objectives(trainer: "AmcTrainer", used: list[str]) -> list[tuple[str, float, str]]:
+    """Of each loss its name, its weight, and what it asks."""
+    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
+    weights = trainer.loss_weights()
+    return [(name, weights[name], OBJECTIVES[name].format(margin=margins.get(name))) for name in used]
+
+
 def example_phrases(dataset: Any) -> list[str]:
     """Two phrases of the evaluation data, where that is known."""
     if isinstance(dataset, datasets.Dataset) and len(dataset) > 1:
@@ -242,12 +241,13 @@ def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
 
 def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     """The hyper-parameters of the run, for people."""
-    args, state, collator = trainer.args, trainer.state, trainer.data_collator
+    args, state = trainer.args, trainer.state
     batch, processes, accumulated = args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps
-    schedule = ", ".join(
-        [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
-    )
-    counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    schedule = [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in trainer.model.parameters()) - trained
+    seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
     rows = {
         "phrases": f"{len(trainer.train_dataset):,}" if has_length(trainer.train_dataset) else "as many as came",
         "steps": f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)",
@@ -255,25 +255,30 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
         f"{accumulated} accumulated), up to {trainer.phrases_per_image} of an image together",
         "optimizer": f"{args.optim.value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
         f"weight decay {args.weight_decay:g}, gradient norm up to {args.max_grad_norm:g}",
-        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {schedule}",
+        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {', '.join(schedule)}",
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        "trained weights": f"{sum(n for n, trained in counts if trained):,}; "
-        f"{sum(n for n, trained in counts if not trained):,} more are frozen or momentum copies",
+        "trained weights": f"{trained:,}; {frozen:,} more are frozen or momentum copies",
     }
     if "loss_itc" in used:
         rows["soft labels"] = f"alpha {args.alpha:g}, reached in {args.alpha_ramp_epochs:g} epochs"
-    if isinstance(collator, GroundingCollator):
-        side = collator.mask_size
-        rows["region of several instances"] = f"{collator.box_choice}; as a mask of {side} × {side}"
-        rows["longest phrase"] = f"{collator.max_length} tokens" if collator.max_length else "not cut"
-        if "loss_mlm" in used:
-            rows["masked words"] = f"{collator.mlm_probability:.0%}"
-        if change := collator.augmentation:
-            rows["augmentation"] = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}"
-            rows["augmentation"] += f", crop {change.crop:g}"
-    seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
-    rows["seed"] = str(args.seed)
-    rows["device"] = f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else "")
-    rows["versions"] = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    if isinstance(trainer.data_collator, GroundingCollator):
+        rows |= collator_settings(trainer.data_collator, used)
+    return rows | {
+        "seed": str(args.seed),
+        "device": f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else ""),
+        "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
+    }
+
+
+def collator_settings(collator: GroundingCollator, used: list[str]) -> dict[str, str]:
+    side, change = collator.mask_size, collator.augmentation
+    rows = {
+        "region of several instances": f"{collator.box_choice}; as a mask of {side} × {side}",
+        "longest phrase": f"{collator.max_length} tokens" if collator.max_length else "not cut",
+    }
+    if "loss_mlm" in used:
+        rows["masked words"] = f"{collator.mlm_probability:.0%}"
+    if change is not None:
+        changes = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}, crop {change.crop:g}"
+        rows["augmentation"] = changes
     return rows

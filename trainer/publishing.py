@@ -37,9 +37,10 @@ class PublishingTrainer(Trainer):
     def __init__(self, model: PreTrainedModel | None, args: AmcConfig, *arguments, **kwargs):
         self.save_total_limit, self.hub_strategy = args.save_total_limit, args.hub_strategy
         # Trainer would push and delete checkpoints before all processes have written theirs: `SaveHooks` does it.
-        args = copy.copy(args)
-        args.save_total_limit, args.hub_strategy = None, HubStrategy.END
-        super().__init__(model, args, *arguments, **kwargs)
+        settings = copy.copy(args)
+        settings.hub_token = args.hub_token  # which copies leave out, see `AmcConfig.__getstate__`
+        settings.save_total_limit, settings.hub_strategy = None, HubStrategy.END
+        super().__init__(model, settings, *arguments, **kwargs)
         self.add_callback(SaveHooks(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:

@@ -3,7 +3,7 @@
 Coordinates are pixels of the image, x to the right and y down, half-open: pixel column `i` covers `i <= x < i + 1`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,8 +30,7 @@ class Region:
     The instances are the `masks` if there are any, else the `polygons`, else the `scribbles`, else the `boxes`.
 
     Args:
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
+        height, width: Of the image in pixels.
         boxes: float64 `(num_boxes, 4)`, xyxy in pixels, within the image.
         polygons: Per instance its parts, each float64 `(num_points, 2)` of x, y in pixels.
         masks: Per instance float32 `(height, width)` in [0, 1].
@@ -62,8 +61,7 @@ class Region:
                 `scribbles` (per instance one flat `[x0, y0, …]`, with the record's `scribble_radius` in pixels) and
                 `masks` (per instance an 8-bit gray PIL image, its undecoded `{"bytes", "path"}`, or an array
                 `(height, width)` in [0, 1]); each may be missing, None or empty.
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
+            height, width: Of the image in pixels.
             box_format: of BOX_FORMATS, what the record's boxes are; those of the region are xyxy in pixels.
 
         Raises:
@@ -72,20 +70,24 @@ class Region:
         boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in REGIONS)
         if not (boxes or polygons or masks or scribbles):
             return None
-        checked_masks = tuple(_read_mask(mask, i, height, width) for i, mask in enumerate(masks))
-        checked_polygons = tuple(_read_polygons(parts, i, height, width) for i, parts in enumerate(polygons))
-        checked_scribbles = tuple(_read_scribble(points, i, height, width) for i, points in enumerate(scribbles))
-        radius = _read_radius(record.get("scribble_radius")) if scribbles else 0.0
-        if boxes:
-            checked_boxes = [_read_box(box, i, height, width, box_format) for i, box in enumerate(boxes)]
-        elif masks:
-            checked_boxes = [_mask_box(mask) for mask in checked_masks]
-        elif polygons:
-            checked_boxes = [_polygons_box(parts, height, width) for parts in checked_polygons]
-        else:
-            checked_boxes = [_scribble_box(points, radius, height, width) for points in checked_scribbles]
-        boxes = np.array(checked_boxes, dtype=np.float64)
-        return cls(height, width, boxes, checked_polygons, checked_masks, checked_scribbles, radius)
+        size = height, width
+        region = cls(
+            *size,
+            boxes=np.zeros((0, 4)),
+            masks=tuple(_read_mask(mask, i, *size) for i, mask in enumerate(masks)),
+            polygons=tuple(_read_polygons(parts, i, *size) for i, parts in enumerate(polygons)),
+            scribbles=tuple(_read_scribble(points, i, *size) for i, points in enumerate(scribbles)),
+            scribble_radius=_read_radius(record.get("scribble_radius")) if scribbles else 0.0,
+        )
+        read = [_read_box(box, i, *size, box_format) for i, box in enumerate(boxes)]
+        return replace(region, boxes=np.array(read or next(filter(None, region._tight_boxes())), dtype=np.float64))
+
+    def _tight_boxes(self) -> list[list[tuple[float, float, float, float]]]:
+        """The boxes around masks (from 0.5 on), around polygons, and around scribbles."""
+        size = self.height, self.width
+        masks = [_mask_box(mask) for mask in self.masks]
+        polygons = [_polygons_box(parts, *size) for parts in self.polygons]
+        return [masks, polygons, [_scribble_box(points, self.scribble_radius, *size) for points in self.scribbles]]
 
     @property
     def num_instances(self) -> int:
@@ -94,10 +96,7 @@ class Region:
     @property
     def extent(self) -> tuple[float, float, float, float]:
         """The smallest xyxy box, in pixels, that holds everything: masks (from 0.5 on), scribbles, polygons, boxes."""
-        boxes = [*self.boxes, *(_mask_box(mask) for mask in self.masks)]
-        boxes += [_polygons_box(parts, self.height, self.width) for parts in self.polygons]
-        boxes += [_scribble_box(points, self.scribble_radius, self.height, self.width) for points in self.scribbles]
-        boxes = np.array(boxes)
+        boxes = np.array([*self.boxes, *(box for kind in self._tight_boxes() for box in kind)])
         return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
 
     def mirrored(self) -> "Region":
@@ -106,16 +105,9 @@ class Region:
         def mirror(points: np.ndarray) -> np.ndarray:
             return np.stack([self.width - points[:, 0], points[:, 1]], axis=1)
 
-        return replace(
-            self,
-            boxes=np.stack(
-                [self.width - self.boxes[:, 2], self.boxes[:, 1], self.width - self.boxes[:, 0], self.boxes[:, 3]],
-                axis=1,
-            ),
-            polygons=tuple(tuple(mirror(part) for part in parts) for parts in self.polygons),
-            masks=tuple(mask[:, ::-1] for mask in self.masks),
-            scribbles=tuple(mirror(points) for points in self.scribbles),
-        )
+        boxes = self.boxes[:, [2, 1, 0, 3]]
+        boxes[:, ::2] = self.width - boxes[:, ::2]
+        return self._moved(boxes, mirror, lambda mask: mask[:, ::-1])
 
     def cropped(self, x1: int, y1: int, x2: int, y2: int) -> "Region":
         """The region in the image cropped to the window `[x1, y1, x2, y2]`, whole pixels, which holds its extent.
@@ -126,15 +118,14 @@ class Region:
         left, top, right, bottom = self.extent
         if not (x1 <= left and y1 <= top and right <= x2 and bottom <= y2):
             raise ValueError(f"the crop window {[x1, y1, x2, y2]} cuts the region {[left, top, right, bottom]}")
-        return replace(
-            self,
-            height=y2 - y1,
-            width=x2 - x1,
-            boxes=self.boxes - np.array([x1, y1, x1, y1]),
-            polygons=tuple(tuple(part - np.array([x1, y1]) for part in parts) for parts in self.polygons),
-            masks=tuple(mask[y1:y2, x1:x2] for mask in self.masks),
-            scribbles=tuple(points - np.array([x1, y1]) for points in self.scribbles),
-        )
+        boxes, corner = self.boxes - np.array([x1, y1, x1, y1]), np.array([x1, y1])
+        moved = self._moved(boxes, lambda points: points - corner, lambda mask: mask[y1:y2, x1:x2])
+        return replace(moved, height=y2 - y1, width=x2 - x1)
+
+    def _moved(self, boxes: np.ndarray, move_points: Callable, move_mask: Callable) -> "Region":
+        polygons = tuple(tuple(map(move_points, parts)) for parts in self.polygons)
+        masks, scribbles = tuple(map(move_mask, self.masks)), tuple(map(move_points, self.scribbles))
+        return replace(self, boxes=boxes, polygons=polygons, masks=masks, scribbles=scribbles)
 
     def rasterize(self, size: int, instance: int | None = None) -> np.ndarray:
         """Draws the region over a grid of `size` x `size` cells laid over the whole image.
@@ -144,23 +135,20 @@ class Region:
         its fullest pixel held (1 for all but soft masks). The union of instances is their maximum, cell by cell.
 
         Args:
-            size: Cells a side.
             instance: Draw this instance only; None draws the union of all.
 
-        Returns:
-            float32 `(size, size)` in [0, 1], its maximum is 1 (for soft masks, the maximum of the mask).
+        Returns: float32 `(size, size)` in [0, 1].
         """
-        chosen = range(self.num_instances) if instance is None else [instance]
-        if self.masks:
-            drawn = [_draw_mask(self.masks[i], size) for i in chosen]
-        elif self.polygons:
-            drawn = [_draw_polygons(self.polygons[i], self.height, self.width, size) for i in chosen]
-        elif self.scribbles:
-            place = self.scribble_radius, self.height, self.width, size
-            drawn = [_draw_scribble(self.scribbles[i], *place) for i in chosen]
-        else:
-            drawn = [_draw_box(self.boxes[i], self.height, self.width, size) for i in chosen]
-        return np.maximum.reduce(drawn)
+        place = self.height, self.width, size
+        draws = {
+            "masks": lambda mask: _draw_mask(mask, size),
+            "polygons": lambda parts: _draw_polygons(parts, *place),
+            "scribbles": lambda points: _draw_scribble(points, self.scribble_radius, *place),
+            "boxes": lambda box: _draw_box(box, *place),
+        }
+        kind = next(kind for kind in draws if len(getattr(self, kind)))
+        instances = getattr(self, kind)
+        return np.maximum.reduce(list(map(draws[kind], instances if instance is None else [instances[instance]])))
 
 
 def _items(value: Any, name: str) -> list:
@@ -297,13 +285,9 @@ def _coverage(starts: np.ndarray, stops: np.ndarray, length: int, size: int) -> 
     """Share of each of `size` equal cells of [0, length) that each interval [start, stop) covers.
 
     Args:
-        starts: `(num_intervals,)`.
-        stops: `(num_intervals,)`.
-        length: Length of the side in pixels.
-        size: Number of cells.
+        starts, stops: `(num_intervals,)`.
 
-    Returns:
-        float64 `(size, num_intervals)`.
+    Returns: float64 `(size, num_intervals)`.
     """
     edges = np.arange(size + 1)[:, None] * (length / size)
     covered = np.minimum(stops, edges[1:]) - np.maximum(starts, edges[:-1])

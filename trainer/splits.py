@@ -83,6 +83,24 @@ def open_split(
             f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(dataset.column_names)}. Rename what "
             "stands for it; see dataset_scripts/features.py."
         )
+    dataset, is_listed = known_columns(dataset, path, needs_regions)
+    folder = folder_of_files(path, config, split) if fits(dataset.features["image"], TEXT) else None
+    if folder is not None:
+        features = dataset.features  # which streamed data would forget
+        dataset = dataset.map(
+            lambda row: {"image": row["image"] and os.path.join(folder, row["image"])}, features=features
+        )
+    dataset = dataset.cast_column("image", Image(decode=False))
+    if "masks" in dataset.column_names:
+        masks = List(Image(decode=False))
+        dataset = dataset.cast_column("masks", List(masks) if is_listed else masks)
+    return dataset
+
+
+def known_columns(
+    dataset: Dataset | IterableDataset, path: str, needs_regions: bool
+) -> tuple[Dataset | IterableDataset, bool]:
+    """The data set with those columns that are known, and whether its rows have lists of phrases."""
     others = [column for column in dataset.column_names if column not in COLUMNS]
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
@@ -100,17 +118,7 @@ def open_split(
                 f"Column {column} of {path} holds {feature}, which is not what it should{wanted}; see "
                 "dataset_scripts/features.py, and rename or drop the column."
             )
-    folder = folder_of_files(path, config, split) if fits(dataset.features["image"], TEXT) else None
-    if folder is not None:
-        features = dataset.features  # which streamed data would forget
-        dataset = dataset.map(
-            lambda row: {"image": row["image"] and os.path.join(folder, row["image"])}, features=features
-        )
-    dataset = dataset.cast_column("image", Image(decode=False))
-    if "masks" in dataset.column_names:
-        masks = List(Image(decode=False))
-        dataset = dataset.cast_column("masks", List(masks) if is_listed else masks)
-    return dataset
+    return dataset, is_listed
 
 
 def split_names(path: str, config: str | None) -> list[str]:

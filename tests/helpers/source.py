@@ -7,9 +7,10 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = "modeling_albef_amc", "trainer", "dataset_scripts", "space"
 # A Space starts its app.py as a script: its modules find each other without a package.
 IN_SPACE = {path.stem for path in (ROOT / "space").glob("*.py")}
-OURS = {*FOLDERS, *IN_SPACE, "tests", "benchmarks", "train"}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+OURS = {*FOLDERS, *IN_SPACE, *SCRIPTS, "tests", "benchmarks"}
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-MODULES.append(ROOT / "train.py")
+MODULES += sorted(ROOT.glob("*.py"))
 
 
 def imports(source: str, path: Path) -> set[str]:

@@ -14,14 +14,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
-from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer, snapshot
+from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer
 from tests.tiny_data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
 from tests.tiny_families import TINY
-from trainer.amc_trainer import AmcTrainer
-from trainer.loss_means import count_items
 from trainer.process_group import end_process_group
 
 
@@ -63,23 +60,6 @@ def by_dual_encoder(folder: Path, family: str, per_device: int, accumulation: in
     return watcher.gradients[0]
 
 
-def by_hand(folder: Path, rank: int) -> dict:
-    """DDP around the model and `compute_loss`, without the Trainer's loop."""
-    model, dataset = model_and_data()
-    trainer: AmcTrainer = make_trainer(folder, model, dataset, FixedDraws(collator_of()))
-    batch = trainer.data_collator([dataset[row] for row in range(3 * rank, 3 * rank + 3)])
-    totals = {name: trainer.accelerator.reduce(total) for name, total in count_items([batch]).items()}
-    assert int(count_items([batch])["regions"]) == (3, 1)[rank] and int(totals["regions"]) == 4
-    model.train()
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
-    trainer.compute_loss(wrapped, batch, num_items_in_batch=totals).backward()
-    return {
-        "gradients": {name: p.grad for name, p in model.named_parameters()},
-        "state": snapshot(model),
-        "own_mlm_tokens": int(count_items([batch])["mlm_tokens"]),
-    }
-
-
 def with_checkpointing(folder: Path, family: str) -> float:
     """The loss of the third step, where parameters have no gradient: of MLM, of BLIP's other heads."""
     model = tiny_albef() if family == "albef" else TINY[family]()
@@ -112,7 +92,6 @@ def main(folder: Path) -> None:
     assert world_size == 2
     found = {
         "world_size": world_size,
-        "by_hand": by_hand(folder / "by_hand", rank),
         "by_trainer": by_trainer(folder / "run", 3),
     }
     found["without_itc_and_itm"] = by_trainer(folder / "off", 3, itc_weight=0.0, itm_weight=0.0)
