@@ -197,7 +197,8 @@ def test_the_version(capsys):
 
 
 def test_options_with_dashes_are_those_with_underscores():
-    given = ["--model=a-b", "--dataset", "data-set", "--output", "out", "--box-format", "xywh", "--save-heatmaps", "--block-size", "7"]
+    given = ["--model=a-b", "--dataset", "data-set", "--output", "out"]
+    given += ["--box-format", "xywh", "--save-heatmaps", "--block-size", "7"]
     args = parse("ground-dataset", given)
     assert (args.model, args.dataset, args.box_format, args.save_heatmaps) == ("a-b", "data-set", "xywh", "float32")
     assert args.block_size == 7

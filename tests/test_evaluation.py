@@ -1,4 +1,4 @@
-"""Evaluation and ground-dataset: against slow second implementations, one process against two, killed and gone on with."""
+"""Evaluation and ground-dataset: against the model asked singly, one process against two, killed and gone on with."""
 
 import json
 import os

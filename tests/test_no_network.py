@@ -44,7 +44,7 @@ SPLIT = "--model model --dataset data --split test --cpu"
 SCENES = "--train 2 --validation 1 --test 1 --test-relations 1 --test-unseen 1 --captions 1"
 RUNS = {
     "train": f"import train; train.main('{SETTINGS}'.split())",
-    "evaluate": "from trainer import evaluate_grounding as e; e.main('--models a=model --dataset data --cpu --output out'.split())",
+    "evaluate": "from trainer.commands import main as m; m('evaluate --models a=model --dataset data --cpu'.split())",
     "ground": f"from trainer import ground_dataset; ground_dataset.main('{SPLIT} --output g'.split())",
     "sweep": f"from trainer import sweep_layers; sweep_layers.main('{SPLIT}'.split())",
     "pipeline": """
