@@ -4,7 +4,9 @@
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -69,13 +71,15 @@ class Tokens:
 class GroundedImage:
     """An image and its phrases on their way through the model.
 
-    - `image`: RGB, upright. `pixel_values` (1, 3, height, width). `tokens`: None where there is no phrase.
+    - `pixel_values` (1, 3, height, width) of the model; `size` (height, width) in pixels of the image itself.
+    - `tokens`: None where there is no phrase. `image`: RGB, upright; None where no picture of it is wanted.
     - `scores`: a probability a phrase. `heatmaps`: (rows, columns) a phrase, or None.
     """
 
-    image: Image.Image
     pixel_values: Tensor
+    size: tuple[int, int]
     tokens: Tokens | None
+    image: Image.Image | None = None
     scores: Sequence[float] = ()
     heatmaps: Sequence[Tensor | None] = ()
 
@@ -91,7 +95,11 @@ class PhraseGrounder:
         encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
             phrases. Default: `model.encode_images`, where `explain` is the model's own.
 
-    Raises ValueError: the model does not explain itself, and no function for it is given.
+    Attributes:
+        autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
+
+    Raises:
+        ValueError: the model does not explain itself, and no function for it is given.
 
     >>> grounder = PhraseGrounder(model, processor)
     >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
@@ -99,6 +107,7 @@ class PhraseGrounder:
     """
 
     keeps_encodings = False  # from call to call
+    autocast: Callable[[], AbstractContextManager] = nullcontext
     # By `method`, what turns the explanation of a pass into heatmaps.
     methods: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam, "attention": attention_map}
 
@@ -116,6 +125,7 @@ class PhraseGrounder:
                 )
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
+        self.tokenizing = threading.Lock()  # a tokenizer keeps state in a call
 
     @property
     def max_tokens(self) -> int:
@@ -194,15 +204,16 @@ class PhraseGrounder:
         return image, self.processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def tokenize(self, phrases: list[Phrase]) -> Tokens:
-        """Not for several threads at a time: a tokenizer keeps state in a call.
+        """Phrases, or words of captions, as the model takes them; several threads may call it.
 
         Raises ValueError: a phrase is empty or too long, or its span is not in its caption.
         """
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
-        if any(span is not None for span in spans):
-            inputs = tokenize_captions(self.processor, texts, spans)
-        else:
-            inputs = tokenize_phrases(self.processor, texts)
+        with self.tokenizing:
+            if any(span is not None for span in spans):
+                inputs = tokenize_captions(self.processor, texts, spans)
+            else:
+                inputs = tokenize_phrases(self.processor, texts)
         num_tokens, most = inputs["attention_mask"].sum(dim=1), self.max_tokens
         if num_tokens.max() > most:
             longest = texts[num_tokens.argmax()]
@@ -216,7 +227,8 @@ class PhraseGrounder:
     def prepare(self, record: dict[str, Any], timeout: float = 30) -> GroundedImage:
         """A record of `as_record`, read and tokenized."""
         image, pixel_values = self.read(record["image"], timeout)
-        return GroundedImage(image, pixel_values, self.tokenize(record["phrases"]) if record["phrases"] else None)
+        tokens = self.tokenize(record["phrases"]) if record["phrases"] else None
+        return GroundedImage(pixel_values, (image.height, image.width), tokens, image)
 
     def explain_phrases(
         self,
@@ -295,43 +307,50 @@ class PhraseGrounder:
             if image_embeds is not None:
                 options["image_embeds"] = image_embeds[images]
             inputs = part.input_ids, part.attention_mask, index - images.start
-            attention = explain(self.model, pixel_values[images], *(tensor.to(device) for tensor in inputs), **options)
+            inputs = [tensor.to(device) for tensor in inputs]
+            with self.autocast():
+                attention = explain(self.model, pixel_values[images], *inputs, **options)
             chosen = part.heatmap_token_mask
             yield attention if chosen is None else choose_tokens(attention, chosen)
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
         """What `encode_images` gives of an image (1, 3, height, width)."""
-        return self.encode_images(self.model, pixel_values)
+        with self.autocast():
+            return self.encode_images(self.model, pixel_values)
 
-    def answers(
+    def answers(self, grounded: GroundedImage, **options: Any) -> list[dict[str, Any]]:
+        """One answer a phrase, in pixels of the image; see `ground`. Options: of `answer`."""
+        count = len(grounded.tokens.phrases) if grounded.tokens else 0
+        return [self.answer(grounded, number, **options) for number in range(count)]
+
+    def answer(
         self,
         grounded: GroundedImage,
+        number: int,
         threshold: float = 0.5,
         output_heatmaps: bool = True,
         output_pictures: bool = False,
-    ) -> list[dict[str, Any]]:
-        """One answer a phrase, in pixels of the image; see `ground`.
+    ) -> dict[str, Any]:
+        """The answer of one phrase.
 
         Args:
+            number: of the phrase, among those of the image.
             threshold: heat at the edge of a box, see `post_process_grounding`.
             output_heatmaps, output_pictures: with "heatmap" (of many phrases on large images rather False), with
                 "picture".
         """
-        image, answers = grounded.image, []
-        phrases = grounded.tokens.phrases if grounded.tokens else []
-        for phrase, heatmap, score in zip(phrases, grounded.heatmaps, grounded.scores, strict=True):
-            answer = {"phrase": phrase, "score": score}
-            if heatmap is not None:
-                (found,) = post_process_grounding(heatmap[None], (image.height, image.width), threshold)
-                heat = found["heatmap"].numpy()
-                answer |= {"point": found["point"], "box": found["box"]}
-                if output_heatmaps:
-                    answer["heatmap"] = heat
-                if output_pictures:
-                    answer["picture"] = mark(overlay(image, heat), found["point"], found["box"])
-            answers.append(answer)
-        return answers
+        heatmap = grounded.heatmaps[number]
+        answer = {"phrase": grounded.tokens.phrases[number], "score": grounded.scores[number]}
+        if heatmap is not None:
+            (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
+            heat = found["heatmap"].numpy()
+            answer |= {"point": found["point"], "box": found["box"]}
+            if output_heatmaps:
+                answer["heatmap"] = heat
+            if output_pictures:
+                answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
+        return answer
 
 
 def max_tokens(config: PreTrainedConfig) -> int:

@@ -1,5 +1,7 @@
 """Draws answers, with NumPy and Pillow alone: one palette, one overlay, one point and box."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -39,22 +41,32 @@ def overlay(image: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Im
     return Image.composite(colours, image, Image.fromarray((levels * np.float32(opacity)).astype(np.uint8)))
 
 
-def mark(image: Image.Image, point: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-    """A copy of the image with a point (x, y) and a half-open box (x1, y1, x2, y2) drawn in, in its pixels.
+def mark(
+    image: Image.Image,
+    point: tuple[int, int] | None = None,
+    boxes: Sequence[Sequence[int]] = (),
+    colour: str = MARK,
+) -> Image.Image:
+    """A copy of the image with half-open boxes (x1, y1, x2, y2) and a point (x, y) drawn in, in its pixels.
 
     The lines grow with the image and have a dark rim, to be seen on light and dark alike.
+
+    Args:
+        colour: of the point.
     """
     image = image.copy()
     draw = ImageDraw.Draw(image)
     width = max(1, round(max(image.size) / 250))
-    x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1
-    # Outlines grow inwards; a box too small for its rim keeps the line.
-    if min(x2 - x1, y2 - y1) > 4 * width:
-        draw.rectangle((x1, y1, x2, y2), outline=RIM, width=2 * width)
-    draw.rectangle((x1, y1, x2, y2), outline=MARK, width=max(1, min(width, (x2 - x1) // 2, (y2 - y1) // 2)))
-    draw.circle(point, 3.5 * width, fill=RIM)
-    draw.circle(point, 2.5 * width, fill=MARK)
-    draw.point(point, fill=MARK)
+    for x1, y1, x2, y2 in boxes:
+        x2, y2 = x2 - 1, y2 - 1
+        # Outlines grow inwards; a box too small for its rim keeps the line.
+        if min(x2 - x1, y2 - y1) > 4 * width:
+            draw.rectangle((x1, y1, x2, y2), outline=RIM, width=2 * width)
+        draw.rectangle((x1, y1, x2, y2), outline=MARK, width=max(1, min(width, (x2 - x1) // 2, (y2 - y1) // 2)))
+    if point is not None:
+        draw.circle(point, 3.5 * width, fill=RIM)
+        draw.circle(point, 2.5 * width, fill=colour)
+        draw.point(point, fill=colour)
     return image
 
 

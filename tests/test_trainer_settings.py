@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from tests.test_trainer import blip_processor
+from tests.helpers.training import blip_processor, collator_of, is_equal, make_trainer, snapshot
 from tests.tiny_data import tiny_albef, tiny_dataset
 from tests.tiny_families import TINY
-from tests.trainer_helpers import collator_of, is_equal, make_trainer, snapshot
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.model_card import model_card

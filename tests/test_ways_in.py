@@ -14,7 +14,7 @@ from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.helpers.models import TINY, tiny_batch, tiny_family_processor
-from tests.trainer_helpers import collator_of, make_trainer
+from tests.helpers.training import collator_of, make_trainer
 
 TEXTS = ["a red dog", "a man on the left"]
 FAMILIES = ["albef", *TINY]

@@ -1,39 +1,47 @@
 """Figures of answers: panels with a caption, and sheets of panels."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..visualization import mark, overlay
+from ..visualization import MARK, mark, overlay
 
 PAPER, INK = "white", "black"
 
 
 def panel(
     image: Image.Image,
-    answer: Mapping[str, Any],
     caption: str,
+    heatmap: np.ndarray | None = None,
+    point: tuple[int, int] | None = None,
+    boxes: Sequence[Sequence[float]] = (),
+    colour: str = MARK,
     width: int = 560,
     max_height: int = 900,
-    opacity: float = 0.6,
 ) -> Image.Image:
-    """A phrase's answer as a picture of `width` pixels, whatever the image's size: caption, image, heatmap, point, box.
+    """A picture of `width` pixels, whatever the image's size: caption, image, and on it heatmap, boxes and point.
 
     Args:
-        image: RGB.
-        answer: "heatmap", "point" and "box" in pixels of the image, as the pipeline gives them.
+        image: RGB. heatmap: (height, width) of the image.
+        point: (x, y), boxes: (x1, y1, x2, y2), in pixels of the image. colour: of the point.
         max_height: of the image in the panel; a taller one becomes narrower instead.
     """
-    picture = overlay(image, answer["heatmap"], opacity)
     scale = min(width / image.width, max_height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    x, y = (int((place + 0.5) * scale) for place in answer["point"])
-    x1, y1, x2, y2 = (round(edge * scale) for edge in answer["box"])
+    if point is not None:
+        point = tuple(int((place + 0.5) * scale) for place in point)
+    corners = [[round(edge * scale) for edge in box] for box in boxes]
+    corners = [(x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)) for x1, y1, x2, y2 in corners]
+    picture = image if heatmap is None else overlay(image, heatmap)
     # Scaled first, so that lines are equally thin on all images.
-    picture = picture.resize(size, Image.Resampling.BICUBIC)
-    picture = mark(picture, (x, y), (x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)))
+    picture = mark(picture.resize(size, Image.Resampling.BICUBIC), point, corners, colour)
+    return captioned(picture, caption, width)
+
+
+def captioned(picture: Image.Image, caption: str, width: int) -> Image.Image:
+    """A picture, up to `width` pixels wide, below its caption."""
     font = ImageFont.load_default(size=max(14, width // 28))
     lines = wrap(caption, font, width)
     line_height = sum(font.getmetrics())
