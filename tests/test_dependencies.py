@@ -35,6 +35,7 @@ PINNED = [group for group in GROUPS if group != "fuzz"]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio"}  # gradio requires one version of it
 NOT_IMPORTED = {
     "tensorboard": "transformers writes its files with it",
+    "jinja2": "huggingface_hub makes model cards of templates with it",
     "pytest-xdist": "--numprocesses of pytest",
     "ruff": "make lint",
 }
