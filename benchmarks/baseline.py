@@ -1,10 +1,10 @@
 """The released code's way of working, written out plainly on the weights of this project's models.
 
-It is what speed is measured against (`python -m benchmarks.bench`): the same numbers, by the path that most research
-code takes. An image is encoded anew for every phrase; attention is written out in every layer; the keys and values of
-an image are projected in every pass that reads it; a heatmap costs a backward pass through the whole model; the MLM
-head runs over all positions; the momentum encoders move parameter by parameter. `tests/test_benchmarks.py` holds that
-heatmaps, losses and gradients are those of the fast paths.
+It is what speed is measured against: the same numbers, by the path that most research code takes. An image is encoded
+anew for every phrase; attention is eager in every layer; the keys and values of an image are projected in every pass
+that reads it; a heatmap costs a backward pass through the whole model; the MLM head runs over all positions; the
+momentum encoders move parameter by parameter. `tests/test_benchmarks.py` holds that heatmaps, losses and gradients are
+those of the fast paths.
 """
 
 import torch
@@ -16,10 +16,10 @@ from modeling_albef_amc.gradcam import upsample_heatmaps
 from modeling_albef_amc.modeling_albef_pretraining import (
     TEMPERATURE_RANGE,
     MomentumTargets,
-    contrastive_loss,
     draw_negatives,
-    known_matches,
-    matching_loss,
+    itc_loss,
+    itm_loss,
+    known_to_fit,
     text_fingerprints,
 )
 from trainer.amc_loss import attention_mask_consistency_loss
@@ -28,11 +28,7 @@ from trainer.amc_loss import attention_mask_consistency_loss
 def attend(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out.
-
-    Args:
-        query: (batch_size, queries, hidden_size). key, value: (batch_size, keys, hidden_size).
-        attention_mask: (batch_size, keys), 1 and 0; none: all keys count.
+    """Eager attention of `query` (batch_size, queries, hidden_size) to `key`, `value` (batch_size, keys, hidden_size).
 
     Returns: context (batch_size, queries, hidden_size), and probabilities (batch_size, num_heads, queries, keys) from
         before dropout.
@@ -72,9 +68,10 @@ def text_block(
 def text_layers(
     layers: nn.ModuleList, states: torch.Tensor, attention_mask: torch.Tensor, image_embeds: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """(batch_size, num_tokens, hidden_size) through text layers, or fusion layers with an image for every row.
+    """Text layers or, with an image for every row, fusion layers.
 
-    Returns: the states, and every layer's cross-attention (batch_size, num_heads, num_tokens, 1 + num_patches).
+    Returns: states (batch_size, num_tokens, hidden_size), and every layer's cross-attention (batch_size, num_heads,
+        num_tokens, 1 + num_patches).
     """
     recorded = []
     for layer in layers:
@@ -112,11 +109,7 @@ def heatmaps_of_attention(
 def pair_heatmap(
     model: AlbefModel, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """The heatmap (1, rows, columns) of one phrase in one image, by a backward pass through the whole model.
-
-    Args:
-        pixel_values: (1, 3, height, width). input_ids, attention_mask: (1, num_tokens).
-    """
+    """The heatmap (1, rows, columns) of one phrase in one image, by a backward pass through the whole model."""
     model.zero_grad()
     image_embeds = encode_images(model.vision_model, pixel_values)
     text_embeds = read_text(model.text_model, input_ids, attention_mask)
@@ -129,21 +122,12 @@ def pair_heatmap(
 
 
 def evaluate_pairs(model: AlbefModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Heatmaps (num_phrases, rows, columns) and points (num_phrases, 2) of a batch, one pair at a time.
-
-    Args:
-        batch: `pixel_values`, `input_ids`, `attention_mask`, `image_index` as of `AlbefModel.forward`, and
-            `target_sizes` (num_phrases, 2), height and width of each phrase's image. Padding is on the right.
-    """
+    """Heatmaps (num_phrases, rows, columns) and points (num_phrases, 2) of an evaluation batch, one pair at a time."""
     heatmaps, points = [], []
     for phrase, image in enumerate(batch["image_index"].tolist()):
         length = int(batch["attention_mask"][phrase].sum())
-        heatmap = pair_heatmap(
-            model,
-            batch["pixel_values"][image : image + 1],
-            batch["input_ids"][phrase : phrase + 1, :length],
-            batch["attention_mask"][phrase : phrase + 1, :length],
-        )
+        text = (batch[name][phrase : phrase + 1, :length] for name in ("input_ids", "attention_mask"))
+        heatmap = pair_heatmap(model, batch["pixel_values"][image : image + 1], *text)
         height, width = batch["target_sizes"][phrase].tolist()
         highest = int(upsample_heatmaps(heatmap, (height, width)).argmax())
         heatmaps.append(heatmap)
@@ -157,15 +141,15 @@ def evaluate_pairs(model: AlbefModel, batch: dict[str, torch.Tensor]) -> tuple[t
 @torch.no_grad()
 def momentum_targets(model: AlbefForPreTraining, batch: dict[str, torch.Tensor]) -> MomentumTargets:
     """Moves the momentum encoders, encodes the batch by them, and writes it into the queues."""
-    teacher, momentum = model.momentum_encoder, model.config.momentum
+    encoder, momentum = model.momentum_encoder, model.config.momentum
     originals = {**dict(model.albef.named_parameters()), **dict(model.named_parameters())}
-    for name, parameter in teacher.named_parameters():
+    for name, parameter in encoder.named_parameters():
         parameter.data = parameter.data * momentum + originals[name].data * (1 - momentum)
     model.albef.temperature.data.clamp_(*TEMPERATURE_RANGE)
-    image_embeds = encode_images(teacher.vision_model, batch["pixel_values"])
-    text_embeds = read_text(teacher.text_model, batch["input_ids"], batch["attention_mask"])
-    image_features = F.normalize(teacher.vision_projection(image_embeds[:, 0]), dim=-1)
-    text_features = F.normalize(teacher.text_projection(text_embeds[:, 0]), dim=-1)
+    image_embeds = encode_images(encoder.vision_model, batch["pixel_values"])
+    text_embeds = read_text(encoder.text_model, batch["input_ids"], batch["attention_mask"])
+    image_features = F.normalize(encoder.vision_projection(image_embeds[:, 0]), dim=-1)
+    text_features = F.normalize(encoder.text_projection(text_embeds[:, 0]), dim=-1)
     text_ids = text_fingerprints(batch["input_ids"], batch["attention_mask"])
     columns = image_features, text_features, batch["image_ids"], text_ids
     queues = model.image_queue, model.text_queue, model.image_id_queue, model.text_id_queue
@@ -192,9 +176,9 @@ def masked_language_loss(
         text_embeds = read_text(text_model, mlm_input_ids, attention_mask)
         return head(fuse(text_model, text_embeds, attention_mask, images)[0]).float()
 
-    teacher = model.momentum_encoder
+    encoder = model.momentum_encoder
     with torch.no_grad():
-        soft_labels = logits_of(teacher.text_model, teacher.mlm_head, targets.image_embeds).softmax(dim=-1)
+        soft_labels = logits_of(encoder.text_model, encoder.mlm_head, targets.image_embeds).softmax(dim=-1)
     logits = logits_of(model.albef.text_model, model.mlm_head, image_embeds)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     distilled = -(logits.log_softmax(dim=-1) * soft_labels).sum(dim=-1)
@@ -202,19 +186,12 @@ def masked_language_loss(
 
 
 def training_losses(
-    model: AlbefForPreTraining,
-    batch: dict[str, torch.Tensor],
-    alpha: float,
-    negative_image_index: torch.Tensor | None = None,
-    negative_text_index: torch.Tensor | None = None,
+    model: AlbefForPreTraining, batch: dict[str, torch.Tensor], alpha: float
 ) -> dict[str, torch.Tensor]:
     """The losses of one training step, by their names; the momentum encoders and queues move.
 
     Args:
-        batch: `pixel_values`, `input_ids`, `attention_mask`, `image_ids`, `mlm_input_ids`, `mlm_labels` as of
-            `AlbefForPreTraining.forward`, one phrase an image, all different, some word masked; and `masks`
-            (num_phrases, height, width), every phrase's region.
-        negative_image_index, negative_text_index: (num_phrases,), as there; None: drawn.
+        batch: one phrase an image, all different, each with a region and a masked word.
     """
     albef, config, attention_mask = model.albef, model.config, batch["attention_mask"]
     targets = momentum_targets(model, batch)
@@ -222,9 +199,9 @@ def training_losses(
     text_embeds = read_text(albef.text_model, batch["input_ids"], attention_mask)
     image_features = F.normalize(albef.vision_projection(image_embeds[:, 0]), dim=-1)
     text_features = F.normalize(albef.text_projection(text_embeds[:, 0]), dim=-1)
-    matches = known_matches(targets)
+    matches = known_to_fit(targets)
     temperature = albef.temperature.clamp(*TEMPERATURE_RANGE)
-    loss_itc, image_to_text, text_to_image = contrastive_loss(
+    loss_itc, image_to_text, text_to_image = itc_loss(
         image_features, text_features, targets, matches, temperature, alpha
     )
 
@@ -235,21 +212,19 @@ def training_losses(
     heatmaps = heatmaps_of_attention(attention, gradient, attention_mask, albef.patch_grid(batch["pixel_values"]))
 
     num_phrases = len(text_embeds)
-    if negative_image_index is None:
-        negative_image_index = draw_negatives(text_to_image, ~matches[1][:, :num_phrases])
-    if negative_text_index is None:
-        negative_text_index = draw_negatives(image_to_text, ~matches[0][:, :num_phrases])
+    wrong_images = draw_negatives(text_to_image, ~matches[1][:, :num_phrases])
+    wrong_texts = draw_negatives(image_to_text, ~matches[0][:, :num_phrases])
     states, _ = fuse(
         albef.text_model,
-        torch.cat([text_embeds, text_embeds[negative_text_index]]),
-        torch.cat([attention_mask, attention_mask[negative_text_index]]),
-        torch.cat([image_embeds[negative_image_index], image_embeds]),
+        torch.cat([text_embeds, text_embeds[wrong_texts]]),
+        torch.cat([attention_mask, attention_mask[wrong_texts]]),
+        torch.cat([image_embeds[wrong_images], image_embeds]),
     )
     negative_itm_logits = albef.itm_head(states[:, 0])
     has_negative = torch.ones(2 * num_phrases, dtype=torch.bool, device=states.device)
     return {
         "loss_itc": loss_itc,
-        "loss_itm": matching_loss(itm_logits, negative_itm_logits, has_negative),
+        "loss_itm": itm_loss(itm_logits, negative_itm_logits, has_negative),
         "loss_mlm": masked_language_loss(model, batch, image_embeds, targets, alpha),
         **attention_mask_consistency_loss(heatmaps, batch["masks"]),
     }

@@ -8,14 +8,14 @@ import torch
 from datasets import Dataset, Image
 from torch.nn import functional as F
 
-import evaluate_grounding
 from dataset_scripts.features import FEATURES
 from dataset_scripts.scenes import ScenesConfig, draw_scene, scene_rows
 from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
+from tests.helpers.training import make_trainer
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.tiny_families import TINY
-from tests.helpers.training import make_trainer
+from trainer import evaluate_grounding
 from trainer.data_collator import GroundingCollator
 from trainer.scoring import auroc
 

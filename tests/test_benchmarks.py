@@ -36,7 +36,7 @@ def without_dropout() -> dict:
 
 SCALE = replace(QUICK, config=without_dropout())
 # A wrong image and a wrong phrase for each of four pairs.
-NEGATIVES = {"negative_image_index": torch.tensor([2, 0, 3, 1]), "negative_text_index": torch.tensor([1, 3, 0, 2])}
+NEGATIVES = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 3, 0, 2])
 
 
 # The same numbers -----------------------------------------------------------------------------------------------------
@@ -71,9 +71,10 @@ def test_losses_gradients_and_the_teacher_are_those_of_the_training_step():
     batch["mlm_labels"][1, -3:] = -100
     plain_model = deepcopy(model)
 
-    ours = TrainingStep(model, batch | NEGATIVES)
+    model.choose_negatives = lambda *_: NEGATIVES
+    ours = TrainingStep(model, batch)
     losses = ours.losses(ours.momentum())
-    plain_losses = baseline.training_losses(plain_model, batch, ALPHA, **NEGATIVES)
+    plain_losses = baseline.training_losses(plain_model, batch, ALPHA, *NEGATIVES)
     assert list(losses) == ["loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"] == list(plain_losses)
     for name in losses:
         assert plain_losses[name] > 0, f"{name} says nothing"
@@ -142,7 +143,8 @@ def test_flops_of_a_training_step_are_what_torch_counts():
     for amc in (True, False):
         model = pretraining_model(SCALE, CPU)
         model.set_attn_implementation("eager")
-        step = TrainingStep(model, training_batch(SCALE, CPU) | NEGATIVES, amc=amc)
+        model.choose_negatives = lambda *_: NEGATIVES
+        step = TrainingStep(model, training_batch(SCALE, CPU), amc=amc)
         with CountFlops() as counted:
             total_loss(step.losses(step.momentum())).backward()
         counts[amc] = counted.total

@@ -145,7 +145,7 @@ def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     assert metrics["validation_num_phrases"] == 7
     assert {"checkpoint-2", "checkpoint-4", "model.safetensors"} < {f.name for f in (tmp_path / "run").iterdir()}
 
-    scored = [str(ROOT / "evaluate_grounding.py"), "--models", f"run={tmp_path / 'run'}", "--dataset", str(data)]
+    scored = ["-m", "trainer.evaluate_grounding", "--models", f"run={tmp_path / 'run'}", "--dataset", str(data)]
     scored += ["--splits", "validation", "train", "--batch_size", "2", "--cpu", "--output"]
     torchrun(*scored, str(tmp_path / "two"), cwd=tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

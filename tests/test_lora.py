@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-import evaluate_grounding
 import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
 from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
 from modeling_albef_amc.families.registry import FAMILIES
 from tests.conftest import tiny_blip
+from tests.helpers.models import check_by_finite_differences
 from tests.helpers.training import (
     RUN,
     Watcher,
@@ -26,10 +26,10 @@ from tests.helpers.training import (
     snapshot,
     write_yaml,
 )
-from tests.test_families import check_by_finite_differences
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from trainer import lora
+from trainer import evaluate_grounding, lora
 from trainer.amc_loss import attention_mask_consistency_loss
+from trainer.commands import main as albef_amc
 from trainer.lora import add_adapters, load_checkpoint, whole_pattern
 
 pytest.importorskip("peft")
@@ -259,7 +259,7 @@ def test_merged_equals_adapted(base, tmp_path):
     model = adapted(base)
     model.save_pretrained(tmp_path / "adapters")
     tiny_processor().save_pretrained(tmp_path / "adapters")
-    lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
+    albef_amc(["merge", str(tmp_path / "adapters"), "--output", str(tmp_path / "merged")])
     files = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_albef.py", "processing_albef.py"} <= files
     assert "adapter_config.json" not in files
@@ -289,7 +289,7 @@ def test_train_ground_go_on_and_merge_by_command(family, request, tmp_path):
     assert start not in card and f"local folder “{Path(start).name}”" in card
 
     # Adapters, and what is merged of them, point where the trained model pointed.
-    lora.merge(str(run), tmp_path / "merged")
+    albef_amc(["merge", str(run), "--output", str(tmp_path / "merged")])
     models = [f"adapters={run}", f"merged={tmp_path / 'merged'}", f"start={start}"]
     command = ["--models", *models, "--dataset", str(data), "--splits", "validation", "--cpu"]
     results = evaluate_grounding.main([*command, "--num_pictured", "0", "--output", str(tmp_path / "out")])

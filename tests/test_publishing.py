@@ -352,7 +352,7 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     picture().save(tmp_path / "photo.png")
     command = [
         "-m",
-        "modeling_albef_amc.tools.command_line",
+        "trainer.commands",
         "ground",
         tmp_path / "photo.png",
         "red square",
@@ -526,9 +526,9 @@ folder = snapshot_download("org/point", repo_type="space")
 sys.path.insert(0, folder)
 import app, grounding, models, modeling_albef_amc
 assert modeling_albef_amc.__file__.startswith(folder)
-grounder = grounding.Grounder(models.read_catalogue(), preferred="org/albef-amc")
-app.build(grounder)
-print(json.dumps(grounder.ground(Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
+store = models.ModelStore(models.read_catalogue(), preferred="org/albef-amc")
+app.build(store)
+print(json.dumps(grounding.ground_lines(store, Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
 """
     picture().save(tmp_path / "photo.png")
     settings = environment(hub.url, tmp_path / "home", token=None)

@@ -149,7 +149,7 @@ def test_what_is_no_pickle_is_said_to_be_none(tmp_path, data):
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_cut_off_anywhere_is_refused(tmp_path, protocol):
-    data = pickle.dumps(PLAIN, protocol)
+    data = pickle.dumps(PLAIN[:2], protocol)
     for length in range(len(data)):
         refused(tmp_path, data[:length], "is no pickle, or was cut off|is not read")
 
@@ -158,7 +158,7 @@ def test_damaged_pickles_give_plain_values_or_an_error(tmp_path):
     draw = random.Random(0)
     whole = pickle.dumps(PLAIN[0], 2)
     errors = 0
-    for _ in range(1500):
+    for _ in range(500):
         data = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(len(data))] = draw.randrange(256)
@@ -168,7 +168,7 @@ def test_damaged_pickles_give_plain_values_or_an_error(tmp_path):
             errors += 1
         else:
             assert type(value) in (dict, list, tuple, str, bytes, int, float, bool, type(None))
-    assert 200 < errors < 1500
+    assert 50 < errors < 500
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -200,6 +200,7 @@ def joined_gradients(model, records, alpha=0.4) -> tuple[dict[str, torch.Tensor]
     masks, has_region = batch["masks"], batch["has_region"]
     for name in ("masks", "has_region", "boxes", "image_sizes", "record_names"):
         batch.pop(name)
+    model.choose_negatives = FixedDraws.negatives
     model.train()
     model.zero_grad()
     outputs = model(**batch, alpha=alpha, output_heatmaps=True)

@@ -20,16 +20,11 @@ ABSENT, WITHOUT_REGION = (6, 7, 8), (4, 9, 10, 11)  # of four processes, the thi
 
 
 class Draws(FixedDraws):
-    """Negatives are the next true phrase in a group of three; what is absent is no one's."""
+    """No word of an absent phrase is masked."""
 
     def __call__(self, records):
         batch = super().__call__(records)
-        true = (~batch["is_absent"]).nonzero()[:, 0]
-        rows = torch.arange(len(true))
-        following = rows // 3 * 3 + (rows + 1) % 3
         batch["mlm_labels"][batch["is_absent"]] = -100
-        batch["negative_text_index"] = following
-        batch["negative_image_index"] = batch["image_index"][true][following]
         return batch
 
 

@@ -47,9 +47,6 @@ class FixedDraws:
 
     def __call__(self, records):
         batch = self.collator(records)
-        rows, group = torch.arange(len(records)), len(records) if len(records) % 3 else 3
-        start = rows // group * group
-        following = start + (rows - start + 1) % group
         ids, mask_token = batch["input_ids"], self.collator.processor.tokenizer.mask_token_id
         numbers = torch.tensor([int(record["image_id"].split("-")[1]) for record in records])
         position = torch.arange(ids.shape[1])
@@ -57,7 +54,16 @@ class FixedDraws:
         masked &= (numbers < 3)[:, None]  # none in the later records
         batch["mlm_input_ids"] = ids.masked_fill(masked, mask_token)
         batch["mlm_labels"] = ids.masked_fill(~masked, -100)
-        return {**batch, "negative_image_index": following, "negative_text_index": following}
+        return batch
+
+    @staticmethod
+    def negatives(image_to_text: torch.Tensor, *_) -> tuple[torch.Tensor, torch.Tensor]:
+        """In the place of the model's `choose_negatives`."""
+        rows = torch.arange(len(image_to_text))
+        group = len(rows) if len(rows) % 3 else 3
+        start = rows // group * group
+        following = start + (rows - start + 1) % group
+        return following, following
 
 
 class Poison:
@@ -117,7 +123,7 @@ def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, 
         alpha_ramp_epochs=0,
     )
     dataset = tiny_dataset() if dataset is None else dataset
-    return AmcTrainer(
+    trainer = AmcTrainer(
         tiny_albef() if model is None and "model_init" not in of_trainer else model,
         AmcConfig(output_dir=str(folder), **{**defaults, **settings}),
         train_dataset=dataset,
@@ -126,6 +132,9 @@ def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, 
         callbacks=[watcher] if watcher else None,
         **of_trainer,
     )
+    if isinstance(collator, FixedDraws):
+        trainer.model.choose_negatives = collator.negatives
+    return trainer
 
 
 def relative_difference(one: dict, other: dict) -> float:
