@@ -15,8 +15,8 @@ from transformers import AutoModel, BertTokenizer
 from dataset_scripts.flickr30k_entities import read_sentences
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
 from modeling_albef_amc.families.fusion import blip
-from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
+from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
 from modeling_albef_amc.tokenization_albef import clean_text, tokenizer_from_texts
 from tests.conftest import tiny_blip

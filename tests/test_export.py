@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from benchmarks.serving import latencies
 from modeling_albef_amc import AlbefModel
 from modeling_albef_amc import export_albef as export
 from tests.conftest import tiny_blip
@@ -273,3 +274,7 @@ def test_a_checkpoint_that_lacks_weights_or_is_not_there_is_refused(checkpoint, 
     message = refused([str(tmp_path / "headless"), str(tmp_path / "serving")], tmp_path / "serving")
     assert "itm_head.bias, itm_head.weight" in message
     assert "nowhere" in refused([str(tmp_path / "nowhere"), str(tmp_path / "serving")], tmp_path / "serving")
+
+
+def test_the_benchmark_of_serving_runs(model, folder):
+    assert [row["phrases"] for row in latencies(model, folder, repeats=1)] == [1, 5, 14]

@@ -7,8 +7,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, attention_albef
 from modeling_albef_amc import modeling_albef as module
 from modeling_albef_amc.attention_albef import group_by_image
-from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.gradcam import gradcam
+from modeling_albef_amc.pipeline import explain_itself as albef
 
 FUSION, EXPLAINED, LAYERS = 2, 3, 5
 
