@@ -14,10 +14,10 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from modeling_albef_amc.gradcam import upsample_heatmaps
 from modeling_albef_amc.modeling_albef_pretraining import (
     TEMPERATURE_RANGE,
-    itc_loss,
     draw_negatives,
-    known_to_fit,
+    itc_loss,
     itm_loss,
+    known_to_fit,
 )
 from trainer.amc_loss import attention_mask_consistency_loss
 
