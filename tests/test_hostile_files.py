@@ -67,7 +67,7 @@ def stand_in(kind: str, place: Path) -> None:
 def test_training_and_the_pipeline_wait_for_no_pipe(read, kind, tmp_path):
     place = tmp_path / "a.png"
     stand_in(kind, place)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"there is no (file|photo).*a\.png"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"there is no (file|image).*a\.png"):
         read(str(place))
 
 
@@ -128,7 +128,7 @@ def reads(path: Path) -> list[str]:
             answers.append(f"opened as {read()}")
         except ValueError as error:
             answers.append(f"ValueError {error}")
-    builder = AlbefJson(cache_dir="unused", data_dir=str(path.parent), images_dir=str(path.parent))
+    builder = AlbefJson(cache_dir=str(path.parent / "cache"), data_dir=str(path.parent), images_dir=str(path.parent))
     try:
         answers.append(f"stored {builder.load_image(path.name)}")
     except Unusable as reason:
