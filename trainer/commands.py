@@ -101,7 +101,9 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
 def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)")
-    add("--explanation", choices=("itm", "itc"), help="score to explain: match or similarity (default: the model's own)")
+    add(
+        "--explanation", choices=("itm", "itc"), help="score to explain: match or similarity (default: the model's own)"
+    )
     add("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
 
 
@@ -300,8 +302,8 @@ def convert(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
-    export_albef = load("modeling_albef_amc.tools.export_albef:export_albef")
-    for name, difference in export_albef(args.checkpoint, args.output, args.grounding_layer, **hub).items():
+    write_programs = load("modeling_albef_amc.tools.export_albef:export")
+    for name, difference in write_programs(args.checkpoint, args.output, args.grounding_layer, **hub).items():
         print(f"largest difference from the model, {name}: {difference:.1e}")
     print(f"{args.output} written.")
 
