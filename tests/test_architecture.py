@@ -47,9 +47,22 @@ def test_the_rules_find_what_breaks_them(path, source, found):
     assert violations(source, Path(path)) == found
 
 
+def without_types(source: str) -> str:
+    """Without what is imported for annotations alone."""
+    tree = ast.parse(source)
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    return ast.unparse(tree)
+
+
 def test_no_circle_of_imports():
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
-    graph = {name: imports(path.read_text(), path.relative_to(ROOT)) & names.keys() for name, path in names.items()}
+    """In the model's package not even for annotations: transformers follows every import there."""
+    graph = {}
+    for path in (path.relative_to(ROOT) for path in MODULES):
+        source = (ROOT / path).read_text()
+        source = source if path.parts[0] == "modeling_albef_amc" else without_types(source)
+        graph[".".join(path.with_suffix("").parts)] = imports(source, path)
     while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
         for name in leaves:
             del graph[name]

@@ -124,7 +124,7 @@ def test_blip_scores_as_blip_does():
     scores = [answer["score"] for answer in ground(photo, PHRASES)]
     assert scores == pytest.approx(logits.softmax(dim=-1)[:, 1].tolist(), abs=1e-5)
     assert ground(photo, PHRASES[:1], grounding_layer=0)[0]["heatmap"].max() > 0
-    with pytest.raises(ValueError, match="this family is explained by .itm. only"):
+    with pytest.raises(ValueError, match=r"this family is explained by .itm. only"):
         ground(photo, PHRASES, explanation="itc")
     with pytest.raises(ValueError, match=r"layer 3 is none of this model's: choose one of 0, 1, 2"):
         ground(photo, PHRASES, grounding_layer=3)

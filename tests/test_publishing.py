@@ -23,11 +23,12 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from dataset_scripts.build import build
-from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder, convert_albef_checkpoint
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder
+from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint
 from tests.conftest import tiny_blip
 from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
+from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
 from tests.helpers.training import RUN, TINY_MODEL, blip_processor
-from tests.original_checkpoints import GOLDEN, write_vocabulary
 from tests.tiny_data import (
     picture,
     save_with_adapters,
@@ -242,9 +243,8 @@ save_file({"heatmaps": output.heatmaps.contiguous(), "itm_logits": output.itm_lo
 @pytest.mark.shared
 def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(hub, shared_dir, tmp_path):
     vocabulary = write_vocabulary(tmp_path / "tokenizer", 200)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in GOLDEN.items()]
     golden, folder = shared_dir / "golden", tmp_path / "albef"
-    convert_albef_checkpoint.main([str(golden / "model.pth"), str(folder), "--tokenizer", str(vocabulary), *options])
+    convert_checkpoint(golden / "model.pth", folder, tokenizer=vocabulary, **GOLDEN)
     push = "import sys\nfrom modeling_albef_amc import AlbefForPreTraining\n"
     push += "AlbefForPreTraining.from_pretrained(sys.argv[1]).push_to_hub('org/golden')"
     run(["-c", push, folder], ROOT, environment(hub.url, tmp_path / "home"))
