@@ -27,7 +27,6 @@ from benchmarks.workloads import QUICK, Scale, TrainingStep, build_albef, evalua
 
 RESULTS = Path(__file__).parent / "results.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,8 @@ def training(bench: Bench) -> list[Row]:
     """A whole step, with and without AMC."""
     count, device = bench.scale.batch_size, bench.device
     model, batch = build_albef(bench.scale, device, pretraining=True), workloads.training_batch(bench.scale, device)
-    plain, ours = TrainingStep(model, batch, baseline.training_losses), TrainingStep(model, batch)
-    without_amc = partial(workloads.training_losses, amc=False)
-    functions: dict[str, Callable] = {
-        "baseline_fp32": plain,
-        "baseline_bf16": TrainingStep(model, batch, plain.losses, True, plain.optimizer),
-    }
+    ours, without_amc = TrainingStep(model, batch), partial(workloads.training_losses, amc=False)
+    functions: dict[str, Callable] = {"baseline": TrainingStep(model, batch, baseline.training_losses)}
     for name in PRECISIONS:
         functions[f"step_{name}"] = TrainingStep(model, batch, ours.losses, name == "bf16", ours.optimizer)
         functions[f"no_amc_{name}"] = TrainingStep(model, batch, without_amc, name == "bf16", ours.optimizer)
@@ -125,24 +120,20 @@ def training(bench: Bench) -> list[Row]:
     for name in PRECISIONS:
         taken = seconds[f"step_{name}"]
         rows += [
-            compared(f"train_step_{name}", count / taken, count / seconds["baseline_fp32"], "samples/s"),
+            compared(f"train_step_{name}", count / taken, count / seconds["baseline"], "samples/s"),
             compared(f"train_step_{name}_matrix_share", gflop / taken, rates[name], "GFLOP/s"),
             compared(f"amc_over_no_amc_{name}", taken, seconds[f"no_amc_{name}"], "s"),
         ]
-    in_bf16 = count / seconds["step_bf16"], count / seconds["baseline_bf16"]
-    return [*rows, compared("train_step_bf16_over_baseline_in_bf16", *in_bf16, "samples/s")]
+    return rows
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Peak of a whole process that trains, each in one of its own; the part before the first step beside it."""
-    found, place = {}, (bench.device.type, bench.quick)
-    for variant in workloads.MEMORY_VARIANTS:
-        found[variant] = in_a_process(workloads.training_memory, variant, *place)
-    peaks = {variant: bytes_of["peak"] / GIB for variant, bytes_of in found.items()}
+    """Peak of a whole process that trains, each in one of its own."""
+    arguments = bench.device.type, bench.quick
+    variants = "baseline", "ours", "checkpointing", "bf16"
+    peaks = {variant: in_a_process(workloads.training_memory, variant, *arguments) / 2**30 for variant in variants}
     plain = peaks.pop("baseline")
-    rows = [compared(f"train_peak_memory_{variant}", peak, plain, "GiB") for variant, peak in peaks.items()]
-    before = found["ours"]["before"] / GIB, found["baseline"]["before"] / GIB
-    return [*rows, compared("train_memory_before_the_first_step", *before, "GiB")]
+    return [compared(f"train_peak_memory_{variant}", peak, plain, "GiB") for variant, peak in peaks.items()]
 
 
 def alternatives(bench: Bench) -> list[Row]:
@@ -167,7 +158,7 @@ PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "training": training,
     "memory": memory,
     "alternatives": alternatives,
-    "serving": lambda bench: serving.latencies(bench.scale, bench.repeats),
+    "serving": lambda bench: serving.export_and_time(bench.scale, bench.repeats),
     "conversion": lambda bench: conversion.costs(bench.scale),
     "streaming": lambda bench: streaming.rates(100 if bench.quick else 15_000, bench.repeats),
 }

@@ -16,8 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,22 +51,11 @@ def several_boxes(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
 
 
 def convex_hull(x: np.ndarray, y: np.ndarray) -> list[float]:
-    """Corners of the hull in order, x0, y0, x1, …: what a few clicks around an object give."""
-    corners = sorted({(int(x) + dx, int(y) + dy) for x, y in zip(x, y) for dx in (0, 1) for dy in (0, 1)})
-    return [float(value) for point in half_hull(corners) + half_hull(corners[::-1]) for value in point]
-
-
-def half_hull(points: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The lower half of the hull of sorted points, without its last (Andrew's monotone chain)."""
-    found: list[tuple[int, int]] = []
-    for x, y in points:
-        while len(found) > 1:
-            (x0, y0), (x1, y1) = found[-2:]
-            if (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0:
-                break
-            found.pop()
-        found.append((x, y))
-    return found[:-1]
+    """Corners of the hull in order, x0, y0, x1, …: those that lie farthest in some direction, as few clicks give."""
+    corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
+    angles = np.arange(0.001, 2 * np.pi, 0.01)  # none across an edge, of which all corners are as far
+    farthest = (corners @ np.stack([np.cos(angles), np.sin(angles)])).argmax(axis=0)
+    return [float(value) for corner in dict.fromkeys(map(tuple, corners[farthest])) for value in corner]
 
 
 def middle(x: np.ndarray, y: np.ndarray) -> list[float]:
@@ -145,104 +133,74 @@ def build_model(family: str, folder: Path) -> None:
 
 # Studies
 
-
-@dataclass(frozen=True)
-class Run:
-    """Settings of one line of a table, before seeds.
-
-    Args:
-        data: the variant of the training data. settings: of train.py, beside those of the recipe.
-        family: trained from random weights; none: ALBEF, from the base model of `make train`.
-        metric: that the run is scored by.
-    """
-
-    name: str
-    data: str = "box"
-    settings: dict[str, Any] = field(default_factory=dict)
-    family: str | None = None
-    metric: str = "pointing_game"
-
-
+# By study and line of its table: settings of train.py beside those of the recipe. `data` is the variant of the training
+# data; `family` is trained from random weights, ALBEF otherwise from the base model of `make train`.
 NO_AMC = {"amc_mean_weight": 0.0, "amc_max_weight": 0.0}
-STUDIES: dict[str, list[Run]] = {
-    "kinds": [
-        Run("none", settings=NO_AMC),
-        Run("box"),
-        Run("boxes", "boxes", {"box_choice": "all"}),
-        *(Run(name, name) for name in ("polygon", "mask", "point", "scribble")),
-    ],
-    "budget": [Run(f"{percent} %", f"budget_{percent}") for percent in BUDGETS],
-    "losses": [
-        Run("both", "mask"),
-        Run("mean only", "mask", {"amc_max_weight": 0.0}),
-        Run("max only", "mask", {"amc_mean_weight": 0.0}),
-        Run("margin of the mean 0.1", "mask", {"amc_margin_mean": 0.1}),
-        Run("margin of the mean 0.3", "mask", {"amc_margin_mean": 0.3}),
-        Run("margin of the max 0.1", "mask", {"amc_margin_max": 0.1}),
-        Run("margin of the max 1", "mask", {"amc_margin_max": 1.0}),
-        Run("means over the batch", "mask", {"amc_reduction": "batch"}),
-    ],
-    "absent": [
-        Run("without", "absent", {"absent_weight": 0.0}, metric="absent_auroc"),
-        Run("with", "absent", metric="absent_auroc"),
-    ],
-    "families": [
-        Run(f"{family} with{'' if settings is None else 'out'} AMC", "mask", settings or {}, family)
+STUDIES: dict[str, dict[str, dict[str, Any]]] = {
+    "kinds": {"none": {"data": "box"} | NO_AMC} | {name: {"data": name} for name in VARIANTS},
+    "budget": {f"{percent} %": {"data": f"budget_{percent}"} for percent in BUDGETS},
+    "losses": {
+        "both": {"data": "mask"},
+        "mean only": {"data": "mask", "amc_max_weight": 0.0},
+        "max only": {"data": "mask", "amc_mean_weight": 0.0},
+        "margin of the mean 0.1": {"data": "mask", "amc_margin_mean": 0.1},
+        "margin of the mean 0.3": {"data": "mask", "amc_margin_mean": 0.3},
+        "margin of the max 0.1": {"data": "mask", "amc_margin_max": 0.1},
+        "margin of the max 1": {"data": "mask", "amc_margin_max": 1.0},
+        "means over the batch": {"data": "mask", "amc_reduction": "batch"},
+    },
+    "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
+    "families": {
+        f"{family} {name} AMC": {"data": "mask", "family": family} | settings
         for family in FAMILIES
-        for settings in (NO_AMC, None)
-    ],
+        for name, settings in (("without", NO_AMC), ("with", {}))
+    },
 }
+STUDIES["kinds"]["boxes"]["box_choice"] = "all"
 
 
-def train(run: Run, seed: int, steps: int, study: str, folder: Path) -> float:
-    """Fine-tunes, unless that was done before. Returns: the run's metric on `test`, in percent."""
-    output = folder / study / f"{run.name.replace(' ', '_')}_{seed}"
+def train(settings: dict[str, Any], recipe: str, output: Path) -> dict[str, float]:
+    """Results of a run on `test`, unless it was done before; its weights are not kept."""
     done = output / "all_results.json"
     if not done.exists():
-        settings = {
-            "model": SCENES / "base" if run.family is None else folder / "models" / run.family,
-            "dataset": folder / "data" / run.data,
-            "eval_splits": "test",
-            "max_eval_examples": 10_000,
-            "output_dir": output,
-            "max_steps": steps,
-            "seed": seed,
-            "logging_steps": 100,
-            "num_logged_heatmaps": 0,
-            "report_to": "none",
-        } | run.settings
-        recipe = f"trainer/configs/scenes_{'with_amc' if run.family in (None, 'albef') else 'families'}.yaml"
-        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         output.mkdir(parents=True, exist_ok=True)
+        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, "train.py", recipe, *options, "--output_dir", str(output)]
         with open(output / "log.txt", "w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(
-                [sys.executable, "train.py", recipe, *options],
-                check=True,
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
+            subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=log, env=environment)
         for weights in output.glob("*.safetensors"):
             weights.unlink()
-    return 100 * json.loads(done.read_text())[f"test_{run.metric}"]
+    return json.loads(done.read_text())
 
 
 def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> list[Row]:
-    runs = STUDIES[study]
-    for data in {run.data for run in runs}:  # not while others build the same
-        build_variant(data, folder / "data" / data)
-    for family in {run.family for run in runs} - {None}:
-        build_model(family, folder / "models" / family)
+    common = {"eval_splits": "test", "max_eval_examples": 10_000, "max_steps": steps, "logging_steps": 100}
+    common |= {"num_logged_heatmaps": 0, "report_to": "none"}
+    metric = "test_absent_auroc" if study == "absent" else "test_pointing_game"
+    futures: dict[str, list[Future]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [[pool.submit(train, run, seed, steps, study, folder) for seed in range(seeds)] for run in runs]
+        for name, changed in STUDIES[study].items():
+            settings, data, family = common | changed, folder / "data" / changed["data"], changed.get("family")
+            build_variant(settings.pop("data"), data)
+            model = folder / "models" / settings.pop("family") if family else SCENES / "base"
+            if family:
+                build_model(family, model)
+            recipe = f"trainer/configs/scenes_{'with_amc' if family in (None, 'albef') else 'families'}.yaml"
+            futures[name] = [
+                pool.submit(
+                    train,
+                    settings | {"model": model, "dataset": data, "seed": seed},
+                    recipe,
+                    folder / study / f"{name.replace(' ', '_')}_{seed}",
+                )
+                for seed in range(seeds)
+            ]
     rows = []
-    for run, of_run in zip(runs, futures):
-        found = [future.result() for future in of_run]
+    for name, of_name in futures.items():
+        found = [100 * future.result()[metric] for future in of_name]
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
-        rows.append({"name": run.name, "steps": steps, "mean": statistics.mean(found), "spread": spread})
-        rows[-1]["seeds"] = found
+        rows.append({"name": name, "steps": steps, "mean": statistics.mean(found), "spread": spread, "seeds": found})
     return rows
 
 

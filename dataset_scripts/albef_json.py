@@ -38,9 +38,6 @@ class AlbefJson(GroundingBuilder):
 
     Records of an image that follow each other are taken together. Where they are apart, so are their rows, and the
     image is stored with each: sort such a list by image first.
-
-    Raises:
-        ValueError: the file is missing, cut off, no JSON, or no list of records.
     """
 
     BUILDER_CONFIG_CLASS = AlbefJsonConfig

@@ -79,32 +79,25 @@ class Flickr30kEntities(GroundingBuilder):
     """`datasets` builder of Flickr30k Entities; rows as in `features.FEATURES`, one for each phrase that has boxes.
 
     `data_dir` has one of two layouts. The original one, which is taken where both are there:
-        Sentences/<id>.txt        five lines, phrases marked as `[/EN#<chain>/<type>[/<type>…] words]`
-        Annotations/<id>.xml      size, and objects with chains and a box, or the flags `scene` and `nobndbox`
-        train.txt, val.txt, test.txt                       an image's id in each line
-        UNRELATED_CAPTIONS        a line with "#", then lines "<id> <number of the sentence, from 1>"
+        Sentences/<id>.txt           five lines, phrases marked as `[/EN#<chain>/<type>[/<type>…] words]`
+        Annotations/<id>.xml         size, and objects with chains and a box, or the flags `scene` and `nobndbox`
+        train.txt, val.txt, test.txt an image's id in each line
+        UNRELATED_CAPTIONS           a line with "#", then lines "<id> <number of the sentence, from 1>"
     InfoGround's, what the original tool returns for each image, for one to three of the splits:
         sentences_<split>.json       {id: [{"sentence", "phrases": [{"first_word_index", "phrase", "phrase_id",
                                      "phrase_type": [type, …]}]}]}
         bounding_boxes_<split>.json  {id: {"boxes": {chain: [[x1, y1, x2, y2], …]}, "scene": [chain, …],
                                      "nobox": [chain, …], "width", "height", "depth"}}
-        UNRELATED_CAPTIONS           as above, if it is there
     Images are `<id>.jpg` in `images_dir`, or in its folder `flickr30k-images`.
 
     The original tool subtracts 1 from all four corners of the XML, and InfoGround's files hold that; 1 is added to x2
-    and y2 here, so that both layouts give the same half-open boxes. In the pointing game, where a point must be
-    strictly inside, a box's last column and row of pixels count as inside here, and not with the tool's corners.
+    and y2 here, so that both layouts give the same half-open boxes, whose last column and row of pixels are inside.
 
-    A chain that is marked as the scene, or as one without a box, and has boxes all the same keeps them, as in
-    InfoGround's evaluation. A box that lies beside the image is no part of its chain; where one has no area at all,
-    nobody knows where a part of the chain is, and its phrases are dropped. Chain 0 is of words like "there" or "each
-    other"; its phrases are always dropped, as are the captions of UNRELATED_CAPTIONS. The counts of phrases, kept and
-    dropped, add up to all phrases of the images that have annotations.
-
-    Raises:
-        ValueError: a file is missing, cut off or not in its format; the message names file and line or record. In
-            strict mode also for a record that would be dropped for a fault of its own, though not for a phrase whose
-            chain is marked as one without a box.
+    A chain that is marked as the scene, or as one without a box, and has boxes all the same keeps them. A box beside
+    the image is no part of its chain; where one has no area at all, the phrases of the chain are dropped, as are those
+    of chain 0 ("there", "each other") and the captions of UNRELATED_CAPTIONS. The counts of phrases, kept and dropped,
+    add up to all phrases of the images that have annotations. A file that is missing, cut off or not in its format
+    raises a `ValueError` that names it and line or record.
     """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
@@ -119,7 +112,11 @@ class Flickr30kEntities(GroundingBuilder):
         if self._is_original:
             if not (self._folder / "Annotations").is_dir():
                 raise ValueError(f"there is no folder {self._folder / 'Annotations'}, which annotations.zip has")
-            self._check_lists()
+            seen: dict[str, Path] = {}
+            for path in map(self._list, _FILES):
+                for image_id in _read_ids(path):
+                    if seen.setdefault(image_id, path) != path:
+                        raise ValueError(f"{path}: {image_id} is also in {seen[image_id]}")
             return list(_FILES)
         names = [name for name in _FILES if any(path.is_file() for path in self._processed_files(name))]
         if not names:
@@ -146,7 +143,7 @@ class Flickr30kEntities(GroundingBuilder):
 
     # Reading an image's annotations
 
-    @property
+    @cached_property
     def _folder(self) -> Path:
         return Path(self.config.data_dir)
 
@@ -157,17 +154,8 @@ class Flickr30kEntities(GroundingBuilder):
     def _list(self, split: str) -> Path:
         return self._folder / f"{_FILES[split]}.txt"
 
-    def _processed_files(self, split: str) -> tuple[Path, Path]:
-        name = f"{_FILES[split]}.json"
-        return self._folder / f"sentences_{name}", self._folder / f"bounding_boxes_{name}"
-
-    def _check_lists(self) -> None:
-        seen: dict[str, Path] = {}
-        for path in map(self._list, _FILES):
-            for image_id in _read_ids(path):
-                if image_id in seen:
-                    raise ValueError(f"{path}: {image_id} is also in {seen[image_id]}")
-                seen[image_id] = path
+    def _processed_files(self, split: str) -> list[Path]:
+        return [self._folder / f"{kind}_{_FILES[split]}.json" for kind in ("sentences", "bounding_boxes")]
 
     @cached_property
     def _unrelated(self) -> set[tuple[str, int]]:
@@ -317,11 +305,7 @@ def _read_unrelated(path: Path) -> set[tuple[str, int]]:
 
 
 def read_sentences(path: Path) -> list[Sentence]:
-    """The five captions of an image.
-
-    Raises:
-        ValueError: the file is not UTF-8, there are not five sentences, or markup cannot be read; names file and line.
-    """
+    """The five captions of an image; a ValueError names file and line of what cannot be read."""
     sentences = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -358,7 +342,10 @@ def parse_sentence(line: str) -> Sentence:
                 words.append(_without_markup(word))
                 word = ""
             if is_head:
-                begun.append((len(phrases), len(words), *_parse_head(piece)))
+                head = _HEADER.fullmatch(piece)
+                if head is None:
+                    raise ValueError(f"{piece!r:.80} is not [/EN#<chain>/<type>")
+                begun.append((len(phrases), len(words), head[1], tuple(head[2][1:].split("/"))))
                 phrases.append(None)
             else:
                 index, first, chain, types = begun.pop()
@@ -368,13 +355,6 @@ def parse_sentence(line: str) -> Sentence:
     if begun:
         raise ValueError(f"the phrase of chain {begun[-1][2]} has no closing bracket")
     return Sentence(words, phrases)
-
-
-def _parse_head(piece: str) -> tuple[str, tuple[str, ...]]:
-    match = _HEADER.fullmatch(piece)
-    if match is None:
-        raise ValueError(f"{piece!r:.80} is not [/EN#<chain>/<type>")
-    return match[1], tuple(match[2][1:].split("/"))
 
 
 def _without_markup(word: str) -> str:
@@ -391,12 +371,7 @@ class _NoDoctype(TreeBuilder):
 
 
 def read_annotation(path: Path) -> Annotation:
-    """The size of an image and its objects.
-
-    Raises:
-        ValueError: the file is no XML, was cut off, has a DOCTYPE, or has an object without a chain or with a corner
-            that is no number; names the file.
-    """
+    """The size of an image and its objects; a ValueError names the file of what cannot be read."""
     try:
         root = fromstring(path.read_bytes(), XMLParser(target=_NoDoctype()))
     except (ParseError, LookupError, ValueError) as error:  # the last two are of encodings

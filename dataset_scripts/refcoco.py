@@ -250,9 +250,6 @@ def read_proposals(path: Path) -> dict[str, Boxes]:
     Three layouts are known: {image's id: [[x, y, width, height, …], …]} (ALBEF's dets.json), a list of {"image_id",
     "box"} (MAttNet's), and a list of expressions with {"pred_boxes", "pred_boxes_img_id"}, the latter the names of the
     boxes' cut-outs (`COCO_train2014_000000266240_3.jpg`); there the expressions of an image repeat its boxes.
-
-    Raises:
-        ValueError: The file is missing, no JSON or of another layout, or what it has for an image are not boxes.
     """
     content = read_json(path)
     if isinstance(content, dict):

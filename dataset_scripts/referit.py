@@ -94,11 +94,7 @@ class ReferIt(GroundingBuilder):
 
 
 def read_image_list(path: Path) -> list[int]:
-    """The images' numbers in a list, one a line.
-
-    Raises:
-        ValueError: The file is missing, a line is no number, or an image is listed twice.
-    """
+    """The images' numbers in a list, one a line; a ValueError names a line that has none, or one again."""
     images: dict[int, None] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():

@@ -79,10 +79,7 @@ class VisualGenome(GroundingBuilder):
     an image, images that `image_data.json` does not list, and those that cannot be used.
 
     The files are streamed side by side, so they must have their images in the order of `image_data.json`, as Visual
-    Genome's have; a file that has not can be built alone (`kinds`).
-
-    Raises:
-        ValueError: a file is missing, cut off, no JSON, of another layout, has an image twice or in another order.
+    Genome's have; a file that has not can be built alone (`kinds`). Broken files raise a `ValueError` that names them.
     """
 
     BUILDER_CONFIG_CLASS = VisualGenomeConfig
@@ -369,9 +366,7 @@ def read_ids(path: Path) -> set[int]:
     """Ids of images from a text file (one a line), a JSON list, or the images of an `instances.json`.
 
     In place of an id there may be COCO's or Flickr30k's file name: `COCO_train2014_000000000072.jpg`, `36979.jpg`.
-
-    Raises:
-        ValueError: the file is missing or none of these, has something else for an id, or has none.
+    A ValueError names a file that is missing or none of these, has something else for an id, or has none.
     """
     first = first_character(path)
     if first == "{":

@@ -258,7 +258,7 @@ class PhraseGrounder:
         index = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(image.tokens.phrases) for image in asked]))
         options = {"explanation": explanation, "layer": grounding_layer}
         options = {name: value for name, value in options.items() if value is not None}
-        own_explain, heatmaps_of = self.method_functions(method)
+        own_explain, heatmaps_of = self.method_functions(method, tokens.heatmap_token_mask is not None)
         attend = partial(self.attend, torch.cat([image.pixel_values for image in asked]), tokens, index)
         scores, heatmaps = [], []
         for attention in attend(phrase_batch_size, explain=explain or own_explain, **options):
@@ -272,7 +272,9 @@ class PhraseGrounder:
             image.heatmaps, heatmaps = heatmaps[:count], heatmaps[count:]
         return images
 
-    def method_functions(self, method: str) -> tuple[Callable[..., PhraseAttention], Callable[..., Tensor]]:
+    def method_functions(
+        self, method: str, in_captions: bool = False
+    ) -> tuple[Callable[..., PhraseAttention], Callable[..., Tensor]]:
         """What explains a pass, and what turns that into heatmaps. ValueError: there is no such method."""
         if method not in self.methods:
             raise ValueError(f"method {method!r}: choose one of {', '.join(self.methods)}.")

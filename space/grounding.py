@@ -111,27 +111,30 @@ def word_answer(token_maps: torch.Tensor, tokens: list[int]) -> dict[str, Any]:
 def word_tokens(grounder: AutoGrounder, phrase: str) -> list[list[int]]:
     """Which tokens belong to each word of a phrase; none to a word that cleaning leaves nothing of."""
     processor, shown = grounder.processor, f"“{phrase[:40]}…”"
-    nothing = VisitorError(f"“{phrase[:40]}” has no word that can be looked for: write one, or leave the line out.")
     if cleans_text(processor):
         num_words = len(clean_text(phrase, max_words=len(phrase)).split(" "))
         if num_words > processor.max_words:  # it would cut them silently
             raise VisitorError(f"{shown} has {num_words} words; the model reads {processor.max_words}: shorten it.")
+    spans = [(word, word + 1) for word in range(len(phrase.split(" ")))]
+    words = tokens_at(grounder, phrase, spans)
+    if any(words):
+        return words
     try:
         num_tokens = tokenize_phrases(processor, [phrase])["input_ids"].shape[1]
-    except ValueError as error:
-        raise nothing from error
+    except ValueError:
+        num_tokens = 0
     if num_tokens > grounder.max_tokens:
         raise VisitorError(f"{shown} has {num_tokens} word pieces; the model reads {grounder.max_tokens}: shorten it.")
-    words = []
-    for number in range(len(phrase.split(" "))):
-        try:
-            tokens = grounder.tokenize([{"caption": phrase, "caption_span": (number, number + 1)}])
-            words.append(tokens.heatmap_token_mask[0].nonzero().flatten().tolist())
-        except ValueError:  # nothing is left of this word
-            words.append([])
-    if not any(words):
-        raise nothing
-    return words
+    raise VisitorError(f"“{phrase[:40]}” has no word that can be looked for: write one, or leave the line out.")
+
+
+def tokens_at(grounder: AutoGrounder, phrase: str, spans: list[tuple[int, int]]) -> list[list[int]]:
+    """The tokens of each (first, end) span of words; none where cleaning leaves nothing of it."""
+    try:
+        tokens = grounder.tokenize([{"caption": phrase, "caption_span": span} for span in spans])
+    except ValueError:  # nothing is left of one of them
+        return [tokens_at(grounder, phrase, [span])[0] for span in spans] if len(spans) > 1 else [[]]
+    return [row.nonzero().flatten().tolist() for row in tokens.heatmap_token_mask]
 
 
 def packed(heatmap: torch.Tensor) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from transformers import BaseImageProcessor, PreTrainedModel
 
@@ -31,8 +31,6 @@ FILES += ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
 # By these, transformers would take code, kernels or other models from elsewhere.
 FOREIGN = {"auto_map", "custom_pipelines", "quantization_config", "audio_tokenizer", "experts_implementation"}
 FOREIGN |= {"attn_implementation", "_attn_implementation", "_attn_implementation_internal"}
-# Of the disk, of what the Hub answers and of being offline; of huggingface_hub's HTTP library; of names.
-UNREACHABLE = OSError, HfHubHTTPError.__base__, HFValidationError
 MAX_BYTES = 2 * 2**30
 MAX_PARAMETERS = 600_000_000
 MAX_LAYERS = 48
@@ -127,9 +125,9 @@ def load_own(entry: Entry) -> Loaded:
     """A model that the Space's owner chose: a folder below this one, any other folder, or a Hub id."""
     folder = HERE / entry.id if (HERE / entry.id).is_dir() else Path(entry.id)
     with load_errors(entry, folder):
-        return load_folder(
-            entry, folder if folder.is_dir() else Path(snapshot_download(entry.id, allow_patterns=FILES))
-        )
+        if not folder.is_dir():
+            folder = Path(snapshot_download(entry.id, allow_patterns=FILES))
+        return load_folder(entry, folder)
 
 
 def load_strangers(model_id: str) -> Loaded:
@@ -147,9 +145,6 @@ def load_strangers(model_id: str) -> Loaded:
             hub.snapshot_download(model_id, revision=revision, local_dir=folder, allow_patterns=FILES)
         except RepositoryNotFoundError as error:
             raise VisitorError(f"There is no public model {model_id} on the Hub: check the spelling.") from error
-        except UNREACHABLE as error:
-            instead = "try again, or choose another model"
-            raise VisitorError(f"The Hub does not hand out {model_id} now: {instead}.") from error
         for path in Path(folder).glob("*config.json"):
             without_foreign(path)
         return load_folder(entry, Path(folder))
@@ -164,7 +159,7 @@ def load_errors(entry: Entry, folder: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].replace(str(folder), entry.id)
-        raise VisitorError(f"The model {entry.id} could not be loaded: {why}") from error
+        raise VisitorError(f"The model {entry.id} could not be loaded, try again or choose another: {why}") from error
 
 
 def check_size(model_id: str, files: Iterable[RepoFile | RepoFolder]) -> None:

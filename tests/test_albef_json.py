@@ -81,10 +81,7 @@ NO_BOXES += [[1, 2, 3, 10**20], [1, 2, 3, 10**400]]
 def test_a_broken_box_is_counted_or_fatal(workshop, bbox):
     rows, report = workshop.of([record(["a dog", "an animal"], bbox=bbox), record("a cat")])
     assert [row["phrase"] for row in rows] == ["a cat"]
-    assert report.dropped == {
-        "boxes: not four numbers of pixels": 1,
-        "captions: none of their boxes is of use": 2,
-    }
+    assert report.dropped == {"boxes: not four numbers of pixels": 1, "captions: none of their boxes is of use": 2}
     with pytest.raises(ValueError, match=r"train\.json, record 0: boxes: not four numbers"):
         workshop.of([record(bbox=bbox)], strict=True)
 

@@ -192,7 +192,7 @@ def test_the_command_line_builds_and_tells_what_it_kept(tmp_path, capsys):
     told = capsys.readouterr()
     assert "kept             2  scenes of train" in told.out and "wrote            5  rows of train" in told.out
     assert "Building train" in told.err  # the progress bar
-    with pytest.raises(SystemExit, match="error: .*--overwrite"):
+    with pytest.raises(SystemExit, match=r"error: .*--overwrite"):
         main(command)
 
 
@@ -200,7 +200,7 @@ def test_help_imports_nothing_heavy():
     """It comes up in less than half a second only so."""
     code = "import sys; sys.argv[1:] = ['coco', '--help']; import runpy\n"
     code += "try: runpy.run_module('dataset_scripts.build', run_name='__main__')\n"
-    code += "except SystemExit: print(sorted({'datasets', 'pyarrow', 'PIL', 'numpy', 'huggingface_hub'} & set(sys.modules)))"
+    code += "except SystemExit: print([n for n in ('datasets', 'pyarrow', 'PIL', 'numpy') if n in sys.modules])"
     root = Path(build_module.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "--data_dir" in done.stdout and done.stdout.splitlines()[-1] == "[]"

@@ -1,4 +1,4 @@
-"""What all builders of annotations share: images that cannot be used, boxes that are cut, splits, jobs, storable rows."""
+"""What all builders share: images that cannot be used, boxes that are cut, splits, jobs, storable rows."""
 
 import json
 import pickle
@@ -33,7 +33,8 @@ def tree(request, tmp_path):
 
 
 def made(name, options, **more):
-    return builder_class(name)(cache_dir="unused", **options | more)
+    options = options | more
+    return builder_class(name)(cache_dir=f"{options.get('data_dir')}/cache", **options)
 
 
 def spoil(kind: str, path: Path) -> str:

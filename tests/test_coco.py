@@ -9,16 +9,7 @@ import numpy as np
 import pytest
 
 from dataset_scripts.coco import Coco
-from tests.helpers.builders import (
-    HEIGHT,
-    SQUARE,
-    SQUARE_MASK,
-    SQUARE_RUNS,
-    WIDTH,
-    Workshop,
-    decoded,
-    name_in_source,
-)
+from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, SQUARE_RUNS, WIDTH, Workshop, decoded, name_in_source
 
 SECOND = dict(bbox=[5, 0, 2, 2], segmentation=[[5, 0, 7, 0, 7, 2, 5, 2]])
 

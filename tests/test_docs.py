@@ -1,25 +1,78 @@
-"""What the documentation shows runs."""
+"""What README, docs and examples show runs: Python, the notebook, and command lines as far as their options."""
 
+import argparse
+import ast
+import importlib
+import json
 import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
+from PIL import Image
+from torch.distributed.run import get_args_parser
 from transformers import PretrainedConfig
 
+from dataset_scripts import build
 from modeling_albef_amc import gradcam, groundable
 from modeling_albef_amc.families.training import with_own_forward
 from tests.conftest import tiny_batch
+from trainer.amc_config import AmcConfig
+from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+TRAINED = str(ROOT / "space" / "checkpoints" / "with_amc")
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+PAGES["CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def code_of(name: str) -> str:
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
-    return block
+def blocks(language: str) -> dict[str, str]:
+    return {
+        f"{page}-{number}": block
+        for page, text in sorted(PAGES.items())
+        for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL))
+    }
+
+
+# Python ---------------------------------------------------------------------------------------------------------------
+
+# Block → lines that it prints. All are run with a local checkpoint in place of ids.
+PRINTED = {
+    "README.md-0": 2,
+    "docs/grounding.md-0": 2,
+    "docs/grounding.md-1": 0,
+    "docs/grounding.md-2": 3,
+    "docs/publishing.md-0": 0,
+    "docs/families.md-0": 0,
+}
+ELSEWHERE = {
+    "docs/publishing.md-1": "asks an open Space: tests/test_space.py",
+    "docs/serving.md-0": "needs exported programs, which take long: tests/test_export.py",
+}
+
+
+def test_every_block_of_python_is_run():
+    assert blocks("python").keys() == PRINTED.keys() | ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_python_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for file in ("photo.jpg", "photo.png"):
+        Image.open(ROOT / "space" / "examples" / "scene_1.png").convert("RGB").save(file)
+    ids = '"(outputs/scenes/with_amc|Salesforce/blip-itm-base-coco|org/albef-amc)"'
+    exec(re.sub(ids, repr(TRAINED), blocks("python")[name]), {})
+    assert len(capsys.readouterr().out.splitlines()) == PRINTED[name]
 
 
 def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
-    code, names = code_of("families.md"), {}
+    code, names = blocks("python")["docs/families.md-0"], {}
     assert len(code[code.index("class Toy") :].strip().splitlines()) <= 25
     exec(code, names)
     model, batch = names["Toy"](PretrainedConfig()), tiny_batch()
@@ -32,3 +85,118 @@ def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
     assert torch.equal(gradcam(with_own_forward(names["toy"])(model, **batch)), heatmaps) and model.forward != forward
     (output.loss + output.heatmaps.square().sum()).backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in (model.words.weight, model.patches.weight))
+
+
+def test_the_notebook_runs(monkeypatch):
+    """Cell by cell; the last expression of a cell is what it shows."""
+    notebook = ROOT / "examples" / "grounding.ipynb"
+    assert notebook.stat().st_size < 200_000
+    monkeypatch.chdir(notebook.parent)
+    names, shown = {}, []
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            *body, last = ast.parse("".join(cell["source"])).body
+            exec(compile(ast.Module(body, []), "<cell>", "exec"), names)
+            is_shown = isinstance(last, ast.Expr)
+            last = ast.Expression(last.value) if is_shown else ast.Module([last], [])
+            shown.append(eval(compile(last, "<cell>", "eval" if is_shown else "exec"), names))
+    pictures = [value for value in shown if isinstance(value, Image.Image)]
+    assert len(pictures) == 3 and all(min(picture.size) > 100 for picture in pictures)
+    accuracy = names["accuracy"]
+    assert accuracy["with AMC"] > accuracy["base"] + 30
+
+
+# Command lines --------------------------------------------------------------------------------------------------------
+
+NOT_PARSED = {
+    "hf": "huggingface_hub's; the commands of docs/publishing.md are run by tests/test_publishing.py",
+    "pip": "installs over the network",
+    "git": "clones over the network",
+    "export": "of the shell",
+    "source": "of the shell",
+}
+SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["albef-amc"]
+
+
+def command_lines() -> list[str]:
+    """Of blocks, continued lines joined; of inline code those that begin with a program of ours."""
+    found = []
+    for block in blocks("bash").values():
+        found += [line.strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    for text in PAGES.values():
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        found += re.findall(r"`((?:albef-amc|make|python) [^`]+)`", text)
+    return sorted(set(found))
+
+
+class Parsed(Exception):
+    """Raised by `options_of` in place of the work."""
+
+
+@pytest.fixture
+def only_parse(monkeypatch):
+    """Command lines end after the parser has taken them: nothing is run, trained or mounted."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse(parser, *arguments, **options):
+        namespace = parse_args(parser, *arguments, **options)
+        if set(vars(namespace)) in ({"command"}, {"dataset"}):  # a name, whose own parser comes next
+            return namespace
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+
+
+def run_module(monkeypatch, module: str, function: str, arguments: list[str]) -> None:
+    """The function that a command runs, up to its work; a command without arguments shows its help."""
+    monkeypatch.setattr(sys, "argv", [module, *(arguments or ["--help"])])
+    try:
+        getattr(importlib.import_module(module), function)()
+    except Parsed:
+        return
+    except SystemExit as end:
+        assert end.code == 0 and "--help" in sys.argv, f"{module} {arguments}: {end.code}"
+        return
+    pytest.fail(f"{module} {arguments} was not parsed")
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_name_what_there_is(line, only_parse, monkeypatch):
+    words = [word for word in shlex.split(line.replace("…", ""), comments=True)]
+    program, *rest = words
+    if program in NOT_PARSED:
+        return
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
+        for options in (word.removeprefix("BENCH=") for word in rest if word.startswith("BENCH=")):
+            run_module(monkeypatch, "benchmarks.bench", "main", shlex.split(options))
+    elif "train.py" in rest or words[:2] == ["albef-amc", "train"]:
+        split = words.index("train.py") if "train.py" in rest else 1
+        launcher = {"accelerate": launch_command_parser, "torchrun": get_args_parser}.get(program)
+        if launcher is not None:
+            with pytest.raises(Parsed):
+                launcher().parse_args(words[1 + (program == "accelerate") : split + 1])
+        for file in re.findall(r"trainer/configs/\S+\.yaml", line):
+            assert (ROOT / file).is_file(), file
+        monkeypatch.chdir(ROOT)
+        if "--help" not in words:
+            parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=words[split + 1 :])
+    elif program == "albef-amc":
+        if not find_spec("trainer.commands"):
+            pytest.skip("the commands come with trainer/commands.py")
+        if rest[:2] == ["build", "NAME"]:
+            rest[1] = "coco"
+        run_module(monkeypatch, *SCRIPT.split(":"), [*rest, *(["--help"] if len(rest) == 1 else [])])
+    else:
+        assert words[1] == "-m", line
+        assert find_spec(words[2]), f"no module {words[2]}"
+        run_module(monkeypatch, words[2], "main", words[3:])
+
+
+def test_the_check_of_command_lines_can_fail(only_parse, monkeypatch):
+    with pytest.raises(AssertionError, match="2"):
+        run_module(monkeypatch, "dataset_scripts.build", "main", ["coco", "--no_such_option"])
+    with pytest.raises(ValueError, match="no_such_option"):
+        parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=["--no_such_option", "1"])
+    run_module(monkeypatch, "dataset_scripts.build", "main", ["scenes", "--output", "x"])
+    assert build.BUILDERS

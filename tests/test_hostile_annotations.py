@@ -43,7 +43,7 @@ def tree(name: str, folder: Path):
     """A builder and its tree, a secret image beside its images, and the place of an image."""
     options = TREES[name](folder / "data")
     secret = write(folder / "data" / "secret.png", encode_png(np.full((6, 8, 3), 77, np.uint8))["bytes"])
-    builder = builder_class(name)(cache_dir="unused", **options)
+    builder = builder_class(name)(cache_dir=str(folder / "cache"), **options)
     return builder, secret, Path(options["images_dir"]) / AN_IMAGE[name]
 
 
@@ -128,7 +128,7 @@ def test_many_masks_of_a_large_image_take_the_memory_of_one(tmp_path):
         "categories": [{"id": 3, "name": "a"}],
     }
     write(tmp_path / "instances.json", listed)
-    builder = Coco(cache_dir="unused", data_dir=str(tmp_path), split="train")
+    builder = Coco(cache_dir=str(tmp_path / "cache"), data_dir=str(tmp_path), split="train")
     tracemalloc.start()
     try:
         ((row,),) = read_all(builder)[0].values()

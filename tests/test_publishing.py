@@ -477,8 +477,8 @@ def test_a_data_card_tells_what_was_dropped_and_whose_it_is(tmp_path):
     build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0")
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-4.0" and "Licence: cc-by-4.0." in card.text
-    assert "| instances: box without area in the photo | 1 |" in card.text and "| train | 1 |" in card.text
-    assert "build coco --data-dir mine --split train --license cc-by-4.0`" in card.text
+    assert "| instances: box without area in the image | 1 |" in card.text and "| train | 1 |" in card.text
+    assert "build coco --data_dir mine --split train --license cc-by-4.0`" in card.text
     assert str(tmp_path) not in card.content
     build("coco", tmp_path / "other", data_dir=str(folder), split="train")
     card = DatasetCard.load(tmp_path / "other" / "README.md")

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 
 from dataset_scripts.refcoco import RefCoco, read_proposals
-from tests.helpers.builders import (
-    HEIGHT,
-    SQUARE,
-    SQUARE_MASK,
-    SQUARE_RUNS,
-    WIDTH,
-    Workshop,
-    decoded,
-    name_in_source,
-)
+from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, SQUARE_RUNS, WIDTH, Workshop, decoded, name_in_source
 
 BOX = [1.0, 1.0, 4.0, 4.0]
 

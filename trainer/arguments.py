@@ -5,6 +5,7 @@ Nothing here imports torch or transformers before settings are parsed, so that h
 
 import argparse
 import dataclasses
+import reprlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
         return None
     if isinstance(value, list | dict):
         if type(value).__name__ not in annotation.lower():
-            raise ValueError(f"expected one value, got {value!r}.")
+            raise ValueError(f"expected one value, got {reprlib.repr(value)}.")
         return value
     if action.nargs in ("+", "*"):
         raise ValueError(f"expected a list, got {value!r}; write [{value}].")

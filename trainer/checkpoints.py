@@ -63,12 +63,6 @@ def discard(checkpoint: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def discard_incomplete(folder: Path) -> None:
-    for checkpoint in all_checkpoints(folder):
-        if not is_complete(checkpoint):
-            discard(checkpoint)
-
-
 def rotate(folder: Path, limit: int | None, *spared: str | Path | None) -> None:
     """Deletes the oldest checkpoints until `limit` are left; None or 0 for no limit.
 
@@ -103,7 +97,8 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
     if newest is None and wanted.lower() == "true":
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {folder} to go on from.")
     if PartialState().is_main_process:
-        discard_incomplete(folder)
+        for checkpoint in set(all_checkpoints(folder)) - set(checkpoints(folder)):
+            discard(checkpoint)
     return newest and str(newest)
 
 

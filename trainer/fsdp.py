@@ -26,7 +26,7 @@ def mean_over_processes(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def left_out(model: PreTrainedModel, chosen: str | list[nn.Module] | None) -> list[nn.Module]:
-    """The modules that FSDP leaves whole: those that the user chose, frozen ones such as a teacher, and the scalars.
+    """The modules that FSDP leaves whole: those that the user chose, frozen ones (momentum encoders), and the scalars.
 
     Args:
         chosen: `fsdp_ignored_modules` of accelerate's configuration, modules or a regular expression of their names.

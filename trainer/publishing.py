@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import PushInProgress, logging
 
 from .amc_config import AmcConfig
-from .checkpoints import begin, check_shared, checkpoints, discard_incomplete, is_complete, resumed, rotate, sync
+from .checkpoints import begin, check_shared, checkpoints, discard, is_complete, resumed, rotate, sync
 from .lora import MOMENTUM, load_checkpoint, save_moving
 from .model_card import TASK, model_card
 
@@ -73,8 +73,8 @@ class PublishingTrainer(Trainer):
         """Removes a checkpoint that could not be written, or else saves the steps since the last one, and says so."""
         run = Path(self.args.output_dir)
         could_not_save = self.checkpoint is not None and self.checkpoint.exists() and not is_complete(self.checkpoint)
-        if self.args.should_save:
-            discard_incomplete(run)  # it keeps the disk full
+        if could_not_save and self.args.should_save:
+            discard(self.checkpoint)  # it keeps the disk full
         if could_not_save and isinstance(error, Exception):
             found = checkpoints(run)
             advice = f" {found[-1]} is complete: make room, then go on with resume_from_checkpoint." if found else ""

@@ -20,7 +20,7 @@ BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "c
 # cell.
 _POLYGON_OVERSAMPLING = 4
 _THINNEST = 1e-6  # pixels: of less, the share of a cell that is covered could be 0 by rounding
-_FAR = 2.0**24  # pixels: farther than any photo is wide, and as far as float32 counts them
+_FAR = 2.0**24  # pixels: farther than any image is wide, and as far as float32 counts them
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
-from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline
+from ..pipeline import PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
 from .processors import whole_images
@@ -80,10 +80,13 @@ class AutoGrounder(PhraseGrounder):
         processor = load_processor(path, model, image_size, **hub_options(options))
         return cls(model, processor, explain, device or torch.accelerator.current_accelerator() or "cpu")
 
-    def method_functions(self, method: str) -> tuple[Explain, Callable[..., torch.Tensor]]:
-        if method == "relevance":
-            return explain_function(self.model, method), METHODS[method]
-        return super().method_functions(method)
+    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., torch.Tensor]]:
+        """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
+        if method != "relevance":
+            return super().method_functions(method, in_captions)
+        if in_captions:
+            raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
+        return explain_function(self.model, method), METHODS[method]
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not self.keeps_encodings:
@@ -98,13 +101,6 @@ class AutoGrounder(PhraseGrounder):
             while len(self.encodings) > self.max_encodings:
                 self.encodings.popitem(last=False)
         return encoded
-
-    def explain_phrases(self, images: Sequence[GroundedImage], **options: Any) -> Sequence[GroundedImage]:
-        """As of `PhraseGrounder`; its `method` may also be "relevance" (by all layers), of some families."""
-        in_captions = any(image.tokens and image.tokens.heatmap_token_mask is not None for image in images)
-        if options.get("method") == "relevance" and in_captions:
-            raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
-        return super().explain_phrases(images, **options)
 
 
 class AutoGroundingPipeline(VisualGroundingPipeline):

@@ -66,7 +66,7 @@ def builder_target(folder: Path, tree: str, file: str) -> Target:
     import pyarrow as pa
 
     from dataset_scripts.build import builder_class
-    from dataset_scripts.features import FEATURES
+    from dataset_scripts.features import FEATURES, BuildReport
     from tests.helpers.builders import TREES
     from tests.helpers.flickr30k_tree import draw_images, write_processed
 
@@ -78,8 +78,11 @@ def builder_target(folder: Path, tree: str, file: str) -> Target:
         options = TREES[tree](folder / "data")
     place = folder / "data" / file
 
+    made = builder_class(tree)(cache_dir=str(folder / "cache"), **options)
+
     def read() -> None:
-        builder = builder_class(tree)(cache_dir=str(folder / "cache"), **options)
+        builder = copy.copy(made)  # which has read nothing yet
+        builder.report = BuildReport()
         for split in builder.split_names():
             for job in builder.jobs(split):
                 pa.Table.from_pylist(list(builder.storable_rows(split, job)), schema=FEATURES.arrow_schema)
