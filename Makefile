@@ -50,12 +50,12 @@ bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some 
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
 
 chaos: $(INSTALLED)  ## what the tests have no time for: kills, a full disk (as root), long runs (an hour)
-	@for trial in kills full_disk long_run "long_run --streaming"; do \
-		OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.$$trial || exit 1; \
+	@for trial in "kills --trials 50" full_disk "long_run --trials 3000" "long_run_streamed --trials 3000"; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $$trial || exit 1; \
 	done
 
 # Atheris is made for Linux alone.
-fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="lists image"
+fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: make fuzz SECONDS=600 FUZZ="image coco/instances.json"
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[fuzz]"
 	@$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(FUZZ)
 
@@ -93,7 +93,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # The folder appears when it is complete.
 $(SCENES)/data/README.md: dataset_scripts/scenes.py dataset_scripts/build.py dataset_scripts/features.py | $(INSTALLED)
-	$(BIN)/python -m dataset_scripts.build scenes --output $(@D) --overwrite
+	$(BIN)/albef-amc build scenes --output $(@D) --overwrite
 
 # A run is repeated when its settings or what it starts from changed; after a change of the code, `make -B train`. Its file
 # `done` appears when it has ended well.
@@ -104,7 +104,7 @@ $(SCENES)/%/done: trainer/configs/scenes_%.yaml | $(INSTALLED)
 	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) train.py $<
 	@touch $@
 
-$(SCENES)/results.json: $(SCENES)/without_amc/done $(SCENES)/with_amc/done evaluate_grounding.py | $(INSTALLED)
-	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) evaluate_grounding.py \
+$(SCENES)/results.json: $(SCENES)/without_amc/done $(SCENES)/with_amc/done trainer/evaluate_grounding.py | $(INSTALLED)
+	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) -m trainer.evaluate_grounding \
 		--models base=$(SCENES)/base without_amc=$(SCENES)/without_amc with_amc=$(SCENES)/with_amc \
 		--dataset $(SCENES)/data --splits validation test test_relations test_unseen --output $(@D) --overwrite

@@ -14,10 +14,10 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from modeling_albef_amc.gradcam import upsample_heatmaps
 from modeling_albef_amc.modeling_albef_pretraining import (
     TEMPERATURE_RANGE,
-    contrastive_loss,
     draw_negatives,
-    known_matches,
-    matching_loss,
+    itc_loss,
+    itm_loss,
+    known_to_fit,
 )
 from trainer.amc_loss import attention_mask_consistency_loss
 
@@ -153,9 +153,9 @@ def training_losses(model: AlbefForPreTraining, batch: Batch, alpha: float) -> B
     text_embeds = read_text(albef.text_model, batch["input_ids"], mask)
     image_features = F.normalize(albef.vision_projection(image_embeds[:, 0]), dim=-1)
     text_features = F.normalize(albef.text_projection(text_embeds[:, 0]), dim=-1)
-    matches = known_matches(targets)
+    matches = known_to_fit(targets)
     temperature = albef.temperature.clamp(*TEMPERATURE_RANGE)
-    loss_itc, image_to_text, text_to_image = contrastive_loss(
+    loss_itc, image_to_text, text_to_image = itc_loss(
         image_features, text_features, targets, matches, temperature, alpha
     )
 
@@ -173,7 +173,7 @@ def training_losses(model: AlbefForPreTraining, batch: Batch, alpha: float) -> B
     has_negative = torch.ones(2 * count, dtype=torch.bool, device=states.device)
     return {
         "loss_itc": loss_itc,
-        "loss_itm": matching_loss(itm_logits, albef.itm_head(states[:, 0]), has_negative),
+        "loss_itm": itm_loss(itm_logits, albef.itm_head(states[:, 0]), has_negative),
         "loss_mlm": masked_language_loss(model, batch, image_embeds, targets.image_embeds, alpha),
         **attention_mask_consistency_loss(heatmaps, batch["masks"]),
     }

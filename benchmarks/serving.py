@@ -10,7 +10,7 @@ import torch
 from benchmarks.measure import Row, median_seconds
 from benchmarks.workloads import Scale, save_albef
 from modeling_albef_amc import AlbefModel
-from modeling_albef_amc.tools.export_albef import IMAGE_ENCODER, PHRASE_GROUNDER, export_albef, random_inputs
+from modeling_albef_amc.tools.export_albef import IMAGE_ENCODER, PHRASE_GROUNDER, export, random_inputs
 
 
 def export_and_time(scale: Scale, repeats: int) -> list[Row]:
@@ -19,7 +19,7 @@ def export_and_time(scale: Scale, repeats: int) -> list[Row]:
         checkpoint, programs = f"{scratch}/albef", Path(scratch) / "serving"
         save_albef(scale, checkpoint)
         model, start = AlbefModel.from_pretrained(checkpoint).requires_grad_(False), time.perf_counter()
-        print(f"largest differences: {export_albef(checkpoint, programs)}")
+        print(f"largest differences: {export(checkpoint, programs)}")
         files = programs / IMAGE_ENCODER, programs / PHRASE_GROUNDER
         megabytes = [f"{file.stat().st_size / 2**20:.0f} MiB" for file in files]
         print(f"exported in {time.perf_counter() - start:.0f} s: {megabytes}")

@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader
 from benchmarks.measure import Row, in_a_process, medians
 from dataset_scripts.features import FEATURES, make_row
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
-from trainer.amc_trainer import as_it_is
 from trainer.data_collator import GroundingCollator
 from trainer.sampler import ImageGroupedSampler
 from trainer.splits import open_split
-from trainer.streaming import StreamedBatches, StreamedRows
+from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
 
 BATCH_SIZE, PHRASES, NUM_WORKERS = 64, 5, 2
 

@@ -1,6 +1,6 @@
 """Flickr30k Entities: one row for each phrase of a caption, with the boxes of what it speaks of, and the caption.
 
-Every photo has five captions, whose phrases are sorted into chains: "two men" and "the friends" are one chain where
+Every image has five captions, whose phrases are sorted into chains: "two men" and "the friends" are one chain where
 they are the same people, and all phrases of a chain share its boxes. Boxes are half-open here and count from 0: the
 corners 1 and 10 of the original, both part of the box and counted from 1, are 0 and 10.
 """
@@ -9,20 +9,20 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from typing import Any, NamedTuple, NoReturn
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser, fromstring
 
-from .coco_fields import is_box
+from .builder import AnnotationConfig, GroundingBuilder, LoadedImage, OutsideImage, Unusable, chunked, clip_box
+from .coco_format import is_box
 from .features import make_row
 from .json_files import read_json, read_text
-from .sources import OutsidePhoto, SourceBuilder, SourceConfig, Unusable, chunked, clip_box
+from .options import Flickr30kEntitiesOptions
 
-SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
-SENTENCES = 5  # captions of a photo
+_FILES = {"train": "train", "validation": "val", "test": "test"}  # split → its name in names of files
+_CAPTIONS = 5  # of an image
 
 _ID = re.compile(r"[0-9]{1,20}")
 _HEADER = re.compile(r"\[/EN#([0-9]+)((?:/[A-Za-z]+)+)")
@@ -33,7 +33,7 @@ _NO_WORD = "phrases: without a word"
 _NOT_VISUAL = "phrases: of nothing visible (chain 0)"
 _SCENE = "phrases: of the scene as a whole, which has no box"
 _NO_BOX = "phrases: of what has no box"
-_NO_AREA = "phrases: of boxes without area in the photo"
+_NO_AREA = "phrases: of boxes without area in the image"
 _LOST = "phrases: of a chain that lost one of its boxes"
 _UNKNOWN = "phrases: of a chain that the annotations do not have"
 
@@ -55,7 +55,7 @@ class Sentence(NamedTuple):
 
 
 class Object(NamedTuple):
-    """A box, half-open `[x1, y1, x2, y2]` in pixels from 0 and not yet cut to the photo, or None; and its chains."""
+    """A box, half-open `[x1, y1, x2, y2]` in pixels from 0 and not yet cut to the image, or None; and its chains."""
 
     chains: list[str]
     box: list[float] | None
@@ -64,81 +64,69 @@ class Object(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """What is known of a photo."""
+    """What is known of an image."""
 
     size: tuple[int, int] | None  # (width, height) in pixels
     objects: list[Object]
 
 
 @dataclass
-class Flickr30kEntitiesConfig(SourceConfig):
-    """Where the annotations and photos are, and what becomes of phrases without a box."""
-
-    keep_unboxed: bool = field(
-        default=False, metadata={"help": "Keep visible phrases that have no box, as rows without a region."}
-    )
+class Flickr30kEntitiesConfig(Flickr30kEntitiesOptions, AnnotationConfig):
+    """The options, checked."""
 
 
-class Flickr30kEntities(SourceBuilder):
+class Flickr30kEntities(GroundingBuilder):
     """`datasets` builder of Flickr30k Entities; rows as in `features.FEATURES`, one for each phrase that has boxes.
 
     `data_dir` has one of two layouts. The original one, which is taken where both are there:
-        Sentences/<id>.txt        five lines, phrases marked as `[/EN#<chain>/<type>[/<type>…] words]`
-        Annotations/<id>.xml      size, and objects with chains and a box, or the flags `scene` and `nobndbox`
-        train.txt, val.txt, test.txt                       a photo's id in each line
-        UNRELATED_CAPTIONS        a line with "#", then lines "<id> <number of the sentence, from 1>"
-    InfoGround's, what the original tool returns for each photo, for one to three of the splits:
+        Sentences/<id>.txt           five lines, phrases marked as `[/EN#<chain>/<type>[/<type>…] words]`
+        Annotations/<id>.xml         size, and objects with chains and a box, or the flags `scene` and `nobndbox`
+        train.txt, val.txt, test.txt an image's id in each line
+        UNRELATED_CAPTIONS           a line with "#", then lines "<id> <number of the sentence, from 1>"
+    InfoGround's, what the original tool returns for each image, for one to three of the splits:
         sentences_<split>.json       {id: [{"sentence", "phrases": [{"first_word_index", "phrase", "phrase_id",
                                      "phrase_type": [type, …]}]}]}
         bounding_boxes_<split>.json  {id: {"boxes": {chain: [[x1, y1, x2, y2], …]}, "scene": [chain, …],
                                      "nobox": [chain, …], "width", "height", "depth"}}
-        UNRELATED_CAPTIONS           as above, if it is there
-    Photos are `<id>.jpg` in `images_dir`, or in its folder `flickr30k-images`.
+    Images are `<id>.jpg` in `images_dir`, or in its folder `flickr30k-images`.
 
-    Corners. The XML counts pixels from 1 and both corners are part of the box; [xmin - 1, ymin - 1, xmax, ymax] is the
-    same box half-open and from 0. The original tool subtracts 1 from all four, and InfoGround's files hold that; 1 is
-    added to x2 and y2 here, so that both layouts give the same rows. In the pointing game, where a point must be
-    strictly inside, the only difference to the tool's corners is the box's last column and row of pixels, which count
-    as inside here: the pixels 1 to 8 of the tool's 0 to 9, and 1 to 9 of 0 to 10.
+    The original tool subtracts 1 from all four corners of the XML, and InfoGround's files hold that; 1 is added to x2
+    and y2 here, so that both layouts give the same half-open boxes, whose last column and row of pixels are inside.
 
-    Counted in `report`: photos, captions, objects (InfoGround's files repeat one for each of its chains), and phrases:
-    those kept, and those dropped by reason, add up to all phrases of the photos that have annotations. A chain that is
-    marked as the scene, or as one without a box, and has boxes all the same keeps them, as in InfoGround's evaluation.
-    A box that lies beside the photo is no part of its chain; where one has no area at all, nobody knows where a part of
-    the chain is, and its phrases are dropped. Chain 0 is of words like
-    "there" or "each other"; its phrases are always dropped, as are the captions of UNRELATED_CAPTIONS.
-
-    Raises:
-        ValueError: a file is missing, cut off or not in its format; the message names file and line or record. In
-            strict mode also for a record that would be dropped for a fault of its own, though not for a phrase whose
-            chain is marked as one without a box.
+    A chain that is marked as the scene, or as one without a box, and has boxes all the same keeps them. A box beside
+    the image is no part of its chain; where one has no area at all, the phrases of the chain are dropped, as are those
+    of chain 0 ("there", "each other") and the captions of UNRELATED_CAPTIONS. The counts of phrases, kept and dropped,
+    add up to all phrases of the images that have annotations. A file that is missing, cut off or not in its format
+    raises a `ValueError` that names it and line or record.
     """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
     builder_name = "flickr30k_entities"
-    images_per_job = 500
     source = (
         "Flickr30k Entities (Plummer et al., 2017) for the phrases and boxes, Flickr30k (Young et al., 2014) for the "
-        "captions and photos. The photos are Flickr users' own and were given out for research and education only."
+        "captions and images. The images are Flickr users' own and were given out for research and education only."
     )
 
     def split_names(self) -> list[str]:
-        names = list(SPLIT_FILES)
-        if not self._is_original:
-            names = [name for name in names if any(path.is_file() for path in self._processed_files(name))]
-            if not names:
-                raise ValueError(
-                    f"{self._folder} has neither a folder Sentences (the original layout) nor sentences_<split>.json "
-                    f"(InfoGround's), <split> being one of {', '.join(SPLIT_FILES.values())}"
-                )
-            missing = [path for name in names for path in self._processed_files(name) if not path.is_file()]
-            if missing:
-                raise ValueError(f"there is no file {missing[0]}, though its counterpart is there")
-        elif not (self._folder / "Annotations").is_dir():
-            raise ValueError(f"there is no folder {self._folder / 'Annotations'}, which annotations.zip has")
-        else:
-            self._check_lists()
         _ = self._unrelated  # read now, so that a fault of the file shows before the work begins
+        if self._is_original:
+            if not (self._folder / "Annotations").is_dir():
+                raise ValueError(f"there is no folder {self._folder / 'Annotations'}, which annotations.zip has")
+            seen: dict[str, Path] = {}
+            for path in map(self._list, _FILES):
+                for image_id in _read_ids(path):
+                    if seen.setdefault(image_id, path) != path:
+                        raise ValueError(f"{path}: {image_id} is also in {seen[image_id]}")
+            return list(_FILES)
+        names = [name for name in _FILES if any(path.is_file() for path in self._processed_files(name))]
+        if not names:
+            raise ValueError(
+                f"{self._folder} has neither a folder Sentences (the original layout) nor sentences_<split>.json "
+                f"(InfoGround's), <split> being one of {', '.join(_FILES.values())}"
+            )
+        for path in (path for name in names for path in self._processed_files(name)):
+            if not path.is_file():
+                raise ValueError(f"there is no file {path}, though its counterpart is there")
         return names
 
     def jobs(self, split: str) -> Iterator[list[Any]]:
@@ -151,11 +139,11 @@ class Flickr30kEntities(SourceBuilder):
         for record in job:
             found = self._original(record) if self._is_original else self._processed(split, record)
             if found is not None:
-                yield from self._photo_rows(*found)
+                yield from self._image_rows(*found)
 
-    # Reading a photo's annotations
+    # Reading an image's annotations
 
-    @property
+    @cached_property
     def _folder(self) -> Path:
         return Path(self.config.data_dir)
 
@@ -164,19 +152,10 @@ class Flickr30kEntities(SourceBuilder):
         return (self._folder / "Sentences").is_dir()
 
     def _list(self, split: str) -> Path:
-        return self._folder / f"{SPLIT_FILES[split]}.txt"
+        return self._folder / f"{_FILES[split]}.txt"
 
-    def _processed_files(self, split: str) -> tuple[Path, Path]:
-        name = f"{SPLIT_FILES[split]}.json"
-        return self._folder / f"sentences_{name}", self._folder / f"bounding_boxes_{name}"
-
-    def _check_lists(self) -> None:
-        seen: dict[str, Path] = {}
-        for path in map(self._list, SPLIT_FILES):
-            for image_id in _read_ids(path):
-                if image_id in seen:
-                    raise ValueError(f"{path}: {image_id} is also in {seen[image_id]}")
-                seen[image_id] = path
+    def _processed_files(self, split: str) -> list[Path]:
+        return [self._folder / f"{kind}_{_FILES[split]}.json" for kind in ("sentences", "bounding_boxes")]
 
     @cached_property
     def _unrelated(self) -> set[tuple[str, int]]:
@@ -188,61 +167,54 @@ class Flickr30kEntities(SourceBuilder):
         annotation = self._folder / "Annotations" / f"{image_id}.xml"
         for path, what in (sentences, "file of sentences"), (annotation, "file of annotations"):
             if not path.is_file():
-                self.drop(f"photos: listed, but without a {what}", str(path))
+                self.drop(f"images: listed, but without a {what}", str(path))
                 return None
         return image_id, read_sentences(sentences), read_annotation(annotation)
 
     def _processed(self, split: str, record: tuple[str, Any, Any]) -> tuple[str, list[Sentence], Annotation] | None:
         image_id, *parts = record
-        wheres = [f"{path}, photo {image_id}" for path in self._processed_files(split)]
-        for part, where, what in zip(parts, wheres, ("sentences", "annotations"), strict=True):
+        places = [f"{path}, image {image_id}" for path in self._processed_files(split)]
+        for part, place, what in zip(parts, places, ("sentences", "annotations"), strict=True):
             if part is None:
-                self.drop(f"photos: without {what}", where)
+                self.drop(f"images: without {what}", place)
                 return None
-        return image_id, processed_sentences(parts[0], wheres[0]), processed_annotation(parts[1], wheres[1])
+        return image_id, _processed_sentences(parts[0], places[0]), _processed_annotation(parts[1], places[1])
 
     # Rows
 
-    def _photo_rows(self, image_id: str, sentences: list[Sentence], annotation: Annotation) -> Iterator[dict[str, Any]]:
+    def _image_rows(self, image_id: str, sentences: list[Sentence], annotation: Annotation) -> Iterator[dict[str, Any]]:
         kept, dropped = self.report.kept, self.report.dropped
-        try:
-            photo = self._load_photo(image_id, annotation.size)
-        except Unusable as reason:
-            self.drop(str(reason), f"photo {image_id}")
-            dropped["phrases: of a photo that cannot be used"] += sum(len(one.phrases) for one in sentences)
+        num_phrases = sum(len(sentence.phrases) for sentence in sentences)
+        image = self._load(image_id, annotation.size, num_phrases)
+        if image is None:
             return
-        kept["photos"] += 1
-        row_id = self.image_id(image_id, photo)
+        row_id = self.image_id(image_id, image)
         boxes, reasons = self._regions(image_id, annotation)
         for number, sentence in enumerate(sentences, start=1):
             if (image_id, number) in self._unrelated:
-                dropped["captions: unrelated to their photo"] += 1
-                dropped["phrases: in captions unrelated to their photo"] += len(sentence.phrases)
+                dropped["captions: unrelated to their image"] += 1
+                dropped["phrases: in captions unrelated to their image"] += len(sentence.phrases)
                 continue
             kept["captions"] += 1
             caption = " ".join(sentence.words)
             for phrase in sentence.phrases:
                 own, reason = boxes.get(phrase.chain, []), reasons.get(phrase.chain, _UNKNOWN)
-                if self._is_kept(phrase, own, reason, f"photo {image_id}, sentence {number}"):
+                if self._is_kept(phrase, own, reason, f"image {image_id}, sentence {number}"):
+                    span = phrase.first, phrase.end
+                    words = " ".join(sentence.words[slice(*span)])
                     yield make_row(
-                        photo,
-                        row_id,
-                        " ".join(sentence.words[phrase.first : phrase.end]),
-                        own,
-                        caption=caption,
-                        caption_span=(phrase.first, phrase.end),
-                        categories=phrase.types,
+                        image.stored, row_id, words, own, caption=caption, caption_span=span, categories=phrase.types
                     )
 
-    def _load_photo(self, image_id: str, size: tuple[int, int] | None) -> dict[str, Any] | None:
-        if self.config.images_dir is None:
-            return None
-        inner = Path(self.config.images_dir, "flickr30k-images")
-        name = f"{image_id}.jpg"
-        return self.photo(f"{inner.name}/{name}" if inner.is_dir() else name, size)
+    def _load(self, image_id: str, size: tuple[int, int] | None, num_phrases: int) -> LoadedImage | None:
+        folder = "flickr30k-images"
+        is_inner = self.config.images_dir is not None and Path(self.config.images_dir, folder).is_dir()
+        name = f"{folder}/{image_id}.jpg" if is_inner else f"{image_id}.jpg"
+        lost = "phrases: of an image that cannot be used"
+        return self.usable_image(name, f"image {image_id}", lost, num_phrases, size)
 
     def _regions(self, image_id: str, annotation: Annotation) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
-        """By chain: all its boxes, cut to the photo, or none; and why there is none, or not all; counts the objects."""
+        """By chain: all its boxes, cut to the image, or none; and why there is none, or not all; counts the objects."""
         kept, dropped = self.report.kept, self.report.dropped
         boxes: dict[str, list[list[float]]] = {}
         reasons: dict[str, str] = {}
@@ -260,15 +232,15 @@ class Flickr30kEntities(SourceBuilder):
             try:
                 clipped = clip_box(box, annotation.size)
             except Unusable as reason:
-                self.drop(f"objects: {reason}", f"photo {image_id}, box {box} of chain {chains[0]}")
+                self.drop(f"objects: {reason}", f"image {image_id}, box {box} of chain {chains[0]}")
                 for chain in chains:
                     reasons.setdefault(chain, _NO_AREA)
-                if not isinstance(reason, OutsidePhoto):
+                if not isinstance(reason, OutsideImage):
                     lost.update(chains)
                 continue
             kept["objects with a box"] += 1
             if clipped != box:
-                kept["objects with a box that was cut to the photo"] += 1
+                kept["objects with a box that was cut to the image"] += 1
             for chain in chains:
                 boxes.setdefault(chain, []).append(clipped)
         for chain in lost & boxes.keys():
@@ -281,19 +253,17 @@ class Flickr30kEntities(SourceBuilder):
         kept, dropped = self.report.kept, self.report.dropped
         if phrase.first == phrase.end:
             self.drop(_NO_WORD, f"{record}, chain {phrase.chain}")
-            return False
-        if phrase.chain == "0":
+        elif phrase.chain == "0":
             dropped[_NOT_VISUAL] += 1
-            return False
-        if boxes:
+        elif boxes:
             kept["phrases with boxes"] += 1
             if reason == _SCENE:
                 kept["phrases with boxes of a chain that is marked scene, too"] += 1
             return True
-        if self.config.keep_unboxed:
+        elif self.config.keep_unboxed:
             kept[f"{reason}: kept without a region"] += 1
             return True
-        if reason == _UNKNOWN:
+        elif reason == _UNKNOWN:
             self.drop(reason, f"{record}, chain {phrase.chain}")
         else:
             dropped[reason] += 1
@@ -306,36 +276,36 @@ class Flickr30kEntities(SourceBuilder):
 def _read_ids(path: Path) -> list[str]:
     """The ids of a split's list, each of them once."""
     ids = read_text(path).split()
-    for image_id in ids:
-        if not _ID.fullmatch(image_id):
-            raise ValueError(f"{path}: {image_id!r:.80} is not the number of a photo")
+    _check_ids(ids, path)
     if not ids:
         raise ValueError(f"{path} is empty")
-    if len(set(ids)) < len(ids):
-        ((twice, _),) = Counter(ids).most_common(1)
-        raise ValueError(f"{path}: {twice} occurs twice")
+    ((most_common, count),) = Counter(ids).most_common(1)
+    if count > 1:
+        raise ValueError(f"{path}: {most_common} occurs twice")
     return ids
 
 
+def _check_ids(ids: Any, path: Path) -> None:
+    for image_id in ids:
+        if not _ID.fullmatch(image_id):
+            raise ValueError(f"{path}: {image_id!r:.80} is not the number of an image")
+
+
 def _read_unrelated(path: Path) -> set[tuple[str, int]]:
-    """(id, number of the sentence from 1) of the captions that do not describe their photo."""
+    """(id, number of the sentence from 1) of the captions that do not describe their image."""
     unrelated = set()
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.startswith("#") or not line.strip():
             continue
         fields = line.split()
-        if len(fields) != 2 or not all(map(_ID.fullmatch, fields)) or not 1 <= int(fields[1]) <= SENTENCES:
-            raise ValueError(f"{path}, line {number}: {line!r:.80} is not a photo's number and 1 to {SENTENCES}")
+        if len(fields) != 2 or not all(map(_ID.fullmatch, fields)) or not 1 <= int(fields[1]) <= _CAPTIONS:
+            raise ValueError(f"{path}, line {number}: {line!r:.80} is not an image's number and 1 to {_CAPTIONS}")
         unrelated.add((fields[0], int(fields[1])))
     return unrelated
 
 
 def read_sentences(path: Path) -> list[Sentence]:
-    """The five captions of a photo.
-
-    Raises:
-        ValueError: the file is not UTF-8, there are not five sentences, or markup cannot be read; names file and line.
-    """
+    """The five captions of an image; a ValueError names file and line of what cannot be read."""
     sentences = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -344,8 +314,8 @@ def read_sentences(path: Path) -> list[Sentence]:
             sentences.append(parse_sentence(line))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
-    if len(sentences) != SENTENCES:
-        raise ValueError(f"{path} has {len(sentences)} sentences, {SENTENCES} are expected: was it cut off?")
+    if len(sentences) != _CAPTIONS:
+        raise ValueError(f"{path} has {len(sentences)} sentences, {_CAPTIONS} are expected: was it cut off?")
     return sentences
 
 
@@ -362,9 +332,6 @@ def parse_sentence(line: str) -> Sentence:
     phrases: list[Phrase | None] = []
     begun: list[tuple[int, int, str, tuple[str, ...]]] = []  # index in `phrases`, first word, chain, types
     for token in line.split():
-        if "[" not in token and "]" not in token and "EN#" not in token:
-            words.append(token)
-            continue
         word = ""
         for piece in _PIECE.findall(token):
             is_head = piece.startswith("[/EN#")
@@ -375,7 +342,10 @@ def parse_sentence(line: str) -> Sentence:
                 words.append(_without_markup(word))
                 word = ""
             if is_head:
-                begun.append((len(phrases), len(words), *_parse_head(piece)))
+                head = _HEADER.fullmatch(piece)
+                if head is None:
+                    raise ValueError(f"{piece!r:.80} is not [/EN#<chain>/<type>")
+                begun.append((len(phrases), len(words), head[1], tuple(head[2][1:].split("/"))))
                 phrases.append(None)
             else:
                 index, first, chain, types = begun.pop()
@@ -387,32 +357,34 @@ def parse_sentence(line: str) -> Sentence:
     return Sentence(words, phrases)
 
 
-def _parse_head(piece: str) -> tuple[str, tuple[str, ...]]:
-    match = _HEADER.fullmatch(piece)
-    if match is None:
-        raise ValueError(f"{piece!r:.80} is not [/EN#<chain>/<type>")
-    return match[1], tuple(match[2][1:].split("/"))
-
-
 def _without_markup(word: str) -> str:
     if "EN#" in word:
         raise ValueError(f"{word!r:.80} has markup that is not [/EN#<chain>/<type>")
     return word
 
 
-def read_annotation(path: Path) -> Annotation:
-    """The size of a photo and its objects.
+class _NoDoctype(TreeBuilder):
+    """Builds no tree of a file that declares a document type, whose entities can swell to any size."""
 
-    Raises:
-        ValueError: the file is no XML, was cut off, declares an entity, or has an object without a chain or with a
-            corner that is no number; names the file.
-    """
-    root = _parse_xml(path)
+    def doctype(self, name: str, *_: Any) -> NoReturn:
+        raise Unusable(f"declares a document type ({name}), which no annotation needs: it is not read")
+
+
+def read_annotation(path: Path) -> Annotation:
+    """The size of an image and its objects; a ValueError names the file of what cannot be read."""
+    try:
+        root = fromstring(path.read_bytes(), XMLParser(target=_NoDoctype()))
+    except (ParseError, LookupError, ValueError) as error:  # the last two are of encodings
+        raise ValueError(f"{path} is not XML, or was cut off: {error}") from error
+    except Unusable as reason:
+        raise ValueError(f"{path} {reason}") from None
+    if root.tag != "annotation":
+        raise ValueError(f"{path} is an XML file of <{root.tag}>, not of an <annotation>")
     size = root.find("size")
     if size is not None:
         size = _number(size, "width", path), _number(size, "height", path)
         if not all(side >= 1 and side == int(side) for side in size):
-            raise ValueError(f"{path}: a photo cannot have {size[0]:g} x {size[1]:g} pixels")
+            raise ValueError(f"{path}: an image cannot have {size[0]:g} x {size[1]:g} pixels")
         size = int(size[0]), int(size[1])
     return Annotation(size, [_read_object(item, path) for item in root.iterfind("object")])
 
@@ -429,34 +401,6 @@ def _read_object(item: Element, path: Path) -> Object:
     return Object(chains, [x1 - 1, y1 - 1, x2, y2])
 
 
-def _parse_xml(path: Path) -> Element:
-    """The root of an XML file; none that declares entities, which can swell to any size or name other files."""
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    tree = TreeBuilder()
-    parser.StartElementHandler, parser.EndElementHandler = tree.start, tree.end
-    parser.CharacterDataHandler = tree.data
-    parser.EntityDeclHandler = _refuse_entity
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two are of encodings
-        raise ValueError(f"{path} is not XML, or was cut off: {error}") from error
-    except _EntityError as error:
-        raise ValueError(f"{path} declares the entity {error}, which no annotation needs: it is not read") from None
-    root = tree.close()
-    if root.tag != "annotation":
-        raise ValueError(f"{path} is an XML file of <{root.tag}>, not of an <annotation>")
-    return root
-
-
-class _EntityError(Exception):
-    """An XML file declares an entity; its text is the entity's name."""
-
-
-def _refuse_entity(name: str, *_: Any) -> None:
-    raise _EntityError(name)
-
-
 def _number(element: Element, tag: str, path: Path) -> float:
     text = element.findtext(tag)
     try:
@@ -471,59 +415,49 @@ def _number(element: Element, tag: str, path: Path) -> float:
 # InfoGround's layout --------------------------------------------------------------------------------------------------
 
 
-def _processed_records(sentences: Path, boxes: Path) -> Iterator[tuple[str, Any, Any]]:
+def _processed_records(*paths: Path) -> Iterator[tuple[str, Any, Any]]:
     """(id, its sentences, its boxes) of a split's two files, None for what one of them does not have."""
     content = []
-    for path in (sentences, boxes):
-        photos = read_json(path)
-        if not isinstance(photos, dict) or not photos:
-            raise ValueError(f"{path} is empty, or not an object with an entry for each photo")
-        for image_id in photos:
-            if not _ID.fullmatch(image_id):
-                raise ValueError(f"{path}: {image_id!r:.80} is not the number of a photo")
-        content.append(photos)
+    for path in paths:
+        images = read_json(path)
+        if not isinstance(images, dict) or not images:
+            raise ValueError(f"{path} is empty, or not an object with an entry for each image")
+        _check_ids(images, path)
+        content.append(images)
     for image_id in dict.fromkeys([*content[0], *content[1]]):
         yield image_id, content[0].get(image_id), content[1].get(image_id)
 
 
-def processed_sentences(entries: Any, where: str) -> list[Sentence]:
-    """A photo's sentences as InfoGround's JSON has them.
-
-    Raises:
-        ValueError: they are not as they should be, or a phrase is not at its place in the sentence; names `where`.
-    """
+def _processed_sentences(entries: Any, place: str) -> list[Sentence]:
     if not isinstance(entries, list):
-        raise ValueError(f"{where}: a list of sentences is expected")
+        raise ValueError(f"{place}: a list of sentences is expected")
     sentences = []
     for number, entry in enumerate(entries, start=1):
         try:
-            words, phrases = entry["sentence"].split(" "), entry["phrases"]
-            found = [_processed_phrase(words, phrase) for phrase in phrases]
+            words = entry["sentence"].split(" ")
+            phrases = [_processed_phrase(words, phrase) for phrase in entry["phrases"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}, sentence {number} is not in InfoGround's format: {error!r:.200}") from error
-        sentences.append(Sentence([word for word in words if word], found))
+            raise ValueError(f"{place}, sentence {number} is not in InfoGround's format: {error!r:.200}") from error
+        sentences.append(Sentence([word for word in words if word], phrases))
     return sentences
 
 
 def _processed_phrase(words: list[str], phrase: dict[str, Any]) -> Phrase:
     """Words are counted with the empty ones, which the original tool leaves where a phrase has no word."""
     first, text, types = phrase["first_word_index"], phrase["phrase"].split(" "), phrase["phrase_type"]
+    name = f"the phrase {phrase['phrase']!r:.80}"
     if type(first) is not int or first < 0 or words[first : first + len(text)] != text:
-        raise ValueError(f"the phrase {phrase['phrase']!r:.80} is not at word {first!r:.80}")
+        raise ValueError(f"{name} is not at word {first!r:.80}")
     if not isinstance(phrase["phrase_id"], str) or not isinstance(types, list):
-        raise ValueError(f"the phrase {phrase['phrase']!r:.80} has no phrase_id, or no list as phrase_type")
+        raise ValueError(f"{name} has no phrase_id, or no list as phrase_type")
     if not all(isinstance(type_, str) for type_ in types):
-        raise ValueError(f"the phrase {phrase['phrase']!r:.80} has a phrase_type that is no text")
+        raise ValueError(f"{name} has a phrase_type that is no text")
     start = len([word for word in words[:first] if word])
     return Phrase(start, start + len([word for word in text if word]), phrase["phrase_id"], tuple(types))
 
 
-def processed_annotation(entry: Any, where: str) -> Annotation:
-    """A photo's boxes as InfoGround's JSON has them: corners from 0, both of them part of the box.
-
-    Raises:
-        ValueError: they are not as they should be; names `where`.
-    """
+def _processed_annotation(entry: Any, place: str) -> Annotation:
+    """An image's boxes as InfoGround's JSON has them: corners from 0, both of them part of the box."""
     try:
         size = (entry["width"], entry["height"])
         if not all(type(side) is int and side > 0 for side in size):
@@ -532,7 +466,7 @@ def processed_annotation(entry: Any, where: str) -> Annotation:
         objects += [Object([chain], None, is_scene=True) for chain in _chains(entry["scene"])]
         objects += [Object([chain], None, is_unboxed=True) for chain in _chains(entry["nobox"])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not in InfoGround's format: {error!r:.200}") from error
+        raise ValueError(f"{place} is not in InfoGround's format: {error!r:.200}") from error
     return Annotation(size, objects)
 
 
@@ -542,8 +476,8 @@ def _chains(listed: Any) -> list[str]:
     return listed
 
 
-def _half_open(corners: Any) -> list[float]:
-    if not is_box(corners):
-        raise ValueError(f"a box cannot be {str(corners)[:80]}")
-    x1, y1, x2, y2 = corners
+def _half_open(box: Any) -> list[float]:
+    if not is_box(box):
+        raise ValueError(f"a box cannot be {str(box)[:80]}")
+    x1, y1, x2, y2 = box
     return [x1, y1, x2 + 1, y2 + 1]

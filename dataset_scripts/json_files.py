@@ -1,4 +1,8 @@
-"""Reads JSON: small files whole, those of data sets one record at a time, so that their size does not matter."""
+"""Reads JSON: small files whole, those of data sets one record at a time, so that their size does not matter.
+
+Values are decoded by `json`; here is what finds them in a file that is read in pieces. `ijson` refuses NaN and numbers
+beyond 64 bits, loses lone surrogates, and does not tell where in the file a record is, as `coco` needs it.
+"""
 
 import json
 import re
@@ -17,11 +21,7 @@ Place = tuple[int, int]  # of a record in its file: first byte, and the one afte
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8; a byte order mark at its beginning is no part of it.
-
-    Raises:
-        ValueError: it is missing, or in another encoding; the message names it.
-    """
+    """A text file in UTF-8, with or without a byte order mark; a ValueError names a file that is missing or another."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -31,11 +31,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        ValueError: it is missing, cut off or no JSON, or has a number of thousands of digits; the message names it.
-    """
+    """A JSON file; a ValueError names one that is missing, cut off or no JSON."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -44,58 +40,35 @@ def read_json(path: Path) -> Any:
 
 
 def first_character(path: Path) -> str:
-    """The first character of a text file that is not blank; none if there is none.
-
-    Raises:
-        ValueError: as `read_text`.
-    """
+    """The first character of a text file that is not blank; none if there is none."""
     with _reading(path) as reader:
         return reader.peek()
 
 
-def stream_json_records(path: Path) -> Iterator[Any]:
-    """The records of a JSON file that is one array, or of JSON Lines, where they follow each other; one at a time.
+def stream_json_records(path: Path, lines: bool = True) -> Iterator[Any]:
+    """The records of a JSON file that is one array, or with `lines` also of JSON Lines; one at a time.
 
     Raises:
-        ValueError: as `stream_json_array`; also where a file of another kind begins.
+        ValueError: as `read_json`; the message says after how many records, and at which byte.
     """
     with _reading(path) as reader:
         first = reader.peek()
-        if first not in ("[", "{"):
-            raise ValueError(f"{path} does not begin with '[' or '{{': an array of records or JSON Lines is expected")
         if first == "[":
             yield from reader.elements()
             reader.end()
-            return
-        while reader.peek():
-            yield reader.value()
-            reader.count += 1
-
-
-def stream_json_array(path: Path) -> Iterator[Any]:
-    """The elements of a JSON file that is one array, one at a time: memory for the largest element, not for the file.
-
-    Raises:
-        ValueError: as `read_json`; the message says after how many elements.
-    """
-    with _reading(path) as reader:
-        if reader.peek() != "[":
-            raise ValueError(f"{path} does not begin with '[': an array of records is expected")
-        yield from reader.elements()
-        reader.end()
+        elif first == "{" and lines:
+            while reader.peek():
+                yield reader.value()
+                reader.count += 1
+        else:
+            expected = "'[' or '{': an array of records or JSON Lines" if lines else "'[': an array of records"
+            raise ValueError(f"{path} does not begin with {expected} is expected")
 
 
 def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any, Place]]:
     """The records of some lists of a JSON file that is one object, as COCO's: one at a time, in the order of the file.
 
-    Args:
-        names: of the lists, all of which must be there. What else the object has is passed over.
-
-    Yields:
-        (name, record, place): the list's name, a record of it, and where `read_record` finds it again.
-
-    Raises:
-        ValueError: as `stream_json_array`; also where one of the lists is missing, no list, or there twice.
+    All of the lists must be there, once. Yields the name of a list, a record, and where `read_record` finds it again.
     """
     listed = f"lists {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"list {names[0]}"
     needed = f"{path} needs the {listed}"
@@ -104,16 +77,15 @@ def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, A
             raise ValueError(needed)
         found = set()
         for name in reader.members():
-            is_list = reader.peek() == "["
             if name in found:
                 raise ValueError(f"{path} has the list {name} twice")
-            if name in names:
-                if not is_list:
+            if reader.peek() != "[":
+                if name in names:
                     raise ValueError(needed)
-                found.add(name)
-            if not is_list:
                 reader.value()
                 continue
+            if name in names:
+                found.add(name)
             for record in reader.elements():
                 if name in found:
                     yield name, record, (reader.start, reader.offset())
@@ -123,11 +95,7 @@ def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, A
 
 
 def read_record(file: BinaryIO, place: Place) -> Any:
-    """A record that `stream_json_lists` found, from the same file opened for bytes.
-
-    Raises:
-        ValueError: it is there no more.
-    """
+    """A record that `stream_json_lists` found, from the same file opened for bytes."""
     file.seek(place[0])
     try:
         return json.loads(file.read(place[1] - place[0]))
@@ -153,13 +121,12 @@ def _reading(path: Path) -> Iterator["_Reader"]:
 class _Reader:
     """What was read of a JSON file and not yet taken from it."""
 
-    def __init__(self, path: Path, file: TextIO, skipped: int):
-        """`skipped`: bytes of the file that are none of its text."""
+    def __init__(self, path: Path, file: TextIO, mark_bytes: int):
         self.path, self.file = path, file
         self.text, self.position = "", 0
         self.count = 0  # records that were taken
         self.start = 0  # byte of the file where the last value begins
-        self._bytes, self._counted = skipped, 0  # bytes of the file before the character `_counted` of the text
+        self._bytes, self._counted = mark_bytes, 0  # bytes of the file before the character `_counted` of the text
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
@@ -175,7 +142,7 @@ class _Reader:
         """The next character that is not blank: one of these."""
         found = self.peek()
         if not found or found not in characters:
-            raise self._broken(f"expecting {' or '.join(characters)}", self.position)
+            raise self._broken(f"expecting {' or '.join(characters)}")
         self.position += 1
         return found
 
@@ -188,45 +155,42 @@ class _Reader:
                 value, end = self._decoder.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _LONGEST_TOKEN
-                inside = error.pos - self.position
                 if cut and self._read_on():
                     continue
-                raise self._broken(error.msg, self.position + inside) from error
+                self.position = error.pos
+                raise self._broken(error.msg) from error
             except ValueError as error:  # Python reads no number of more than 4,300 digits
                 raise ValueError(f"{self.path}: record {self.count} has too long a number: {error}") from error
             except RecursionError as error:
                 raise ValueError(f"{self.path}: record {self.count} is nested too deep") from error
-            length = end - self.position
             # A number may go on in the next chunk, "1.5e" with "-7".
             if end <= len(self.text) - _LONGEST_TOKEN or not self._read_on():
-                self.position += length
+                self.position = end
                 return value
 
     def elements(self) -> Iterator[Any]:
         """Those of an array."""
-        self.take("[")
-        if self.peek() == "]":
-            self.take("]")
-            return
-        while True:
+        for _ in self._items("[", "]"):
             yield self.value()
             self.count += 1
-            if self.take(",]") == "]":
-                return
 
     def members(self) -> Iterator[str]:
         """The names of an object's members; who asks for the next one must have taken the value."""
-        self.take("{")
-        if self.peek() == "}":
-            self.take("}")
-            return
-        while True:
+        for _ in self._items("{", "}"):
             if self.peek() != '"':
-                raise self._broken("expecting a name", self.position)
+                raise self._broken("expecting a name")
             name = self.value()
             self.take(":")
             yield name
-            if self.take(",}") == "}":
+
+    def _items(self, first: str, last: str) -> Iterator[None]:
+        self.take(first)
+        if self.peek() == last:
+            self.take(last)
+            return
+        while True:
+            yield
+            if self.take(f",{last}") == last:
                 return
 
     def end(self) -> None:
@@ -242,14 +206,14 @@ class _Reader:
         return self._bytes
 
     def _read_on(self) -> bool:
-        """Forgets what was taken and reads more; whether there was more."""
-        self.offset()
+        """Reads more, and forgets what was taken; whether there was more."""
         more = self.file.read(_CHUNK)
-        self.text, self.position, self._counted = self.text[self.position :] + more, 0, 0
+        if more:
+            self.offset()
+            self.text, self.position, self._counted = self.text[self.position :] + more, 0, 0
         return bool(more)
 
-    def _broken(self, problem: str, position: int) -> ValueError:
-        self.position = position
+    def _broken(self, problem: str) -> ValueError:
         return ValueError(
             f"{self.path} is not JSON, or was cut off, after {self.count} records: {problem}, at byte {self.offset()}"
         )

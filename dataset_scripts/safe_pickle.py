@@ -16,6 +16,9 @@ _MAX_BYTES = 2**28  # what is built of a byte takes up to 80
 _MAX_NESTING = 32
 _MAX_BITS = 128
 _KEYS = (str, bytes, int, float, bool, type(None))
+# What the standard reader raises on bytes that make no sense.
+NO_PICKLE = (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+NO_PICKLE += (OverflowError, AssertionError, struct.error)
 
 # The instructions that build plain values, and three that name a function or class, which is refused by that name.
 _ADMITTED = """
@@ -26,66 +29,46 @@ _ADMITTED = """
     EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
     GLOBAL STACK_GLOBAL INST
 """.split()  # noqa: SIM905
-_INSTRUCTIONS = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_NUMBERS = "INT", "LONG", "LONG1", "LONG4"
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """What in the pickle is not plain."""
 
 
-def _refuse_instruction(name: str) -> Callable[["_PlainUnpickler"], NoReturn]:
-    def refuse(unpickler: "_PlainUnpickler") -> NoReturn:
-        raise _Refused(f"the instruction {name}")
+def _instruction(name: str, code: int) -> Callable[["PlainUnpickler"], None]:
+    """Python's own function for an instruction, or one that refuses it."""
+    load = pickle._Unpickler.dispatch.get(code)
 
-    return refuse
+    def refuse(unpickler: "PlainUnpickler") -> NoReturn:
+        raise Refused(f"the instruction {name}")
 
-
-def _bounded(load: Callable[["_PlainUnpickler"], None]) -> Callable[["_PlainUnpickler"], None]:
-    """An instruction of whole numbers, less those whose digits would fill the messages, or are too many to write."""
-
-    def load_bounded(unpickler: "_PlainUnpickler") -> None:
+    def load_number(unpickler: "PlainUnpickler") -> None:
         load(unpickler)
-        if unpickler.stack[-1].bit_length() > _MAX_BITS:
-            raise _Refused(f"a whole number of more than {_MAX_BITS} bits")
+        if unpickler.stack[-1].bit_length() > _MAX_BITS:  # too many digits for messages
+            raise Refused(f"a whole number of more than {_MAX_BITS} bits")
 
-    return load_bounded
+    def load_items(unpickler: "PlainUnpickler") -> None:
+        keys = unpickler.stack[-2:-1] if name == "SETITEM" else unpickler.stack[::2]
+        if not all(type(key) in _KEYS for key in keys):  # to hash tuples in tuples takes 2 ** depth steps
+            raise Refused("a dictionary's key that is neither text nor a number")
+        load(unpickler)
+
+    if name not in _ADMITTED:
+        return refuse
+    return load_number if name in _NUMBERS else load_items if name in ("DICT", "SETITEM", "SETITEMS") else load
 
 
-class _PlainUnpickler(pickle._Unpickler):
+class PlainUnpickler(pickle._Unpickler):
     """Python's own reader, in Python, less its instructions that import or call.
 
     Not the one in C, whose instructions are fixed and where five bytes can ask for 64 GiB of memory.
     """
 
-    dispatch = {code: _refuse_instruction(name) for code, name in _INSTRUCTIONS.items()} | {
-        code: pickle._Unpickler.dispatch[code] for code, name in _INSTRUCTIONS.items() if name in _ADMITTED
-    }
+    dispatch = {ord(opcode.code): _instruction(opcode.name, ord(opcode.code)) for opcode in pickletools.opcodes}
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise _Refused(f"{module}.{name}")
-
-    def load_setitem(self) -> None:
-        self._check_keys(self.stack[-2:-1])
-        super().load_setitem()
-
-    def load_setitems(self) -> None:
-        self._check_keys(self.stack[::2])
-        super().load_setitems()
-
-    def load_dict(self) -> None:
-        self._check_keys(self.stack[::2])
-        super().load_dict()
-
-    def _check_keys(self, keys: list[Any]) -> None:
-        # Tuples within tuples take time to hash that doubles with each level.
-        if not all(type(key) in _KEYS for key in keys):
-            raise _Refused("a dictionary's key that is neither text nor a number")
-
-    dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems, pickle.DICT[0]: load_dict}
-    dispatch |= {
-        code[0]: _bounded(pickle._Unpickler.dispatch[code[0]])
-        for code in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4)
-    }
+        raise Refused(f"{module}.{name}")
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -106,43 +89,28 @@ def load_plain_pickle(path: Path) -> Any:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     try:
-        value = _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
+        value = PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
         _check_nesting(value, len(data))
-    except _Refused as refused:
+    except Refused as refused:
         raise ValueError(
             f"{path} is not read: it asks for {refused}, and only dictionaries, lists, tuples, text, bytes and numbers "
             "are admitted, since anything else in a pickle can run code. If you trust the file, load it yourself, "
             "turn what it holds into those (numpy's numbers into Python's) and pickle that."
         ) from None
-    # What the standard reader raises on bytes that make no sense.
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        AssertionError,
-        struct.error,
-    ) as error:
+    except NO_PICKLE as error:
         raise ValueError(f"{path} is no pickle, or was cut off ({type(error).__name__}: {error})") from error
     return value
 
 
 def _check_nesting(value: Any, limit: int) -> None:
     """Refuses what is nested too deep or holds itself, and what unfolds to more than `limit` containers."""
-    level, seen = [container for container in [value] if isinstance(container, (dict, list, tuple))], 0
-    for _ in range(_MAX_NESTING):
-        below = []
-        for container in level:
-            children = container.values() if isinstance(container, dict) else container
-            found = [child for child in children if isinstance(child, (dict, list, tuple))]
-            seen += len(found)
-            if seen > limit:
-                raise _Refused(f"more containers than its {limit:,} bytes can hold, one within the other")
-            below += found
-        if not below:
+    level, seen = [value], 0
+    for _ in range(_MAX_NESTING + 1):
+        level = [container for container in level if isinstance(container, dict | list | tuple)]
+        seen += len(level)
+        if seen > limit + 1:
+            raise Refused(f"more containers than its {limit:,} bytes can hold, one within the other")
+        if not level:
             return
-        level = below
-    raise _Refused(f"containers nested deeper than {_MAX_NESTING} levels")
+        level = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+    raise Refused(f"containers nested deeper than {_MAX_NESTING} levels")

@@ -24,16 +24,17 @@ the machine, or on what is asked about it.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .features import FEATURES, encode_png, make_image_id, make_row, mask_to_box
-from .sources import SourceBuilder, chunked
+from .builder import GroundingBuilder, chunked
+from .features import encode_png, make_image_id, make_row, mask_to_box
+from .options import ScenesOptions
 
 SIZES = ("small", "large")
 # Each family is its lowest and its highest RGB; the families stay apart under every brightness of a scene.
@@ -48,26 +49,23 @@ SHAPES = ("star", "square", "triangle", "cross")
 # Seen in no split but test_unseen; every colour and every shape still occurs in the others.
 HELD_OUT = frozenset({("red", "cross"), ("green", "square"), ("blue", "triangle"), ("yellow", "star")})
 
+_LEFT, _RIGHT, _ABOVE, _BELOW = _DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))
 # Words -> (axis, sign): on this axis the target's centre minus the anchor's has this sign.
 RELATIONS = {
-    "left of": (0, -1),
-    "to the left of": (0, -1),
-    "right of": (0, 1),
-    "to the right of": (0, 1),
-    "above": (1, -1),
-    "below": (1, 1),
-    "under": (1, 1),
+    "left of": _LEFT,
+    "to the left of": _LEFT,
+    "right of": _RIGHT,
+    "to the right of": _RIGHT,
+    "above": _ABOVE,
+    "below": _BELOW,
+    "under": _BELOW,
 }
-_DIRECTIONS = ((0, -1), (0, 1), (1, -1), (1, 1))
 _RELATION_WORDS = frozenset({"left", "right", "above", "below", "under"})
 
-TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN = "train", "validation", "test", "test_relations", "test_unseen"
-CAPTIONS = "captions"
 # A split's number is part of its scenes' seeds: a new one comes last.
-SPLITS = (TRAIN, VALIDATION, TEST, TEST_RELATIONS, TEST_UNSEEN, CAPTIONS)
+SPLITS = ("train", "validation", "test", "test_relations", "test_unseen", "captions")
 
 _SUPERSAMPLING = 4
-_SCENES_PER_JOB = 500
 _UNIT = 128  # the lengths below are pixels of an image of this size
 _MIN_IMAGE_SIZE = 64
 _ACROSS = {"small": (22, 25), "large": (36, 40)}
@@ -77,29 +75,12 @@ _MAX_LAYOUTS = 500  # one layout in two to four is good, so that this many bad o
 # Cosines of whole degrees, written with few digits: libraries may differ in the last one.
 _COS = [round(float(np.cos(np.pi * degree / 180)), 6) for degree in range(360)]
 
+Rng = np.random.Generator
+
 
 @dataclass
-class ScenesConfig(datasets.BuilderConfig):
-    """What is drawn. A split of 0 scenes is left out."""
-
-    seed: int = field(default=0, metadata={"help": "Seed of all scenes."})
-    image_size: int = field(
-        default=_UNIT, metadata={"help": "Width and height in pixels, at least 64; the objects scale with it."}
-    )
-    phrases_per_scene: int = field(
-        default=4, metadata={"help": "At most this many rows per scene, 2 to 4, each with another target."}
-    )
-    absent_per_scene: int = field(
-        default=0, metadata={"help": "At most this many rows per scene for what is not in it, beside the others."}
-    )
-    train: int = field(default=6000, metadata={"help": "Scenes of the train split."})
-    validation: int = field(default=200, metadata={"help": "Scenes of the validation split."})
-    test: int = field(default=400, metadata={"help": "Scenes of the test split: attribute phrases only."})
-    test_relations: int = field(default=300, metadata={"help": "Scenes of test_relations: relation phrases only."})
-    test_unseen: int = field(
-        default=200, metadata={"help": "Scenes of test_unseen: targets of a colour and shape never seen together."}
-    )
-    captions: int = field(default=2500, metadata={"help": "Scenes of captions: one caption each, no region."})
+class ScenesConfig(ScenesOptions, datasets.BuilderConfig):
+    """The options, checked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,8 +103,7 @@ class ScenesConfig(datasets.BuilderConfig):
         return {split: getattr(self, split) for split in SPLITS}
 
 
-@dataclass(frozen=True)
-class SceneObject:
+class SceneObject(NamedTuple):
     """One object: its attributes, its tight box `[x1, y1, x2, y2]` and its bool mask `(height, width)`."""
 
     size: str
@@ -133,9 +113,8 @@ class SceneObject:
     mask: np.ndarray
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A picture, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object).
+class Scene(NamedTuple):
+    """An image, uint8 `(height, width, 3)`, its objects, and its phrases as (phrase, index of the target object).
 
     A caption has no target: None.
     """
@@ -145,25 +124,20 @@ class Scene:
     phrases: list[tuple[str, int | None]]
 
 
-class Scenes(SourceBuilder):
-    """`datasets` builder of the rendered scenes; rows as in `features.FEATURES`.
-
-    A phrase has one mask and one box, a caption none.
-    """
+class Scenes(GroundingBuilder):
+    """`datasets` builder of the rendered scenes; a phrase has one mask and one box, a caption none."""
 
     BUILDER_CONFIG_CLASS = ScenesConfig
     builder_name = "scenes"
+    license_name = "apache-2.0"
     source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description=__doc__, features=FEATURES, license="apache-2.0")
 
     def split_names(self) -> list[str]:
         return [split for split, count in self.config.counts.items() if count]
 
     def jobs(self, split: str) -> Iterator[list[int]]:
         """Numbers of scenes."""
-        return chunked(range(self.config.counts[split]), _SCENES_PER_JOB)
+        return chunked(range(self.config.counts[split]), self.images_per_job)
 
     def rows(self, split: str, job: list[int]) -> Iterator[dict[str, Any]]:
         for index in job:
@@ -176,44 +150,40 @@ class Scenes(SourceBuilder):
 
 
 def scene_rows(config: ScenesConfig, split: str, index: int) -> list[dict[str, Any]]:
-    """One scene as rows of `features.FEATURES`, the pictures as PNG."""
+    """One scene as rows of `features.FEATURES`, the images as PNG."""
     scene = draw_scene(config, split, index)
     image = encode_png(scene.image)
     image_id = make_image_id("scenes", f"{split}-{index:06d}", scene.image.tobytes())
-    targets = [(phrase, [] if target is None else [scene.objects[target]]) for phrase, target in scene.phrases]
-    rows = [
-        make_row(
-            image,
-            image_id,
-            phrase,
-            boxes=[item.box for item in items],
-            masks=[encode_png(item.mask) for item in items],
-        )
-        for phrase, items in targets
-    ]
-    if split != CAPTIONS and config.absent_per_scene:
-        rng = np.random.Generator(np.random.PCG64([config.seed, SPLITS.index(split), index, 1]))
-        absent = absent_phrases(rng, scene.objects, config.absent_per_scene)
+    rows = []
+    for phrase, target in scene.phrases:
+        items = [] if target is None else [scene.objects[target]]
+        masks = [encode_png(item.mask) for item in items]
+        rows.append(make_row(image, image_id, phrase, [item.box for item in items], masks))
+    if split != "captions" and config.absent_per_scene:
+        absent = absent_phrases(_rng(config, split, index, 1), scene.objects, config.absent_per_scene)
         rows += [make_row(image, image_id, phrase, absent=True) for phrase in absent]
     return rows
 
 
-def absent_phrases(rng: np.random.Generator, objects: list[SceneObject], most: int) -> list[str]:
+def _rng(config: ScenesConfig, split: str, *numbers: int) -> Rng:
+    return Rng(np.random.PCG64([config.seed, SPLITS.index(split), *numbers]))
+
+
+def absent_phrases(rng: Rng, objects: list[SceneObject], most: int) -> list[str]:
     """Up to `most` different attribute phrases that fit no object, although each of their words fits one.
 
     No colour and shape that only test_unseen has: to be told in training that they are not there would be a hint.
     """
-    values = {name: sorted({getattr(item, name) for item in objects}) for name in _NAMES}
+    values = [sorted({getattr(item, name) for item in objects}) for name in _NAMES]
     missing = []
-    for item in (dict(zip(_NAMES, chosen)) for chosen in product(*values.values())):
+    for item in (dict(zip(_NAMES, chosen)) for chosen in product(*values)):
         if (item["colour"], item["shape"]) in HELD_OUT:
             continue
         for names in (names for names in _DESCRIPTIONS if len(names) >= 2):
             if not any(all(getattr(other, name) == item[name] for name in names) for other in objects):
                 missing.append((names, tuple(item[name] if name in names else "" for name in _NAMES)))
-    missing = list(dict.fromkeys(missing))
-    chosen = _pick(rng, missing, most)
-    return [_word_attributes(rng, _Planned(*values, centre=(0, 0)), names) for names, values in chosen]
+    chosen = _pick(rng, list(dict.fromkeys(missing)), most)
+    return [_word_attributes(rng, _Planned(*item, centre=(0, 0)), names) for names, item in chosen]
 
 
 def is_relation(phrase: str) -> bool:
@@ -222,36 +192,31 @@ def is_relation(phrase: str) -> bool:
 
 
 def draw_scene(config: ScenesConfig, split: str, index: int) -> Scene:
-    """Draws one scene of a split: always the same one for the same arguments.
-
-    Raises:
-        ValueError: There is no such split.
-    """
+    """Draws one scene of a split: always the same one for the same arguments."""
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}, choose from {', '.join(SPLITS)}")
-    rng = np.random.Generator(np.random.PCG64([config.seed, SPLITS.index(split), index]))
+    rng, side = _rng(config, split, index), config.image_size
     for _ in range(_MAX_LAYOUTS):
-        attributes = _sample_attributes(rng, unseen=split == TEST_UNSEEN)
-        outlines = [_sample_outline(rng, a["size"], a["shape"], config.image_size) for a in attributes]
-        centres = _place(rng, outlines, config.image_size)
+        attributes = _sample_attributes(rng, unseen=split == "test_unseen")
+        outlines = [_sample_outline(rng, size, shape, side) for size, _, shape in attributes]
+        centres = _place(rng, outlines, side)
         if centres is None:
             continue
-        planned = [_Planned(centre=centre, **a) for centre, a in zip(centres, attributes)]
+        planned = [_Planned(*own, centre) for own, centre in zip(attributes, centres)]
         phrases = _choose_phrases(rng, planned, split, config)
         if phrases is None:
             continue
-        stamps = [_draw(outline, centre, config.image_size) for outline, centre in zip(outlines, centres)]
-        masks = [stamp.mask(config.image_size) for stamp in stamps]
-        objects = [SceneObject(box=mask_to_box(mask), mask=mask, **a) for a, mask in zip(attributes, masks)]
-        return Scene(_paint(rng, config.image_size, objects, stamps), objects, phrases)
+        stamps = [_draw(outline, centre, side) for outline, centre in zip(outlines, centres)]
+        masks = [stamp.mask(side) for stamp in stamps]
+        objects = [SceneObject(*own, mask_to_box(mask), mask) for own, mask in zip(attributes, masks)]
+        return Scene(_paint(rng, side, objects, stamps), objects, phrases)
     raise RuntimeError(f"no layout found for scene {index} of {split} (seed {config.seed}): please report this")
 
 
 # What is in the scene -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Planned:
+class _Planned(NamedTuple):
     """An object before it is drawn: its attributes and its centre (x, y) in supersampled pixels."""
 
     size: str
@@ -260,13 +225,13 @@ class _Planned:
     centre: tuple[int, int]
 
 
-def _pick(rng: np.random.Generator, options: Any, count: int) -> list[Any]:
+def _pick(rng: Rng, options: Any, count: int) -> list[Any]:
     """`count` different options, in random order."""
     return [options[int(i)] for i in rng.permutation(len(options))[:count]]
 
 
-def _sample_attributes(rng: np.random.Generator, unseen: bool) -> list[dict[str, str]]:
-    """4 to 6 objects of two or three colours and two or three shapes, so that they share most attributes.
+def _sample_attributes(rng: Rng, unseen: bool) -> list[tuple[str, str, str]]:
+    """(size, colour, shape) of 4 to 6 objects of two or three colours and shapes, so that they share most of these.
 
     With `unseen` one of the held-out pairs of colour and shape is there for sure, else none of them is.
     """
@@ -282,71 +247,55 @@ def _sample_attributes(rng: np.random.Generator, unseen: bool) -> list[dict[str,
     chosen = [held_out] if unseen else []
     while len(chosen) < count:
         chosen.append(pairs[int(rng.integers(len(pairs)))])
-    return [{"size": SIZES[int(rng.integers(2))], "colour": c, "shape": s} for c, s in chosen]
+    return [(SIZES[int(rng.integers(2))], colour, shape) for colour, shape in chosen]
 
 
-@dataclass(frozen=True)
-class _Outline:
-    """A shape around the origin: polygon vertices (x, y) in pixels.
-
-    A circle of `radius` and a box of the half widths `extent` (x, y) bound it.
-    """
+class _Outline(NamedTuple):
+    """Vertices (x, y) in pixels of a shape around the origin, in a circle and in a box of the half widths `extent`."""
 
     radius: float
     extent: tuple[float, float]
     vertices: list[tuple[float, float]]
 
 
-def _turn(radius: float, degrees: int) -> tuple[float, float]:
-    return radius * _COS[degrees % 360], radius * _COS[(degrees - 90) % 360]
+# Of each shape: how many times its corners are repeated around, and each of these as (radius, degrees).
+_CORNERS = {
+    "star": (5, [(0.56, -90), (0.23, -54)]),
+    "square": (4, [(0.62, 45)]),
+    "triangle": (3, [(0.6, -90)]),
+    "cross": (4, [(0.51, -18), (0.51, 18), (0.222, 45)]),  # an arm's two corners, and the inner one after it
+}
 
 
-def _sample_outline(rng: np.random.Generator, size: str, shape: str, image_size: int) -> _Outline:
+def _sample_outline(rng: Rng, size: str, shape: str, image_size: int) -> _Outline:
     """A shape of the given size, turned a little. Its bounding box lies around the origin."""
     low, high = _ACROSS[size]
     across = int(rng.integers(low * 16, high * 16 + 1)) / 16 * image_size / _UNIT
     turn = int(rng.integers(-_MAX_ROTATION, _MAX_ROTATION + 1))
-    if shape == "star":
-        points = []
-        for i in range(5):
-            points += [_turn(across * 0.56, turn - 90 + 72 * i), _turn(across * 0.23, turn - 54 + 72 * i)]
-    elif shape == "square":
-        points = [_turn(across * 0.62, turn + 45 + 90 * i) for i in range(4)]
-    elif shape == "triangle":
-        points = [_turn(across * 0.6, turn - 90 + 120 * i) for i in range(3)]
-    else:  # a cross: on each of four arms two corners, and the inner corner after it
-        points = []
-        for i in range(4):
-            points += [_turn(across * 0.51, turn + 90 * i - 18), _turn(across * 0.51, turn + 90 * i + 18)]
-            points += [_turn(across * 0.222, turn + 90 * i + 45)]
+    times, corners = _CORNERS[shape]
+    polar = [(across * r, turn + angle + 360 // times * i) for i in range(times) for r, angle in corners]
+    points = [(r * _COS[angle % 360], r * _COS[(angle - 90) % 360]) for r, angle in polar]
     middle = [(min(p[axis] for p in points) + max(p[axis] for p in points)) / 2 for axis in (0, 1)]
     points = [(x - middle[0], y - middle[1]) for x, y in points]
     radius = max(math.sqrt(x * x + y * y) for x, y in points)
     return _Outline(radius, (max(x for x, _ in points), max(y for _, y in points)), points)
 
 
-def _place(rng: np.random.Generator, outlines: list[_Outline], image_size: int) -> list[tuple[int, int]] | None:
-    """Random centres on the lattice, in supersampled pixels, at which the objects neither touch nor leave the image.
-
-    The largest object comes first. Returns None when one finds no free place.
-    """
-    cell = image_size / _LATTICE
-    margin = 2 * image_size / _UNIT
-    lattice = [(i + 0.5) * cell for i in range(_LATTICE)]
-    places = [(x, y) for y in lattice for x in lattice]
-    centres: list[tuple[float, float]] = [(0.0, 0.0)] * len(outlines)
-    placed: list[int] = []
+def _place(rng: Rng, outlines: list[_Outline], image_size: int) -> list[tuple[int, int]] | None:
+    """Centres on the lattice, in supersampled pixels, at which objects neither touch nor leave the image; or None."""
+    cell, margin = image_size / _LATTICE, 2 * image_size / _UNIT
+    places = [((i + 0.5) * cell, (j + 0.5) * cell) for j in range(_LATTICE) for i in range(_LATTICE)]
+    centres: dict[int, tuple[float, float]] = {}
     for i in sorted(range(len(outlines)), key=lambda i: -outlines[i].radius):
         for number in rng.permutation(len(places)).tolist():
             centre = places[number]
             inside = all(e + 1.5 <= c <= image_size - e - 1.5 for c, e in zip(centre, outlines[i].extent))
-            if inside and all(_apart(outlines[i], centre, outlines[j], centres[j], margin) for j in placed):
+            if inside and all(_apart(outlines[i], centre, outlines[j], centres[j], margin) for j in centres):
                 centres[i] = centre
-                placed.append(i)
                 break
         else:
             return None
-    return [(int(x * _SUPERSAMPLING), int(y * _SUPERSAMPLING)) for x, y in centres]
+    return [(int(x * _SUPERSAMPLING), int(y * _SUPERSAMPLING)) for _, (x, y) in sorted(centres.items())]
 
 
 def _apart(
@@ -438,7 +387,7 @@ def _noun_phrase(item: _Planned, names: Description, noun: str) -> str:
     return " ".join([getattr(item, name) for name in names] + ([] if "shape" in names else [noun]))
 
 
-def _word_attributes(rng: np.random.Generator, item: _Planned, names: Description) -> str:
+def _word_attributes(rng: Rng, item: _Planned, names: Description) -> str:
     """Wording of an attribute phrase: "small red cross", "the small red cross", "the red cross that is small", …"""
     noun = ("thing", "object")[int(rng.integers(2))]
     form = ("{}", "{}", "the {}", "a {}", "the {} that is {}")[int(rng.integers(5))]
@@ -447,20 +396,18 @@ def _word_attributes(rng: np.random.Generator, item: _Planned, names: Descriptio
     return form.format(_noun_phrase(item, names, noun))
 
 
-def _word_relation(rng: np.random.Generator, objects: list[_Planned], target: int, relation: _Relation) -> str:
+def _word_relation(rng: Rng, objects: list[_Planned], target: int, relation: _Relation) -> str:
     """Wording of a relation phrase: "the red cross left of the small thing", …"""
     names, direction, anchor, anchor_names = relation
     words = _pick(rng, [words for words, meaning in RELATIONS.items() if meaning == direction], 1)[0]
     noun = ("thing", "object")[int(rng.integers(2))]
     article = ("the ", "")[int(rng.integers(2))]
-    return (
-        f"{article}{_noun_phrase(objects[target], names, noun)} {words} "
-        f"the {_noun_phrase(objects[anchor], anchor_names, noun)}"
-    )
+    described = _noun_phrase(objects[target], names, noun)
+    return f"{article}{described} {words} the {_noun_phrase(objects[anchor], anchor_names, noun)}"
 
 
 def _choose_phrases(
-    rng: np.random.Generator, objects: list[_Planned], split: str, config: ScenesConfig
+    rng: Rng, objects: list[_Planned], split: str, config: ScenesConfig
 ) -> list[tuple[str, int | None]] | None:
     """Phrases of the split's kinds, each with another target, the relations first; None when there are too few.
 
@@ -468,29 +415,27 @@ def _choose_phrases(
     attributes, of which two will do; the test splits take what there is, and two at least (test_unseen: one). Captions
     have one phrase, all objects joined by "and", with no target.
     """
-    if split == CAPTIONS:
-        described = [_noun_phrase(objects[i], _NAMES, "") for i in _pick(rng, range(len(objects)), len(objects))]
-        return [(" and ".join(described), None)]
-    wanted = config.phrases_per_scene
-    mixed = split in (TRAIN, VALIDATION)
+    order = _pick(rng, range(len(objects)), len(objects))
+    if split == "captions":
+        return [(" and ".join(_noun_phrase(objects[i], _NAMES, "") for i in order), None)]
+    wanted, mixed = config.phrases_per_scene, split in ("train", "validation")
     num_relations = max(wanted // 4, 1) if mixed else wanted
     fitting = _fitting(objects)
-    order = _pick(rng, range(len(objects)), len(objects))
     phrases: list[tuple[str, int | None]] = []
-    if split not in (TEST, TEST_UNSEEN):
+    if split not in ("test", "test_unseen"):
         relations = _relations(objects, fitting, config.image_size)
         for target in [i for i in order if relations[i]][:num_relations]:
             phrases.append((_word_relation(rng, objects, target, _pick(rng, relations[target], 1)[0]), target))
         if len(phrases) < (num_relations if mixed else 2):
             return None
-    if split != TEST_RELATIONS:
+    if split != "test_relations":
         taken = {target for _, target in phrases}
         unique = [[] if i in taken else _unique(fits, fewest=2) for i, fits in enumerate(fitting)]
-        if split == TEST_UNSEEN:
+        if split == "test_unseen":
             held_out = [(item.colour, item.shape) in HELD_OUT for item in objects]
             unique = [[n for n in found if held_out[i] and n[-2:] == _NAMES[1:]] for i, found in enumerate(unique)]
         targets = [i for i in order if unique[i]][: wanted - len(phrases)]
-        if len(targets) < (1 if split == TEST_UNSEEN else min(2, wanted - len(phrases))):
+        if len(targets) < (1 if split == "test_unseen" else min(2, wanted - len(phrases))):
             return None
         for target in targets:
             phrases.append((_word_attributes(rng, objects[target], _pick(rng, unique[target], 1)[0]), target))
@@ -500,8 +445,7 @@ def _choose_phrases(
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Stamp:
+class _Stamp(NamedTuple):
     """A shape drawn at its place: how many of each pixel's 16 parts it covers, in the window that it lies in."""
 
     window: tuple[slice, slice]
@@ -527,46 +471,41 @@ def _draw(outline: _Outline, centre: tuple[int, int], image_size: int) -> _Stamp
     return _Stamp((slice(top, bottom), slice(left, right)), parts.sum(axis=(1, 3), dtype=np.int64))
 
 
-def _smooth_noise(rng: np.random.Generator, cells: int, image_size: int, filter_: Image.Resampling) -> np.ndarray:
+def _smooth_noise(rng: Rng, cells: int, image_size: int, filter_: Image.Resampling) -> np.ndarray:
     """Random grays on a coarse grid, enlarged: int64 `(image_size, image_size)` from 0 to 255."""
     coarse = Image.fromarray(rng.integers(0, 256, size=(cells, cells)).astype(np.uint8))
     return np.asarray(coarse.resize((image_size, image_size), filter_)).astype(np.int64)
 
 
-def _background(rng: np.random.Generator, image_size: int) -> np.ndarray:
-    """A muted background of two grayish colours: clouds, a gradient, stripes or a checker, all with some grain.
-
-    Returns int64 `(image_size, image_size, 3)`.
-    """
+def _background(rng: Rng, image_size: int) -> np.ndarray:
+    """Clouds, a gradient, stripes or a checker of two grayish colours, with grain: int64 `(height, width, 3)`."""
     first, second = (int(rng.integers(75, 150)) + rng.integers(-14, 15, size=3) for _ in range(2))
-    kind = int(rng.integers(4))
+    kind = ("clouds", "gradient", "stripes", "checker")[int(rng.integers(4))]
     ramp = np.arange(image_size)
     # `blend`: how much of the second colour, from 0 to 256
-    if kind == 0:
+    if kind == "clouds":
         blend = _smooth_noise(rng, int(rng.integers(4, 9)), image_size, Image.Resampling.BICUBIC)
-    elif kind == 1:
-        weights = rng.integers(-8, 9, size=2)
-        slope = weights[0] * ramp[None, :] + weights[1] * ramp[:, None]
-        slope = slope - slope.min()
-        blend = slope * 256 // max(int(slope.max()), 1)
-    elif kind == 2:
-        weights = rng.integers(-8, 9, size=2)
-        slope = weights[0] * ramp[None, :] + weights[1] * ramp[:, None]
-        period = int(rng.integers(50, 130)) * image_size // _UNIT
-        blend = np.abs(slope % (2 * period) - period) * 256 // period
-    else:
+    elif kind == "checker":
         cell = int(rng.integers(8, 22)) * image_size // _UNIT
         blend = ((ramp[None, :] // cell + ramp[:, None] // cell) % 2) * 256
+    else:
+        weights = rng.integers(-8, 9, size=2)
+        slope = weights[0] * ramp[None, :] + weights[1] * ramp[:, None]
+        if kind == "gradient":
+            slope = slope - slope.min()
+            blend = slope * 256 // max(int(slope.max()), 1)
+        else:
+            period = int(rng.integers(50, 130)) * image_size // _UNIT
+            blend = np.abs(slope % (2 * period) - period) * 256 // period
     blend = blend[..., None]
     grain = _smooth_noise(rng, 16, image_size, Image.Resampling.BILINEAR)[..., None]
     return (first * (256 - blend) + second * blend) // 256 + (grain - 128) // 10
 
 
-def _paint(rng: np.random.Generator, image_size: int, objects: list[SceneObject], stamps: list[_Stamp]) -> np.ndarray:
+def _paint(rng: Rng, image_size: int, objects: list[SceneObject], stamps: list[_Stamp]) -> np.ndarray:
     """Paints the objects, each with its own shade of its colour and a slight shading, uint8 `(height, width, 3)`."""
-    picture = _background(rng, image_size)
-    parts = _SUPERSAMPLING**2
-    ramp = np.arange(image_size)
+    pixels = _background(rng, image_size)
+    parts, ramp = _SUPERSAMPLING**2, np.arange(image_size)
     for item, stamp in zip(objects, stamps):
         low, high = (np.array(rgb) for rgb in COLOURS[item.colour])
         colour = low + rng.integers(0, 257, size=3) * (high - low) // 256
@@ -575,10 +514,8 @@ def _paint(rng: np.random.Generator, image_size: int, objects: list[SceneObject]
         across = 2 * ramp[None, stamp.window[1]] - x1 - x2
         down = 2 * ramp[stamp.window[0], None] - y1 - y2
         shade = (lean[0] * across + lean[1] * down) * 2 // max(x2 - x1, y2 - y1)
-        coverage = stamp.coverage[..., None]
-        under = picture[stamp.window]
-        picture[stamp.window] = (
-            under * (parts - coverage) + (colour + shade[..., None]) * coverage + parts // 2
-        ) // parts
+        coverage, under = stamp.coverage[..., None], pixels[stamp.window]
+        over = (colour + shade[..., None]) * coverage
+        pixels[stamp.window] = (under * (parts - coverage) + over + parts // 2) // parts
     brightness = int(rng.integers(82, 107))
-    return np.clip(picture * brightness // 100, 0, 255).astype(np.uint8)
+    return np.clip(pixels * brightness // 100, 0, 255).astype(np.uint8)

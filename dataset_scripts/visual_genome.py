@@ -1,4 +1,4 @@
-"""Visual Genome: phrases that people wrote about the parts of 108,077 photos, each with the box of its part.
+"""Visual Genome: phrases that people wrote about the parts of 108,077 images, each with the box of its part.
 
 There are three kinds of phrases, told apart by the column `categories`:
 
@@ -9,9 +9,9 @@ There are three kinds of phrases, told apart by the column `categories`:
 
 The latter two are put together here, in lower case. The files are Visual Genome's own, of any version:
 `image_data.json` and, for the three kinds, `region_descriptions.json`, `attributes.json`, `relationships.json` (with
-`attributes.json`). Photos are looked for in `VG_100K` and `VG_100K_2`.
+`attributes.json`). Images are looked for in `VG_100K` and `VG_100K_2`.
 
-Many of the photos are in COCO too, and some in Flickr30k: leave out those of an evaluation split by its list of ids.
+Many of the images are in COCO too, and some in Flickr30k: leave out those of an evaluation split by its list of ids.
 """
 
 import heapq
@@ -19,147 +19,132 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .builder import (
+    AnnotationConfig,
+    GroundingBuilder,
+    LoadedImage,
+    Unusable,
+    check_fraction,
+    chunked,
+    clip_box,
+    split_of,
+    unusable_if,
+)
 from .features import make_row
-from .json_files import first_character, read_text, stream_json_array, stream_json_lists
-from .sources import SourceBuilder, SourceConfig, Unusable, chunked, clip_box, split_of
+from .json_files import first_character, read_text, stream_json_lists, stream_json_records
+from .options import VisualGenomeOptions
 
-_KINDS = ("regions", "attributes", "relations")
-_FILES = {"attributes": "attributes.json", "relationships": "relationships.json"}
+# Kind → the lists that it is made of, each in a file of its own.
+_KINDS = {"regions": ["regions"], "attributes": ["attributes"], "relations": ["attributes", "relationships"]}
 _FOLDERS = ("VG_100K", "VG_100K_2")
 
 _region_box = itemgetter("x", "y", "width", "height")
 _object_box = itemgetter("x", "y", "w", "h")
 
+Records = dict[str, list[Any]]  # of an image, by list
+Found = Iterator[tuple[str, str, Any, str]]  # kind, phrase, box as x, y, width, height, the record's name in messages
+
 
 @dataclass
-class VisualGenomeConfig(SourceConfig):
-    """Which phrases, and which photos are left out."""
-
-    kinds: str = field(
-        default="all",
-        metadata={
-            "help": "Kinds of phrases, with commas between them: regions, attributes, relations; "
-            "all: those whose files are there."
-        },
-    )
-    regions_file: str = field(
-        default="region_descriptions.json",
-        metadata={"help": "File of the region descriptions, in the data folder; of the older layout or the newer."},
-    )
-    exclude_coco_ids: str | None = field(
-        default=None,
-        metadata={
-            "help": "Leave out the photos with these COCO ids: a file with one id or file name a line, a JSON list, or "
-            "an instances.json; several files with commas between them."
-        },
-    )
-    exclude_flickr_ids: str | None = field(
-        default=None,
-        metadata={
-            "help": "Leave out the photos with these Flickr ids; files as for COCO ids, "
-            "for instance Flickr30k's val.txt,test.txt."
-        },
-    )
-    validation_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the photos, drawn by a hash of their id, that validation gets; of two or more, at least "
-            "one each for train and validation."
-        },
-    )
+class VisualGenomeConfig(VisualGenomeOptions, AnnotationConfig):
+    """The options, checked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := set(self.kinds.split(",")) - {*_KINDS, "all"}:
             raise ValueError(f"kinds: {min(unknown)!r} is none of {', '.join(_KINDS)}, all")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
+        check_fraction(self.validation_fraction)
 
 
 class _Image(NamedTuple):
     """What `image_data.json` says about an image."""
 
     rank: int  # its place there, by which the files are read in step
-    width: int
-    height: int
-    photo: str  # where it is by its address: folder and name
+    size: tuple[int, int]
+    place: str  # by its address: folder and name
     excluded: str | None  # why it is left out
 
 
-class VisualGenome(SourceBuilder):
+class VisualGenome(GroundingBuilder):
     """`datasets` builder of Visual Genome's phrases and boxes; rows as in `features.FEATURES`.
 
     Boxes are cut to the image, phrases cleaned of stray blanks; both is counted. Dropped and counted are records
     without a phrase, an attribute, a name or a box, boxes without area in the image, the same phrase and box twice in
-    an image, images that `image_data.json` does not list, and those whose photo cannot be used.
+    an image, images that `image_data.json` does not list, and those that cannot be used.
 
     The files are streamed side by side, so they must have their images in the order of `image_data.json`, as Visual
-    Genome's have; a file that has not can be built alone (`kinds`).
-
-    Raises:
-        ValueError: a file is missing, cut off, no JSON, of another layout, has an image twice or in another order.
+    Genome's have; a file that has not can be built alone (`kinds`). Broken files raise a `ValueError` that names them.
     """
 
     BUILDER_CONFIG_CLASS = VisualGenomeConfig
     builder_name = "visual_genome"
-    images_per_job = 500
     source = (
-        "Visual Genome's annotations (https://homes.cs.washington.edu/~ranjay/visualgenome, CC BY 4.0); its photos are "
+        "Visual Genome's annotations (https://homes.cs.washington.edu/~ranjay/visualgenome, CC BY 4.0); its images are "
         "from Flickr, by way of YFCC100M and COCO."
     )
 
     def split_names(self) -> list[str]:
         """train, and validation where it is asked for; reads the table of the images."""
         config = self.config
-        coco = _read_id_files(config.exclude_coco_ids)
-        flickr = _read_id_files(config.exclude_flickr_ids)
+        coco, flickr = _read_id_files(config.exclude_coco_ids), _read_id_files(config.exclude_flickr_ids)
         self._images = _read_images(Path(config.data_dir, "image_data.json"), coco, flickr)
         self._kinds = self._chosen_kinds()
         images = ((str(record[0]), record) for record in self._by_image())
         self._moved = self.moved_images(images, config.validation_fraction)
         return ["train", "validation"] if config.validation_fraction else ["train"]
 
-    def jobs(self, split: str) -> Iterator[list[tuple[int, dict[str, list[Any]]]]]:
+    def jobs(self, split: str) -> Iterator[list[tuple[int, Records]]]:
         """Lists of (image id, its records by file)."""
-        own = (image for image in self._by_image() if self._split_of(str(image[0])) == split)
-        return chunked(own, self.images_per_job)
+        return chunked((image for image in self._by_image() if self._split_of(image[0]) == split), self.images_per_job)
 
-    def _split_of(self, image_id: str) -> str:
-        return self._moved.get(image_id) or split_of(image_id, self.config.validation_fraction)
+    def _split_of(self, image_id: int) -> str:
+        return self._moved.get(str(image_id)) or split_of(str(image_id), self.config.validation_fraction)
 
-    def rows(self, split: str, job: list[tuple[int, dict[str, list[Any]]]]) -> Iterator[dict[str, Any]]:
+    def rows(self, split: str, job: list[tuple[int, Records]]) -> Iterator[dict[str, Any]]:
         """One row a phrase: regions, attributes, relations of an image, in the order of the files."""
         for image_id, records in job:
+            image = self._images.get(image_id)
             try:
-                image, photo = self._usable_image(image_id)
-            except Unusable as reason:
-                self.drop(str(reason), f"image {image_id}")
-                self._count_of_dropped_image(records, str(reason))
-                continue
-            if image.excluded:
-                self.report.dropped[image.excluded] += 1
-                self._count_of_dropped_image(records, image.excluded)
-                continue
-            self.report.kept["images"] += 1
-            yield from self._rows_of_image(image_id, image, photo, records)
+                unusable_if(image is None, "images: not in image_data.json")
+                loaded = None if image.excluded else self.load_image(self._place(image), image.size)
+            except Unusable as error:
+                reason = str(error)
+                self.drop(reason, f"image {image_id}")
+            else:
+                if loaded is not None:
+                    self.report.kept["images"] += 1
+                    yield from self._rows_of_image(image_id, loaded, image.size, records)
+                    continue
+                reason = image.excluded
+                self.report.dropped[reason] += 1
+            for file, lost in records.items():
+                if lost:
+                    self.report.dropped[f"{file}: of {reason}"] += len(lost)
 
-    # Files ------------------------------------------------------------------------------------------------------------
+    def _place(self, image: _Image) -> str:
+        """Where an image is in `images_dir`: at its address, or in either folder."""
+        name = Path(image.place).name
+        places = [image.place, *(f"{folder}/{name}" for folder in _FOLDERS)]
+        folder = self.config.images_dir or ""
+        return next((place for place in places if os.path.isfile(os.path.join(folder, place))), image.place)
+
+    # Files
 
     def _path(self, file: str) -> Path:
-        return Path(self.config.data_dir, _FILES.get(file, self.config.regions_file))
+        return Path(self.config.data_dir, self.config.regions_file if file == "regions" else f"{file}.json")
 
     def _chosen_kinds(self) -> list[str]:
         """The kinds that were asked for, all their files being there."""
         asked = self.config.kinds.split(",")
         kinds = []
-        for kind in _KINDS:
-            missing = [path for path in map(self._path, _files_of(kind)) if not path.is_file()]
+        for kind, files in _KINDS.items():
+            missing = [path for path in map(self._path, files) if not path.is_file()]
             if kind in asked and missing:
                 raise ValueError(f"kinds: {kind} need {missing[0]}, and there is no such file")
             if (kind in asked or "all" in asked) and not missing:
@@ -168,8 +153,8 @@ class VisualGenome(SourceBuilder):
             raise ValueError(f"{self.config.data_dir} has none of {self._path('regions').name}, attributes.json")
         return kinds
 
-    def _by_image(self) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-        files = sorted({file for kind in self._kinds for file in _files_of(kind)})
+    def _by_image(self) -> Iterator[tuple[int, Records]]:
+        files = sorted({file for kind in self._kinds for file in _KINDS[kind]})
         streams = [self._records(file, in_order=len(files) > 1) for file in files]
         merged = heapq.merge(*streams, key=itemgetter(0))
         for image_id, group in groupby(merged, key=itemgetter(1)):
@@ -178,7 +163,7 @@ class VisualGenome(SourceBuilder):
     def _records(self, file: str, in_order: bool) -> Iterator[tuple[tuple[int, int], int, str, list[Any]]]:
         """A file's (place in the order, image id, file, records), for every image; checked for order and doubles."""
         path, seen, rank = self._path(file), set(), -1
-        for number, record in enumerate(stream_json_array(path)):
+        for number, record in enumerate(stream_json_records(path, lines=False)):
             image_id = _id_of(record)
             records = record.get(file) if isinstance(record, dict) else None
             if image_id is None or not isinstance(records, list):
@@ -198,82 +183,53 @@ class VisualGenome(SourceBuilder):
             rank = image.rank
             yield (rank, -1), image_id, file, records
 
-    # Images -----------------------------------------------------------------------------------------------------------
-
-    def _usable_image(self, image_id: int) -> tuple[_Image, dict[str, Any] | None]:
-        image = self._images.get(image_id)
-        if image is None:
-            raise Unusable("images: not in image_data.json")
-        if image.excluded or self.config.images_dir is None:
-            return image, None
-        name = Path(image.photo).name
-        places = [image.photo, *(f"{folder}/{name}" for folder in _FOLDERS)]
-        there = next(
-            (place for place in places if os.path.isfile(os.path.join(self.config.images_dir, place))), image.photo
-        )
-        return image, self.photo(there, (image.width, image.height))
-
-    def _count_of_dropped_image(self, records: dict[str, list[Any]], reason: str) -> None:
-        for file, found in records.items():
-            if found:
-                self.report.dropped[f"{file}: of {reason}"] += len(found)
-
-    # Rows -------------------------------------------------------------------------------------------------------------
+    # Rows
 
     def _rows_of_image(
-        self, image_id: int, image: _Image, photo: dict[str, Any] | None, records: dict[str, list[Any]]
+        self, image_id: int, image: LoadedImage, size: tuple[int, int], records: Records
     ) -> Iterator[dict[str, Any]]:
-        size, name = (image.width, image.height), self.image_id(str(image_id), photo)
-        kept, dropped = self.report.kept, self.report.dropped
-        seen = set()
+        kept, name, seen = self.report.kept, self.image_id(str(image_id), image), set()
         for kind, phrase, (x, y, width, height), record in self._phrases(image_id, records):
-            box = [x, y, x + width, y + height]
-            # Written so that a NaN is not inside.
-            if not (x >= 0 and y >= 0 and width > 0 and height > 0 and box[2] <= size[0] and box[3] <= size[1]):
-                try:
-                    box = clip_box(box, size)
-                except Unusable as reason:
-                    self.drop(f"{kind}s: {reason}", f"image {image_id}, {record}")
-                    continue
-                # Two counts, as they have two causes: negative corners, and sides that are too long.
-                if x < 0 or y < 0:
-                    kept["boxes that began left of or above the image, cut"] += 1
-                if x + width > size[0] or y + height > size[1]:
-                    kept["boxes that ended right of or below the image, cut"] += 1
+            whole = [x, y, x + width, y + height]
+            try:
+                box = clip_box(whole, size)
+            except Unusable as reason:
+                self.drop(f"{kind}s: {reason}", f"image {image_id}, {record}")
+                continue
+            # Two counts, as they have two causes: negative corners, and sides that are too long.
+            if x < 0 or y < 0:
+                kept["boxes that began left of or above the image, cut"] += 1
+            if whole[2] > size[0] or whole[3] > size[1]:
+                kept["boxes that ended right of or below the image, cut"] += 1
             key = (phrase, *box)
             if key in seen:
-                dropped[f"{kind}s: phrase and box that the image has already"] += 1
+                self.report.dropped[f"{kind}s: phrase and box that the image has already"] += 1
                 continue
             seen.add(key)
             kept[f"rows: {kind}s"] += 1
-            yield make_row(photo, name, phrase, boxes=[box], categories=[kind])
+            yield make_row(image.stored, name, phrase, boxes=[box], categories=[kind])
 
-    def _phrases(self, image_id: int, records: dict[str, list[Any]]) -> Iterator[tuple[str, str, Any, str]]:
-        """(kind, phrase, box as x, y, width, height, the record's name in messages) of all that can be used."""
+    def _phrases(self, image_id: int, records: Records) -> Found:
+        """All phrases that can be used."""
         if "regions" in self._kinds:
             yield from self._regions(image_id, records.get("regions", []))
-        if "attributes" not in self._kinds and "relations" not in self._kinds:
-            return
         attributes_of: dict[Any, list[str]] = {}
         for thing in records.get("attributes", []):
             yield from self._attributes(image_id, thing, attributes_of)
-        if "relations" in self._kinds:
-            for relationship in records.get("relationships", []):
-                yield from self._relations(image_id, relationship, attributes_of)
+        for relationship in records.get("relationships", []):
+            yield from self._relations(image_id, relationship, attributes_of)
 
-    def _regions(self, image_id: int, regions: list[Any]) -> Iterator[tuple[str, str, Any, str]]:
+    def _regions(self, image_id: int, regions: list[Any]) -> Found:
         for number, region in enumerate(regions):
             record = f"region {number}"
             try:
                 box = _box(region, _region_box)
                 phrase = region.get("phrase")
-                if region.get("image_id", region.get("image", image_id)) != image_id:
-                    raise Unusable("of another image than the record they are in")
-                if not isinstance(phrase, str):
-                    raise Unusable("without phrase")
+                is_other = region.get("image_id", region.get("image", image_id)) != image_id
+                unusable_if(is_other, "of another image than the record they are in")
+                unusable_if(not isinstance(phrase, str), "without phrase")
                 clean = " ".join(phrase.split())
-                if not clean:
-                    raise Unusable("with an empty phrase")
+                unusable_if(not clean, "with an empty phrase")
             except Unusable as reason:
                 self.drop(f"regions: {reason}", f"image {image_id}, {record}")
                 continue
@@ -282,23 +238,20 @@ class VisualGenome(SourceBuilder):
                 self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
             yield "region", clean, box, record
 
-    def _attributes(
-        self, image_id: int, thing: Any, attributes_of: dict[Any, list[str]]
-    ) -> Iterator[tuple[str, str, Any, str]]:
+    def _attributes(self, image_id: int, thing: Any, attributes_of: dict[Any, list[str]]) -> Found:
         """The phrases of one object; its attributes are added to `attributes_of`."""
         record = "an object of attributes.json"
         try:
             box, name = _box(thing, _object_box), _name(thing)
             attributes = thing.get("attributes") or []
-            if not isinstance(attributes, list):
-                raise Unusable("that are no list")
+            unusable_if(not isinstance(attributes, list), "that are no list")
         except Unusable as reason:
             self.drop(f"attributes: {reason}", f"image {image_id}, {record}")
             return
         if not attributes:
             self.report.dropped["attributes: objects that have none"] += 1
         for attribute in attributes:
-            if not isinstance(attribute, str) or not attribute.strip():
+            if not _is_text(attribute):
                 self.drop("attributes: empty or no text", f"image {image_id}, {record} ({name})")
                 continue
             attribute = _lower(attribute)
@@ -308,17 +261,13 @@ class VisualGenome(SourceBuilder):
             if "attributes" in self._kinds:
                 yield "attribute", f"{attribute} {name}", box, f"{record} ({name})"
 
-    def _relations(
-        self, image_id: int, relationship: Any, attributes_of: dict[Any, list[str]]
-    ) -> Iterator[tuple[str, str, Any, str]]:
+    def _relations(self, image_id: int, relationship: Any, attributes_of: dict[Any, list[str]]) -> Found:
         record = "a relationship"
         try:
-            if not isinstance(relationship, dict):
-                raise Unusable("that are no records")
+            unusable_if(not isinstance(relationship, dict), "that are no records")
             predicate, subject = relationship.get("predicate"), relationship.get("subject")
             box, name, other = _box(subject, _object_box), _name(subject), _name(relationship.get("object"))
-            if not isinstance(predicate, str) or not predicate.strip():
-                raise Unusable("without predicate")
+            unusable_if(not _is_text(predicate), "without predicate")
         except Unusable as reason:
             self.drop(f"relations: {reason}", f"image {image_id}, {record}")
             return
@@ -333,11 +282,6 @@ class VisualGenome(SourceBuilder):
 # Parts of records -----------------------------------------------------------------------------------------------------
 
 
-def _files_of(kind: str) -> tuple[str, ...]:
-    """The lists that a kind is made of, each in a file of its own."""
-    return ("attributes", "relationships") if kind == "relations" else (kind,)
-
-
 def _id_of(record: Any) -> int | None:
     """An image's id: `image_id` in newer files, `id` in older ones and in the region descriptions."""
     found = record.get("image_id", record.get("id")) if isinstance(record, dict) else None
@@ -350,8 +294,8 @@ def _box(record: Any, get: itemgetter) -> tuple[float, float, float, float]:
     except (KeyError, TypeError) as error:
         raise Unusable("without box") from error
     # Python's whole numbers have no end, floats have; that of a NaN shows where boxes are cut.
-    if not {int, float}.issuperset(map(type, box)) or any(abs(number) > sys.float_info.max for number in box):
-        raise Unusable("with a box that is not four numbers")
+    is_box = {int, float}.issuperset(map(type, box)) and not any(abs(number) > sys.float_info.max for number in box)
+    unusable_if(not is_box, "with a box that is not four numbers")
     return box
 
 
@@ -360,8 +304,7 @@ def _name(thing: Any) -> str:
     names = None
     if isinstance(thing, dict):
         names = [thing["name"]] if "name" in thing else thing.get("names", thing.get("object_names"))
-    if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0].strip():
-        raise Unusable("of an object without name")
+    unusable_if(not isinstance(names, list) or not names or not _is_text(names[0]), "of an object without name")
     return _lower(names[0])
 
 
@@ -369,6 +312,10 @@ def _identity(thing: dict[str, Any], name: str, box: tuple[float, ...]) -> Any:
     """What tells objects of an image apart; older files have no ids of objects, but give them the same box."""
     object_id = thing.get("object_id")
     return object_id if type(object_id) is int else (name, *box)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _lower(text: str) -> str:
@@ -381,27 +328,27 @@ def _lower(text: str) -> str:
 def _read_images(path: Path, coco: set[int], flickr: set[int]) -> dict[int, _Image]:
     """Images by id, in the order of the file; those with one of the COCO or Flickr ids are marked as excluded."""
     images: dict[int, _Image] = {}
-    for rank, record in enumerate(stream_json_array(path)):
+    for rank, record in enumerate(stream_json_records(path, lines=False)):
         image_id = _id_of(record)
         if image_id is None:
             raise ValueError(f"{path}: record {rank} needs a whole number as image_id or id")
         if image_id in images:
             raise ValueError(f"{path}: image {image_id} occurs twice")
-        width, height = record.get("width"), record.get("height")
-        if not all(type(side) is int and side > 0 for side in (width, height)):
-            raise ValueError(f"{path}: image {image_id} has no usable width and height: {width!r}, {height!r}")
+        size = record.get("width"), record.get("height")
+        if not all(type(side) is int and side > 0 for side in size):
+            raise ValueError(f"{path}: image {image_id} has no usable width and height: {size[0]!r}, {size[1]!r}")
         excluded = None
-        if _number(path, image_id, record, "coco_id") in coco:
+        if _other_id(path, image_id, record, "coco_id") in coco:
             excluded = "images: excluded by their COCO id"
-        elif _number(path, image_id, record, "flickr_id") in flickr:
+        elif _other_id(path, image_id, record, "flickr_id") in flickr:
             excluded = "images: excluded by their Flickr id"
-        place = re.search(r"/(VG_100K(?:_2)?)/[^/]+$", str(record.get("url")))
-        folder = place[1] if place else _FOLDERS[0]
-        images[image_id] = _Image(rank, width, height, f"{folder}/{image_id}.jpg", excluded)
+        address = re.search(r"/(VG_100K(?:_2)?)/[^/]+$", str(record.get("url")))
+        folder = address[1] if address else _FOLDERS[0]
+        images[image_id] = _Image(rank, size, f"{folder}/{image_id}.jpg", excluded)
     return images
 
 
-def _number(path: Path, image_id: int, record: dict[str, Any], key: str) -> int | None:
+def _other_id(path: Path, image_id: int, record: dict[str, Any], key: str) -> int | None:
     """An id that may be null, or written as text."""
     value = record.get(key)
     if isinstance(value, str) and value.isdecimal() and len(value) < 20:
@@ -416,19 +363,17 @@ def _read_id_files(names: str | None) -> set[int]:
 
 
 def read_ids(path: Path) -> set[int]:
-    """Ids of photos from a text file (one a line), a JSON list, or the images of an `instances.json`.
+    """Ids of images from a text file (one a line), a JSON list, or the images of an `instances.json`.
 
     In place of an id there may be COCO's or Flickr30k's file name: `COCO_train2014_000000000072.jpg`, `36979.jpg`.
-
-    Raises:
-        ValueError: the file is missing or none of these, has something else for an id, or has none.
+    A ValueError names a file that is missing or none of these, has something else for an id, or has none.
     """
     first = first_character(path)
     if first == "{":
         images = (image for _, image, _ in stream_json_lists(path, ["images"]))
         entries = (image.get("id") if isinstance(image, dict) else [image] for image in images)
     elif first == "[":
-        entries = stream_json_array(path)
+        entries = stream_json_records(path)
     else:
         entries = (line.strip() for line in read_text(path).splitlines() if line.strip())
     ids = set()
@@ -438,7 +383,7 @@ def read_ids(path: Path) -> set[int]:
             name = str(entry).rsplit("/", 1)[-1]
             found = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_(\d{12})(?:_\d+)?\.jpg)|(?:(\d{1,18})(?:\.jpg)?)", name)
         if found is None:
-            raise ValueError(f"{path}: {str(entry)[:80]!r} is no id of a photo")
+            raise ValueError(f"{path}: {str(entry)[:80]!r} is no id of an image")
         ids.add(int(found[1] or found[2]))
     if not ids:
         raise ValueError(f"{path} has no ids")

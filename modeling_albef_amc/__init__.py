@@ -22,7 +22,8 @@ from .modeling_albef import AlbefModel, AlbefOutput, AlbefTextModel, AlbefVision
 from .modeling_albef_pretraining import AlbefForPreTraining, AlbefForPreTrainingOutput
 from .pipeline import PhraseGrounder, VisualGroundingPipeline
 from .processing_albef import AlbefProcessor
-from .tokenization_albef import clean_text, tokenizer_from_texts
+from .tokenization_albef import clean_text
+from .tools.vocabulary import tokenizer_from_texts
 
 __version__ = "0.1.0"
 

@@ -1,10 +1,10 @@
-"""Attention of ALBEF's encoders: eager where it is explained, grouped by image on a CPU; and activation checkpointing."""
+"""Attention of ALBEF's encoders: eager where it is explained, grouped by image on a CPU; activation checkpointing."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -12,14 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Attention written out, so that it can be differentiated twice. The probabilities returned are before dropout.
 
     Args:
@@ -37,15 +37,15 @@ def eager_attention_forward(
 
 def leaf_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, its probabilities the start of a new graph: what lies below them is never differentiated."""
+) -> tuple[Tensor, Tensor]:
+    """Eager attention whose probabilities start a new graph: what lies below them is never differentiated."""
     with torch.no_grad():
         _, probabilities = eager_attention_forward(module, query, key, value, attention_mask, scaling)
     probabilities.requires_grad_()
@@ -53,7 +53,7 @@ def leaf_attention_forward(
     return output.transpose(1, 2), probabilities
 
 
-def dropped(states: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+def dropped(states: Tensor, p: float, training: bool) -> Tensor:
     """Dropout, `p` to the nearest 1/65536 on a CPU: four elements share a random number, at a fifth of the time."""
     if not training or p in (0, 1) or states.device.type != "cpu":
         return F.dropout(states, p, training)
@@ -67,7 +67,7 @@ def explained_interface(layer: int, explained_layer: int, create_graph: bool, de
     """The attention that layer `layer` runs when `explained_layer` is explained.
 
     SDPA and flash attention hand out no probabilities and have no second derivative: the explained layer is always
-    written out, the layers above it only if the heatmap is to be differentiated, the layers below never.
+    eager, the layers above it only if the heatmap is to be differentiated, the layers below never.
     """
     if layer == explained_layer and not create_graph:
         return leaf_attention_forward
@@ -76,7 +76,7 @@ def explained_interface(layer: int, explained_layer: int, create_graph: bool, de
     return default
 
 
-def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """(batch_size, length) of 1 and 0 → (batch_size, 1, 1, length) to add to attention scores."""
     if attention_mask is None:
         return None
@@ -90,23 +90,21 @@ class ImageGroups(NamedTuple):
     - `places` (num_phrases,): where each phrase is among them.
     """
 
-    phrases: torch.Tensor
-    places: torch.Tensor
+    phrases: Tensor
+    places: Tensor
     num_images: int
 
-    def join(self, query: torch.Tensor) -> torch.Tensor:
+    def join(self, query: Tensor) -> Tensor:
         """(num_phrases, num_heads, num_tokens, size) → (num_images, num_heads, num_places * num_tokens, size)"""
         placed = query.index_select(0, self.phrases).unflatten(0, (self.num_images, -1))
         return placed.transpose(1, 2).flatten(2, 3)
 
-    def part(
-        self, context: torch.Tensor, probabilities: torch.Tensor | None, num_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def part(self, context: Tensor, probabilities: Tensor | None, num_tokens: int) -> tuple[Tensor, Tensor | None]:
         """Gives every phrase its rows of what attention returned.
 
         Args:
-            context: (num_images, num_places * num_tokens, num_heads, size).
-            probabilities: (num_images, num_heads, num_places * num_tokens, num_keys), of attention that has any.
+            context: (num_images, num_places * num_tokens, num_heads, size). probabilities: (num_images, num_heads,
+                num_places * num_tokens, num_keys) or None.
 
         Returns: (num_phrases, num_tokens, num_heads, size), and (num_phrases, num_heads, num_tokens, num_keys) or None.
         """
@@ -117,14 +115,11 @@ class ImageGroups(NamedTuple):
         return context, probabilities
 
 
-def group_by_image(image_index: torch.Tensor | None, num_images: int) -> ImageGroups | None:
-    """Groups phrases by image where that pays: on a CPU, where copying an image's keys takes longer than their use.
+def group_by_image(image_index: Tensor | None, num_images: int) -> ImageGroups | None:
+    """Groups phrases by image on a CPU, where copying an image's keys takes longer than their use.
 
     A GPU copies in no time, but would have to be waited for to learn how many phrases an image has; nor is that known
     while a model is exported or compiled.
-
-    Args:
-        image_index: (num_phrases,), which image each phrase belongs to.
     """
     if image_index is None or image_index.device.type != "cpu":
         return None
@@ -142,8 +137,8 @@ def group_by_image(image_index: torch.Tensor | None, num_images: int) -> ImageGr
     return ImageGroups(phrases, places, num_images)
 
 
-def recomputed(function: Callable, *inputs: torch.Tensor | None, training: bool, is_random: bool = False) -> Any:
-    """`function(*inputs)`; in training only `inputs` are kept for the backward pass, and all else is computed again.
+def checkpointed(function: Callable, *inputs: Tensor | None, training: bool, is_random: bool = False) -> Any:
+    """`function(*inputs)` by activation checkpointing: in training only `inputs` are kept for the backward pass.
 
     The recomputation stops as soon as it has what was not kept: of a function that ends in a linear layer all but that
     last product. A compiler decides for itself what to keep.

@@ -8,11 +8,10 @@ from transformers.activations import ACT2FN
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 if TYPE_CHECKING:
-    # `save_pretrained` copies what a file imports from beside it: this line puts pipeline.py, which `custom_pipelines`
-    # names, among the files of every checkpoint.
+    # `save_pretrained` copies what a file imports: this puts pipeline.py into every checkpoint, for `custom_pipelines`.
     from .pipeline import VisualGroundingPipeline  # noqa: F401
 
-# More than any model has. A file may say anything: what is beyond would be built for hours, or be no tensor at all.
+# More than any model has: a damaged file could ask for a model that takes hours to build.
 MAX_SIZE, MAX_LAYERS, MAX_SIDE, MAX_CHANNELS = 2**24, 1000, 2**14, 256
 
 
@@ -21,26 +20,21 @@ class AlbefVisionConfig(PreTrainedConfig):
     """The image encoder: ViT-B/16, pre-norm, learned positions.
 
     Args:
-        hidden_size: width of a token, in numbers.
-        intermediate_size: width of each layer's MLP.
-        num_hidden_layers: number of layers.
+        hidden_size, num_hidden_layers: width of a token, and number of layers.
+        intermediate_size: width of each layer's MLP. hidden_act: its activation, of `transformers.activations.ACT2FN`.
         num_attention_heads: heads of each layer; they share `hidden_size` evenly.
         num_channels: channels of an image: 3, RGB.
-        image_size: a side in pixels, or (height, width). It fixes the number of learned positions; images of another
-            size are welcome: positions are interpolated to their grid.
+        image_size: a side in pixels, or (height, width): the number of learned positions, which are interpolated to the
+            grid of images of another size.
         patch_size: side of a patch in pixels; it divides both sides of `image_size`.
-        hidden_act: the MLPs' activation, by its name in `transformers.activations.ACT2FN`.
         layer_norm_eps: what layer norms add to the variance.
-        hidden_dropout_prob: probability, in training, that a number of a layer's output becomes 0.
-        attention_probs_dropout_prob: probability, in training, that an attention weight becomes 0.
+        hidden_dropout_prob, attention_probs_dropout_prob: dropout of layers' outputs, and of attention probabilities.
         initializer_range: standard deviation of the initial weights.
 
-    Raises:
-        ValueError: sizes that no encoder has, or that do not fit each other.
+    Raises ValueError: sizes that no encoder has, or that do not fit each other.
 
-    Example:
-        >>> AlbefVisionConfig(image_size=(256, 384)).grid
-        (16, 24)
+    >>> AlbefVisionConfig(image_size=(256, 384)).grid
+    (16, 24)
     """
 
     model_type = "albef_vision_model"
@@ -67,13 +61,12 @@ class AlbefVisionConfig(PreTrainedConfig):
         sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
         if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
             raise ValueError(
-                f"image_size {self.image_size} must be a side or (height, width), in pixels from 1 to {MAX_SIDE:,}."
+                f"image_size {self.image_size} must be a side or (height, width), in 1..{MAX_SIDE:,} pixels."
             )
         height, width = sides
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels: "
-                f"choose a multiple of patch_size."
+                f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels"
             )
 
     @property
@@ -87,30 +80,16 @@ class AlbefVisionConfig(PreTrainedConfig):
 class AlbefTextConfig(PreTrainedConfig):
     """The text and fusion encoder: BERT-base, whose layers from `fusion_layer` on attend to the image as well.
 
-    Args:
+    Args: those of `AlbefVisionConfig` for encoders, and
         vocab_size: number of tokens there are.
-        hidden_size: width of a token, in numbers.
         encoder_hidden_size: width of the image encoder's tokens; `AlbefConfig` sets it.
-        intermediate_size: width of each layer's MLP.
-        num_hidden_layers: number of layers, those of the text and those of the fusion encoder.
-        num_attention_heads: heads of each layer; they share `hidden_size` evenly.
+        num_hidden_layers: layers of text and fusion encoder together.
         fusion_layer: the first layer, counted from 0, that attends to the image; so do all behind it.
         max_position_embeddings: tokens of the longest phrase, [CLS] included.
         type_vocab_size: number of token types; ALBEF's phrases are all of type 0.
-        hidden_act: the MLPs' activation, by its name in `transformers.activations.ACT2FN`.
-        layer_norm_eps: what layer norms add to the variance.
-        hidden_dropout_prob: probability, in training, that a number of a layer's output becomes 0.
-        attention_probs_dropout_prob: probability, in training, that an attention weight becomes 0.
-        initializer_range: standard deviation of the initial weights.
         pad_token_id: the token that fills up a batch's shorter phrases, whose embedding is not trained; None for none.
 
-    Raises:
-        ValueError: sizes that no encoder has, or that do not fit each other.
-
-    Example:
-        >>> config = AlbefTextConfig(num_hidden_layers=4, fusion_layer=2)
-        >>> [layer for layer in range(config.num_hidden_layers) if layer >= config.fusion_layer]
-        [2, 3]
+    Raises ValueError: sizes that no encoder has, or that do not fit each other.
     """
 
     model_type = "albef_text_model"
@@ -139,10 +118,7 @@ class AlbefTextConfig(PreTrainedConfig):
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is no token of the {self.vocab_size} there are.")
         if not 0 <= self.fusion_layer < self.num_hidden_layers:
-            raise ValueError(
-                f"fusion_layer {self.fusion_layer} must lie in 0..{self.num_hidden_layers - 1}: it counts the "
-                f"{self.num_hidden_layers} text-encoder layers, and at least one of them must see the image."
-            )
+            raise ValueError(f"fusion_layer {self.fusion_layer} must lie in 0..{self.num_hidden_layers - 1}.")
 
 
 @strict
@@ -150,29 +126,25 @@ class AlbefConfig(PreTrainedConfig):
     """ALBEF: image encoder, text encoder, fusion encoder and their objectives.
 
     Args:
-        vision_config: the image encoder, an `AlbefVisionConfig` or its fields; None for the defaults.
-        text_config: the text and fusion encoder, an `AlbefTextConfig` or its fields; None for the defaults.
+        vision_config, text_config: the encoders' configurations or their fields; None for the defaults.
         projection_dim: width of the ITC features.
         temperature: initial value of the learned number that ITC's similarities are divided by.
         grounding_layer: the text-encoder layer whose cross-attention is explained, counted from 0 (8: the third fusion
             layer).
         vision_grounding_layer: the image-encoder layer that the `itc` explanation reads; -1 is the last one.
         momentum: share of its own weights that the momentum model keeps in a step (pre-training only).
-        queue_size: number of momentum features of images, and as many of texts, that ITC contrasts with (pre-training
-            only).
+        queue_size: momentum features of images, and as many of texts, that ITC contrasts with (pre-training only).
         alpha: weight, from 0 to 1, of the momentum model's soft labels in ITC and MLM (pre-training only).
         mlm_distillation_axis: the soft labels of MLM are compared over the "vocabulary"; the AMC release took its
             log-softmax over the "sequence" instead, and this option reproduces that.
         initializer_range: standard deviation of the initial weights outside both encoders.
         tie_word_embeddings: the MLM head's weights are the word embeddings (pre-training only).
 
-    Raises:
-        ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
+    Raises ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
 
-    Example:
-        >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
-        >>> config.vision_config.grid, config.text_config.encoder_hidden_size
-        ((24, 24), 768)
+    >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
+    >>> config.vision_config.grid, config.text_config.encoder_hidden_size
+    ((24, 24), 768)
     """
 
     model_type = "albef"
@@ -203,19 +175,17 @@ class AlbefConfig(PreTrainedConfig):
         first, last = self.text_config.fusion_layer, self.text_config.num_hidden_layers - 1
         if not first <= self.grounding_layer <= last:
             raise ValueError(
-                f"grounding_layer {self.grounding_layer} has no cross-attention: choose a fusion layer, "
-                f"{first}..{last}."
+                f"grounding_layer {self.grounding_layer} has no cross-attention: choose one of {first}..{last}"
             )
         num_vision_layers = self.vision_config.num_hidden_layers
         if not -num_vision_layers <= self.vision_grounding_layer < num_vision_layers:
             raise ValueError(
-                f"vision_grounding_layer {self.vision_grounding_layer} is outside the image encoder's "
-                f"{num_vision_layers} layers."
+                f"vision_grounding_layer {self.vision_grounding_layer} is outside the {num_vision_layers} layers"
             )
 
     @property
     def custom_pipelines(self) -> dict[str, dict]:
-        """What `transformers.pipeline` takes from the checkpoint: none where this package is imported with its own."""
+        """Pipelines of the checkpoint; none where this package is imported, which has registered its own."""
         return published_pipelines() if __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else {}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -224,31 +194,23 @@ class AlbefConfig(PreTrainedConfig):
 
 
 def published_pipelines() -> dict[str, dict]:
-    """`custom_pipelines` of config.json: task → class, in a file beside it, and the class that loads its model."""
+    """`custom_pipelines` of config.json: task → its class, in a file beside it, and the class that loads its model."""
     return {"visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}}
 
 
 def check_encoder(config: AlbefVisionConfig | AlbefTextConfig) -> None:
-    """
-    Raises:
-        ValueError: a size is out of `check_sizes`, the heads do not share the width evenly, or there is no such
-            activation.
-    """
+    """ValueError: a size is out of range, heads do not share the width evenly, or there is no such activation."""
     check_sizes(config, "hidden_size", "intermediate_size")
     check_sizes(config, "num_hidden_layers", "num_attention_heads", most=MAX_LAYERS)
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {config.num_attention_heads}."
-        )
+    heads = config.num_attention_heads
+    if config.hidden_size % heads:
+        raise ValueError(f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {heads}.")
     if config.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act {config.hidden_act!r:.80} is none of {', '.join(sorted(ACT2FN))}.")
 
 
 def check_sizes(config: PreTrainedConfig, *names: str, most: int = MAX_SIZE) -> None:
-    """
-    Raises:
-        ValueError: one of these fields is below 1, or above what any model has.
-    """
+    """ValueError: one of these fields is below 1, or above what any model has."""
     for name in names:
         if not 1 <= getattr(config, name) <= most:
             raise ValueError(f"{name} must lie in 1..{most:,}, got {getattr(config, name)}.")

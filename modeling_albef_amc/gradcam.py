@@ -6,9 +6,10 @@ from. `gradcam` turns it into one heatmap a phrase.
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
@@ -17,11 +18,11 @@ class PhraseAttention(NamedTuple):
     """What a family must know of one forward pass to explain it.
 
     - `score` (num_phrases,): how well each phrase fits its image; the higher, the better.
-    - `attention` (num_phrases, num_heads, num_tokens, num_keys): attention probabilities in the graph of `score`: the
-      recorded tensor itself, not a slice or a copy of it. Row i must influence `score[i]` alone.
+    - `attention` (num_phrases, num_heads, num_tokens, num_keys): probabilities in the graph of `score`: the recorded
+    tensor
+      itself, not a slice or a copy of it. Row i must influence `score[i]` alone.
     - `token_mask` (num_phrases, num_tokens): which query tokens count (1) and which are padding (0).
-    - `patches`: the keys that are image patches, in row order, e.g. `slice(1, None)` after a [CLS] patch.
-    - `grid`: (rows, columns) of those patches.
+    - `patches`: the keys that are image patches, in row order. `grid`: (rows, columns) of them.
     - `probability` (num_phrases,): that the phrase fits its image, in [0, 1], without a graph. Heatmaps do not need it.
     - `match_logit` (num_phrases,): log-odds that it fits, in the graph of `score`, of models that learn to tell.
     - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
@@ -29,48 +30,32 @@ class PhraseAttention(NamedTuple):
     - `layers`: of a pass by `explain_all_layers`, every attention in it, in the order of the pass.
     """
 
-    score: torch.Tensor
-    attention: torch.Tensor
-    token_mask: torch.Tensor
+    score: Tensor
+    attention: Tensor
+    token_mask: Tensor
     patches: slice
     grid: tuple[int, int]
-    probability: torch.Tensor | None = None
-    match_logit: torch.Tensor | None = None
+    probability: Tensor | None = None
+    match_logit: Tensor | None = None
     queries: slice = slice(None)
-    cls_places: torch.Tensor | None = None
-    layers: "tuple[LayerAttention, ...]" = ()
-
-
-class LayerAttention(NamedTuple):
-    """One attention of a pass.
-
-    - `kind`: "text" or "image", over itself; "cross", of the text to the image; "joint", over both in one sequence.
-    - `attention` (num_phrases, num_heads, num_queries, num_keys): probabilities in the graph of the score.
-    """
-
-    kind: Literal["text", "image", "cross", "joint"]
-    attention: torch.Tensor
+    cls_places: Tensor | None = None
+    layers: tuple = ()
 
 
 @torch.compiler.disable
 def gradcam(
     phrase_attention: PhraseAttention, create_graph: bool = False, per_token: bool = False, per_head: bool = False
-) -> torch.Tensor:
+) -> Tensor:
     """Explains a score by the attention it came from: A · ReLU(∂score/∂A), mean over the heads and the valid tokens.
 
     Args:
-        phrase_attention: score and attention of one forward pass.
         create_graph: keep the map differentiable: a loss on it reaches the weights through second-order gradients.
-        per_token: return the map of every token instead of their mean.
-        per_head: return the map of every head instead of their mean.
+        per_token, per_head: return the map of every token, of every head, instead of their mean.
 
-    Returns:
-        (num_phrases, rows, columns), (num_phrases, num_tokens, rows, columns) with `per_token`, (num_phrases,
-        num_heads, rows, columns) with `per_head`, or both in this order: heads, tokens; at least float32, not negative,
-        not normalised. Padded tokens count for nothing: their own maps are zero.
+    Returns: (num_phrases, rows, columns), with `per_head` and `per_token` (num_phrases, num_heads, num_tokens, rows,
+        columns); at least float32, not negative, not normalised. Maps of padded tokens are zero.
 
-    Raises:
-        ValueError: the score does not depend on the attention, or the grid does not fit the patches.
+    Raises ValueError: the score does not depend on the attention, or the grid does not fit the patches.
 
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
@@ -84,20 +69,17 @@ def gradcam(
     return maps if per_token else average_tokens(maps, phrase_attention.token_mask)
 
 
-def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, per_head: bool = False) -> torch.Tensor:
-    """What the tokens look at, whatever for: the attention alone, without a gradient. Arguments and shape as above."""
+def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, per_head: bool = False) -> Tensor:
+    """The attention alone, without a gradient: what the tokens look at. Arguments and shape as of `gradcam`."""
     check_recorded(phrase_attention.attention)
     maps = patch_maps(phrase_attention, at_least_float32(phrase_attention.attention.detach()), per_head)
     return maps if per_token else average_tokens(maps, phrase_attention.token_mask)
 
 
-def patch_maps(phrase_attention: PhraseAttention, weights: torch.Tensor, per_head: bool) -> torch.Tensor:
-    """Weights of the shape of the attention → (num_phrases, num_tokens, rows, columns) maps of the valid tokens.
+def patch_maps(phrase_attention: PhraseAttention, weights: Tensor, per_head: bool) -> Tensor:
+    """Weights of the shape of the attention → (num_phrases, [num_heads,] num_tokens, rows, columns), valid tokens only.
 
-    With `per_head` (num_phrases, num_heads, num_tokens, rows, columns), else the mean over the heads.
-
-    Raises:
-        ValueError: the grid does not fit the patches.
+    Raises ValueError: the grid does not fit the patches.
     """
     maps, (rows, columns) = weights[..., phrase_attention.queries, phrase_attention.patches], phrase_attention.grid
     if maps.shape[-1] != rows * columns:
@@ -107,51 +89,40 @@ def patch_maps(phrase_attention: PhraseAttention, weights: torch.Tensor, per_hea
     return maps.unflatten(-1, (rows, columns)) * (token_mask[:, None] if per_head else token_mask)
 
 
-def check_recorded(attention: torch.Tensor | None) -> None:
-    """
-    Raises:
-        ValueError: there is no attention.
-    """
+def check_recorded(attention: Tensor | None) -> None:
+    """ValueError: there is no attention."""
     if attention is None:
-        raise ValueError(
-            "The model returned no attention probabilities. SDPA and flash attention compute none: load it with "
-            "from_pretrained(..., attn_implementation='eager')."
-        )
+        raise ValueError("The model returned no attention probabilities: load it with attn_implementation='eager'.")
 
 
 def attention_gradients(
-    score: torch.Tensor, attentions: list[torch.Tensor], create_graph: bool = False
-) -> tuple[torch.Tensor | None, ...]:
+    score: Tensor, attentions: list[Tensor], create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
     """∂score/∂A of each attention; None where the score does not depend on it.
 
     Raises:
         ValueError: there is no attention, or no graph.
-        RuntimeError: reentrant gradient checkpointing has cut the graph.
+        RuntimeError: reentrant activation checkpointing has cut the graph.
     """
     for attention in attentions:
         check_recorded(attention)
         if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
             raise RuntimeError(
-                "Gradient checkpointing with use_reentrant=True keeps no graph between score and attention: use "
-                "activation_checkpointing_enable({'use_reentrant': False})."
+                "Activation checkpointing with use_reentrant=True cuts the graph: pass use_reentrant=False."
             )
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
-            "The score has no graph back to the attention. Run the forward pass under torch.enable_grad(), with an "
-            "input or a parameter that requires a gradient (a wholly frozen model has none); gradient checkpointing "
-            "must have use_reentrant=False."
+            "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an "
+            "input or a parameter that requires a gradient, and activation checkpointing with use_reentrant=False."
         )
     return torch.autograd.grad(score, attentions, torch.ones_like(score), create_graph=create_graph, allow_unused=True)
 
 
-def choose_tokens(phrase_attention: PhraseAttention, chosen: torch.Tensor) -> PhraseAttention:
+def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAttention:
     """The same with fewer tokens that count, so that a heatmap is of a phrase in its caption.
 
     Args:
         chosen: (num_phrases, num_tokens), 1 for the word pieces of the phrase. The score stays that of all tokens.
-
-    Raises:
-        ValueError: there is not one value a token.
     """
     token_mask = phrase_attention.token_mask
     if chosen.shape != token_mask.shape:
@@ -162,14 +133,14 @@ def choose_tokens(phrase_attention: PhraseAttention, chosen: torch.Tensor) -> Ph
     return phrase_attention._replace(token_mask=token_mask * chosen.to(token_mask.device))
 
 
-def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:
-    """The mean map of the chosen tokens.
+def average_tokens(token_heatmaps: Tensor, token_mask: Tensor) -> Tensor:
+    """The mean map of the chosen tokens; zeros where a phrase has none.
 
     Args:
         token_heatmaps: (num_phrases, …, num_tokens, rows, columns).
         token_mask: (num_phrases, num_tokens), 1 for the tokens to average.
 
-    Returns: (num_phrases, …, rows, columns). A phrase without a chosen token has a map of zeros.
+    Returns: (num_phrases, …, rows, columns).
     """
     weights = token_mask.to(token_heatmaps)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
@@ -177,7 +148,7 @@ def average_tokens(token_heatmaps: torch.Tensor, token_mask: torch.Tensor) -> to
     return (token_heatmaps * weights[..., None, None]).sum(dim=-3)
 
 
-def normalize_heatmaps(heatmaps: torch.Tensor, epsilon: float = 1e-7) -> torch.Tensor:
+def normalize_heatmaps(heatmaps: Tensor, epsilon: float = 1e-7) -> Tensor:
     """(…, rows, columns) → the same in [0, 1]: ReLU, minus the map's minimum, over (its maximum + `epsilon`).
 
     Differentiable, in at least float32. A constant map becomes zero.
@@ -187,17 +158,17 @@ def normalize_heatmaps(heatmaps: torch.Tensor, epsilon: float = 1e-7) -> torch.T
     return heatmaps / (heatmaps.amax(dim=(-2, -1), keepdim=True) + epsilon)
 
 
-def upsample_heatmaps(heatmaps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def upsample_heatmaps(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
     """(num_phrases, rows, columns) → (num_phrases, height, width) of an image, bicubic, `align_corners=False`."""
     return F.interpolate(at_least_float32(heatmaps[:, None]), size=size, mode="bicubic", align_corners=False)[:, 0]
 
 
-def heatmap_points(heatmaps: torch.Tensor, target_sizes: torch.Tensor) -> torch.Tensor:
+def heatmap_points(heatmaps: Tensor, target_sizes: Tensor) -> Tensor:
     """Where each map is highest in its image: the pointing game's answer.
 
     Args:
-        heatmaps: (num_phrases, rows, columns).
-        target_sizes: (num_phrases, 2), height and width of each phrase's image in pixels.
+        heatmaps: (num_phrases, rows, columns). target_sizes: (num_phrases, 2), height and width of each image in
+        pixels.
 
     Returns: (num_phrases, 2), (x, y) in pixels of the first maximum in row order of the map upsampled bicubically.
     """
@@ -210,24 +181,19 @@ def heatmap_points(heatmaps: torch.Tensor, target_sizes: torch.Tensor) -> torch.
     return points
 
 
-def resolve_image_index(
-    images: torch.Tensor, phrases: torch.Tensor, image_index: torch.Tensor | None
-) -> torch.Tensor | None:
+def resolve_image_index(images: Tensor, phrases: Tensor, image_index: Tensor | None) -> Tensor | None:
     """Which image each phrase belongs to; None where phrase i belongs to image i.
 
     Args:
         images: (num_images, …). phrases: (num_phrases, …).
 
-    Raises:
-        ValueError: `image_index` is missing where it cannot be guessed, or is not one whole number a phrase.
+    Raises ValueError: `image_index` cannot be guessed, or is not one whole number a phrase.
     """
     num_images, num_phrases = images.shape[0], phrases.shape[0]
     if image_index is not None:
         if image_index.shape != (num_phrases,) or image_index.is_floating_point():
-            raise ValueError(
-                f"image_index must be {num_phrases} whole numbers, one a phrase, not {tuple(image_index.shape)} of "
-                f"{image_index.dtype}."
-            )
+            found = f"{tuple(image_index.shape)} of {image_index.dtype}"
+            raise ValueError(f"image_index must be {num_phrases} whole numbers, one a phrase, not {found}.")
         return image_index.to(images.device)
     if num_images == num_phrases:
         return None
@@ -255,14 +221,13 @@ def leaving_inference_mode(function: Callable) -> Callable:
 
 
 def copied_from_inference_mode(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def uncompiled(function: Callable) -> Callable:
-    """Runs `function` eagerly inside a compiled model: compiled code cannot be differentiated twice. Its arguments may
-    be of inference mode."""
+    """Runs `function` eagerly inside a compiled model, since compiled code cannot be differentiated twice."""
     return torch.compiler.disable(leaving_inference_mode(function))
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -10,24 +10,15 @@ from .image_processing_pil_albef import AlbefImageInputs, AlbefImageProcessorPil
 
 
 class AlbefImageProcessor(AlbefImageInputs, TorchvisionBackend):
-    """
-    As `AlbefImageProcessorPil`; here and there a resized value differs from Pillow's by a step or two of 255.
+    """`AlbefImageProcessorPil` on tensors; here and there a resized value differs from Pillow's by a step or two of
+    255.
 
     Args:
         kwargs: as of `AlbefImageProcessorPil`. Calls take `device` as well, where to compute: "cuda", "cpu".
 
-    Returns:
-        A call gives `pixel_values`, (num_images, 3, height, width) float32.
+    Returns: `pixel_values` (num_images, 3, height, width) float32.
 
-    Raises:
-        ImportError: torchvision is not installed.
-        ValueError: as of `AlbefImageProcessorPil`.
-
-    Example:
-        >>> import torch
-        >>> processor = AlbefImageProcessor(size={"height": 32, "width": 48})
-        >>> processor(torch.zeros(3, 100, 200), return_tensors="pt")["pixel_values"].shape
-        torch.Size([1, 3, 32, 48])
+    Raises ImportError: torchvision is not installed. ValueError: as of `AlbefImageProcessorPil`.
     """
 
     resample = PILImageResampling.BICUBIC

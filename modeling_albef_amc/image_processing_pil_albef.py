@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
@@ -20,96 +21,66 @@ CHANNEL_COUNTS = (1, 3, 4)
 
 
 def flatten_images(images: Any, name: str = "images") -> list[Any]:
-    """
-    Images in any nesting to a flat list of paths, URLs, Pillow images and arrays of two or three dimensions.
+    """Images in any nesting → a flat list of paths, URLs, Pillow images and arrays of two or three dimensions.
 
     Args:
         images: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, channels) or
             (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
         name: what errors call `images`; what is inside is `images[0]`, `images[0][1]` and so on.
 
-    Returns: the images, in order, as they are.
-
-    Raises:
-        ValueError: something among them is not an image; a list, or a batch, among them is empty: images and phrases
-            behind it would no longer meet.
+    Raises ValueError: something is not an image; a list or a batch is empty, so that phrases would miss their images.
     """
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]
     if isinstance(images, Image.Image):
         return [images]
-    is_array = isinstance(images, np.ndarray | torch.Tensor)
+    is_array = isinstance(images, np.ndarray | Tensor)
     if is_array and images.ndim in (2, 3):
         return [images]
     if is_array and images.ndim != 4:
-        raise ValueError(
-            f"{name} must have 2 or 3 dimensions (a batch of images 4), got the shape {tuple(images.shape)}"
-        )
+        raise ValueError(f"{name} must have 2 to 4 dimensions, got the shape {tuple(images.shape)}")
     if not is_array and not isinstance(images, list | tuple):
         raise ValueError(f"{name} must be a Pillow image, an array, a tensor, a path or a URL, not {type(images)}")
     if not len(images):
-        raise ValueError(
-            "no images were given: pass at least one"
-            if name == "images"
-            else f"{name} is an empty group: there is no image for its phrases; leave both out"
-        )
+        empty = "no images were given" if name == "images" else f"{name} is an empty group: no image for its phrases"
+        raise ValueError(f"{empty}; pass at least one")
     return [image for index, item in enumerate(images) for image in flatten_images(item, f"{name}[{index}]")]
 
 
-def channel_axis_format(image: np.ndarray | torch.Tensor) -> ChannelDimension:
-    """
-    Where the channels of an image of three dimensions are. When both ends could be channels, as in an array of one row,
-    each library's own habit decides: NumPy arrays have them last, tensors first.
+def channel_axis_format(image: np.ndarray | Tensor) -> ChannelDimension:
+    """Where the channels (1, 3 or 4) of an image of three dimensions are, as `ChannelDimension`.
 
-    Args:
-        image: (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels.
-
-    Returns: `ChannelDimension.FIRST` or `ChannelDimension.LAST`.
-
-    Raises:
-        ValueError: neither end is a number of channels.
+    When both ends could be channels, as in an array of one row, each library's own habit decides: NumPy arrays have
+    them last, tensors first. ValueError: neither end is a number of channels.
     """
     if image.shape[0] in CHANNEL_COUNTS and image.shape[-1] in CHANNEL_COUNTS:
         # A leading 1 before 3 or 4 columns of a tensor, and so on: nothing in the numbers tells, only the container.
-        return ChannelDimension.FIRST if isinstance(image, torch.Tensor) else ChannelDimension.LAST
+        return ChannelDimension.FIRST if isinstance(image, Tensor) else ChannelDimension.LAST
     return infer_channel_dimension_format(image, num_channels=CHANNEL_COUNTS)
 
 
 def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
-    """
-    Scales 16-bit grey images to 8 bits: Pillow would clip them to white on their way to RGB.
+    """Scales 16-bit grey images to 8 bits, which Pillow would clip to white on their way to RGB; others stay as they
+    are.
 
-    Args:
-        image: of any mode.
-
-    Returns: the scaled image, or the same one when its mode is another.
-
-    Raises:
-        ValueError: mode "I" or "F", whose range of values nobody knows.
+    Raises ValueError: mode "I" or "F", whose range of values nobody knows.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"a Pillow image of mode {image.mode!r} says nothing about its range of values: scale it to 8 bits "
-            "(mode 'L' or 'RGB') first"
-        )
+        raise ValueError(f"a Pillow image of mode {image.mode!r} has no known range: scale it to 8 bits (mode 'L')")
     return image
 
 
-def array_to_eight_bit(image: np.ndarray | torch.Tensor, do_rescale: bool) -> torch.Tensor:
-    """
-    Booleans, integers and floating point values to the uint8 values that `rescale_factor` 1/255 belongs to.
+def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
+    """Booleans, integers and floating point values → the uint8 values that `rescale_factor` 1/255 belongs to.
 
     Args:
-        image: three dimensions. uint8 is left alone, bool becomes 0 and 255, uint16 is scaled by 1/257, any other
-            integers must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
+        image: three dimensions. uint8 is left alone, bool becomes 0 and 255, uint16 is scaled by 1/257, other integers
+            must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
         do_rescale: False when the caller has scaled the values already: floating point values are then kept.
 
-    Returns: the same shape, uint8; float32 of floating point values that are kept.
-
-    Raises:
-        ValueError: empty, not finite or out of range.
+    Raises ValueError: empty, not finite or out of range.
     """
     if isinstance(image, np.ndarray):
         # torch takes neither negative strides (flipped arrays) nor read-only memory (the arrays of Pillow).
@@ -178,33 +149,26 @@ class AlbefImageInputs:
 
 
 class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
-    """
-    Pixel values for ALBEF: RGB, bicubic resize to `size` without a crop (the aspect ratio is given up), scaled to
-    [0, 1] and normalised. Training and Flickr30k use 256 pixels, RefCOCO+ and ReferIt 384.
+    """Pixel values for ALBEF: RGB, bicubic resize to `size` without a crop, scaled to [0, 1] and normalised.
 
-    Pillow images, arrays and tensors are taken as they are stored. An EXIF orientation is not applied, since boxes and
-    masks usually refer to the stored pixels: call `PIL.ImageOps.exif_transpose` where they do not. (transformers
-    applies it when it opens a path or a URL itself.) Transparent pixels are laid on white.
+    Training and Flickr30k use 256 pixels, RefCOCO+ and ReferIt 384. Pillow images, arrays and tensors are taken as
+    they are stored: an EXIF orientation is applied to paths and URLs only. Transparent pixels are laid on white.
 
     Args:
-        do_resize, size, resample: whether to resize; to what, {"height": pixels, "width": pixels} or one number for
-            both; by which of `PIL.Image.Resampling`.
-        do_rescale, rescale_factor: whether to multiply values of 0 to 255, and by what: 1/255.
-        do_normalize, image_mean, image_std: whether to subtract and divide; by what, a number for each of R, G and B.
-        do_convert_rgb: whether to turn Pillow images of other modes into RGB.
+        do_resize, size, resample: {"height": pixels, "width": pixels} or one number for both; `PIL.Image.Resampling`.
+        do_rescale, rescale_factor: values of 0 to 255 are multiplied by 1/255.
+        do_normalize, image_mean, image_std: a number for each of R, G and B.
+        do_convert_rgb: Pillow images of other modes become RGB.
             Calls take the same, and `return_tensors` ("pt", "np").
 
-    Returns:
-        A call gives `pixel_values`, (num_images, 3, height, width) float32; `flatten_images` says what an image is.
+    Returns: `pixel_values` (num_images, 3, height, width) float32; `flatten_images` says what an image is.
 
-    Raises:
-        ValueError: what is not an image, cannot be read or has values out of range; the message names its place.
+    Raises ValueError: what is not an image, cannot be read or has values out of range; the message names its place.
 
-    Example:
-        >>> from PIL import Image
-        >>> processor = AlbefImageProcessorPil(size={"height": 32, "width": 48})
-        >>> processor(Image.new("RGB", (200, 100)), return_tensors="pt")["pixel_values"].shape
-        torch.Size([1, 3, 32, 48])
+    >>> from PIL import Image
+    >>> processor = AlbefImageProcessorPil(size={"height": 32, "width": 48})
+    >>> processor(Image.new("RGB", (200, 100)), return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 3, 32, 48])
     """
 
     resample = PILImageResampling.BICUBIC
@@ -218,7 +182,7 @@ class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
     do_convert_rgb = True
 
     def process_image(self, image: ImageInput, *args, **kwargs) -> np.ndarray:
-        if isinstance(image, torch.Tensor):
+        if isinstance(image, Tensor):
             image = image.cpu()
         return super().process_image(image, *args, **kwargs)
 

@@ -1,7 +1,6 @@
-"""Opens images from wherever they are: paths, URLs, files of a data set, Pillow images, arrays. The only place that does.
+"""Opens images from wherever they are: paths, URLs, files of a data set, Pillow images, arrays. Nothing else does.
 
-Every image comes out RGB and upright, turned as its EXIF orientation says and as it is shown everywhere: coordinates are
-pixels of the upright image.
+Every image comes out upright, turned as its EXIF orientation says: coordinates are pixels of the upright image.
 """
 
 import io
@@ -11,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import ChannelDimension
 
 from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
 
-ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor | Mapping[str, Any]
+ImageSource = str | os.PathLike | Image.Image | np.ndarray | Tensor | Mapping[str, Any]
 # What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 # An image of a few bytes may say that it is larger than memory; Pillow stops at twice what it warns of, at gigabytes.
@@ -30,7 +29,7 @@ UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 
 def is_image(value: object) -> bool:
     """Whether this is one image; an array or tensor of four dimensions is several."""
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if isinstance(value, np.ndarray | Tensor):
         return value.ndim < 4
     return isinstance(value, str | os.PathLike | Image.Image)
 
@@ -45,11 +44,10 @@ def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
     Returns: the image, RGB and upright; transparent pixels are laid on white.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConnectionError: the URL cannot be had.
+        FileNotFoundError: there is no such file. ConnectionError: the URL cannot be had.
         ValueError: the file is no image or cut off, an array has no image's shape or values.
     """
-    if isinstance(source, np.ndarray | torch.Tensor):
+    if isinstance(source, np.ndarray | Tensor):
         return image_from_array(source)
     if isinstance(source, str | os.PathLike) and os.fspath(source).startswith(("http://", "https://")):
         source = {"bytes": download(source, timeout), "path": source}
@@ -63,11 +61,10 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
     Args:
         source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
 
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is no image, or cut off.
+    Raises FileNotFoundError: there is no such file. ValueError: it is no image, or cut off.
     """
     if source is None:
-        raise ValueError("there is no image: was the data set built without photos? Build it with --images_dir.")
+        raise ValueError("there is no image: was the data set built without images? Build it with --images_dir.")
     name, file = f"this image ({type(source).__name__})", source
     if isinstance(source, Mapping):
         if source.get("bytes") is None and source.get("path") is None:
@@ -91,11 +88,7 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
 
 
 def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
-    """An image of a known kind, not decoded yet.
-
-    Raises:
-        UNREADABLE: it is none, or has more than `MAX_PIXELS`.
-    """
+    """An image of a known kind, not decoded yet. One of `UNREADABLE`: it is none, or has more than `MAX_PIXELS`."""
     image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
@@ -105,10 +98,7 @@ def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def download(url: str, timeout: float) -> bytes:
-    """
-    Raises:
-        ConnectionError: it cannot be had, or has more than `MAX_BYTES`.
-    """
+    """ConnectionError: the URL cannot be had, or has more than `MAX_BYTES`."""
     # Some servers turn away the library's own name.
     request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})
     try:
@@ -121,7 +111,7 @@ def download(url: str, timeout: float) -> bytes:
     return data
 
 
-def image_from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
+def image_from_array(array: np.ndarray | Tensor) -> Image.Image:
     """Booleans, integers or floating point values, see `array_to_eight_bit`, as RGB."""
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise ValueError(f"an array of the shape {tuple(array.shape)} is no image: pass (height, width, 3)")

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -23,10 +23,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_albef import (
     ImageGroups,
     additive_mask,
+    checkpointed,
     eager_attention_forward,
     explained_interface,
     group_by_image,
-    recomputed,
 )
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .gradcam import (
@@ -39,6 +39,8 @@ from .gradcam import (
     uncompiled,
 )
 
+KeyValue = tuple[Tensor, Tensor]
+
 
 @dataclass
 class AlbefEncoderOutput(ModelOutput):
@@ -46,8 +48,9 @@ class AlbefEncoderOutput(ModelOutput):
 
     - `last_hidden_state` (batch_size, sequence_length, hidden_size).
     - `text_hidden_state` (num_phrases, num_tokens, hidden_size): of the text layers, before the image is seen.
-    - `explained_attention` (batch_size, num_heads, queries, keys): attention probabilities of the explained layer, in
-      the graph of `last_hidden_state`.
+    - `explained_attention` (batch_size, num_heads, queries, keys): probabilities of the explained layer, in the graph
+    of
+      `last_hidden_state`.
     - `hidden_states`, `attentions`, `cross_attentions`: of every layer, when asked for.
     """
 
@@ -88,7 +91,7 @@ class AlbefOutput(ModelOutput):
 
 
 class AlbefAttention(nn.Module):
-    """What the attentions of both encoders share: from queries, keys and values to the context, by any interface."""
+    """From queries, keys and values to the context, by any attention interface."""
 
     def __init__(self, config: AlbefVisionConfig | AlbefTextConfig):
         super().__init__()
@@ -98,29 +101,29 @@ class AlbefAttention(nn.Module):
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
 
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+    def split_heads(self, states: Tensor) -> Tensor:
         """(batch_size, length, hidden_size) → (batch_size, num_heads, length, head_dim)"""
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def attend(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
         attention_interface: Callable | None,
         image_groups: ImageGroups | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         num_tokens = query.shape[2]
         query = query if image_groups is None else image_groups.join(query)
         dropout = self.attention_dropout if self.training else 0.0
         # No kernel of a CPU has dropout. Written out, all probabilities would be kept where they need not be explained.
-        is_recomputed = attention_interface is None and dropout > 0 and query.device.type == "cpu"
-        name = "eager" if is_recomputed else self.config._attn_implementation
+        is_checkpointed = attention_interface is None and dropout > 0 and query.device.type == "cpu"
+        name = "eager" if is_checkpointed else self.config._attn_implementation
         interface = attention_interface or ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         attend = partial(interface, self, scaling=self.scaling, dropout=dropout)
         states = query, key, value, attention_mask
-        context, probabilities = recomputed(attend, *states, training=is_recomputed, is_random=True)
+        context, probabilities = checkpointed(attend, *states, training=is_checkpointed, is_random=True)
         if image_groups is not None:
             context, probabilities = image_groups.part(context, probabilities, num_tokens)
         return context.flatten(2), probabilities
@@ -133,8 +136,8 @@ class AlbefVisionAttention(AlbefAttention):
         self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_interface: Callable | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, hidden_states: Tensor, attention_interface: Callable | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         query, key, value = (self.split_heads(states) for states in self.qkv(hidden_states).chunk(3, dim=-1))
         context, probabilities = self.attend(query, key, value, None, attention_interface)
         return self.projection(context), probabilities
@@ -159,11 +162,11 @@ class AlbefVisionLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_interface: Callable | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, hidden_states: Tensor, attention_interface: Callable | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
         hidden_states = hidden_states + self.dropout(context)
-        again = partial(recomputed, training=self.training, is_random=has_adapters(self))
+        again = partial(checkpointed, training=self.training, is_random=has_adapters(self))
         update = again(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states)
         update = again(lambda x: self.output(self.activation(x)), update)
         return hidden_states + self.dropout(update), probabilities
@@ -181,7 +184,7 @@ class AlbefVisionEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + rows * columns, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def interpolated_positions(self, grid: tuple[int, int]) -> torch.Tensor:
+    def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
         """The learned positions on another grid of patches (bicubic), (1, 1 + rows * columns, hidden_size)."""
         # An exported program serves all grids: it may not be built for the one that it was traced with.
         if not torch.compiler.is_exporting() and grid == self.config.grid:
@@ -192,23 +195,16 @@ class AlbefVisionEmbeddings(nn.Module):
         patch_positions = patch_positions.flatten(2).transpose(1, 2).to(cls_position.dtype)
         return torch.cat([cls_position, patch_positions], dim=1)
 
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True) -> torch.Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must be (num_images, {self.config.num_channels}, height, width), not "
-                f"{tuple(pixel_values.shape)}."
-            )
-        if pixel_values.shape[2] % self.config.patch_size or pixel_values.shape[3] % self.config.patch_size:
-            raise ValueError(
-                f"Images of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels are not a whole number of patches "
-                f"of {self.config.patch_size}: resize them to a multiple."
-            )
-        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
-        if not interpolate_pos_encoding and grid != self.config.grid:
-            raise ValueError(
-                f"Images of {pixel_values.shape[2]} x {pixel_values.shape[3]} pixels have no learned positions, which "
-                f"are for {self.config.image_size}: interpolate_pos_encoding=True interpolates them."
-            )
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = True) -> Tensor:
+        num_channels, patch_size = self.config.num_channels, self.config.patch_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must be (num_images, {num_channels}, height, width), not {shape}.")
+        height, width = pixel_values.shape[2:]
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"Images of {height} x {width} pixels are not a whole number of patches of {patch_size}.")
+        if not interpolate_pos_encoding and (height // patch_size, width // patch_size) != self.config.grid:
+            raise ValueError(f"Images of {height} x {width} pixels have no learned positions: interpolate them.")
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self.interpolated_positions(tuple(patches.shape[2:]))
         cls_token = self.cls_token.expand(pixel_values.shape[0], -1, -1)
@@ -216,7 +212,7 @@ class AlbefVisionEmbeddings(nn.Module):
 
 
 def recorded_outputs(config: AlbefConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a pass, with what the configuration, or an encoder's, asks every pass to record."""
+    """The arguments of a pass, with what a configuration asks every pass to record."""
     parts = config, config.vision_config, config.text_config
     names = "output_hidden_states", "output_attentions"
     return {name: True for name in names if any(getattr(part, name) for part in parts)} | kwargs
@@ -245,14 +241,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
 
 
 class AlbefVisionModel(AlbefPreTrainedModel):
-    """The image encoder.
-
-    >>> from modeling_albef_amc import AlbefVisionConfig, AlbefVisionModel
-    >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    >>> encoder = AlbefVisionModel(AlbefVisionConfig(**small, image_size=32, patch_size=8)).eval()
-    >>> encoder(torch.zeros(1, 3, 32, 32)).last_hidden_state.shape  # [CLS] and 4 x 4 patches
-    torch.Size([1, 17, 16])
-    """
+    """The image encoder."""
 
     config: AlbefVisionConfig
     base_model_prefix = "vision_model"
@@ -273,9 +262,9 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Tensor,
         explained_layer: int | None = None,
-        image_index: torch.Tensor | None = None,
+        image_index: Tensor | None = None,
         create_graph: bool = False,
         interpolate_pos_encoding: bool = True,
         **kwargs: Unpack[TransformersKwargs],
@@ -283,11 +272,11 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         """
         Args:
             pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
-            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
             explained_layer: the layer whose self-attention is recorded. From there on every phrase has its own copy of
                 its image, so that each copy's attention serves one score only.
             image_index: (num_phrases,), which image each phrase belongs to; used with `explained_layer` only.
             create_graph: the explanation is to be differentiated.
+            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
 
         Returns: hidden states (num_images or num_phrases, 1 + num_patches, hidden_size) after the final norm.
         """
@@ -303,8 +292,8 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     @uncompiled
     @torch.enable_grad()
     def _explained_layers(
-        self, hidden_states: torch.Tensor, explained_layer: int, create_graph: bool
-    ) -> tuple[torch.Tensor, None, torch.Tensor]:
+        self, hidden_states: Tensor, explained_layer: int, create_graph: bool
+    ) -> tuple[Tensor, None, Tensor]:
         """The explained layer, all above it and the norm; the first fields of the output."""
         for index in range(explained_layer, len(self.layers)):
             interface = explained_interface(index, explained_layer, create_graph, default=None)
@@ -326,18 +315,18 @@ class AlbefTextAttention(AlbefAttention):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(batch_size, length, key_value_size) → keys and values, each (batch_size, num_heads, length, head_dim)"""
         return self.split_heads(self.key(states)), self.split_heads(self.value(states))
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        key_value: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        key_value: KeyValue,
+        attention_mask: Tensor | None = None,
         attention_interface: Callable | None = None,
         image_groups: ImageGroups | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         query = self.split_heads(self.query(hidden_states))
         context, probabilities = self.attend(query, *key_value, attention_mask, attention_interface, image_groups)
         return self.layernorm(hidden_states + self.dropout(self.dense(context))), probabilities
@@ -359,14 +348,14 @@ class AlbefTextLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        image_key: torch.Tensor | None = None,
-        image_value: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        image_key: Tensor | None = None,
+        image_value: Tensor | None = None,
         self_interface: Callable | None = None,
         cross_interface: Callable | None = None,
         image_groups: ImageGroups | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         key_value = self.self_attention.project(hidden_states)
         hidden_states, _ = self.self_attention(hidden_states, key_value, attention_mask, self_interface)
         probabilities = None
@@ -375,7 +364,7 @@ class AlbefTextLayer(GradientCheckpointingLayer):
             cross = hidden_states, (image_key, image_value), None, cross_interface, image_groups
             hidden_states, probabilities = self.cross_attention(*cross)
         update = self.intermediate(hidden_states)
-        again = partial(recomputed, training=self.training, is_random=has_adapters(self))
+        again = partial(checkpointed, training=self.training, is_random=has_adapters(self))
         update = again(lambda x: self.output(self.activation(x)), update)
         return self.layernorm(hidden_states + self.dropout(update)), probabilities
 
@@ -390,7 +379,7 @@ class AlbefTextEmbeddings(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         num_tokens = input_ids.shape[1]
         if num_tokens > self.max_length:
             raise ValueError(f"Text of {num_tokens} tokens: at most {self.max_length} have a position. Truncate it.")
@@ -403,14 +392,7 @@ class AlbefTextEmbeddings(nn.Module):
 
 
 class AlbefTextModel(AlbefPreTrainedModel):
-    """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others).
-
-    >>> from modeling_albef_amc import AlbefTextConfig, AlbefTextModel
-    >>> small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, fusion_layer=1)
-    >>> encoder = AlbefTextModel(AlbefTextConfig(**small, vocab_size=40)).eval()
-    >>> encoder(torch.tensor([[2, 7, 9]])).last_hidden_state.shape
-    torch.Size([1, 3, 16])
-    """
+    """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others)."""
 
     config: AlbefTextConfig
     base_model_prefix = "text_model"
@@ -436,11 +418,9 @@ class AlbefTextModel(AlbefPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.word_embeddings = value
 
-    def project_images(self, image_embeds: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of images, once for all their phrases and passes: a pair for every fusion layer.
-
-        Args:
-            image_embeds: (num_images, 1 + num_patches, encoder_hidden_size).
+    def project_images(self, image_embeds: Tensor) -> list[KeyValue]:
+        """Keys and values of images (num_images, 1 + num_patches, encoder_hidden_size) for all their phrases and
+        passes: a pair for every fusion layer.
         """
         # Contiguous: matrix products would make, and training keep, a copy in every pass.
         pairs = (layer.cross_attention.project(image_embeds) for layer in self.layers[self.config.fusion_layer :])
@@ -450,11 +430,11 @@ class AlbefTextModel(AlbefPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        text_embeds: torch.Tensor | None = None,
-        image_key_values: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
-        image_index: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        image_key_values: list[KeyValue] | None = None,
+        image_index: Tensor | None = None,
         explained_layer: int | None = None,
         create_graph: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -462,19 +442,17 @@ class AlbefTextModel(AlbefPreTrainedModel):
         """Text alone (`input_ids`), fusion (`text_embeds` and images), or both in one pass (`input_ids` and images).
 
         Args:
-            input_ids: (num_phrases, num_tokens).
-            attention_mask: (num_phrases, num_tokens), 1 for tokens, 0 for padding.
+            input_ids, attention_mask: (num_phrases, num_tokens), 1 for tokens, 0 for padding.
             text_embeds: (num_phrases, num_tokens, hidden_size), what the text layers gave.
             image_key_values: from `project_images`.
             image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
             explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
             create_graph: the explanation is to be differentiated.
 
-        Returns: hidden states (num_phrases, num_tokens, hidden_size), of all layers where
-            `output_hidden_states` or `output_attentions` ask for them; a tuple with `return_dict=False`.
+        Returns: hidden states (num_phrases, num_tokens, hidden_size), of all layers where `output_hidden_states` or
+            `output_attentions` ask for them; a tuple with `return_dict=False`.
 
-        Raises:
-            ValueError: both texts or none are given, or more tokens than have a position.
+        Raises ValueError: both texts or none are given, or more tokens than have a position.
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -504,32 +482,30 @@ class AlbefTextModel(AlbefPreTrainedModel):
     @torch.enable_grad()
     def _explained_layers(
         self,
-        hidden_states: torch.Tensor,
-        masks: tuple[Any, torch.Tensor | None],
-        images: tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None, ImageGroups | None],
+        hidden_states: Tensor,
+        masks: tuple[Any, Tensor | None],
+        images: tuple[list[KeyValue], Tensor | None, ImageGroups | None],
         explained_layer: int,
         create_graph: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The explained layer and all above it.
+    ) -> tuple[Tensor, Tensor]:
+        """The explained layer and all above it: hidden states, and the attention probabilities of the explained layer.
 
         Args:
-            masks: for the attention that is configured, and for that which is written out.
+            masks: for the attention that is configured, and for eager attention.
             images: keys and values for these layers, which image each phrase belongs to, and the groups of that.
-
-        Returns: hidden states, and the attention probabilities of the explained layer.
         """
-        mask, written_mask = masks
+        mask, eager_mask = masks
         image_key_values, image_index, groups = images
         layers = range(explained_layer, len(self.layers))
         for index, key_value in zip(layers, image_key_values):
-            is_written = index > explained_layer and create_graph
+            is_eager = index > explained_layer and create_graph
             # The explained attention starts a graph in which each phrase has rows of its own.
             joined = None if index == explained_layer else groups
             hidden_states, probabilities = self.layers[index](
                 hidden_states,
-                written_mask if is_written else mask,
+                eager_mask if is_eager else mask,
                 *(key_value if joined is not None else own_rows(key_value, image_index)),
-                eager_attention_forward if is_written else None,
+                eager_attention_forward if is_eager else None,
                 explained_interface(index, explained_layer, create_graph, default=None),
                 joined,
             )
@@ -538,17 +514,16 @@ class AlbefTextModel(AlbefPreTrainedModel):
         return hidden_states, explained_attention
 
 
-def first_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+def first_tokens(attention_mask: Tensor | None) -> Tensor | None:
     """(num_phrases,), the place of each phrase's [CLS]: 0, unless it is padded on the left; None where all are 0.
 
-    No token of a row that is masked as a whole is looked at: it has a score without a meaning and a heatmap of zeros.
+    A row that is masked as a whole has a score without a meaning and a heatmap of zeros.
 
     Args:
         attention_mask: (num_phrases, num_tokens), 0 for padding; or (num_phrases, 1, 1 or num_tokens, num_tokens), of
             bool or to add to attention scores.
 
-    Raises:
-        ValueError: the mask is neither.
+    Raises ValueError: the mask is neither.
     """
     if attention_mask is None:
         return None
@@ -564,7 +539,7 @@ def first_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     return is_seen.flatten(1, 2).any(dim=1).to(torch.int32).argmax(dim=1)
 
 
-def cls_states(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def cls_states(states: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(num_phrases, num_tokens, hidden_size) → (num_phrases, hidden_size), of each phrase's [CLS]"""
     first = first_tokens(attention_mask)
     if first is None:
@@ -573,7 +548,7 @@ def cls_states(states: torch.Tensor, attention_mask: torch.Tensor | None) -> tor
     return states[torch.arange(states.shape[0], device=states.device), first.to(states.device)]
 
 
-def own_rows(of_images: tuple[torch.Tensor, ...], image_index: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+def own_rows(of_images: tuple[Tensor, ...], image_index: Tensor | None) -> tuple[Tensor, ...]:
     """States, or keys and values, of the images → of each phrase."""
     return of_images if image_index is None else tuple(states[image_index.to(states.device)] for states in of_images)
 
@@ -609,24 +584,20 @@ class AlbefModel(AlbefPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def itc_image_features(self, image_embeds: torch.Tensor) -> torch.Tensor:
+    def itc_image_features(self, image_embeds: Tensor) -> Tensor:
         """(num_images, 1 + num_patches, hidden_size) of the image encoder → ITC features, unit length"""
         return F.normalize(self.vision_projection(image_embeds[:, 0]), dim=-1)
 
-    def itc_text_features(self, text_embeds: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def itc_text_features(self, text_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(num_phrases, num_tokens, hidden_size) of the text layers → ITC features, unit length"""
         return F.normalize(self.text_projection(cls_states(text_embeds, attention_mask)), dim=-1)
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """
-        Args:
-            pixel_values: (num_images, 3, height, width). interpolate_pos_encoding: as of `forward`.
-
-        Returns: `pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state`
-            (num_images, 1 + num_patches, hidden_size) of the image encoder, and its states and attentions when asked.
+        """`pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state` of the
+        image encoder (num_images, 1 + num_patches, hidden_size), and its states and attentions when asked.
         """
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         features = self.itc_image_features(vision.last_hidden_state)
@@ -634,18 +605,11 @@ class AlbefModel(AlbefPreTrainedModel):
 
     @can_return_tuple
     def get_text_features(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """
-        Args:
-            input_ids, attention_mask: (num_phrases, num_tokens).
-
-        Returns: `pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state`
-            (num_phrases, num_tokens, hidden_size) of the text layers, before they see an image, and their states and
-            attentions when asked.
+        """`pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state` of the
+        text layers (num_phrases, num_tokens, hidden_size), before they see an image, and their states and attentions
+        when asked.
         """
         text = self.text_model(input_ids, attention_mask, **kwargs)
         features = self.itc_text_features(text.last_hidden_state, attention_mask)
@@ -656,13 +620,13 @@ class AlbefModel(AlbefPreTrainedModel):
     @merge_with_config_defaults
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         output_heatmaps: bool = False,
         output_token_heatmaps: bool = False,
-        heatmap_token_mask: torch.Tensor | None = None,
+        heatmap_token_mask: Tensor | None = None,
         explanation: Literal["itm", "itc"] = "itm",
         grounding_layer: int | None = None,
         create_graph: bool | None = None,
@@ -675,22 +639,17 @@ class AlbefModel(AlbefPreTrainedModel):
                 the output has the features.
             image_index: (num_phrases,), which image each phrase belongs to. May be left out with one phrase an image
                 (in the same order), or with a single image.
-            output_heatmaps: explain the score of each phrase.
-            output_token_heatmaps: also return the map of every word piece ("itm" only).
+            output_heatmaps: explain the score of each phrase. output_token_heatmaps: of every word piece too ("itm"
+                only).
             heatmap_token_mask: (num_phrases, num_tokens), 1 for the tokens whose maps are averaged; default all.
             explanation: "itm": the match score by a cross-attention; "itc": the scaled image-text similarity by the
                 [CLS] row of a self-attention of the image encoder.
             grounding_layer: the explained layer; default `config.grounding_layer` ("itm") or `vision_grounding_layer`.
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
                 Otherwise nothing below the explained layer is differentiated, and no output has a graph.
-            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
-            output_hidden_states, output_attentions: of all layers; `attn_implementation="eager"` has attentions.
-            return_dict: False returns a tuple of what is there.
+            kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, `return_dict`.
 
-        Returns: `AlbefOutput`.
-
-        Raises:
-            ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
+        Raises ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
         """
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:
@@ -719,11 +678,7 @@ class AlbefModel(AlbefPreTrainedModel):
         return output
 
     def _encode_alone(
-        self,
-        pixel_values: torch.Tensor | None,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        **kwargs,
+        self, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs
     ) -> AlbefOutput:
         if pixel_values is None and input_ids is None:
             raise ValueError("Give pixel_values, input_ids or both.")
@@ -736,27 +691,27 @@ class AlbefModel(AlbefPreTrainedModel):
         states = dict(hidden_states=text.hidden_states, attentions=text.attentions)
         return AlbefOutput(text_features=text.pooler_output, last_hidden_state=text.last_hidden_state, **states)
 
-    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(num_images, 3, height, width) → (num_images, 1 + num_patches, hidden_size), `image_embeds` of `explain`."""
         return self.vision_model(pixel_values).last_hidden_state
 
     @uncompiled
     def explain(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         create_graph: bool = False,
         layer: int | None = None,
         explanation: Literal["itm", "itc"] = "itm",
-        image_embeds: torch.Tensor | None = None,
+        image_embeds: Tensor | None = None,
     ) -> PhraseAttention:
         """What `gradcam` makes heatmaps of, and the probability that each phrase fits. Arguments: as of `forward`.
 
         Args:
-            layer: `grounding_layer` of `forward`.
-            image_embeds: what `encode_images` gave, so that images are not encoded again.
+            layer: `grounding_layer` of `forward`. image_embeds: of `encode_images`, so that images are not encoded
+                again.
         """
         inputs = pixel_values, input_ids, attention_mask, image_index
         with torch.set_grad_enabled(create_graph):
@@ -779,13 +734,13 @@ class AlbefModel(AlbefPreTrainedModel):
 
     def score(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         explained_layer: int | None = None,
         create_graph: bool = False,
-        image_embeds: torch.Tensor | None = None,
+        image_embeds: Tensor | None = None,
         **kwargs,
     ) -> tuple[AlbefOutput, PhraseAttention | None]:
         """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
@@ -814,15 +769,15 @@ class AlbefModel(AlbefPreTrainedModel):
 
     def match(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        image_key_values: list[tuple[torch.Tensor, torch.Tensor]],
-        image_index: torch.Tensor | None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_key_values: list[KeyValue],
+        image_index: Tensor | None,
         explained_layer: int | None = None,
         create_graph: bool = False,
-        text_embeds: torch.Tensor | None = None,
+        text_embeds: Tensor | None = None,
         **kwargs,
-    ) -> tuple[AlbefEncoderOutput, torch.Tensor]:
+    ) -> tuple[AlbefEncoderOutput, Tensor]:
         """Reads phrases, unless they are given as `text_embeds`, and fuses them with encoded images, in one pass.
 
         Returns: the output of the text and fusion layers, and the ITM logits (num_phrases, 2).
@@ -844,22 +799,17 @@ class AlbefModel(AlbefPreTrainedModel):
         head = self.itm_logits if explained_layer is None else self._explained_itm_logits
         return encoded, head(encoded.last_hidden_state, attention_mask)
 
-    def itm_logits(self, fused_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def itm_logits(self, fused_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(num_phrases, num_tokens, hidden_size) of the fusion encoder → (num_phrases, 2)"""
         return self.itm_head(cls_states(fused_states, attention_mask))
 
     @uncompiled
     @torch.enable_grad()
-    def _explained_itm_logits(self, fused_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _explained_itm_logits(self, fused_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         return self.itm_logits(fused_states, attention_mask)
 
     def explain_itc(
-        self,
-        pixel_values: torch.Tensor,
-        text_features: torch.Tensor,
-        image_index: torch.Tensor | None,
-        layer: int,
-        create_graph: bool,
+        self, pixel_values: Tensor, text_features: Tensor, image_index: Tensor | None, layer: int, create_graph: bool
     ) -> PhraseAttention:
         """The scaled image-text similarity and the self-attention of image-encoder layer `layer`, [CLS] row only."""
         num_layers = self.config.vision_config.num_hidden_layers
@@ -876,35 +826,29 @@ class AlbefModel(AlbefPreTrainedModel):
 
     @uncompiled
     @torch.enable_grad()
-    def _itc_score(self, image_embeds: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    def _itc_score(self, image_embeds: Tensor, text_features: Tensor) -> Tensor:
         image_features = self.itc_image_features(image_embeds)
         similarity = (image_features * text_features.to(image_features.device)).sum(dim=-1)
         return similarity / self.temperature.to(similarity.device)
 
-    def patch_grid(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+    def patch_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """(rows, columns) of patches of these images."""
         patch_size = self.config.vision_config.patch_size
         return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
 
 
-def tokens_to_explain(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(num_phrases, num_tokens), 1 for the tokens of each phrase.
-
-    Raises:
-        ValueError: the mask does not say which they are.
-    """
+def tokens_to_explain(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """(num_phrases, num_tokens), 1 for the tokens of each phrase. ValueError: the mask does not say which they are."""
     if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(
-            f"Heatmaps need an attention_mask (num_phrases, num_tokens), not {tuple(attention_mask.shape)}: it says "
-            "which tokens there are."
-        )
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"Heatmaps need an attention_mask (num_phrases, num_tokens), not {shape}.")
     return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 
 @uncompiled
 @torch.enable_grad()
 def match_attention(
-    itm_logits: torch.Tensor, encoded: AlbefEncoderOutput, token_mask: torch.Tensor, grid: tuple[int, int]
+    itm_logits: Tensor, encoded: AlbefEncoderOutput, token_mask: Tensor, grid: tuple[int, int]
 ) -> PhraseAttention:
     """Explains `itm_logits[:, 1]` by the cross-attention that was recorded; `grid` is (rows, columns) of patches."""
     score, attention, places = itm_logits[:, 1], encoded.explained_attention, first_tokens(token_mask)

@@ -3,11 +3,10 @@
 `pipeline("visual-grounding")`, `AutoGrounder`, evaluation, the layer sweep and the Space are thin on top of it.
 """
 
-import hashlib
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, ProcessorMixin
@@ -30,7 +30,6 @@ from .visualization import mark, overlay
 # A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
 Phrase = str | Mapping[str, Any]
 Phrases = Phrase | list[Phrase]
-METHODS = {"gradcam": gradcam, "attention": attention_map}
 ANSWER_OPTIONS = "threshold", "output_heatmaps", "output_pictures"
 
 
@@ -44,9 +43,9 @@ class Tokens:
     """
 
     phrases: list[str]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    heatmap_token_mask: torch.Tensor | None = None
+    input_ids: Tensor
+    attention_mask: Tensor
+    heatmap_token_mask: Tensor | None = None
 
     def __getitem__(self, rows: slice) -> "Tokens":
         mask = None if self.heatmap_token_mask is None else self.heatmap_token_mask[rows]
@@ -56,7 +55,7 @@ class Tokens:
     def join(cls, parts: "Sequence[Tokens]") -> "Tokens":
         """All phrases of the parts, padded to the longest."""
 
-        def padded(columns: Iterable[torch.Tensor]) -> torch.Tensor:
+        def padded(columns: Iterable[Tensor]) -> Tensor:
             return pad_sequence([row for column in columns for row in column], batch_first=True)
 
         chosen = None
@@ -72,15 +71,17 @@ class Tokens:
 class GroundedImage:
     """An image and its phrases on their way through the model.
 
-    - `image`: RGB, upright. `pixel_values` (1, 3, height, width). `tokens`: None where there is no phrase.
+    - `pixel_values` (1, 3, height, width) of the model; `size` (height, width) in pixels of the image itself.
+    - `tokens`: None where there is no phrase. `image`: RGB, upright; None where no picture of it is wanted.
     - `scores`: a probability a phrase. `heatmaps`: (rows, columns) a phrase, or None.
     """
 
-    image: Image.Image
-    pixel_values: torch.Tensor
+    pixel_values: Tensor
+    size: tuple[int, int]
     tokens: Tokens | None
+    image: Image.Image | None = None
     scores: Sequence[float] = ()
-    heatmaps: Sequence[torch.Tensor | None] = ()
+    heatmaps: Sequence[Tensor | None] = ()
 
 
 class PhraseGrounder:
@@ -89,30 +90,42 @@ class PhraseGrounder:
     Args:
         model: an ALBEF, or any model with `explain`; it is put into evaluation mode.
         processor: of the model; it must show the model whole images.
-        explain: a function of model, pixel values, token ids, their mask, each phrase's image: a `PhraseAttention`, with
-            its `probability`. Default: `model.explain`.
-        encode_images: a function of model and pixel values, whose result `explain` takes as `image_embeds`: an image is
-            then encoded once for all its phrases. Default: `model.encode_images`, where `explain` is the model's own.
-        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
+        explain: a function of model, pixel values, token ids, their mask, each phrase's image, which returns a
+            `PhraseAttention` with its `probability`. Default: `model.explain`.
+        encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
+            phrases. Default: `model.encode_images`, where `explain` is the model's own.
 
-    Example:
-        >>> grounder = PhraseGrounder(model, processor)
-        >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
-        (212, 140)
+    Attributes:
+        autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
+
+    Raises:
+        ValueError: the model does not explain itself, and no function for it is given.
+
+    >>> grounder = PhraseGrounder(model, processor)
+    >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
+    (212, 140)
     """
+
+    keeps_encodings = False  # from call to call
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+    # By `method`, what turns the explanation of a pass into heatmaps.
+    methods: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam, "attention": attention_map}
 
     def __init__(
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
         explain: Callable[..., PhraseAttention] | None = None,
-        encode_images: Callable[..., torch.Tensor] | None = None,
-        max_encodings: int = 0,
+        encode_images: Callable[..., Tensor] | None = None,
     ):
         if explain is None:
+            if not hasattr(model, "explain"):
+                raise ValueError(
+                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain"
+                )
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
-        self.max_encodings, self.encodings, self.lock = max_encodings, OrderedDict(), threading.Lock()
+        self.tokenizing = threading.Lock()  # a tokenizer keeps state in a call
 
     @property
     def max_tokens(self) -> int:
@@ -131,22 +144,19 @@ class PhraseGrounder:
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
         """
         Args:
-            images: an image: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
-                (3, height, width); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
+            images: an image (a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
+                (3, height, width)); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
                 what can only be gone through (a data set, a column of one, a generator).
-            phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. Not
-                needed with dictionaries. Instead of a string, a phrase may be words of a caption, as they are in
-                `caption.split(" ")`: {"caption": "a man in a red hat", "caption_span": (3, 6)} looks for "a red hat".
-            batch_size, num_workers: images a pass, and processes that read them.
-            timeout: seconds to wait for a URL.
+            phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. A
+                phrase may be words of a caption, of `caption.split(" ")`: {"caption": "a man in a red hat",
+                "caption_span": (3, 6)}.
+            batch_size, num_workers: images a pass, and processes that read them. timeout: seconds to wait for a URL.
             options: of `answers`: `threshold`, `output_heatmaps`, `output_pictures`; of `explain_phrases`: `method`,
                 `explanation`, `grounding_layer`, `phrase_batch_size`, `explain`, `output_points`.
 
-        Returns:
-            A list of answers for one image, a list of such lists for a list of images, an iterator over such lists for
-            a data set or a generator. One answer a phrase, a dictionary:
-            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or the caption that it was given
-              in, fits the image.
+        Returns: a list of answers for one image, a list of such lists for a list of images, an iterator over such
+            lists for a data set or a generator. One answer a phrase, a dictionary:
+            - "phrase", "score": the phrase, and the probability in [0, 1] that it, or its caption, fits the image.
             - "point": (x, y) in pixels of the upright image, where the heatmap is highest.
             - "box": (x1, y1, x2, y2), half-open, in pixels, around the heat at that point.
             - "heatmap": (height, width) float32 array, not normalised.
@@ -159,7 +169,7 @@ class PhraseGrounder:
         run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
         if is_image(images) or isinstance(images, Mapping):
             return next(run([as_record(images, phrases)]))
-        if isinstance(images, list | tuple | np.ndarray | torch.Tensor):
+        if isinstance(images, list | tuple | np.ndarray | Tensor):
             return list(run(Records(images, phrases)))
         if isinstance(images, Sized) and hasattr(images, "__getitem__"):
             return run(Records(images, phrases))
@@ -169,9 +179,8 @@ class PhraseGrounder:
         return run(as_record(*pair) for pair in pairs)
 
     def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
-        """The probability in [0, 1] that each phrase fits its image; nothing is explained.
-
-        Arguments and errors: as of `ground`. Returns: a number where that has an answer.
+        """The probability in [0, 1] that each phrase fits its image, in the layout of `ground`; nothing is
+        explained.
         """
         answers = self.ground(images, phrases, output_points=False, **options)
         if isinstance(answers, Iterator):
@@ -189,22 +198,22 @@ class PhraseGrounder:
             for prepared in self.explain_phrases(batch, **explaining):
                 yield self.answers(prepared, **options)
 
-    def read(self, source: ImageSource, timeout: float = 30) -> tuple[Image.Image, torch.Tensor]:
+    def read(self, source: ImageSource, timeout: float = 30) -> tuple[Image.Image, Tensor]:
         """An image (RGB, upright), and its pixel values (1, 3, height, width). Errors: as of `open_image`."""
         image = open_image(source, timeout)
         return image, self.processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def tokenize(self, phrases: list[Phrase]) -> Tokens:
-        """Not for several threads at a time: a tokenizer keeps state in a call.
+        """Phrases, or words of captions, as the model takes them; several threads may call it.
 
-        Raises:
-            ValueError: a phrase is empty or too long, or its span is not in its caption.
+        Raises ValueError: a phrase is empty or too long, or its span is not in its caption.
         """
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
-        if any(span is not None for span in spans):
-            inputs = tokenize_captions(self.processor, texts, spans)
-        else:
-            inputs = tokenize_phrases(self.processor, texts)
+        with self.tokenizing:
+            if any(span is not None for span in spans):
+                inputs = tokenize_captions(self.processor, texts, spans)
+            else:
+                inputs = tokenize_phrases(self.processor, texts)
         num_tokens, most = inputs["attention_mask"].sum(dim=1), self.max_tokens
         if num_tokens.max() > most:
             longest = texts[num_tokens.argmax()]
@@ -218,7 +227,8 @@ class PhraseGrounder:
     def prepare(self, record: dict[str, Any], timeout: float = 30) -> GroundedImage:
         """A record of `as_record`, read and tokenized."""
         image, pixel_values = self.read(record["image"], timeout)
-        return GroundedImage(image, pixel_values, self.tokenize(record["phrases"]) if record["phrases"] else None)
+        tokens = self.tokenize(record["phrases"]) if record["phrases"] else None
+        return GroundedImage(pixel_values, (image.height, image.width), tokens, image)
 
     def explain_phrases(
         self,
@@ -234,8 +244,8 @@ class PhraseGrounder:
 
         Args:
             phrase_batch_size: phrases a pass.
-            method: what makes the heatmaps, see `method_functions`.
-            output_points: False to score only.
+            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient). output_points: False:
+                nothing.
             explain: a function to use instead of the model's.
             explanation, grounding_layer: another score or layer than the model's own.
 
@@ -248,7 +258,7 @@ class PhraseGrounder:
         index = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(image.tokens.phrases) for image in asked]))
         options = {"explanation": explanation, "layer": grounding_layer}
         options = {name: value for name, value in options.items() if value is not None}
-        own_explain, heatmaps_of = self.method_functions(method)
+        own_explain, heatmaps_of = self.method_functions(method, tokens.heatmap_token_mask is not None)
         attend = partial(self.attend, torch.cat([image.pixel_values for image in asked]), tokens, index)
         scores, heatmaps = [], []
         for attention in attend(phrase_batch_size, explain=explain or own_explain, **options):
@@ -262,21 +272,19 @@ class PhraseGrounder:
             image.heatmaps, heatmaps = heatmaps[:count], heatmaps[count:]
         return images
 
-    def method_functions(self, method: str) -> tuple[Callable[..., PhraseAttention], Callable[..., torch.Tensor]]:
-        """What explains, and what turns its result into heatmaps: by "gradcam", or "attention" (without a gradient).
-
-        Raises:
-            ValueError: there is no such method.
-        """
-        if method not in METHODS:
-            raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}.")
-        return self.explain, METHODS[method]
+    def method_functions(
+        self, method: str, in_captions: bool = False
+    ) -> tuple[Callable[..., PhraseAttention], Callable[..., Tensor]]:
+        """What explains a pass, and what turns that into heatmaps. ValueError: there is no such method."""
+        if method not in self.methods:
+            raise ValueError(f"method {method!r}: choose one of {', '.join(self.methods)}.")
+        return self.explain, self.methods[method]
 
     def attend(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Tensor,
         tokens: Tokens,
-        image_index: torch.Tensor,
+        image_index: Tensor,
         phrase_batch_size: int = 64,
         explain: Callable[..., PhraseAttention] | None = None,
         **options: Any,
@@ -285,14 +293,13 @@ class PhraseGrounder:
 
         Args:
             pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
-            phrase_batch_size: phrases a pass.
-            explain: instead of the model's own. options: of `explain`, such as `layer` and `explanation`.
+            options: of `explain`, such as `layer` and `explanation`.
         """
         device, explain = self.model.device, explain or self.explain
         pixel_values, image_embeds = pixel_values.to(device), None
-        if explain is self.explain and self.encode_images is not None:
-            if len(image_index) > phrase_batch_size or self.max_encodings:
-                image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
+        is_reused = len(image_index) > phrase_batch_size or self.keeps_encodings
+        if is_reused and explain is self.explain and self.encode_images is not None:
+            image_embeds = torch.cat([self.encode(image[None]) for image in pixel_values])
         for first in range(0, len(image_index), phrase_batch_size):
             rows = slice(first, first + phrase_batch_size)
             part, index = tokens[rows], image_index[rows]
@@ -300,54 +307,50 @@ class PhraseGrounder:
             if image_embeds is not None:
                 options["image_embeds"] = image_embeds[images]
             inputs = part.input_ids, part.attention_mask, index - images.start
-            attention = explain(self.model, pixel_values[images], *(tensor.to(device) for tensor in inputs), **options)
+            inputs = [tensor.to(device) for tensor in inputs]
+            with self.autocast():
+                attention = explain(self.model, pixel_values[images], *inputs, **options)
             chosen = part.heatmap_token_mask
             yield attention if chosen is None else choose_tokens(attention, chosen)
 
     @torch.no_grad()
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What `encode_images` gives of an image (1, 3, height, width), from memory if it is kept."""
-        if not self.max_encodings:
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """What `encode_images` gives of an image (1, 3, height, width)."""
+        with self.autocast():
             return self.encode_images(self.model, pixel_values)
-        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
-        with self.lock:
-            encoded = self.encodings.pop(key, None)
-        if encoded is None:
-            encoded = self.encode_images(self.model, pixel_values)
-        with self.lock:
-            self.encodings[key] = encoded  # the newest
-            while len(self.encodings) > self.max_encodings:
-                self.encodings.popitem(last=False)
-        return encoded
 
-    def answers(
+    def answers(self, grounded: GroundedImage, **options: Any) -> list[dict[str, Any]]:
+        """One answer a phrase, in pixels of the image; see `ground`. Options: of `answer`."""
+        count = len(grounded.tokens.phrases) if grounded.tokens else 0
+        return [self.answer(grounded, number, **options) for number in range(count)]
+
+    def answer(
         self,
         grounded: GroundedImage,
+        number: int,
         threshold: float = 0.5,
         output_heatmaps: bool = True,
         output_pictures: bool = False,
-    ) -> list[dict[str, Any]]:
-        """One answer a phrase, in pixels of the image; see `ground`.
+    ) -> dict[str, Any]:
+        """The answer of one phrase.
 
         Args:
+            number: of the phrase, among those of the image.
             threshold: heat at the edge of a box, see `post_process_grounding`.
-            output_heatmaps: with "heatmap". For many phrases on large images rather False.
-            output_pictures: with "picture".
+            output_heatmaps, output_pictures: with "heatmap" (of many phrases on large images rather False), with
+                "picture".
         """
-        image, answers = grounded.image, []
-        phrases = grounded.tokens.phrases if grounded.tokens else []
-        for phrase, heatmap, score in zip(phrases, grounded.heatmaps, grounded.scores, strict=True):
-            answer = {"phrase": phrase, "score": score}
-            if heatmap is not None:
-                (found,) = post_process_grounding(heatmap[None], (image.height, image.width), threshold)
-                heat = found["heatmap"].numpy()
-                answer |= {"point": found["point"], "box": found["box"]}
-                if output_heatmaps:
-                    answer["heatmap"] = heat
-                if output_pictures:
-                    answer["picture"] = mark(overlay(image, heat), found["point"], found["box"])
-            answers.append(answer)
-        return answers
+        heatmap = grounded.heatmaps[number]
+        answer = {"phrase": grounded.tokens.phrases[number], "score": grounded.scores[number]}
+        if heatmap is not None:
+            (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
+            heat = found["heatmap"].numpy()
+            answer |= {"point": found["point"], "box": found["box"]}
+            if output_heatmaps:
+                answer["heatmap"] = heat
+            if output_pictures:
+                answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
+        return answer
 
 
 def max_tokens(config: PreTrainedConfig) -> int:
@@ -356,11 +359,11 @@ def max_tokens(config: PreTrainedConfig) -> int:
     return text.max_position_embeddings
 
 
-def explain_itself(model: PreTrainedModel, *inputs: torch.Tensor, **options: Any) -> PhraseAttention:
+def explain_itself(model: PreTrainedModel, *inputs: Tensor, **options: Any) -> PhraseAttention:
     return model.explain(*inputs, **options)
 
 
-def encode_itself(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+def encode_itself(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return model.encode_images(pixel_values)
 
 
@@ -417,7 +420,7 @@ def text_and_span(phrase: Phrase) -> tuple[str, list[int] | None]:
 
 
 class VisualGroundingPipeline(Pipeline):
-    """transformers' way to a `PhraseGrounder`; options of `PhraseGrounder.ground` are options of the pipeline or a call.
+    """transformers' way to a `PhraseGrounder`, whose options for `ground` are options of the pipeline or of a call.
 
         >>> ground = pipeline("visual-grounding", model="org/albef-amc", trust_remote_code=True)
         >>> for answer in ground("photo.jpg", ["a black cat", "the remote on the left"]):

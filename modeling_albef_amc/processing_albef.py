@@ -1,4 +1,4 @@
-"""Processor of ALBEF: photos and phrases in, heatmaps, points and boxes in the photos' own pixels out."""
+"""Processor of ALBEF: images and phrases in, heatmaps, points and boxes in the images' own pixels out."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
@@ -17,8 +18,6 @@ from .tokenization_albef import albef_tokenizer, clean_text, cleaned_span, span_
 
 # (first, end): the words `caption.split(" ")[first:end]`; None for all of it.
 Span = Sequence[int] | None
-
-
 # Options of tokenizers that a phrase has no use for: it is cleaned and cut into words here, one row of tokens a phrase.
 REFUSED = {
     "is_split_into_words": "a list of strings is a list of phrases: join the words of each phrase with blanks",
@@ -35,28 +34,25 @@ class AlbefCallKwargs(ProcessingKwargs, total=False):
 
 
 class AlbefProcessor(ProcessorMixin):
-    """
-    An image processor and BERT's word pieces, cleaned and framed as ALBEF was trained: [CLS] in front, no [SEP].
+    """An image processor and BERT's word pieces, cleaned and framed as ALBEF was trained: [CLS] in front, no [SEP].
 
     Args:
         image_processor: `AlbefImageProcessorPil` or its torchvision twin.
         tokenizer: any BERT tokenizer; the processor keeps a copy of it that adds no [SEP].
         max_words: words kept of a phrase: 50, and 30 for referring expressions. Calls can override it.
 
-    Raises:
-        ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
+    Raises ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
 
-    Example:
-        >>> from PIL import Image
-        >>> from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
-        >>> tokenizer = tokenizer_from_texts(["a red dog", "the tree"])
-        >>> processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
-        >>> photo = Image.new("RGB", (60, 40))
-        >>> inputs = processor(images=photo, text=["a red dog", "The tree!"], return_tensors="pt")
-        >>> {name: tuple(value.shape) for name, value in inputs.items()}
-        {'input_ids': (2, 4), 'attention_mask': (2, 4), 'pixel_values': (1, 3, 32, 32), 'image_index': (2,)}
-        >>> tokenizer.decode(inputs["input_ids"][1])
-        '[CLS] the tree [PAD]'
+    >>> from PIL import Image
+    >>> from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
+    >>> tokenizer = tokenizer_from_texts(["a red dog", "the tree"])
+    >>> processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+    >>> image = Image.new("RGB", (60, 40))
+    >>> inputs = processor(images=image, text=["a red dog", "The tree!"], return_tensors="pt")
+    >>> {name: tuple(value.shape) for name, value in inputs.items()}
+    {'input_ids': (2, 4), 'attention_mask': (2, 4), 'pixel_values': (1, 3, 32, 32), 'image_index': (2,)}
+    >>> tokenizer.decode(inputs["input_ids"][1])
+    '[CLS] the tree [PAD]'
     """
 
     text_kwargs = {"padding": True}
@@ -79,18 +75,15 @@ class AlbefProcessor(ProcessorMixin):
             images: one image or a list of them.
             text: a phrase; a list of phrases, phrase i on image i or, when there is one image, all on that; or a list
                 of lists, the phrases of each image (an image may have none).
-            phrase_spans: to ground phrases in their captions: `text` is captions, and this, laid out like it, says
-                where the phrases are: (first, end) are the words `caption.split(" ")[first:end]`, counted before the
-                cleaning. In a list, None instead of a pair is the whole caption, [CLS] too.
-            kwargs: `return_tensors`, `max_words` (None is the processor's own), `max_length` (tokens, [CLS] included;
-                without it no phrase is cut), and whatever the image processor and the tokenizer take. What they were
-                built or loaded with is the default.
+            phrase_spans: to ground phrases in captions, laid out like `text`, which holds the captions: (first, end)
+                are the words `caption.split(" ")[first:end]`, before the cleaning; None is the whole caption.
+            kwargs: `return_tensors`, `max_words`, `max_length` (tokens, [CLS] included; without it no phrase is cut),
+                and whatever the image processor and the tokenizer take.
 
-        Returns:
-            With images, `pixel_values` (num_images, 3, height, width). With text, `input_ids` and `attention_mask`
-            (num_phrases, num_tokens), and `image_index` (num_phrases,), each phrase's image, when the phrases come in
-            lists of lists or are several on one image. With `phrase_spans`, `heatmap_token_mask` (num_phrases,
-            num_tokens), 1 for the phrases' word pieces: `model(**inputs, output_heatmaps=True)` averages their maps.
+        Returns: with images, `pixel_values` (num_images, 3, height, width). With text, `input_ids` and
+            `attention_mask` (num_phrases, num_tokens), and `image_index` (num_phrases,), each phrase's image, when the
+            phrases come in lists of lists or are several on one image. With `phrase_spans`, `heatmap_token_mask`
+            (num_phrases, num_tokens), 1 for the word pieces whose maps the model averages.
 
         Raises:
             ValueError: a phrase, or a span, has nothing left after cleaning and cutting; a span is not in its caption;
@@ -131,9 +124,7 @@ class AlbefProcessor(ProcessorMixin):
         for index, encoding in enumerate(encoded.encodings):
             # Looked for among the tokens, since control characters survive the cleaning but not the tokenizer.
             if 0 not in encoding.special_tokens_mask:
-                raise ValueError(
-                    f"phrase {index} ({phrases[index]!r}) is empty after cleaning: give it a word or leave it out"
-                )
+                raise ValueError(f"phrase {index} ({phrases[index]!r}) is empty after cleaning: leave it out")
         if spans is None:
             return dict(encoded)
         offsets = [encoding.offsets for encoding in encoded.encodings]
@@ -142,16 +133,7 @@ class AlbefProcessor(ProcessorMixin):
         return {**encoded, "heatmap_token_mask": span_tokens(offsets, attention_mask, phrases, spans, characters)}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """
-        Saves image processor, tokenizer and `max_words`, and the code that `trust_remote_code` runs.
-
-        Args:
-            save_directory: a folder; it is made if there is none.
-            push_to_hub: whether to upload the files as well.
-            kwargs: as of `ProcessorMixin.save_pretrained`: `repo_id`, `token` and so on.
-
-        Returns: the processor's configuration file.
-        """
+        """Saves image processor, tokenizer and `max_words`, and the code that `trust_remote_code` runs."""
         # Else the last call's cutting and padding would be written into the tokenizer's file.
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.backend_tokenizer.no_padding()
@@ -161,29 +143,18 @@ class AlbefProcessor(ProcessorMixin):
             vars(saved).pop("auto_map", None)
         return files
 
-    def post_process_grounding(
-        self,
-        heatmaps: torch.Tensor | list[torch.Tensor],
-        target_sizes: torch.Tensor | np.ndarray | list[tuple[int, int]] | tuple[int, int],
-        threshold: float = 0.5,
-    ) -> list[dict[str, Any]]:
-        """Points and boxes in the pixels of the original images: see the function of this name."""
+    def post_process_grounding(self, heatmaps: Any, target_sizes: Any, threshold: float = 0.5) -> list[dict[str, Any]]:
+        """The function of this name."""
         return post_process_grounding(heatmaps, target_sizes, threshold)
 
 
 def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
-    """
-    Args:
-        text: a phrase, a list of phrases, or the phrases of each image.
+    """The phrases in one list, and each one's image when they came in lists of lists.
 
-    Returns: the phrases in one list, and each one's image when they came in lists of lists.
+    Raises ValueError: `text` is no phrase, no list of phrases and no list of lists, or has no phrase.
 
-    Raises:
-        ValueError: it is none of these, or has no phrase.
-
-    Example:
-        >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
-        (['a dog', 'red', 'a tree'], [0, 0, 2])
+    >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
+    (['a dog', 'red', 'a tree'], [0, 0, 2])
     """
     if isinstance(text, str):
         return [text], None
@@ -193,10 +164,7 @@ def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str],
     phrases = [phrase for item in text for phrase in item] if nested else list(text)
     for index, phrase in enumerate(phrases):
         if not isinstance(phrase, str):
-            raise ValueError(
-                f"phrase {index} is {phrase!r}, not a string: pass one phrase, a list of phrases or a list of lists of "
-                "phrases, not a mixture"
-            )
+            raise ValueError(f"phrase {index} is {phrase!r}, not a string: pass phrases, or lists of phrases")
     if not phrases:
         raise ValueError("text holds no phrase: pass at least one")
     return phrases, [image for image, item in enumerate(text) for _ in item] if nested else None
@@ -207,10 +175,7 @@ def match_spans(phrase_spans: Any, text: str | list[str] | list[list[str]]) -> l
     if isinstance(text, str):
         return [phrase_spans]
     if not isinstance(phrase_spans, list | tuple) or len(phrase_spans) != len(text):
-        raise ValueError(
-            f"phrase_spans must be laid out like text, a (first, end) or None for each phrase: {phrase_spans!r} does "
-            f"not fit {text!r}"
-        )
+        raise ValueError(f"phrase_spans must be laid out like text: {phrase_spans!r} does not fit {text!r}")
     return [span for spans, item in zip(phrase_spans, text, strict=True) for span in match_spans(spans, item)]
 
 
@@ -221,16 +186,13 @@ def span_tokens(
     spans: list[Span],
     characters: Callable[[str, Sequence[int]], tuple[int, int]],
 ) -> list[list[int]]:
-    """
-    Which tokens are word pieces of the spans: 1, others 0, one row a caption; without a span, its attention mask.
+    """Which tokens are word pieces of the spans: 1, others 0, one row a caption; without a span, its attention mask.
 
     Args:
         offsets: of each caption's tokens, (start, end) in characters of the text that the tokenizer was given.
-        attention_mask: of each caption's tokens.
         characters: caption, span → (start, end) of the span's words in that text.
 
-    Raises:
-        ValueError: a span has no token; the message names the caption.
+    Raises ValueError: a span has no token; the message names the caption.
     """
     rows = []
     for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
@@ -254,41 +216,23 @@ TOKENIZED = {"padding": True, "padding_side": "right", "return_attention_mask": 
 
 
 def cleans_text(processor: ProcessorMixin) -> bool:
-    """Whether a processor reads phrases as ALBEF does; a checkpoint's own code has its own class for that."""
+    """Whether it is an `AlbefProcessor`, be it of this package or of a checkpoint's own code."""
     return hasattr(processor, "max_words")
 
 
 def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: int | None = None) -> BatchFeature:
-    """
-    Phrases, tokenized for the model of any family.
-
-    Args:
-        max_length: tokens that a phrase is cut to; None does not cut.
-
-    Returns: `input_ids` and `attention_mask`, (num_phrases, num_tokens).
-
-    Raises:
-        ValueError: as of `AlbefProcessor`.
-    """
-    # Other families' processors hand the text on to the tokenizer; BLIP-2's counts places for an image in as well.
+    """`input_ids` and `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases."""
+    # Other processors hand the text on to the tokenizer, some with places for an image.
     tokenize = processor if cleans_text(processor) else processor.tokenizer
-    options = dict(TOKENIZED)
-    if max_length is not None:
-        options |= {"truncation": True, "max_length": max_length}
-    return tokenize(text=phrases, **options)
+    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    return tokenize(text=phrases, **TOKENIZED, **cut)
 
 
-def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, torch.Tensor]:
-    """
-    Captions and the words of each that are to be grounded, tokenized by the processor of any family.
+def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `heatmap_token_mask` (num_captions, num_tokens) of any processor.
 
     Args:
-        spans: as `AlbefProcessor` takes them.
-
-    Returns: `input_ids`, `attention_mask` and `heatmap_token_mask`, (num_captions, num_tokens) each.
-
-    Raises:
-        ValueError: as of `AlbefProcessor`.
+        spans: the words of each caption that are to be grounded, as `AlbefProcessor` takes them.
     """
     if cleans_text(processor):
         return dict(processor(text=captions, phrase_spans=spans, **TOKENIZED))
@@ -308,19 +252,15 @@ def match_phrases(text: Any, phrases: list[str], image_index: list[int] | None, 
         return None
     if num_images == 1:
         return [0] * len(phrases)
-    raise ValueError(
-        f"{len(phrases)} phrases for {num_images} images: pass one phrase an image, or a list of "
-        "lists, the phrases of each"
-    )
+    raise ValueError(f"{len(phrases)} phrases for {num_images} images: pass one phrase an image, or a list of lists")
 
 
 def post_process_grounding(
-    heatmaps: torch.Tensor | list[torch.Tensor],
-    target_sizes: torch.Tensor | np.ndarray | list[tuple[int, int]] | tuple[int, int],
+    heatmaps: Tensor | list[Tensor],
+    target_sizes: Tensor | np.ndarray | list[tuple[int, int]] | tuple[int, int],
     threshold: float = 0.5,
 ) -> list[dict[str, Any]]:
-    """
-    Heatmaps of the patch grid to answers in the pixels of the original images.
+    """Heatmaps of the patch grid → answers in the pixels of the original images.
 
     Args:
         heatmaps: (num_phrases, rows, columns), or a list of (rows, columns).
@@ -328,20 +268,17 @@ def post_process_grounding(
             A Pillow image's `size` is the other way round.
         threshold: how far up from the map's minimum (0) to its maximum (1) a pixel must be to belong to the box.
 
-    Returns:
-        One dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
+    Returns: one dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
         "point": (x, y), the pixel of its first maximum in row order. "box": (x1, y1, x2, y2), half-open, in pixels,
         around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
         a constant map is the whole image.
 
-    Raises:
-        ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
+    Raises ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
 
-    Example:
-        >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-        >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
-        >>> answer["box"], tuple(answer["heatmap"].shape)
-        ((0, 0, 30, 40), (40, 60))
+    >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
+    >>> answer["box"], tuple(answer["heatmap"].shape)
+    ((0, 0, 30, 40), (40, 60))
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
@@ -362,9 +299,9 @@ def post_process_grounding(
     return results
 
 
-def check_heatmaps(heatmaps: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+def check_heatmaps(heatmaps: Tensor | list[Tensor]) -> list[Tensor]:
     """Maps one by one, (rows, columns) each and finite, detached."""
-    if isinstance(heatmaps, torch.Tensor) and heatmaps.ndim != 3:
+    if isinstance(heatmaps, Tensor) and heatmaps.ndim != 3:
         raise ValueError(f"heatmaps must be (num_phrases, rows, columns), got the shape {tuple(heatmaps.shape)}")
     maps = [heatmap.detach() for heatmap in heatmaps]
     for index, heatmap in enumerate(maps):
@@ -378,29 +315,22 @@ def check_heatmaps(heatmaps: torch.Tensor | list[torch.Tensor]) -> list[torch.Te
 def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
     """(height, width) in pixels for every map."""
     sizes = torch.as_tensor(target_sizes)
-    if sizes.shape == (2,):
-        sizes = sizes.expand(num_maps, 2)
+    sizes = sizes.expand(num_maps, 2) if sizes.shape == (2,) else sizes
     if sizes.ndim != 2 or sizes.shape[1] != 2:
         raise ValueError(f"target_sizes must be (num_phrases, 2), (height, width), got the shape {tuple(sizes.shape)}")
     if len(sizes) != num_maps:
-        raise ValueError(
-            f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or a single pair for all"
-        )
+        raise ValueError(f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or one for all")
     for index, size in enumerate(sizes.tolist()):
         if any(not float(side).is_integer() or side < 1 for side in size):
-            raise ValueError(
-                f"target size {index} is {size}: height and width must be whole numbers of pixels, at least 1"
-            )
+            raise ValueError(f"target size {index} is {size}: sides must be whole numbers of pixels, at least 1")
     return [(int(height), int(width)) for height, width in sizes.tolist()]
 
 
-def box_around_point(heatmap: torch.Tensor, point: tuple[int, int], threshold: float) -> tuple[int, int, int, int]:
-    """
-    The tight box, half-open xyxy, of the 4-connected region around `point` where the heatmap reaches the threshold.
+def box_around_point(heatmap: Tensor, point: tuple[int, int], threshold: float) -> tuple[int, int, int, int]:
+    """The tight box, half-open xyxy, of the 4-connected region around `point` where the heatmap reaches the threshold.
 
     Args:
-        heatmap: (height, width).
-        point: (x, y) of a pixel that reaches the threshold.
+        heatmap: (height, width). point: (x, y) of a pixel that reaches the threshold.
         threshold: in [0, 1], between the map's minimum and maximum.
     """
     low, high = heatmap.aminmax()

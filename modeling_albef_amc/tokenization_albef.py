@@ -5,39 +5,36 @@ The tokenizer is a plain `PreTrainedTokenizerFast` whose whole behaviour is in i
 """
 
 import re
-import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.processing_utils import TextKwargs
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 DROPPED_CHARACTERS = ",.'!?\"()*#:;~"
 # A backend that was saved while it cut or padded gives these whenever it is loaded; nobody asked for them.
 OF_LAST_CUT = {"max_length", "stride"}
 OF_LAST_PADDING = {"max_length", "pad_to_multiple_of"}
+KEPT = ("name_or_path", "extra_special_tokens", "split_special_tokens", "clean_up_tokenization_spaces")
+KEPT += ("chat_template", "response_template", "chat_control_tokens")
 REPLACEMENTS = str.maketrans({**dict.fromkeys(DROPPED_CHARACTERS), "-": " ", "/": " "})
 
 
 def clean_text(text: str, max_words: int = 50) -> str:
-    """
-    Lower-case, drop `, . ' ! ? " ( ) * # : ; ~`, turn `-` and `/` into blanks, collapse runs of white space, cut.
+    """Lower-cases, drops `, . ' ! ? " ( ) * # : ; ~`, turns `-` and `/` into blanks, collapses white space, cuts.
 
     Args:
         text: a phrase or caption. "<person>", by which some data sets hide names, becomes "person".
-        max_words: number of words kept, words being what single blanks part: 50, and 30 for referring expressions.
+        max_words: number of words kept: 50, and 30 for referring expressions.
 
     Returns: the words, parted by single blanks; "" where nothing is left.
 
-    Raises:
-        ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
+    Raises ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
 
-    Example:
-        >>> clean_text("A <person>'s two-story house!")
-        'a persons two story house'
+    >>> clean_text("A <person>'s two-story house!")
+    'a persons two story house'
     """
     if max_words < 1:
         raise ValueError(f"max_words must be at least 1, got {max_words}")
@@ -46,26 +43,13 @@ def clean_text(text: str, max_words: int = 50) -> str:
 
 
 def check_characters(text: str) -> None:
-    """
-    Args:
-        text: a phrase or caption.
-
-    Raises:
-        ValueError: half a character is in the text, as JSON can write it ("\\ud83d" without what follows).
-    """
+    """ValueError: half a character is in the text, as JSON can write it ("\\ud83d" without what follows)."""
     if re.search("[\ud800-\udfff]", text):
-        raise ValueError(
-            f"half a character (a lone surrogate) is in {text!r:.80}: decode the text anew or leave it out"
-        )
+        raise ValueError(f"half a character (a lone surrogate) is in {text!r:.80}: decode it anew or leave it out")
 
 
 def cleaned_words(text: str) -> list[str]:
-    """
-    Args:
-        text: a phrase or caption.
-
-    Returns: all its words after `clean_text`'s cleaning; none where nothing is left.
-    """
+    """All words of a text after the cleaning of `clean_text`."""
     text = text.lower().translate(REPLACEMENTS).replace("<person>", "person")
     # A single tab or line break inside the text stays: word pieces part there too.
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
@@ -73,11 +57,9 @@ def cleaned_words(text: str) -> list[str]:
 
 
 def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[int, int]:
-    """
-    Where words of a caption are after `clean_text`.
+    """Where words of a caption are after `clean_text`.
 
     Args:
-        text: the caption as it stands in the data.
         span: (first, end): the words `text.split(" ")[first:end]`. They may become more ("two-story"), or fewer ("&").
 
     Returns: (start, end) in characters of `clean_text(text, max_words)`.
@@ -85,10 +67,9 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
     Raises:
         ValueError: as of `span_characters`; no word of the span is left after cleaning, or among the first `max_words`.
 
-    Example:
-        >>> start, end = cleaned_span("A two-story house!", (1, 3))
-        >>> clean_text("A two-story house!")[start:end]
-        'two story house'
+    >>> start, end = cleaned_span("A two-story house!", (1, 3))
+    >>> clean_text("A two-story house!")[start:end]
+    'two story house'
     """
     span_characters(text, span)
     words, (first, end) = text.split(" "), span
@@ -103,57 +84,39 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
 
 
 def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
-    """
-    Where words of a text are.
+    """(start, end) in characters of the words `text.split(" ")[first:end]`.
 
     Args:
-        text: a caption; its words are `text.split(" ")`.
-        span: (first, end): the words `text.split(" ")[first:end]`.
+        span: (first, end).
 
-    Returns: (start, end) in characters of the text.
+    Raises ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
 
-    Raises:
-        ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
-
-    Example:
-        >>> span_characters("a red dog", (1, 3))
-        (2, 9)
+    >>> span_characters("a red dog", (1, 3))
+    (2, 9)
     """
     words = text.split(" ")
     is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(number, int) for number in span)
     if not (is_pair and 0 <= span[0] < span[1] <= len(words)):
-        raise ValueError(
-            f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the number of words"
-        )
+        raise ValueError(f"the span {span!r} must be (first, end) with 0 <= first < end <= {len(words)}, the words")
     first, end = span
     start = sum(len(word) + 1 for word in words[:first])
     return start, start + len(" ".join(words[first:end]))
 
 
 def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """
-    A copy of a BERT tokenizer that puts [CLS] in front and nothing at the end, as ALBEF's weights were trained.
+    """A copy of a BERT tokenizer that puts [CLS] in front and nothing at the end, as ALBEF's weights were trained.
 
     Args:
-        tokenizer: a stock BERT tokenizer, or any other of the tokenizers library that has a [CLS] and a padding token.
-            It is left as it is.
+        tokenizer: a BERT tokenizer, or any other of the tokenizers library that has a [CLS] and a padding token.
 
     Returns: a plain `PreTrainedTokenizerFast` with the same vocabulary, special tokens and defaults of calls.
 
-    Raises:
-        ValueError: it is not backed by the tokenizers library, or has no [CLS] or no padding token.
-
-    Example:
-        >>> bert = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "dog": 5})
-        >>> bert("dog")["input_ids"], albef_tokenizer(bert)("dog")["input_ids"]
-        ([2, 5, 3], [2, 5])
+    Raises ValueError: it is not backed by the tokenizers library, or has no [CLS] or no padding token.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library: pass a BertTokenizer")
     if tokenizer.cls_token is None or tokenizer.pad_token is None:
-        raise ValueError(
-            f"{type(tokenizer).__name__} needs a cls_token and a pad_token: set both, or pass a BertTokenizer"
-        )
+        raise ValueError(f"{type(tokenizer).__name__} needs a cls_token and a pad_token: pass a BertTokenizer")
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     # The last call's truncation and padding stick to the backend; as defaults they would cut later phrases silently.
     backend.no_truncation()
@@ -168,31 +131,19 @@ def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
 
 
 def init_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """
-    What a plain `PreTrainedTokenizerFast` of the same backend must be built with to do as this tokenizer does now.
+    """What a plain `PreTrainedTokenizerFast` of the same backend must be built with to do as this tokenizer does now.
 
-    Args:
-        tokenizer: of the tokenizers library.
-
-    Returns: name → value: special tokens, sides, templates, and the defaults of calls that it was loaded with, such as
-        `max_length=9, padding="max_length"`. Not what its backend holds (`do_lower_case`), nor what was meant for an
-        image processor loaded by the same call: a processor would give it to that again, whatever was set since.
+    Not what its backend holds (`do_lower_case`), nor what was meant for an image processor loaded by the same call: a
+    processor would give it to that again, whatever was set since.
     """
     loaded = tokenizer.init_kwargs
     defaults = set(TextKwargs.__annotations__) & set(loaded)
     if loaded.get("padding") != "max_length" and not loaded.get("truncation"):
         defaults -= OF_LAST_CUT if "truncation_strategy" in loaded else set()
         defaults -= OF_LAST_PADDING if "pad_token_type_id" in loaded else set()
-    state = {
-        name: getattr(tokenizer, name)
-        for name in (
-            *("name_or_path", "extra_special_tokens", "split_special_tokens", "clean_up_tokenization_spaces"),
-            *("chat_template", "response_template", "chat_control_tokens"),
-        )
-    }
     return {
         **{name: loaded[name] for name in defaults},
-        **{name: value for name, value in state.items() if value},
+        **{name: value for name in KEPT if (value := getattr(tokenizer, name))},
         **tokenizer.special_tokens_map,
         "model_max_length": tokenizer.model_max_length,
         "padding_side": tokenizer.padding_side,
@@ -200,33 +151,4 @@ def init_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def tokenizer_from_texts(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """
-    A tokenizer for training from scratch on a small set of phrases: every word of theirs is one token, and any other
-    word of Latin letters and digits falls into its characters.
-
-    The vocabulary: BERT's five special tokens ([PAD] is 0), the distinct words after `clean_text` in sorted order, then
-    single characters, then the same as continuations (`##a`).
-
-    Args:
-        texts: phrases as they stand in the data.
-
-    Returns: the tokenizer, with [CLS] in front and no [SEP].
-
-    Example:
-        >>> tokenizer = tokenizer_from_texts(["A red dog!", "the tree"])
-        >>> tokenizer.tokenize("red tree ox")
-        ['red', 'tree', 'o', '##x']
-    """
-    backend = BertTokenizer().backend_tokenizer
-    words = set()
-    for text in texts:
-        normalized = backend.normalizer.normalize_str(clean_text(text))
-        words.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized))
-    characters = sorted({*string.ascii_lowercase, *string.digits, *"".join(words)})
-    pieces = [*SPECIAL_TOKENS, *sorted(words), *characters, *(f"##{character}" for character in characters)]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    return albef_tokenizer(BertTokenizer(vocab=vocabulary))
-
-
-__all__ = ["albef_tokenizer", "clean_text", "cleaned_span", "span_characters", "tokenizer_from_texts"]
+__all__ = ["albef_tokenizer", "clean_text", "cleaned_span", "span_characters"]

@@ -8,14 +8,14 @@ import torch
 from datasets import Dataset, Image
 from torch.nn import functional as F
 
-import evaluate_grounding
 from dataset_scripts.features import FEATURES
 from dataset_scripts.scenes import ScenesConfig, draw_scene, scene_rows
 from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
+from tests.helpers.training import make_trainer
 from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.tiny_families import TINY
-from tests.trainer_helpers import make_trainer
+from trainer import evaluate_grounding
 from trainer.data_collator import GroundingCollator
 from trainer.scoring import auroc
 
@@ -25,7 +25,7 @@ LOSSES = "loss_itc", "loss_itm", "loss_mlm"
 def batch_of(records: list[dict]) -> dict:
     torch.manual_seed(0)
     batch = GroundingCollator(tiny_processor(), mlm_probability=0.5, mask_size=8)(records)
-    of_trainer = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_stand_in", "unusable"
+    of_trainer = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
     return {name: value for name, value in batch.items() if name not in of_trainer}
 
 

@@ -19,25 +19,19 @@ from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.clip import CLIPImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
 
-from modeling_albef_amc import AutoGrounder, VisualGroundingPipeline
+from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline
 from modeling_albef_amc.families.auto import load_model, load_processor
 from modeling_albef_amc.families.fusion import blip
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.pipeline import max_tokens
-from tests.conftest import tiny_blip, tiny_config
-from tests.tiny_data import tiny_albef, tiny_processor
-from tests.tiny_families import TINY, tiny_family_processor
+from tests.helpers.data import blip_processor, tiny_albef, tiny_processor
+from tests.helpers.models import TINY, tiny_blip, tiny_config, tiny_family_processor
 
 PHRASES = ["a red dog", "a man"]
 
 
 def picture(height: int = 30, width: int = 50) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def blip_processor(**options) -> BlipProcessor:
-    size = {"height": 32, "width": 32}
-    return BlipProcessor(BlipImageProcessorPil(size=size, **options), tiny_processor().tokenizer)
 
 
 @pytest.fixture
@@ -160,7 +154,7 @@ def test_the_whole_photo_is_shown_and_saved_so(processor_class, image_processor,
 
 def test_a_pipeline_of_transformers_shows_whole_photos_too():
     processor = CLIPProcessor(CLIPImageProcessorPil(), tiny_processor().tokenizer)
-    VisualGroundingPipeline(TINY["clip"](), processor, task="visual-grounding", device="cpu")
+    AutoGroundingPipeline(TINY["clip"](), processor, task="visual-grounding", device="cpu")
     assert processor.image_processor.do_center_crop is False
 
 

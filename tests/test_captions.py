@@ -18,12 +18,13 @@ from modeling_albef_amc.families.fusion import blip
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
-from modeling_albef_amc.tokenization_albef import clean_text, tokenizer_from_texts
-from tests.conftest import tiny_blip
-from tests.test_distributed import torchrun
-from tests.test_evaluation import WRAPPER, evaluate, files, rows, run_ground
-from tests.test_pipeline import blip_processor, build, same
-from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from modeling_albef_amc.tokenization_albef import clean_text
+from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
+from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.evaluation import IN_TWO_PROCESSES, evaluate, files, rows, run_ground, save_checkpoint
+from tests.helpers.models import tiny_blip
+from tests.helpers.runs import torchrun
+from tests.test_pipeline import build, same
 from trainer.blocks import by_image
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
@@ -220,11 +221,7 @@ def records_in_captions(count: int = 8) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_albef().save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +233,7 @@ def test_the_engine_averages_the_maps_of_the_words(checkpoint, data, tmp_path):
     evaluate(checkpoint, data, tmp_path, "--in_caption", "--save_heatmaps")
     model, processor = AutoModel.from_pretrained(checkpoint).eval(), AlbefProcessor.from_pretrained(checkpoint)
     photos = datasets.load_dataset(str(data), split="test")["image"]
-    found = rows(tmp_path / "records" / "tiny")
+    found = rows(tmp_path)
     for row, record, photo in zip(found, records_in_captions(), photos, strict=True):
         assert row["phrase"] == record["phrase"] and row["error"] is None
         inputs = processor(images=photo.convert("RGB"), text=CLEANED, return_tensors="pt")
@@ -284,10 +281,10 @@ def test_records_of_both_kinds_do_not_mix(checkpoint, data, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(checkpoint, data, tmp_path):
-    (tmp_path / "wrapper.py").write_text(WRAPPER)
+    (tmp_path / "wrapper.py").write_text(IN_TWO_PROCESSES)
     command = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--cpu", "--in_caption"]
     command += ["--block_size", "2", "--batch_size", "4", "--save_heatmaps", "--output", str(tmp_path / "two")]
-    torchrun(str(tmp_path / "wrapper.py"), "ground", *command, cwd=tmp_path)
+    torchrun(str(tmp_path / "wrapper.py"), "trainer.ground_dataset", *command, cwd=tmp_path)
     run_ground(checkpoint, data, tmp_path / "one", "--in_caption", "--block_size", "2", "--save_heatmaps")
     assert len(files(tmp_path / "two")) == 4 and files(tmp_path / "one") == files(tmp_path / "two")
 
@@ -299,7 +296,7 @@ def test_records_that_cannot_be_used(checkpoint, tmp_path):
         2: ({"caption_span": []}, "it has no caption_span, which says"),
         4: ({"caption_span": [1, 2]}, "nothing is left of [','] after cleaning"),
         5: ({"caption_span": [7, 12]}, "the span [7, 12] must be"),
-        6: ({"caption": "red " * 25 + "square"}, "the caption has 27 word pieces, the model takes 20"),
+        6: ({"caption": "red " * 25 + "square"}, "has 27 word pieces, the model takes 20"),
         7: ({"caption": "..."}, "is empty after cleaning"),
     }
     for row, (change, _) in reasons.items():

@@ -75,7 +75,7 @@ def test_words_of_captions(shared_dir, tmp_path):
         ("Two young guys", [[10, 10, 60, 60]], caption, [0, 3]),
         ("shaggy hair", [[100, 10, 150, 60]], caption, [4, 6]),
     ]
-    assert report.kept["rows (a photo and a phrase)"] == 2
+    assert report.kept["rows (an image and a phrase)"] == 2
 
 
 def test_captions_that_are_expressions(shared_dir, tmp_path):

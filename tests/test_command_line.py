@@ -1,4 +1,4 @@
-"""`albef-amc`: what it prints and writes, and how it fails; and the pictures that it draws."""
+"""`albef-amc`: what its commands print and write, and how they fail; and the pictures that they draw."""
 
 import json
 import os
@@ -13,9 +13,13 @@ from PIL import Image, ImageFont
 from transformers import pipeline
 
 from modeling_albef_amc import __version__
-from modeling_albef_amc.tools.command_line import main
-from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay, panel, sheet, wrap
-from tests.tiny_data import picture, tiny_albef, tiny_processor
+from modeling_albef_amc.families import registry
+from modeling_albef_amc.tools import albef_checkpoint_layout
+from modeling_albef_amc.tools.figures import panel, sheet, wrap
+from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay
+from tests.helpers.data import picture, tiny_albef, tiny_processor
+from trainer import commands, record_store, regions
+from trainer.commands import COMMANDS, main, parse, with_underscores
 
 ROOT = Path(__file__).parents[1]
 PHRASES = ["the red square on the left", "the blue square"]
@@ -36,8 +40,9 @@ def run(folder, capsys):
     """Runs `albef-amc ground` on the photo or another one. Returns (exit status, standard output, standard error)."""
 
     def ground(*arguments, photo="photo.png", model="model"):
+        status = 0
         try:
-            status = main(["ground", str(folder / photo), *map(str, arguments), "--model", str(folder / model)])
+            main(["ground", str(folder / photo), *map(str, arguments), "--model", str(folder / model)])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()
@@ -72,7 +77,7 @@ def test_json(folder, run, tmp_path):
         {**answer, "point": list(answer["point"]), "box": list(answer["box"])}
         for answer in expected_answers(folder, threshold=0.2, output_heatmaps=False)
     ]
-    expected = {"photo": str(folder / "photo.png"), "width": 60, "height": 40, "answers": answers}
+    expected = {"image": str(folder / "photo.png"), "width": 60, "height": 40, "answers": answers}
     assert json.loads(output) == expected
     status, output, _ = run(*PHRASES, "--threshold", 0.2, "--json", tmp_path / "out.json")
     assert output.startswith("phrase")
@@ -93,8 +98,8 @@ def test_other_explanations(folder, run):
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        (["a dog"], {"photo": "missing.png"}, "there is no photo {folder}/missing.png"),
-        (["a dog"], {"photo": "text.png"}, "{folder}/text.png is not a readable photo: cannot identify"),
+        (["a dog"], {"photo": "missing.png"}, "there is no image {folder}/missing.png"),
+        (["a dog"], {"photo": "text.png"}, "{folder}/text.png is not a readable image: it is of no kind"),
         (["a dog", " "], {}, "a phrase is empty"),
         (["a dog", "?!"], {}, "phrase 1 ('?!') is empty after cleaning"),
         (["very " * 30], {}, "word pieces, the model takes 20"),
@@ -128,11 +133,13 @@ def test_mistakes_are_told_in_one_line(folder, run, arguments, changes, message)
     assert (status, output) == (2, "")
     assert message.format(folder=folder) in errors
     assert errors.count("\n") == 1
-    assert errors.startswith("albef-amc")
+    assert errors.startswith(("error: ", "albef-amc ground: error: "))
 
 
 def test_a_model_of_the_hub_without_a_network(folder, capsys):
-    assert main(["ground", str(folder / "photo.png"), "a dog", "--model", "nobody/nothing"]) == 2
+    with pytest.raises(SystemExit) as end:
+        main(["ground", str(folder / "photo.png"), "a dog", "--model", "nobody/nothing"])
+    assert end.value.code == 2
     assert "the model nobody/nothing cannot be loaded: We couldn't connect" in capsys.readouterr().err
 
 
@@ -150,22 +157,105 @@ def test_the_command_in_a_process_of_its_own(folder, tmp_path):
     assert (tmp_path / "out.jpg").is_file()
 
 
-def test_version_and_help(capsys):
+# Imports nothing that takes seconds, as is seen when all is done.
+IMPORTS = """
+import atexit, sys
+slow = {"torch", "transformers", "datasets", "accelerate", "numpy", "PIL", "modeling_albef_amc"}
+atexit.register(lambda: print("imported", *sorted(slow & set(sys.modules))))
+from trainer.commands import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_is_printed_without_torch(command):
+    arguments = ["--help"] if command is None else [command, "--help"]
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    *text, imported = done.stdout.splitlines()
+    assert imported.split() == ["imported"] and len(text) > 5
+    if command is None:
+        assert all(any(line.startswith(f"  {name} ") for line in text) for name in COMMANDS)
+    else:
+        assert f"albef-amc {command}" in text[0]
+
+
+def test_help_of_training_has_the_settings_of_the_project_and_all(capsys):
+    main(["train", "--help"])
+    own = capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--help-all"])
+    every = capsys.readouterr().out
+    assert end.value.code == 0 and all(option in own for option in ("--amc_max_weight", "--dataset", "--lora_rank"))
+    assert "--num_train_epochs" in every and "--num_train_epochs" not in own and "--lora_rank" in every
+
+
+def test_the_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"albef-amc {__version__}\n"
     assert __version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    for arguments, shown in ((["--version"], __version__), (["--help"], "ground"), (["ground", "--help"], "example:")):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 0
-        assert shown in capsys.readouterr().out
+
+
+def test_options_with_dashes_are_those_with_underscores():
+    given = ["--model=a-b", "--dataset", "data-set", "--output", "out"]
+    given += ["--box-format", "xywh", "--save-heatmaps", "--block-size", "7"]
+    args = parse("ground-dataset", given)
+    assert (args.model, args.dataset, args.box_format, args.save_heatmaps) == ("a-b", "data-set", "xywh", "float32")
+    assert args.block_size == 7
+    assert [with_underscores(text) for text in ("--json=-", "a--b", "-h", "--to-original=x-y", "--")] == [
+        "--json=-", "a--b", "-h", "--to_original=x-y", "--",
+    ]  # fmt: skip
+
+
+def test_choices_are_those_of_the_modules():
+    assert tuple(registry.METHODS) == commands.METHODS and tuple(regions.BOX_FORMATS) == commands.BOX_FORMATS
+    assert tuple(record_store.HEATMAP_TYPES) == commands.HEATMAP_TYPES
+    assert tuple(albef_checkpoint_layout.LAYOUTS) == commands.LAYOUTS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "albef-amc: error: the following arguments are required: COMMAND (see albef-amc --help)"),
+        (["fly"], "albef-amc: error: argument COMMAND: invalid choice: 'fly'"),
+        (["evaluate", "--dataset", "x"], "albef-amc evaluate: error: the following arguments are required: --models"),
+        (["evaluate", "--models", "run", "--dataset", "x"], "--models takes NAME=CHECKPOINT pairs"),
+        (["evaluate", "--models", "a/b=run", "--dataset", "x"], "names in --models become names of folders"),
+        (["evaluate", "--models", "a=b", "--dataset", "x", "--method", "relevance", "--in-caption"], "a whole text"),
+        (["sweep", "--model", "a", "--dataset", "x", "--method", "relevance"], "gradcam or attention"),
+        (["sweep", "--model", "a", "--dataset", "x", "--grounding-layer", "1"], "gradcam or attention"),
+        *(
+            (["ground-dataset", "--model", "a", "--dataset", "x", "--output", "y", *more], message)
+            for *more, message in [
+                *((f"--shard={shard}", "--shard takes I/N") for shard in ("2/2", "1", "-1/2", "a/b", "0/0")),
+                ("--shard", "0/2", "--overwrite", "would delete what other machines made"),
+                ("--columns", "caption", "--columns takes OURS=THEIRS pairs"),
+            ]
+        ),
+        (["convert", "a", "b", "--layout", "amc"], "--layout needs --to_original"),
+        (["convert", "a", "b", "--to-original", "--image-size", "9"], "--image_size does not go with --to_original"),
+        (["convert", "no/where.pth", "out"], "error: "),
+        (["export", "no/where", "out"], "error: "),
+        (["merge", "no/where", "--output", "out"], "error: "),
+        (["build", "coco"], ""),
+        (["train", "--report_to", "none"], "error: Say which data set to use"),
+    ],
+)
+def test_mistakes_of_every_command_are_told_in_a_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and message in errors and (errors.count("\n") == 1 or "build" in arguments)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
 def test_colours_are_inferno():
-    matplotlib = pytest.importorskip("matplotlib")
-    original = np.array(matplotlib.colormaps["inferno"].colors) * 255
-    assert np.abs(colour_table() - original).max() < 7
+    original = {40: (47, 10, 91), 128: (188, 55, 84), 200: (251, 157, 7)}  # of matplotlib
+    assert all(np.abs(colour_table()[level] - np.array(color)).max() < 7 for level, color in original.items())
     assert (colour_table()[::17] == INFERNO).all()
 
 
@@ -178,7 +268,7 @@ def test_overlay_by_hand():
     np.testing.assert_allclose(drawn[0, 1], 75 + colour_table()[128] / 4, atol=1)
     assert overlay(photo, np.full((1, 3), 7.0)).getpixel((1, 0)) == (100, 100, 100)
     assert overlay(photo, np.array([[0.0, 0.0, 1.0]]), opacity=1).getpixel((2, 0)) == INFERNO[-1]
-    with pytest.raises(ValueError, match="does not fit a photo of"):
+    with pytest.raises(ValueError, match="does not fit an image of"):
         overlay(photo, np.zeros((3, 1)))
     with pytest.raises(ValueError, match="opacity must be in"):
         overlay(photo, np.zeros((1, 3)), opacity=1.1)
@@ -187,7 +277,7 @@ def test_overlay_by_hand():
 @pytest.mark.parametrize("box", [(0, 0, 50, 40), (3, 4, 4, 5), (3, 4, 6, 5), (10, 10, 30, 22)])
 def test_marks_touch_no_pixel_outside(box):
     white = Image.new("RGB", (50, 40), "white")
-    changed = (np.asarray(mark(white, (box[0], box[1]), box)) != 255).any(axis=2)
+    changed = (np.asarray(mark(white, (box[0], box[1]), [box])) != 255).any(axis=2)
     assert (np.asarray(white) == 255).all()
     changed[: box[1] + 5, : box[0] + 5] = False  # the point, in the upper left corner
     rows, columns = changed.nonzero()
@@ -201,8 +291,7 @@ def test_panels_are_readable_at_every_size(size):
     photo = Image.new("RGB", size, "white")
     heatmap = np.zeros(size[::-1], dtype=np.float32)
     point = size[0] // 2, size[1] // 4
-    answer = {"heatmap": heatmap, "point": point, "box": (0, 0, *size)}
-    drawn = panel(photo, answer, "the dog")
+    drawn = panel(photo, "the dog", heatmap, point, [(0, 0, *size)])
     assert drawn.width == 560
     pixels = np.asarray(drawn).astype(int)
     caption = drawn.height - round(size[1] * min(560 / size[0], 900 / size[1]))

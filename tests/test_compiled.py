@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 
 MODES = torch.enable_grad, torch.no_grad, torch.inference_mode
 SHALLOW = dict(num_hidden_layers=3, fusion_layer=1, hidden_size=24, intermediate_size=48, num_attention_heads=2)

@@ -5,9 +5,6 @@ import json
 import os
 import pickle
 import re
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +15,8 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError, original_names
-from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint, main, write_original
-from tests.original_checkpoints import (
+from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint, write_original
+from tests.helpers.original_checkpoints import (
     GOLDEN,
     HEAD,
     MOMENTUM,
@@ -65,11 +62,10 @@ def golden(shared_dir) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(golden, tmp_path_factory) -> Path:
-    """The released file, by the command."""
+    """The released file."""
     folder = tmp_path_factory.mktemp("golden")
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in GOLDEN.items()]
     vocabulary = write_vocabulary(folder / "tokenizer", 200)
-    main([str(golden / "model.pth"), str(folder / "albef"), "--tokenizer", str(vocabulary), *options])
+    convert_checkpoint(golden / "model.pth", folder / "albef", tokenizer=vocabulary, **GOLDEN)
     return folder / "albef"
 
 
@@ -255,13 +251,13 @@ def test_files_that_are_no_checkpoints(state, tokenizer, tmp_path):
     content = source.read_bytes()
     for length in (len(content) // 2, len(content) - 10, 100):
         source.write_bytes(content[:length])
-        refused(source, tmp_path, "cut off or damaged")
+        refused(source, tmp_path, "damaged, cut off or no file of torch.save")
     torch.save({"model": state}, source, _use_new_zipfile_serialization=False)
     source.write_bytes(source.read_bytes()[:-50])
-    refused(source, tmp_path, "damaged, or no file of torch.save")
+    refused(source, tmp_path, "damaged, cut off or no file of torch.save")
     for text in (b"", b"hello", b"version https://git-lfs.github.com/spec/v1\n", bytes(range(256))):
         source.write_bytes(text)
-        refused(source, tmp_path, "damaged, or no file of torch.save")
+        refused(source, tmp_path, "damaged, cut off or no file of torch.save")
     refused(tmp_path / "none.pth", tmp_path, "no such file")
     for content, message in (
         ([1, 2], "no state dictionary"),
@@ -314,12 +310,12 @@ def test_whole_layers_that_are_missing(state, tokenizer, tmp_path):
 
 def test_options_that_the_tensors_contradict(state, tokenizer, tmp_path):
     source = save(state, tmp_path / "a.pth")
-    refused(source, tmp_path, "--vision-heads", vision_heads=None)  # 12 heads of width 16 / 12
-    refused(source, tmp_path, "--text-heads", text_heads=5)
-    refused(source, tmp_path, r"choose one of 2\.\.4 with --grounding-layer", grounding_layer=None)
-    refused(source, tmp_path, "--grounding-layer", grounding_layer=1)
-    refused(source, tmp_path, "--image-size 33", image_size=33)
-    refused(source, tmp_path, "--image-size 0", image_size=0)
+    refused(source, tmp_path, "--vision_heads", vision_heads=None)  # 12 heads of width 16 / 12
+    refused(source, tmp_path, "--text_heads", text_heads=5)
+    refused(source, tmp_path, r"choose one of 2\.\.4 with --grounding_layer", grounding_layer=None)
+    refused(source, tmp_path, "--grounding_layer", grounding_layer=1)
+    refused(source, tmp_path, "--image_size 33", image_size=33)
+    refused(source, tmp_path, "--image_size 0", image_size=0)
     refused(source, tmp_path, "pass --tokenizer a folder", tokenizer="bert-base-uncased")  # offline, and not cached
     (tmp_path / "empty").mkdir()
     refused(source, tmp_path, "neither vocab.txt nor tokenizer.json", tokenizer=tmp_path / "empty")
@@ -409,25 +405,6 @@ def test_an_interruption_at_the_last_moment_keeps_the_previous_folder(state, tok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "out", "tokenizer"]
 
 
-def test_command_in_a_process_whose_files_may_not_grow(state, tokenizer, tmp_path):
-    """The real writer, stopped by the system in the middle of its work."""
-    source = save(state, tmp_path / "a.pth")
-    command = [sys.executable, "-m", "modeling_albef_amc.tools.convert_albef_checkpoint", source, tmp_path / "out"]
-    command += ["--tokenizer", tokenizer, "--vision-heads=2", "--text-heads=2", "--grounding-layer=3"]
-    limit = 100_000  # bytes a file: enough for the code, not for the weights
-    run = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert run.returncode == 1, run.stderr
-    assert f"Cannot convert {source}: could not write {tmp_path / 'out'}" in run.stderr
-    assert "Traceback" not in run.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "tokenizer"]
-
-
 # Back -----------------------------------------------------------------------------------------------------------------
 
 
@@ -457,14 +434,14 @@ def test_a_trained_folder_goes_back_and_says_what_stays_behind(folder, tmp_path)
     assert back.keys() == fine_tuned(original_state()).keys()
 
 
-def test_momentum_encoders_for_the_released_scripts(folder, tmp_path, capsys):
+def test_momentum_encoders_for_the_released_scripts(folder, tmp_path):
     AlbefModel.from_pretrained(folder).save_pretrained(tmp_path / "small")
     report = write_original(tmp_path / "small", tmp_path / "small.pth")
-    assert "--momentum-copies" in report
+    assert "--momentum_copies" in report
     small = torch.load(tmp_path / "small.pth", weights_only=True)["model"]
     assert not any("_m." in name for name in small)
-    main([str(tmp_path / "small"), str(tmp_path / "whole.pth"), "--to-original", "--momentum-copies"])
-    assert "Written as copies: momentum encoders" in capsys.readouterr().out
+    report = write_original(tmp_path / "small", tmp_path / "whole.pth", momentum_copies=True)
+    assert "Written as copies: momentum encoders" in report
     whole = torch.load(tmp_path / "whole.pth", weights_only=True)["model"]
     copies = {name for name in original_state() if MOMENTUM.match(name) and not HEAD.search(name)}
     assert whole.keys() == small.keys() | copies
@@ -489,9 +466,9 @@ def test_folders_that_are_refused(folder, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     refused_folder("'bert', not 'albef'")
     (folder / "config.json").write_text("{")
-    refused_folder("config.json is damaged")
+    refused_folder("config.json is missing or damaged")
     (folder / "config.json").write_text(json.dumps({**config, "projection_dim": "eight"}))
-    refused_folder("config.json is damaged")
+    refused_folder("its config.json is no configuration of the model")
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(folder / "model.safetensors")
     save_file({**weights, "adapter.weight": torch.ones(1)}, folder / "model.safetensors")
@@ -500,19 +477,3 @@ def test_folders_that_are_refused(folder, tmp_path):
     refused_folder("model.safetensors is missing or damaged")
     (folder / "model.safetensors").unlink()
     refused_folder("model.safetensors is missing or damaged")
-
-
-def test_options_of_the_other_direction_are_refused(tmp_path, capsys):
-    for arguments, message in (
-        (["--to-original", "--image-size", "384"], "--image-size does not go with --to-original"),
-        (["--layout", "albef"], "--layout needs --to-original"),
-        (["--momentum-copies"], "--momentum-copies needs --to-original"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main([str(tmp_path / "a"), str(tmp_path / "b"), *arguments])
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert stop.value.code == 1
-    assert capsys.readouterr().err == f"Cannot convert {tmp_path / 'a'}: no such file.\n"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modeling_albef_amc.tools.convert_albef_checkpoint import write_original
-from tests.original_checkpoints import (
+from tests.helpers.original_checkpoints import (
     MOMENTUM,
     assert_equal_states,
     original_state,
@@ -189,7 +189,7 @@ def test_safetensors_and_shards(state, expected, tmp_path):
         assert source.is_dir() or f"{source.name}: {megabytes:,.1f} MB" in report
 
     refused(index.parent / "model-00002-of-00003.safetensors", tmp_path, "one of several shards: pass the .index.json")
-    refused(bin_index.parent, tmp_path, "a folder without model.safetensors.index.json: pass the file")
+    refused(bin_index.parent, tmp_path, r"no such file: .*model\.safetensors\.index\.json")
     refused(tmp_path / "a.safetensors.out", tmp_path, "config.json is no original: to convert it back")
     content = (tmp_path / "a.safetensors").read_bytes()
     for damaged in (content[:-1], content[:1000], content[:7], b""):
@@ -199,7 +199,7 @@ def test_safetensors_and_shards(state, expected, tmp_path):
         save_file({**whole, "module.itm_head.bias": odd}, tmp_path / "a.safetensors")
         refused(tmp_path / "a.safetensors", tmp_path, f"itm_head.bias is of {odd.dtype}, unlike torch.float32")
     refused(
-        tmp_path / "plain.pth.out/model.safetensors", tmp_path, "of a converted model: pass --to-original its folder"
+        tmp_path / "plain.pth.out/model.safetensors", tmp_path, "of a converted model: pass --to_original its folder"
     )
     torch.save([1], bin_index.parent / "pytorch_model-00002-of-00003.bin")
     refused(bin_index, tmp_path, "no state dictionary")
@@ -208,7 +208,7 @@ def test_safetensors_and_shards(state, expected, tmp_path):
     index.write_text(json.dumps({"weight_map": {"temp": "../plain.pth"}}))
     refused(index, tmp_path, "index.json is damaged: weight_map")
     index.write_text("{")
-    refused(index, tmp_path, "index.json is damaged: it is no JSON")
+    refused(index, tmp_path, "index.json is missing or damaged: it is no JSON")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -259,11 +259,7 @@ def test_other_precisions(state, tokenizer, tmp_path, dtype, part):
             lambda s: {"model": nn.Linear(2, 2)},
             r"carries code \(torch\.nn\.modules\.linear\.Linear\), which is never run",
         ),
-        (
-            lambda s: {**s, "temp": s["temp"].to(torch.float8_e4m3fn)},
-            r"of a kind that is not read \(_rebuild_tensor_v3\)",
-        ),
-        (lambda s: {**s, "temp": torch.ones(2).to_sparse()}, r"of a kind that is not read \(_rebuild_sparse_tensor\)"),
+        (lambda s: {**s, "temp": torch.ones(2).to_sparse()}, "more than tensors: temp"),
         (lambda s: {**s, "itm_head.bias": torch.ones(2, dtype=torch.int8)}, r"itm_head\.bias is of torch\.int8"),
         (lambda s: {**s, "itm_head.bias": torch.ones(2) + 1j}, r"itm_head\.bias is of torch\.complex64"),
     ],
@@ -273,9 +269,6 @@ def test_what_training_scripts_save_and_cannot_be_read(state, tokenizer, tmp_pat
     refused(tmp_path / "a.pth", tmp_path, message)
 
 
-def test_other_pickle_protocols(state, expected, tmp_path):
+def test_another_pickle_protocol(state, expected, tmp_path):
     torch.save(state, tmp_path / "3.pth", pickle_protocol=3)
     assert_equal_states(weights_of(tmp_path / "3.pth", tmp_path)[0], expected)
-    for protocol in (4, 5):
-        torch.save(state, tmp_path / "a.pth", pickle_protocol=protocol)
-        refused(tmp_path / "a.pth", tmp_path, f"but of protocol {protocol}: save it anew without pickle_protocol")

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.test_architecture import OURS, ROOT, imports
+from tests.helpers.source import OURS, ROOT, imports
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = "core"
@@ -21,9 +21,9 @@ GROUPS = {CORE: PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 # What each group is for, as patterns of files. These, and all of ours that they import, need no more than the core and
 # the group; whoever runs tests, benchmarks and the fuzzer has all groups.
 USES = {
-    CORE: ["modeling_albef_amc/*.py"],
+    CORE: ["modeling_albef_amc/**/*.py", "trainer/commands.py"],
     "train": ["train.py", "trainer/**/*.py", "dataset_scripts/*.py"],
-    "eval": ["evaluate_grounding.py", "ground_dataset.py", "sweep_layers.py"],
+    "eval": [f"trainer/{name}.py" for name in ("evaluate_grounding", "ground_dataset", "sweep_layers")],
     "space": ["space/*.py"],
     "dev": ["tests/**/*.py", "benchmarks/*.py"],
     "fuzz": ["tests/fuzz/*.py"],
@@ -34,6 +34,7 @@ PINNED = [group for group in GROUPS if group != "fuzz"]
 # Modules that are not named as what is installed for them.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio"}  # gradio requires one version of it
 NOT_IMPORTED = {
+    "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
     "pytest-xdist": "--numprocesses of pytest",
     "ruff": "make lint",

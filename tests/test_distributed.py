@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,31 +11,19 @@ import pytest
 import torch
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
-from tests import distributed_worker
+from tests.helpers import two_processes
+from tests.helpers.runs import torchrun
+from tests.helpers.training import is_equal, relative_difference
 from tests.tiny_data import tiny_dataset, tiny_records, write_folder
-from tests.trainer_helpers import is_equal, relative_difference
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(*command: str, cwd: Path, processes: int = 2) -> str:
-    """Runs a script in several processes; what they print."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    options = ["--nproc_per_node", str(processes), "--master_port", str(port)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    torchrun(str(ROOT / "tests" / "distributed_worker.py"), str(folder), cwd=folder)
+    torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), str(folder), cwd=folder)
     found = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
     assert [rank["world_size"] for rank in found] == [2, 2]
     return found
@@ -46,20 +33,10 @@ def ranks(tmp_path_factory) -> list[dict]:
 def alone(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("alone")
     return {
-        "by_trainer": distributed_worker.by_trainer(folder / "run", 6),
-        "without_itc_and_itm": distributed_worker.by_trainer(folder / "off", 6, itc_weight=0.0, itm_weight=0.0),
-        "dual": {
-            family: distributed_worker.by_dual_encoder(folder / family, family, 6) for family in ("clip", "siglip")
-        },
+        "by_trainer": two_processes.by_trainer(folder / "run", 6),
+        "without_itc_and_itm": two_processes.by_trainer(folder / "off", 6, itc_weight=0.0, itm_weight=0.0),
+        "dual": {family: two_processes.by_dual_encoder(folder / family, family, 6) for family in ("clip", "siglip")},
     }
-
-
-def test_ddp_and_compute_loss_give_the_gradients_of_one_process(ranks, alone):
-    one, other = (rank["by_hand"] for rank in ranks)
-    assert one["own_mlm_tokens"] > 0 == other["own_mlm_tokens"]  # as uneven as can be
-    assert relative_difference(one["gradients"], other["gradients"]) == 0
-    assert relative_difference(alone["by_trainer"]["gradients"][0], one["gradients"]) < 1e-5
-    assert is_equal(one["state"], other["state"])
 
 
 @pytest.mark.parametrize("run", ["by_trainer", "without_itc_and_itm"])
@@ -168,7 +145,7 @@ def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     assert metrics["validation_num_phrases"] == 7
     assert {"checkpoint-2", "checkpoint-4", "model.safetensors"} < {f.name for f in (tmp_path / "run").iterdir()}
 
-    scored = [str(ROOT / "evaluate_grounding.py"), "--models", f"run={tmp_path / 'run'}", "--dataset", str(data)]
+    scored = ["-m", "trainer.evaluate_grounding", "--models", f"run={tmp_path / 'run'}", "--dataset", str(data)]
     scored += ["--splits", "validation", "train", "--batch_size", "2", "--cpu", "--output"]
     torchrun(*scored, str(tmp_path / "two"), cwd=tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

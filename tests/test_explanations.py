@@ -8,15 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate_grounding
-import sweep_layers
 from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
 from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
-from modeling_albef_amc.families.relevance import relevance
-from modeling_albef_amc.gradcam import LayerAttention, PhraseAttention, attention_map
-from tests.conftest import tiny_batch, tiny_config
-from tests.tiny_data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.tiny_families import TINY
+from modeling_albef_amc.families.relevance import LayerAttention, relevance
+from modeling_albef_amc.gradcam import PhraseAttention, attention_map
+from tests.helpers.data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.models import TINY, tiny_batch, tiny_config
+from trainer import evaluate_grounding, sweep_layers
 
 MODELS = {"albef": lambda: AlbefModel(tiny_config()).eval(), **TINY}
 WITH_RELEVANCE = [name for name, family in FAMILIES.items() if family.modules is not None]

@@ -18,9 +18,14 @@ from modeling_albef_amc.families.fusion import blip
 from modeling_albef_amc.families.objectives import following_images, known_matches, matching_loss, other_image
 from modeling_albef_amc.families.registry import FAMILIES as KNOWN
 from modeling_albef_amc.families.training import step_targets
-from tests.conftest import tiny_batch, tiny_blip, tiny_config
-from tests.tiny_families import TINY
-from tests.trainer_helpers import relative_difference
+from tests.helpers.models import (
+    TINY,
+    check_by_finite_differences,
+    relative_difference,
+    tiny_batch,
+    tiny_blip,
+    tiny_config,
+)
 from trainer.amc_loss import attention_mask_consistency_loss
 
 FAMILIES = {
@@ -256,34 +261,6 @@ def amc_loss(heatmaps: torch.Tensor) -> torch.Tensor:
     terms = attention_mask_consistency_loss(heatmaps, region_masks(), margin_mean=1.0, margin_max=1.0)
     assert all(term > 0 for term in terms.values())
     return terms["loss_amc_mean"] + terms["loss_amc_max"]
-
-
-def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1e-6) -> None:
-    """Autograd against central differences in float64, for every parameter, along a random direction.
-
-    Args:
-        loss_of: gives the loss of the model as it is now.
-        moved: parts of names; at least one parameter of each must have a gradient that is not small.
-    """
-    loss_of().backward()
-    steep = set()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        direction = F.normalize(torch.randn_like(parameter).flatten(), dim=0).view_as(parameter)
-        values = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                parameter += sign * step * direction
-            values.append(loss_of().item())
-            with torch.no_grad():
-                parameter -= sign * step * direction
-        difference = (values[0] - values[1]) / (2 * step)
-        slope = 0.0 if parameter.grad is None else (parameter.grad * direction).sum().item()
-        assert slope == pytest.approx(difference, rel=1e-4, abs=1e-7), name
-        if abs(slope) > 1e-4:
-            steep |= {part for part in moved if part in name}
-    assert steep == moved
 
 
 @pytest.fixture

@@ -3,40 +3,32 @@
 import io
 import json
 import os
-import re
 import signal
 import struct
 import subprocess
 import sys
 import time
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-import dataset_scripts.sources
+import dataset_scripts.builder
 import modeling_albef_amc.images
-from dataset_scripts.features import encode_png
-from dataset_scripts.segmentations import segmentation_to_mask
-from dataset_scripts.sources import SourceBuilder
-from dataset_scripts.visual_genome import read_ids
+from dataset_scripts.albef_json import AlbefJson
+from dataset_scripts.builder import Unusable
 from modeling_albef_amc import AlbefModel, AutoGrounder
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_original
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
-from tests.fuzz import readers, seeds
-from tests.fuzz.readers import built
-from tests.tiny_data import tiny_albef, tiny_processor
+from tests.helpers.data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
 from trainer.record_store import RecordStore, record_schema
-from trainer.regions import open_image
 
 DEEP = "[" * 10**6
 ROOT = Path(__file__).parents[1]
@@ -56,113 +48,17 @@ def never_hangs():
     signal.signal(signal.SIGALRM, before)
 
 
-# Photos by name -------------------------------------------------------------------------------------------------------
+# Places that are no file ----------------------------------------------------------------------------------------------
 
 
-def coco(folder: Path, name: str) -> SourceBuilder:
-    listed = seeds.instances()
-    listed["images"][0]["file_name"] = name
-    return built(readers.Coco, folder, "other", {"instances.json": json.dumps(listed).encode()})[0]
-
-
-def refcoco(folder: Path, name: str) -> SourceBuilder:
-    files = seeds.refcoco_files()
-    listed = json.loads(files["instances.json"])
-    listed["images"][0]["file_name"] = name
-    return built(readers.RefCoco, folder, "other", {**files, "instances.json": json.dumps(listed).encode()})[0]
-
-
-def albef_json(folder: Path, name: str) -> SourceBuilder:
-    listed = json.dumps([{"image": name, "caption": "a"}]).encode()
-    return built(readers.AlbefJson, folder, "other", {"train.json": listed})[0]
-
-
-def referit(folder: Path, name: str) -> SourceBuilder:
-    return built(readers.ReferIt, folder, "other", {**seeds.referit_files(), "1_1.json": seeds.referit()[1]})[0]
-
-
-def visual_genome(folder: Path, name: str) -> SourceBuilder:
-    files = {**seeds.visual_genome_files(), "region_descriptions.json": seeds.visual_genome_regions()[0]}
-    return built(readers.VisualGenome, folder, "other", files)[0]
-
-
-def flickr(folder: Path, name: str) -> SourceBuilder:
-    return built(readers.Flickr30kEntities, folder, "other", seeds.flickr_files())[0]
-
-
-NAMING = [coco, refcoco, albef_json]  # whose annotations name the files of photos
-# Of the others, photos are files by number: what stands in the place of photo 1.
-NUMBERED = {referit: "2.jpg", visual_genome: "VG_100K/1.jpg", flickr: "1.jpg"}
-
-
-def rows_of(builder: SourceBuilder) -> list[dict]:
-    return [
-        row
-        for split in builder.split_names()
-        for job in builder.jobs(split)
-        for row in builder.storable_rows(split, job)
-    ]
-
-
-def secret(folder: Path) -> Path:
-    """A photo that is nobody's business, outside the folder of the photos."""
-    path = folder / "secret.png"
-    path.write_bytes(encode_png(np.full((6, 8, 3), 77, np.uint8))["bytes"])
-    return path
-
-
-@pytest.mark.parametrize("make", NAMING)
-@pytest.mark.parametrize("name", ["../secret.png", "absolute", "../../../../../../etc/passwd", "a/../../secret.png"])
-def test_no_name_leads_out_of_the_folder_of_the_photos(make, name, tmp_path):
-    outside = secret(tmp_path)
-    builder = make(tmp_path, str(outside) if name == "absolute" else name)
-    assert all(row["image"]["bytes"] != outside.read_bytes() for row in rows_of(builder))
-    assert builder.report.dropped["photos: their name leads out of the folder of the photos"] >= 1
-
-
-def stand_in(kind: str, place: Path) -> str:
-    """Puts something that is no photo in a photo's place. Returns the reason that it is dropped for."""
-    place.unlink(missing_ok=True)
+def stand_in(kind: str, place: Path) -> None:
+    """Puts something that is no image in an image's place."""
     if kind == "link to itself":
         place.symlink_to(place.name)
-    elif kind == "ring of links":
-        (place.parent / "other").symlink_to(place.name)
-        place.symlink_to("other")
     elif kind == "folder":
         place.mkdir()
     elif kind == "pipe":
         os.mkfifo(place)
-    elif kind == "device":
-        place.symlink_to("/dev/zero")
-        return "photos: their name leads out of the folder of the photos"
-    return "photos: not in the folder of the photos"
-
-
-STAND_INS = ["link out of the folder", "link to itself", "ring of links", "folder", "pipe", "device"]
-
-
-@pytest.mark.parametrize("kind", STAND_INS)
-@pytest.mark.parametrize("make", [*NAMING, *NUMBERED])
-def test_what_is_no_file_is_not_opened(make, kind, tmp_path):
-    builder = make(tmp_path, "a.png")
-    place = tmp_path / "photos" / NUMBERED.get(make, "a.png")
-    if kind == "link out of the folder":
-        place.unlink()
-        place.symlink_to(secret(tmp_path))
-        reason = "photos: their name leads out of the folder of the photos"
-    else:
-        reason = stand_in(kind, place)
-    rows = rows_of(builder)
-    assert all(row["image"]["bytes"] != secret(tmp_path).read_bytes() for row in rows)
-    assert builder.report.dropped[reason] >= 1
-
-
-@pytest.mark.parametrize("make", NAMING)
-@pytest.mark.parametrize("name", ["a" * 300, "a/" * 10**6, "\0", "\ud800", "photos\0.png", "."])
-def test_names_that_no_file_has(make, name, tmp_path):
-    builder = make(tmp_path, name)
-    rows_of(builder)
-    assert sum(count for reason, count in builder.report.dropped.items() if reason.startswith("photos: ")) >= 1
 
 
 @pytest.mark.parametrize(
@@ -233,9 +129,12 @@ def reads(path: Path) -> list[str]:
             answers.append(f"opened as {read()}")
         except ValueError as error:
             answers.append(f"ValueError {error}")
-    builder = albef_json(path.parent / f"build-{path.name}", "a.png")
-    (path.parent / f"build-{path.name}" / "photos" / "a.png").write_bytes(path.read_bytes())
-    return [*answers, f"{len(rows_of(builder))} rows {dict(builder.report.dropped)}"]
+    builder = AlbefJson(cache_dir="unused", data_dir=str(path.parent), images_dir=str(path.parent))
+    try:
+        answers.append(f"stored {builder.load_image(path.name)}")
+    except Unusable as reason:
+        answers.append(f"Unusable {reason}")
+    return answers
 
 
 def test_pictures_that_unfold_beyond_memory(tmp_path):
@@ -253,7 +152,7 @@ def test_pictures_that_unfold_beyond_memory(tmp_path):
     *lines, memory = done.stdout.splitlines()
     assert len(lines) == 3 * len(BOMBS)
     for line in lines:
-        assert "ValueError" in line or "0 rows {'photos: " in line, line
+        assert "ValueError" in line or "Unusable images: " in line, line
         assert "bomb-" in line
     assert int(memory.split()[1]) < 150, memory
 
@@ -270,86 +169,18 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     open_photo_says, open_image_says, built_says = reads(tmp_path / "a.png")
     assert "ValueError" in open_photo_says and "ValueError" in open_image_says
-    assert "0 rows {'photos: cannot be decoded': 1" in built_says
+    assert built_says == "Unusable images: cannot be decoded"
     assert not marker.exists()
 
 
 def test_the_kinds_of_pictures_are_written_alike():
     """The builders import nothing of the model's side, so that the list stands there twice."""
-    assert dataset_scripts.sources.PHOTO_FORMATS == modeling_albef_amc.images.FORMATS
-    assert dataset_scripts.sources.MAX_PIXELS == modeling_albef_amc.images.MAX_PIXELS
-    assert dataset_scripts.sources.UNREADABLE == modeling_albef_amc.images.UNREADABLE
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "size", "message"),
-    [
-        ([[0, 0, 60_000, 60_000] * 500], (60_000, 1000), "longer outline than any"),
-        ([[0, 0, 4000, 4000] * 100] * 50, (4000, 4000), "longer outline than any"),
-        ({"size": [480, 640], "counts": "o" * 10**6}, (480, 640), "cannot be read"),
-        ({"size": [480, 640], "counts": "o" * 12 + "0"}, (480, 640), r"cannot be read|add up"),
-        ({"size": [480, 640], "counts": [10**4000, 1]}, (480, 640), "add up"),
-        ([[0, 0, 1, 0, 1, 1]], (2**20, 2**20), "more pixels than any"),
-    ],
-)
-def test_outlines_and_run_lengths_that_hurt(segmentation, size, message):
-    before, reasons = time.process_time(), []
-    segmentation_to_mask(segmentation, *size, reasons.append)
-    assert re.search(message, reasons[0])
-    assert time.process_time() - before < 2
-
-
-def test_many_masks_of_a_large_photo_take_the_memory_of_one(tmp_path):
-    """Without photos nothing says that an annotation file's sizes are true."""
-    side = 2048
-    whole = {"size": [side, side], "counts": [0, side * side]}
-    found = {"image_id": 1, "category_id": 3, "bbox": [0, 0, side, side]}
-    annotations = [{**found, "id": number, "segmentation": [whole] * 4} for number in range(8)]
-    listed = {
-        "images": [{"id": 1, "file_name": "a", "width": side, "height": side}],
-        "annotations": annotations,
-        "categories": [{"id": 3, "name": "a"}],
-    }
-    files = {"instances.json": json.dumps(listed).encode()}
-    builder, _ = built(readers.Coco, tmp_path, "other", files, images_dir=None)
-    tracemalloc.start()
-    try:
-        (row,) = rows_of(builder)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert len(row["masks"]) == 8
-    assert peak < 8 * side * side  # of 32 masks of a byte a pixel
-
-
-def test_lists_of_a_million_photos(tmp_path):
-    builder, run = built(readers.Flickr30kEntities, tmp_path, "train.txt", seeds.flickr_files())
-    before = time.process_time()
-    run("\n".join([*map(str, range(10, 300_000)), "299999"]).encode())  # an error that names the list, or a Fault
-    run(b"9" * 5000)
-    assert time.process_time() - before < 10
-    with pytest.raises(ValueError, match=r"train\.txt: '9+ is not the number of a photo"):
-        builder.split_names()
+    assert dataset_scripts.builder.IMAGE_FORMATS == modeling_albef_amc.images.FORMATS
+    assert dataset_scripts.builder.MAX_PIXELS == modeling_albef_amc.images.MAX_PIXELS
+    assert dataset_scripts.builder.UNREADABLE == modeling_albef_amc.images.UNREADABLE
 
 
 # Text files -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", [DEEP, '{"a":' * 10**5, '{"annotations": ' + DEEP, '[{"id": 1, "regions": ' + DEEP])
-@pytest.mark.parametrize(
-    "target",
-    ["infoground", "instances", "proposals", "referit", "visual_genome_regions", "visual_genome_objects", "albef_json"],
-)
-def test_annotations_nested_a_million_times(target, text, tmp_path):
-    """Each says so in a ValueError that names the file, or drops the record: what fuzz targets let pass."""
-    getattr(readers, target)(tmp_path)(text.encode())
-
-
-def test_lists_of_ids_nested_a_million_times(tmp_path):
-    for text in (DEEP, '{"images": ' + DEEP):
-        (tmp_path / "ids.json").write_text(text)
-        with pytest.raises(ValueError, match=r"ids\.json: record 0 is nested too deep"):
-            read_ids(tmp_path / "ids.json")
 
 
 LAUGHS = "a: &a [x, x]\n" + "".join(
@@ -360,25 +191,20 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 10**5, "nested deeper than 32"),
-        ("freeze: " + "[" * 10**5, "nested deeper than 32"),
-        ("freeze: " + "{a: " * 10**4, "nested deeper than 32"),
-        ("\n".join(" " * n + "a:" for n in range(300)), "nested deeper than 32"),
-        ("- " * 60_000, "nested deeper than 32"),
-        (LAUGHS, "references"),
-        ("freeze: !!python/object/apply:os.system ['true']", "types by name"),
-        ("model: " + "x" * 2**18, "131,072 bytes"),
+        ("freeze: " + "[" * 2000, "not YAML: .*recursion"),
+        (LAUGHS, "unknown setting"),
+        ("x: &x [y, y]\nlora_rank: [" + "*x, " * 100 + "*x]", "unknown setting 'x'"),
+        ("freeze: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("max_train_examples: " + "9" * 5000, "not YAML: .*digits"),
     ],
-    ids=["list", "list in a setting", "mappings", "indented", "dashes", "laughs", "code", "long", "digits"],
+    ids=["nested", "laughs", "references", "code", "digits"],
 )
 def test_settings_that_hurt(text, message, tmp_path):
-    path, before = tmp_path / "run.yaml", time.process_time()
+    path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         parse_arguments(ModelArguments, arguments=[str(path)])
     assert "run.yaml" in str(error.value) and len(str(error.value)) < 1000
-    assert time.process_time() - before < 10
 
 
 def test_damaged_settings_of_records(tmp_path):
@@ -415,8 +241,6 @@ def lying(file: Path, kind: str) -> None:
         "negative": {first: {**header[first], "data_offsets": [-8, 8]}},
     }
     text = json.dumps({**header, **changes.get(kind, {})}).encode()
-    if kind == "twice":
-        text = text[:-1] + f', "{first}": {json.dumps(header[first])}}}'.encode()
     if kind == "nested":
         text = DEEP.encode()
     stated = 2**60 if kind == "header of 2^60" else len(text)
@@ -425,7 +249,7 @@ def lying(file: Path, kind: str) -> None:
     )
 
 
-LIES = ["offsets beyond the file", "overlapping", "wrong type", "unknown type", "huge shape", "negative", "twice"]
+LIES = ["offsets beyond the file", "overlapping", "wrong type", "unknown type", "huge shape", "negative"]
 LIES += ["nested", "header of 2^60", "empty", "cut"]
 
 
@@ -437,12 +261,11 @@ def test_weights_whose_header_lies(kind, checkpoint):
         AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
     with pytest.raises(ConversionError, match=r"model\.safetensors is (missing or )?damaged"):
         load_folder(checkpoint)
-    if kind != "twice":  # transformers takes one of the two
-        with pytest.raises((SafetensorError, OSError)):
-            AlbefModel.from_pretrained(checkpoint)
+    with pytest.raises((SafetensorError, OSError)):
+        AlbefModel.from_pretrained(checkpoint)
 
 
-@pytest.mark.parametrize("kind", ["offsets beyond the file", "twice", "header of 2^60"])
+@pytest.mark.parametrize("kind", ["offsets beyond the file", "header of 2^60"])
 def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
     pytest.importorskip("peft")
     model = AlbefModel.from_pretrained(checkpoint)
@@ -457,7 +280,7 @@ def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
         AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu")
     for text in (DEEP, "[]", "{}", '{"base_model_name_or_path": 5}', '{"base_model_name_or_path": null}'):
         (tmp_path / "adapters" / "adapter_config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"adapter_config\.json is damaged"):
+        with pytest.raises(ValueError, match=r"adapter_config\.json is (missing or )?damaged"):
             AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu")
 
 
@@ -465,7 +288,7 @@ def test_adapters_whose_header_lies(kind, checkpoint, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_settings_of_a_checkpoint_that_are_none(name, text, checkpoint):
     (checkpoint / name).write_text(text)
-    with pytest.raises(ValueError, match=rf"{name} is damaged"):
+    with pytest.raises(ValueError, match=rf"{name} is (missing or )?damaged"):
         AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
 
 
@@ -499,7 +322,7 @@ def test_configurations_of_no_model(part, change, message, checkpoint):
 )
 def test_an_index_names_files_of_its_folder_alone(names, checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    with pytest.raises(ConversionError, match=r"index\.json is damaged"):
+    with pytest.raises(ConversionError, match=r"index\.json is (missing or )?damaged"):
         load_folder(checkpoint)
 
 
@@ -510,19 +333,5 @@ def test_a_checkpoint_is_no_larger_than_its_file(tmp_path):
         load_original(tmp_path / "a.pth")
     for odd in (torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), 0.5):
         torch.save({"model": {"temp": odd}}, tmp_path / "a.pth")
-        with pytest.raises(ConversionError, match=r"more than tensors: temp|tensors of a kind that is not read"):
+        with pytest.raises(ConversionError, match="more than tensors: temp"):
             load_original(tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("two-gigabytes-asked-for", r"carries code \(builtins\.bytearray\)"),
-        ("key-of-tuples-in-tuples", "nested deeper than 32"),
-        ("text-longer-than-the-file", "damaged"),
-        ("packed", "packed in a way that torch.save does not"),
-    ],
-)
-def test_checkpoints_that_ask_for_memory_or_time(name, message):
-    with pytest.raises(ConversionError, match=message):
-        load_original(ROOT / "tests/fuzz/corpus/checkpoint_file" / name)

@@ -161,7 +161,7 @@ def test_scaled_values_are_kept_without_do_rescale(processor, rgb):
         ([np.full((5, 5, 3), np.nan)], "image 0: .* values from nan"),
         ([np.zeros((0, 5, 3), np.uint8)], "image 0: .* no pixels"),
         ([np.zeros((5, 5, 2), np.uint8)], "image 0: Unable to infer channel dimension"),
-        ([np.zeros(5)], r"images\[0\] must have 2 or 3 dimensions"),
+        ([np.zeros(5)], r"images\[0\] must have 2 to 4 dimensions"),
         ([Image.new("F", (5, 5))], "image 0: .* mode 'F'"),
         ([Image.new("I", (5, 5))], "image 0: .* mode 'I'"),
         (["no/such/file.jpg"], "image 0: .*no/such/file.jpg"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import pytest
 
@@ -11,10 +12,11 @@ from dataset_scripts.json_files import (
     read_json,
     read_record,
     read_text,
-    stream_json_array,
     stream_json_lists,
     stream_json_records,
 )
+
+stream_json_array = partial(stream_json_records, lines=False)
 
 VALUES = [
     *(0, -1, 12345678901234567890, 1.5e-7, 1e400, True, False, None, "", "plain", 'a "quoted"\n\\ word', "é漢😀"),

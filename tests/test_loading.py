@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 
 ROOT = Path(__file__).parents[1]
 

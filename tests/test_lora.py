@@ -7,35 +7,32 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModel
 
-import evaluate_grounding
 import train
-from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder, auto_grounder
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
+from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
+from modeling_albef_amc.families.registry import FAMILIES
 from tests.conftest import tiny_blip
-from tests.test_families import check_by_finite_differences
-from tests.test_train_script import RUN, write_yaml
-from tests.test_trainer import blip_processor
+from tests.helpers.models import check_by_finite_differences
+from tests.helpers.training import (
+    RUN,
+    Watcher,
+    blip_processor,
+    collator_of,
+    is_equal,
+    make_trainer,
+    snapshot,
+    write_yaml,
+)
 from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.trainer_helpers import Watcher, collator_of, is_equal, make_trainer, snapshot
-from trainer import lora
+from trainer import evaluate_grounding, lora
 from trainer.amc_loss import attention_mask_consistency_loss
-from trainer.lora import ADAPTED, add_adapters, load_checkpoint, whole_pattern
+from trainer.commands import main as albef_amc
+from trainer.lora import add_adapters, load_checkpoint, whole_pattern
 
 pytest.importorskip("peft")
-# One class of transformers a family: with its own configuration's sizes, without memory for them.
-CLASSES = {
-    "blip": "BlipForImageTextRetrieval",
-    "blip-2": "Blip2ForImageTextRetrieval",
-    "vilt": "ViltForImageAndTextRetrieval",
-    "bridgetower": "BridgeTowerForImageAndTextRetrieval",
-    "clip": "CLIPModel",
-    "siglip": "SiglipModel",
-    "altclip": "AltCLIPModel",
-    "chinese_clip": "ChineseCLIPModel",
-}
 # By hand from their default sizes: layers times the linear modules of their attention, and heads.
 COUNTS = {
     "blip": 12 * 2 + 12 * 8,
@@ -89,12 +86,12 @@ def heatmaps(model: AlbefModel, **options) -> torch.Tensor:
 # What is adapted ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", CLASSES)
+@pytest.mark.parametrize("model_type", COUNTS)
 def test_default_modules_of_every_family(model_type):
-    cls = getattr(transformers, CLASSES[model_type])
+    cls = FAMILIES[model_type].load(FAMILIES[model_type].model_class)
     with torch.device("meta"):
         model = cls(cls.config_class())
-    family = ADAPTED[model.config.model_type]
+    family = FAMILIES[model_type].adapted
     names = lora.adapted_names(model, whole_pattern(model, family.pattern, family.never), family.pattern)
     assert len(names) == COUNTS[model_type]
     assert all(any(name.endswith(head) for name, _ in model.named_modules()) for head in family.heads)
@@ -143,7 +140,7 @@ def test_a_pattern_of_ones_own_loads_in_the_base_model_too(base, tmp_path):
 
 def test_without_peft_the_error_says_so(base, tmp_path, monkeypatch):
     adapted(base).save_pretrained(tmp_path / "adapters")
-    monkeypatch.setattr(auto_grounder, "is_peft_available", lambda: False)
+    monkeypatch.setattr(auto, "is_peft_available", lambda: False)
     monkeypatch.setattr(lora, "is_peft_available", lambda: False)
     with pytest.raises(ImportError, match="adapters has LoRA adapters, which need peft: pip install peft"):
         load_model(str(tmp_path / "adapters"))
@@ -262,7 +259,7 @@ def test_merged_equals_adapted(base, tmp_path):
     model = adapted(base)
     model.save_pretrained(tmp_path / "adapters")
     tiny_processor().save_pretrained(tmp_path / "adapters")
-    lora.main(["merge", str(tmp_path / "adapters"), "--output", str(tmp_path / "merged")])
+    albef_amc(["merge", str(tmp_path / "adapters"), "--output", str(tmp_path / "merged")])
     files = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "modeling_albef.py", "processing_albef.py"} <= files
     assert "adapter_config.json" not in files
@@ -292,7 +289,7 @@ def test_train_ground_go_on_and_merge_by_command(family, request, tmp_path):
     assert start not in card and f"local folder “{Path(start).name}”" in card
 
     # Adapters, and what is merged of them, point where the trained model pointed.
-    lora.main(["merge", str(run), "--output", str(tmp_path / "merged")])
+    albef_amc(["merge", str(run), "--output", str(tmp_path / "merged")])
     models = [f"adapters={run}", f"merged={tmp_path / 'merged'}", f"start={start}"]
     command = ["--models", *models, "--dataset", str(data), "--splits", "validation", "--cpu"]
     results = evaluate_grounding.main([*command, "--num_pictured", "0", "--output", str(tmp_path / "out")])

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.resume_runs import everything, finish, kill, prepare, start
-from trainer.amc_config import AmcConfig
+from tests.helpers.runs import everything, finish, kill, prepare, start
 from trainer.process_group import check_restart
 
 pytestmark = pytest.mark.slow
-DYING = "tests/dying_train.py"
+DYING = "tests/helpers/dying_train.py"
 STEPS, SAVED = {"max_steps": 6, "save_steps": 2}, "checkpoint-6"
 
 
@@ -111,9 +110,3 @@ def test_machines_that_do_not_share_the_folder_are_told_so_before_training(folde
     assert 0 not in ends(two_machines(folder, ("mine", "yours"), **STEPS))
     assert "process 1 does not see what process 0 writes" in (folder / "yours.log").read_text()
     assert not [path for run in ("mine", "yours") for path in (folder / run).glob("*")]
-
-
-@pytest.mark.parametrize("name", ["save_on_each_node", "dataloader_persistent_workers"])
-def test_settings_under_which_no_run_can_go_on_are_refused(tmp_path, name):
-    with pytest.raises(ValueError, match=f"{name} must be False"):
-        AmcConfig(output_dir=str(tmp_path), **{name: True})

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import many_processes_worker
-from tests.test_distributed import torchrun
-from tests.trainer_helpers import is_equal, relative_difference
+from tests.helpers import many_processes
+from tests.helpers.runs import torchrun
+from tests.helpers.training import is_equal, relative_difference
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-WORKER = ROOT / "tests" / "many_processes_worker.py"
+WORKER = ROOT / "tests" / "helpers" / "many_processes.py"
 
 
 def run(folder: Path, number: int, what: str) -> list:
@@ -27,10 +27,10 @@ def ranks(request, tmp_path_factory) -> list[dict]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("alone")
-    combined = many_processes_worker.COMBINED
+    combined = many_processes.COMBINED
     return {
-        "plain": many_processes_worker.two_steps(folder / "plain", 1),
-        "combined": many_processes_worker.two_steps(folder / "combined", 1, **combined),
+        "plain": many_processes.two_steps(folder / "plain", 1),
+        "combined": many_processes.two_steps(folder / "combined", 1, **combined),
     }
 
 
@@ -54,6 +54,6 @@ def test_accumulation_bfloat16_and_checkpointing_together(ranks, alone):
 
 
 def test_sharded_weights_have_the_gradients_of_one_process(tmp_path):
-    expected = many_processes_worker.sharded(tmp_path / "alone", 0, 1)
+    expected = many_processes.sharded(tmp_path / "alone", 0, 1)
     for found in run(tmp_path, 2, "sharded"):
         assert relative_difference(expected, found) < 1e-5

@@ -44,9 +44,9 @@ SPLIT = "--model model --dataset data --split test --cpu"
 SCENES = "--train 2 --validation 1 --test 1 --test-relations 1 --test-unseen 1 --captions 1"
 RUNS = {
     "train": f"import train; train.main('{SETTINGS}'.split())",
-    "evaluate": "import evaluate_grounding as e; e.main('--models a=model --dataset data --cpu --output out'.split())",
-    "ground": f"import ground_dataset; ground_dataset.main('{SPLIT} --output g'.split())",
-    "sweep": f"import sweep_layers; sweep_layers.main('{SPLIT}'.split())",
+    "evaluate": "from trainer.commands import main as m; m('evaluate --models a=model --dataset data --cpu'.split())",
+    "ground": f"from trainer import ground_dataset; ground_dataset.main('{SPLIT} --output g'.split())",
+    "sweep": f"from trainer import sweep_layers; sweep_layers.main('{SPLIT}'.split())",
     "pipeline": """
 import modeling_albef_amc
 from transformers import pipeline
@@ -62,30 +62,29 @@ from transformers import AutoModel, AutoProcessor
 AutoModel.from_pretrained("model"), AutoProcessor.from_pretrained("model")
 """,
     "command line": """
-from modeling_albef_amc.tools.command_line import main
-assert main(["ground", "photo.png", "red square", "--model", "model", "--device", "cpu"]) == 0
+from trainer.commands import main
+main(["ground", "photo.png", "red square", "--model", "model", "--device", "cpu"])
 """,
     "space": """
 from app import build
-from grounding import Grounder
-from models import read_catalogue
-build(Grounder(read_catalogue(), None))
+from models import ModelStore, read_catalogue
+build(ModelStore(read_catalogue()))
 """,
     "space, opened": """
 import urllib.request
 import app
-page = app.build(app.Grounder(app.read_catalogue(), None))
+page = app.build(app.ModelStore(app.read_catalogue()))
 _, address, _ = page.launch(prevent_thread_lock=True, **app.launch_options())
 for name in ("", "config"):
     assert len(urllib.request.urlopen(address + name).read()) > 1000
 page.close()
 """,
     "build": f"from dataset_scripts import build; build.main('scenes --output built {SCENES}'.split())",
-    "merge": "from trainer import lora; lora.main('merge adapters --output merged'.split())",
+    "merge": "from trainer.commands import main; main('merge adapters --output merged'.split())",
     "metrics": """
 import evaluate
 from pathlib import Path
-import trainer.amc_trainer as t
+import trainer.scores as t
 print(evaluate.load(str(t.METRICS / "pointing_game")).compute(points=[[1, 1]], boxes=[[[0, 0, 2, 2]]]))
 """,
 }

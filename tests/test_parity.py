@@ -119,12 +119,11 @@ def replay(
     `original_scale`: heatmaps divided by all token slots, as in the original, not by the valid tokens. To the loss this
     is the same but for the 1e-7 beside the maximum.
     """
+    model.choose_negatives = lambda *_: (draws["neg_image_index"], draws["neg_text_index"])
     output = model(
         **batch,
         mlm_input_ids=draws["mlm_input_ids"],
         mlm_labels=draws["mlm_labels"],
-        negative_image_index=draws["neg_image_index"],
-        negative_text_index=draws["neg_text_index"],
         alpha=alpha,
         output_heatmaps=masks is not None,
     )

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from modeling_albef_amc import AlbefForPreTraining
 from modeling_albef_amc.modeling_albef_pretraining import (
     MomentumTargets,
-    contrastive_loss,
     draw_negatives,
-    known_matches,
-    matching_loss,
+    itc_loss,
+    itm_loss,
+    known_to_fit,
     text_fingerprints,
 )
-from tests.conftest import tiny_batch, tiny_config
+from tests.helpers.models import tiny_batch, tiny_config
 
 
 def pretraining_model(**overrides) -> AlbefForPreTraining:
@@ -76,7 +76,7 @@ def naive_itc(image_features, text_features, targets: MomentumTargets, temperatu
 
 
 def contrast(images, texts, targets: MomentumTargets, alpha: float = 0.4):
-    return contrastive_loss(images, texts, targets, known_matches(targets), torch.tensor(0.07), alpha)
+    return itc_loss(images, texts, targets, known_to_fit(targets), torch.tensor(0.07), alpha)
 
 
 def random_targets(position: int = 0) -> MomentumTargets:
@@ -101,7 +101,7 @@ def random_targets(position: int = 0) -> MomentumTargets:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("position", [0, 2])
-def test_contrastive_loss(alpha, position):
+def test_itc_loss(alpha, position):
     targets = random_targets(position)
     images, texts = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
     loss, image_to_text, text_to_image = contrast(images, texts, targets, alpha)
@@ -178,7 +178,7 @@ def pair_logits(model, batch, images) -> torch.Tensor:
         )
 
 
-def test_matching_loss():
+def test_itm_loss():
     true, negative = (
         torch.tensor([[0.0, 2.0], [1.0, 0.0]]),
         torch.tensor([[0.0, 3.0], [0.0, 0.0], [1.0, 0.0], [9.0, 9.0]]),
@@ -187,13 +187,14 @@ def test_matching_loss():
     parts = [-2.0, 1.0, 3.0, 0.0, -1.0]
     expected = sum(math.log1p(math.exp(part)) for part in parts) / 6
     has_negative = torch.tensor([True, True, True, False])
-    assert matching_loss(true, negative, has_negative).item() == pytest.approx(expected, rel=1e-6)
+    assert itm_loss(true, negative, has_negative).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_itm_with_given_negatives():
     model, batch = pretraining_model(), tiny_batch()
     images, texts = torch.tensor([1, 2, 3, 0]), torch.tensor([3, 3, 0, 1])
-    output = model(**batch, negative_image_index=images, negative_text_index=texts)
+    model.choose_negatives = lambda *_: (images, texts)
+    output = model(**batch)
     logits, phrases = pair_logits(model, batch, batch["pixel_values"]), torch.arange(4)
     expected = [logits[phrases, phrases], logits[phrases, images], logits[texts, phrases]]
     torch.testing.assert_close(output.itm_logits, expected[0], rtol=1e-4, atol=1e-5)
@@ -266,7 +267,7 @@ def test_negatives_of_the_model_are_never_equal_pairs():
 def test_what_is_known_to_fit():
     """A picture keeps the texts of all its pairs, a text the pictures of all of its: in the step and in the queue."""
     targets = random_targets()
-    texts, images = known_matches(targets)
+    texts, images = known_to_fit(targets)
     pairs = set(zip(targets.candidate_image_ids.tolist(), targets.candidate_text_ids.tolist()))
     for i, (image, text) in enumerate(zip(targets.image_ids.tolist(), targets.text_ids.tolist())):
         for j, (other_image, other_text) in enumerate(
@@ -309,7 +310,8 @@ def test_evaluation_takes_the_hardest_negatives_and_repeats_itself():
     by_hand = [F.cross_entropy(rows / model.albef.temperature, torch.arange(4)) for rows in (similarity, similarity.T)]
     assert first.loss_itc.item() == pytest.approx(sum(by_hand).item() / 2, rel=1e-5)
     hard_images, hard_texts = (rows.masked_fill(diagonal, -9).argmax(dim=1) for rows in (similarity, similarity.T))
-    given = model(**batch, negative_image_index=hard_images, negative_text_index=hard_texts)
+    model.choose_negatives = lambda *_: (hard_images, hard_texts)
+    given = model(**batch)
     assert first.loss_itm.item() == pytest.approx(given.loss_itm.item(), rel=1e-6)
 
 
@@ -453,10 +455,9 @@ def test_one_momentum_step_for_two_micro_batches_equals_the_joined_batch():
     joined_model = pretraining_model()
     model = copy.deepcopy(joined_model)
     batch = {**masked_batch(), "image_ids": torch.tensor([1, 2, 1, 3])}  # one picture is in both halves
-    negatives = dict(negative_image_index=torch.tensor([1, 0]), negative_text_index=torch.tensor([1, 0]))
-    joined = joined_model(
-        **batch, output_heatmaps=True, **{name: torch.cat([index, index + 2]) for name, index in negatives.items()}
-    )
+    joined_model.choose_negatives = lambda *_: (torch.tensor([1, 0, 3, 2]),) * 2
+    model.choose_negatives = lambda *_: (torch.tensor([1, 0]),) * 2
+    joined = joined_model(**batch, output_heatmaps=True)
     joined.loss.backward()
 
     halves = [{name: values[part] for name, values in batch.items()} for part in (slice(0, 2), slice(2, 4))]
@@ -464,10 +465,7 @@ def test_one_momentum_step_for_two_micro_batches_equals_the_joined_batch():
     targets = model.momentum_step([{name: half[name] for name in names} for half in halves])
     assert [target.position for target in targets] == [0, 2]
     after_step = state_of(model)
-    outputs = [
-        model(**half, momentum_targets=target, output_heatmaps=True, **negatives)
-        for half, target in zip(halves, targets)
-    ]
+    outputs = [model(**half, momentum_targets=target, output_heatmaps=True) for half, target in zip(halves, targets)]
     (sum(output.loss for output in outputs) / 2).backward()
 
     for name in ("loss_itc", "loss_itm", "loss_mlm"):
@@ -491,15 +489,10 @@ def test_phrases_that_share_an_image_equal_copies_of_it():
     copies_model, batch = copy.deepcopy(shared_model), masked_batch()
     index, ids = torch.tensor([1, 0, 1, 1]), torch.tensor([5, 6])
     images = batch.pop("pixel_values")[:2]
-    texts = torch.tensor([1, 2, 1, 1])
-    shared = shared_model(
-        images, **batch, image_index=index, image_ids=ids, output_heatmaps=True,
-        negative_image_index=torch.tensor([0, 1, 0, 0]), negative_text_index=texts,
-    )  # fmt: skip
-    copies = copies_model(
-        images[index], **batch, image_ids=ids[index], output_heatmaps=True,
-        negative_image_index=torch.tensor([1, 0, 1, 1]), negative_text_index=texts,
-    )  # fmt: skip
+    for model in (shared_model, copies_model):
+        model.choose_negatives = lambda *_: (torch.tensor([1, 0, 1, 1]), torch.tensor([1, 2, 1, 1]))
+    shared = shared_model(images, **batch, image_index=index, image_ids=ids, output_heatmaps=True)
+    copies = copies_model(images[index], **batch, image_ids=ids[index], output_heatmaps=True)
     for name in ("loss_itc", "loss_itm", "loss_mlm"):
         assert shared[name].item() == pytest.approx(copies[name].item(), rel=1e-5), name
     torch.testing.assert_close(shared.heatmaps, copies.heatmaps, rtol=1e-4, atol=1e-7)
@@ -535,7 +528,7 @@ def test_fingerprints_of_different_texts_differ():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_ids": torch.arange(5)}, r"image_ids must be 4 whole numbers, one an image, not \(5,\)"),
+        ({"image_ids": torch.arange(5)}, r"image_ids must be 4 numbers, one an image, not \(5,\)"),
         ({"image_index": torch.arange(3)}, "image_index must be 4 whole numbers"),
         ({"pixel_values": torch.zeros(2, 3, 32, 32)}, "4 phrases for 2 images: say which belongs to which"),
         ({"pixel_values": torch.zeros(4, 3, 32, 36)}, "not a whole number of patches"),

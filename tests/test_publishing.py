@@ -5,12 +5,9 @@ Every process here has its own empty cache. Those that pull cannot import the pr
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +25,9 @@ from transformers import BlipForImageTextRetrieval
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder, convert_albef_checkpoint
 from tests.conftest import tiny_blip
-from tests.hub_repository import Repo
-from tests.hub_server import READ_TOKEN, TOKEN, HubServer
+from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
+from tests.helpers.training import RUN, TINY_MODEL, blip_processor
 from tests.original_checkpoints import GOLDEN, write_vocabulary
-from tests.test_train_script import RUN, TINY_MODEL
-from tests.test_trainer import blip_processor
 from tests.tiny_data import (
     picture,
     save_with_adapters,
@@ -79,22 +74,6 @@ for streaming in (False, True):
 """
 
 
-def environment(hub: str, home: Path, token: str | None = TOKEN, **more: str) -> dict[str, str]:
-    """Of a process that knows no Hub but `hub`, and whose caches are in `home`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHONPATH"))}
-    settings = {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    settings |= {"NO_PROXY": "127.0.0.1,localhost", **({"HF_TOKEN": token} if token else {})}
-    return {**kept, **settings, **more}
-
-
-def run(arguments: list, folder: Path, variables: dict[str, str], fails: bool = False) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode != 0) == fails, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
-    return done
-
-
 def hf(hub: HubServer, arguments: list[str], folder: Path, variables: dict[str, str]) -> None:
     """The command line of huggingface_hub. It asks the Hub things of its own too, and does well without an answer."""
     known = len(hub.unknown_requests)
@@ -121,15 +100,6 @@ def other_hub(tmp_path):
     (tmp_path / "hub").mkdir()
     with HubServer(tmp_path / "hub") as hub:
         yield hub
-
-
-def put(hub: HubServer, kind: str, name: str, folder: Path) -> None:
-    """A repository with these files, as somebody else has pushed it."""
-    files = {
-        str(path.relative_to(folder)): hub.store(path.read_bytes()) for path in folder.rglob("*") if path.is_file()
-    }
-    hub.repos[kind, name] = Repo(kind, name)
-    hub.repos[kind, name].commit(files, "by somebody else")
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +149,10 @@ def test_train_pushes_all_that_a_user_needs(hub, pushed):
         assert TOKEN.encode() not in content, f"{path} gives the token away"
     assert hub.repos["models", "org/albef-amc"].messages[-1] == "End of training"
     assert str(pushed.parent).encode() not in files["README.md"] + files["config.json"]
-
-
-def test_while_training_it_is_complete_too(hub, pushed):
-    """What is pushed with a checkpoint has its code already."""
+    # What is pushed while training has its code already.
     repo = hub.repos["models", "org/albef-amc"]
-    while_training = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
-    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[while_training][1])
+    first = next(i for i, message in enumerate(repo.messages) if message.startswith("Training in progress"))
+    assert {"model.safetensors", "modeling_albef.py", "processing_albef.py"} <= set(repo.commits[first][1])
 
 
 def below(folder: Path) -> dict[str, bytes]:
@@ -306,7 +273,7 @@ def test_the_code_on_its_card_runs(hub, pushed, tmp_path):
     card = ModelCard.load(pushed / "README.md")
     blocks = code_blocks(card)
     assert len(blocks) == 2 and all('"org/albef-amc"' in block for block in blocks)
-    picture().save(tmp_path / "photo.jpg")
+    picture().save(tmp_path / "image.jpg")
     done = run_clean("\n".join(blocks), tmp_path, environment(hub.url, tmp_path / "home", token=None))
     printed = done.stdout.splitlines()
     assert [line.split(": fits with ")[0] for line in printed[2:]] == ["red square on the left", PHRASES_ON_CARD[1]]
@@ -385,7 +352,7 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     picture().save(tmp_path / "photo.png")
     command = [
         "-m",
-        "modeling_albef_amc.tools.command_line",
+        "trainer.commands",
         "ground",
         tmp_path / "photo.png",
         "red square",
@@ -436,15 +403,15 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
     assert "heatmaps.png" not in card.text and "trust_remote_code" not in card.text and "li2022blip" in card.text
     assert "| loss_itm |" in card.text and "| loss_itc |" not in card.text and "| loss_mlm |" not in card.text
     plain, with_project = code_blocks(card)
-    picture().save(tmp_path / "photo.jpg")
+    picture().save(tmp_path / "image.jpg")
     printed = run_clean(plain, tmp_path, environment(hub.url, tmp_path / "clean", token=None)).stdout
     loaded = BlipForImageTextRetrieval.from_pretrained(tmp_path / "run").eval()
     for phrase, match in eval(printed).items():
-        inputs = blip_processor()(images=Image.open(tmp_path / "photo.jpg"), text=phrase, return_tensors="pt")
+        inputs = blip_processor()(images=Image.open(tmp_path / "image.jpg"), text=phrase, return_tensors="pt")
         assert match == pytest.approx(loaded(**inputs).itm_score.softmax(-1)[0, 1].item(), abs=1e-5)
     monkeypatch.chdir(tmp_path)
-    exec(with_project.replace("org/blip-amc", "run"), {"phrases": PHRASES})
-    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == PHRASES
+    exec(with_project.replace("org/blip-amc", "run"))
+    assert [line.split(" 0.")[0] for line in capsys.readouterr().out.splitlines()] == list(eval(printed))
 
 
 # Data sets ------------------------------------------------------------------------------------------------------------
@@ -510,8 +477,8 @@ def test_a_data_card_tells_what_was_dropped_and_whose_it_is(tmp_path):
     build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0")
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-4.0" and "Licence: cc-by-4.0." in card.text
-    assert "| instances: box without area in the photo | 1 |" in card.text and "| train | 1 |" in card.text
-    assert "build coco --data-dir mine --split train --license cc-by-4.0`" in card.text
+    assert "| instances: box without area in the image | 1 |" in card.text and "| train | 1 |" in card.text
+    assert "build coco --data_dir mine --split train --license cc-by-4.0`" in card.text
     assert str(tmp_path) not in card.content
     build("coco", tmp_path / "other", data_dir=str(folder), split="train")
     card = DatasetCard.load(tmp_path / "other" / "README.md")
@@ -559,9 +526,9 @@ folder = snapshot_download("org/point", repo_type="space")
 sys.path.insert(0, folder)
 import app, grounding, models, modeling_albef_amc
 assert modeling_albef_amc.__file__.startswith(folder)
-grounder = grounding.Grounder(models.read_catalogue(), preferred="org/albef-amc")
-app.build(grounder)
-print(json.dumps(grounder.ground(Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
+store = models.ModelStore(models.read_catalogue(), preferred="org/albef-amc")
+app.build(store)
+print(json.dumps(grounding.ground_lines(store, Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
 """
     picture().save(tmp_path / "photo.png")
     settings = environment(hub.url, tmp_path / "home", token=None)

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from tests.helpers.training import make_trainer
 from tests.tiny_data import picture
-from tests.trainer_helpers import make_trainer
 from trainer.reporting import WAYS
 
 
@@ -56,7 +56,7 @@ def test_a_place_without_pictures_is_named_once(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="trainer.reporting"):
         report(tmp_path, "kubeflow", "tensorboard")
     (message,) = [record.getMessage() for record in caplog.records if record.name == "trainer.reporting"]
-    assert message.startswith("Pictures of heatmaps do not go to kubeflow, only")
+    assert message.startswith("Images of heatmaps do not go to kubeflow, only")
 
 
 def test_every_way_belongs_to_a_place_of_report_to():

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import train
-from tests.resume_runs import everything, finish, kill, prepare, start
+from tests.helpers.runs import everything, finish, kill, prepare, start
+from tests.helpers.training import collator_of, make_trainer
 from tests.tiny_data import tiny_dataset
-from tests.trainer_helpers import collator_of, make_trainer
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
 
@@ -44,7 +44,7 @@ def test_killed_and_gone_on_is_the_same(folder, processes, settings):
     name = "-".join([str(processes), *settings])
     finish(folder, f"straight{name}", processes, **settings)
     killed = start(folder, f"killed{name}", processes, **settings)
-    wait_for(folder / f"killed{name}" / "checkpoint-2", killed)
+    wait_for_checkpoint(folder / f"killed{name}", killed)
     kill(killed)
     finish(folder, f"killed{name}", processes, **settings, resume_from_checkpoint="true")
     last = f"checkpoint-{settings['max_steps']}"
@@ -57,11 +57,11 @@ def test_killed_and_gone_on_is_the_same(folder, processes, settings):
     assert logs[0] == logs[1]
 
 
-def wait_for(path: Path, process) -> None:
+def wait_for_checkpoint(run: Path, process) -> None:
     ends = time.monotonic() + 600
-    while not path.exists():
-        assert process.poll() is None, f"the run ended before there was {path.name}"
-        assert time.monotonic() < ends, f"no {path.name} in ten minutes"
+    while not checkpoints.checkpoints(run):
+        assert process.poll() is None, "the run ended before there was a checkpoint"
+        assert time.monotonic() < ends, "no checkpoint in ten minutes"
         time.sleep(0.02)
 
 
@@ -97,25 +97,41 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, monkeypatch,
     with pytest.raises(Killed):
         trainer.train()
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2"]
-    assert list((tmp_path / checkpoints.UNFINISHED / "checkpoint-4").iterdir())
+    assert list((tmp_path / "checkpoint-4").iterdir())
     monkeypatch.undo()
-    make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1).train(
-        resume_from_checkpoint=str(tmp_path / "checkpoint-2")
-    )
-    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
-    assert not (tmp_path / checkpoints.UNFINISHED).exists()
+    assert checkpoints.resumed(tmp_path, "auto") == str(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-4").exists()
+    again = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1)
+    again.train(resume_from_checkpoint=True)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("cut", [0, 100])
+def test_a_checkpoint_lacks_the_random_state_of_a_process_until_it_is_written(tmp_path, cut):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoints.begin(checkpoint, 2)
+    (checkpoint / checkpoints.STATE).write_text("{}")
+    for process in range(2):
+        assert not checkpoints.is_complete(checkpoint)
+        file = checkpoint / f"rng_state_{process}.pth"
+        torch.save({"cpu": torch.random.get_rng_state()}, file)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:cut])
+        assert not checkpoints.is_complete(checkpoint)
+        file.write_bytes(whole)
+    assert checkpoints.is_complete(checkpoint)
+    (checkpoint / checkpoints.STATE).write_text("{")
+    assert not checkpoints.is_complete(checkpoint)
 
 
 def test_a_kill_while_deleting_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, save_total_limit=1)
 
     def stop(folder):
-        if folder.name == "deleted-checkpoint-2" and folder.exists():
-            next(folder.glob("*.json")).unlink()
-            raise Killed
-        shutil.rmtree(folder, ignore_errors=True)
+        next(folder.glob("*.json")).unlink()
+        raise Killed
 
-    monkeypatch.setattr(checkpoints, "clear", stop)
+    monkeypatch.setattr(shutil, "rmtree", stop)
     with pytest.raises(Killed):
         trainer.train()
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4"]
@@ -135,9 +151,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path, monkeypa
     with pytest.raises(type(what)) as raised:
         trainer.train()
     (note,) = raised.value.__notes__
-    assert re.search(r"checkpoint of step 4 could not be saved.*checkpoint-2 is whole: make room", note)
+    assert re.search(r"checkpoint-4 could not be saved.*checkpoint-2 is complete: make room", note)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2"]
-    assert not (tmp_path / checkpoints.UNFINISHED).exists(), "what was written keeps the disk full"
+    assert not (tmp_path / "checkpoint-4").exists(), "what was written keeps the disk full"
     monkeypatch.undo()
     make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
@@ -169,25 +185,29 @@ def test_a_worker_of_the_loader_that_dies_ends_the_run_but_what_was_trained_is_s
 
 def test_rotation_spares_the_newest_and_the_best(tmp_path):
     for step in (2, 10, 4, 8):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        checkpoints.begin(tmp_path / f"checkpoint-{step}", 1)
+        (tmp_path / f"checkpoint-{step}" / checkpoints.STATE).write_text("{}")
     (tmp_path / "checkpoint-x").mkdir()
+    newest, best = (tmp_path / f"checkpoint-{step}" for step in (10, 2))
     names = [path.name for path in checkpoints.checkpoints(tmp_path)]
     assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-8", "checkpoint-10"]
-    checkpoints.rotate(tmp_path, None)
+    checkpoints.rotate(tmp_path, None, newest)
     assert len(checkpoints.checkpoints(tmp_path)) == 4
-    checkpoints.rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"), None)
+    checkpoints.rotate(tmp_path, 1, newest, str(best), None)
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
 
 
-def test_the_best_checkpoint_is_known_by_its_place(tmp_path):
+@pytest.mark.parametrize("limit", [None, 1])
+def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
     options = dict(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss")
-    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, **options)
+    options |= dict(max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=limit)
+    # By the highest loss: the first one.
+    trainer = make_trainer(tmp_path, **options, learning_rate=0.3, greater_is_better=True)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.parent == tmp_path and best.is_dir()
-    for path in checkpoints.checkpoints(tmp_path):
-        recorded = json.loads((path / "trainer_state.json").read_text())["best_model_checkpoint"]
-        assert checkpoints.UNFINISHED not in recorded
+    assert best == tmp_path / "checkpoint-2"
+    left = ["checkpoint-2"] if limit else ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == left
 
 
 def test_auto_begins_or_goes_on(folder):

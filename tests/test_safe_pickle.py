@@ -2,7 +2,6 @@
 
 import builtins
 import collections
-import datetime
 import os
 import pickle
 import random
@@ -14,6 +13,7 @@ import pytest
 
 from dataset_scripts.safe_pickle import load_plain_pickle
 
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 PLAIN = [
     {"ref_id": 7, "split": "testA", "sent_ids": [1, 2], "sentences": [{"sent": "café", "tokens": ["café"]}]},
     {"ann_id": "8756_2", "none": None, "flags": (True, False), "far": -(2**70), "half": 0.5, 3: [], "empty": ()},
@@ -33,17 +33,9 @@ def refused(tmp_path, data: bytes, message: str) -> None:
     assert "refs(unc).p" in str(error.value)
 
 
-# What is read ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_plain_values_of_every_protocol(tmp_path, protocol):
-    assert load(tmp_path, pickle.dumps(PLAIN, protocol)) == PLAIN
-
-
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_bytes_where_the_protocol_has_them(tmp_path, protocol):
-    value = [b"\x00\xff", b"long" * 100]
+    value = [*PLAIN, *([b"\x00\xff", b"long" * 100] if protocol >= 3 else [])]
     assert load(tmp_path, pickle.dumps(value, protocol)) == value
 
 
@@ -63,9 +55,6 @@ def test_pickles_of_python_2(tmp_path, data):
     assert load(tmp_path, data) == [{"sent": "café", "raw": "café", "n": 12, "yes": True}]
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
-
-
 class Reduced:
     """Pickles as a call."""
 
@@ -76,16 +65,18 @@ class Reduced:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+class Plain:
+    """An object of this class is pickled by its state alone."""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_no_code_is_run(tmp_path, protocol):
     marker = tmp_path / "marker"
     attacks = {
         r"(posix|nt)\.system": Reduced(os.system, f"touch {marker}"),
         r"(builtins|__builtin__)\.eval": Reduced(eval, f"open({str(marker)!r}, 'w')"),
-        r"(builtins|__builtin__)\.getattr": Reduced(getattr, "text", "join"),
         r"(builtins|__builtin__)\.open|io\.open": Reduced(builtins.open, str(marker), "w"),
         r"collections\.OrderedDict": collections.OrderedDict(a=1),
-        r"datetime\.date": datetime.date(2022, 6, 30),
         r"numpy.*\.scalar": np.int64(3),
         r"numpy.*_reconstruct|numpy.*_frombuffer": np.zeros(3),
         r"(tests\.)?test_safe_pickle\.Plain": Plain(),
@@ -96,69 +87,78 @@ def test_no_code_is_run(tmp_path, protocol):
     assert not marker.exists()
 
 
-class Plain:
-    """An object of this class is pickled by its state alone."""
+LAUGHS = b"]q\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(12)) + b"."
+DEEP_KEYS = b")q\x00" + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60)) + b"}h%cK\x01s." % 60
+ASKED_FOR = [
+    (b"cos\nsystem\n(S'true'\ntR.", "os.system"),
+    (b"(S'true'\nios\nsystem\n.", "os.system"),
+    (b"(cos\nsystem\nS'true'\no.", "os.system"),
+    (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
+    (b"]]R.", "the instruction REDUCE"),
+    (b"(]]o.", "the instruction OBJ"),
+    (b"]}b.", "the instruction BUILD"),
+    (b"])\x81.", "the instruction NEWOBJ"),
+    (b"\x82\x01.", "the instruction EXT1"),
+    (b"Pname\n.", "the instruction PERSID"),
+    (b"]Q.", "the instruction BINPERSID"),
+    (b"\x80\x05\x97.", "the instruction NEXT_BUFFER"),
+    (pickle.dumps({1, 2}, 4), "the instruction EMPTY_SET"),
+    (pickle.dumps({1, 2}, 2), r"__builtin__\.set"),
+    (pickle.dumps(frozenset([1]), 4), "the instruction FROZENSET"),
+    (pickle.dumps(bytearray(b"a"), 5), "the instruction BYTEARRAY8"),
+    (pickle.dumps({(1, 2): 3}), "a dictionary's key"),
+    (DEEP_KEYS, "a dictionary's key"),  # its hash would take 2**60 steps
+    (LAUGHS, "more containers than its"),
+    (b"]q\x00h\x00a.", "more containers than its 7 bytes can hold"),  # it holds itself
+    (b"]q\x00" + b"N0" * 40 + b"h\x00a.", "containers nested deeper than 32 levels"),
+    (b"]" * 33 + b"a" * 32 + b".", "containers nested deeper than 32 levels"),
+    (b"]" * 20_000 + b"a" * 19_999 + b".", "containers nested deeper than 32 levels"),
+    (b"I" + b"9" * 50 + b"\n.", "a whole number of more than 128 bits"),
+]
 
 
-@pytest.mark.parametrize(
-    ("data", "wanted"),
-    [
-        (b"cos\nsystem\n(S'true'\ntR.", "os.system"),
-        (b"(S'true'\nios\nsystem\n.", "os.system"),
-        (b"(cos\nsystem\nS'true'\no.", "os.system"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
-        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "builtins.eval"),
-        (b"]]R.", "the instruction REDUCE"),
-        (b"(]]o.", "the instruction OBJ"),
-        (b"]}b.", "the instruction BUILD"),
-        (b"])\x81.", "the instruction NEWOBJ"),
-        (b"\x82\x01.", "the instruction EXT1"),
-        (b"Pname\n.", "the instruction PERSID"),
-        (b"]Q.", "the instruction BINPERSID"),
-        (b"\x80\x05\x97.", "the instruction NEXT_BUFFER"),
-        (pickle.dumps({1, 2}, 4), "the instruction EMPTY_SET"),
-        (pickle.dumps({1, 2}, 2), r"__builtin__\.set"),
-        (pickle.dumps(frozenset([1]), 4), "the instruction FROZENSET"),
-        (pickle.dumps(bytearray(b"a"), 5), "the instruction BYTEARRAY8"),
-        (pickle.dumps({(1, 2): 3}), "a dictionary's key"),
-    ],
-)
-def test_every_way_to_an_object_is_refused_by_name(tmp_path, data, wanted):
+@pytest.mark.parametrize(("data", "wanted"), ASKED_FOR)
+def test_what_is_not_plain_is_refused_by_name(tmp_path, data, wanted):
     refused(tmp_path, data, f"it asks for {wanted}")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
-        b"<!DOCTYPE html><html>Not Found</html>",
-        b'[{"ref_id": 1}]',
-        b"\x1f\x8b\x08\x00" + b"\x00" * 40,
-        b"\x80\x09].",
-        b"g0\n.",
-        b"a.",
-        b".",
-        b"}]]s.",
-        b"]}a]s.",
-    ],
-)
+def test_31_levels_are_read(tmp_path):
+    assert str(load(tmp_path, b"]" * 31 + b"a" * 30 + b".")) == "[" * 31 + "]" * 31
+
+
+NO_PICKLES = [
+    b"",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+    b"<!DOCTYPE html><html></html>",
+    b".",
+]
+NO_PICKLES += [
+    b'[{"ref_id": 1}]',
+    b"\x1f\x8b\x08\x00" + b"\x00" * 40,
+    b"\x80\x09].",
+    b"g0\n.",
+    b"a.",
+    b"}]]s.",
+    b"]}a]s.",
+]
+NO_PICKLES += [b"L" + b"9" * 10**6 + b"L\n."]
+
+
+@pytest.mark.parametrize("data", NO_PICKLES, ids=lambda data: str(data[:10]))
 def test_what_is_no_pickle_is_said_to_be_none(tmp_path, data):
     refused(tmp_path, data, "is no pickle, or was cut off|is not read")
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_pickle_cut_off_anywhere_is_refused(tmp_path, protocol):
-    data = pickle.dumps(PLAIN, protocol)
+    data = pickle.dumps(PLAIN[:2], protocol)
     for length in range(len(data)):
         refused(tmp_path, data[:length], "is no pickle, or was cut off|is not read")
 
 
 def test_damaged_pickles_give_plain_values_or_an_error(tmp_path):
-    draw = random.Random(0)
-    whole = pickle.dumps(PLAIN[0], 2)
-    errors = 0
-    for _ in range(1500):
+    draw, whole, errors = random.Random(0), pickle.dumps(PLAIN[0], 2), 0
+    for _ in range(500):
         data = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(len(data))] = draw.randrange(256)
@@ -168,27 +168,7 @@ def test_damaged_pickles_give_plain_values_or_an_error(tmp_path):
             errors += 1
         else:
             assert type(value) in (dict, list, tuple, str, bytes, int, float, bool, type(None))
-    assert 200 < errors < 1500
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.p: No such file"):
-        load_plain_pickle(tmp_path / "none.p")
-
-
-# Bombs ----------------------------------------------------------------------------------------------------------------
-
-
-def peak_bytes(tmp_path, data: bytes) -> int:
-    tracemalloc.start()
-    try:
-        load(tmp_path, data)
-    except ValueError:
-        pass
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return peak
+    assert 50 < errors < 500
 
 
 @pytest.mark.parametrize(
@@ -205,38 +185,21 @@ def peak_bytes(tmp_path, data: bytes) -> int:
     ],
 )
 def test_memory_goes_with_the_file_not_with_what_it_says(tmp_path, data):
-    assert peak_bytes(tmp_path, data) < 2**20
+    tracemalloc.start()
+    try:
+        load(tmp_path, data)
+    except ValueError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
-def test_numbers_of_many_digits_are_refused(tmp_path):
-    refused(tmp_path, b"L" + b"9" * 10**6 + b"L\n.", "digits")
-
-
-@pytest.mark.parametrize(
-    ("levels", "good"), [(31, True), (33, False), (20_000, False)], ids=["31 levels", "33 levels", "20,000 levels"]
-)
-def test_nesting_is_bounded(tmp_path, levels, good):
-    data = b"]" * levels + b"a" * (levels - 1) + b"."
-    if good:
-        assert str(load(tmp_path, data)) == "[" * levels + "]" * levels
-    else:
-        refused(tmp_path, data, "nested deeper than 32 levels")
-
-
-def test_what_holds_itself_is_refused(tmp_path):
-    refused(tmp_path, b"]q\x00h\x00a.", "more containers than its 7 bytes can hold")
-    refused(tmp_path, b"]q\x00" + b"N0" * 40 + b"h\x00a.", "nested deeper than 32 levels")
-
-
-def test_what_unfolds_to_billions_is_refused(tmp_path):
-    laughs = b"]q\x00" + b"".join(b"](" + b"h%c" % i * 10 + b"eq%c" % (i + 1) for i in range(12)) + b"."
-    refused(tmp_path, laughs, "more containers than its")
-    keys = b")q\x00" + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60)) + b"}h%cK\x01s." % 60
-    refused(tmp_path, keys, "a dictionary's key")  # its hash would take 2**60 steps
-
-
-def test_a_huge_file_is_not_read(tmp_path):
+def test_a_missing_file_and_a_huge_one_are_named(tmp_path):
     path = tmp_path / "refs(unc).p"
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p: No such file"):
+        load_plain_pickle(path)
     with path.open("wb") as file:
         file.truncate(2**30)
     with pytest.raises(ValueError, match="1,073,741,824 bytes"):

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from modeling_albef_amc.processing_albef import post_process_grounding
 from trainer import benchmarks
-from trainer.gallery import choose_cases
-from trainer.scoring import Tally, best_proposal, overlaps, score_answer
+from trainer.heatmap_grid import choose_cases
+from trainer.record_store import record_schema
+from trainer.scoring import best_proposal, overlaps, score_answer, summarize
 
 METRICS = ("pointing_game", "box_accuracy", "heatmap_box")
 
@@ -170,23 +171,24 @@ def test_answers_as_the_original_code_judges_them(shared_dir):
     assert scored > 10
 
 
-def test_the_tally_by_hand():
-    def record(pointing, box, categories=(), error=None):
-        hits = {"pointing_game": pointing, "box_accuracy": box}
-        row = {"image_id": "a", "phrase": "b", "categories": list(categories), "score": 0.5, "absent": False}
-        return {**row, "error": error, **hits}
+def test_the_summary_by_hand():
+    metrics = ("pointing_game", "box_accuracy")
 
-    tally = Tally(("pointing_game", "box_accuracy"))
-    for entry in [
-        record(True, True, ["people"]),
-        record(False, None, ["people", "people", "other"]),
-        record(True, False),
-        record(None, None, ["people"]),
-        record(None, None, error="broken"),
-    ]:
-        tally.add(entry)
+    def summary(*records):
+        rows = []
+        for pointing, box, categories, error in records:
+            row = {"image_id": "a", "phrase": "b", "categories": categories, "score": 0.5, "absent": False}
+            rows.append({**row, "error": error, "pointing_game": pointing, "box_accuracy": box})
+        return summarize(pa.Table.from_pylist(rows, record_schema(metrics)), metrics)
+
     people, other = {"accuracy": 0.5, "num_phrases": 2}, {"accuracy": 0.0, "num_phrases": 1}
-    assert tally.summary() == {
+    assert summary(
+        (True, True, ["people"], None),
+        (False, None, ["people", "people", "other"], None),
+        (True, False, [], None),
+        (None, None, ["people"], None),
+        (None, None, [], "broken"),
+    ) == {
         "num_records": 5,
         "num_unusable": 1,
         "unusable": ["image 'a', phrase 'b': broken"],
@@ -202,9 +204,8 @@ def test_the_tally_by_hand():
             "categories": {"other": other, "people": people},
         },
     }
-    without = Tally(("pointing_game", "box_accuracy"))
-    without.add(record(True, None))
-    assert "box_accuracy" not in without.summary()
+    assert "box_accuracy" not in summary((True, None, [], None))
+    assert summary((None, None, [], None)) == {"num_records": 1, "num_unusable": 0}
 
 
 def test_overlap_of_boxes():
@@ -216,9 +217,9 @@ def test_overlap_of_boxes():
 def test_cases_are_the_surest_hits_and_misses():
     scores = [0.1, 0.9, 0.5, 0.8, None, 0.9, 0.2]
     hits = [True, True, False, True, None, False, None]
-    tables = [pa.table({"score": scores[:3], "hit": hits[:3]}), pa.table({"score": scores[3:], "hit": hits[3:]})]
-    cases = choose_cases(tables, "hit", 2)
+    records = pa.table({"score": scores, "hit": hits})
+    cases = choose_cases(records, "hit", 2)
     assert cases["best"] == [1, 3] and cases["worst"] == [5, 2]
     assert len(cases["random"]) == 2 and set(cases["random"]) <= {0, 1, 2, 3, 5}
-    assert choose_cases([tables[0].slice(0, 2)], "hit", 9)["random"] == [0, 1]
-    assert "worst" not in choose_cases([tables[0].slice(0, 2)], "hit", 9)
+    assert choose_cases(records.slice(0, 2), "hit", 9)["random"] == [0, 1]
+    assert "worst" not in choose_cases(records.slice(0, 2), "hit", 9)

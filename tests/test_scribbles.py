@@ -77,9 +77,9 @@ def test_all_kinds_in_one_batch():
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"scribbles": [[1.0]], "scribble_radius": 2}, "scribble 0 needs an even number"),
-        ({"scribbles": [[1, 2], []], "scribble_radius": 2}, "scribble 1 needs"),
-        ({"scribbles": [[[1, 2], [3]]], "scribble_radius": 2}, "scribble 0 is not a flat list"),
+        ({"scribbles": [[1.0]], "scribble_radius": 2}, "scribble 0 must be pairs"),
+        ({"scribbles": [[1, 2], []], "scribble_radius": 2}, "scribble 1 must be pairs"),
+        ({"scribbles": [[[1, 2], [3]]], "scribble_radius": 2}, "scribble 0 must be finite numbers, a flat list"),
         ({"scribbles": [[1, float("nan")]], "scribble_radius": 2}, "finite"),
         ({"scribbles": [[20, 3]], "scribble_radius": 2}, "outside the image of 16x16"),
         ({"scribbles": [[1, 2]]}, "need a scribble_radius above 0, in pixels.* got None"),

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from modeling_albef_amc import AlbefModel, modeling_albef
-from tests.conftest import tiny_config
+from tests.helpers.models import tiny_config
 
 FIRST, SECOND = torch.device("cpu:1"), torch.device("cpu:2")
 SPLITS = {

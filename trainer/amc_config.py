@@ -1,9 +1,10 @@
 """Settings of a run: transformers' TrainingArguments, and what AMC adds."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from transformers import TrainingArguments
+
+from .arguments import AmcArguments
 
 # Settings of Trainer that cannot do here what they say: the values that are left, and why.
 LEFT: dict[str, tuple[tuple, str]] = {
@@ -28,7 +29,7 @@ BEST_BY_DEFAULT = "pointing_game_or_loss"
 
 
 @dataclass
-class AmcConfig(TrainingArguments):
+class AmcConfig(AmcArguments, TrainingArguments):
     """Defaults are the paper's recipe (Yang et al., CVPR 2023). Changed from transformers' own: `learning_rate` (1e-5),
     `weight_decay` (0.02), `lr_scheduler_type` and `lr_scheduler_kwargs` (cosine to a tenth, warm-up from a tenth),
     `warmup_steps` (2,000), `remove_unused_columns` (False: the collator needs all columns), `label_names`,
@@ -36,80 +37,6 @@ class AmcConfig(TrainingArguments):
     activation checkpointing too), `ddp_broadcast_buffers` (False: the queues are equal on all processes by
     construction). `LEFT` lists what cannot be changed.
     """
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(
-        default=0.02,
-        metadata={"help": "Weight decay; spares biases, norms, temperature, [CLS] and position embeddings."},
-    )
-    lr_scheduler_type: str = field(
-        default="cosine_warmup_with_min_lr", metadata={"help": "Learning rate schedule, by transformers' name."}
-    )
-    lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1},
-        metadata={"help": "Arguments of the schedule, as JSON."},
-    )
-    warmup_steps: float = field(
-        default=2000, metadata={"help": "Steps (or, below 1, share of all steps) until the peak learning rate."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Leave False: the collator needs all columns."}
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["boxes"], metadata={"help": "Leave as it is: what the pointing game compares with."}
-    )
-    report_to: None | str | list[str] = field(  # noqa: RUF036 (the order that HfArgumentParser understands)
-        default="tensorboard", metadata={"help": "Where scalars and pictures of heatmaps go; none for nowhere."}
-    )
-    metric_for_best_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "What tells the best checkpoint; default: pointing_game where the evaluation data has regions, "
-            "otherwise loss."
-        },
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=True,
-        metadata={"help": "Leave True: a loss of weight 0, and BLIP's unused heads, give parameters no gradient."},
-    )
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Leave False: the queues are equal on all processes already."}
-    )
-
-    itc_weight: float = field(default=1.0, metadata={"help": "Weight of image-text contrast (ITC)."})
-    itm_weight: float = field(default=1.0, metadata={"help": "Weight of image-text matching (ITM)."})
-    mlm_weight: float = field(default=1.0, metadata={"help": "Weight of masked language modelling (MLM)."})
-    absent_weight: float = field(
-        default=1.0, metadata={"help": "Weight of telling that phrases marked absent do not fit their image."}
-    )
-    amc_mean_weight: float = field(default=0.2, metadata={"help": "Weight of loss_amc_mean; 0 for none."})
-    amc_max_weight: float = field(default=0.8, metadata={"help": "Weight of loss_amc_max; 0 for none."})
-    amc_margin_mean: float = field(default=0.1, metadata={"help": "Margin between the means (Δ_mean)."})
-    amc_margin_max: float = field(default=0.5, metadata={"help": "Margin between the maxima (Δ_max)."})
-    amc_reduction: Literal["example", "batch"] = field(
-        default="example",
-        metadata={"help": "Means of loss_amc_mean per example (the paper) or over the batch (the released code)."},
-    )
-    alpha: float = field(default=0.4, metadata={"help": "Weight of the momentum model's soft labels (ALBEF)."})
-    alpha_ramp_epochs: float = field(default=1.0, metadata={"help": "Epochs over which alpha rises from 0."})
-    max_bad_steps: int = field(
-        default=10,
-        metadata={"help": "Steps in a row without a finite gradient (each is skipped) until training stops."},
-    )
-    early_stopping_patience: int = field(
-        default=0,
-        metadata={"help": "Evaluations in a row without a better metric_for_best_model that end training; 0: none do."},
-    )
-    early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "By how much that metric must have improved to be better."}
-    )
-    num_logged_heatmaps: int = field(
-        default=8, metadata={"help": "Held-out examples whose heatmaps go where report_to says, and to the model card."}
-    )
-    hub_license: str | None = field(
-        default=None,
-        metadata={"help": "Licence of the weights on the model card, e.g. apache-2.0; default: the base checkpoint's."},
-    )
 
     def __post_init__(self):
         for name, (values, reason) in LEFT.items():
@@ -121,6 +48,11 @@ class AmcConfig(TrainingArguments):
         if self.metric_for_best_model is None and names_best and not by_schedule:
             self.metric_for_best_model = BEST_BY_DEFAULT
         super().__post_init__()
+        self._check_loading()
+        self._check_losses()
+        self._check_early_stopping()
+
+    def _check_loading(self) -> None:
         loading = self.accelerator_config
         for name, value, reason in (
             ("dispatch_batches", False, "batches hold more than tensors"),
@@ -130,6 +62,8 @@ class AmcConfig(TrainingArguments):
             if getattr(loading, name) not in (value, None):
                 raise ValueError(f"accelerator_config: {name} must be {value}: {reason}.")
         loading.dispatch_batches = False  # not None, which deals out the batches of an IterableDataset
+
+    def _check_losses(self) -> None:
         weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
         for name in weights:
             if not getattr(self, name) >= 0:
@@ -138,14 +72,16 @@ class AmcConfig(TrainingArguments):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if self.max_grad_norm <= 0:
+            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
+
+    def _check_early_stopping(self) -> None:
         if self.early_stopping_patience < 0 or self.early_stopping_threshold < 0:
             raise ValueError("early_stopping_patience and early_stopping_threshold must not be negative.")
         if self.early_stopping_threshold and not self.early_stopping_patience:
             raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience needs evaluations while training: set eval_strategy.")
-        if self.max_grad_norm <= 0:
-            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.

@@ -1,57 +1,53 @@
-"""Command line and YAML: dataclasses say what there is, a YAML file sets defaults, the command line wins."""
+"""Settings of a training: dataclasses say what there is, a YAML file sets defaults, the command line wins.
+
+Nothing here imports torch or transformers before settings are parsed, so that help is printed at once.
+"""
 
 import argparse
 import dataclasses
+import reprlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from transformers import HfArgumentParser
+import yaml
 
-from .plain_yaml import read_plain_yaml
+
+def option(default: Any = None, help: str = "", factory: Callable[[], Any] | None = None) -> Any:
+    """A field of a dataclass of settings, with its help."""
+    if factory is not None:
+        return field(default_factory=factory, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ModelArguments:
     """Which model is trained."""
 
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint to start from: a folder or a Hub id. Without it ALBEF starts at random."},
+    model: str | None = option(
+        None, "Checkpoint to start from: a folder or a Hub id. Without it ALBEF starts at random."
     )
-    revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of --model on the Hub; default: main."}
+    revision: str | None = option(None, "Branch, tag or commit of --model on the Hub; default: main.")
+    token: str | None = option(None, "For a private --model on the Hub; default: HF_TOKEN, or that of `hf auth login`.")
+    model_config: dict | str | None = option(
+        None, "Without --model: fields of AlbefConfig as JSON, e.g. '{\"projection_dim\": 64}'."
     )
-    token: str | None = field(
-        default=None,
-        metadata={"help": "For a private --model on the Hub; default: HF_TOKEN, or that of `hf auth login`."},
+    image_size: int | None = option(None, "Side in pixels that images are resized to; default: the processor's.")
+    attn_implementation: str | None = option(
+        None, "Attention where it is not explained: sdpa, eager, flash_attention_2 …"
     )
-    model_config: dict | str | None = field(
-        default=None,
-        metadata={"help": "Without --model: fields of AlbefConfig as JSON, e.g. '{\"projection_dim\": 64}'."},
+    freeze: list[str] = option(
+        factory=list, help="Parameters not to train: regular expressions, each found in at least one name."
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels that images are resized to; default: the processor's."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention where it is not explained: sdpa, eager, flash_attention_2 …"}
-    )
-    freeze: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Parameters not to train: regular expressions, each found in at least one name."},
-    )
-    lora_rank: int = field(
-        default=0, metadata={"help": "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights."}
-    )
-    lora_alpha: float = field(default=16.0, metadata={"help": "Adapters are scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of what goes into the adapters."})
-    lora_modules: str | None = field(
-        default=None,
-        metadata={
-            "help": "Linear layers with adapters: a regular expression of their whole names in the base model; "
-            "default: the attention of all encoders, see trainer/lora.py."
-        },
+    lora_rank: int = option(0, "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights.")
+    lora_alpha: float = option(16.0, "Adapters are scaled by lora_alpha / lora_rank.")
+    lora_dropout: float = option(0.0, "Dropout of what goes into the adapters.")
+    lora_modules: str | None = option(
+        None,
+        "Linear layers with adapters: a regular expression of their whole names in the base model; default: the "
+        "attention of all encoders, see AdaptedModules.",
     )
 
 
@@ -59,55 +55,94 @@ class ModelArguments:
 class DataArguments:
     """What it is trained and evaluated on."""
 
-    dataset: str | None = field(
-        default=None, metadata={"help": "Folder of Parquet files made by dataset_scripts.build, or a Hub id."}
+    dataset: str | None = option(None, "Folder of Parquet files made by dataset_scripts.build, or a Hub id.")
+    dataset_config: str | None = option(None, "Its configuration, where it has several.")
+    train_split: str = option("train", "Split to train on.")
+    eval_splits: list[str] | None = option(
+        None, "Splits to evaluate on; the first one while training. Default: validation, if there is one."
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_splits: list[str] | None = field(
-        default=None,
-        metadata={"help": "Splits to evaluate on; the first one while training. Default: validation, if there is one."},
+    max_train_examples: int | None = option(None, "Train on this many phrases only.")
+    max_eval_examples: int | None = option(None, "Evaluate on this many phrases a split only.")
+    streaming: bool = option(
+        False, "Read the training data as it is trained on, instead of preparing it on disk first."
     )
-    max_train_examples: int | None = field(default=None, metadata={"help": "Train on this many phrases only."})
-    max_eval_examples: int | None = field(
-        default=None, metadata={"help": "Evaluate on this many phrases a split only."}
+    shuffle_buffer: int = option(
+        2000, "Streamed phrases that each worker holds in memory to shuffle them; each image once."
     )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the training data as it is trained on, instead of preparing it on disk first."},
+    box_format: str = option(
+        "xyxy", "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it."
     )
-    shuffle_buffer: int = field(
-        default=2000,
-        metadata={"help": "Streamed phrases that each worker holds in memory to shuffle them; each image once."},
+    mask_size: int = option(256, "Side of the region masks that AMC compares heatmaps with.")
+    box_choice: str = option("random", "Region of a phrase with several instances: 'all', or 'random' (the paper).")
+    mlm_probability: float = option(0.15, "Share of the words that MLM masks.")
+    max_text_length: int = option(25, "Tokens a phrase is cut to in training.")
+    phrases_per_image: int = option(
+        1, "Up to this many phrases of a batch share an image, which is encoded once for them."
     )
-    box_format: str = field(
-        default="xyxy",
-        metadata={"help": "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it."},
+    flip: float = option(0.5, "Probability of mirroring an image (left and right change places).")
+    gray: float = option(0.2, "Probability of graying an image whose phrases name no colour.")
+    color_jitter: float = option(0.5, "Probability of changing its colours; likewise.")
+    strict: bool = option(
+        False,
+        "Stop at a record that cannot be used. Else a placeholder, another phrase of its batch, replaces it; it "
+        "is named once, and counted in the end.",
     )
-    mask_size: int = field(default=256, metadata={"help": "Side of the region masks that AMC compares heatmaps with."})
-    box_choice: str = field(
-        default="random",
-        metadata={"help": "Region of a phrase with several instances: 'all', or 'random' (the paper)."},
+    crop: float = option(0.0, "Probability of a random crop that keeps all regions.")
+
+
+@dataclass
+class AmcArguments:
+    """The losses and the run. The first eleven change defaults of transformers' TrainingArguments, see `AmcConfig`."""
+
+    learning_rate: float = option(1e-5, "Peak learning rate of AdamW.")
+    weight_decay: float = option(
+        0.02, "Weight decay; spares biases, norms, temperature, [CLS] and position embeddings."
     )
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the words that MLM masks."})
-    max_text_length: int = field(default=25, metadata={"help": "Tokens a phrase is cut to in training."})
-    phrases_per_image: int = field(
-        default=1,
-        metadata={"help": "Up to this many phrases of a batch share an image, which is encoded once for them."},
+    lr_scheduler_type: str = option("cosine_warmup_with_min_lr", "Learning rate schedule, by transformers' name.")
+    lr_scheduler_kwargs: dict | str | None = option(
+        factory=lambda: {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1}, help="Arguments of the schedule, as JSON."
     )
-    flip: float = field(
-        default=0.5, metadata={"help": "Probability of mirroring an image (left and right change places)."}
+    warmup_steps: float = option(2000, "Steps (or, below 1, share of all steps) until the peak learning rate.")
+    remove_unused_columns: bool = option(False, "Leave False: the collator needs all columns.")
+    label_names: list[str] | None = option(
+        factory=lambda: ["boxes"], help="Leave as it is: what the pointing game compares with."
     )
-    gray: float = field(default=0.2, metadata={"help": "Probability of graying an image whose phrases name no colour."})
-    color_jitter: float = field(default=0.5, metadata={"help": "Probability of changing its colours; likewise."})
-    strict: bool = field(
-        default=False,
-        metadata={
-            "help": "Stop at a record that cannot be used. Else another phrase of its batch stands in for it; it is "
-            "named once, and counted in the end."
-        },
+    report_to: None | str | list[str] = option(  # noqa: RUF036 (the order that HfArgumentParser understands)
+        "tensorboard", "Where scalars and images of heatmaps go; none for nowhere."
     )
-    crop: float = field(default=0.0, metadata={"help": "Probability of a random crop that keeps all regions."})
+    metric_for_best_model: str | None = option(
+        None,
+        "What tells the best checkpoint; default: pointing_game where the evaluation data has regions, otherwise loss.",
+    )
+    ddp_find_unused_parameters: bool | None = option(
+        True, "Leave True: a loss of weight 0, and BLIP's unused heads, give parameters no gradient."
+    )
+    ddp_broadcast_buffers: bool | None = option(False, "Leave False: the queues are equal on all processes already.")
+
+    itc_weight: float = option(1.0, "Weight of image-text contrast (ITC).")
+    itm_weight: float = option(1.0, "Weight of image-text matching (ITM).")
+    mlm_weight: float = option(1.0, "Weight of masked language modelling (MLM).")
+    absent_weight: float = option(1.0, "Weight of telling that phrases marked absent do not fit their image.")
+    amc_mean_weight: float = option(0.2, "Weight of loss_amc_mean; 0 for none.")
+    amc_max_weight: float = option(0.8, "Weight of loss_amc_max; 0 for none.")
+    amc_margin_mean: float = option(0.1, "Margin between the means (Δ_mean).")
+    amc_margin_max: float = option(0.5, "Margin between the maxima (Δ_max).")
+    amc_reduction: Literal["example", "batch"] = option(
+        "example", "Means of loss_amc_mean per example (the paper) or over the batch (the released code)."
+    )
+    alpha: float = option(0.4, "Weight of the momentum encoders' soft labels (ALBEF).")
+    alpha_ramp_epochs: float = option(1.0, "Epochs over which alpha rises from 0.")
+    max_bad_steps: int = option(10, "Steps in a row without a finite gradient (each is skipped) until training stops.")
+    early_stopping_patience: int = option(
+        0, "Evaluations in a row without a better metric_for_best_model that end training; 0: none do."
+    )
+    early_stopping_threshold: float = option(0.0, "By how much that metric must have improved to be better.")
+    num_logged_heatmaps: int = option(
+        8, "Held-out examples whose heatmaps go where report_to says, and to the model card."
+    )
+    hub_license: str | None = option(
+        None, "Licence of the weights on the model card, e.g. apache-2.0; default: the base checkpoint's."
+    )
 
 
 def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> tuple[Any, ...]:
@@ -117,6 +152,8 @@ def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> 
         ValueError: the YAML is no mapping, has a key that no dataclass knows, or a value of the wrong type.
         SystemExit: a bad command line, as argparse does it.
     """
+    from transformers import HfArgumentParser
+
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = HfArgumentParser(
         dataclasses_,
@@ -151,7 +188,7 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
         return None
     if isinstance(value, list | dict):
         if type(value).__name__ not in annotation.lower():
-            raise ValueError(f"expected one value, got {value!r}.")
+            raise ValueError(f"expected one value, got {reprlib.repr(value)}.")
         return value
     if action.nargs in ("+", "*"):
         raise ValueError(f"expected a list, got {value!r}; write [{value}].")
@@ -167,8 +204,13 @@ def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: as `parse_arguments`; the message names the file and the key.
     """
-    settings = read_plain_yaml(path)
-    settings = {} if settings is None else settings
+    try:
+        settings = yaml.safe_load(path.read_text("utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    # The latter of values that look like dates or numbers, and of files that are nested without end.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a mapping of settings, 'name: value' on each line.")
     unknown = [key for key in settings if key not in known]

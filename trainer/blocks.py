@@ -1,4 +1,4 @@
-"""A data set in blocks of whole images: what one process grounds at a time, and one file of records holds.
+"""A data set in blocks of whole images: what one process grounds at a time, and one file of `ground_dataset` holds.
 
 Blocks depend on the data alone, never on the number of processes, and so do the batches made of them: the same records
 come out however many processes there are.
@@ -7,40 +7,52 @@ come out however many processes there are.
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, IterableDataset, load_dataset_builder
+from datasets import Dataset, IterableDataset, Value, load_dataset_builder
 
-from .phrase_rows import check_same_picture, records_of
-from .splits import PICTURES, open_split
+from .phrase_rows import PhraseRows, check_same_image, records_of
+from .splits import IMAGES, open_split
+
+Record = dict[str, Any]
 
 
 class Blocks:
-    """Blocks of a data set that is on disk: about `block_size` rows each, cut between images."""
+    """Blocks of a data set that is on disk: as many whole images as have `block_size` rows together, or one image."""
 
     def __init__(self, dataset: Dataset, block_size: int = 1024):
         if block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
         self.dataset = dataset
-        self.bounds = _bounds(dataset, block_size)
+        self.bounds = [0]
+        for start, end in pairwise([*first_rows(dataset), len(dataset)]):
+            if end - self.bounds[-1] > block_size and start > self.bounds[-1]:
+                self.bounds.append(start)
+        self.bounds.append(len(dataset))
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def __getitem__(self, block: int) -> Iterator[list[dict[str, Any]]]:
-        """Records of the block, image by image, one record a phrase; pictures are not decoded."""
+    def __getitem__(self, block: int) -> Iterator[list[Record]]:
+        """Records of the block, image by image, one record a phrase; images are not decoded."""
         return by_image(self.dataset.select(range(self.bounds[block], self.bounds[block + 1])))
 
     def num_rows(self, blocks: Iterable[int]) -> int | None:
         """Rows in these blocks; None where that shows only when they are read."""
         return sum(self.bounds[block + 1] - self.bounds[block] for block in blocks)
 
+    def records_at(self, positions: Iterable[int]) -> list[Record]:
+        """The records at these positions among all records."""
+        is_single = isinstance(self.dataset.features["phrase"], Value)
+        records = self.dataset if is_single else PhraseRows(self.dataset)
+        return [records[position] for position in positions]
+
     def fingerprint(self) -> str:
-        """A hash of everything but the pictures: phrases, boxes and so on, their order, and the cuts between blocks."""
-        digest = hashlib.blake2b(repr(self.bounds).encode(), digest_size=16)
-        names = [name for name in self.dataset.column_names if name not in PICTURES]
+        """A hash of everything but the images: phrases, boxes and so on, and their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        names = [name for name in self.dataset.column_names if name not in IMAGES]
         for table in self.dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000):
             sink = pa.BufferOutputStream()
             # Metadata of the schema differs between versions of datasets; chunks are an accident of reading.
@@ -52,7 +64,7 @@ class Blocks:
 
 
 class FileBlocks:
-    """Blocks of a streamed data set: one file each, as its builder wrote them."""
+    """Blocks of a streamed data set: one file each, as its builder wrote them. Methods: as of `Blocks`."""
 
     def __init__(self, dataset: IterableDataset, files: list[str]):
         self.dataset, self.files = dataset, files
@@ -60,13 +72,17 @@ class FileBlocks:
     def __len__(self) -> int:
         return self.dataset.num_shards
 
-    def __getitem__(self, block: int) -> Iterator[list[dict[str, Any]]]:
-        """As of `Blocks`."""
+    def __getitem__(self, block: int) -> Iterator[list[Record]]:
         return by_image(self.dataset.shard(num_shards=len(self), index=block))
 
     def num_rows(self, blocks: Iterable[int]) -> int | None:
-        """As of `Blocks`."""
         return None
+
+    def records_at(self, positions: Iterable[int]) -> list[Record]:
+        positions = list(positions)
+        records = enumerate(record for row in self.dataset for record in records_of(row))
+        found = {position: record for position, record in records if position in positions}
+        return [found[position] for position in positions]
 
     def fingerprint(self) -> str:
         """A hash of the files' names, and of the sizes of those that are on disk."""
@@ -89,7 +105,7 @@ def open_blocks(
         path: folder, or Hub id.
         limit: take this many rows only; not when streaming.
         streaming: read files as they come instead of preparing the data set on disk first.
-        block_size: about how many rows a block; not when streaming.
+        block_size: most rows of a block; not when streaming.
         renamed: the data set's column → ours, where they differ.
 
     Raises:
@@ -107,17 +123,17 @@ def open_blocks(
     return Blocks(dataset, block_size)
 
 
-def by_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def by_image(rows: Iterable[Record]) -> Iterator[list[Record]]:
     """Records of rows that follow each other and have the same `image_id`, together.
 
     Raises:
-        ValueError: as `records_of` and `check_same_picture`.
+        ValueError: as `records_of` and `check_same_image`.
     """
-    group: list[dict[str, Any]] = []
+    group: list[Record] = []
     for row in rows:
         records = records_of(row)
         if group and row.get("image_id") is not None and row["image_id"] == group[0]["image_id"]:
-            check_same_picture(group[0], row)
+            check_same_image(group[0], row)
             group += records
             continue
         if group:
@@ -127,26 +143,9 @@ def by_image(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
-def record_at(blocks: Blocks | FileBlocks, counts: list[int], position: int) -> dict[str, Any]:
-    """The record at a position among all records.
-
-    Args:
-        counts: number of records in every block.
-    """
-    for block, count in enumerate(counts):
-        if position < count:
-            return next(islice((record for group in blocks[block] for record in group), position, None))
-        position -= count
-    raise IndexError(f"there are {sum(counts)} records only")
-
-
-def _bounds(dataset: Dataset, block_size: int) -> list[int]:
-    """First row of every block, and the number of rows."""
-    bounds = [0]
-    ids = dataset["image_id"] if "image_id" in dataset.column_names else None
-    while bounds[-1] < len(dataset):
-        cut = min(bounds[-1] + block_size, len(dataset))
-        while ids is not None and cut < len(dataset) and ids[cut] is not None and ids[cut] == ids[cut - 1]:
-            cut += 1
-        bounds.append(cut)
-    return bounds
+def first_rows(dataset: Dataset) -> list[int]:
+    """The first row of every image."""
+    if "image_id" not in dataset.column_names:
+        return list(range(len(dataset)))
+    ids = dataset["image_id"][:]
+    return [row for row, image_id in enumerate(ids) if row == 0 or image_id is None or image_id != ids[row - 1]]

@@ -1,84 +1,86 @@
-"""Checkpoints of a run that are whole or not there: written beside, and given their name when they are complete."""
+"""Checkpoints of a run, complete or not counted: what Trainer writes last marks a complete one.
 
+A checkpoint is complete when `trainer_state.json`, which Trainer writes last, is JSON, and when the state of the random
+numbers of every process is whole. To delete one begins with that mark, so a kill leaves no half one that counts.
+"""
+
+import json
 import os
 import re
 import shutil
 import uuid
+import zipfile
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-# Beside the checkpoints, and no checkpoint by its name: what is being written, or deleted. Nothing that begins with an
-# underscore is pushed to the Hub.
-UNFINISHED = "_unfinished"
+STATE = "trainer_state.json"
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, by their steps."""
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, complete or not, by their steps."""
     names = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if names.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def publish(written: Path, folder: Path) -> Path:
-    """Gives a complete checkpoint its place in the run's folder; another one of the same step makes room.
-
-    Args:
-        written: `folder/_unfinished/checkpoint-N`.
-
-    Returns: `folder/checkpoint-N`.
-    """
-    for path in (*written.rglob("*"), written):  # before its name does: a machine may lose its power
-        sync(path)
-    place = folder / written.name
-    if place.exists():
-        discard(place)
-    written = written.rename(place)
-    sync(folder)
-    return written
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a run's folder, by their steps."""
+    return [path for path in all_checkpoints(folder) if is_complete(path)]
 
 
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    file = os.open(path, os.O_RDONLY)
+def is_complete(checkpoint: Path) -> bool:
     try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+        json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError):
+        return False
+    return all(map(zipfile.is_zipfile, checkpoint.glob("rng_state*.pth")))  # the format of torch.save
+
+
+def begin(checkpoint: Path, num_processes: int) -> None:
+    """Makes room for a checkpoint, which is incomplete until that many processes have written their random state."""
+    discard(checkpoint)
+    checkpoint.mkdir(parents=True)
+    for process in range(num_processes if num_processes > 1 else 0):
+        (checkpoint / f"rng_state_{process}.pth").touch()
+
+
+def sync(folder: Path) -> None:
+    """Waits until a checkpoint and its name are on the disk: a machine may lose its power."""
+    for path in (*folder.rglob("*"), folder, folder.parent):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def discard(checkpoint: Path) -> None:
-    """Deletes a checkpoint, which has lost its name before the first of its files."""
-    doomed = checkpoint.parent / UNFINISHED / f"deleted-{checkpoint.name}"
-    doomed.parent.mkdir(exist_ok=True)
-    clear(doomed)
-    clear(checkpoint.rename(doomed))
-
-
-def clear(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    (checkpoint / STATE).unlink(missing_ok=True)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint)
 
 
 def rotate(folder: Path, limit: int | None, *spared: str | Path | None) -> None:
-    """Deletes the oldest checkpoints until `limit` are left, but never the newest one.
+    """Deletes the oldest checkpoints until `limit` are left; None or 0 for no limit.
 
     Args:
-        limit: none or 0 for no limit. spared: neither these, if there are such: the best one, one being uploaded.
+        spared: deleted in no case: the newest one, the best one, one that is being uploaded.
     """
     found = checkpoints(folder)
-    spared = {Path(path).resolve() for path in (*found[-1:], *spared) if path}
+    spared = {Path(path).resolve() for path in spared if path}
     surplus = len(found) - max(limit, len(spared)) if limit else 0
     for checkpoint in [path for path in found if path.resolve() not in spared][: max(surplus, 0)]:
         discard(checkpoint)
 
 
 def resumed(folder: Path, wanted: str | None) -> str | None:
-    """The checkpoint that a run goes on from; none if it begins.
+    """The checkpoint that a run goes on from; None if it begins. Every process must call this.
 
     Args:
-        wanted: a folder; "true" for the newest one; "auto" for the newest one if there is one.
+        wanted: a folder; "true" for the newest complete one; "auto" for the newest complete one if there is one.
 
     Raises:
         ValueError: there is none; or processes, of several machines, find different ones.
@@ -94,6 +96,9 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
         )
     if newest is None and wanted.lower() == "true":
         raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {folder} to go on from.")
+    if PartialState().is_main_process:
+        for checkpoint in set(all_checkpoints(folder)) - set(checkpoints(folder)):
+            discard(checkpoint)
     return newest and str(newest)
 
 
@@ -103,7 +108,7 @@ def check_shared(folder: Path, is_main: bool) -> None:
     Raises:
         ValueError: one does not see what the main process wrote.
     """
-    name = [f"{UNFINISHED}-{uuid.uuid4().hex}"]
+    name = [f"_shared-{uuid.uuid4().hex}"]
     broadcast_object_list(name)
     mark = folder / name[0]
     if is_main:

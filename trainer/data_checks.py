@@ -1,8 +1,9 @@
 """What training data must be, asked before anything is trained: its columns, its boxes, a sample of its records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -23,11 +24,11 @@ _STREAMED_ROWS = 10_000  # of which regions are looked at; all others are only r
 
 
 def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
-    """Asks for regions, and says which share of the phrases has one where that is not all.
+    """Warns of the share of phrases that have a region, where that is not all.
 
     Raises:
-        ValueError: it has no region, or boxes that are no boxes of that format; of data that does not know its columns
-            nothing is known.
+        ValueError: there is no region, or boxes are no boxes of that format; data that does not know
+            its columns passes.
     """
     columns = columns_of(dataset)
     if columns is None:
@@ -51,7 +52,7 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
         share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
         phrases = "training phrases" if is_whole else "first training phrases"
         logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region: AMC learns from these only.")
-    first = "; ".join(found.first)
+    first = "; ".join(found.odd or found.first)
     if found.num_boxes and found.highest <= 1 and not box_format.endswith("normalized"):
         raise ValueError(
             f"All coordinates of the training data's boxes are at most 1: they seem to be shares of the image, not "
@@ -64,43 +65,48 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
         )
 
 
-class Regions(NamedTuple):
-    """What was found of `num_records` records; `first` describes the first boxes that are odd, or just the first."""
+@dataclass
+class RegionStatistics:
+    """What was found of `num_records` records; `odd` and `first` describe the first boxes without area, and the first
+    others."""
 
-    num_records: int
-    num_with_region: int
-    num_boxes: int
-    num_flat: int
-    highest: float
-    first: list[str]
+    num_records: int = 0
+    num_with_region: int = 0
+    num_boxes: int = 0
+    num_flat: int = 0
+    highest: float = 0.0
+    odd: list[str] = field(default_factory=list)
+    first: list[str] = field(default_factory=list)
+
+    def add(self, columns: dict[str, pa.Array], names: Sequence[str], box_format: str) -> None:
+        """Counts records: their phrases, and the columns of regions by these names."""
+        self.num_records += len(columns["phrase"])
+        counts = [pc.fill_null(pc.list_value_length(columns[name]), 0).to_numpy(zero_copy_only=False) for name in names]
+        self.num_with_region += int((np.sum(counts, axis=0) > 0).sum())
+        if "boxes" not in names or not len(boxes := pc.list_flatten(columns["boxes"])):
+            return
+        is_whole = pc.equal(pc.list_value_length(boxes), 4)  # what is no box is named when it is its turn
+        owners = pc.list_parent_indices(columns["boxes"]).filter(is_whole).to_numpy()
+        values = pc.list_flatten(boxes.filter(is_whole)).cast(pa.float64())
+        values = values.to_numpy(zero_copy_only=False).reshape(-1, 4)
+        x1, y1, x2, y2 = to_xyxy(values, box_format).T
+        is_flat = ~((x1 < x2) & (y1 < y2))
+        self.num_boxes, self.num_flat = self.num_boxes + len(values), self.num_flat + int(is_flat.sum())
+        self.highest = max(self.highest, float(np.abs(values).max(initial=0)))
+        for kept, chosen in ((self.odd, is_flat), (self.first, ~is_flat)):
+            for number in np.flatnonzero(chosen)[: NAMED - len(kept)]:
+                kept.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
 
 
-def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> Regions:
-    num_records = num_with_region = num_boxes = num_flat = 0
-    highest, first, odd = 0.0, [], []
+def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> RegionStatistics:
+    statistics = RegionStatistics()
     for table in region_tables(dataset, names):
         columns = {name: plain(table[name]) for name in table.column_names}
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
             lengths = pc.list_value_length(columns["phrase"]).to_pylist()
             columns = {name: values_of_phrases(column, lengths) for name, column in columns.items()}
-        num_records += len(columns["phrase"])
-        counts = [pc.fill_null(pc.list_value_length(columns[name]), 0).to_numpy(zero_copy_only=False) for name in names]
-        num_with_region += int((np.sum(counts, axis=0) > 0).sum())
-        if "boxes" not in names or not len(boxes := pc.list_flatten(columns["boxes"])):
-            continue
-        is_whole = pc.equal(pc.list_value_length(boxes), 4)  # what is no box is named when it is its turn
-        owners = pc.list_parent_indices(columns["boxes"]).filter(is_whole).to_numpy()
-        values = (
-            pc.list_flatten(boxes.filter(is_whole)).cast(pa.float64()).to_numpy(zero_copy_only=False).reshape(-1, 4)
-        )
-        x1, y1, x2, y2 = to_xyxy(values, box_format).T
-        is_flat = ~((x1 < x2) & (y1 < y2))
-        num_boxes, num_flat = num_boxes + len(values), num_flat + int(is_flat.sum())
-        highest = max(highest, float(np.abs(values).max(initial=0)))
-        for kept, chosen in ((odd, is_flat), (first, ~is_flat)):
-            for number in np.flatnonzero(chosen)[: NAMED - len(kept)]:
-                kept.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
-    return Regions(num_records, num_with_region, num_boxes, num_flat, highest, odd or first)
+        statistics.add(columns, names, box_format)
+    return statistics
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:
@@ -111,7 +117,7 @@ def plain(column: pa.ChunkedArray) -> pa.Array:
 
 
 def region_tables(dataset: Any, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Phrases and regions, but no picture; of streamed data the first rows."""
+    """Phrases and regions, but no image; of streamed data the first rows."""
     rows = dataset.dataset if isinstance(dataset, StreamedRows | PhraseRows) else dataset
     tables = rows.select_columns(["phrase", *names]).with_format("arrow").iter(batch_size=_STREAMED_ROWS)
     return islice(tables, 1) if isinstance(rows, datasets.IterableDataset) else tables

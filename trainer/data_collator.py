@@ -1,7 +1,8 @@
 """Turns records `{image, image_id, phrase, boxes, polygons, masks, …}` into the batch of the model and the loss."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,18 +11,19 @@ import torch
 from PIL import Image
 from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 
+from modeling_albef_amc.images import open_image
 from modeling_albef_amc.processing_albef import tokenize_phrases
 
 from .augmentation import GroundingAugmentation
-from .phrase_rows import check_same_picture
-from .regions import BOX_FORMATS, Region, open_image
+from .phrase_rows import check_same_image
+from .regions import BOX_FORMATS, Region
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
 PADDING = -100
 
 
 @dataclass
-class Picture:
+class SourceImage:
     """An image (RGB) of a batch, and the hash that stands for it."""
 
     image: Image.Image
@@ -32,7 +34,7 @@ class Picture:
 class Example:
     """A record on its way into a batch."""
 
-    picture: Picture
+    source: SourceImage
     phrase: str
     region: Region | None
     is_absent: bool
@@ -45,8 +47,8 @@ class GroundingCollator:
     Rows of one batch with the same `image_id` share one image: it is decoded, augmented and encoded once, with all its
     phrases and regions. Without an `image_id` each row is its own image.
 
-    The image of a record is a PIL image, the undecoded `{"bytes", "path"}` of a datasets `Image()` feature, or a uint8
-    array `(height, width, 3)`. For its region see [`Region.from_record`]; of masks, polygons, scribbles and boxes the
+    The image of a record is whatever `open_image` takes: a PIL image, the undecoded `{"bytes", "path"}` of a datasets
+    `Image()` feature, an array. For its region see [`Region.from_record`]; of masks, polygons, scribbles and boxes the
     first that is present is the region. A record with none of them is an example without region; one that is `absent`
     has none, and a phrase that fits nothing in its image.
 
@@ -62,9 +64,9 @@ class GroundingCollator:
         max_length: Tokens a phrase is cut to; None does not cut.
         augmentation: Changes to image, phrases and regions; None for none.
         seed, epoch: Of the random draws; `AmcTrainer` counts the epochs.
-        strict: Raise at a record that cannot be used. Otherwise a phrase of its batch stands in for it, without a
-            region, so that batches keep their size; `unusable` says why.
-        spare: A record that stands in where no other of the batch can be used.
+        strict: Raise at a record that cannot be used. Otherwise a placeholder, another phrase of its batch without a
+            region, replaces it, so that batches keep their size; `unusable` says why.
+        spare: The placeholder where no record of the batch can be used.
         box_format: What the records' boxes are, of BOX_FORMATS; the batch's are xyxy in pixels.
     """
 
@@ -111,13 +113,13 @@ class GroundingCollator:
                 after a phrase's last box; `max_boxes` is at least 1.
             `image_sizes`: long `(num_phrases, 2)`, height and width in pixels of the (augmented) image.
             `record_names`: what error messages call each record, a list of `num_phrases` strings.
-            `is_stand_in`: bool `(num_phrases,)`, True for another phrase than the record's, which cannot be used.
+            `is_placeholder`: bool `(num_phrases,)`, True for a record that cannot be used.
             `unusable`: name and reason of each of those records, a list of strings.
             `mlm_input_ids`, `mlm_labels`: long `(num_phrases, num_tokens)`, with `mlm_probability` above 0.
 
         Raises:
             ValueError: A record is unusable; the message names it and says what to do. Without `strict`: all are, and
-                there is no spare one. In any case: different pictures have the same `image_id`.
+                there is no spare one. In any case: different images have the same `image_id`.
         """
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
@@ -132,38 +134,35 @@ class GroundingCollator:
             image_id = record.get("image_id")
             group = groups.setdefault(("row", row) if image_id is None else ("id", str(image_id)), [])
             if group:
-                check_same_picture(records[group[0]], record)
+                check_same_image(records[group[0]], record)
             group.append(row)
-
-        examples: list[Example | None] = [None] * len(records)
+        examples: dict[int, Example] = {}
         unusable: dict[int, str] = {}
         for rows in groups.values():
-            group = self._read_image([records[row] for row in rows], unusable, rows)
-            for row, example in zip(rows, group, strict=True):
-                examples[row] = example
+            examples |= self._read_image({row: records[row] for row in rows}, unusable)
         encoded = self._encode_phrases(records, examples, unusable)
-        usable: list[Example] = self._stand_in(examples)
-        is_stand_in = torch.tensor([row in unusable for row in range(len(records))])
-        images = list({id(example.picture): example.picture for example in usable}.values())
-        places = {id(picture): place for place, picture in enumerate(images)}
-        regions = [None if row in unusable else example.region for row, example in enumerate(usable)]
+        placeholder = self._placeholder(examples) if unusable else None
+        regions = [examples[row].region if row in examples else None for row in range(len(records))]
+        usable = [examples.get(row, placeholder) for row in range(len(records))]
         if unusable:
             encoded = tokenize_phrases(self.processor, [example.phrase for example in usable], self.max_length)
+        images = list({id(example.source): example.source for example in usable}.values())
+        places = {id(source): place for place, source in enumerate(images)}
         # Trainer takes the batch size from the first tensor: a phrase, not an image, is an example.
         batch = {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             # Apart from the phrases: a processor expects as many phrases as images where it gets both.
             "pixel_values": self.processor(images=[each.image for each in images], return_tensors="pt")["pixel_values"],
-            "image_index": torch.tensor([places[id(example.picture)] for example in usable]),
+            "image_index": torch.tensor([places[id(example.source)] for example in usable]),
             "image_ids": torch.tensor([each.image_id for each in images], dtype=torch.long),
             "masks": torch.from_numpy(np.stack([self._draw(region) for region in regions])),
             "has_region": torch.tensor([region is not None for region in regions]),
             "is_absent": torch.tensor([example.is_absent for example in usable]),
             "boxes": _pad_boxes(regions),
-            "image_sizes": torch.tensor([[each.picture.image.height, each.picture.image.width] for each in usable]),
+            "image_sizes": torch.tensor([[each.source.image.height, each.source.image.width] for each in usable]),
             "record_names": [record_name(record) for record in records],
-            "is_stand_in": is_stand_in,
+            "is_placeholder": torch.tensor([row in unusable for row in range(len(records))]),
             "unusable": list(unusable.values()),
         }
         if self.mlm_probability > 0:
@@ -171,79 +170,71 @@ class GroundingCollator:
             batch["mlm_labels"][batch["is_absent"]] = PADDING  # its image does not tell its words
         return batch
 
-    def _read_image(
-        self, records: Sequence[Mapping[str, Any]], unusable: dict[int, str], rows: Sequence[int]
-    ) -> list["Example | None"]:
-        """Reads the records of one image; None for those that cannot be used, whose reasons go into `unusable`.
-
-        Args:
-            rows: of the records in their batch.
-        """
-        examples: list[Example | None] = [None] * len(records)
-        try:
-            image = read_rgb(records[0].get("image"))
-        except ValueError as error:
-            for row, record in zip(rows, records, strict=True):
-                self._refuse(record, error, unusable, row)
-            return examples
-        image_id = records[0].get("image_id")
-        picture = Picture(image, _hash(image.tobytes() if image_id is None else str(image_id).encode()))
-        for number, (row, record) in enumerate(zip(rows, records, strict=True)):
-            try:
-                examples[number] = _read_example(record, picture, self.box_format)
-            except ValueError as error:
-                self._refuse(record, error, unusable, row)
-        found = [example for example in examples if example is not None]
+    def _read_image(self, records: Mapping[int, Mapping[str, Any]], unusable: dict[int, str]) -> dict[int, Example]:
+        """Reads the records of one image, by their rows; the reasons of those that cannot be used go to `unusable`."""
+        examples: dict[int, Example] = {}
+        first, source = next(iter(records.values())), None
+        with self._refusing(records, unusable):
+            image, image_id = open_image(first.get("image")), first.get("image_id")
+            source = SourceImage(image, _hash(image.tobytes() if image_id is None else str(image_id).encode()))
+        if source is None:
+            return {}
+        for row, record in records.items():
+            with self._refusing({row: record}, unusable):
+                examples[row] = _read_example(record, source, self.box_format)
+        found = list(examples.values())
         if self.augmentation is not None and found:
-            # In place: the picture is that of all its examples.
             phrases, regions = [example.phrase for example in found], [example.region for example in found]
-            picture.image, phrases, regions = self.augmentation(image, phrases, regions)
+            source.image, phrases, regions = self.augmentation(source.image, phrases, regions)
             for example, phrase, region in zip(found, phrases, regions, strict=True):
                 example.phrase, example.region = phrase, region
         return examples
 
-    def _refuse(self, record: Mapping[str, Any], error: ValueError, unusable: dict[int, str], row: int) -> None:
-        """
+    @contextmanager
+    def _refusing(self, records: Mapping[int, Mapping[str, Any]], unusable: dict[int, str]) -> Iterator[None]:
+        """Notes what is wrong with these records in `unusable`.
+
         Raises:
             ValueError: the collator is strict.
         """
-        message = f"{record_name(record)}: {error}"
-        if self.strict:
-            raise ValueError(message) from error
-        unusable[row] = message
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            for row, record in records.items():
+                message = f"{record_name(record)}: {error}"
+                if self.strict:
+                    raise ValueError(message) from error
+                unusable[row] = message
 
     def _encode_phrases(
-        self, records: Sequence[Mapping[str, Any]], examples: list["Example | None"], unusable: dict[int, str]
+        self, records: Sequence[Mapping[str, Any]], examples: dict[int, Example], unusable: dict[int, str]
     ) -> Mapping[str, torch.Tensor]:
         """Tokens of the phrases there are. One that cannot be tokenized leaves `examples`; nothing comes back then."""
-        phrases = [example.phrase for example in examples if example is not None]
+        phrases = [examples[row].phrase for row in sorted(examples)]
         try:
             return tokenize_phrases(self.processor, phrases, self.max_length) if phrases else {}
         except ValueError:
             # The processor cannot name the record: ask it again, phrase by phrase.
-            for row, example in enumerate(examples):
-                try:
-                    if example is not None:
-                        tokenize_phrases(self.processor, [example.phrase], self.max_length)
-                except ValueError as error:
-                    self._refuse(records[row], error, unusable, row)
-                    examples[row] = None
+            for row in sorted(examples):
+                with self._refusing({row: records[row]}, unusable):
+                    tokenize_phrases(self.processor, [examples[row].phrase], self.max_length)
+                if row in unusable:
+                    del examples[row]
             if not unusable:
                 raise
             return {}
 
-    def _stand_in(self, examples: list["Example | None"]) -> list["Example"]:
-        """The examples, each that is missing replaced by the first one there is, or else by the spare one.
+    def _placeholder(self, examples: dict[int, Example]) -> Example:
+        """The first example there is, or else the spare one.
 
         Raises:
             ValueError: there is none.
         """
-        found = next((example for example in examples if example is not None), None)
-        if found is None:
-            if self.spare is None:
-                raise ValueError("no record of the batch can be used, and there is no spare one to go on with")
-            (found,) = replace(self, strict=True)._read_image([self.spare], {}, [0])
-        return [found if example is None else example for example in examples]
+        if examples:
+            return examples[min(examples)]
+        if self.spare is None:
+            raise ValueError("no record of the batch can be used, and there is no spare one to go on with")
+        return replace(self, strict=True)._read_image({0: self.spare}, {})[0]
 
     def _draw(self, region: Region | None) -> np.ndarray:
         if region is None:
@@ -263,7 +254,7 @@ class GroundingCollator:
         return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
 
 
-def _read_example(record: Mapping[str, Any], picture: Picture, box_format: str) -> Example:
+def _read_example(record: Mapping[str, Any], source: SourceImage, box_format: str) -> Example:
     """
     Raises:
         ValueError: the record cannot be used.
@@ -271,37 +262,15 @@ def _read_example(record: Mapping[str, Any], picture: Picture, box_format: str) 
     phrase, is_absent = record.get("phrase"), bool(record.get("absent"))
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")
-    region = Region.from_record(record, picture.image.height, picture.image.width, box_format)
+    region = Region.from_record(record, source.image.height, source.image.width, box_format)
     if is_absent and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
-    return Example(picture, phrase, region, is_absent)
+    return Example(source, phrase, region, is_absent)
 
 
 def record_name(record: Mapping[str, Any]) -> str:
     """What messages call a record."""
     return f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}"
-
-
-def read_rgb(image: Any) -> Image.Image:
-    """An RGB picture, upright, from what a record may hold as its image; transparent pixels are laid on white.
-
-    Raises:
-        ValueError: it is no picture, or the file is missing or damaged.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(
-                f"an image array must be uint8 (height, width, 3) RGB, got {image.dtype} {image.shape}; convert it"
-            )
-        return Image.fromarray(image)
-    image = open_image(image)
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f'an image of mode "{image.mode}" has no known range of values; scale it to 8 bits')
-    if image.has_transparency_data:
-        # On white, as the image processor would lay it; a plain conversion uncovers what the pixels hide.
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _hash(content: bytes) -> int:

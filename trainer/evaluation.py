@@ -1,39 +1,41 @@
-"""Grounds the phrases of a data set: blocks of records in, one row a phrase out, on any number of processes.
+"""Grounds the records of a data set: blocks of them in, one row a phrase out.
 
-Reading, decoding and resizing go on in threads while the model works. An image is encoded once for all its phrases, as
-far as they fit into one batch. A block is grounded by one process and batches never reach beyond it, so that the rows
-do not depend on the number of processes; other devices, batch sizes or numbers of CPU threads change them by rounding.
+Reading, decoding and resizing go on in threads while the model works. An image is encoded once for all its phrases. A
+block is grounded by one process and batches never reach beyond it, so that the rows do not depend on the number of
+processes; other devices, batch sizes or numbers of CPU threads change them by rounding.
 """
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import argparse
+import hashlib
+import json
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from modeling_albef_amc.families.auto import AutoGrounder, hub_options
 from modeling_albef_amc.families.family import Explain
-from modeling_albef_amc.pipeline import max_tokens
-from modeling_albef_amc.families.registry import heatmap_function
-from modeling_albef_amc.gradcam import PhraseAttention, choose_tokens, gradcam
-from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
+from modeling_albef_amc.gradcam import gradcam
+from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, Tokens, as_record
+from modeling_albef_amc.processing_albef import cleans_text
 
 from .benchmarks import Protocol
-from .blocks import Blocks, FileBlocks
-from .data_collator import read_rgb, record_name
-from .record_store import RecordStore
+from .blocks import Blocks, FileBlocks, Record
+from .data_collator import record_name
 from .regions import Region
 from .scoring import score_answer
 
-Record = dict[str, Any]
+# Entries of a configuration that change when a checkpoint is moved or saved again.
+UNSTABLE_ENTRIES = "_name_or_path", "transformers_version"
 
 
 def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -45,232 +47,236 @@ def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, to
 
 
 @dataclass
-class Phrase:
-    """A record on its way to its row.
+class ImageRecords:
+    """The records of one image on their way to their rows.
 
-    Args:
-        record: of the data set.
-        image: which of its batch's images it is about.
-        size: height and width of the image in pixels; None for an image that cannot be used.
-        boxes: (num_boxes, 4), the true boxes, and proposals: (num_proposals, 4), a detector's, xyxy in pixels.
-        error: why the record cannot be used; None if it can.
+    - `errors`: why each record cannot be used, or None. `regions`: what `boxes_of` gives of each that can.
+    - `image`: with the usable records as its phrases; None where it cannot be read.
     """
 
-    record: Record
-    image: int
-    size: tuple[int, int] | None = None
-    boxes: np.ndarray | None = None
-    proposals: np.ndarray | None = None
-    error: str | None = None
-
-
-@dataclass
-class Batch:
-    """Phrases, and of those that can be used the inputs of the model.
-
-    Args:
-        pixel_values: (num_images, 3, height, width). input_ids, attention_mask: (num_usable, num_tokens).
-        image_index: (num_usable,). heatmap_token_mask: (num_usable, num_tokens), of phrases grounded in captions.
-    """
-
-    phrases: list[Phrase]
-    inputs: dict[str, torch.Tensor] | None = None
+    records: list[Record]
+    errors: list[str | None]
+    regions: list[tuple[np.ndarray, np.ndarray] | None]
+    image: GroundedImage | None = None
 
     @property
-    def usable(self) -> list[Phrase]:
-        return [phrase for phrase in self.phrases if phrase.error is None]
+    def usable(self) -> list[int]:
+        return [number for number, error in enumerate(self.errors) if error is None]
 
 
 @dataclass
-class Grounder:
-    """A model and how it is asked.
+class RecordGrounder:
+    """An engine, and how it is asked about the records of a data set.
 
     Args:
-        model: in evaluation mode, on the accelerator's device. explain: its family's function.
-        processor: of the model. protocol: which answers are scored, and how.
+        protocol: which answers are scored, and how.
+        options: of `PhraseGrounder.explain_phrases`.
+        batch_size: phrases a pass.
+        num_workers: threads that read batches ahead, and as many that work out points, boxes and hits; 0 for none.
         heatmaps: "float16" or "float32", to keep them; None not to.
         strict: stop at a record that cannot be used, instead of writing down why.
-        method: that makes heatmaps of what `explain` gives, see `families.METHODS`.
         box_format: of `regions.BOX_FORMATS`, what the records' boxes are.
     """
 
-    model: PreTrainedModel
-    explain: Explain
-    processor: ProcessorMixin
+    grounder: PhraseGrounder
     protocol: Protocol
-    accelerator: Accelerator
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    num_workers: int = 2
     heatmaps: str | None = None
     strict: bool = False
-    method: str = "gradcam"
     box_format: str = "xyxy"
 
-    def read(self, groups: list[list[Record]]) -> Batch:
-        """Decodes and prepares images, and checks their records; each group is the records of one image."""
-        phrases, images = [], []
-        for records in groups:
-            image, error = None, None
-            try:
-                image = read_rgb(records[0]["image"])
-                images.append(self.processor(images=[image], return_tensors="pt")["pixel_values"])
-            except ValueError as problem:
-                error = str(problem)
-            size = None if error is not None or image is None else (image.height, image.width)
-            phrases += [self._check(Phrase(record, len(images) - 1, size, error=error)) for record in records]
-        return Batch(phrases, {"pixel_values": torch.cat(images)} if images else None)
+    def ground(
+        self, blocks: Blocks | FileBlocks, numbers: list[int], description: str | None = None
+    ) -> Iterator[tuple[int, list[Record]]]:
+        """Batch by batch, in order: the number of its block, and the rows of its phrases, see `record_schema`.
 
-    def _check(self, phrase: Phrase) -> Phrase:
-        text = phrase.record["phrase"]
-        if phrase.error is None and not (isinstance(text, str) and text.strip()):
-            phrase.error = "the phrase is empty or not a string"
-        if phrase.error is None and self.protocol.in_caption:
-            if not isinstance(phrase.record.get("caption"), str):
-                phrase.error = "it has no caption to ground its phrase in"
-            elif not phrase.record.get("caption_span"):
-                phrase.error = "it has no caption_span, which says where in its caption the phrase is"
-        if phrase.error is None and self.protocol.metrics:
-            try:
-                phrase.boxes, phrase.proposals = boxes_of(phrase.record, phrase.size, self.box_format)
-            except ValueError as problem:
-                phrase.error = str(problem)
+        Args:
+            numbers: of the blocks that are grounded. description: what the progress bar says; none for no bar.
+
+        Raises:
+            ValueError: a record cannot be used, and the grounder is strict.
+        """
+        batches = numbered_batches(blocks, numbers, self.batch_size)
+        read = ahead(lambda item: (item[0], self.read(item[1])), batches, self.num_workers)
+        # The model alone is asked in this thread.
+        explained = ((number, self.explain(images)) for number, images in read)
+        answered = ahead(lambda item: (item[0], self.rows(item[1])), explained, self.num_workers)
+        total, is_silent = blocks.num_rows(numbers), description is None
+        with tqdm(total=total, desc=description, unit=" pairs", disable=is_silent, smoothing=0.1) as bar:
+            for number, rows in answered:
+                yield number, rows
+                bar.update(len(rows))
+
+    def read(self, groups: list[list[Record]]) -> list[ImageRecords]:
+        """Reads images, and checks and tokenizes their records; each group is the records of one image."""
+        images = [self._read_image(records) for records in groups]
+        usable = [(found, number) for found in images for number in found.usable]
+        tokens = self._tokenize([self.question(found.records[number]) for found, number in usable])
+        of_images: dict[int, list[Tokens]] = defaultdict(list)
+        for (found, number), answer in zip(usable, tokens, strict=True):
+            if isinstance(answer, str):
+                found.errors[number] = answer
             else:
-                if phrase.record.get("absent") and len(phrase.boxes):
-                    phrase.error = "it is absent and has a region; drop one of them"
-                elif self.protocol.one_box and len(phrase.boxes) > 1:
-                    phrase.error = f"it has {len(phrase.boxes)} boxes; {self.protocol.name} has one a phrase"
-        return phrase
+                of_images[id(found)].append(answer)
+        for found in images:
+            if found.usable:
+                found.image.tokens = Tokens.join(of_images[id(found)])
+        return images
 
-    def tokenize(self, batch: Batch) -> None:
-        """Completes the inputs of a batch. Not for several threads at a time: the tokenizer keeps state in a call."""
-        if not batch.usable:
-            return
+    def _read_image(self, records: list[Record]) -> ImageRecords:
+        found = ImageRecords(records, [None] * len(records), [None] * len(records))
         try:
-            encoded = self._encode(batch.usable)
-        except ValueError:
-            # It does not say which phrase it cannot read: ask again, one by one.
-            for phrase in batch.usable:
-                try:
-                    self._encode([phrase])
-                except ValueError as problem:
-                    phrase.error = str(problem)
-            return self.tokenize(batch)
-        most = max_tokens(self.model.config)
-        lengths = encoded["attention_mask"].sum(dim=1).tolist()
-        for phrase, length in zip(batch.usable, lengths, strict=True):
-            if length > most:
-                text = "caption" if self.protocol.in_caption else "phrase"
-                phrase.error = f"the {text} has {length} word pieces, the model takes {most}"
-        if max(lengths) > most:
-            return self.tokenize(batch)
-        names = "input_ids", "attention_mask", "heatmap_token_mask"
-        batch.inputs |= {name: encoded[name] for name in names if name in encoded}
-        batch.inputs["image_index"] = torch.tensor([phrase.image for phrase in batch.usable])
+            image, pixel_values = self.grounder.read(records[0]["image"])
+        except (ValueError, OSError) as error:
+            found.errors = [str(error)] * len(records)
+            return found
+        found.image = GroundedImage(pixel_values, (image.height, image.width), None)
+        for number, record in enumerate(records):
+            try:
+                as_record(record["image"], [record["phrase"], self.question(record)])
+                found.regions[number] = self._regions(record, found.image.size)
+            except ValueError as error:
+                found.errors[number] = str(error)
+        return found
 
-    def _encode(self, phrases: list[Phrase]) -> Mapping[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` and, where the protocol asks in captions, `heatmap_token_mask`."""
-        records = [phrase.record for phrase in phrases]
-        if self.protocol.in_caption:
-            captions, spans = ([record[name] for record in records] for name in ("caption", "caption_span"))
-            return tokenize_captions(self.processor, captions, spans)
-        return tokenize_phrases(self.processor, [record["phrase"] for record in records])
+    def question(self, record: Record) -> Phrase:
+        """What the engine is asked.
 
-    def answer(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Heatmaps (num_usable, rows, columns) of the batch's usable phrases, and how likely what was asked fits."""
-        explained = self.explain_batch(batch)
-        if explained is None:
-            return torch.zeros(0, 1, 1), []
-        return heatmap_function(self.method)(explained).cpu(), explained.probability.tolist()
+        Raises:
+            ValueError: the record has no caption that it is to be asked in.
+        """
+        if not self.protocol.in_caption:
+            return record["phrase"]
+        if not isinstance(record.get("caption"), str):
+            raise ValueError("it has no caption to ground its phrase in")
+        if not record.get("caption_span"):
+            raise ValueError("it has no caption_span, which says where in its caption the phrase is")
+        return {name: record[name] for name in ("caption", "caption_span")}
 
-    def explain_batch(self, batch: Batch) -> PhraseAttention | None:
-        """What the model's function gives for the batch's usable phrases; None where there are none."""
-        self.tokenize(batch)
-        if not batch.usable:
-            return None
-        inputs = {name: tensor.to(self.accelerator.device) for name, tensor in batch.inputs.items()}
-        names = "pixel_values", "input_ids", "attention_mask", "image_index"
-        with torch.no_grad(), self.accelerator.autocast():
-            explained = self.explain(self.model, *(inputs[name] for name in names))
-        return choose_tokens(explained, inputs["heatmap_token_mask"]) if self.protocol.in_caption else explained
+    def _regions(self, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        if not self.protocol.metrics:
+            return np.zeros((0, 4)), np.zeros((0, 4))
+        boxes, proposals = boxes_of(record, size, self.box_format)
+        if record.get("absent") and len(boxes):
+            raise ValueError("it is absent and has a region; drop one of them")
+        if self.protocol.one_box and len(boxes) > 1:
+            raise ValueError(f"it has {len(boxes)} boxes; {self.protocol.name} has one a phrase")
+        return boxes, proposals
 
-    def heatmaps_of(self, records: list[Record]) -> torch.Tensor:
-        """(num_records, rows, columns), of records that can be used."""
-        asking = replace(self, protocol=replace(self.protocol, metrics=()))  # whatever their regions are
-        return asking.answer(asking.read([[record] for record in records]))[0]
+    def _tokenize(self, phrases: list[Phrase]) -> list[Tokens | str]:
+        """Each phrase by itself, or why it cannot be read. One call for all takes a tenth of the time."""
+        try:
+            tokens = self.grounder.tokenize(phrases) if phrases else None
+        except ValueError as error:
+            return [str(error)] if len(phrases) == 1 else [self._tokenize([phrase])[0] for phrase in phrases]
+        return [tokens[row : row + 1] for row in range(len(phrases))]
 
-    def with_boxes(self, record: Record) -> Record:
-        """A usable record, its boxes those that it is scored by, which may come from masks or polygons."""
-        (phrase,) = self.read([[record]]).phrases
-        return {**record, "boxes": phrase.boxes.tolist()}
+    @torch.no_grad()
+    def explain(self, images: list[ImageRecords]) -> list[ImageRecords]:
+        """The same, with the scores and heatmaps of their usable phrases."""
+        readable = [found.image for found in images if found.image is not None]
+        self.grounder.explain_phrases(readable, phrase_batch_size=self.batch_size, **self.options)
+        return images
 
-    def rows(self, batch: Batch, heatmaps: torch.Tensor, scores: list[float]) -> list[Record]:
-        """One row a phrase, see `record_schema`, in the order of the phrases; the others as of `answer`."""
-        answers = iter(zip(heatmaps, scores, strict=True))
-        return [self._row(phrase, answers) for phrase in batch.phrases]
+    def rows(self, images: list[ImageRecords]) -> list[Record]:
+        """One row a record, in their order."""
+        rows = []
+        for found in images:
+            phrases = count()  # the usable ones alone are asked
+            for number, error in enumerate(found.errors):
+                rows.append(self._row(found, number, error, next(phrases) if error is None else None))
+        return rows
 
-    def _row(self, phrase: Phrase, answers: Iterator[tuple[torch.Tensor, float]]) -> Record:
-        record = phrase.record
+    def _row(self, found: ImageRecords, number: int, error: str | None, phrase: int | None) -> Record:
+        record = found.records[number]
         row = {
             "image_id": None if record.get("image_id") is None else str(record["image_id"]),
             "phrase": record["phrase"] if isinstance(record["phrase"], str) else None,
             "categories": record.get("categories") or [],
             "absent": bool(record.get("absent")),
-            "error": phrase.error,
+            "error": error,
         }
-        if phrase.error is not None:
+        if error is not None:
             if self.strict:
-                raise ValueError(f"{record_name(record)}: {phrase.error}")
+                raise ValueError(f"{record_name(record)}: {error}")
             return row
-        heatmap, score = next(answers)
-        (found,) = post_process_grounding(heatmap[None], phrase.size)
-        found["heatmap"] = found["heatmap"].numpy()
-        row |= {"score": score, "point": list(found["point"]), "box": list(found["box"])}
-        if self.protocol.metrics:
-            row |= score_answer(found, phrase.boxes, phrase.proposals, self.protocol.metrics)
+        answer = self.grounder.answer(found.image, phrase)
+        row |= {"score": answer["score"], "point": list(answer["point"]), "box": list(answer["box"])}
+        row |= score_answer(answer, *found.regions[number], self.protocol.metrics)
         if self.heatmaps is not None:
-            row["heatmap"] = list(heatmap.numpy().astype(self.heatmaps))
+            row["heatmap"] = list(found.image.heatmaps[phrase].numpy().astype(self.heatmaps))
         return row
 
+    def pictured(self, records: list[Record]) -> tuple[list[Record], torch.Tensor]:
+        """Usable records for a picture: their boxes those that they are scored by; and heatmaps (num_records, …)."""
+        images = self.explain(self.read([[record] for record in records]))
+        records = [{**found.records[0], "boxes": found.regions[0][0].tolist()} for found in images]
+        return records, torch.stack([found.image.heatmaps[0] for found in images])
 
-def ground(
-    grounder: Grounder,
-    blocks: Blocks | FileBlocks,
-    numbers: list[int],
-    store: RecordStore,
-    batch_size: int,
-    num_workers: int = 0,
-    description: str | None = None,
-) -> tuple[int, float]:
-    """Grounds these blocks and stores their rows; for one process, its own share of the blocks.
 
-    Args:
-        batch_size: phrases a pass.
-        num_workers: threads that read and prepare batches ahead, and as many that work out points, boxes and hits; 0
-            for none.
-        description: what the progress bar says; none for no bar.
+def load_grounder(
+    path: str,
+    args: argparse.Namespace,
+    protocol: Protocol,
+    accelerator: Accelerator,
+    engine: type[AutoGrounder] = AutoGrounder,
+) -> tuple[RecordGrounder, dict[str, Any]]:
+    """A checkpoint of any known family, asked as the protocol and the options of a run say.
 
-    Returns: number of phrases, and the seconds they took.
+    Returns: the grounder, and what its rows depend on, apart from the data; for JSON.
 
     Raises:
-        ValueError: a record cannot be used, and the grounder is strict.
+        ValueError: the family is unknown, or cannot be explained so.
     """
-    start, num_phrases = time.perf_counter(), 0
-    batches = numbered_batches(blocks, numbers, batch_size)
-    read = ahead(lambda item: (item[0], grounder.read(item[1])), batches, num_workers)
-    # The model alone is asked in this thread.
-    answered = ((number, batch, *grounder.answer(batch)) for number, batch in read)
-    done = ahead(lambda item: (item[0], grounder.rows(*item[1:])), answered, num_workers)
-    total = blocks.num_rows(numbers)
-    with tqdm(total=total, desc=description, unit=" pairs", disable=description is None, smoothing=0.1) as bar:
+    loading = {"attn_implementation": args.attn_implementation, "device": accelerator.device}
+    loading |= {"image_size": protocol.image_size} | hub_options(vars(args))
+    grounder = engine.from_pretrained(path, **loading)
+    grounder.method_functions(args.method)  # says if there is none
+    grounder.autocast = accelerator.autocast
+    grounder.model, processor = accelerator.prepare_model(grounder.model, evaluation_mode=True), grounder.processor
+    max_words = None
+    if cleans_text(processor):  # no other family counts words
+        max_words = processor.max_words = protocol.max_words or processor.max_words
+    protocol = replace(protocol, image_size=processor.image_processor.size["height"], max_words=max_words)
+    options = {name: getattr(args, name) for name in ("method", "explanation", "grounding_layer")}
+    reading = {"heatmaps": args.save_heatmaps, "strict": args.strict, "box_format": args.box_format}
+    settings = {
+        **model_settings(grounder.model, processor),
+        "protocol": protocol.spelled_out(),
+        "heatmaps": args.save_heatmaps,
+        "bf16": args.bf16,
+        "box_format": args.box_format,
+        **options,
+    }
+    return RecordGrounder(grounder, protocol, options, args.batch_size, args.num_workers, **reading), settings
 
-        def counted(of_block: Iterable[tuple[int, list[Record]]]) -> Iterator[list[Record]]:
-            nonlocal num_phrases
-            for _, rows in of_block:
-                yield rows
-                num_phrases += len(rows)
-                bar.update(len(rows))
 
-        for number, of_block in groupby(done, key=itemgetter(0)):
-            store.write(number, counted(of_block))
-    return num_phrases, time.perf_counter() - start
+def make_accelerator(cpu: bool = False, bf16: bool = False) -> Accelerator:
+    # One process may have to wait for another far longer than the ten minutes that are usual.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[patience])
+
+
+def progress_title(name: str, accelerator: Accelerator) -> str | None:
+    """What the progress bar of this process says; None for no bar."""
+    several = f" (process 1 of {accelerator.num_processes})" if accelerator.num_processes > 1 else ""
+    return f"{name}{several}" if accelerator.is_main_process else None
+
+
+def model_settings(model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, str]:
+    """Hashes of the weights and of the processor, whatever they are called and wherever they are."""
+    weights = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in UNSTABLE_ENTRIES}
+    weights.update(json.dumps(config, sort_keys=True, default=str).encode())
+    prepared = hashlib.blake2b(digest_size=16)
+    prepared.update(processor.image_processor.to_json_string().encode())
+    prepared.update(processor.tokenizer.backend_tokenizer.to_str().encode())
+    return {"model": weights.hexdigest(), "processor": prepared.hexdigest()}
 
 
 def boxes_of(record: Record, size: tuple[int, int], box_format: str = "xyxy") -> tuple[np.ndarray, np.ndarray]:
@@ -301,17 +307,13 @@ def numbered_batches(
 
 
 def batches_of(groups: Iterable[list[Record]], batch_size: int) -> Iterator[list[list[Record]]]:
-    """Packs whole images into batches of at most `batch_size` phrases, in order; only larger images are split."""
+    """Packs whole images into batches of at most `batch_size` phrases, in order; a larger image is one by itself."""
     batch: list[list[Record]] = []
-    count = 0
     for records in groups:
-        for first in range(0, len(records), batch_size):
-            part = records[first : first + batch_size]
-            if batch and count + len(part) > batch_size:
-                yield batch
-                batch, count = [], 0
-            batch.append(part)
-            count += len(part)
+        if batch and sum(map(len, batch)) + len(records) > batch_size:
+            yield batch
+            batch = []
+        batch.append(records)
     if batch:
         yield batch
 

@@ -1,24 +1,24 @@
 """LoRA (Hu et al., arXiv 2106.09685): a few low-rank matrices are trained beside frozen weights, by peft.
 
-    python -m trainer.lora merge outputs/adapters --output outputs/merged
-
 What is saved are the adapters, the heads that were trained in full and the name of the base model; `from_pretrained` of
-such a folder loads the base model and puts them in. `merge` writes a plain checkpoint that needs neither.
+such a folder loads the base model and puts them in. `merge` writes a plain checkpoint that needs neither. Which layers
+get adapters is in the family's record (`AdaptedModules`).
 """
 
-import argparse
 import re
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import is_peft_available
 
-from modeling_albef_amc.families.auto import add_hub_arguments, base_of, hub_options, load_model
+from modeling_albef_amc.families.auto import base_of, load_model
 from modeling_albef_amc.families.checkpoint_checks import check_safetensors
+from modeling_albef_amc.families.family import AdaptedModules
+from modeling_albef_amc.families.registry import FAMILIES
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -26,58 +26,6 @@ if TYPE_CHECKING:
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What moves in training without a gradient, in a run's own checkpoints: no part of the adapters, but of going on.
 MOMENTUM = "momentum.safetensors"
-BERT_ATTENTION = r"(cross)?attention\.((self|attention)\.(query|key|value)|output\.dense)"
-CLIP_ATTENTION = r"self_attn\.([qkv]|out)_proj"
-JOINT_ATTENTION = r"self_attn\.(qkv|projection)"
-CLIP_ENCODERS = rf"(vision|text)_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
-CLIP_VISION = rf"vision_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
-
-
-class AdaptedModules(NamedTuple):
-    """What LoRA trains of a model family.
-
-    - `pattern`: regular expression of the whole names, in the base model, of the linear layers that get adapters.
-    - `heads`: names of modules that are trained and saved in full. The head of a match score is smaller than adapters
-      of it would be, and every gradient that draws a heatmap comes through it.
-    - `never`: what no pattern reaches. ALBEF's momentum encoders follow by themselves; its MLM head writes words with
-      the weights of the word embeddings.
-    - `moving`: what moves without a gradient.
-    """
-
-    pattern: str
-    heads: tuple[str, ...] = ()
-    never: str | None = None
-    moving: str | None = None
-
-
-# By `config.model_type`: queries, keys, values and outputs of all attention, where those are linear layers.
-ADAPTED: dict[str, AdaptedModules] = {
-    "albef": AdaptedModules(
-        r"(vision|text)_model\.layers\.\d+\.(self_|cross_)?attention\.(qkv|projection|query|key|value|dense)",
-        ("itm_head",),
-        never=r"momentum_encoder\.|mlm_head\.decoder",
-        moving=r"momentum_encoder\..*|(image|text|image_id|text_id)_queue|queue_pointer",
-    ),
-    "blip": AdaptedModules(
-        rf"vision_model\.encoder\.layers\.\d+\.{JOINT_ATTENTION}|text_encoder\.encoder\.layer\.\d+\.{BERT_ATTENTION}",
-        ("itm_head",),
-    ),
-    "blip-2": AdaptedModules(
-        rf"vision_model\.encoder\.layers\.\d+\.{JOINT_ATTENTION}|qformer\.encoder\.layer\.\d+\.{BERT_ATTENTION}",
-        ("itm_head",),
-    ),
-    "vilt": AdaptedModules(rf"encoder\.layer\.\d+\.{BERT_ATTENTION}", ("rank_output",)),
-    # The attention of its image encoder is torch's, which never calls the layers that it consists of: the MLPs instead.
-    "bridgetower": AdaptedModules(
-        rf"(text_model\.encoder\.layer|cross_modal_(text|image)_layers)\.\d+\.{BERT_ATTENTION}"
-        r"|vision_model\.visual\.transformer\.resblocks\.\d+\.mlp\.c_(fc|proj)",
-        ("itm_score",),
-    ),
-    "clip": AdaptedModules(CLIP_ENCODERS),
-    "siglip": AdaptedModules(CLIP_ENCODERS),
-    "altclip": AdaptedModules(rf"{CLIP_VISION}|text_model\.roberta\.encoder\.layers\.\d+\.{BERT_ATTENTION}"),
-    "chinese_clip": AdaptedModules(rf"{CLIP_VISION}|text_model\.encoder\.layer\.\d+\.{BERT_ATTENTION}"),
-}
 
 
 def add_adapters(
@@ -101,25 +49,24 @@ def add_adapters(
     if model._hf_peft_config_loaded:
         raise ValueError(
             f"lora_rank begins new adapters, but {model.name_or_path} comes with some, which go on as they are: leave "
-            "lora_rank out, or merge them first (python -m trainer.lora merge FOLDER --output FOLDER)."
+            "lora_rank out, or merge them first (albef-amc merge FOLDER --output FOLDER)."
         )
     if not model.name_or_path:
         raise ValueError("lora_rank needs --model: adapters are saved without the frozen weights they belong to.")
-    family = ADAPTED.get(model.config.model_type)
-    if family is None and pattern is None:
+    if model.config.model_type not in FAMILIES and pattern is None:
         raise ValueError(f"No modules are known to adapt in {model.config.model_type!r}: name them by lora_modules.")
-    family = family or AdaptedModules(pattern)
-    target = whole_pattern(model, pattern or family.pattern, family.never)
-    names = adapted_names(model, target, pattern or family.pattern)
+    adapted = known_modules(model, pattern)
+    target = whole_pattern(model, pattern or adapted.pattern, adapted.never)
+    names = adapted_names(model, target, pattern or adapted.pattern)
     if dropout > 0 and model.config.model_type == "albef":
-        recomputed = [name for name in names if name.endswith((".intermediate", ".output"))]
-        if recomputed:
+        checkpointed = [name for name in names if name.endswith((".intermediate", ".output"))]
+        if checkpointed:
             raise ValueError(
-                f"lora_dropout must be 0 with adapters in {recomputed[0]}: ALBEF computes that layer again in the "
+                f"lora_dropout must be 0 with adapters in {checkpointed[0]}: ALBEF computes that layer again in the "
                 "backward pass, where something else would be dropped."
             )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, modules_to_save=[*family.heads] or None
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, modules_to_save=[*adapted.heads] or None
     )
     model.add_adapter(config)
 
@@ -163,10 +110,10 @@ def adapted_names(model: PreTrainedModel, target: str, pattern: str) -> list[str
 def train_adapters(model: PreTrainedModel) -> None:
     """Adapters that were loaded, and are frozen therefore, go on being trained; the rest stays frozen.
 
-    Their folder has no teacher: as with any checkpoint that has none, it begins as a copy of the student.
+    Their folder has no momentum encoder: it begins as a copy of the encoder.
     """
     model.set_adapter(model.active_adapters())
-    if adapted_family(model).moving is not None:
+    if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
 
 
@@ -175,16 +122,15 @@ def lora_config(model: PreTrainedModel) -> "LoraConfig":
     return model.peft_config[name]
 
 
-def adapted_family(model: PreTrainedModel) -> AdaptedModules:
-    return ADAPTED.get(model.config.model_type) or AdaptedModules(lora_config(model).target_modules)
-
-
-# Checkpoints of a run -------------------------------------------------------------------------------------------------
+def known_modules(model: PreTrainedModel, pattern: str | None = None) -> AdaptedModules:
+    """What is known of the model's family; of an unknown one, the layers that `pattern` names."""
+    family = FAMILIES.get(model.config.model_type)
+    return AdaptedModules(pattern) if family is None else family.adapted
 
 
 def save_moving(model: PreTrainedModel, folder: Path) -> None:
     """Saves what moves without a gradient beside the adapters, so that a run goes on as if nothing had been."""
-    moving = adapted_family(model).moving
+    moving = known_modules(model).moving
     if moving is not None:
         tensors = chain(model.named_parameters(), model.named_buffers())
         save_file({name: value.detach() for name, value in tensors if re.fullmatch(moving, name)}, folder / MOMENTUM)
@@ -214,9 +160,6 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
         model.load_state_dict(load_file(folder / MOMENTUM), strict=False)
 
 
-# Merging --------------------------------------------------------------------------------------------------------------
-
-
 def merge(adapters: str, output: Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
@@ -233,23 +176,7 @@ def merge(adapters: str, output: Path, **hub: Any) -> None:
 
     model = load_model(base, training=True, **base_hub)
     model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
-    if model.config.model_type in ADAPTED and ADAPTED[model.config.model_type].moving is not None:
+    if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
     model.save_pretrained(output)
     AutoProcessor.from_pretrained(adapters, trust_remote_code=False, **hub).save_pretrained(output)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m trainer.lora", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    merging = commands.add_parser("merge", help="write base model and adapters as one plain checkpoint")
-    merging.add_argument("adapters", help="folder or Hub id")
-    merging.add_argument("--output", type=Path, required=True, help="folder to write")
-    add_hub_arguments(merging)
-    args = parser.parse_args(arguments)
-    merge(args.adapters, args.output, **hub_options(vars(args)))
-    print(f"{args.output} written.")
-
-
-if __name__ == "__main__":
-    main()

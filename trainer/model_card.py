@@ -12,23 +12,27 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from .card_texts import (
-    AMC_CITATION,
-    LICENSE_TEXT,
-    LIMITATIONS,
-    NO_LICENSE_TEXT,
-    OBJECTIVES,
-    PICTURE_TEXT,
-    PROTOCOL,
-    Family,
-    family_texts,
-)
+from modeling_albef_amc.families.registry import FAMILIES
+
 from .data_collator import GroundingCollator
 from .lora import lora_config
 
 if TYPE_CHECKING:
     from .amc_trainer import AmcTrainer
 
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+PROTOCOL = (
+    "hits / phrases, over the phrases that have boxes. A hit: the first maximum, in row order, of the heatmap, "
+    "upsampled bicubically to the size of the original image, lies strictly inside any of the phrase's boxes."
+)
+# Loss → what it asks.
+OBJECTIVES = {
+    "loss_itc": "a phrase is more similar to its own image than to others, and an image to its own phrase",
+    "loss_itm": "a phrase matches its own image, and not an image or a phrase that is hard to tell from it",
+    "loss_mlm": "masked words are found again from the rest of the phrase and the image",
+    "loss_amc_mean": "the heatmap's mean inside the region exceeds the mean outside by {margin}",
+    "loss_amc_max": "the heatmap's maximum inside the region exceeds the maximum outside by {margin}",
+}
 # The Hub's list of tasks has no visual grounding; this one too asks where in an image something named in words is.
 TASK = "zero-shot-object-detection"
 # Beginnings of the metrics that do not say how well a model points.
@@ -78,10 +82,8 @@ def model_card(
     dataset: str | None = None,
     dataset_config: str | None = None,
     license: str | None = None,
-    language: str | list[str] | None = None,
-    tags: list[str] | None = None,
-    pipeline_tag: str = TASK,
-    has_picture: bool = False,
+    has_heatmaps: bool = False,
+    **metadata: Any,
 ) -> ModelCard:
     """
     The card of what `trainer` trained and evaluated.
@@ -90,21 +92,23 @@ def model_card(
         model_name: the card's title, and the model's name in its model-index.
         base_model, dataset: Hub id or folder; a folder is called by the title of its card, or by its name.
         license: of the weights; default: the base model's, where its card is at hand and says it.
-        tags: besides the usual ones.
-        has_picture: heatmaps.png lies beside the card.
+        has_heatmaps: heatmaps.png lies beside the card.
+        metadata: of `ModelCardData`: `language`, `pipeline_tag`, and `tags` besides the usual ones.
     """
-    family = family_texts(trainer.model.config.model_type, type(trainer.model).__name__)
-    has_adapters = trainer.model._hf_peft_config_loaded
+    model = trainer.model
+    model_type, family = model.config.model_type, FAMILIES.get(model.config.model_type)
+    has_adapters = model._hf_peft_config_loaded
     evaluations = list(trainer.evaluations.values())
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
     license = license or (card_license(base_model) if base_model else None)
     results = eval_results(evaluations, title, dataset_config)
-    metadata = ModelCardData(
-        language=language,
+    usual = ["visual-grounding", "grad-cam", "amc", model_type, *(["lora"] if has_adapters else [])]
+    card_data = ModelCardData(
+        language=metadata.get("language"),
         license=license,
         library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=["visual-grounding", "grad-cam", "amc", family.tag, *(["lora"] if has_adapters else []), *(tags or [])],
+        pipeline_tag=metadata.get("pipeline_tag") or TASK,
+        tags=[*usual, *(metadata.get("tags") or [])],
         base_model=base_model if base_model and is_hub_id(base_model) else None,
         datasets=[dataset] if dataset and is_hub_id(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -115,32 +119,29 @@ def model_card(
         "base model": link(base_model) if base_model else "none: it began with random weights",
         "trained on": link(dataset, "datasets/") if dataset else title,
     }
-    if has_adapters:
-        facts |= adapter_facts(trainer)
-    sections = [
-        f"# {model_name}",
-        summary(trainer, family.name),
-        table([("", ""), *facts.items()]),
-        PICTURE_TEXT if has_picture else None,
-        "## How to use",
-        usage(trainer, family, model_name),
-        "## How well it points",
-        evaluation_text(evaluations, title),
-        "## How it was trained",
-        objective_text(trainer),
-        table([("setting", "value"), *settings(trainer).items()]),
-        "## What is not known",
-        LIMITATIONS.format(splits=" and ".join(e.split for e in evaluations if e.scores) or "no split", title=title),
-        "## Licence",
-        LICENSE_TEXT.format(license=license) if license else NO_LICENSE_TEXT,
-        "## Citation",
-        f"```bibtex\n{AMC_CITATION}{family.citation}\n```",
-    ]
-    text = "\n\n".join(section for section in sections if section)
-    return ModelCard(f"---\n{metadata}\n---\n\n{text}\n")
-
-
-# Names ----------------------------------------------------------------------------------------------------------------
+    used = used_losses(trainer)
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=type(model).__name__ if family is None else family.title,
+        class_name=type(model).__name__,
+        model_type=model_type,
+        is_known_family=family is not None,
+        model_name=model_name,
+        model_id=trainer.hub_model_id or trainer.args.hub_model_id or model_name,
+        phrases=json.dumps(example_phrases(trainer.eval_dataset), ensure_ascii=False),
+        uses_amc=any(name.startswith("loss_amc") for name in used),
+        facts=facts | (adapter_facts(trainer) if has_adapters else {}),
+        has_heatmaps=has_heatmaps,
+        evaluations=evaluations,
+        scores=list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores)),
+        losses=list(dict.fromkeys(n for each in evaluations for n in each.metrics if n.startswith("loss"))),
+        protocol=PROTOCOL,
+        objectives=objectives(trainer, used),
+        settings=settings(trainer, used),
+        data_title=title,
+        measured_splits=" and ".join(each.split for each in evaluations if each.scores) or "no split",
+    )
 
 
 def is_hub_id(name: str) -> bool:
@@ -178,15 +179,6 @@ def card_license(model: str) -> str | list[str] | None:
         return None
 
 
-# Sections -------------------------------------------------------------------------------------------------------------
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Markdown; the first row is the header."""
-    header, *rows = (f"| {' | '.join(cells)} |" for cells in rows)
-    return "\n".join([header, "|" + "---|" * (header.count("|") - 1), *rows])
-
-
 def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None) -> list[EvalResult]:
     """Every score of every evaluation, each with its protocol."""
     return [
@@ -221,25 +213,18 @@ def used_losses(trainer: "AmcTrainer") -> list[str]:
     return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
 
 
-def summary(trainer: "AmcTrainer", family: str) -> str:
-    if any(name.startswith("loss_amc") for name in used_losses(trainer)):
-        how = "trained with Attention Mask Consistency (AMC), which draws that heat into regions that people annotated"
-    else:
-        how = "trained on images and phrases alone, without their regions"
-    return (
-        "A photo and a phrase in; out come how well they fit, and a heatmap of where in the photo the phrase is: the "
-        f"gradient of the match score through cross-attention (Grad-CAM). It is {family}, {how}."
-    )
+def objectives(trainer: "AmcTrainer", used: list[str]) -> list[tuple[str, float, str]]:
+    """Of each loss its name, its weight, and what it asks."""
+    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
+    weights = trainer.loss_weights()
+    return [(name, weights[name], OBJECTIVES[name].format(margin=margins.get(name))) for name in used]
 
 
-def usage(trainer: "AmcTrainer", family: Family, model_name: str) -> str:
-    """Code to run, with phrases of the evaluation data."""
-    data = trainer.eval_dataset
-    phrases = ["the black cat", "the remote on the left"]
-    if isinstance(data, datasets.Dataset) and len(data) > 1:
-        phrases = [data[0]["phrase"], data[len(data) // 2]["phrase"]]
-    model_id = trainer.hub_model_id or trainer.args.hub_model_id or model_name
-    return family.usage.replace("{model_id}", model_id).replace("{phrases}", json.dumps(phrases, ensure_ascii=False))
+def example_phrases(dataset: Any) -> list[str]:
+    """Two phrases of the evaluation data, where that is known."""
+    if isinstance(dataset, datasets.Dataset) and len(dataset) > 1:
+        return [dataset[0]["phrase"], dataset[len(dataset) // 2]["phrase"]]
+    return ["the black cat", "the remote on the left"]
 
 
 def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
@@ -254,40 +239,15 @@ def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
     }
 
 
-def evaluation_text(evaluations: list[Evaluation], title: str) -> str:
-    scores = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores))
-    if not scores:
-        return "That was not measured."
-    losses = list(dict.fromkeys(n for evaluation in evaluations for n in evaluation.metrics if n.startswith("loss")))
-    header = "split", "rows of the split", "phrases with boxes", *(name.replace("_", " ") for name in scores), *losses
-    rows = []
-    for evaluation in evaluations:
-        values = [evaluation.metrics.get(name) for name in ("num_phrases", *scores, *losses)]
-        shown = [
-            "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values
-        ]
-        rows.append((evaluation.split, evaluation.rows, *shown))
-    return f"On {title}:\n\n{table([header, *rows])}\n\nPointing game: {PROTOCOL}"
-
-
-def objective_text(trainer: "AmcTrainer") -> str:
-    used = used_losses(trainer)
-    if not used:
-        return "This run did not train it."
-    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
-    weights = trainer.loss_weights()
-    rows = [(name, f"{weights[name]:g}", OBJECTIVES[name].format(margin=margins.get(name))) for name in used]
-    return f"The weighted sum of:\n\n{table([('loss', 'weight', 'asks that'), *rows])}"
-
-
-def settings(trainer: "AmcTrainer") -> dict[str, str]:
+def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     """The hyper-parameters of the run, for people."""
-    args, state, collator, used = trainer.args, trainer.state, trainer.data_collator, used_losses(trainer)
+    args, state = trainer.args, trainer.state
     batch, processes, accumulated = args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps
-    schedule = ", ".join(
-        [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
-    )
-    counts = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    schedule = [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in trainer.model.parameters()) - trained
+    seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
+    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
     rows = {
         "phrases": f"{len(trainer.train_dataset):,}" if has_length(trainer.train_dataset) else "as many as came",
         "steps": f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)",
@@ -295,25 +255,30 @@ def settings(trainer: "AmcTrainer") -> dict[str, str]:
         f"{accumulated} accumulated), up to {trainer.phrases_per_image} of an image together",
         "optimizer": f"{args.optim.value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
         f"weight decay {args.weight_decay:g}, gradient norm up to {args.max_grad_norm:g}",
-        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {schedule}",
+        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {', '.join(schedule)}",
         "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
-        "trained weights": f"{sum(n for n, trained in counts if trained):,}; "
-        f"{sum(n for n, trained in counts if not trained):,} more are frozen or momentum copies",
+        "trained weights": f"{trained:,}; {frozen:,} more are frozen or momentum copies",
     }
     if "loss_itc" in used:
         rows["soft labels"] = f"alpha {args.alpha:g}, reached in {args.alpha_ramp_epochs:g} epochs"
-    if isinstance(collator, GroundingCollator):
-        side = collator.mask_size
-        rows["region of several instances"] = f"{collator.box_choice}; as a mask of {side} × {side}"
-        rows["longest phrase"] = f"{collator.max_length} tokens" if collator.max_length else "not cut"
-        if "loss_mlm" in used:
-            rows["masked words"] = f"{collator.mlm_probability:.0%}"
-        if change := collator.augmentation:
-            rows["augmentation"] = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}"
-            rows["augmentation"] += f", crop {change.crop:g}"
-    seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
-    device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
-    rows["seed"] = str(args.seed)
-    rows["device"] = f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else "")
-    rows["versions"] = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    if isinstance(trainer.data_collator, GroundingCollator):
+        rows |= collator_settings(trainer.data_collator, used)
+    return rows | {
+        "seed": str(args.seed),
+        "device": f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else ""),
+        "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
+    }
+
+
+def collator_settings(collator: GroundingCollator, used: list[str]) -> dict[str, str]:
+    side, change = collator.mask_size, collator.augmentation
+    rows = {
+        "region of several instances": f"{collator.box_choice}; as a mask of {side} × {side}",
+        "longest phrase": f"{collator.max_length} tokens" if collator.max_length else "not cut",
+    }
+    if "loss_mlm" in used:
+        rows["masked words"] = f"{collator.mlm_probability:.0%}"
+    if change is not None:
+        changes = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}, crop {change.crop:g}"
+        rows["augmentation"] = changes
     return rows

@@ -37,18 +37,15 @@ def records_of(row: Record) -> list[Record]:
     return [{**row, **{name: values[number] for name, values in columns.items()}} for number in range(len(phrases))]
 
 
-def check_same_picture(one: Record, other: Record) -> None:
+def check_same_image(one: Record, other: Record) -> None:
     """
-    Args:
-        one, other: records with the same `image_id`.
-
     Raises:
-        ValueError: their images are not the same.
+        ValueError: the images of two records with the same `image_id` are not the same.
     """
     if not is_same(one.get("image"), other.get("image")):
         raise ValueError(
-            f"two different pictures have the image_id {other.get('image_id')!r} (of the phrases {one.get('phrase')!r} "
-            f"and {other.get('phrase')!r}): give every picture an id of its own, such as one with its data set in front"
+            f"two different images have the image_id {other.get('image_id')!r} (of the phrases {one.get('phrase')!r} "
+            f"and {other.get('phrase')!r}): give every image an id of its own, such as one with its data set in front"
         )
 
 
@@ -65,7 +62,7 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 class PhraseRows:
-    """A data set of rows with lists of phrases, one record a phrase; pictures stay where they are, once.
+    """A data set of rows with lists of phrases, one record a phrase; images stay where they are, once.
 
     Raises:
         ValueError: as `records_of`, when a record is read.

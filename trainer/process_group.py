@@ -1,4 +1,4 @@
-"""How a script of several processes begins and ends."""
+"""How a command, of one process or several, begins and ends. Importing this imports no torch."""
 
 import gc
 import os
@@ -6,8 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
-
-from accelerate import PartialState
 
 # Packages whose errors say what their user can mend.
 OWN = "modeling_albef_amc", "trainer", "dataset_scripts"
@@ -28,7 +26,7 @@ def check_restart() -> None:
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Runs a script to its end; what its user can mend is told in one line, and the exit status is 2."""
+    """Runs a command to its end; what its user can mend is told in one line, and the exit status is 2."""
     try:
         main()
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
@@ -48,6 +46,8 @@ def end_process_group() -> None:
     A thread of gloo that lets go of its last tensor while Python shuts down aborts its process («terminate called
     without an active exception»), and with it the whole run that had just succeeded.
     """
-    PartialState().destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
     # Models wrapped for several processes hold on to the group, in cycles.
     gc.collect()

@@ -1,32 +1,128 @@
-"""A Trainer's way to the Hugging Face Hub: the repository before training, checkpoints while it lasts, the card."""
+"""What a run leaves: checkpoints that are complete or do not count, pushes to the Hugging Face Hub, the model card."""
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from transformers import Trainer
-from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.utils import PushInProgress, logging
 
 from .amc_config import AmcConfig
+from .checkpoints import begin, check_shared, checkpoints, discard, is_complete, resumed, rotate, sync
+from .lora import MOMENTUM, load_checkpoint, save_moving
 from .model_card import TASK, model_card
 
 logger = logging.get_logger(__name__)
+# Files of a checkpoint that a run goes on from, and that are no part of the model.
+OF_TRAINING = "optimizer", "scheduler", "scaler", "rng_state", "trainer_state", MOMENTUM
 
 
 class PublishingTrainer(Trainer):
-    """transformers' Trainer with our model card, and with pushes that say when they fail."""
+    """transformers' Trainer, whose checkpoints are complete or do not count, and whose pushes say when they fail."""
 
     args: AmcConfig
     draw_heatmaps: Callable[[Any], Any] | None
-    _pushed_checkpoint: Path | None = None
+    checkpoint: Path | None = None
+    has_unsaved_steps = False
+    _pushed: Path | None = None
+
+    def __init__(self, model: PreTrainedModel | None, args: AmcConfig, *arguments, **kwargs):
+        self.save_total_limit, self.hub_strategy = args.save_total_limit, args.hub_strategy
+        # Trainer would push and delete checkpoints before all processes have written theirs: `SaveHooks` does it.
+        settings = copy.copy(args)
+        settings.hub_token = args.hub_token  # which copies leave out, see `AmcConfig.__getstate__`
+        settings.save_total_limit, settings.hub_strategy = None, HubStrategy.END
+        super().__init__(model, settings, *arguments, **kwargs)
+        self.add_callback(SaveHooks(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Trains; a run of one process that an error or Ctrl-C ends saves what it trained since the last save.
+
+        Args:
+            resume_from_checkpoint: a folder, or True for the newest complete checkpoint of `output_dir`.
+
+        Raises:
+            ValueError: before anything is trained, if machines do not share the output folder that they save into.
+        """
+        run, self.has_unsaved_steps = Path(self.args.output_dir), False
+        if self.args.world_size > 1:
+            check_shared(run, self.is_world_process_zero())
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = resumed(run, "true")
+        loads_best = self.args.load_best_model_at_end
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            self._rescue(error)
+            raise
+        finally:
+            self.args.load_best_model_at_end = loads_best
+        if loads_best and self.has_adapters() and self.state.best_model_checkpoint is not None:
+            load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
+        return output
+
+    def _rescue(self, error: BaseException) -> None:
+        """Removes a checkpoint that could not be written, or else saves the steps since the last one, and says so."""
+        run = Path(self.args.output_dir)
+        could_not_save = self.checkpoint is not None and self.checkpoint.exists() and not is_complete(self.checkpoint)
+        if could_not_save and self.args.should_save:
+            discard(self.checkpoint)  # it keeps the disk full
+        if could_not_save and isinstance(error, Exception):
+            found = checkpoints(run)
+            advice = f" {found[-1]} is complete: make room, then go on with resume_from_checkpoint." if found else ""
+            error.add_note(f"{self.checkpoint} could not be saved.{advice}")
+            return
+        is_search = self.hp_search_backend is not None  # nobody goes on with its trials
+        # Of several processes the others may wait for this one elsewhere: nothing can be saved together.
+        if self.accelerator.num_processes == 1 and self.has_unsaved_steps and not is_search:
+            self.save_checkpoint()
+            advice = "continue with resume_from_checkpoint."
+            error.add_note(f"The {self.state.global_step} steps before it are in {run}: {advice}")
+
+    def save_checkpoint(self) -> None:
+        """Saves a checkpoint now, as Trainer does it when one is due."""
+        self._save_checkpoint(self.model, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        is_checkpoint = _internal_call and output_dir is not None
+        if is_checkpoint:
+            self.checkpoint = Path(output_dir)
+            if self.args.should_save:
+                if self.pushed_checkpoint() == self.checkpoint:
+                    self.finish_push()
+                begin(self.checkpoint, 0 if self.args.save_only_model else self.args.world_size)
+            self.accelerator.wait_for_everyone()
+        super().save_model(output_dir, _internal_call)
+        if is_checkpoint and self.args.should_save and self.has_adapters():
+            save_moving(self.model, self.checkpoint)
+
+    def rotate_checkpoints(self, *spared: Path) -> None:
+        if self.args.should_save and self.checkpoint is not None:
+            best, pushed = self.state.best_model_checkpoint, self.pushed_checkpoint()
+            rotate(self.checkpoint.parent, self.save_total_limit, best, pushed, *spared)
+
+    def has_adapters(self) -> bool:
+        return self.model._hf_peft_config_loaded
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # Private: Trainer looks for adapters in peft's own wrapper only, and no public hook loads weights.
+        if not self.has_adapters():
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_checkpoint(self.model, Path(resume_from_checkpoint))
+
+    # The Hub
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As ever, before training; and makes sure now that files can be pushed, not when the training is done.
+        """Creates the repository, and makes sure before training that files can be pushed.
 
         Raises:
             HfHubHTTPError, httpx.ConnectError, ValueError: the Hub refuses or cannot be reached.
@@ -82,12 +178,12 @@ class PublishingTrainer(Trainer):
             language=language,
             tags=[tags] if isinstance(tags, str) else tags,
             pipeline_tag=tasks or TASK,
-            has_picture=self.draw_heatmaps is not None,
+            has_heatmaps=self.draw_heatmaps is not None,
         )
         card.save(folder / "README.md")
 
     def push_to_hub(self, *args, **kwargs) -> CommitInfo:
-        """As ever: saves the model, its processor and its code, writes the card, uploads all of it.
+        """Saves the model, its processor and its code, writes the card, uploads all of it.
 
         Raises:
             HfHubHTTPError, httpx.ConnectError, OSError: it did not go through; the output folder is whole.
@@ -97,35 +193,74 @@ class PublishingTrainer(Trainer):
         with noting(f"The model is whole in {folder}; push it again with {upload}."):
             return super().push_to_hub(*args, **kwargs)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As ever; the files of one push stay as they are until it is done."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+    def push_checkpoint(self, checkpoint: Path) -> None:
+        """Uploads a complete checkpoint in the background, as `hub_strategy` asks; warns if it is not done."""
+        if self.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
             return
-        if self._is_pushing() and not self.args.hub_always_push:
-            logger.warning(
-                f"{checkpoint_folder} is not pushed: the push before it is not done. hub_always_push waits for it."
-            )
+        if self.pushed_checkpoint() is not None and not self.args.hub_always_push:
+            logger.warning(f"{checkpoint} is not pushed: the push before it is not done. hub_always_push waits for it.")
             return
-        self._finish_current_push()
-        # Trainer takes the weights from there, but not the code that they need.
-        for path in Path(checkpoint_folder).glob("*.py"):
-            shutil.copy(path, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
-        self._pushed_checkpoint = Path(checkpoint_folder)
-        for job in self.push_in_progress.jobs:
+        self.finish_push()
+        folder = Path(self.args.output_dir)
+        for path in checkpoint.iterdir():
+            if path.is_file() and not path.name.startswith(OF_TRAINING):
+                shutil.copy(path, folder)
+        upload = partial(
+            HfApi().upload_folder,
+            repo_id=self.hub_model_id,
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+            run_as_future=True,
+        )
+        message = f"Training in progress, step {self.state.global_step}"
+        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
+        jobs = [upload(folder_path=folder, commit_message=message, ignore_patterns=ignored)]
+        if self.hub_strategy != HubStrategy.EVERY_SAVE:
+            name = "last-checkpoint" if self.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            message = f"{message}, checkpoint"
+            jobs.append(upload(folder_path=checkpoint, path_in_repo=name, commit_message=message))
+        for job in jobs:
             job.add_done_callback(self._report_failure)
+        self.push_in_progress, self._pushed = PushInProgress(jobs), checkpoint
 
     def _report_failure(self, push: Future) -> None:
         if not push.cancelled() and push.exception() is not None:
             logger.warning(f"A push to {self.hub_model_id} while training failed: {push.exception()}")
 
-    def _is_pushing(self) -> bool:
-        pushes = getattr(self, "push_in_progress", None)
-        return pushes is not None and not pushes.is_done()
+    def pushed_checkpoint(self) -> Path | None:
+        """The checkpoint that is being uploaded now."""
+        return None if self._pushed is None or self.push_in_progress.is_done() else self._pushed
 
-    def checkpoint_on_its_way(self) -> Path | None:
-        """The checkpoint that is being pushed now."""
-        return self._pushed_checkpoint if self._is_pushing() else None
+    def finish_push(self) -> None:
+        if self._pushed is not None:
+            self.push_in_progress.wait_until_done()
+
+
+class SaveHooks(TrainerCallback):
+    """What happens to a checkpoint when all processes have written theirs."""
+
+    def __init__(self, trainer: PublishingTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if self.trainer.has_adapters():  # which Trainer cannot load: `train` does
+            args.load_best_model_at_end = False
+
+    def on_save(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Makes the checkpoint last, pushes it and deletes older ones, now that all processes have written."""
+        trainer = self.trainer
+        trainer.accelerator.wait_for_everyone()
+        trainer.has_unsaved_steps = False
+        if args.should_save:
+            sync(trainer.checkpoint)
+        if args.push_to_hub:
+            trainer.push_checkpoint(trainer.checkpoint)
+        trainer.rotate_checkpoints(trainer.checkpoint)
+
+    def on_train_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.trainer.finish_push()
+        is_last_kept = state.best_model_checkpoint is None
+        self.trainer.rotate_checkpoints(*([self.trainer.checkpoint] if is_last_kept else []))
 
 
 @contextmanager

@@ -1,6 +1,9 @@
-"""One record a phrase, as numbered Parquet files that a killed run leaves whole and a restart goes on from.
+"""Records, one a phrase, as Parquet files; a file has its name when it is whole.
 
-    FOLDER/test.json                           the settings that the records were made with
+An evaluation has one file a split, with the settings that its records were made with. `ground_dataset` has one a block,
+which a killed run leaves whole and a restart goes on from:
+
+    FOLDER/test.json                           the settings
     FOLDER/data/test-00003-of-00012.parquet    the records of block 3, in the order of the data set
     FOLDER/partial-test-00004.parquet          a block that is being written
 
@@ -10,7 +13,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import pyarrow.parquet as pq
 HEATMAP_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 # Rows that a file is written by; memory stays bounded however long a block is.
 ROWS_AT_ONCE = 1024
+SETTINGS = b"settings"
 
 
 def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.Schema:
@@ -49,8 +53,59 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
     return pa.schema(fields)
 
 
+def check_split(split: str) -> None:
+    """
+    Raises:
+        ValueError: the name of a split cannot be that of a file.
+    """
+    if not re.fullmatch(r"\w+", split):
+        raise ValueError(f"{split!r} cannot name files: take a whole split, or its beginning with --max_examples")
+
+
+def check_settings(found: Any, settings: dict[str, Any], place: Path) -> None:
+    """
+    Raises:
+        ValueError: the records at `place` were made with other settings.
+    """
+    differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
+    if differing:
+        changes = "; ".join(f"{key}: {found.get(key)!r}, now {settings.get(key)!r}" for key in differing)
+        raise ValueError(
+            f"The records in {place} were made with other settings ({changes}). Go on with the same ones, choose "
+            "another folder, or start anew with --overwrite."
+        )
+
+
+def write_records(path: Path, records: pa.Table, settings: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    pq.write_table(records.replace_schema_metadata({SETTINGS: json.dumps(settings)}), partial)
+    os.replace(partial, path)
+
+
+def read_records(path: Path, settings: dict[str, Any]) -> pa.Table | None:
+    """What `write_records` has written; None where there is no such file.
+
+    Raises:
+        ValueError: the file is damaged, or its records were made with other settings.
+    """
+    if not path.is_file():
+        return None
+    records = open_parquet(path).read()
+    found = json.loads((records.schema.metadata or {}).get(SETTINGS, "{}"))
+    check_settings(found, settings, path)
+    return records
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is damaged: delete it and start again. {error}") from error
+
+
 class RecordStore:
-    """The records of one split.
+    """The records of one split, block by block.
 
     Args:
         folder: shared by all processes; by the machines of a sharded run, or their folders are merged afterwards.
@@ -60,8 +115,7 @@ class RecordStore:
     """
 
     def __init__(self, folder: Path, split: str, num_blocks: int, schema: pa.Schema):
-        if not re.fullmatch(r"\w+", split):
-            raise ValueError(f"{split!r} cannot name files: take a whole split, or its beginning with --max_examples")
+        check_split(split)
         if num_blocks > 99_999:
             raise ValueError(f"{num_blocks:,} blocks are more than file names count: choose larger ones (--block_size)")
         self.folder, self.split, self.num_blocks, self.schema = folder, split, num_blocks, schema
@@ -83,7 +137,7 @@ class RecordStore:
             for path in data.glob(f"{self.split}-*-of-*.parquet"):
                 path.unlink()
         if self.settings_path.is_file():
-            self._compare(settings)
+            check_settings(self._saved_settings(), settings, self.folder)
         elif any(data.glob(f"{self.split}-*-of-*.parquet")):
             raise ValueError(
                 f"{data} has files of {self.split!r}, but no {self.settings_path.name} to say how they were made: "
@@ -94,20 +148,14 @@ class RecordStore:
             partial.write_text(json.dumps(settings, indent=2) + "\n")
             os.replace(partial, self.settings_path)
 
-    def _compare(self, settings: dict[str, Any]) -> None:
+    def _saved_settings(self) -> dict[str, Any]:
         try:
             found = json.loads(self.settings_path.read_text())
+            if not isinstance(found, dict):
+                raise ValueError("no settings")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.settings_path} is damaged ({error}): start anew with --overwrite.") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{self.settings_path} is damaged (no settings): start anew with --overwrite.")
-        differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
-        if differing:
-            changes = "; ".join(f"{key}: {found.get(key)!r}, now {settings.get(key)!r}" for key in differing)
-            raise ValueError(
-                f"The records in {self.folder} were made with other settings ({changes}). Go on with the same ones, "
-                "choose another folder, or start anew with --overwrite."
-            )
+        return found
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not there yet."""
@@ -126,27 +174,11 @@ class RecordStore:
             writer.write_table(pa.Table.from_pylist(rows, self.schema))
         os.replace(partial, self.path(block))
 
-    def counts(self) -> list[int]:
-        """Number of records in every block.
+    def count(self) -> tuple[int, int]:
+        """Numbers of all records, and of those that could not be used.
 
         Raises:
-            ValueError: blocks are missing, or a file is damaged.
+            ValueError: a file is damaged.
         """
-        missing = self.missing()
-        if missing:
-            raise ValueError(
-                f"{self.folder / 'data'} has {self.num_blocks - len(missing)} of {self.num_blocks} blocks of "
-                f"{self.split!r}. Start again to make the others; files of other machines go into this folder."
-            )
-        return [self._open(block).metadata.num_rows for block in range(self.num_blocks)]
-
-    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Block by block, these columns, or all."""
-        for block in range(self.num_blocks):
-            yield self._open(block).read(columns)
-
-    def _open(self, block: int) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(self.path(block))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{self.path(block)} is damaged: delete it and start again. {error}") from error
+        errors = [open_parquet(self.path(block)).read(["error"])["error"] for block in range(self.num_blocks)]
+        return sum(map(len, errors)), sum(len(column) - column.null_count for column in errors)

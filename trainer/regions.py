@@ -3,16 +3,14 @@
 Coordinates are pixels of the image, x to the right and y down, half-open: pixel column `i` covers `i <= x < i + 1`.
 """
 
-import io
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
-from modeling_albef_amc.images import open_file
+from modeling_albef_amc.images import load_image
 
 # What of a record may hold its region.
 REGIONS = "boxes", "polygons", "masks", "scribbles"
@@ -22,7 +20,7 @@ BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "c
 # cell.
 _POLYGON_OVERSAMPLING = 4
 _THINNEST = 1e-6  # pixels: of less, the share of a cell that is covered could be 0 by rounding
-_FAR = 2.0**24  # pixels: farther than any photo is wide, and as far as float32 counts them
+_FAR = 2.0**24  # pixels: farther than any image is wide, and as far as float32 counts them
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,7 @@ class Region:
     The instances are the `masks` if there are any, else the `polygons`, else the `scribbles`, else the `boxes`.
 
     Args:
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
+        height, width: Of the image in pixels.
         boxes: float64 `(num_boxes, 4)`, xyxy in pixels, within the image.
         polygons: Per instance its parts, each float64 `(num_points, 2)` of x, y in pixels.
         masks: Per instance float32 `(height, width)` in [0, 1].
@@ -64,30 +61,33 @@ class Region:
                 `scribbles` (per instance one flat `[x0, y0, …]`, with the record's `scribble_radius` in pixels) and
                 `masks` (per instance an 8-bit gray PIL image, its undecoded `{"bytes", "path"}`, or an array
                 `(height, width)` in [0, 1]); each may be missing, None or empty.
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
+            height, width: Of the image in pixels.
             box_format: of BOX_FORMATS, what the record's boxes are; those of the region are xyxy in pixels.
 
         Raises:
-            ValueError: A region is unusable; the message says which and what to do, not which record.
+            ValueError, FileNotFoundError: A region is unusable; the message says which and what to do.
         """
         boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in REGIONS)
         if not (boxes or polygons or masks or scribbles):
             return None
-        checked_masks = tuple(_read_mask(mask, i, height, width) for i, mask in enumerate(masks))
-        checked_polygons = tuple(_read_polygons(parts, i, height, width) for i, parts in enumerate(polygons))
-        checked_scribbles = tuple(_read_scribble(points, i, height, width) for i, points in enumerate(scribbles))
-        radius = _read_radius(record.get("scribble_radius")) if scribbles else 0.0
-        if boxes:
-            checked_boxes = [_read_box(box, i, height, width, box_format) for i, box in enumerate(boxes)]
-        elif masks:
-            checked_boxes = [_mask_box(mask) for mask in checked_masks]
-        elif polygons:
-            checked_boxes = [_polygons_box(parts, height, width) for parts in checked_polygons]
-        else:
-            checked_boxes = [_scribble_box(points, radius, height, width) for points in checked_scribbles]
-        boxes = np.array(checked_boxes, dtype=np.float64)
-        return cls(height, width, boxes, checked_polygons, checked_masks, checked_scribbles, radius)
+        size = height, width
+        region = cls(
+            *size,
+            boxes=np.zeros((0, 4)),
+            masks=tuple(_read_mask(mask, i, *size) for i, mask in enumerate(masks)),
+            polygons=tuple(_read_polygons(parts, i, *size) for i, parts in enumerate(polygons)),
+            scribbles=tuple(_read_scribble(points, i, *size) for i, points in enumerate(scribbles)),
+            scribble_radius=_read_radius(record.get("scribble_radius")) if scribbles else 0.0,
+        )
+        read = [_read_box(box, i, *size, box_format) for i, box in enumerate(boxes)]
+        return replace(region, boxes=np.array(read or next(filter(None, region._tight_boxes())), dtype=np.float64))
+
+    def _tight_boxes(self) -> list[list[tuple[float, float, float, float]]]:
+        """The boxes around masks (from 0.5 on), around polygons, and around scribbles."""
+        size = self.height, self.width
+        masks = [_mask_box(mask) for mask in self.masks]
+        polygons = [_polygons_box(parts, *size) for parts in self.polygons]
+        return [masks, polygons, [_scribble_box(points, self.scribble_radius, *size) for points in self.scribbles]]
 
     @property
     def num_instances(self) -> int:
@@ -96,10 +96,7 @@ class Region:
     @property
     def extent(self) -> tuple[float, float, float, float]:
         """The smallest xyxy box, in pixels, that holds everything: masks (from 0.5 on), scribbles, polygons, boxes."""
-        boxes = [*self.boxes, *(_mask_box(mask) for mask in self.masks)]
-        boxes += [_polygons_box(parts, self.height, self.width) for parts in self.polygons]
-        boxes += [_scribble_box(points, self.scribble_radius, self.height, self.width) for points in self.scribbles]
-        boxes = np.array(boxes)
+        boxes = np.array([*self.boxes, *(box for kind in self._tight_boxes() for box in kind)])
         return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
 
     def mirrored(self) -> "Region":
@@ -108,16 +105,9 @@ class Region:
         def mirror(points: np.ndarray) -> np.ndarray:
             return np.stack([self.width - points[:, 0], points[:, 1]], axis=1)
 
-        return replace(
-            self,
-            boxes=np.stack(
-                [self.width - self.boxes[:, 2], self.boxes[:, 1], self.width - self.boxes[:, 0], self.boxes[:, 3]],
-                axis=1,
-            ),
-            polygons=tuple(tuple(mirror(part) for part in parts) for parts in self.polygons),
-            masks=tuple(mask[:, ::-1] for mask in self.masks),
-            scribbles=tuple(mirror(points) for points in self.scribbles),
-        )
+        boxes = self.boxes[:, [2, 1, 0, 3]]
+        boxes[:, ::2] = self.width - boxes[:, ::2]
+        return self._moved(boxes, mirror, lambda mask: mask[:, ::-1])
 
     def cropped(self, x1: int, y1: int, x2: int, y2: int) -> "Region":
         """The region in the image cropped to the window `[x1, y1, x2, y2]`, whole pixels, which holds its extent.
@@ -128,15 +118,14 @@ class Region:
         left, top, right, bottom = self.extent
         if not (x1 <= left and y1 <= top and right <= x2 and bottom <= y2):
             raise ValueError(f"the crop window {[x1, y1, x2, y2]} cuts the region {[left, top, right, bottom]}")
-        return replace(
-            self,
-            height=y2 - y1,
-            width=x2 - x1,
-            boxes=self.boxes - np.array([x1, y1, x1, y1]),
-            polygons=tuple(tuple(part - np.array([x1, y1]) for part in parts) for parts in self.polygons),
-            masks=tuple(mask[y1:y2, x1:x2] for mask in self.masks),
-            scribbles=tuple(points - np.array([x1, y1]) for points in self.scribbles),
-        )
+        boxes, corner = self.boxes - np.array([x1, y1, x1, y1]), np.array([x1, y1])
+        moved = self._moved(boxes, lambda points: points - corner, lambda mask: mask[y1:y2, x1:x2])
+        return replace(moved, height=y2 - y1, width=x2 - x1)
+
+    def _moved(self, boxes: np.ndarray, move_points: Callable, move_mask: Callable) -> "Region":
+        polygons = tuple(tuple(map(move_points, parts)) for parts in self.polygons)
+        masks, scribbles = tuple(map(move_mask, self.masks)), tuple(map(move_points, self.scribbles))
+        return replace(self, boxes=boxes, polygons=polygons, masks=masks, scribbles=scribbles)
 
     def rasterize(self, size: int, instance: int | None = None) -> np.ndarray:
         """Draws the region over a grid of `size` x `size` cells laid over the whole image.
@@ -146,53 +135,20 @@ class Region:
         its fullest pixel held (1 for all but soft masks). The union of instances is their maximum, cell by cell.
 
         Args:
-            size: Cells a side.
             instance: Draw this instance only; None draws the union of all.
 
-        Returns:
-            float32 `(size, size)` in [0, 1], its maximum is 1 (for soft masks, the maximum of the mask).
+        Returns: float32 `(size, size)` in [0, 1].
         """
-        chosen = range(self.num_instances) if instance is None else [instance]
-        if self.masks:
-            drawn = [_draw_mask(self.masks[i], size) for i in chosen]
-        elif self.polygons:
-            drawn = [_draw_polygons(self.polygons[i], self.height, self.width, size) for i in chosen]
-        elif self.scribbles:
-            place = self.scribble_radius, self.height, self.width, size
-            drawn = [_draw_scribble(self.scribbles[i], *place) for i in chosen]
-        else:
-            drawn = [_draw_box(self.boxes[i], self.height, self.width, size) for i in chosen]
-        return np.maximum.reduce(drawn)
-
-
-def open_image(image: Any) -> Image.Image:
-    """A loaded PIL image, upright, from a PIL image or the undecoded `{"bytes", "path"}` of an `Image()` feature.
-
-    Raises:
-        ValueError: It is neither, or the file is missing, truncated or not an image.
-    """
-    try:
-        if isinstance(image, Mapping):
-            if image.get("bytes") is None and image.get("path") is None:
-                raise ValueError('an undecoded image needs "bytes" or "path"')
-            if image.get("bytes") is None and not os.path.isfile(image["path"]):  # a pipe would be waited for
-                raise FileNotFoundError(f"there is no file {image['path']}")
-            source = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-            image = open_file(source)
-            if image.getexif().get(ExifTags.Base.Orientation) is not None:
-                # As datasets does when it decodes, so that both ways give the same pixels.
-                image = ImageOps.exif_transpose(image)
-        if image is None:
-            raise ValueError("there is no image: was the data set built without photos? Build it with --images-dir.")
-        if not isinstance(image, Image.Image):
-            raise ValueError(f'expected a PIL image or {{"bytes", "path"}}, got {type(image).__name__}')
-        image.load()
-    except UnidentifiedImageError as error:  # whose message says where in memory it is
-        raise ValueError("the image cannot be decoded (no kind that is known); fetch it again or drop it") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports some broken PNG files as SyntaxError.
-        raise ValueError(f"the image cannot be decoded ({error}); fetch the file again or drop the record") from error
-    return image
+        place = self.height, self.width, size
+        draws = {
+            "masks": lambda mask: _draw_mask(mask, size),
+            "polygons": lambda parts: _draw_polygons(parts, *place),
+            "scribbles": lambda points: _draw_scribble(points, self.scribble_radius, *place),
+            "boxes": lambda box: _draw_box(box, *place),
+        }
+        kind = next(kind for kind in draws if len(getattr(self, kind)))
+        instances = getattr(self, kind)
+        return np.maximum.reduce(list(map(draws[kind], instances if instance is None else [instances[instance]])))
 
 
 def _items(value: Any, name: str) -> list:
@@ -212,50 +168,62 @@ def to_xyxy(boxes: np.ndarray, box_format: str, height: float = 1, width: float 
     return np.concatenate([first * scale, second * scale], axis=-1)
 
 
-def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
+def _numbers(given: Any, name: str, form: str, most: float = _FAR) -> np.ndarray:
+    """A list of finite numbers, none farther from 0 than `most`."""
     try:
-        box = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"box {index} is not four numbers, {box_format}: {given!r:.80}") from error
-    if box.shape != (4,) or not np.isfinite(box).all():
-        raise ValueError(f"box {index} is not four finite numbers, {box_format}: {box.tolist()}")
+        numbers = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = None
+    if numbers is None or numbers.ndim != 1 or not (np.abs(numbers) <= most).all():
+        raise ValueError(f"{name} must be finite numbers, {form}; got {given!r:.80}")
+    return numbers
+
+
+def _points(given: Any, name: str, at_least: int) -> np.ndarray:
+    """float64 `(num_points, 2)` of a flat list."""
+    flat = _numbers(given, name, "a flat list [x0, y0, x1, y1, …]")
+    if flat.size % 2 or flat.size < 2 * at_least:
+        raise ValueError(f"{name} must be pairs [x0, y0, …], at least {at_least}; got {flat.size} numbers")
+    return flat.reshape(-1, 2)
+
+
+def _is_thin(box: Sequence[float]) -> bool:
+    return bool(box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST)
+
+
+def _outside(name: str, given: Any, height: int, width: int) -> ValueError:
+    return ValueError(
+        f"{name} lies outside the image of {width}x{height} pixels: {given!r:.80}; check that it belongs to this image "
+        "and is in its pixels, or drop it"
+    )
+
+
+def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
+    name = f"box {index}"
+    box = _numbers(given, name, f"four as {box_format}", most=np.finfo(np.float64).max)
+    if box.shape != (4,):
+        raise ValueError(f"{name} must be four numbers, {box_format}; got {given!r:.80}")
     box = to_xyxy(box, box_format, height, width)
-    if box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST:
+    if _is_thin(box):
         raise ValueError(
-            f"box {index} has no area as {box_format}: {np.array(given).tolist()}; give x1 < x2 and y1 < y2, say that "
-            "the boxes are of another format (box_format), or drop it"
+            f"{name} has no area as {box_format}: {np.array(given).tolist()}; give x1 < x2 and y1 < y2, say that the "
+            "boxes are of another format (box_format), or drop it"
         )
     clipped = np.clip(box, 0, [width, height, width, height])
-    if clipped[2] - clipped[0] < _THINNEST or clipped[3] - clipped[1] < _THINNEST:
-        raise ValueError(
-            f"box {index} lies outside the image of {width}x{height} pixels: {box.tolist()}; check that it belongs to "
-            "this image and is in its pixels, or drop it"
-        )
+    if _is_thin(clipped):
+        raise _outside(name, box.tolist(), height, width)
     return clipped
 
 
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
-    checked = []
-    for part in _items(parts, f"polygon {index}"):
-        try:
-            flat = np.array(part, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(
-                f"polygon {index} is not a list of flat lists [x0, y0, x1, y1, …]: one list of parts per instance"
-            ) from error
-        if flat.ndim != 1 or flat.size % 2 or flat.size < 6 or not (np.abs(flat) <= _FAR).all():
-            raise ValueError(
-                f"polygon {index} needs parts of at least three points, an even number of finite coordinates "
-                f"[x0, y0, x1, y1, …] each; got one of shape {flat.shape}: {flat.tolist()}"
-            )
-        checked.append(flat.reshape(-1, 2))
+    name = f"polygon {index}"
+    checked = [_points(part, name, 3) for part in _items(parts, name)]
     if not checked:
-        raise ValueError(f"polygon {index} has no parts; drop it")
-    x1, y1, x2, y2 = _polygons_box(checked, height, width)
-    if x2 - x1 < _THINNEST or y2 - y1 < _THINNEST:
+        raise ValueError(f"{name} has no parts; drop it")
+    if _is_thin(_polygons_box(checked, height, width)):
         raise ValueError(
-            f"polygon {index} has no area within the image of {width}x{height} pixels; check that it belongs to this "
-            "image and is in its pixels, or drop it"
+            f"{name} has no area within the image of {width}x{height} pixels; check that it belongs to this image and "
+            "is in its pixels, or drop it"
         )
     return tuple(checked)
 
@@ -266,7 +234,7 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
             raise ValueError(f"mask {index} has values outside [0, 1]; divide an 8-bit mask by 255")
         mask = mask.astype(np.float32)
     else:
-        mask = open_image(mask)
+        mask = load_image(mask)
         if mask.mode not in ("1", "L"):
             raise ValueError(f'mask {index} has mode "{mask.mode}"; store masks as 8-bit gray ("L") with 0 and 255')
         mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
@@ -282,22 +250,10 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
     return mask
 
 
-def _read_scribble(points: Any, index: int, height: int, width: int) -> np.ndarray:
-    try:
-        flat = np.array(points, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"scribble {index} is not a flat list [x0, y0, x1, y1, …]: {points!r:.80}") from error
-    if flat.ndim != 1 or flat.size % 2 or flat.size < 2 or not (np.abs(flat) <= _FAR).all():
-        raise ValueError(
-            f"scribble {index} needs an even number of finite coordinates [x0, y0, …], two for a point; got one of "
-            f"shape {flat.shape}: {flat.tolist()}"
-        )
-    points = flat.reshape(-1, 2)
+def _read_scribble(given: Any, index: int, height: int, width: int) -> np.ndarray:
+    points = _points(given, f"scribble {index}", 1)
     if not ((points >= 0) & (points <= [width, height])).all(axis=1).any():
-        raise ValueError(
-            f"scribble {index} lies outside the image of {width}x{height} pixels: {flat.tolist()}; check that it "
-            "belongs to this image and is in its pixels, or drop it"
-        )
+        raise _outside(f"scribble {index}", given, height, width)
     return points
 
 
@@ -329,13 +285,9 @@ def _coverage(starts: np.ndarray, stops: np.ndarray, length: int, size: int) -> 
     """Share of each of `size` equal cells of [0, length) that each interval [start, stop) covers.
 
     Args:
-        starts: `(num_intervals,)`.
-        stops: `(num_intervals,)`.
-        length: Length of the side in pixels.
-        size: Number of cells.
+        starts, stops: `(num_intervals,)`.
 
-    Returns:
-        float64 `(size, num_intervals)`.
+    Returns: float64 `(size, num_intervals)`.
     """
     edges = np.arange(size + 1)[:, None] * (length / size)
     covered = np.minimum(stops, edges[1:]) - np.maximum(starts, edges[:-1])

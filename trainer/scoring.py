@@ -1,8 +1,6 @@
 """Whether answers are right, one by one and in all."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -75,74 +73,42 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
-@dataclass
-class Tally:
-    """Counts over the records of a split, filled table by table.
+def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
+    """The numbers of a split, for JSON: shares of right answers, of all scored phrases and by category.
+
+    Box accuracy is left out where no phrase has proposals; else a phrase without counts as wrong.
 
     Args:
-        metrics: names of the metrics.
-        scores: of the phrases that are absent (True) and of the others, to tell them apart by.
+        records: see `record_schema`. metrics: names of the metrics.
     """
-
-    metrics: tuple[str, ...]
-    num_records: int = 0
-    num_unusable: int = 0
-    unusable: list[str] = field(default_factory=list)
-    scored: Counter = field(default_factory=Counter)
-    right: Counter = field(default_factory=Counter)
-    without_proposals: int = 0
-    scores: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
-
-    @classmethod
-    def of(cls, tables: Iterable[pa.Table], metrics: tuple[str, ...]) -> "Tally":
-        """Of tables with the columns "image_id", "phrase", "categories", "score", "absent", "error" and the metrics."""
-        tally = cls(metrics)
-        for table in tables:
-            for record in table.to_pylist():
-                tally.add(record)
-        return tally
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        self.num_records += 1
-        if record["error"] is not None:
-            self.num_unusable += 1
-            if len(self.unusable) < NAMED:
-                self.unusable.append(f"image {record['image_id']!r}, phrase {record['phrase']!r}: {record['error']}")
-            return
-        self.scores[record["absent"]].append(record["score"])
-        kinds = [None, *dict.fromkeys(record["categories"] or ())]
-        has_boxes = any(record[metric] is not None for metric in self.metrics)
-        for metric in self.metrics if has_boxes else ():
-            self.without_proposals += record[metric] is None
-            for kind in kinds:
-                self.scored[metric, kind] += 1
-                self.right[metric, kind] += bool(record[metric])
-
-    def accuracy(self, metric: str, category: str | None = None) -> float:
-        """Right answers / scored phrases, of all or of a category; in [0, 1]."""
-        return self.right[metric, category] / self.scored[metric, category]
-
-    def summary(self) -> dict[str, Any]:
-        """Numbers for JSON. Box accuracy is left out where no phrase has proposals; else one without is wrong."""
-        found: dict[str, Any] = {"num_records": self.num_records, "num_unusable": self.num_unusable}
-        if self.unusable:
-            found["unusable"] = self.unusable
-        if self.scores[True] and self.scores[False]:
-            found["absent"] = {
-                "auroc": auroc(np.array(self.scores[False]), np.array(self.scores[True])),
-                "num_phrases": len(self.scores[True]),
+    columns = ["image_id", "phrase", "categories", "score", "absent", "error", *metrics]
+    rows = records.select(columns).to_pylist()
+    usable = [row for row in rows if row["error"] is None]
+    unusable = [row for row in rows if row["error"] is not None]
+    summary: dict[str, Any] = {"num_records": len(rows), "num_unusable": len(unusable)}
+    if unusable:
+        names = (f"image {row['image_id']!r}, phrase {row['phrase']!r}: {row['error']}" for row in unusable[:NAMED])
+        summary["unusable"] = list(names)
+    scores = {is_absent: [row["score"] for row in usable if row["absent"] is is_absent] for is_absent in (True, False)}
+    if scores[True] and scores[False]:
+        rank = auroc(np.array(scores[False]), np.array(scores[True]))
+        summary["absent"] = {"auroc": rank, "num_phrases": len(scores[True])}
+    scored = [row for row in usable if any(row[metric] is not None for metric in metrics)]
+    categories = sorted({category for row in scored for category in row["categories"] or ()})
+    for metric in metrics:
+        num_unanswered = sum(row[metric] is None for row in scored)
+        if num_unanswered == len(scored):
+            continue
+        summary[metric] = accuracy(scored, metric)
+        if metric == "box_accuracy":
+            summary[metric]["num_without_proposals"] = num_unanswered
+        if categories:
+            summary[metric]["categories"] = {
+                category: accuracy([row for row in scored if category in (row["categories"] or ())], metric)
+                for category in categories
             }
-        for metric in self.metrics:
-            num_phrases = self.scored[metric, None]
-            if num_phrases == 0 or (metric == "box_accuracy" and self.without_proposals == num_phrases):
-                continue
-            found[metric] = {"accuracy": self.accuracy(metric), "num_phrases": num_phrases}
-            if metric == "box_accuracy":
-                found[metric]["num_without_proposals"] = self.without_proposals
-            categories = sorted(kind for name, kind in self.scored if name == metric and kind is not None)
-            if categories:
-                found[metric]["categories"] = {
-                    kind: {"accuracy": self.accuracy(metric, kind), "num_phrases": self.scored[metric, kind]}
-                    for kind in categories
-                }
-        return found
+    return summary
+
+
+def accuracy(rows: list[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    return {"accuracy": sum(row[metric] is True for row in rows) / len(rows), "num_phrases": len(rows)}

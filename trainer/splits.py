@@ -1,4 +1,4 @@
-"""One split of a data set, from disk or streamed: its columns checked, its pictures left undecoded."""
+"""One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
 import os
 
@@ -21,23 +21,24 @@ from datasets.features.features import FeatureType
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
-PICTURES = "image", "masks"
+IMAGES = "image", "masks"
 NUMBERS = pa.types.is_integer, pa.types.is_floating
-# All columns that are looked at, and what they may hold: "picture", kinds of values, or [a list of something].
+TEXT = pa.types.is_string, pa.types.is_large_string
+# All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
 COLUMNS = {
-    "image": "picture",
-    "image_id": (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer),
-    "phrase": (pa.types.is_string, pa.types.is_large_string),
-    "caption": (pa.types.is_string, pa.types.is_large_string),
+    "image": "image file",
+    "image_id": (*TEXT, pa.types.is_integer),
+    "phrase": TEXT,
+    "caption": TEXT,
     "caption_span": [(pa.types.is_integer,)],
     "boxes": [[NUMBERS]],
     "polygons": [[[NUMBERS]]],
-    "masks": ["picture"],
+    "masks": ["image file"],
     "scribbles": [[NUMBERS]],
     "scribble_radius": NUMBERS,
     "absent": (pa.types.is_boolean,),
     "proposals": [[NUMBERS]],
-    "categories": [(pa.types.is_string, pa.types.is_large_string)],
+    "categories": [TEXT],
 }
 # What they hold in a row with a list of phrases, which is several records; see `phrase_rows`.
 LISTED = COLUMNS | {column: [COLUMNS[column]] for column in OF_PHRASES}
@@ -58,7 +59,7 @@ def open_split(
         renamed: the data set's column → ours, where they differ.
         needs_regions: a data set without any column of regions is an error.
 
-    Paths of pictures are relative to the folder of the files that name them.
+    Paths of images are relative to the folder of the files that name them.
 
     Raises:
         ValueError: it cannot be read, or has no such split or column, or a column holds something else.
@@ -82,6 +83,24 @@ def open_split(
             f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(dataset.column_names)}. Rename what "
             "stands for it; see dataset_scripts/features.py."
         )
+    dataset, is_listed = known_columns(dataset, path, needs_regions)
+    folder = folder_of_files(path, config, split) if fits(dataset.features["image"], TEXT) else None
+    if folder is not None:
+        features = dataset.features  # which streamed data would forget
+        dataset = dataset.map(
+            lambda row: {"image": row["image"] and os.path.join(folder, row["image"])}, features=features
+        )
+    dataset = dataset.cast_column("image", Image(decode=False))
+    if "masks" in dataset.column_names:
+        masks = List(Image(decode=False))
+        dataset = dataset.cast_column("masks", List(masks) if is_listed else masks)
+    return dataset
+
+
+def known_columns(
+    dataset: Dataset | IterableDataset, path: str, needs_regions: bool
+) -> tuple[Dataset | IterableDataset, bool]:
+    """The data set with those columns that are known, and whether its rows have lists of phrases."""
     others = [column for column in dataset.column_names if column not in COLUMNS]
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
@@ -99,17 +118,7 @@ def open_split(
                 f"Column {column} of {path} holds {feature}, which is not what it should{wanted}; see "
                 "dataset_scripts/features.py, and rename or drop the column."
             )
-    folder = folder_of_files(path, config, split) if is_text(dataset.features["image"]) else None
-    if folder is not None:
-        features = dataset.features  # which streamed data would forget
-        dataset = dataset.map(
-            lambda row: {"image": row["image"] and os.path.join(folder, row["image"])}, features=features
-        )
-    dataset = dataset.cast_column("image", Image(decode=False))
-    if "masks" in dataset.column_names:
-        masks = List(Image(decode=False))
-        dataset = dataset.cast_column("masks", List(masks) if is_listed else masks)
-    return dataset
+    return dataset, is_listed
 
 
 def split_names(path: str, config: str | None) -> list[str]:
@@ -123,14 +132,6 @@ def split_names(path: str, config: str | None) -> list[str]:
         raise ValueError(f"{path} cannot be had: {error.__cause__ or error}") from error
 
 
-def place_image(row: dict, folder: str) -> dict[str, str | None]:
-    return {"image": row["image"] and os.path.join(folder, row["image"])}
-
-
-def is_text(feature: FeatureType) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
 def folder_of_files(path: str, config: str | None, split: str) -> str | None:
     """The folder on this machine that all files of a split are in; None where that is not one.
 
@@ -140,7 +141,7 @@ def folder_of_files(path: str, config: str | None, split: str) -> str | None:
     files = (load_dataset_builder(path, config).config.data_files or {}).get(split, [])
     folders = {os.path.dirname(file) for file in files if os.path.exists(file)}
     if len(folders) > 1:
-        raise ValueError(f"Files of {path} in several folders name pictures by relative paths: keep them in one.")
+        raise ValueError(f"Files of {path} in several folders name images by relative paths: keep them in one.")
     return folders.pop() if folders else None
 
 
@@ -152,11 +153,9 @@ def fits(feature: FeatureType, wanted: object) -> bool:
         if isinstance(feature, Array2D):
             return fits(List(List(Value(feature.dtype))), wanted)
         return isinstance(feature, List | LargeList) and fits(feature.feature, wanted[0])
-    if wanted == "picture":
-        kinds = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string
-        if isinstance(feature, dict):  # of undecoded pictures, in a file that does not say so
+    if wanted == "image file":
+        kinds = pa.types.is_binary, pa.types.is_large_binary, *TEXT
+        if isinstance(feature, dict):  # of undecoded images, in a file that does not say so
             return {"bytes", "path"} == feature.keys() and all(fits(part, kinds) for part in feature.values())
-        return isinstance(feature, Image) or (
-            isinstance(feature, Value) and any(is_of(feature.pa_type) for is_of in kinds)
-        )
+        return isinstance(feature, Image) or fits(feature, kinds)
     return isinstance(feature, Value) and any(is_of(feature.pa_type) for is_of in wanted)

@@ -1,4 +1,4 @@
-"""Training data that is read while it is trained on, never prepared on disk: shuffled, and the same after a resume."""
+"""Training data that is read while it is trained on, never prepared on disk; shuffled, and the same after a resume."""
 
 import hashlib
 import itertools
@@ -22,7 +22,7 @@ class StreamedRows:
     """A streamed data set in parts that can be read in any order: row groups of Parquet, whole files of other kinds.
 
     Args:
-        dataset: its pictures undecoded.
+        dataset: its images undecoded.
     """
 
     def __init__(self, dataset: IterableDataset):
@@ -93,9 +93,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     workers alone. Every record comes once in an epoch; where processes cannot share them evenly, a few come twice.
 
     Args:
-        rows: of the data set.
         collator: of a list of rows.
-        batch_size: rows a batch.
         buffer_size: runs of rows that each worker holds in memory to draw the next one from.
         phrases_per_image: a run is up to this many rows of an image, which follow each other in the data.
         drop_last: leave out the last batch of an epoch if it is smaller.
@@ -128,7 +126,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     def begin_epoch(self, epoch: int, passed_over: int = 0) -> None:
         """
         Args:
-            passed_over: so many batches have been trained on already: they come as None, and no picture is decoded.
+            passed_over: so many batches have been trained on already: they come as None, and no image is decoded.
         """
         self.epoch, self.passed_over = epoch, passed_over
         self.collator.epoch = epoch
@@ -160,8 +158,8 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         """The rows of each image in runs, and these in an order drawn from a buffer."""
         held: list[list[Record]] = []
         for group in groups:
-            picture = group[0]["image"]  # once in memory
-            drawn = [{**group[i], "image": picture} for i in torch.randperm(len(group), generator=generator).tolist()]
+            image = group[0]["image"]  # once in memory
+            drawn = [{**group[i], "image": image} for i in torch.randperm(len(group), generator=generator).tolist()]
             for start in range(0, len(drawn), self.phrases_per_image):
                 held.append(drawn[start : start + self.phrases_per_image])
                 if len(held) > self.buffer_size:
@@ -175,3 +173,8 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         text = f"{self.seed} {self.epoch} {purpose}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+
+def as_it_is(batch: Any) -> Any:
+    """For `collate_fn`: the batch is collated already."""
+    return batch

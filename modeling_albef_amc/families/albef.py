@@ -1,6 +1,9 @@
 """ALBEF, which explains itself."""
 
+from ..modeling_albef import AlbefModel
+from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..pipeline import encode_itself, explain_itself
+from ..processing_albef import AlbefProcessor
 from .family import AdaptedModules, Family, layers_of_text
 from .relevance import albef_modules
 
@@ -20,4 +23,5 @@ ALBEF = Family(
     modules=albef_modules,
     encode_images=encode_itself,
     attn_implementation=None,
+    own_classes={each.__name__: each for each in (AlbefModel, AlbefForPreTraining, AlbefProcessor)},
 )

@@ -1,17 +1,19 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
 import argparse
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from ..pipeline import PhraseGrounder, VisualGroundingPipeline
-from .checkpoint_checks import check_files, read_object
+from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
 from .processors import whole_images
 from .registry import FAMILIES, METHODS, explain_function, explainable
@@ -31,8 +33,10 @@ class AutoGrounder(PhraseGrounder):
         processor: its processor; it is set to show the model whole images, see `whole_images`.
         explain: a function to use instead of the family's, see `Family.explain`.
         device: as of `torch.device`; default: the model's.
-        max_encodings: of `PhraseGrounder`.
+        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
     """
+
+    methods = METHODS
 
     def __init__(
         self,
@@ -47,7 +51,9 @@ class AutoGrounder(PhraseGrounder):
         if family is not None:
             processor = whole_images(processor, model.config)
         model = explainable(model if device is None else model.to(device))
-        super().__init__(model, processor, explain or explain_function(model), encode_images, max_encodings)
+        super().__init__(model, processor, explain or explain_function(model), encode_images)
+        self.keeps_encodings, self.max_encodings = max_encodings > 0, max_encodings
+        self.encodings, self.lock = OrderedDict(), threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -74,11 +80,27 @@ class AutoGrounder(PhraseGrounder):
         processor = load_processor(path, model, image_size, **hub_options(options))
         return cls(model, processor, explain, device or torch.accelerator.current_accelerator() or "cpu")
 
-    def method_functions(self, method: str) -> tuple[Explain, Callable[..., torch.Tensor]]:
+    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., torch.Tensor]]:
         """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
-        if method == "relevance":
-            return explain_function(self.model, method), METHODS[method]
-        return super().method_functions(method)
+        if method != "relevance":
+            return super().method_functions(method, in_captions)
+        if in_captions:
+            raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
+        return explain_function(self.model, method), METHODS[method]
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if not self.keeps_encodings:
+            return super().encode(pixel_values)
+        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
+        with self.lock:
+            encoded = self.encodings.pop(key, None)
+        if encoded is None:
+            encoded = super().encode(pixel_values)
+        with self.lock:
+            self.encodings[key] = encoded  # the newest
+            while len(self.encodings) > self.max_encodings:
+                self.encodings.popitem(last=False)
+        return encoded
 
 
 class AutoGroundingPipeline(VisualGroundingPipeline):
@@ -155,20 +177,21 @@ def load_model(
     """
     hub = hub_options(options)
     base, base_hub = base_of(path, **hub)
-    for folder in {Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))}:
-        check_files(folder)
+    folders = Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))
     # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
-    config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
-    family = known_family(config.get("model_type"), path)
+    with naming_damage(*folders):
+        config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
+        model_type = config.get("model_type")
+    family = known_family(model_type, path)
     # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
     options = {name: value for name, value in options.items() if name not in hub} | base_hub
     options |= {"attn_implementation": attn_implementation or family.attn_implementation}
     is_training = training and family.training_class is not None
     model_class = family.load(family.training_class if is_training else family.model_class)
-    try:
+    with naming_damage(*folders):
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
-    except StrictDataclassError as error:
-        raise ValueError(f"{path}: its config.json is no configuration of the model: {error}") from error
+        if base != path:
+            model.load_adapter(path, adapter_kwargs=hub)
     if loading["missing_keys"] and not is_training:
         architectures = config.get("architectures")
         architecture = architectures[0] if isinstance(architectures, list) and architectures else "no architecture"
@@ -176,8 +199,6 @@ def load_model(
             f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
             f"no score of image and text to explain. Choose one of {family.model_class}."
         )
-    if base != path:
-        model.load_adapter(path, adapter_kwargs=hub)
     return explainable(model.eval())
 
 
@@ -190,6 +211,6 @@ def load_processor(path: str, model: PreTrainedModel, image_size: int | None = N
     Raises:
         ValueError: one of its files is damaged; the message names it.
     """
-    check_files(Path(path, hub.get("subfolder", "")))
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
+    with naming_damage(Path(path, hub.get("subfolder", ""))):
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
     return whole_images(processor, model.config, image_size)

@@ -7,7 +7,6 @@ apart is the gradient of the similarity.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import transformers
@@ -15,105 +14,29 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..gradcam import PhraseAttention, resolve_image_index
+from ..gradcam import PhraseAttention
 from ..modeling_albef_pretraining import gather_rows, text_fingerprints
 from .family import AdaptedModules, Family, Size, layers_of_images
 from .fusion import BERT_ATTENTION
-from .hooks import (
-    check_padded_right,
-    chosen_layer,
-    family_function,
-    graph_from,
-    record_attention,
-    without_dropout,
-)
+from .hooks import Pass, family_function, graph_from, record_attention, without_dropout
 from .objectives import fits
 from .relevance import clip_modules
 
 
-@family_function
-def clip(
-    model: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itc"] = "itc",
-) -> PhraseAttention:
-    """CLIP and its like: the scaled cosine, by the [CLS] row of the self-attention of image-encoder layer `layer`.
+@family_function(layers_of_images, "itc", share=1)
+def clip(given: Pass) -> PhraseAttention:
+    """CLIP and its like: the scaled cosine, by the [CLS] row of the self-attention of an image-encoder layer.
 
     The default is the last layer: its [CLS] row is all that the image's features are made of. `probability` is
     (1 + cosine) / 2, a rank and no calibrated probability: these models only compare.
-
-    Raises:
-        ValueError: there is no such layer or explanation.
     """
-    if explanation != "itc":
-        raise ValueError(f"explanation {explanation!r}: a dual encoder has its similarity, 'itc', only.")
-    layers = model.vision_model.encoder.layers
-    layer = chosen_layer(layer, len(layers), default=len(layers) - 1)
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    attention = layers[layer].self_attn
-    with torch.set_grad_enabled(create_graph):
-        text = text_features(model, input_ids, attention_mask)
-    with (
-        graph_from(layers[layer], create_graph, image_index),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
-        cosine = (image_features(model, pixel_values) * text).sum(dim=-1)
-        score = cosine * model.logit_scale.exp()
-    rows = None if recorded[0] is None else torch.zeros(recorded[0].shape[::2], device=score.device)
+    start = given.model.vision_model.encoder.layers[given.layer]
+    cosine, attention = explained_cosine(given, start, start.self_attn)
+    rows = None if attention is None else torch.zeros(attention.shape[::2], device=cosine.device)
     if rows is not None:
         rows[:, 0] = 1
-    probability = (1 + cosine.detach().float()) / 2
-    return PhraseAttention(score, recorded[0], rows, slice(1, None), patch_grid(model, pixel_values), probability)
-
-
-@family_function
-def siglip(
-    model: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itc"] = "itc",
-) -> PhraseAttention:
-    """SigLIP: the log-odds of a pair, by the attention of its pooling head, whose one query stands for the image.
-
-    The head is layer `num_hidden_layers`, the default; below it, there is no [CLS] and all rows of a layer's
-    self-attention count.
-
-    Raises:
-        ValueError: there is no such layer or explanation, or a phrase is longer than the model takes.
-    """
-    if explanation != "itc":
-        raise ValueError(f"explanation {explanation!r}: a dual encoder has its similarity, 'itc', only.")
-    vision = model.vision_model
-    num_layers = len(vision.encoder.layers)
-    layer = chosen_layer(layer, num_layers + vision.use_head, default=num_layers - 1 + vision.use_head)
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    is_head = layer == num_layers
-    start = vision.head if is_head else vision.encoder.layers[layer]
-    attention = vision.head.attention if is_head else start.self_attn
-    with torch.set_grad_enabled(create_graph):
-        text = text_features(model, input_ids, attention_mask)
-    with (
-        graph_from(start, create_graph, image_index),
-        without_dropout(attention),
-        # Its own attention has no second derivative, and returns probabilities that its output is not computed from.
-        pooling_written_out(vision),
-        record_attention(attention) as recorded,
-    ):
-        cosine = (image_features(model, pixel_values) * text).sum(dim=-1)
-        score = cosine * model.logit_scale.exp() + model.logit_bias
-    rows = None if recorded[0] is None else torch.ones(recorded[0].shape[::2], device=score.device)
-    probability = score.detach().float().sigmoid()
-    return PhraseAttention(score, recorded[0], rows, slice(None), patch_grid(model, pixel_values), probability, score)
+    score, probability = cosine * given.model.logit_scale.exp(), (1 + cosine.detach().float()) / 2
+    return PhraseAttention(score, attention, rows, slice(1, None), given.grid, probability)
 
 
 def siglip_layers(model: PreTrainedModel) -> range:
@@ -121,8 +44,40 @@ def siglip_layers(model: PreTrainedModel) -> range:
     return range(model.config.vision_config.num_hidden_layers + model.vision_model.use_head)
 
 
+@family_function(siglip_layers, "itc", share=1)
+def siglip(given: Pass) -> PhraseAttention:
+    """SigLIP: the log-odds of a pair, by the attention of its pooling head, whose one query stands for the image.
+
+    The head is layer `num_hidden_layers`, the default; below it, there is no [CLS] and all rows of a layer's
+    self-attention count.
+    """
+    vision = given.model.vision_model
+    is_head = given.layer == len(vision.encoder.layers)
+    start = vision.head if is_head else vision.encoder.layers[given.layer]
+    # Its own attention has no second derivative, and returns probabilities that its output is not computed from.
+    with eager_pooling(vision):
+        cosine, attention = explained_cosine(given, start, start.attention if is_head else start.self_attn)
+    score = cosine * given.model.logit_scale.exp() + given.model.logit_bias
+    rows = None if attention is None else torch.ones(attention.shape[::2], device=score.device)
+    return PhraseAttention(
+        score, attention, rows, slice(None), given.grid, score.detach().float().sigmoid(), match_logit=score
+    )
+
+
+def explained_cosine(given: Pass, start: nn.Module, attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The cosines (num_phrases,), and the probabilities of the attention in module `start` of the image encoder."""
+    with torch.set_grad_enabled(given.create_graph):
+        text = text_features(given.model, given.input_ids, given.attention_mask)
+    with (
+        graph_from(start, given.create_graph, given.image_index),
+        without_dropout(attention),
+        record_attention(attention) as recorded,
+    ):
+        return (image_features(given.model, given.pixel_values) * text).sum(dim=-1), recorded[0]
+
+
 @contextmanager
-def pooling_written_out(vision: nn.Module) -> Iterator[None]:
+def eager_pooling(vision: nn.Module) -> Iterator[None]:
     """The pooling head's `nn.MultiheadAttention` by matrix products and softmax, with probabilities of every head."""
     if not vision.use_head:
         yield
@@ -155,9 +110,8 @@ def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mas
     """(num_phrases, projection_dim), unit length.
 
     Raises:
-        ValueError: a phrase is longer than SigLIP takes, lacks the end token that CLIP reads, or is padded on the left.
+        ValueError: a phrase is longer than SigLIP takes, or lacks the end token that CLIP reads.
     """
-    check_padded_right(attention_mask)
     if model.config.model_type == "siglip":
         input_ids, attention_mask = padded_as_trained(model, input_ids, attention_mask), None
     elif model.config.model_type == "clip":
@@ -186,11 +140,6 @@ def padded_as_trained(
     return F.pad(input_ids, (0, most - length), value=config.pad_token_id)
 
 
-def patch_grid(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[int, int]:
-    patch_size = model.config.vision_config.patch_size
-    return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
-
-
 PAIR_COLUMNS = "images", "texts", "image_ids", "text_ids"
 
 
@@ -199,7 +148,7 @@ class StepPairs:
     """All true pairs of an optimizer step, of all its processes and micro-batches, for one micro-batch.
 
     - `images`, `texts` (num_step_pairs, projection_dim): their features, without a graph.
-    - `image_ids`, `text_ids` (num_step_pairs,): equal for equal pictures, and for equal texts.
+    - `image_ids`, `text_ids` (num_step_pairs,): equal for equal images, and for equal texts.
     - `position`: where the pairs of this micro-batch begin. `num_parts`: micro-batches that have pairs.
     - `seed`: of the dropout in the features of this micro-batch.
     """
@@ -267,10 +216,10 @@ def own_pairs(
     own_image: torch.Tensor,
     image_ids: torch.Tensor | None = None,
 ) -> StepPairs:
-    """The pairs of a micro-batch alone; arguments of `batch_losses.matching_loss`."""
+    """The pairs of a micro-batch alone; arguments of `matching_loss`."""
     images, texts = image_features(model, pixel_values), text_features(model, input_ids, attention_mask)
-    picture = own_image if image_ids is None else image_ids[own_image]
-    return StepPairs(images[own_image].float(), texts.float(), picture, text_fingerprints(input_ids, attention_mask))
+    image_of = own_image if image_ids is None else image_ids[own_image]
+    return StepPairs(images[own_image].float(), texts.float(), image_of, text_fingerprints(input_ids, attention_mask))
 
 
 def contrasted(model: PreTrainedModel, batch: tuple, step_pairs: StepPairs | None) -> tuple[StepPairs, torch.Tensor]:
@@ -323,7 +272,7 @@ def contrastive_loss(
 ) -> torch.Tensor:
     """CLIP's: finding each phrase's image among those of the step, and each image's phrase (arXiv 2103.00020, §2.3).
 
-    Pairs that are known to fit are no negatives of each other. Arguments: of `batch_losses.matching_loss`; and
+    Pairs that are known to fit are no negatives of each other. Arguments: of `matching_loss`; and
     `step_pairs`, of `pairs_of_step`: None contrasts the pairs of the micro-batch alone.
     """
     pairs, logits = contrasted(model, batch, step_pairs)
@@ -395,7 +344,6 @@ CLIP = Family(
     adapted=AdaptedModules(CLIP_ENCODERS),
     loss=contrastive_loss,
     has_token_maps=False,
-    layers=layers_of_images,
     modules=clip_modules,
     small_config=small_clip,
 )
@@ -423,6 +371,5 @@ SIGLIP = Family(
     adapted=AdaptedModules(CLIP_ENCODERS),
     loss=sigmoid_loss,
     has_token_maps=False,
-    layers=siglip_layers,
     small_config=small_siglip,
 )

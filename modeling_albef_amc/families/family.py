@@ -1,7 +1,7 @@
 """What is known of a model family, in one record: a new family is a function, its record, and nothing elsewhere."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -70,10 +70,6 @@ class Size:
         return self.encoder | no_dropout | tokens | sizes
 
 
-def num_layers(model: PreTrainedModel) -> Sequence[int]:
-    return range(model.config.num_hidden_layers)
-
-
 @dataclass(frozen=True)
 class Family:
     """What is known of a model family.
@@ -83,13 +79,13 @@ class Family:
         explain: runs the model once: `explain(model, pixel_values, input_ids, attention_mask, image_index,
             create_graph)` returns which score was computed from which attention, tokens, patches and grid. `layer`
             explains another layer and `explanation` another score.
-        model_class, processor_class: names in transformers, or in this package. The model is the one whose score is
+        model_class, processor_class: names in transformers, or of `own_classes`. The model is the one whose score is
             explained; heads for other tasks have others, or none.
         adapted: what LoRA trains.
         loss: what it learns from a batch, beside AMC.
         training_class: with objectives of its own instead, where there is one.
         has_token_maps: the rows of the explained attention are the phrase's tokens, each of which has a map.
-        layers: what `layer` of `explain` may be.
+        layers: what `layer` of `explain` may be; None: as its `family_function` says.
         modules: all attentions of a pass, for `relevance`; None: that is not worked out for the family.
         encode_images: what `explain` takes as `image_embeds`; None: it encodes images itself.
         attn_implementation: in which it hands out attention probabilities; None: in any.
@@ -104,17 +100,20 @@ class Family:
     loss: Callable[..., torch.Tensor] = matching_loss
     training_class: str | None = None
     has_token_maps: bool = True
-    layers: Callable[[PreTrainedModel], Sequence[int]] = num_layers
+    layers: Callable[[PreTrainedModel], Sequence[int]] | None = None
     modules: Callable[[PreTrainedModel], Modules] | None = None
     encode_images: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] | None = None
     attn_implementation: str | None = "eager"
     small_config: Callable[[Size], transformers.PreTrainedConfig] | None = None
+    own_classes: dict[str, type] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            object.__setattr__(self, "layers", self.explain.layers)
 
     def load(self, name: str) -> Any:
-        """A class of this record by its name: imported when it is needed, since each takes a while."""
-        import modeling_albef_amc
-
-        return getattr(transformers, name, None) or getattr(modeling_albef_amc, name)
+        """A class of this record by its name; transformers imports its own when they are asked for."""
+        return self.own_classes.get(name) or getattr(transformers, name)
 
     def small_model(self, size: Size | None = None, **options: Any) -> PreTrainedModel:
         """A small random model in evaluation mode.

@@ -3,101 +3,32 @@
 LXMERT is not among them: it sees the regions of a detector, and no grid of patches.
 """
 
-from typing import Literal
-
 import torch
 import transformers
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..gradcam import PhraseAttention, resolve_image_index
+from ..gradcam import PhraseAttention
 from .family import AdaptedModules, Family, Size, layers_of_text
-from .hooks import (
-    check_padded_right,
-    chosen_layer,
-    family_function,
-    graph_from,
-    record_attention,
-    without_dropout,
-)
+from .hooks import Pass, family_function, graph_from, record_attention, without_dropout
 from .relevance import blip_modules, vilt_modules
 
 
-@family_function
-def blip(
-    model: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itm"] = "itm",
-    image_embeds: torch.Tensor | None = None,
-) -> PhraseAttention:
-    """BLIP with its matching head: the match logit, by the cross-attention of text layer `layer`.
+@family_function(layers_of_text, "itm")
+def blip(given: Pass) -> PhraseAttention:
+    """BLIP with its matching head: the match logit, by the cross-attention of a text layer.
 
     The default layer is two thirds up the text encoder (8 of 12): BLIP attends to the image in every layer. Its
     attention never goes through transformers' attention interface, so it is recorded by a hook, before dropout.
     """
-    check_explanation(explanation)
-    layers = model.text_encoder.encoder.layer
-    layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    with graph_from(layers[layer], create_graph), record_attention(layers[layer].crossattention.self) as recorded:
-        image_embeds = encode_images(model, pixel_values) if image_embeds is None else image_embeds
-        image_embeds = image_embeds if image_index is None else image_embeds[image_index]
+    model, layer = given.model, given.model.text_encoder.encoder.layer[given.layer]
+    with graph_from(layer, given.create_graph), record_attention(layer.crossattention.self) as recorded:
         states = model.text_encoder(
-            input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=image_embeds
+            input_ids=given.input_ids,
+            attention_mask=given.attention_mask,
+            encoder_hidden_states=given.own_images(encoded_images(given)),
         ).last_hidden_state
-        itm_logits = model.itm_head(states[:, 0])
-        grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
-        return matched(itm_logits, recorded[0], token_mask(input_ids, attention_mask), slice(1, None), grid)
-
-
-@family_function
-def blip_2(
-    model: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itm"] = "itm",
-    image_embeds: torch.Tensor | None = None,
-) -> PhraseAttention:
-    """BLIP-2 with its matching head: the match logit, by the cross-attention of Q-Former layer `layer`.
-
-    Not words look at the image but learned queries, which have read the phrase; the map is the mean of theirs. The
-    default layer is two thirds up those that look at the image, which every other layer does.
-    """
-    check_explanation(explanation)
-    layers, crossing = model.qformer.encoder.layer, cross_attention_layers(model)
-    layer = crossing[2 * len(crossing) // 3] if layer is None else layer
-    if layer not in crossing:
-        raise ValueError(f"layer {layer} does not look at the image: choose one of {', '.join(map(str, crossing))}.")
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    attention = layers[layer].crossattention.attention
-    mask = token_mask(input_ids, attention_mask)
-    with (
-        graph_from(layers[layer], create_graph),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
-        image_embeds = encode_images(model, pixel_values) if image_embeds is None else image_embeds
-        image_embeds = image_embeds if image_index is None else image_embeds[image_index]
-        queries = model.query_tokens.expand(len(input_ids), -1, -1)
-        query_mask = mask.new_ones(queries.shape[:2])
-        states = model.qformer(
-            query_embeds=model.embeddings(input_ids=input_ids, query_embeds=queries),
-            query_length=queries.shape[1],
-            attention_mask=torch.cat([query_mask, mask], dim=1),
-            encoder_hidden_states=image_embeds,
-        ).last_hidden_state
-        itm_logits = model.itm_head(states[:, : queries.shape[1]].to(model.itm_head.weight.dtype)).mean(dim=1)
-        grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
-        return matched(itm_logits, recorded[0], query_mask, slice(1, None), grid)
+        return matched(given, model.itm_head(states[:, 0]), recorded[0])
 
 
 def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -105,59 +36,72 @@ def encode_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.T
     return model.vision_model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
 
 
+def encoded_images(given: Pass) -> torch.Tensor:
+    return encode_images(given.model, given.pixel_values) if given.image_embeds is None else given.image_embeds
+
+
 def cross_attention_layers(model: PreTrainedModel) -> list[int]:
     """Those of the Q-Former that look at the image."""
     return [index for index, block in enumerate(model.qformer.encoder.layer) if block.has_cross_attention]
 
 
-@family_function
-def vilt(
-    model: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itm"] = "itm",
-) -> PhraseAttention:
-    """ViLT with its ranking head: the rank logit, by what the words attend to among the patches in layer `layer`.
+@family_function(cross_attention_layers, "itm")
+def blip_2(given: Pass) -> PhraseAttention:
+    """BLIP-2 with its matching head: the match logit, by the cross-attention of a Q-Former layer.
+
+    Not words look at the image but learned queries, which have read the phrase; the map is the mean of theirs. The
+    default layer is two thirds up those that look at the image, which every other layer does.
+    """
+    model, layer = given.model, given.model.qformer.encoder.layer[given.layer]
+    attention = layer.crossattention.attention
+    with (
+        graph_from(layer, given.create_graph),
+        without_dropout(attention),
+        record_attention(attention) as recorded,
+    ):
+        image_embeds = given.own_images(encoded_images(given))
+        queries = model.query_tokens.expand(len(given.input_ids), -1, -1)
+        query_mask = given.attention_mask.new_ones(queries.shape[:2])
+        states = model.qformer(
+            query_embeds=model.embeddings(input_ids=given.input_ids, query_embeds=queries),
+            query_length=queries.shape[1],
+            attention_mask=torch.cat([query_mask, given.attention_mask], dim=1),
+            encoder_hidden_states=image_embeds,
+        ).last_hidden_state
+        itm_logits = model.itm_head(states[:, : queries.shape[1]].to(model.itm_head.weight.dtype)).mean(dim=1)
+        return matched(given, itm_logits, recorded[0], query_mask)
+
+
+def joint_layers(model: PreTrainedModel) -> range:
+    return range(model.config.num_hidden_layers)
+
+
+@family_function(joint_layers, "itm")
+def vilt(given: Pass) -> PhraseAttention:
+    """ViLT with its ranking head: the rank logit, by what the words attend to among the patches in a layer.
 
     The default layer is two thirds up. ViLT itself takes patches in a random order, and drops some of large images;
     here it gets all of them, row by row. Its attention comes after dropout, which is off in the explained layer.
     """
-    check_explanation(explanation)
-    layers = model.vilt.encoder.layer
-    layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    attention = layers[layer].attention.attention
-    mask = token_mask(input_ids, attention_mask)
+    model, layer, mask = given.model, given.model.vilt.encoder.layer[given.layer], given.attention_mask
+    attention = layer.attention.attention
     with (
-        graph_from(layers[layer], create_graph),
+        graph_from(layer, given.create_graph),
         without_dropout(attention),
         record_attention(attention) as recorded,
     ):
-        image_embeds = patches_in_order(model.vilt.embeddings, pixel_values)
-        image_embeds = image_embeds if image_index is None else image_embeds[image_index]
+        image_embeds = given.own_images(patches_in_order(model.vilt.embeddings, given.pixel_values))
         pooled = model.vilt(
-            input_ids=input_ids,
+            input_ids=given.input_ids,
             attention_mask=mask,
             image_embeds=image_embeds,
             pixel_mask=mask.new_ones(image_embeds.shape[:2]),
             output_attentions=True,
         ).pooler_output
-        score = model.rank_output(pooled)[:, 0]
-        num_tokens = input_ids.shape[1]
-        return PhraseAttention(
-            score,
-            recorded[0],
-            mask,
-            slice(num_tokens + 1, None),
-            patch_grid(model.config.patch_size, pixel_values),
-            score.detach().float().sigmoid(),
-            score,
-            slice(0, num_tokens),
-        )
+        score, num_tokens = model.rank_output(pooled)[:, 0], mask.shape[1]
+        patches, probability = slice(num_tokens + 1, None), score.detach().float().sigmoid()
+        words = slice(0, num_tokens)
+        return PhraseAttention(score, recorded[0], mask, patches, given.grid, probability, score, words)
 
 
 def patches_in_order(embeddings: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -173,72 +117,40 @@ def patches_in_order(embeddings: torch.nn.Module, pixel_values: torch.Tensor) ->
     return embeddings.dropout(patches + torch.cat([cls_position, positions], dim=1))
 
 
-@family_function
-def bridgetower(
-    model: PreTrainedModel,
-    pixel_values: torch.Tensor,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    image_index: torch.Tensor | None = None,
-    create_graph: bool = False,
-    layer: int | None = None,
-    explanation: Literal["itm"] = "itm",
-) -> PhraseAttention:
-    """BridgeTower with its matching head: the match logit, by the cross-attention of text layer `layer`.
-
-    Layers are counted from the first that sees both; the default is two thirds up (4 of 6). Its two towers run side by
-    side in one pass, so that an image is encoded for each of its phrases.
-    """
-    check_explanation(explanation)
-    layers = model.bridgetower.cross_modal_text_layers
-    layer = chosen_layer(layer, len(layers), default=2 * len(layers) // 3)
-    image_index = resolve_image_index(pixel_values, input_ids, image_index)
-    attention = layers[layer].crossattention.self
-    mask = token_mask(input_ids, attention_mask)
-    with (
-        graph_from(layers[layer], create_graph),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
-        itm_logits = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            pixel_values=pixel_values if image_index is None else pixel_values[image_index],
-            interpolate_pos_encoding=True,
-        ).logits
-        grid = patch_grid(model.config.vision_config.patch_size, pixel_values)
-        return matched(itm_logits, recorded[0], mask, slice(1, None), grid)
-
-
 def bridgetower_layers(model: PreTrainedModel) -> range:
     return range(len(model.bridgetower.cross_modal_text_layers))
 
 
+@family_function(bridgetower_layers, "itm")
+def bridgetower(given: Pass) -> PhraseAttention:
+    """BridgeTower with its matching head: the match logit, by the cross-attention of a text layer.
+
+    Layers are counted from the first that sees both; the default is two thirds up (4 of 6). Its two towers run side by
+    side in one pass, so that an image is encoded for each of its phrases.
+    """
+    layer = given.model.bridgetower.cross_modal_text_layers[given.layer]
+    attention = layer.crossattention.self
+    with (
+        graph_from(layer, given.create_graph),
+        without_dropout(attention),
+        record_attention(attention) as recorded,
+    ):
+        itm_logits = given.model(
+            input_ids=given.input_ids,
+            attention_mask=given.attention_mask,
+            pixel_values=given.own_images(given.pixel_values),
+            interpolate_pos_encoding=True,
+        ).logits
+        return matched(given, itm_logits, recorded[0])
+
+
 def matched(
-    itm_logits: torch.Tensor,
-    attention: torch.Tensor,
-    mask: torch.Tensor,
-    patches: slice,
-    grid: tuple[int, int],
+    given: Pass, itm_logits: torch.Tensor, attention: torch.Tensor, queries: torch.Tensor | None = None
 ) -> PhraseAttention:
     """Of a matching head: logits (num_phrases, 2), index 1 for "the phrase fits its image"."""
     match_logit = itm_logits[:, 1] - itm_logits[:, 0]
-    probability = match_logit.detach().float().sigmoid()
-    return PhraseAttention(itm_logits[:, 1], attention, mask, patches, grid, probability, match_logit)
-
-
-def check_explanation(explanation: str) -> None:
-    if explanation != "itm":
-        raise ValueError(f"explanation {explanation!r}: this family is explained by its match score, 'itm', only.")
-
-
-def token_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    check_padded_right(attention_mask)
-    return torch.ones_like(input_ids) if attention_mask is None else attention_mask
-
-
-def patch_grid(patch_size: int, pixel_values: torch.Tensor) -> tuple[int, int]:
-    return pixel_values.shape[2] // patch_size, pixel_values.shape[3] // patch_size
+    probability, mask = match_logit.detach().float().sigmoid(), given.attention_mask if queries is None else queries
+    return PhraseAttention(itm_logits[:, 1], attention, mask, slice(1, None), given.grid, probability, match_logit)
 
 
 def small_blip(size: Size, **options) -> PreTrainedConfig:
@@ -290,7 +202,6 @@ BLIP = Family(
     model_class="BlipForImageTextRetrieval",
     processor_class="BlipProcessor",
     adapted=AdaptedModules(rf"{JOINT_ATTENTION}|text_encoder\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
-    layers=layers_of_text,
     modules=blip_modules,
     encode_images=encode_images,
     small_config=small_blip,
@@ -302,7 +213,6 @@ BLIP_2 = Family(
     processor_class="Blip2Processor",
     adapted=AdaptedModules(rf"{JOINT_ATTENTION}|qformer\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
     has_token_maps=False,
-    layers=cross_attention_layers,
     encode_images=encode_images,
     small_config=small_blip_2,
 )
@@ -326,6 +236,5 @@ BRIDGETOWER = Family(
         r"|vision_model\.visual\.transformer\.resblocks\.\d+\.mlp\.c_(fc|proj)",
         ("itm_score",),
     ),
-    layers=bridgetower_layers,
     small_config=small_bridgetower,
 )

@@ -1,24 +1,89 @@
 """What the functions of model families share: hooks for one pass, a graph that begins late, wrappers taken off."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from ..gradcam import PhraseAttention, uncompiled
+from ..gradcam import PhraseAttention, resolve_image_index, uncompiled
 
 
-def chosen_layer(layer: int | None, num_layers: int, default: int) -> int:
+class Pass(NamedTuple):
+    """What the function of a family is called with; the same as of `Family.explain`, checked and filled in.
+
+    - `attention_mask`, of ones where none was given; `image_index`: None where phrase i belongs to image i.
+    - `image_embeds`: of `Family.encode_images`, or None.
     """
-    Raises:
-        ValueError: there is no such layer.
+
+    model: PreTrainedModel
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    image_index: torch.Tensor | None
+    create_graph: bool
+    layer: int
+    image_embeds: torch.Tensor | None = None
+
+    def own_images(self, of_images: torch.Tensor) -> torch.Tensor:
+        """(num_images, …) → (num_phrases, …)"""
+        return of_images if self.image_index is None else of_images[self.image_index]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        patch_size = getattr(self.model.config, "vision_config", self.model.config).patch_size
+        return self.pixel_values.shape[2] // patch_size, self.pixel_values.shape[3] // patch_size
+
+
+def family_function(
+    layers: Callable[[PreTrainedModel], Sequence[int]], explanation: Literal["itm", "itc"], share: float = 2 / 3
+) -> Callable[[Callable[[Pass], PhraseAttention]], Callable[..., PhraseAttention]]:
+    """Makes `Family.explain` of a function of a `Pass`, for models in wrappers and callers without gradients too.
+
+    It runs eagerly in a compiled model: its score is differentiated by an attention inside it.
+
+    Args:
+        layers: what `layer` may be. share: how far up the default is; 1: the last.
+        explanation: the score that the family has.
     """
-    layer = default if layer is None else layer
-    if not 0 <= layer < num_layers:
-        raise ValueError(f"layer {layer} is none of this model's: choose one of 0..{num_layers - 1}.")
-    return layer
+    own_explanation = explanation
+
+    def decorate(function: Callable[[Pass], PhraseAttention]) -> Callable[..., PhraseAttention]:
+        def explain(
+            model: PreTrainedModel,
+            pixel_values: torch.Tensor,
+            input_ids: torch.Tensor,
+            attention_mask: torch.Tensor | None = None,
+            image_index: torch.Tensor | None = None,
+            create_graph: bool = False,
+            layer: int | None = None,
+            explanation: str = own_explanation,
+            image_embeds: torch.Tensor | None = None,
+        ) -> PhraseAttention:
+            if explanation != own_explanation:
+                raise ValueError(f"explanation {explanation!r}: this family is explained by {own_explanation!r} only.")
+            model = unwrapped(model)
+            known = layers(model)
+            layer = known[min(int(share * len(known)), len(known) - 1)] if layer is None else layer
+            if layer not in known:
+                raise ValueError(f"layer {layer} is none of this model's: choose one of {', '.join(map(str, known))}.")
+            if attention_mask is not None and not attention_mask[:, 0].all():
+                raise ValueError("A phrase is padded on the left, which the model does not read: pad on the right.")
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            image_index = resolve_image_index(pixel_values, input_ids, image_index)
+            given = Pass(model, pixel_values, input_ids, mask, image_index, create_graph, layer, image_embeds)
+            with torch.enable_grad():
+                return function(given)
+
+        explain.__name__, explain.__doc__ = function.__name__, function.__doc__
+        explain = uncompiled(explain)
+        explain.layers = layers
+        return explain
+
+    return decorate
 
 
 @contextmanager
@@ -78,20 +143,6 @@ def without_dropout(attention: nn.Module) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def family_function(function: Callable[..., PhraseAttention]) -> Callable[..., PhraseAttention]:
-    """Makes the function of a model family work for models in wrappers, and for callers without gradients.
-
-    It runs eagerly in a compiled model: its score is differentiated by an attention inside it.
-    """
-    function = uncompiled(function)
-
-    @wraps(function)
-    def explain(model: nn.Module, *args, **kwargs) -> PhraseAttention:
-        return function(unwrapped(model), *args, **kwargs)
-
-    return explain
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside the wrappers of `torch.compile` and peft, with the adapters that are in it.
 
@@ -104,12 +155,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
             raise ValueError(f"{model.active_peft_config.peft_type} adapts a model's input: only LoRA and its like do.")
         return unwrapped(model.get_base_model())
     return model
-
-
-def check_padded_right(attention_mask: torch.Tensor | None) -> None:
-    """
-    Raises:
-        ValueError: a phrase is padded on the left, where the model would look for its first token.
-    """
-    if attention_mask is not None and not attention_mask[:, 0].all():
-        raise ValueError("A phrase is padded on the left, which the model does not read: set padding_side='right'.")

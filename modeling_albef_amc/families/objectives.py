@@ -21,23 +21,21 @@ def known_matches(
     """`fits` of the phrases of a batch.
 
     Args:
-        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal pictures.
+        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal images.
         input_ids, attention_mask: (num_phrases, num_tokens).
     """
-    picture = own_image if image_ids is None else image_ids[own_image]
-    return fits(picture, text_fingerprints(input_ids, attention_mask))
+    image_of = own_image if image_ids is None else image_ids[own_image]
+    return fits(image_of, text_fingerprints(input_ids, attention_mask))
 
 
 def fits(image_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
-    """(num_pairs, num_pairs) of bool: phrase i is known to fit the image of phrase j.
-
-    It fits its own picture, and every one that some equal phrase belongs to.
+    """(num_pairs, num_pairs) of bool: phrase i is known to fit the image of phrase j, its own or an equal phrase's.
 
     Args:
-        image_ids, text_ids: (num_pairs,), equal for equal pictures and for equal texts.
+        image_ids, text_ids: (num_pairs,), equal for equal images and for equal texts.
     """
-    same_text, same_picture = (ids[:, None] == ids for ids in (text_ids, image_ids))
-    return same_text.float() @ same_picture.float() > 0
+    same_text, same_image = (ids[:, None] == ids for ids in (text_ids, image_ids))
+    return same_text.float() @ same_image.float() > 0
 
 
 def other_image(own_image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -85,7 +83,7 @@ def matching_loss(
     Args:
         explain: the family's function. true_pairs: what it gave for the true pairs, in the graph.
         pixel_values: (num_images, 3, height, width). input_ids, attention_mask: (num_phrases, num_tokens).
-        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal pictures.
+        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal images.
 
     Source: image-text matching with hard negatives, ALBEF §3.2 (arXiv 2107.07651), without a contrastive model to
     choose them.

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from ..gradcam import attention_map, gradcam
 from ..modeling_albef import AlbefModel
+from ..pipeline import PhraseGrounder
 from .albef import ALBEF
 from .dual import ALTCLIP, CHINESE_CLIP, CLIP, SIGLIP
 from .family import Explain, Family, layers_of_images
@@ -27,11 +27,7 @@ FAMILIES: dict[str, Family] = {
     "chinese_clip": CHINESE_CLIP,
     "siglip": SIGLIP,
 }
-METHODS: dict[str, Callable[..., torch.Tensor]] = {
-    "gradcam": gradcam,
-    "attention": attention_map,
-    "relevance": relevance,
-}
+METHODS: dict[str, Callable[..., torch.Tensor]] = {**PhraseGrounder.methods, "relevance": relevance}
 
 
 class AutoModelForVisualGrounding(_BaseAutoModelClass):

@@ -7,15 +7,27 @@ ReLU(∂score/∂A · A).
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..gradcam import LayerAttention, PhraseAttention, at_least_float32, attention_gradients, resolve_image_index
+from ..gradcam import PhraseAttention, at_least_float32, attention_gradients, resolve_image_index
 from .hooks import record_attention, unwrapped
 
 Modules = list[tuple[str, nn.Module]]
+
+
+class LayerAttention(NamedTuple):
+    """One attention of a pass.
+
+    - `kind`: "text" or "image", over itself; "cross", of the text to the image; "joint", over both in one sequence.
+    - `attention` (num_phrases, num_heads, num_queries, num_keys): probabilities in the graph of the score.
+    """
+
+    kind: Literal["text", "image", "cross", "joint"]
+    attention: torch.Tensor
 
 
 def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callable[[PreTrainedModel], Modules]):

@@ -50,7 +50,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     if has_adapters:
         model._hf_peft_config_loaded = True
     if has_own_objectives(model):
-        model.drop_teacher_adapters()
+        model.drop_momentum_adapters()
         return model
     explain = with_own_forward(explain or explain_function(model))
     family = FAMILIES.get(model.config.model_type)

@@ -2,33 +2,36 @@
 
 import argparse
 import os
-import pickle
 import re
 import shutil
-import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_albef import AlbefConfig
-from ..families.checkpoint_checks import check_safetensors, read_object
+from ..families.checkpoint_checks import check_safetensors, naming_damage, read_object
 from .albef_checkpoint_layout import ConversionError, Weights, listing
-from .albef_checkpoint_pickle import check_program
 
-# What is raised by torch and by those who read beside it, for bytes that make no sense.
-_SENSELESS = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError, ArithmeticError)
-_SENSELESS += (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 # The names that training scripts give to the state dictionary among what they save; the first that is there is read.
-_WEIGHTS = "model", "state_dict", "model_state_dict", "module"
-_MAX_WRAPPINGS = 4
+WEIGHTS = "model", "state_dict", "model_state_dict", "module"
+MAX_WRAPPINGS = 4
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Errors of reading become a `ConversionError`."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except (ValueError, OSError, SafetensorError) as error:
+        raise ConversionError(str(error).splitlines()[0]) from error
 
 
 def load_original(path: Path) -> tuple[Weights, list[str]]:
@@ -38,16 +41,16 @@ def load_original(path: Path) -> tuple[Weights, list[str]]:
         ConversionError: no such file, neither of `torch.save` nor safetensors, damaged, or with something else than
             tensors.
     """
-    parts = [_read(file) for file in weight_files(path)]
+    parts = [read_weights(file) for file in weight_files(path)]
     content, lines = {}, []
     if all(isinstance(part, dict) for part in parts):
-        content, lines = _state_dictionary({name: value for part in parts for name, value in part.items()})
+        content, lines = state_dictionary({name: value for part in parts for name, value in part.items()})
     if not content:
         raise ConversionError("it holds no state dictionary: expected {'model': {name: tensor}}.")
-    strangers = [str(name)[:80] for name, value in content.items() if not _is_plain_tensor(name, value)]
+    strangers = [str(name)[:80] for name, value in content.items() if not is_plain_tensor(name, value)]
     if strangers:
         raise ConversionError(
-            f"its state dictionary holds more than tensors: {listing(strangers)}. Save the state dictionary alone."
+            f"its state dictionary holds more than tensors: {listing(strangers)}. Save tensors alone."
         )
     for name, tensor in content.items():
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -56,71 +59,59 @@ def load_original(path: Path) -> tuple[Weights, list[str]]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of weights that a file, an index of shards, or a folder with one stands for.
-
-    Raises:
-        ConversionError: there are none, or the file is one of several.
-    """
+    """The files of weights that a file, an index of shards, or a folder with one stands for."""
     if path.is_dir():
         if (path / "config.json").is_file():
-            raise ConversionError("a folder with a config.json is no original: to convert it back, pass --to-original.")
-        if not (index := path / SAFE_WEIGHTS_INDEX_NAME).is_file():
-            raise ConversionError(f"a folder without {SAFE_WEIGHTS_INDEX_NAME}: pass the file of weights.")
-        path = index
+            raise ConversionError("a folder with a config.json is no original: to convert it back, pass --to_original.")
+        path = path / SAFE_WEIGHTS_INDEX_NAME
     if not path.is_file():
-        raise ConversionError("no such file.")
+        raise ConversionError(f"no such file: {path}.")
     if re.search(r"-\d+-of-\d+\.\w+$", path.name):
         raise ConversionError("it is one of several shards: pass the .index.json beside it.")
-    try:
-        return [path.parent / name for name in _shards(path)] if path.suffix == ".json" else [path]
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
+    return [path.parent / name for name in shards(path)] if path.suffix == ".json" else [path]
 
 
-def _read(path: Path) -> Any:
+def read_weights(path: Path) -> Any:
     """The content of one file of `torch.save` or safetensors; mapped where that is possible, so that it takes memory
-    only where it is read or changed. A mapped file never changes itself.
-
-    Raises:
-        ConversionError: it is missing, neither, or damaged.
-    """
+    only where it is read or changed. A mapped file never changes itself."""
     if not path.is_file():
         raise ConversionError(f"no such file: {path}.")
     with path.open("rb") as file:
         head = file.read(9)
     if path.suffix == ".safetensors" or head[8:] == b"{":
-        try:
+        with refusing():
             check_safetensors(path)
             return load_file(path)
-        except (SafetensorError, *_SENSELESS) as error:
-            raise ConversionError(str(error).splitlines()[0]) from error
-    is_zip = head[:4] == b"PK\x03\x04"  # files of torch before 1.6 are none, and cannot be mapped
     try:
-        check_program(path)
-        # Of the admitted classes the one that torch does not know: it consists of attributes, and runs nothing.
+        # The one class beside torch's own that checkpoints hold: it consists of attributes, and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except ConversionError:
-        raise
-    except _SENSELESS as error:
-        kind = "it is cut off or damaged: get it again" if is_zip else "it is damaged, or no file of torch.save"
-        raise ConversionError(f"{kind} ({type(error).__name__}).") from error
+            # Files of torch before 1.6 are no archives, and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=head[:4] == b"PK\x03\x04")
+    except Exception as error:  # whatever damaged bytes make torch and pickle stumble over
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise ConversionError(
+                f"it carries code ({found[1]}), which is never run. Where the file was made, save the weights alone: "
+                "torch.save({'model': model.state_dict()}, path)."
+            ) from error
+        kind = type(error).__name__
+        raise ConversionError(f"it is damaged, cut off or no file of torch.save: get it again ({kind}).") from error
 
 
-def _state_dictionary(content: dict) -> tuple[dict, list[str]]:
+def state_dictionary(content: dict) -> tuple[dict, list[str]]:
     """What is the state dictionary in what a training script saved, and lines that name what is left aside.
 
     Raises:
         ConversionError: there are several, and their names do not tell which to read.
     """
     beside, tensors_beside = [], []
-    for _ in range(_MAX_WRAPPINGS):
-        states = [name for name, value in content.items() if isinstance(name, str) and _holds_tensors(value)]
-        named = [name for name in _WEIGHTS if name in states]
+    for _ in range(MAX_WRAPPINGS):
+        states = [name for name, value in content.items() if isinstance(name, str) and holds_tensors(value)]
+        named = [name for name in WEIGHTS if name in states]
         if len(states) > 1 and not named:
             names = listing([name[:80] for name in states])
             raise ConversionError(f"it holds several state dictionaries: {names}. Save one of them alone.")
-        found = named or states or [name for name in _WEIGHTS if isinstance(content.get(name), dict)]
+        found = named or states or [name for name in WEIGHTS if isinstance(content.get(name), dict)]
         if not found:
             break
         for name in content:
@@ -133,13 +124,13 @@ def _state_dictionary(content: dict) -> tuple[dict, list[str]]:
     return content, lines
 
 
-def _holds_tensors(state: Any) -> bool:
+def holds_tensors(state: Any) -> bool:
     if not isinstance(state, dict) or not state:
         return False
     return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
 
 
-def _is_plain_tensor(name: Any, value: Any) -> bool:
+def is_plain_tensor(name: Any, value: Any) -> bool:
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
         return False
     return value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
@@ -153,42 +144,34 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     """
     if not (folder / "config.json").is_file():
         raise ConversionError("no folder with a config.json: pass one that save_pretrained wrote.")
-    try:
+    with refusing(), naming_damage(folder):
         model_type = read_object(folder / "config.json").get("model_type")
         if model_type != AlbefConfig.model_type:
             raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
         index = folder / SAFE_WEIGHTS_INDEX_NAME
-        shards = _shards(index) if index.is_file() else [SAFE_WEIGHTS_NAME]
-        for shard in shards:
-            check_safetensors(folder / shard)
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
-    try:
+        files = [folder / name for name in (shards(index) if index.is_file() else [SAFE_WEIGHTS_NAME])]
+        for file in files:
+            check_safetensors(file)
         config = AlbefConfig.from_pretrained(folder)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConversionError(f"its config.json is damaged ({error}).") from error
-    weights = {name: tensor for shard in shards for name, tensor in load_file(folder / shard).items()}
+        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     if "temperature" in weights:  # of AlbefModel
         weights = {f"albef.{name}": tensor for name, tensor in weights.items()}
     return config, weights
 
 
-def _shards(index: Path) -> list[str]:
+def shards(index: Path) -> list[str]:
     """The names of the files of weights that an index lists."""
-    shards = read_object(index).get("weight_map")
-    names = list(shards.values()) if isinstance(shards, dict) else []
-    if not names or not all(
-        isinstance(name, str) and re.fullmatch(r"[\w.-]+\.(safetensors|bin)", name) for name in names
-    ):
+    with refusing():
+        weight_map = read_object(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    is_name = re.compile(r"[\w.-]+\.(safetensors|bin)")
+    if not names or not all(isinstance(name, str) and is_name.fullmatch(name) for name in names):
         raise ConversionError(f"its {index.name} is damaged: weight_map has no files of this folder.")
     return sorted(set(names))
 
 
 def check_output(source: Path, output: Path, overwrite: bool, is_folder: bool) -> None:
-    """
-    Raises:
-        ConversionError: something is in the place of the output that is not to be replaced.
-    """
+    """ConversionError: something is in the place of the output that is not to be replaced."""
     if output == source or output in source.parents:
         raise ConversionError(f"the output {output} would replace it: choose another place.")
     if not output.exists() or (is_folder and output.is_dir() and not any(output.iterdir())):
@@ -198,18 +181,12 @@ def check_output(source: Path, output: Path, overwrite: bool, is_folder: bool) -
     if not overwrite:
         raise ConversionError(f"the output {output} exists: choose another place, or pass --overwrite to replace it.")
     if is_folder and not (output / "config.json").is_file():
-        raise ConversionError(
-            f"the output {output} is no folder of a model, and so not replaced: choose another place."
-        )
+        raise ConversionError(f"the output {output} is no folder of a model: choose another place.")
 
 
 @contextmanager
 def appearing(output: Path) -> Iterator[Path]:
-    """A path beside `output` to write to. At the end it takes the place of `output`, or vanishes if anything failed.
-
-    Raises:
-        ConversionError: the disk is full, say.
-    """
+    """A path beside `output` to write to. At the end it takes the place of `output`, or vanishes if anything failed."""
     partial, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def plain_names(names: list[str]) -> dict[str, str]:
     """
     if "albef.temperature" in names or "temperature" in names:
         raise ConversionError(
-            "its names are not the original's, but of a converted model: pass --to-original its folder."
+            "its names are not the original's, but of a converted model: pass --to_original its folder."
         )
     prefixes = Counter(found[1] or "" for name in names if (found := PREFIX.match(name)))
     prefix = max(prefixes, key=prefixes.get, default="")
@@ -166,11 +166,7 @@ def listing(names: list[str], limit: int = 5) -> str:
 def infer_config(
     weights: Weights, vision_heads: int | None, text_heads: int | None, grounding_layer: int | None
 ) -> AlbefConfig:
-    """The configuration that these converted weights have; what they cannot tell is ALBEF base's unless it is given.
-
-    Raises:
-        ConversionError: a tensor that tells is missing or odd, or an option is needed.
-    """
+    """The configuration that these converted weights have; what they cannot tell is ALBEF base's unless it is given."""
 
     def shape(name: str, ndim: int) -> torch.Size:
         if rename(name) not in weights:
@@ -207,14 +203,14 @@ def infer_config(
     if not fusion_layers[0] <= grounding_layer <= last_layer:
         raise ConversionError(
             f"layer {grounding_layer} has no cross-attention to explain: choose one of {fusion_layers[0]}.."
-            f"{last_layer} with --grounding-layer."
+            f"{last_layer} with --grounding_layer."
         )
     fields = dict(
         vision_config=dict(
             hidden_size=vision_width,
             intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0],
             num_hidden_layers=1 + max(layers(r"albef\.vision_model\.layers\.(\d{1,9})\.")),
-            num_attention_heads=heads("--vision-heads", vision_heads, vision_width),
+            num_attention_heads=heads("--vision_heads", vision_heads, vision_width),
             num_channels=channels,
             image_size=math.isqrt(num_patches) * patch_size,
             patch_size=patch_size,
@@ -224,7 +220,7 @@ def infer_config(
             hidden_size=text_width,
             intermediate_size=shape("text_encoder.bert.encoder.layer.0.intermediate.dense.weight", 2)[0],
             num_hidden_layers=1 + last_layer,
-            num_attention_heads=heads("--text-heads", text_heads, text_width),
+            num_attention_heads=heads("--text_heads", text_heads, text_width),
             fusion_layer=fusion_layers[0],
             max_position_embeddings=shape("text_encoder.bert.embeddings.position_embeddings.weight", 2)[0],
             type_vocab_size=shape("text_encoder.bert.embeddings.token_type_embeddings.weight", 2)[0],

@@ -1,10 +1,5 @@
-"""Original ALBEF and AMC checkpoints to folders of `save_pretrained`, and back.
+"""Original ALBEF and AMC checkpoints to folders of `save_pretrained`, and back: `albef-amc convert`."""
 
-python -m modeling_albef_amc.tools.convert_albef_checkpoint ALBEF.pth albef --image-size 384
-python -m modeling_albef_amc.tools.convert_albef_checkpoint --to-original albef ALBEF.pth
-"""
-
-import argparse
 import os
 import re
 from collections import Counter
@@ -22,7 +17,6 @@ from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor
 from .albef_checkpoint_files import appearing, check_output, load_folder, load_original, weight_files
 from .albef_checkpoint_layout import (
-    LAYOUTS,
     QUEUES,
     ConversionError,
     Weights,
@@ -49,14 +43,6 @@ OPTIONAL = {
 ID_QUEUES = "image_id_queue", "text_id_queue"
 FLOATS = torch.float32, torch.float16, torch.bfloat16, torch.float64
 INTEGERS = torch.int64, torch.int32
-PARTS = {
-    "image encoder": r"^albef\.vision_model\.",
-    "text and fusion encoder": r"^albef\.text_model\.",
-    "projections, match head": r"^albef\.(vision_projection|text_projection|itm_head|temperature)\b",
-    "MLM head": r"^mlm_head\.",
-    "momentum encoders": r"^momentum_encoder\.",
-    "queues": r"_queue$|^queue_pointer$",
-}
 
 
 def convert_checkpoint(
@@ -69,9 +55,7 @@ def convert_checkpoint(
     grounding_layer: int | None = None,
     overwrite: bool = False,
 ) -> str:
-    """
-    An original checkpoint to a folder for `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`: weights,
-    configuration, processor and code. The folder appears complete or not at all.
+    """An original checkpoint to a folder for `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`.
 
     Args:
         source: a file of `torch.save` or safetensors of ALBEF or AMC, pre-trained, or fine-tuned for retrieval or
@@ -111,15 +95,15 @@ def convert_checkpoint(
     for name in QUEUES:
         if name in weights:
             weights[name] = transpose_in_place(weights[name].T)
-    model_class = AlbefModel if len(absent) == len(OPTIONAL) else AlbefForPreTraining
     report = [f"{source.name}: {megabytes(*weight_files(source))}, {len(original)} tensors of {dtypes(weights)}"]
-    report += [f"Converted: {len(weights)} tensors", *part_lines(weights)]
+    report += [f"Converted: {len(weights)} tensors"]
     report += [f"Dropped: {len(dropped)} tensors", *(f"  {name}: {reason}" for name, reason in dropped.items())]
     if prefix := origin["albef.temperature"].removesuffix("temp"):
         report.append(f"Names without their prefix: {prefix}")
     report += left_aside
     report += ["Not in the file:", *(f"  {part}: {OPTIONAL[part][1]}" for part in absent)] if absent else []
-    report += config_lines(config, learned_size, vision_heads, text_heads, grounding_layer)
+    report += config_lines(config, learned_size)
+    model_class = AlbefModel if len(absent) == len(OPTIONAL) else AlbefForPreTraining
     if model_class is AlbefModel:
         weights = {name.removeprefix("albef."): tensor for name, tensor in weights.items()}
     model = empty_model(model_class, config)
@@ -138,8 +122,7 @@ def write_original(
     momentum_copies: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """
-    A folder of `AlbefModel` or `AlbefForPreTraining` to a `.pth` file for the released code.
+    """A folder of `AlbefModel` or `AlbefForPreTraining` to a `.pth` file for the released code.
 
     Args:
         source: the folder, with config.json and safetensors.
@@ -159,7 +142,7 @@ def write_original(
     check_output(source, output, overwrite, is_folder=False)
     model = empty_model(AlbefForPreTraining, config)
     absent = check_weights(weights, model, {})
-    report = [f"{source.name}: {len(weights)} tensors of {dtypes(weights)}", *part_lines(weights)]
+    report = [f"{source.name}: {len(weights)} tensors of {dtypes(weights)}"]
     if momentum_copies:
         copies = {f"momentum_encoder.{name.removeprefix('albef.')}": weights[name] for name in weights}
         weights = {name: copies[name] for name in model.state_dict() if name in copies} | weights
@@ -167,6 +150,23 @@ def write_original(
         if copy.replace("decoder.weight", "decoder.bias") in weights:
             weights.setdefault(copy, weights[kept])
 
+    state, written = original_state(weights, config, layout)
+    with appearing(output) as file, file.open("wb") as stream:
+        torch.save({"model": state}, stream)
+    left_out = [name for name in weights if name not in written]
+    if left_out:
+        report += ["Left out, as the original has no place for it:", f"  {listing(left_out)}"]
+    if momentum_copies:
+        report += [f"Written as copies: {part}" for part in absent if "momentum" in part]
+        absent = [part for part in absent if "momentum" not in part]
+    report += ["Not in the folder, nor in the file:", *(f"  {part}" for part in absent)] if absent else []
+    if "momentum encoders" in absent:
+        report.append("  The released scripts look for momentum encoders: --momentum_copies writes copies.")
+    return "\n".join([*report, f"Written: {output}, {megabytes(output)}, {len(state)} tensors"])
+
+
+def original_state(weights: Weights, config: AlbefConfig, layout: str) -> tuple[Weights, set[str]]:
+    """The original's state dictionary of these weights, and the names of those that are in it."""
     state, converted = {}, {}
     for name in original_names(config, layout):
         new_name = rename(name)
@@ -181,21 +181,7 @@ def write_original(
                 tensor = weights[new_name]
                 converted[new_name] = transpose_in_place(tensor) if new_name in QUEUES else tensor
             state[name] = converted[new_name]
-    with appearing(output) as file, file.open("wb") as stream:
-        torch.save({"model": state}, stream)
-    left_out = [name for name in weights if name not in converted]
-    if left_out:
-        report += ["Left out, as the original has no place for it:", f"  {listing(left_out)}"]
-    if momentum_copies:
-        report += [f"Written as copies: {part}" for part in absent if "momentum" in part]
-        absent = [part for part in absent if "momentum" not in part]
-    report += ["Not in the folder, nor in the file:", *(f"  {part}" for part in absent)] if absent else []
-    if "momentum encoders" in absent:
-        report.append("  The released scripts look for momentum encoders: --momentum-copies writes copies.")
-    return "\n".join([*report, f"Written: {output}, {megabytes(output)}, {len(state)} tensors"])
-
-
-# Parts -------------------------------------------------------------------------------------------------
+    return state, set(converted)
 
 
 def empty_model(model_class: type[AlbefModel | AlbefForPreTraining], config: AlbefConfig):
@@ -205,13 +191,10 @@ def empty_model(model_class: type[AlbefModel | AlbefForPreTraining], config: Alb
 
 
 def check_weights(weights: Weights, model: AlbefForPreTraining, labels: dict[str, str]) -> list[str]:
-    """The parts of `OPTIONAL` that are absent.
+    """The parts of `OPTIONAL` that are absent. ConversionError: a tensor too many, missing, or of wrong shape or type.
 
     Args:
         labels: how errors call a tensor of the model; default its own name.
-
-    Raises:
-        ConversionError: a tensor too many, missing, or of the wrong shape or type.
     """
     expected = model.state_dict()
     required = [name for name in expected if name not in (*model._tied_weights_keys, *ID_QUEUES)]
@@ -239,11 +222,7 @@ def check_weights(weights: Weights, model: AlbefForPreTraining, labels: dict[str
 
 
 def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefProcessor:
-    """The processor of the model, with the BERT tokenizer of that name or folder.
-
-    Raises:
-        ConversionError: there is none, or it has another vocabulary than the weights.
-    """
+    """The processor of the model, with the BERT tokenizer of that name or folder, whose vocabulary the weights have."""
     folder = Path(tokenizer)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
         raise ConversionError(f"--tokenizer: the folder {tokenizer} has neither vocab.txt nor tokenizer.json.")
@@ -253,9 +232,10 @@ def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefPr
     try:
         bert_tokenizer = tokenizer_class.from_pretrained(tokenizer, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
         raise ConversionError(
-            f"no tokenizer {str(tokenizer)!r} here or on the Hub. Without a network, pass --tokenizer a folder with "
-            f"its vocab.txt or tokenizer.json. ({str(error).splitlines()[0]})"
+            f"no tokenizer {str(tokenizer)!r} here or on the Hub: pass --tokenizer a folder with its vocab.txt or "
+            f"tokenizer.json. ({reason})"
         ) from error
     vocab_size = config.text_config.vocab_size
     if len(bert_tokenizer) != vocab_size:
@@ -292,16 +272,13 @@ def interpolate_positions(weights: Weights, config: AlbefConfig, image_size: int
     """Learned positions, and the configuration, for images of another size in pixels. Changes both arguments."""
     patch_size = config.vision_config.patch_size
     if image_size < patch_size or image_size % patch_size:
-        raise ConversionError(f"--image-size {image_size} is no multiple of the patches' {patch_size} pixels.")
+        raise ConversionError(f"--image_size {image_size} is no multiple of the patches' {patch_size} pixels.")
     with torch.device("meta"):
         embeddings = AlbefVisionEmbeddings(config.vision_config)
     for name in [name for name in weights if name.endswith("vision_model.embeddings.position_embeddings")]:
         embeddings.position_embeddings = nn.Parameter(weights[name], requires_grad=False)
         weights[name] = embeddings.interpolated_positions((image_size // patch_size, image_size // patch_size))
     config.vision_config.image_size = image_size
-
-
-# Reporting ------------------------------------------------------------------------------------------------------------
 
 
 def megabytes(*paths: Path) -> str:
@@ -313,42 +290,20 @@ def dtypes(weights: Weights) -> str:
     return ", ".join(name for name, _ in counts.most_common() if not name.startswith("int"))
 
 
-def part_lines(weights: Weights) -> list[str]:
-    lines = []
-    for part, pattern in PARTS.items():
-        numbers = sum(tensor.numel() for name, tensor in weights.items() if re.search(pattern, name))
-        if numbers:
-            lines.append(f"  {part:<26}{numbers:>15,} {'numbers' if part == 'queues' else 'parameters'}")
-    return lines
-
-
-def config_lines(
-    config: AlbefConfig,
-    learned_size: int,
-    vision_heads: int | None,
-    text_heads: int | None,
-    grounding_layer: int | None,
-) -> list[str]:
+def config_lines(config: AlbefConfig, learned_size: int) -> list[str]:
     vision, text = config.vision_config, config.text_config
     positions = "" if learned_size == vision.image_size else f", interpolated from {learned_size} × {learned_size}"
-    lines = [
+    return [
         "Configuration, from the tensors:",
         f"  images of {vision.image_size} × {vision.image_size} pixels{positions}, in patches of {vision.patch_size}",
         f"  image encoder of {vision.num_hidden_layers} layers, width {vision.hidden_size}",
         f"  text encoder of {text.fusion_layer} layers, fusion encoder of "
         f"{text.num_hidden_layers - text.fusion_layer}, width {text.hidden_size}, {text.vocab_size:,} word pieces",
         f"  features of {config.projection_dim}, queues of {config.queue_size:,}, temperature {config.temperature:g}",
-        "Configuration, which they do not tell:",
+        "Configuration, which they do not tell (ALBEF base's, if not given):",
+        f"  --vision_heads {vision.num_attention_heads} --text_heads {text.num_attention_heads} "
+        f"--grounding_layer {config.grounding_layer}",
     ]
-    for what, value, option, given in (
-        ("heads of the image encoder", vision.num_attention_heads, "--vision-heads", vision_heads),
-        ("heads of the text and fusion encoder", text.num_attention_heads, "--text-heads", text_heads),
-        ("layer that heatmaps explain", config.grounding_layer, "--grounding-layer", grounding_layer),
-    ):
-        lines.append(
-            f"  {what}: {value} ({'as given' if given is not None else f'as in ALBEF base; else pass {option}'})"
-        )
-    return lines
 
 
 def next_lines(output: Path) -> list[str]:
@@ -359,50 +314,4 @@ def next_lines(output: Path) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_albef_amc.tools.convert_albef_checkpoint",
-        description="Original ALBEF and AMC checkpoints to folders for transformers, and back.",
-    )
-    parser.add_argument(
-        "source", help="the .pth or .safetensors file, or an index of shards; the other way, the folder"
-    )
-    parser.add_argument("output", help="the folder to write; with --to-original, the .pth file")
-    parser.add_argument("--to-original", action="store_true", help="the other way: from a folder to a .pth file")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output, when all is written")
-    there = parser.add_argument_group("to a folder")
-    there.add_argument("--image-size", type=int, help="interpolate the learned positions to images of that side")
-    there.add_argument("--tokenizer", help="BERT tokenizer: name on the Hub, or folder; default bert-base-uncased")
-    there.add_argument("--vision-heads", type=int, help="attention heads of the image encoder; default 12")
-    there.add_argument("--text-heads", type=int, help="attention heads of the text and fusion encoder; default 12")
-    there.add_argument("--grounding-layer", type=int, help="text-encoder layer that heatmaps explain; default 8")
-    back = parser.add_argument_group("to a .pth file")
-    back.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        help="amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned "
-        "for retrieval or grounding, text names without 'bert.', no MLM head",
-    )
-    back.add_argument(
-        "--momentum-copies",
-        action="store_true",
-        help="where there are no momentum encoders, write copies: the released scripts look for them",
-    )
-    options = vars(parser.parse_args(arguments))
-    source, output, to_original = (options.pop(name) for name in ("source", "output", "to_original"))
-    back_only = {"layout", "momentum_copies"}
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
-    misplaced = [name for name in given if name != "overwrite" and (name in back_only) != to_original]
-    if misplaced:
-        direction = "does not go with --to-original" if to_original else "needs --to-original"
-        parser.error(f"--{misplaced[0].replace('_', '-')} {direction}")
-    try:
-        print((write_original if to_original else convert_checkpoint)(source, output, **given))
-    except ConversionError as error:
-        parser.exit(1, f"Cannot convert {source}: {error}\n")
-
-
 __all__ = ["ConversionError", "convert_checkpoint", "convert_state_dict", "rename", "write_original"]
-
-if __name__ == "__main__":
-    main()

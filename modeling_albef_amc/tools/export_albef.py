@@ -1,12 +1,10 @@
 """ALBEF for serving: two programs that need torch alone, and give heatmaps without autograd.
 
-`python -m modeling_albef_amc.tools.export_albef CHECKPOINT OUT` writes them. `image_encoder.pt2` runs once an image; what it
-returns goes into `phrase_grounder.pt2`, together with any number of phrases.
+`albef-amc export` writes them. `image_encoder.pt2` runs once an image; what it returns goes into `phrase_grounder.pt2`,
+together with any number of phrases.
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +19,6 @@ from torch.nn import functional as F
 from transformers import AutoProcessor, PreTrainedConfig
 
 from ..attention_albef import additive_mask
-from ..families.auto import add_hub_arguments, hub_options
 from ..gradcam import average_tokens, gradcam
 from ..modeling_albef import AlbefModel, match_attention
 
@@ -84,7 +81,7 @@ class PhraseScorer(nn.Module):
         return itm_logits.detach(), text_features, gradcam(explanation, per_token=True).flatten(2)
 
 
-class PhraseGrounder(nn.Module):
+class PhraseProgram(nn.Module):
     """Names and shapes around a `PhraseScorer` whose backward pass has become part of an ordinary graph."""
 
     def __init__(self, traced_scorer: nn.Module, temperature: Tensor):
@@ -132,7 +129,7 @@ def export_image_encoder(model: AlbefModel) -> ExportedProgram:
 
 
 def export_phrase_grounder(model: AlbefModel, grounding_layer: int) -> ExportedProgram:
-    """`PhraseGrounder` as a program: any number of phrases, tokens and images.
+    """`PhraseProgram` as a program: any number of phrases, tokens and images.
 
     `torch.export` records no backward pass. So `make_fx` runs scorer and backward pass on tensors without data, writes
     down every operation of both, and the graph that comes of it is exported.
@@ -146,7 +143,7 @@ def export_phrase_grounder(model: AlbefModel, grounding_layer: int) -> ExportedP
         # Sizes that happen to be equal must not count as one size. The weights become constants of the graph.
         with symbolic_shapes.patch(use_duck_shape=False):
             trace = make_fx(PhraseScorer(model, grounding_layer), tracing_mode="symbolic", _allow_non_fake_inputs=True)
-            grounder = PhraseGrounder(trace(*scored), model.temperature)
+            grounder = PhraseProgram(trace(*scored), model.temperature)
         num_phrases, num_images = Dim("num_phrases"), Dim("num_images")
         tokens = {0: num_phrases, 1: Dim("num_tokens", max=model.config.text_config.max_position_embeddings)}
         keys = {0: num_images, 3: Dim("num_keys", min=5)}
@@ -224,7 +221,7 @@ def description(model: AlbefModel, grounding_layer: int) -> dict:
     }
 
 
-def load_model(checkpoint: str, **hub: Any) -> AlbefModel:
+def load_for_export(checkpoint: str, **hub: Any) -> AlbefModel:
     """The model of a checkpoint, frozen, in float32. ValueError: it is of another family, or lacks weights."""
     family = PreTrainedConfig.get_config_dict(checkpoint, **hub)[0].get("model_type")
     if family != AlbefModel.config_class.model_type:
@@ -237,9 +234,7 @@ def load_model(checkpoint: str, **hub: Any) -> AlbefModel:
     return model.eval().requires_grad_(False)
 
 
-def export_albef(
-    checkpoint: str, output: str | Path, grounding_layer: int | None = None, **hub: Any
-) -> dict[str, float]:
+def export(checkpoint: str, output: str | Path, grounding_layer: int | None = None, **hub: Any) -> dict[str, float]:
     """Writes programs, their description and the processor; the folder appears when all is there and checked.
 
     Args:
@@ -255,7 +250,7 @@ def export_albef(
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another.")
-    model = load_model(checkpoint, **hub)
+    model = load_for_export(checkpoint, **hub)
     layer = model.config.grounding_layer if grounding_layer is None else grounding_layer
     first, last = model.config.text_config.fusion_layer, model.config.text_config.num_hidden_layers - 1
     if not first <= layer <= last:
@@ -276,22 +271,4 @@ def export_albef(
     return differences
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m modeling_albef_amc.tools.export_albef", description=__doc__)
-    parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
-    parser.add_argument("output", help="a new folder")
-    parser.add_argument("--grounding-layer", type=int, help="the explained fusion layer; default: the checkpoint's")
-    add_hub_arguments(parser)
-    options = parser.parse_args(arguments)
-    hub = hub_options(vars(options))
-    try:
-        differences = export_albef(options.checkpoint, options.output, options.grounding_layer, **hub)
-    except (ValueError, OSError, ArithmeticError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{options.output}: {IMAGE_ENCODER}, {PHRASE_GROUNDER}, {DESCRIPTION}, the processor")
-    for name, difference in differences.items():
-        print(f"largest difference from the model, {name}: {difference:.1e}")
-
-
-if __name__ == "__main__":
-    main()
+__all__ = ["export", "load_for_export"]

@@ -4,15 +4,6 @@ import datasets
 import evaluate
 import numpy as np
 
-_CITATION = """\
-@inproceedings{yang2023improving,
-  title={Improving Visual Grounding by Encouraging Consistent Gradient-based Explanations},
-  author={Yang, Ziyan and Kafle, Kushal and Dernoncourt, Franck and Ordonez, Vicente},
-  booktitle={Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year={2023}
-}
-"""
-
 _DESCRIPTION = """\
 Share of phrases for which the detector proposal with the most heat, sum(heatmap inside) / area ** 0.5, has an
 intersection over union of at least 0.5 with the phrase's box.
@@ -46,8 +37,7 @@ Examples:
     {'box_accuracy': 1.0, 'num_phrases': 1, 'num_unanswered': 0}
 """
 
-# GroundingCollator fills up the boxes of a batch with this value.
-_PADDING = -100
+_PADDING = -100  # that GroundingCollator fills up the boxes of a batch with
 # Free parameter of the bicubic kernel: torch's interpolate takes this one, Pillow -0.5.
 _BICUBIC_A = -0.75
 
@@ -57,11 +47,8 @@ def upsample_bicubic(heatmap: np.ndarray, height: int, width: int) -> np.ndarray
 
     Args:
         heatmap: `(rows, columns)`.
-        height: Rows of the result.
-        width: Columns of the result.
 
-    Returns:
-        float64 `(height, width)`.
+    Returns: float64 `(height, width)`.
     """
     rows, columns = heatmap.shape
     return _bicubic_matrix(rows, height) @ heatmap @ _bicubic_matrix(columns, width).T
@@ -77,8 +64,7 @@ def score_proposals(heatmap: np.ndarray, proposals: np.ndarray) -> np.ndarray:
         heatmap: `(height, width)`, at the size of the image.
         proposals: `(num_proposals, 4)`, x, y, width, height in pixels, width and height above 0.
 
-    Returns:
-        float64 `(num_proposals,)`.
+    Returns: float64 `(num_proposals,)`.
     """
     scores = []
     for x, y, width, height in np.asarray(proposals, dtype=np.float64).reshape(-1, 4):
@@ -95,8 +81,7 @@ def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
     definition, and a box one pixel wide does not even intersect itself. Two boxes without area give 0.
 
     Args:
-        box: `(4,)`, x, y, width, height in pixels.
-        other: the same.
+        box, other: `(4,)`, x, y, width, height in pixels.
     """
     x1, y1 = max(box[0], other[0]), max(box[1], other[1])
     x2 = min(box[0] + box[2] - 1, other[0] + other[2] - 1)
@@ -112,7 +97,7 @@ class BoxAccuracy(evaluate.Metric):
         numbers = datasets.List(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation="Yang et al., Improving Visual Grounding by ... Gradient-based Explanations, CVPR 2023",
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
                 {
@@ -138,17 +123,20 @@ class BoxAccuracy(evaluate.Metric):
         if len(heatmaps) == 0:
             raise ValueError("there are no phrases to score: check that the split has records")
         num_correct = num_unanswered = 0
-        for i in range(len(heatmaps)):
-            height, width = _read_size(image_sizes[i], i)
-            heatmap = upsample_bicubic(_read_heatmap(heatmaps[i], i), height, width)
-            candidates, references = _read_proposals(proposals[i], i), _read_boxes(boxes[i], i)
+        phrases = zip(heatmaps, image_sizes, proposals, boxes, strict=True)
+        for index, (heatmap, size, candidates, references) in enumerate(phrases):
+            heatmap = _read_heatmap(heatmap, size, index)
+            candidates = _read_boxes(candidates, "proposals must be [x, y, width, height]", index)
+            references = [box for box in references if set(box) != {_PADDING}]
+            references = _read_boxes(references, "boxes must be [x1, y1, x2, y2]", index, are_corners=True)
+            if len(references) == 0:
+                raise ValueError(f"phrase {index} has no boxes to be scored against; leave it out")
             scores = score_proposals(heatmap, candidates)
             if not (scores > 0).any():
                 num_unanswered += 1
                 continue
             answer = candidates[scores.argmax()]
-            best = max(intersection_over_union(reference, answer) for reference in references)
-            num_correct += best >= iou_threshold
+            num_correct += any(intersection_over_union(true, answer) >= iou_threshold for true in references)
         return {
             "box_accuracy": num_correct / len(heatmaps),
             "num_phrases": len(heatmaps),
@@ -174,44 +162,24 @@ def _bicubic_matrix(length: int, new_length: int) -> np.ndarray:
     return matrix
 
 
-def _read_heatmap(heatmap: list[list[float]], index: int) -> np.ndarray:
+def _read_heatmap(heatmap: list[list[float]], size: list[int], index: int) -> np.ndarray:
+    """The heatmap at the size of its image: float64 `(height, width)`."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"phrase {index}: the image size must be (height, width) in pixels, got {size}")
     if len({len(row) for row in heatmap}) != 1 or not heatmap[0]:
         raise ValueError(f"phrase {index}: the heatmap must be (rows, columns), every row of the same length")
     heatmap = np.array(heatmap, dtype=np.float64)
     if not np.isfinite(heatmap).all():
         raise ValueError(f"phrase {index}: the heatmap holds NaN or infinite values; check what the model gave")
-    return heatmap
+    return upsample_bicubic(heatmap, *size)
 
 
-def _read_size(size: list[int], index: int) -> list[int]:
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"phrase {index}: the image size must be (height, width) in pixels, got {size}")
-    return size
-
-
-def _read_proposals(proposals: list[list[float]], index: int) -> np.ndarray:
-    """Boxes x, y, width, height, checked: float64 `(num_proposals, 4)`."""
-    read = _read_fours(proposals, "proposals", index)
-    if not (read[:, 2:] > 0).all():
-        raise ValueError(f"phrase {index}: proposals must have a width and height above 0, got {proposals}")
+def _read_boxes(boxes: list[list[float]], form: str, index: int, are_corners: bool = False) -> np.ndarray:
+    """Boxes, checked, as x, y, width, height: float64 `(num_boxes, 4)`."""
+    is_finite = all(len(box) == 4 and np.isfinite(box).all() for box in boxes)
+    read = np.array(boxes if is_finite else [], dtype=np.float64).reshape(-1, 4)
+    if are_corners:
+        read[:, 2:] -= read[:, :2]
+    if not is_finite or not (read[:, 2:] > 0).all():
+        raise ValueError(f"phrase {index}: {form}, four finite numbers with a width and height above 0, got {boxes}")
     return read
-
-
-def _read_boxes(boxes: list[list[float]], index: int) -> np.ndarray:
-    """Boxes x1, y1, x2, y2, checked and turned into x, y, width, height: float64 `(num_boxes, 4)`."""
-    read = _read_fours([box for box in boxes if set(box) != {_PADDING}], "boxes", index)
-    if len(read) == 0:
-        raise ValueError(f"phrase {index} has no boxes to be scored against; leave it out")
-    read[:, 2:] -= read[:, :2]
-    if not (read[:, 2:] > 0).all():
-        raise ValueError(
-            f"phrase {index}: boxes must be [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and height), got "
-            f"{boxes}"
-        )
-    return read
-
-
-def _read_fours(boxes: list[list[float]], what: str, index: int) -> np.ndarray:
-    if any(len(box) != 4 for box in boxes) or not np.isfinite(boxes).all():
-        raise ValueError(f"phrase {index}: {what} must be four finite numbers each, got {boxes}")
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)

@@ -4,18 +4,6 @@ import datasets
 import evaluate
 import numpy as np
 
-_CITATION = """\
-@article{zhang2018excitation,
-  title={Top-Down Neural Attention by Excitation Backprop},
-  author={Zhang, Jianming and Bargal, Sarah Adel and Lin, Zhe and Brandt, Jonathan and Shen, Xiaohui
-          and Sclaroff, Stan},
-  journal={International Journal of Computer Vision},
-  volume={126},
-  pages={1084--1102},
-  year={2018}
-}
-"""
-
 _DESCRIPTION = """\
 Share of phrases whose point lies strictly inside at least one of their boxes. The point is where the phrase's heatmap,
 upsampled to the size of the image, has its maximum.
@@ -24,8 +12,7 @@ upsampled to the size of the image, has its maximum.
 _KWARGS_DESCRIPTION = """
 Args:
     points: One point `(x, y)` per phrase, in pixels of the image.
-    boxes: Per phrase its boxes `[x1, y1, x2, y2]`, in pixels of the image; at least one. A box of four -100 is padding
-        and is left out.
+    boxes: Per phrase its boxes `[x1, y1, x2, y2]`, in pixels of the image; at least one. A box of four -100 is padding.
     categories (`list` of `str`, *optional*): One category per phrase, to have the accuracy of each as well.
 Returns:
     `pointing_game`: hits / phrases, in [0, 1].
@@ -41,8 +28,7 @@ Examples:
     {'pointing_game': 0.5, 'num_phrases': 2}
 """
 
-# GroundingCollator fills up the boxes of a batch with this value.
-_PADDING = -100
+_PADDING = -100  # that GroundingCollator fills up the boxes of a batch with
 
 
 def point_in_boxes(point: np.ndarray, boxes: np.ndarray) -> bool:
@@ -60,16 +46,12 @@ def point_in_boxes(point: np.ndarray, boxes: np.ndarray) -> bool:
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class PointingGame(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
+        numbers = datasets.List(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation="Zhang et al., Top-Down Neural Attention by Excitation Backprop, IJCV 2018",
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "points": datasets.List(datasets.Value("float64")),
-                    "boxes": datasets.List(datasets.List(datasets.Value("float64"))),
-                }
-            ),
+            features=datasets.Features({"points": numbers, "boxes": datasets.List(numbers)}),
             reference_urls=["https://arxiv.org/abs/1608.00507", "https://arxiv.org/abs/2206.15462"],
         )
 
@@ -80,32 +62,23 @@ class PointingGame(evaluate.Metric):
             raise ValueError("there are no phrases to score: check that the split has records")
         if categories is not None and len(categories) != len(points):
             raise ValueError(f"{len(categories)} categories for {len(points)} points; give one category per phrase")
-        hits = np.array(
-            [point_in_boxes(_read_point(points[i], i), _read_boxes(boxes[i], i)) for i in range(len(points))]
-        )
+        hits = np.array([_is_hit(*phrase, index) for index, phrase in enumerate(zip(points, boxes, strict=True))])
         result = {"pointing_game": float(hits.mean()), "num_phrases": len(hits)}
-        if categories is not None:
-            for category in sorted(set(categories)):
-                chosen = np.array([other == category for other in categories])
-                result[f"pointing_game_{category}"] = float(hits[chosen].mean())
+        for category in sorted(set(categories or ())):
+            result[f"pointing_game_{category}"] = float(hits[np.array(categories) == category].mean())
         return result
 
 
-def _read_point(point: list[float], index: int) -> np.ndarray:
+def _is_hit(point: list[float], boxes: list[list[float]], index: int) -> bool:
     if len(point) != 2 or not np.isfinite(point).all():
         raise ValueError(f"phrase {index}: the point must be two finite numbers (x, y), got {point}")
-    return np.array(point)
-
-
-def _read_boxes(boxes: list[list[float]], index: int) -> np.ndarray:
-    if any(len(box) != 4 for box in boxes):
-        raise ValueError(f"phrase {index}: a box must be four numbers [x1, y1, x2, y2], got {boxes}")
-    boxes = np.array([box for box in boxes if set(box) != {_PADDING}]).reshape(-1, 4)
+    boxes = [box for box in boxes if set(box) != {_PADDING}]
     if len(boxes) == 0:
         raise ValueError(f"phrase {index} has no boxes to be scored against; leave it out")
-    if not (np.isfinite(boxes).all() and (boxes[:, :2] < boxes[:, 2:]).all()):
-        raise ValueError(
-            f"phrase {index}: boxes must be finite [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and height), "
-            f"got {boxes.tolist()}"
-        )
-    return boxes
+    for box in boxes:
+        if len(box) != 4 or not (np.isfinite(box).all() and box[0] < box[2] and box[1] < box[3]):
+            raise ValueError(
+                f"phrase {index}: boxes must be finite [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (not width and "
+                f"height), got {box}"
+            )
+    return point_in_boxes(np.array(point), np.array(boxes))

@@ -1,0 +1,245 @@
+"""COCO's annotation files as people's tools write them: numbers as text, sizes with a point, ids of any kind.
+
+What can mean one thing only is read so; anything else raises a ValueError that names the record.
+"""
+
+import math
+import re
+import sys
+from array import array
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .json_files import read_json, stream_json_lists
+
+_ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+_LONGEST_NUMBER, _LONGEST_ID = 40, 200  # characters
+_EXACT = 2**53  # from here on floats leave out whole numbers
+_LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not drawn leave more, another object less
+
+
+# Fields: None for what cannot be read ---------------------------------------------------------------------------------
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite float, or an int that one can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def is_box(value: Any) -> bool:
+    """Whether `value` is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def read_number(value: Any) -> float | None:
+    """A finite number, also one that is written as text ("12.5")."""
+    if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    return value if is_number(value) else None
+
+
+def read_whole(value: Any) -> int | None:
+    """A whole number, also one that is written as 40.0, "40" or "40.0"."""
+    number = read_number(value)
+    return int(number) if number is not None and abs(number) < _EXACT and number == int(number) else None
+
+
+def read_id(value: Any) -> int | str | None:
+    """An id: a whole number of 64 bits, or a text. 7, 7.0 and "7" are the same id, "007" and "a7" are texts."""
+    if type(value) is int:
+        return value if -(2**63) <= value < 2**63 else None
+    if isinstance(value, str):
+        return int(value) if _ID_NUMBER.fullmatch(value) else value if 0 < len(value) <= _LONGEST_ID else None
+    return read_whole(value) if type(value) is float else None
+
+
+def read_corners(value: Any) -> list[float] | None:
+    """`[x1, y1, x2, y2]` of a box `[x, y, width, height]`, whose numbers may be written as text."""
+    if not isinstance(value, list) or len(value) != 4 or None in (numbers := list(map(read_number, value))):
+        return None
+    x, y, width, height = numbers
+    return [x, y, x + width, y + height]
+
+
+def is_crowd(annotation: dict[str, Any]) -> bool | None:
+    """What an annotation's `iscrowd` says, which it need not have."""
+    value = annotation.get("iscrowd")
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    return {0: False, 1: True}.get(read_whole(value))
+
+
+def in_words(category: str) -> str:
+    """A category's name as a person would say it: `traffic_light` is a traffic light, `bow_(weapon)` a bow.
+
+    What stands in brackets tells a dictionary's meanings apart, and nobody says it. Categories that are called the same
+    without it have one row in an image, as all of them are what the phrase says.
+    """
+    words = category.replace("_", " ")
+    return " ".join((re.sub(r"\([^()]*\)", " ", words).strip() or words).split())
+
+
+def contradict(box: Sequence[float], mask_box: Sequence[float]) -> bool:
+    """Whether an object's box and its mask's own, both of corners, cannot be of one object: an IoU below a half."""
+    width = min(box[2], mask_box[2]) - max(box[0], mask_box[0])
+    height = min(box[3], mask_box[3]) - max(box[1], mask_box[1])
+    both = max(width, 0) * max(height, 0)
+    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (box, mask_box)]
+    return both < _LEAST_AGREEMENT * (sum(areas) - both)
+
+
+def name_of(annotation: dict[str, Any], number: int) -> str:
+    """What an annotation is called in messages."""
+    id_ = annotation.get("id")
+    return f"annotation number {number} (without id)" if id_ is None else f"annotation {id_}"
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+class CocoImage(NamedTuple):
+    """An image's record; the last three fields are MDETR's and LVIS's."""
+
+    id: int | str
+    file_name: str
+    size: tuple[int, int]  # (width, height) in pixels
+    caption: str | None
+    dataset_name: Any
+    not_exhaustive: tuple[int, ...]  # numbers of the categories not all of whose instances are marked
+
+
+class _Numbers(dict[int | str, int]):
+    """Ids → numbers for them, given as the ids come: an id may be a text, a column of numbers holds none."""
+
+    def __missing__(self, id_: int | str) -> int:
+        return self.setdefault(id_, len(self))
+
+
+class AnnotationFile:
+    """An annotation file, read through and checked.
+
+    The outlines of all COCO take gigabytes as Python's lists, so that annotations stay in the file, but for `wanted`.
+
+    Args:
+        categories_path: a list of categories to take in place of the file's own.
+        wanted: ids of the annotations to look at, which `records` then has; all.
+    """
+
+    def __init__(self, path: Path, categories_path: Path | None = None, wanted: Collection[Any] | None = None) -> None:
+        self.path, self.wanted = path, wanted
+        self.images: dict[int, CocoImage] = {}  # by number
+        self.categories: dict[int, str] = {}  # names by number
+        self.records: dict[int | str, dict[str, Any]] = {}  # annotations by id
+        self.category_numbers, self._image_numbers = _Numbers(), _Numbers()
+        self._columns, self._ids, self._text_ids = array("q"), array("q"), set()
+        self._highest = 0.0  # coordinate, as far as need be known
+        for key, record, place in stream_json_lists(path, ("images", "categories", "annotations")):
+            if key == "annotations":
+                self._add_annotation(record, place)
+            elif key == "images":
+                self._add_image(record)
+            elif categories_path is None:
+                self._add_category(record, path)
+        if categories_path is not None:
+            listed = read_json(categories_path)
+            if not isinstance(listed, list):
+                raise ValueError(f"{categories_path} is not a list of categories")
+            for record in listed:
+                self._add_category(record, categories_path)
+        self._check_all()
+
+    def table(self) -> np.ndarray:
+        """int64 `(num_annotations, 5)`: number in the list, the image's, the category's, first byte and end."""
+        return np.array(self._columns, np.int64).reshape(-1, 5)
+
+    def _check_all(self) -> None:
+        if 0 < self._highest <= 1:
+            raise ValueError(
+                f"{self.path}: no coordinate of the {len(self._columns) // 5:,} annotations is above 1: they seem to "
+                "be shares of the image, not pixels. Multiply them by its width and height"
+            )
+        unique, counts = np.unique(np.array(self._ids, np.int64), return_counts=True)
+        if (counts > 1).any():
+            raise ValueError(f"{self.path}: annotation id {unique[counts > 1][0]} occurs twice")
+
+    def _add_image(self, record: Any) -> None:
+        number = self._image_numbers[_check_id(self.path, "image", record)]
+        if number in self.images:
+            raise ValueError(f"{self.path}: image id {record['id']} occurs twice")
+        file_name, address, caption = (record.get(key) for key in ("file_name", "coco_url", "caption"))
+        if file_name is None and isinstance(address, str):  # LVIS's have no name
+            file_name = "/".join(address.split("/")[-2:])
+        in_part = record.get("not_exhaustive_category_ids") or []
+        width, height = (read_whole(record.get(side)) or 0 for side in ("width", "height"))
+        require = partial(_require, self.path, f"image {record['id']}", record)
+        require("file_name", isinstance(file_name, str) and file_name)
+        require("width", width > 0)
+        require("height", height > 0)
+        require("not_exhaustive_category_ids", isinstance(in_part, list))
+        self.images[number] = CocoImage(
+            read_id(record["id"]),
+            file_name,
+            (width, height),
+            caption if isinstance(caption, str) else None,
+            record.get("dataset_name"),
+            tuple(self.category_numbers[read_id(id_)] for id_ in in_part),
+        )
+
+    def _add_category(self, record: Any, path: Path) -> None:
+        number = self.category_numbers[_check_id(path, "category", record)]
+        name = record.get("name")
+        _require(path, f"category {record['id']}", record, "name", isinstance(name, str) and in_words(name))
+        known = self.categories.setdefault(number, name)
+        if in_words(known) != in_words(name):
+            raise ValueError(f"{path}: category id {record['id']} occurs twice, as {known!r:.80} and as {name!r:.80}")
+
+    def _add_annotation(self, record: Any, place: tuple[int, int]) -> None:
+        number = len(self._columns) // 5
+        has_none = isinstance(record, dict) and record.get("id") is None
+        id_ = None if has_none else _check_id(self.path, "annotation", record)
+        if self.wanted is not None:
+            if id_ not in self.wanted:
+                return
+            self.records[id_] = record
+        require = partial(_require, self.path, name_of(record, number), record)
+        image, category, box = read_id(record.get("image_id")), read_id(record.get("category_id")), record.get("bbox")
+        require("image_id", image is not None)
+        require("category_id", category is not None)
+        require("bbox", box in (None, []) or read_corners(box))
+        require("iscrowd", is_crowd(record) is not None)
+        self._columns.extend((number, self._image_numbers[image], self.category_numbers[category], *place))
+        self._highest = self._highest if self._highest > 1 else max(self._highest, _highest_coordinate(record))
+        if type(id_) is int:
+            self._ids.append(id_)
+        elif id_ in self._text_ids:
+            raise ValueError(f"{self.path}: annotation id {id_} occurs twice")
+        elif id_ is not None:
+            self._text_ids.add(id_)
+
+
+def _highest_coordinate(annotation: dict[str, Any]) -> float:
+    """The highest coordinate of its box and polygons, 0 without any; run lengths are of pixels, however many."""
+    box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+    parts = [box, *(segmentation if isinstance(segmentation, list) else [segmentation])]
+    if any(isinstance(part, dict) for part in parts):
+        return math.inf
+    values = [value for part in parts for value in (part if isinstance(part, list) else [part])]
+    return max((read_number(value) or 0 for value in values), default=0)
+
+
+def _check_id(path: Path, kind: str, record: Any) -> int | str:
+    id_ = read_id(record.get("id")) if isinstance(record, dict) else None
+    if id_ is None:
+        raise ValueError(f"{path}: {kind} without a whole number as id, or a text: {str(record)[:200]}")
+    return id_
+
+
+def _require(path: Path, name: str, record: dict[str, Any], key: str, good: Any) -> None:
+    if not good:
+        problem = f"cannot be {str(record[key])[:100]!r}" if key in record else "is missing"
+        raise ValueError(f"{path}: {name}: {key} {problem}")

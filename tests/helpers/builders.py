@@ -1,0 +1,188 @@
+"""Data folders for the builders: a workshop to write them by hand, and a small tree for each builder."""
+
+import io
+import json
+import pickle
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dataset_scripts.builder import GroundingBuilder
+from dataset_scripts.features import BuildReport
+from tests.helpers.flickr30k_tree import draw_images, write_original
+
+WIDTH, HEIGHT = 8, 6
+SQUARE = [1, 1, 4, 1, 4, 4, 1, 4]  # covers the pixels 1 to 3 in both directions
+SQUARE_MASK = np.zeros((HEIGHT, WIDTH), bool)
+SQUARE_MASK[1:4, 1:4] = True
+# The same square down the columns: 7 zeros, 3 ones, 3 zeros, 3 ones, 3 zeros, 3 ones and 26 zeros.
+SQUARE_RUNS = {"size": [HEIGHT, WIDTH], "counts": [7, 3, 3, 3, 3, 3, 26]}
+
+Rows = list[dict[str, Any]]
+
+
+def name_in_source(image_id: str) -> str:
+    """What a row's image is called in its source, by the row's `image_id`."""
+    return re.fullmatch(r"[a-z0-9_]+/(.+)#[^#/]+", image_id, re.S)[1]
+
+
+def decoded(mask: dict[str, Any]) -> np.ndarray:
+    """A stored mask as bool `(height, width)`."""
+    pixels = np.asarray(Image.open(io.BytesIO(mask["bytes"])))
+    assert pixels.dtype == np.uint8 and set(np.unique(pixels)) <= {0, 255}
+    return pixels == 255
+
+
+def write_image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(zlib.crc32(path.name.encode())).integers(
+        0, 256, (size[1], size[0], 3), dtype=np.uint8
+    )
+    Image.fromarray(noise).save(path, **options)
+    return path.read_bytes()
+
+
+def write(path: Path, content: Any) -> Path:
+    """Bytes and text as they are, anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(content, str | bytes):
+        content = json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read_all(builder: GroundingBuilder) -> tuple[dict[str, Rows], BuildReport]:
+    """All rows by split, and the report."""
+    jobs = {split: builder.jobs(split) for split in builder.split_names()}
+    return {
+        split: [row for job in own for row in builder.rows(split, job)] for split, own in jobs.items()
+    }, builder.report
+
+
+class Workshop:
+    """A folder of annotations, one of images, and the builder that reads them."""
+
+    def __init__(self, builder_class: type[GroundingBuilder], folder: Path):
+        self.builder_class, self.folder, self.images = builder_class, folder / "data", folder / "images"
+        self.folder.mkdir()
+        self.images.mkdir()
+
+    def write(self, name: str, content: Any) -> Path:
+        return write(self.folder / name, content)
+
+    def image(self, name: str, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
+        return write_image(self.images / name, size, **options)
+
+    def builder(self, images: bool = False, **options: Any) -> Any:
+        options = {"data_dir": str(self.folder), "images_dir": str(self.images) if images else None} | options
+        return self.builder_class(cache_dir=str(self.folder.parent / "cache"), **options)
+
+    def build(self, images: bool = False, **options: Any) -> tuple[dict[str, Rows], BuildReport]:
+        return read_all(self.builder(images, **options))
+
+    def rows(self, images: bool = False, **options: Any) -> tuple[Rows, BuildReport]:
+        """The rows of the split train."""
+        rows, report = self.build(images, **options)
+        return rows["train"], report
+
+
+# A small tree for each builder, whose function returns its options ----------------------------------------------------
+
+
+def scenes(folder: Path) -> dict[str, Any]:
+    return dict(train=3, validation=1, test=1, test_relations=1, test_unseen=0, captions=2, image_size=64)
+
+
+def coco(folder: Path) -> dict[str, Any]:
+    """Eight images; of the last one the file is missing."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in range(8)]
+    plain = {"category_id": 3, "bbox": [1, 1, 3, 3], "iscrowd": 0}
+    squares = [{**plain, "id": i, "image_id": i, "segmentation": [SQUARE] if i % 2 else SQUARE_RUNS} for i in range(8)]
+    dog = {**plain, "id": 10, "image_id": 1, "category_id": 2, "segmentation": SQUARE_RUNS}
+    categories = [{"id": 3, "name": "traffic light"}, {"id": 2, "name": "dog"}]
+    content = {"info": {}, "images": images, "categories": categories, "annotations": [*squares, dog]}
+    write(folder / "instances.json", content)
+    for i in range(7):
+        write_image(folder / "images" / f"{i}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"), validation_fraction=0.5)
+
+
+def visual_genome(folder: Path) -> dict[str, Any]:
+    box, place = {"x": 1, "y": 2, "width": 5, "height": 3}, {"x": 1, "y": 2, "w": 5, "h": 3}
+    car = {"object_id": 1, "names": ["car"], "attributes": ["red", "parked"], **place}
+    relation = {"predicate": "next to", "subject": car, "object": {"object_id": 2, "names": ["tree"], **place}}
+    image = {"width": WIDTH, "height": HEIGHT, "coco_id": None, "flickr_id": "12"}
+    url = "https://cs.stanford.edu/VG_100K/{}.jpg"
+    write(folder / "image_data.json", [{"image_id": i, "url": url.format(i), **image} for i in (1, 2)])
+    regions = [{"id": i, "regions": [{"phrase": "a  red car", "image_id": i, **box}]} for i in (1, 2)]
+    write(folder / "region_descriptions.json", regions)
+    write(folder / "attributes.json", [{"image_id": 1, "attributes": [car]}])
+    write(folder / "relationships.json", [{"image_id": 1, "relationships": [relation]}])
+    for i in (1, 2):
+        write_image(folder / "images" / "VG_100K" / f"{i}.jpg")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
+def flickr30k_entities(folder: Path) -> dict[str, Any]:
+    splits = {split: list(draw_images(3, seed)) for seed, split in enumerate(("train", "val", "test"))}
+    write_original(folder, splits)
+    for image in (image for own in splits.values() for image in own):
+        write_image(folder / "images" / f"{image.image_id}.jpg", image.size)
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"), keep_unboxed=True)
+
+
+def refcoco(folder: Path) -> dict[str, Any]:
+    """Three images in the splits train, testA and val; what val has is not to be used."""
+    boxes = {1: [1, 1, 3, 3], 2: [1.5, 1, 3, 3], 3: [2 * WIDTH, 1, 3, 3]}
+    plain = {"category_id": 3, "segmentation": SQUARE_RUNS}
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": WIDTH, "height": HEIGHT} for i in boxes],
+        "categories": [{"id": 3, "name": "dog"}],
+        "annotations": [{"id": i, "image_id": i, "bbox": box, **plain} for i, box in boxes.items()],
+    }
+    write(folder / "instances.json", content)
+    write(folder / "dets.json", {"1": [[0, 0, 5, 5], [3, 3, 4, 4]]})
+    sentences = [{"sent": "left dog", "sent_id": 1}]
+    splits = {1: "train", 2: "testA", 3: "val"}
+    refs = [dict(ref_id=i, ann_id=i, image_id=i, split=split, sentences=sentences) for i, split in splits.items()]
+    write(folder / "refs(unc).p", pickle.dumps(refs, 2))
+    for i in boxes:
+        write_image(folder / "images" / f"{i}.jpg")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"), proposals="dets.json")
+
+
+def referit(folder: Path) -> dict[str, Any]:
+    record = {"bbox": [1.0, 2.0, 4.0, 5.0], "query": ["dog..!", " the  dog"]}
+    for name, image in ("1_1", "1.jpg"), ("4_2", "4.jpg"):
+        write(folder / f"{name}.json", {"img_id": image, **record})
+        write_image(folder / "images" / image)
+    for split, image in (("train", "1"), ("val", "4"), ("test", "5")):
+        write(folder / f"referit_{split}_imlist.txt", image)
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
+def albef_json(folder: Path) -> dict[str, Any]:
+    two = {"image": "1.png", "caption": ["a dog", "zwei Hündchen"], "bbox": [[1, 2, 10, 20], [5.5, 3, 7.25, 4]]}
+    write(folder / "train.json", [two, {"image": "2.png", "caption": "a tree"}])
+    for i in (1, 2):
+        write_image(folder / "images" / f"{i}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
+TREES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    tree.__name__: tree for tree in (scenes, coco, visual_genome, flickr30k_entities, refcoco, referit, albef_json)
+}
+# Of the trees of annotations: an image of their train split, or of any.
+AN_IMAGE = {
+    "coco": "0.png",
+    "visual_genome": "VG_100K/1.jpg",
+    "flickr30k_entities": "1000000.jpg",
+    "refcoco": "1.jpg",
+    "referit": "1.jpg",
+    "albef_json": "1.png",
+}

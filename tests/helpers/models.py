@@ -1,0 +1,122 @@
+"""Tiny models of every family, for images of 32 x 32 pixels in 4 x 4 patches and the phrases of `tiny_batch`."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import BlipConfig, BlipForImageTextRetrieval, ProcessorMixin
+from transformers.models.blip import BlipImageProcessorPil
+from transformers.models.bridgetower import BridgeTowerImageProcessorPil
+from transformers.models.clip import CLIPImageProcessorPil
+from transformers.models.vilt import ViltImageProcessorPil
+
+from modeling_albef_amc import AlbefConfig, tokenizer_from_texts
+from modeling_albef_amc.families.family import Size
+from modeling_albef_amc.families.registry import FAMILIES
+
+# The weights are large: of smaller ones, second-order gradients would drown in rounding.
+SIZE = Size(width=16, heads=2, image_size=32, patch_size=8, vocab_size=40, max_tokens=20, std=0.3, eos=2)
+TINY = {name: partial(family.small_model, SIZE) for name, family in FAMILIES.items() if name != "albef"}
+IMAGE_PROCESSORS = {"vilt": ViltImageProcessorPil, "bridgetower": BridgeTowerImageProcessorPil}
+IMAGE_PROCESSORS |= dict.fromkeys(("clip", "altclip", "chinese_clip"), CLIPImageProcessorPil)
+
+
+def tiny_family_processor(family: str, texts: list[str]) -> ProcessorMixin:
+    """As transformers makes it for the family, with a tokenizer of the words of these texts."""
+    image_processor_class = IMAGE_PROCESSORS.get(family, BlipImageProcessorPil)
+    size = {"size": {"height": 32, "width": 32}} if image_processor_class is BlipImageProcessorPil else {}
+    processor_class = FAMILIES[family].load(FAMILIES[family].processor_class)
+    return processor_class(image_processor_class(**size), tokenizer_from_texts(texts))
+
+
+def tiny_config(**overrides) -> AlbefConfig:
+    """ALBEF with two image, two text and three fusion layers; images of 32 x 32 pixels, 4 x 4 patches."""
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=5, num_attention_heads=2, fusion_layer=2)
+    settings = dict(
+        vision_config=dict(**vision, image_size=32, patch_size=8, initializer_range=0.2),
+        text_config=dict(
+            **text,
+            vocab_size=40,
+            max_position_embeddings=20,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.2,
+        ),
+        projection_dim=8,
+        queue_size=12,
+        grounding_layer=3,
+        initializer_range=0.2,
+    )
+    return AlbefConfig(**{**settings, **overrides})
+
+
+def tiny_blip() -> BlipForImageTextRetrieval:
+    """BLIP with two image and three text layers, for the same images and phrases."""
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, vocab_size=40)
+    no_dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    tokens = dict(bos_token_id=1, eos_token_id=2, sep_token_id=2, pad_token_id=0)
+    config = BlipConfig(
+        vision_config=dict(**vision, image_size=32, patch_size=8),
+        text_config=dict(**text, **no_dropout, **tokens, encoder_hidden_size=16, max_position_embeddings=20),
+        image_text_hidden_size=8,
+    )
+    model = BlipForImageTextRetrieval(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # initialised as it is, its second-order gradients would drown in rounding
+                parameter.normal_(std=0.3)
+    return model
+
+
+def tiny_batch(
+    num_phrases: int = 4, num_tokens: int = 6, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Random images with one phrase each; the first phrase is two tokens shorter than the others."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(5, 40, (num_phrases, num_tokens), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, -2:] = 0
+    return {
+        "pixel_values": torch.randn(num_phrases, 3, 32, 32, generator=generator).to(dtype),
+        "input_ids": input_ids * attention_mask,
+        "attention_mask": attention_mask,
+    }
+
+
+def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1e-6) -> None:
+    """Autograd against central differences in float64, for every parameter, along a random direction.
+
+    Args:
+        loss_of: gives the loss of the model as it is now.
+        moved: parts of names; at least one parameter of each must have a gradient that is not small.
+    """
+    loss_of().backward()
+    steep = set()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        direction = F.normalize(torch.randn_like(parameter).flatten(), dim=0).view_as(parameter)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * step * direction
+            values.append(loss_of().item())
+            with torch.no_grad():
+                parameter -= sign * step * direction
+        difference = (values[0] - values[1]) / (2 * step)
+        slope = 0.0 if parameter.grad is None else (parameter.grad * direction).sum().item()
+        assert slope == pytest.approx(difference, rel=1e-4, abs=1e-7), name
+        if abs(slope) > 1e-4:
+            steep |= {part for part in moved if part in name}
+    assert steep == moved
+
+
+def relative_difference(one: dict, other: dict) -> float:
+    """The largest difference of a gradient, relative to the largest entry of that gradient or 1 % of all gradients'."""
+    assert [n for n, g in one.items() if g is None] == [n for n, g in other.items() if g is None]
+    pairs = [(one[name], other[name]) for name in one if one[name] is not None]
+    floor = 0.01 * max(a.abs().max().item() for a, _ in pairs)
+    return max((a - b).abs().max().item() / max(a.abs().max().item(), floor) for a, b in pairs)

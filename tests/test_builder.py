@@ -1,0 +1,179 @@
+"""What all builders of annotations share: images that cannot be used, boxes that are cut, splits, jobs, storable rows."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from dataset_scripts.build import builder_class
+from dataset_scripts.builder import OutsideImage, Unusable, check_fraction, clip_box
+from dataset_scripts.features import FEATURES, make_row, why_not_storable
+from dataset_scripts.options import BUILDERS
+from tests.helpers.builders import AN_IMAGE, HEIGHT, TREES, WIDTH, read_all, write_image
+
+LOST = {
+    "coco": "instances: of an image that cannot be used",
+    "visual_genome": "attributes: of {}",
+    "flickr30k_entities": "phrases: of an image that cannot be used",
+    "refcoco": "expressions: of an image that cannot be used",
+    "referit": "records: of an image that cannot be used",
+    "albef_json": "records of images that cannot be used",
+}
+NO_SIZE = {"referit", "albef_json"}  # their annotations do not say how large an image is
+
+
+@pytest.fixture(params=AN_IMAGE)
+def tree(request, tmp_path):
+    """A builder's name, its options for a small tree, and an image of it."""
+    options = TREES[request.param](tmp_path / "data")
+    return request.param, options, Path(options["images_dir"]) / AN_IMAGE[request.param]
+
+
+def made(name, options, **more):
+    return builder_class(name)(cache_dir="unused", **options | more)
+
+
+def spoil(kind: str, path: Path) -> str:
+    """Makes an image one that cannot be used. Returns why."""
+    if kind == "missing":
+        path.unlink()
+        return "images: not in the folder of the images"
+    if kind == "of another size":
+        write_image(path, (WIDTH + 1, HEIGHT))
+        return "images: have another size than their record says"
+    path.write_bytes(path.read_bytes()[:-40] if kind == "cut off" else b"this is no image")
+    return "images: cannot be decoded"
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut off", "words", "of another size"])
+def test_images_that_cannot_be_used_are_counted_with_what_is_lost_or_fatal(tree, kind):
+    name, options, path = tree
+    if kind == "of another size" and name in NO_SIZE:
+        return
+    before, whole = read_all(made(name, options))
+    reason = spoil(kind, path)
+    rows, report = read_all(made(name, options))
+    assert sum(map(len, rows.values())) < sum(map(len, before.values()))
+    assert report.dropped[reason] == 1 + whole.dropped[reason] and report.examples[reason]
+    lost = LOST[name].format(reason)
+    assert report.dropped[lost] > whole.dropped[lost]
+    assert report.kept["images"] == whole.kept["images"] - 1
+    with pytest.raises(ValueError, match=": images: "):
+        read_all(made(name, options, strict=True))
+
+
+def test_rows_of_an_image_share_its_bytes_and_id(tree):
+    name, options, path = tree
+    rows, _ = read_all(made(name, options))
+    stored = [row for own in rows.values() for row in own if row["image"]["bytes"] == path.read_bytes()]
+    assert stored and len({row["image_id"] for row in stored}) == 1
+    assert all(row["image_id"].startswith(f"{name}/") for own in rows.values() for row in own)
+    bare, report = read_all(made(name, options, images_dir=None))
+    assert all(row["image"] is None and row["image_id"].endswith("#data") for own in bare.values() for row in own)
+    assert report.kept["images"]
+
+
+def test_an_image_that_is_turned_when_read_has_the_size_of_its_reader(tree):
+    name, options, path = tree
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    write_image(path, (WIDTH, HEIGHT) if name != "flickr30k_entities" else (500, 375), exif=exif)
+    builder = made(name, options)
+    relative = str(path.relative_to(options["images_dir"]))
+    assert builder.load_image(relative).size == ((HEIGHT, WIDTH) if name != "flickr30k_entities" else (375, 500))
+
+
+def test_jobs_are_of_whole_images_and_a_copied_builder_makes_the_same_rows(tree, monkeypatch):
+    name, options, _ = tree
+    builder = made(name, options)
+    split = builder.split_names()[0]
+    (together,) = builder.jobs(split)
+    monkeypatch.setattr(type(builder), "images_per_job", 1)
+    jobs = list(builder.jobs(split))
+    assert [len(job) for job in jobs] == [1] * len(together)
+    copied = pickle.dumps(builder)
+    assert len(copied) < 20_000  # records come in the jobs
+    twin = pickle.loads(copied)
+    rows = [row for job in jobs for row in twin.rows(split, pickle.loads(pickle.dumps(job)))]
+    assert rows == list(builder.rows(split, together)) and rows and twin.report.kept
+
+
+def test_folders_that_are_not_there_are_named(tree):
+    name, options, _ = tree
+    for folder in "data_dir", "images_dir":
+        with pytest.raises(ValueError, match=f"{folder}: there is no folder none"):
+            made(name, options, **{folder: "none"})
+    with pytest.raises(ValueError, match=f"{BUILDERS[name][0]}Config needs data_dir"):
+        made(name, {})
+
+
+@pytest.mark.parametrize(
+    ("box", "expected", "unknown_size"),
+    [
+        ([-5, -5, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]),
+        ([30, 20, 50, 60], [30, 20, 40, 30], [30, 20, 50, 60]),
+        ([0, 0, 40, 30], [0, 0, 40, 30], [0, 0, 40, 30]),
+        ([1.5, 2.5, 3.5, 5.5], [1.5, 2.5, 3.5, 5.5], [1.5, 2.5, 3.5, 5.5]),
+        ([41, 0, 50, 10], OutsideImage, [41, 0, 50, 10]),
+        ([40, 0, 50, 10], OutsideImage, [40, 0, 50, 10]),
+        ([-9, 2, -3, 4], OutsideImage, OutsideImage),
+        ([10, 10, 5, 20], Unusable, Unusable),
+        ([10, 10, 10, 20], Unusable, Unusable),
+        ([float("nan"), 5, 10, 10], Unusable, Unusable),
+        ([5, 5, 10, float("nan")], Unusable, Unusable),
+    ],
+)
+def test_boxes_are_cut_to_what_is_known_of_the_image(box, expected, unknown_size):
+    for size, cut in ((40, 30), expected), (None, unknown_size):
+        if isinstance(cut, list):
+            assert clip_box(box, size) == cut
+        else:
+            with pytest.raises(Unusable, match="box without area in the image") as error:
+                clip_box(box, size)
+            assert type(error.value) is cut
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_a_share_is_below_one(fraction):
+    with pytest.raises(ValueError, match="validation_fraction must be"):
+        check_fraction(fraction)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"caption": "a \udfff b"}, "half a character"),
+        ({"categories": ["\ud800"]}, "half a character"),
+        ({"image_id": "\udc80"}, "half a character"),
+        ({"boxes": [[0, 0, 1, 1], [0, 0, 1, float("nan")]]}, "a coordinate that is no number"),
+        ({"proposals": [[0, 0, float("inf"), 1]]}, "a coordinate that is no number"),
+        ({"boxes": [[-(10**400), 0, 1, 1]]}, "a coordinate that is no number"),
+        ({"boxes": [[0, 0, 16777217, 1]]}, "a coordinate that is no number"),
+        ({"boxes": [[-0.5, 0, 1.5e7, 2**24]], "caption": "é 😀"}, None),
+    ],
+)
+def test_why_a_row_cannot_be_stored(changes, reason):
+    row = make_row(None, "1", "a dog") | changes
+    found = why_not_storable(row)
+    assert found is None if reason is None else reason in found
+    if reason is None:
+        assert pa.Table.from_pylist([row], schema=FEATURES.arrow_schema).num_rows == 1
+
+
+def test_by_itself_a_builder_drops_what_no_file_can_hold(tmp_path):
+    """A lone surrogate is JSON, and no text in UTF-8."""
+    options = TREES["albef_json"](tmp_path / "data")
+    records = [{"image": "1.png", "caption": caption} for caption in ("a dog", "half \ud83d", "é 漢 😀")]
+    (tmp_path / "data" / "train.json").write_text(json.dumps(records))
+    builder = builder_class("albef_json")(cache_dir=str(tmp_path / "cache"), **options)
+    builder.download_and_prepare()
+    assert builder.as_dataset(split="train")["phrase"][:] == ["a dog", "é 漢 😀"]
+    assert builder.report.dropped == {"rows: half a character (a lone surrogate) in its text": 1}
+    assert r"phrase 'half \ud83d' of 'albef_json/1.png#" in str(builder.report) and str(builder.report).encode()
+    strict = made("albef_json", options, strict=True)
+    (job,) = strict.jobs("train")
+    with pytest.raises(ValueError, match=r"phrase 'half .ud83d' of 'albef_json/1\.png#.*': rows: half a character"):
+        list(strict.storable_rows("train", job))

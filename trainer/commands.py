@@ -1,0 +1,333 @@
+"""The command `albef-amc`: which commands there are, and what each can be told.
+
+Importing this imports no torch: what does the work is imported by its name when it is run. With several processes
+`accelerate launch` runs that module, such as `accelerate launch -m trainer.evaluate_grounding …`.
+"""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from .benchmarks import BENCHMARKS
+from .process_group import run_script
+
+# Those of the modules that do the work.
+METHODS = "gradcam", "attention", "relevance"
+BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
+HEATMAP_TYPES = "float16", "float32"
+LAYOUTS = "amc", "albef", "retrieval"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Mistakes are told in one line, without the usage; options may be written with dashes."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        return super().parse_args([with_underscores(argument) for argument in arguments], namespace)
+
+
+class Command(NamedTuple):
+    """A command.
+
+    - `run`: "package.module:function", of the parsed arguments; of the unparsed ones where `add` is None.
+    - `add`: adds its options to a parser.
+    - `check`: completes the parsed arguments; raises a ValueError if they do not fit together.
+    """
+
+    help: str
+    run: str
+    add: Callable[[argparse.ArgumentParser], None] | None = None
+    check: Callable[[argparse.Namespace], None] = lambda args: None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; the exit status is 2 when the user has something to mend."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    listed = "\n".join(f"  {name:16}{command.help}" for name, command in COMMANDS.items())
+    parser = OneLineParser(
+        prog="albef-amc",
+        description="Vision-language models that point.",
+        epilog=f"commands:\n{listed}\n\nalbef-amc COMMAND --help tells what each can be told.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    if arguments[:1] == ["--version"]:
+        print(f"albef-amc {load('importlib.metadata:version')('albef-amc')}")
+        return
+    name = parser.parse_args(arguments[:1]).command
+    options = parse(name, arguments[1:]) if COMMANDS[name].add else arguments[1:]
+    run_script(lambda: load(COMMANDS[name].run)(options))
+
+
+def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command, by default those of the process. SystemExit: they are wrong, or ask for help."""
+    command = COMMANDS[name]
+    parser = OneLineParser(prog=f"albef-amc {name}", description=command.help)
+    command.add(parser)
+    args = parser.parse_args(arguments)
+    try:
+        command.check(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+def load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def with_underscores(argument: str) -> str:
+    return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), argument)
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
+    parser.add_argument("--token", help="for private models of the Hub; default: HF_TOKEN, or that of `hf auth login`")
+
+
+def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)")
+    add("--explanation", choices=("itm", "itc"), help="score to explain: match, similarity (default: its own)")
+    add("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What any grounding of a data set can be told."""
+    add = parser.add_argument
+    add("--dataset", required=True, help="folder of Parquet files, or Hub id")
+    add("--dataset_config", help="its configuration, where it has several")
+    add("--box_format", choices=BOX_FORMATS, default="xyxy", help="what its boxes are (default: xyxy, in pixels)")
+    add("--streaming", action="store_true", help="read its files as they come; each is read by one process")
+    add("--max_examples", type=int, help="take the first so many rows of a split only")
+    add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
+    add("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
+    add("--in_caption", action="store_true", help=IN_CAPTION)
+    add("--save_heatmaps", nargs="?", const="float32", choices=HEATMAP_TYPES, help=SAVE_HEATMAPS)
+    add("--strict", action="store_true", help="stop at a record that cannot be used")
+    add("--overwrite", action="store_true", help="start anew, whatever records are there")
+    add("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")
+    add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
+    add("--cpu", action="store_true", help="do not use a GPU that is there")
+    add_explaining_arguments(parser)
+    add_hub_arguments(parser)
+
+
+IN_CAPTION = (
+    "ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces (caption_span) "
+    "only; the score is then the probability that the whole caption fits"
+)
+SAVE_HEATMAPS = "keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)"
+
+
+def check_run(args: argparse.Namespace) -> None:
+    if args.in_caption and args.method == "relevance":
+        raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method")
+
+
+def add_ground(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "For each phrase: does it fit the image, and where is it? Points and boxes are in pixels of the image as it is "
+        "shown (turned upright by its EXIF orientation), x before y, from the upper left corner; a box is x1, y1, x2, "
+        "y2, its right and lower edge outside."
+    )
+    phrases = '"a black cat" "the remote on the left"'
+    parser.epilog = f"example: albef-amc ground photo.jpg {phrases} --model outputs/scenes/with_amc --output out.png"
+    add = parser.add_argument
+    add("image", help="file or URL")
+    add("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
+    add("--model", required=True, help="folder or Hub id of a checkpoint of any known family")
+    add("--output", type=Path, metavar="FILE", help="picture to write, one panel a phrase")
+    add("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or alone to the standard output")
+    add("--threshold", type=float, default=0.5, help="heat at a box's edge, 0 to 1 of its range (default: %(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, mps, …; default an accelerator if there is one")
+    add_explaining_arguments(parser)
+    add_hub_arguments(parser)
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--models", nargs="+", required=True, metavar="NAME=CHECKPOINT", help="what to compare")
+    add("--benchmark", choices=list(BENCHMARKS), help="its protocol, and what was published, in the table")
+    add("--splits", nargs="+", help="splits to score (default: the benchmark's; test)")
+    add("--output", type=Path, default=Path("outputs"), help="folder for results, pictures and records")
+    add("--num_pictured", type=int, default=8, help="rows of heatmaps.png (default: 8)")
+    add("--gallery", type=int, default=0, metavar="N", help="draw N best, worst and random cases each")
+    add_run_arguments(parser)
+
+
+def check_evaluate(args: argparse.Namespace) -> None:
+    check_run(args)
+    args.models = pairs("--models", "NAME=CHECKPOINT", args.models)
+    if any("/" in name or name.startswith(".") for name in args.models):
+        raise ValueError("names in --models become names of folders: leave out / and a dot in front")
+
+
+def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
+    add("--split", default="train", help="of the data set (default: train)")
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="e.g. phrase=caption image_id=key")
+    add("--shard", default="0/1", metavar="I/N", help="machine I of N, counted from 0 (default: 0/1)")
+    add("--block_size", type=int, default=1024, help="most rows of a file of records (default: 1024)")
+    add("--output", type=Path, required=True, help="folder of the rows")
+    add_run_arguments(parser)
+
+
+def check_ground_dataset(args: argparse.Namespace) -> None:
+    check_run(args)
+    index, slash, number = args.shard.partition("/")
+    if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
+        raise ValueError("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")
+    args.shard = int(index), int(number)
+    if args.overwrite and args.shard != (0, 1):
+        raise ValueError("--overwrite would delete what other machines made: delete the folder, then start the shards")
+    args.columns = {theirs: ours for ours, theirs in pairs("--columns", "OURS=THEIRS", args.columns).items()}
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
+    add("--split", default="validation", help="of the data set (default: validation)")
+    add("--heads", action="store_true", help="score every head of a layer too")
+    add("--output", type=Path, help="folder for layers.json")
+    add_run_arguments(parser)
+
+
+def check_sweep(args: argparse.Namespace) -> None:
+    if args.method == "relevance" or args.grounding_layer is not None:
+        raise ValueError("layers are compared by --method gradcam or attention, without --grounding_layer")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", help="the .pth or .safetensors file, or an index of shards; the other way, the folder")
+    add("output", help="the folder to write; with --to_original, the .pth file")
+    add("--to_original", action="store_true", help="the other way: from a folder to a .pth file")
+    add("--overwrite", action="store_true", help="replace the output, when all is written")
+    add = parser.add_argument_group("to a folder").add_argument
+    add("--image_size", type=int, help="interpolate the learned positions to images of that side")
+    add("--tokenizer", help="BERT tokenizer: name on the Hub, or folder; default bert-base-uncased")
+    add("--vision_heads", type=int, help="attention heads of the image encoder; default 12")
+    add("--text_heads", type=int, help="attention heads of the text and fusion encoder; default 12")
+    add("--grounding_layer", type=int, help="text-encoder layer that heatmaps explain; default 8")
+    add = parser.add_argument_group("to a .pth file").add_argument
+    add("--layout", choices=LAYOUTS, help=LAYOUT)
+    add("--momentum_copies", action="store_true", help=MOMENTUM_COPIES)
+
+
+LAYOUT = (
+    "amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned for "
+    "retrieval or grounding, text names without 'bert.', no MLM head"
+)
+MOMENTUM_COPIES = "where there are no momentum encoders, write copies: the released scripts look for them"
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if value is not None and value is not False}
+
+
+def check_convert(args: argparse.Namespace) -> None:
+    for name in given(args).keys() - {"source", "output", "to_original", "overwrite"}:
+        if (name in ("layout", "momentum_copies")) != args.to_original:
+            raise ValueError(f"--{name} {'does not go with' if args.to_original else 'needs'} --to_original")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
+    parser.add_argument("output", help="a new folder")
+    parser.add_argument("--grounding_layer", type=int, help="the explained fusion layer; default: the checkpoint's")
+    add_hub_arguments(parser)
+
+
+def add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", help="folder or Hub id")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    add_hub_arguments(parser)
+
+
+def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
+    if any("=" not in value for value in values):
+        raise ValueError(f"{option} takes {form} pairs")
+    return dict(value.split("=", 1) for value in values)
+
+
+# What is short enough to stand here -----------------------------------------------------------------------------------
+
+TRAIN_HELP = """usage: albef-amc train [CONFIG.yaml] [--name value ...]
+
+Trains a model with Attention Mask Consistency. These are the settings of the project; all of transformers'
+TrainingArguments, such as --output_dir and --max_steps, are taken too: --help_all lists them.
+With several processes: accelerate launch train.py.
+"""
+
+
+def train(arguments: list[str]) -> None:
+    if not {"-h", "--help"} & set(arguments):
+        arguments = ["--help" if with_underscores(word) == "--help_all" else word for word in arguments]
+        load("trainer.training:main")(arguments)
+        return
+    print(TRAIN_HELP)
+    for group in ("ModelArguments", "DataArguments", "AmcArguments"):
+        for field in dataclasses.fields(load(f"trainer.arguments:{group}")):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            print(f"  --{field.name} (default: {default})\n      {field.metadata['help']}")
+
+
+def build(arguments: list[str]) -> None:
+    load("dataset_scripts.build:main")(arguments, prog="albef-amc build")
+
+
+def convert(args: argparse.Namespace) -> None:
+    options = given(args)
+    source, output, is_back = options.pop("source"), options.pop("output"), options.pop("to_original", False)
+    function = "write_original" if is_back else "convert_checkpoint"
+    print(load(f"modeling_albef_amc.tools.convert_albef_checkpoint:{function}")(source, output, **options))
+
+
+def export(args: argparse.Namespace) -> None:
+    hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
+    export_albef = load("modeling_albef_amc.tools.export_albef:export")
+    for name, difference in export_albef(args.checkpoint, args.output, args.grounding_layer, **hub).items():
+        print(f"largest difference from the model, {name}: {difference:.1e}")
+    print(f"{args.output} written.")
+
+
+def merge(args: argparse.Namespace) -> None:
+    hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
+    load("trainer.lora:merge")(args.adapters, args.output, **hub)
+    print(f"{args.output} written.")
+
+
+COMMANDS = {
+    "ground": Command("point at what phrases name in an image", "modeling_albef_amc.tools.ground:ground", add_ground),
+    "train": Command("train a model with Attention Mask Consistency", "trainer.commands:train"),
+    "evaluate": Command("score where checkpoints point, on benchmarks and data of one's own",
+                        "trainer.evaluate_grounding:evaluate", add_evaluate, check_evaluate),
+    "ground-dataset": Command("ground every phrase of a data set, a row a phrase",
+                              "trainer.ground_dataset:ground_dataset", add_ground_dataset, check_ground_dataset),
+    "sweep": Command("find the layer, or the head, that points best", "trainer.sweep_layers:sweep", add_sweep,
+                     check_sweep),
+    "build": Command("build a data set from raw annotations", "trainer.commands:build"),
+    "convert": Command("convert original ALBEF and AMC checkpoints to folders for transformers, and back",
+                       "trainer.commands:convert", add_convert, check_convert),
+    "export": Command("export an ALBEF checkpoint as programs of torch.export", "trainer.commands:export", add_export),
+    "merge": Command("write base model and LoRA adapters as one plain checkpoint", "trainer.commands:merge", add_merge),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Scores where checkpoints point: pointing game and box accuracy on splits of a data set, a table, and pictures.
+
+    albef-amc evaluate --models base=outputs/scenes/base with_amc=outputs/scenes/with_amc \\
+        --dataset outputs/scenes/data --splits validation test --output outputs/scenes
+    accelerate launch -m trainer.evaluate_grounding --benchmark refcoco+ --models mine=outputs/run --dataset data/x
+
+Every phrase leaves a row in OUTPUT/records/NAME/SPLIT.parquet; a split that has its file is not scored again.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from .benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
+from .blocks import Blocks, FileBlocks, open_blocks
+from .commands import parse
+from .evaluation import RecordGrounder, load_grounder, make_accelerator, progress_title
+from .heatmap_grid import choose_cases, gallery, grid_of_batch
+from .process_group import run_script
+from .record_store import check_split, read_records, record_schema, write_records
+from .scoring import summarize
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
+    return evaluate(parse("evaluate", arguments))
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Returns: model → split → share of right answers by the protocol's first metric, on every process."""
+    accelerator = make_accelerator(args.cpu, args.bf16)
+    protocol = replace(BENCHMARKS[args.benchmark] if args.benchmark else Protocol(), in_caption=args.in_caption)
+    splits = {}
+    for split in args.splits or protocol.splits:
+        check_split(split)
+        source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
+        splits[split] = open_blocks(*source)
+    report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
+    pictured: tuple[list[dict], dict] = [], {}
+    for name, path in args.models.items():
+        grounder, settings = load_grounder(path, args, protocol, accelerator)
+        report["protocol"] = grounder.protocol.spelled_out()
+        report["models"][name] = {}
+        records = {}
+        for split, blocks in splits.items():
+            file = args.output / "records" / name / f"{split}.parquet"
+            bar = progress_title(f"{name}, {split}", accelerator)
+            records[split], speed = score_split(grounder, blocks, file, settings, args.overwrite, accelerator, bar)
+            if accelerator.is_main_process:
+                summary = checked_summary(records[split], protocol, f"Split {split} of {args.dataset}")
+                report["models"][name][split] = {**summary, "pairs_per_second": speed}
+                if args.gallery:
+                    cases = choose_cases(records[split], protocol.metrics[0], args.gallery)
+                    cases = {kind: blocks.records_at(positions) for kind, positions in cases.items()}
+                    gallery(cases, grounder.pictured, name).save(args.output / f"gallery-{name}-{split}.png")
+        if accelerator.is_main_process and args.num_pictured:
+            chosen = pictured[0] or picture_records(splits, records, args.num_pictured)
+            drawn, heatmaps = grounder.pictured(chosen)
+            pictured = chosen, {**pictured[1], name: heatmaps}
+    results: dict[str, dict[str, float]] = {}
+    if accelerator.is_main_process:
+        results = write_results(args.output, report, protocol)
+        if args.num_pictured:
+            grid_of_batch(drawn, pictured[1]).save(args.output / "heatmaps.png")
+            print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
+    (results,) = broadcast_object_list([results])
+    return results
+
+
+def score_split(
+    grounder: RecordGrounder,
+    blocks: Blocks | FileBlocks,
+    file: Path,
+    settings: dict[str, Any],
+    overwrite: bool,
+    accelerator: Accelerator,
+    description: str | None,
+) -> tuple[pa.Table | None, float | None]:
+    """The records of a split, from `file` or grounded now; all processes call it together.
+
+    Args:
+        settings: what the records depend on, apart from the data. description: of the progress bar.
+
+    Returns: on the main process the records; and pairs per second, all processes together, of a split grounded now.
+
+    Raises:
+        ValueError: the file has records of other settings; a record cannot be used and the grounder is strict.
+    """
+    records, settings = None, {**settings, "data": blocks.fingerprint()}
+    if accelerator.is_main_process and not overwrite:
+        records = read_records(file, settings)
+    (is_there,) = broadcast_object_list([records is not None])
+    if is_there:
+        return records, None
+    start, schema = time.perf_counter(), record_schema(grounder.protocol.metrics, grounder.heatmaps)
+    own = list(range(len(blocks)))[accelerator.process_index :: accelerator.num_processes]
+    batches = grounder.ground(blocks, own, description)
+    parts = [(number, pa.Table.from_pylist(rows, schema)) for number, rows in batches]
+    seconds = max(gather_object([time.perf_counter() - start]))
+    parts = gather_object(parts)
+    if not accelerator.is_main_process:
+        return None, None
+    records = pa.concat_tables(part for _, part in sorted(parts, key=itemgetter(0))).combine_chunks()
+    write_records(file, records, settings)
+    return records, len(records) / seconds
+
+
+def checked_summary(records: pa.Table, protocol: Protocol, name: str) -> dict[str, Any]:
+    """The numbers of a split.
+
+    Raises:
+        ValueError: no phrase of it can be scored, or most records cannot be used.
+    """
+    summary = summarize(records, protocol.metrics)
+    num_records, num_unusable = summary["num_records"], summary["num_unusable"]
+    if num_records and num_unusable == num_records:
+        raise ValueError(f"{name} has no record that can be used; the first: {summary['unusable'][0]}")
+    if protocol.metrics[0] not in summary:
+        raise ValueError(f"{name} has no phrase with a box: nothing to score.")
+    if num_unusable:
+        print(f"{name}: {num_unusable} of {num_records} records cannot be used and were left out, such as")
+        print("\n".join(f"  {line}" for line in summary["unusable"]))
+    if 2 * num_unusable > num_records:
+        raise ValueError(
+            f"{name}: {num_unusable} of {num_records} records cannot be used, too many for a score; the first: "
+            f"{summary['unusable'][0]}. Mend or drop them, or say what the boxes are: --box_format."
+        )
+    if "absent" in summary:
+        of_absent = summary["absent"]
+        print(f"{name}: AUROC of true against {of_absent['num_phrases']} absent phrases: {of_absent['auroc']:.3f}")
+    return summary
+
+
+def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Writes results.json, report.json and, for a benchmark, table.md; prints the table.
+
+    Returns: model → split → accuracy by the first metric.
+    """
+    metric, models = protocol.metrics[0], report["models"]
+    results = {name: {split: found[metric]["accuracy"] for split, found in of.items()} for name, of in models.items()}
+    splits = list(next(iter(results.values())))
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if protocol.published:
+        own = {
+            f"{name}, in captions" if protocol.in_caption else name: {
+                (split, metric): 100 * of[split][metric]["accuracy"]
+                for split in splits
+                for metric in protocol.metrics
+                if metric in of[split]
+            }
+            for name, of in models.items()
+        }
+        drawn = published_table(protocol, own, splits)
+        (output / "table.md").write_text(drawn + "\n")
+    else:
+        percent = {name: {split: 100 * score for split, score in of.items()} for name, of in results.items()}
+        drawn = table(f"{TITLES[metric]}, %", splits, percent)
+    print(drawn)
+    return results
+
+
+def picture_records(
+    splits: dict[str, Blocks | FileBlocks], records: dict[str, pa.Table], count: int
+) -> list[dict[str, Any]]:
+    """The records of the picture: `count` in all, from every split alike, spread evenly over its usable ones."""
+    chosen = []
+    for number, (split, blocks) in enumerate(splits.items()):
+        usable = [row for row, error in enumerate(records[split]["error"].to_pylist()) if error is None]
+        share = min(count // len(splits) + (number < count % len(splits)), len(usable))
+        chosen += blocks.records_at(usable[i * len(usable) // share] for i in range(share))
+    return chosen
+
+
+if __name__ == "__main__":
+    run_script(main)

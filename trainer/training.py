@@ -1,0 +1,233 @@
+"""From settings to a trained, evaluated and published model: what `train.py` and `albef-amc train` run."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from datasets import Dataset, Value
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging
+
+from modeling_albef_amc import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefImageProcessorPil,
+    AlbefProcessor,
+    tokenizer_from_texts,
+)
+from modeling_albef_amc.families.auto import hub_options, load_model, load_processor
+
+from .amc_config import AmcConfig
+from .amc_trainer import AmcTrainer
+from .arguments import DataArguments, ModelArguments, parse_arguments
+from .augmentation import GroundingAugmentation
+from .checkpoints import resumed
+from .data_checks import check_regions, check_sample
+from .data_collator import PADDING, GroundingCollator
+from .evaluation import batch_heatmaps
+from .heatmap_grid import grid_of_batch
+from .lora import add_adapters, lora_config, train_adapters
+from .phrase_rows import PhraseRows
+from .process_group import check_restart
+from .splits import open_split, split_names
+from .streaming import StreamedRows
+
+logger = logging.get_logger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, float]:
+    check_restart()
+    model_args, data_args, args = parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=arguments)
+    set_seed(args.seed)
+    if data_args.dataset is None:
+        raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
+    source = data_args.dataset, data_args.dataset_config
+    train_dataset = training_data(data_args, needs_regions=args.amc_mean_weight > 0 or args.amc_max_weight > 0)
+    eval_splits = splits_to_evaluate(data_args, args)
+    eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in eval_splits}
+    texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
+    model, processor = build_model(model_args, texts)
+    if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
+        raise ValueError(
+            "push_to_hub: adapters are of no use without their base model. Push that first and name it by its Hub id "
+            "(--model), or merge (albef-amc merge) and upload the merged folder."
+        )
+
+    collator = make_collator(processor, data_args, args)
+    if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
+        check_regions(train_dataset, data_args.box_format)
+    first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
+    collator.spare = None if data_args.strict else first_usable
+    eval_collator = collator.for_evaluation(collator.mlm_probability)
+    first_eval_dataset = next(iter(eval_datasets.values()), None)
+    trainer = AmcTrainer(
+        model,
+        args,
+        train_dataset=train_dataset,
+        eval_dataset=first_eval_dataset,
+        data_collator=collator,
+        eval_data_collator=eval_collator,
+        processing_class=processor,
+        phrases_per_image=data_args.phrases_per_image,
+        shuffle_buffer=data_args.shuffle_buffer,
+        draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),
+    )
+    resume = resumed(Path(args.output_dir), args.resume_from_checkpoint)
+    metrics = trainer.train(resume_from_checkpoint=resume).metrics
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_model(_internal_call=True)  # it is pushed when its card can say how well it does
+    trainer.save_state()
+
+    metrics = {}
+    for split, dataset in eval_datasets.items():
+        split_metrics = trainer.evaluate(dataset, metric_key_prefix=split)
+        trainer.log_metrics(split, split_metrics)
+        trainer.save_metrics(split, split_metrics)
+        metrics |= split_metrics
+    card = {"dataset": data_args.dataset, "dataset_args": data_args.dataset_config}
+    if args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    return metrics
+
+
+def make_collator(processor: ProcessorMixin, data_args: DataArguments, args: AmcConfig) -> GroundingCollator:
+    return GroundingCollator(
+        processor,
+        mask_size=data_args.mask_size,
+        box_choice=data_args.box_choice,
+        mlm_probability=data_args.mlm_probability if args.mlm_weight > 0 else 0.0,
+        max_length=data_args.max_text_length,
+        augmentation=GroundingAugmentation(
+            flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
+        ),
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        strict=data_args.strict,
+        box_format=data_args.box_format,
+    )
+
+
+def training_data(data_args: DataArguments, needs_regions: bool) -> Dataset | PhraseRows | StreamedRows:
+    """
+    Raises:
+        ValueError: there is no such split or column; or a part is asked for of streamed data.
+    """
+    source = data_args.dataset, data_args.dataset_config, data_args.train_split
+    if not data_args.streaming:
+        return load_split(*source, data_args.max_train_examples, needs_regions)
+    if data_args.max_train_examples is not None:
+        raise ValueError("max_train_examples: streamed data is taken whole; leave out streaming, or set max_steps.")
+    return StreamedRows.open(*source, needs_regions)
+
+
+def load_split(
+    path: str, config: str | None, split: str, limit: int | None = None, needs_regions: bool = False
+) -> Dataset | PhraseRows:
+    """One split, a record for each phrase, of which the first `limit` may do.
+
+    Raises:
+        ValueError: as `open_split`.
+    """
+    dataset = open_split(path, config, split, needs_regions=needs_regions)
+    dataset = dataset if isinstance(dataset.features["phrase"], Value) else PhraseRows(dataset)
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
+    """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so.
+
+    Raises:
+        ValueError: what is asked for needs an evaluation, and there is none.
+    """
+    if data_args.eval_splits is not None:
+        return data_args.eval_splits
+    if "validation" in split_names(data_args.dataset, data_args.dataset_config):
+        return ["validation"]
+    if args.load_best_model_at_end or args.early_stopping_patience:
+        raise ValueError(
+            f"load_best_model_at_end and early_stopping_patience need an evaluation, and {data_args.dataset} has no "
+            "split validation: name others by eval_splits."
+        )
+    logger.warning(f"{data_args.dataset} has no split validation: training goes on without evaluation.")
+    args.eval_strategy = IntervalStrategy.NO
+    return []
+
+
+def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A checkpoint of any known family, or ALBEF from random weights with a tokenizer of the words of these texts."""
+    if model_args.model is not None:
+        hub = hub_options(vars(model_args))
+        implementation = model_args.attn_implementation
+        model = load_model(model_args.model, training=True, attn_implementation=implementation, **hub)
+        processor = load_processor(model_args.model, model, model_args.image_size, **hub)
+    else:
+        fields = config_fields(model_args.model_config)
+        tokenizer = tokenizer_from_texts(texts)
+        text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
+        config = AlbefConfig(**{**fields, "text_config": text_config})
+        model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
+        side = model_args.image_size or config.vision_config.image_size
+        processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
+    if model_args.lora_rank:
+        options = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_modules
+        add_adapters(model, *options)
+    elif model._hf_peft_config_loaded:
+        train_adapters(model)
+    freeze(model, model_args.freeze)
+    return model, processor
+
+
+def config_fields(given: dict | str | None) -> dict[str, Any]:
+    """The fields of AlbefConfig, as a mapping of the YAML file or as JSON.
+
+    Raises:
+        ValueError: they are neither.
+    """
+    try:
+        fields = json.loads(given) if isinstance(given, str) else given or {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model_config is not JSON: {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("text_config", {}), dict):
+        raise ValueError(f"model_config must be an object of AlbefConfig's fields, got {given!r:.80}.")
+    return fields
+
+
+def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
+    """Takes the parameters whose names match a pattern out of training.
+
+    Raises:
+        ValueError: a pattern matches no name.
+    """
+    for pattern in patterns:
+        matching = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+        if not matching:
+            raise ValueError(f"freeze: no parameter of the model has a name with {pattern!r} in it.")
+        for parameter in matching:
+            parameter.requires_grad_(False)
+
+
+def heatmap_drawer(
+    dataset: Dataset | PhraseRows | None, collator: GroundingCollator, num_examples: int
+) -> Callable[[AmcTrainer], PIL.Image.Image] | None:
+    """Draws the heatmaps of held-out examples, spread evenly over the data set."""
+    num_examples = 0 if dataset is None else min(num_examples, len(dataset))
+    if num_examples == 0:
+        return None
+    records = [dataset[i * len(dataset) // num_examples] for i in range(num_examples)]
+    batch = collator(records)
+    for record, boxes in zip(records, batch["boxes"], strict=True):
+        record["boxes"] = boxes[boxes[:, 0] != PADDING].tolist()  # in pixels, whatever the record has
+
+    def draw(trainer: AmcTrainer) -> PIL.Image.Image:
+        inputs = trainer._prepare_inputs(batch)
+        heatmaps = batch_heatmaps(trainer.model, trainer.explain, inputs)
+        return grid_of_batch(records, {"heatmap": heatmaps})
+
+    return draw
