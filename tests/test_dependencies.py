@@ -36,7 +36,6 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio"}  
 NOT_IMPORTED = {
     "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
-    "jinja2": "huggingface_hub makes model cards of templates with it",
     "pytest-xdist": "--numprocesses of pytest",
     "ruff": "make lint",
 }

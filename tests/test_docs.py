@@ -2,9 +2,9 @@
 
 import argparse
 import ast
-import importlib
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -19,10 +19,9 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 from transformers import PretrainedConfig
 
-from dataset_scripts import build
 from modeling_albef_amc import gradcam, groundable
 from modeling_albef_amc.families.training import with_own_forward
-from tests.conftest import tiny_batch
+from tests.helpers.models import tiny_batch
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
@@ -147,11 +146,11 @@ def only_parse(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
 
 
-def run_module(monkeypatch, module: str, function: str, arguments: list[str]) -> None:
-    """The function that a command runs, up to its work; a command without arguments shows its help."""
+def run_module(monkeypatch, module: str, arguments: list[str]) -> None:
+    """As `python -m` does, up to the work; a command without arguments shows its help."""
     monkeypatch.setattr(sys, "argv", [module, *(arguments or ["--help"])])
     try:
-        getattr(importlib.import_module(module), function)()
+        runpy.run_module(module, run_name="__main__")
     except Parsed:
         return
     except SystemExit as end:
@@ -160,6 +159,7 @@ def run_module(monkeypatch, module: str, function: str, arguments: list[str]) ->
     pytest.fail(f"{module} {arguments} was not parsed")
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("line", command_lines())
 def test_command_lines_name_what_there_is(line, only_parse, monkeypatch):
     words = [word for word in shlex.split(line.replace("…", ""), comments=True)]
@@ -169,7 +169,7 @@ def test_command_lines_name_what_there_is(line, only_parse, monkeypatch):
     if program == "make":
         subprocess.run(["make", "--dry-run", *rest], cwd=ROOT, check=True, capture_output=True)
         for options in (word.removeprefix("BENCH=") for word in rest if word.startswith("BENCH=")):
-            run_module(monkeypatch, "benchmarks.bench", "main", shlex.split(options))
+            run_module(monkeypatch, "benchmarks.bench", shlex.split(options))
     elif "train.py" in rest or words[:2] == ["albef-amc", "train"]:
         split = words.index("train.py") if "train.py" in rest else 1
         launcher = {"accelerate": launch_command_parser, "torchrun": get_args_parser}.get(program)
@@ -182,21 +182,19 @@ def test_command_lines_name_what_there_is(line, only_parse, monkeypatch):
         if "--help" not in words:
             parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=words[split + 1 :])
     elif program == "albef-amc":
-        if not find_spec("trainer.commands"):
-            pytest.skip("the commands come with trainer/commands.py")
         if rest[:2] == ["build", "NAME"]:
             rest[1] = "coco"
-        run_module(monkeypatch, *SCRIPT.split(":"), [*rest, *(["--help"] if len(rest) == 1 else [])])
+        run_module(monkeypatch, SCRIPT.removesuffix(":main"), [*rest, *(["--help"] if len(rest) == 1 else [])])
     else:
         assert words[1] == "-m", line
         assert find_spec(words[2]), f"no module {words[2]}"
-        run_module(monkeypatch, words[2], "main", words[3:])
+        run_module(monkeypatch, words[2], words[3:])
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_check_of_command_lines_can_fail(only_parse, monkeypatch):
     with pytest.raises(AssertionError, match="2"):
-        run_module(monkeypatch, "dataset_scripts.build", "main", ["coco", "--no_such_option"])
+        run_module(monkeypatch, "dataset_scripts.build", ["coco", "--no_such_option"])
     with pytest.raises(ValueError, match="no_such_option"):
         parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=["--no_such_option", "1"])
-    run_module(monkeypatch, "dataset_scripts.build", "main", ["scenes", "--output", "x"])
-    assert build.BUILDERS
+    run_module(monkeypatch, "dataset_scripts.build", ["scenes", "--output", "x"])

@@ -250,3 +250,7 @@ def test_what_cannot_be_exported(checkpoint, tmp_path):
     model.save_pretrained(tmp_path / "headless", state_dict=weights)
     refused(tmp_path / "headless", output, r"itm_head\.bias, itm_head\.weight")
     refused(tmp_path / "nowhere", output, "nowhere")
+
+
+def test_the_benchmark_of_serving_runs(model, folder):
+    assert [row["phrases"] for row in latencies(model, folder, repeats=1)] == [1, 5, 14]

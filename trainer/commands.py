@@ -300,8 +300,8 @@ def convert(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
-    write_programs = load("modeling_albef_amc.tools.export_albef:export")
-    for name, difference in write_programs(args.checkpoint, args.output, args.grounding_layer, **hub).items():
+    export_albef = load("modeling_albef_amc.tools.export_albef:export")
+    for name, difference in export_albef(args.checkpoint, args.output, args.grounding_layer, **hub).items():
         print(f"largest difference from the model, {name}: {difference:.1e}")
     print(f"{args.output} written.")
 
