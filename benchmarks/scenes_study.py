@@ -3,9 +3,8 @@
     python -m benchmarks.scenes_study kinds             # after `make train`, whose data and base model it takes
     python -m benchmarks.scenes_study budget losses     # goes on where it was; --jobs 2 runs two at a time
 
-Every run trains for equally many steps, ALBEF from the base model of `make train`, the other families from random
-weights, and is scored on the held-out split `test` by the pointing game. Writes benchmarks/scenes_study.json, and
-docs/annotation_budget.png for the budget.
+Every run trains for equally many steps and is scored on the held-out split `test` by the pointing game. Writes
+benchmarks/scenes_study.json, and docs/annotation_budget.png for the budget.
 """
 
 import argparse
@@ -187,14 +186,10 @@ def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> li
             if family:
                 build_model(family, model)
             recipe = f"trainer/configs/scenes_{'with_amc' if family in (None, 'albef') else 'families'}.yaml"
+            settings |= {"model": model, "dataset": data}
+            output = str(folder / study / name.replace(" ", "_"))
             futures[name] = [
-                pool.submit(
-                    train,
-                    settings | {"model": model, "dataset": data, "seed": seed},
-                    recipe,
-                    folder / study / f"{name.replace(' ', '_')}_{seed}",
-                )
-                for seed in range(seeds)
+                pool.submit(train, settings | {"seed": seed}, recipe, Path(f"{output}_{seed}")) for seed in range(seeds)
             ]
     rows = []
     for name, of_name in futures.items():

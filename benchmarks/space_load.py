@@ -16,22 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from modeling_albef_amc import AlbefConfig, AlbefImageProcessorPil, AlbefModel, AlbefProcessor, tokenizer_from_texts
+from benchmarks.workloads import FULL, save_albef
 from tests.helpers.space import ROOT, served
 
 WORDS = ["the", "small", "large", "red", "green", "blue", "star", "square", "triangle", "on", "left", "dog", "cat"]
-
-
-def save_base_model(folder: Path) -> None:
-    """ALBEF of base size with random weights, for images of 256 x 256 pixels."""
-    torch.manual_seed(0)
-    AlbefModel(AlbefConfig()).save_pretrained(folder)
-    processor = AlbefImageProcessorPil(size={"height": 256, "width": 256})
-    AlbefProcessor(processor, tokenizer_from_texts(WORDS)).save_pretrained(folder)
 
 
 def save_images(folder: Path, count: int, width: int = 1024, height: int = 768) -> list[Path]:
@@ -98,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if options.model is None:
-            save_base_model(Path(scratch) / "model")
+            save_albef(FULL, f"{scratch}/model", texts=WORDS)
         settings = {"MODEL_ID": options.model or f"{scratch}/model", "OMP_NUM_THREADS": str(options.threads)}
         images = save_images(Path(scratch), max(10, options.users))
         command = [sys.executable, ROOT / "space" / "app.py"]

@@ -1,6 +1,6 @@
 """What is measured: models of random weights, batches, and the evaluation and training step of this project."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,21 +51,16 @@ FULL = Scale()
 LARGE = replace(FULL, batch_size=64, max_images=32, max_phrases=448, matrix_size=8192)
 # For the tests: the same paths in a second, of weights so large that attention is far from uniform.
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "initializer_range": 0.2}
-QUICK = Scale(
-    config={
-        "vision_config": TINY | {"num_hidden_layers": 2, "image_size": 32, "patch_size": 8},
-        "text_config": TINY | {"num_hidden_layers": 5, "fusion_layer": 2, "vocab_size": 1100},
-        "projection_dim": 8,
-        "queue_size": 64,
-        "grounding_layer": 3,
-        "initializer_range": 0.2,
-    },
-    image_sizes={"256px": 32, "384px": 48},
-    target_size=(30, 40),
-    caption_length=8,
-    batch_size=4,
-    matrix_size=64,
-)
+QUICK_CONFIG = {
+    "vision_config": TINY | {"num_hidden_layers": 2, "image_size": 32, "patch_size": 8},
+    "text_config": TINY | {"num_hidden_layers": 5, "fusion_layer": 2, "vocab_size": 1100},
+    "projection_dim": 8,
+    "queue_size": 64,
+    "grounding_layer": 3,
+    "initializer_range": 0.2,
+}
+QUICK_SIZES = {"256px": 32, "384px": 48}
+QUICK = Scale(QUICK_CONFIG, QUICK_SIZES, (30, 40), caption_length=8, batch_size=4, matrix_size=64)
 
 
 def scale_of(device: torch.device, quick: bool) -> Scale:
@@ -83,15 +78,14 @@ def build_albef(scale: Scale, device: torch.device, pretraining: bool = False) -
     return model_class(AlbefConfig(**scale.config)).to(device).train(pretraining)
 
 
-def save_albef(scale: Scale, folder: str, pretraining: bool = False) -> None:
-    """A checkpoint of random weights with its processor."""
+def save_albef(scale: Scale, folder: str, pretraining: bool = False, texts: Sequence[str] = ()) -> None:
+    """A checkpoint of random weights with its processor, which knows the words of the texts."""
     model = build_albef(scale, torch.device("cpu"), pretraining)
     model.save_pretrained(folder)
-    num_words = model.config.text_config.vocab_size - len(tokenizer_from_texts([]))
-    tokenizer = tokenizer_from_texts([f"word{index}" for index in range(num_words)])
-    side = model.config.vision_config.image_size
-    image_processor = AlbefImageProcessorPil(size={"height": side, "width": side})
-    AlbefProcessor(image_processor, tokenizer).save_pretrained(folder)
+    num_words = model.config.text_config.vocab_size - len(tokenizer_from_texts(texts))
+    tokenizer = tokenizer_from_texts([*texts, *(f"word{index}" for index in range(num_words))])
+    size = dict.fromkeys(("height", "width"), model.config.vision_config.image_size)
+    AlbefProcessor(AlbefImageProcessorPil(size=size), tokenizer).save_pretrained(folder)
 
 
 def words(scale: Scale, num_phrases: int, length: int) -> torch.Tensor:
@@ -102,11 +96,7 @@ def words(scale: Scale, num_phrases: int, length: int) -> torch.Tensor:
 
 
 def evaluation_batch(scale: Scale, device: torch.device, size: str, num_images: int, num_phrases: int) -> Batch:
-    """`num_phrases` phrases for each of `num_images` images, padded on the right.
-
-    Args:
-        size: a key of `scale.image_sizes`.
-    """
+    """`num_phrases` phrases for each of `num_images` images, padded on the right; `size` is "256px" or "384px"."""
     lengths = [scale.phrase_lengths[index % len(scale.phrase_lengths)] for index in range(num_phrases)]
     lengths = torch.tensor(lengths * num_images)
     attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
@@ -177,11 +167,10 @@ def total_loss(losses: Batch) -> torch.Tensor:
 
 
 class TrainingStep:
-    """One optimizer step, without loading and logging.
+    """One optimizer step, without loading and logging; that of the baseline neither clips gradients nor fuses AdamW.
 
     Args:
-        losses: `training_losses`, or `baseline.training_losses`, which neither clips gradients nor fuses AdamW.
-        optimizer: to share its state between steps of other settings.
+        losses: `training_losses`, or the baseline's. optimizer: to share its state between steps of other settings.
     """
 
     def __init__(
@@ -200,8 +189,7 @@ class TrainingStep:
 
     def loss(self) -> torch.Tensor:
         with precision(self.model.device, self.bf16):
-            losses = self.losses(self.model, self.batch, ALPHA)
-        return total_loss(losses)
+            return total_loss(self.losses(self.model, self.batch, ALPHA))
 
     def __call__(self) -> None:
         self.loss().backward()
