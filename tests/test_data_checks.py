@@ -9,6 +9,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -17,7 +19,7 @@ import train
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.trainer_helpers import collator_of, make_trainer
 from trainer import data_checks
-from trainer.blocks import by_image
+from trainer.blocks import by_image, open_blocks
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows
 from trainer.regions import BOX_FORMATS, Region
@@ -256,3 +258,37 @@ def test_errors_of_our_own_keep_their_traceback(tmp_path):
 def test_a_trainer_of_ones_own_is_asked_too(tmp_path):
     with pytest.raises(ValueError, match=r"none of the columns .*; it has image"):
         make_trainer(tmp_path, dataset=tiny_dataset(4).remove_columns(["boxes", "masks"])).train()
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_pictures_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monkeypatch, name):
+    """Every kind of row: with boxes, with a mask, with empty lists, with nothing at all."""
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    regions = [{"boxes": [[1, 1, 9, 9]], "masks": []}, {"boxes": None, "masks": ["photos/mask.png"]},
+               {"boxes": [], "masks": None}, {"boxes": None, "masks": None}]  # fmt: skip
+    rows = [{"image": f"photos/{n}.png", "phrase": "red square", **region} for n, region in enumerate(regions)]
+    for number in range(4):
+        picture(40 + number).save(tmp_path / "data" / "photos" / f"{number}.png")
+    Image.fromarray(np.pad(np.full((8, 6), 255, np.uint8), ((4, 24), (3, 32)))).save(
+        tmp_path / "data" / "photos" / "mask.png"
+    )
+    if name.endswith("jsonl"):
+        (tmp_path / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name)
+    monkeypatch.chdir("/")
+    for streaming in (False, True):
+        groups = [group for block in [open_blocks(str(tmp_path / "data"), None, "train", streaming=streaming)]
+                  for group in block[0]]  # fmt: skip
+        batch = collator_of()([record for group in groups for record in group])
+        assert batch["image_sizes"].tolist() == [[36, 40], [36, 41], [36, 42], [36, 43]]
+        assert batch["boxes"][:, 0].tolist() == [[1, 1, 9, 9], [3, 4, 9, 12], [-100] * 4, [-100] * 4]
+    for streaming in ("false", "true"):
+        run(model, tmp_path / "data", tmp_path / streaming, "--streaming", streaming, "--strict", "true")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_is_named(tmp_path, streaming):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: a file of it is empty"):
+        open_split(str(tmp_path), None, "train", streaming)
+
+

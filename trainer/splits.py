@@ -6,6 +6,7 @@ import pyarrow as pa
 from datasets import (
     Array2D,
     Dataset,
+    Features,
     Image,
     IterableDataset,
     LargeList,
@@ -17,6 +18,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
+from datasets.table import table_cast
 
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
@@ -65,6 +67,8 @@ def open_split(
     """
     try:
         dataset = load_dataset(path, config, split=split, streaming=streaming)
+    except StopIteration as error:  # of datasets, where it looks for the first row
+        raise ValueError(f"Split {split} of {path} cannot be had: a file of it is empty.") from error
     except (ValueError, OSError, DatasetsError) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
         raise ValueError(f"Split {split} of {path} cannot be had: {error.__cause__ or error}") from error
@@ -99,16 +103,18 @@ def open_split(
                 f"Column {column} of {path} holds {feature}, which is not what it should{wanted}; see "
                 "dataset_scripts/features.py, and rename or drop the column."
             )
-    folder = folder_of_files(path, config, split) if is_text(dataset.features["image"]) else None
-    if folder is not None:
-        features = dataset.features  # which streamed data would forget
-        dataset = dataset.map(
-            lambda row: {"image": row["image"] and os.path.join(folder, row["image"])}, features=features
-        )
-    dataset = dataset.cast_column("image", Image(decode=False))
-    if "masks" in dataset.column_names:
-        masks = List(Image(decode=False))
-        dataset = dataset.cast_column("masks", List(masks) if is_listed else masks)
+    picture = Image(decode=False)
+    kinds = {"image": picture, "masks": List(List(picture)) if is_listed else List(picture)}
+    features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
+    paths = [name for name in kinds if name in features and is_text(dataset.features[name])]
+    if paths:
+        place = {"names": paths, "folder": folder_of_files(path, config, split), "schema": features.arrow_schema}
+        # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
+        dataset = dataset.with_format("arrow").map(place_pictures, batched=True, features=features, fn_kwargs=place)
+        dataset = dataset.with_format(None)
+    for name in kinds:
+        if name in features:
+            dataset = dataset.cast_column(name, features[name])
     return dataset
 
 
@@ -123,16 +129,29 @@ def split_names(path: str, config: str | None) -> list[str]:
         raise ValueError(f"{path} cannot be had: {error.__cause__ or error}") from error
 
 
-def place_image(row: dict, folder: str) -> dict[str, str | None]:
-    return {"image": row["image"] and os.path.join(folder, row["image"])}
+def place_pictures(table: pa.Table, names: list[str], folder: str, schema: pa.Schema) -> pa.Table:
+    """The paths in these columns as pictures in files; relative ones are of the folder."""
+
+    def place(path: str | list | None) -> dict | list | None:
+        if isinstance(path, list):
+            return [place(each) for each in path]
+        return None if path is None else {"bytes": None, "path": path and os.path.join(folder, path)}
+
+    for name in names:
+        pictures = pa.array(place(table[name].to_pylist()), schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, pictures)
+    return table_cast(table, schema)
 
 
 def is_text(feature: FeatureType) -> bool:
+    """Whether it holds texts, in lists or not."""
+    if isinstance(feature, List | LargeList):
+        return is_text(feature.feature)
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def folder_of_files(path: str, config: str | None, split: str) -> str | None:
-    """The folder on this machine that all files of a split are in; None where that is not one.
+def folder_of_files(path: str, config: str | None, split: str) -> str:
+    """The folder on this machine that all files of a split are in; empty where they are not on this machine.
 
     Raises:
         ValueError: they are in several.
@@ -141,7 +160,7 @@ def folder_of_files(path: str, config: str | None, split: str) -> str | None:
     folders = {os.path.dirname(file) for file in files if os.path.exists(file)}
     if len(folders) > 1:
         raise ValueError(f"Files of {path} in several folders name pictures by relative paths: keep them in one.")
-    return folders.pop() if folders else None
+    return folders.pop() if folders else ""
 
 
 def fits(feature: FeatureType, wanted: object) -> bool:
