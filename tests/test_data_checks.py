@@ -256,6 +256,23 @@ def test_errors_of_our_own_keep_their_traceback(tmp_path):
 
 
 def test_a_trainer_of_ones_own_is_asked_too(tmp_path):
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_row_without_its_list_of_phrases_is_one_unusable_record(model, tmp_path, streaming):
+    folder = listed_folder(tmp_path / "listed", lambda r: [r["boxes"], []], datasets.List(datasets.List(NUMBERS)))
+    rows = datasets.load_dataset(str(folder), split="train")
+    rows = [{**row, "phrase": None, "boxes": None} if i == 1 else row for i, row in enumerate(rows.cast_column(
+        "image", datasets.Image(decode=False)))]  # fmt: skip
+    features = datasets.load_dataset(str(folder), split="train").features
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    expected = [phrase for row in rows for phrase in row["phrase"] or [None]]
+    found = PhraseRows(open_split(str(folder), None, "train"))
+    assert found["phrase"] == [row["phrase"] for row in found] == expected and found["boxes"][2] is None
+    streamed = StreamedRows.open(str(folder), None, "train")
+    assert len(streamed) == 7 and [row["phrase"] for row in streamed] == expected
+    check_regions(streamed if streaming == "true" else found)
+    run(model, folder, tmp_path / "run", "--streaming", streaming)
+
+
     with pytest.raises(ValueError, match=r"none of the columns .*; it has image"):
         make_trainer(tmp_path, dataset=tiny_dataset(4).remove_columns(["boxes", "masks"])).train()
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])

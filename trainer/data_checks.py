@@ -1,7 +1,7 @@
 """What training data must be, asked before anything is trained: its columns, its boxes, a sample of its records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, NamedTuple
 
 import datasets
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
-from .phrase_rows import PhraseRows
+from .phrase_rows import PhraseRows, phrase_counts
 from .regions import REGIONS, to_xyxy
 from .streaming import StreamedRows
 
@@ -81,7 +81,7 @@ def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> Regi
     for table in region_tables(dataset, names):
         columns = {name: plain(table[name]) for name in table.column_names}
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
-            lengths = pc.list_value_length(columns["phrase"]).to_pylist()
+            lengths = phrase_counts(columns["phrase"]).to_pylist()
             columns = {name: values_of_phrases(column, lengths) for name, column in columns.items()}
         num_records += len(columns["phrase"])
         counts = [pc.fill_null(pc.list_value_length(columns[name]), 0).to_numpy(zero_copy_only=False) for name in names]
@@ -118,8 +118,9 @@ def region_tables(dataset: Any, names: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
-    """One value a phrase, of a column with a list of them a row."""
-    values = [each for row, length in zip(column.to_pylist(), lengths) for each in (row or [None] * length)]
+    """One value a phrase, of a column with a list of them a row; rows with too few or too many are named when read."""
+    rows = zip(column.to_pylist(), lengths)
+    values = [each for row, length in rows for each in islice(chain(row or [], repeat(None)), length)]
     return pa.array(values, column.type.value_type)
 
 
