@@ -37,10 +37,18 @@ def main(arguments: list[str] | None = None) -> None:
         if missing:
             print(f"{len(missing)} of {len(blocks)} blocks are missing here: those of the other shards.")
         else:
-            rows, unusable = sum(store.counts()), 0
+            rows, unusable = sum(store.counts()), []
             for table in store.tables(["error"]):
-                unusable += len(table) - table["error"].null_count
-            print(f"{args.output / 'data'} has all {rows:,} rows; {unusable:,} have an error instead of an answer.")
+                unusable += table["error"].drop_null().to_pylist()
+            count = f"{len(unusable):,} have an error instead of an answer."
+            print(f"{args.output / 'data'} has all {rows:,} rows; {count}")
+            if unusable and len(unusable) == rows:
+                raise ValueError(
+                    f"No row of split {args.split} of {args.dataset} has an answer; the first: {unusable[0]}. When it "
+                    "is mended, start again with --overwrite."
+                )
+            if unusable:
+                print(f"The first error: {unusable[0]}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

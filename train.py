@@ -215,11 +215,13 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
 def heatmap_drawer(
     dataset: Dataset | PhraseRows | None, collator: GroundingCollator, num_examples: int
 ) -> Callable[[AmcTrainer], PIL.Image.Image] | None:
-    """Draws the heatmaps of held-out examples, spread evenly over the data set."""
+    """Draws the heatmaps of held-out examples, spread evenly over the data set; of those that can be used."""
     num_examples = 0 if dataset is None else min(num_examples, len(dataset))
-    if num_examples == 0:
-        return None
     records = [dataset[i * len(dataset) // num_examples] for i in range(num_examples)]
+    is_other = collator(records)["is_stand_in"].tolist() if records else []
+    records = [record for record, other in zip(records, is_other, strict=True) if not other]
+    if not records:
+        return None
     batch = collator(records)
     for record, boxes in zip(records, batch["boxes"], strict=True):
         record["boxes"] = boxes[boxes[:, 0] != PADDING].tolist()  # in pixels, whatever the record has

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 import evaluate_grounding
+import ground_dataset
+import sweep_layers
 import train
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.trainer_helpers import collator_of, make_trainer
@@ -180,6 +182,31 @@ def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
     folder = listed_folder(tmp_path / "flat", lambda r: r["boxes"], datasets.List(NUMBERS))
     message = r"Column boxes of .*flat holds .*, one entry for each of the row's phrases"
     with pytest.raises(ValueError, match=message):
+def test_a_held_out_photo_that_is_missing_is_not_drawn(model, tmp_path):
+    """The first of the two that would be; training goes on and draws the other."""
+    records = tiny_records(4)
+    records[0]["image"] = {"bytes": b"no picture", "path": None}
+    folder = write_folder(tmp_path / "data", train=tiny_records(4), validation=records)
+    metrics = run(model, folder, tmp_path / "run", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert metrics["validation_num_phrases"] == 3
+    with Image.open(tmp_path / "run" / "heatmaps.png") as drawn:
+        assert drawn.height == (255 * 1 + 35)
+
+
+def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys):
+    records = tiny_records(4)
+    arguments = ["--model", model, "--dataset", str(tmp_path / "data"), "--cpu", "--output", str(tmp_path / "grounded")]
+    for record in records[:3]:
+        record["image"] = {"bytes": b"no picture", "path": None}
+    write_folder(tmp_path / "data", train=records)
+    ground_dataset.main(arguments)
+    printed = capsys.readouterr().out
+    assert "3 have an error instead of an answer" in printed and "The first error: the image cannot be dec" in printed
+    arguments += ["--max_examples", "3", "--overwrite"]
+    with pytest.raises(ValueError, match=r"No row of split train of .* has an answer; the first: the image cannot"):
+        ground_dataset.main(arguments)
+
+
         run(model, folder, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "train", "--cpu",
