@@ -31,7 +31,7 @@ from trainer.heatmap_grid import grid_of_batch
 from trainer.process_group import run_script
 from trainer.record_store import HEATMAP_TYPES, RecordStore
 from trainer.regions import BOX_FORMATS
-from trainer.scoring import Tally
+from trainer.scoring import Tally, check_usable
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -120,18 +120,12 @@ def summarize(store: RecordStore, protocol: Protocol, name: str) -> dict[str, An
     store.counts()  # raises where blocks are missing
     columns = ["image_id", "phrase", "categories", "score", "absent", "error", *protocol.metrics]
     tally = Tally.of(store.tables(columns), protocol.metrics)
-    if tally.num_records and tally.num_unusable == tally.num_records:
-        raise ValueError(f"{name} has no record that can be used; the first: {tally.unusable[0]}")
-    if tally.scored[protocol.metrics[0], None] == 0:
-        raise ValueError(f"{name} has no phrase with a box: nothing to score.")
     if tally.num_unusable:
         print(f"{name}: {tally.num_unusable} of {tally.num_records} records cannot be used and were left out, such as")
         print("\n".join(f"  {line}" for line in tally.unusable))
-    if 2 * tally.num_unusable > tally.num_records:
-        raise ValueError(
-            f"{name}: {tally.num_unusable} of {tally.num_records} records cannot be used, too many for a score; the "
-            f"first: {tally.unusable[0]}. Mend or drop them, or say what the boxes are: --box_format."
-        )
+    check_usable(name, tally.num_unusable, tally.num_records, next(iter(tally.unusable), None))
+    if tally.scored[protocol.metrics[0], None] == 0:
+        raise ValueError(f"{name} has no phrase with a box: nothing to score.")
     summary = tally.summary()
     if "absent" in summary:
         of_absent = summary["absent"]

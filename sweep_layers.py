@@ -22,10 +22,12 @@ from modeling_albef_amc.families import explained_layers, heatmap_function
 from modeling_albef_amc.gradcam import heatmap_points
 from trainer.benchmarks import Protocol, table
 from trainer.blocks import open_blocks
+from trainer.data_collator import record_name
 from trainer.evaluation import Batch, Grounder, ahead, numbered_batches
 from trainer.grounding_run import make_accelerator
 from trainer.metrics.pointing_game.pointing_game import point_in_boxes
 from trainer.process_group import run_script
+from trainer.scoring import check_usable
 
 AVERAGE = "all heads"
 # (layer, head) → phrases that it points at; a head is "0", "1", …, or AVERAGE.
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     blocks = open_blocks(*source)
     own = list(range(len(blocks)))[accelerator.process_index :: accelerator.num_processes]
     hits: Hits = Counter()
-    num_phrases = 0
+    num_phrases, num_records, unusable = 0, 0, []
     batches = numbered_batches(blocks, own, args.batch_size)
     read = ahead(lambda item: grounder.read(item[1]), batches, args.num_workers)
     shown = tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process)
@@ -52,10 +54,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         for layer in layers:
             hits.update(hits_of_layer(grounder, batch, layer, args.heads))
         num_phrases += sum(len(phrase.boxes) > 0 for phrase in batch.usable)
+        num_records += len(batch.phrases)
+        errors = ((record_name(phrase.record), phrase.error) for phrase in batch.phrases if phrase.error is not None)
+        unusable += [f"{name}: {error}" for name, error in errors]
         shown.update(len(batch.phrases))
     shown.close()
-    found = gather_object([(num_phrases, hits)])
-    num_phrases, hits = sum(count for count, _ in found), sum((each for _, each in found), Counter())
+    found = gather_object([(num_phrases, num_records, hits)])
+    num_phrases, num_records = sum(each[0] for each in found), sum(each[1] for each in found)
+    hits, unusable = sum((each[2] for each in found), Counter()), gather_object(unusable)
+    if unusable and accelerator.is_main_process:
+        print(f"{len(unusable)} of {num_records} records cannot be used and were left out; the first: {unusable[0]}")
+    check_usable(f"Split {args.split} of {args.dataset}", len(unusable), num_records, next(iter(unusable), None))
     if num_phrases == 0:
         raise ValueError(f"Split {args.split} of {args.dataset} has no phrase with a box: nothing to score.")
     result = summarize(layers, hits, num_phrases)

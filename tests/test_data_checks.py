@@ -96,12 +96,8 @@ def test_regions_may_begin_late_in_a_stream(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("convert", "box_format", "message"),
     [
-        (as_shares, "xyxy_normalized", r"All coordinates .* at most 1: .*--box_format xyxy_normalized. First: phrase "),
-        (
-            as_xywh,
-            "xywh",
-            r"of 12 boxes .* have no area as xyxy: .*--box_format xywh. First: phrase ",
-        ),
+        (as_shares, "xyxy_normalized", r"12 of 12 boxes .* above 1: .*--box_format xyxy_normalized. First: phrase "),
+        (as_xywh, "xywh", r"of 12 boxes .* have no area as xyxy: .*--box_format xywh. First: phrase "),
     ],
     ids=["shares", "xywh"],
 )
@@ -119,6 +115,50 @@ def test_boxes_in_other_units_are_refused_until_said_to_be(model, tmp_path, conv
     scored = evaluate_grounding.main([*arguments, str(tmp_path / "scored"), "--box_format", box_format])
     arguments[3] = str(plain)
     assert scored == evaluate_grounding.main([*arguments, str(tmp_path / "plainly")])
+
+
+@pytest.mark.parametrize("count", [8, 5], ids=["all", "most"])
+def test_boxes_in_shares_are_not_scored_as_the_first_pixel(model, tmp_path, count):
+    records = with_boxes(as_shares)[:count] + tiny_records(8)[count:]
+    folder = write_folder(tmp_path / "data", validation=records)
+    message = "no record that can be used" if count == 8 else "5 of 8 records cannot be used"
+    with pytest.raises(ValueError, match=rf"{message}.*no coordinate above 1.*--box_format|{message}.*xyxy_normalized"):
+        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
+                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        sweep_layers.main(["--model", model, "--dataset", str(folder), "--cpu"])
+
+
+@pytest.mark.parametrize(
+    ("region", "in_pixels"),
+    [
+        ({"boxes": [[0.5, 0.25, 1.0, 1.0]]}, {"boxes": [[50, 10, 100, 40]]}),
+        ({"polygons": [[[0.5, 0.25, 1.0, 0.25, 1.0, 1.0]]]}, {"polygons": [[[50, 10, 100, 10, 100, 40]]]}),
+        (
+            {"scribbles": [[0.5, 0.25]], "scribble_radius": 8.0},
+            {"scribbles": [[50, 10]], "scribble_radius": 8.0},
+        ),
+    ],
+)
+def test_shares_of_the_image_are_no_region_in_pixels(region, in_pixels):
+    with pytest.raises(ValueError, match=r"has no coordinate above 1: .*shares of the image"):
+        Region.from_record(region, height=40, width=100)
+    assert Region.from_record(in_pixels, height=40, width=100).num_instances == 1
+
+
+def test_the_first_pixel_is_a_region_where_whole_numbers_say_so():
+    np.testing.assert_equal(Region.from_record({"boxes": [[0, 0, 1, 1]]}, 40, 100).boxes, [[0, 0, 1, 1]])
+
+
+def test_half_of_the_boxes_in_shares_and_one_that_is_no_number():
+    mixed = datasets.Dataset.from_list(
+        with_boxes(as_shares)[:4] + tiny_records(8)[4:], features=tiny_dataset(1).features
+    )
+    with pytest.raises(ValueError, match=r"6 of 12 boxes .* have no coordinate above 1"):
+        check_regions(mixed)
+    records = tiny_records(8)
+    records[0]["boxes"] = [[1, float("nan"), 9, 9]]
+    check_regions(datasets.Dataset.from_list(records, features=tiny_dataset(1).features))
 
 
 def test_formats_of_boxes_by_hand():
@@ -140,6 +180,31 @@ def test_a_run_of_unusable_records_does_not_end_well(model, tmp_path):
     with pytest.raises(ValueError, match=r"6 of 8 records cannot be used, too many for a score; .*'scene-0"):
         evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
                                  "--output", str(tmp_path / "scored")])  # fmt: skip
+
+
+def test_a_held_out_photo_that_is_missing_is_not_drawn(model, tmp_path):
+    """The first of the two that would be; training goes on and draws the other."""
+    records = tiny_records(4)
+    records[0]["image"] = {"bytes": b"no picture", "path": None}
+    folder = write_folder(tmp_path / "data", train=tiny_records(4), validation=records)
+    metrics = run(model, folder, tmp_path / "run", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert metrics["validation_num_phrases"] == 3
+    with Image.open(tmp_path / "run" / "heatmaps.png") as drawn:
+        assert drawn.height == (255 * 1 + 35)
+
+
+def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys):
+    records = tiny_records(4)
+    arguments = ["--model", model, "--dataset", str(tmp_path / "data"), "--cpu", "--output", str(tmp_path / "grounded")]
+    for record in records[:3]:
+        record["image"] = {"bytes": b"no picture", "path": None}
+    write_folder(tmp_path / "data", train=records)
+    ground_dataset.main(arguments)
+    printed = capsys.readouterr().out
+    assert "3 have an error instead of an answer" in printed and "The first error: the image cannot be dec" in printed
+    arguments += ["--max_examples", "3", "--overwrite"]
+    with pytest.raises(ValueError, match=r"No row of split train of .* has an answer; the first: the image cannot"):
+        ground_dataset.main(arguments)
 
 
 # Lists of phrases, ids ------------------------------------------------------------------------------------------------
@@ -182,31 +247,6 @@ def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
     folder = listed_folder(tmp_path / "flat", lambda r: r["boxes"], datasets.List(NUMBERS))
     message = r"Column boxes of .*flat holds .*, one entry for each of the row's phrases"
     with pytest.raises(ValueError, match=message):
-def test_a_held_out_photo_that_is_missing_is_not_drawn(model, tmp_path):
-    """The first of the two that would be; training goes on and draws the other."""
-    records = tiny_records(4)
-    records[0]["image"] = {"bytes": b"no picture", "path": None}
-    folder = write_folder(tmp_path / "data", train=tiny_records(4), validation=records)
-    metrics = run(model, folder, tmp_path / "run", "--eval_strategy", "steps", "--eval_steps", "1")
-    assert metrics["validation_num_phrases"] == 3
-    with Image.open(tmp_path / "run" / "heatmaps.png") as drawn:
-        assert drawn.height == (255 * 1 + 35)
-
-
-def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys):
-    records = tiny_records(4)
-    arguments = ["--model", model, "--dataset", str(tmp_path / "data"), "--cpu", "--output", str(tmp_path / "grounded")]
-    for record in records[:3]:
-        record["image"] = {"bytes": b"no picture", "path": None}
-    write_folder(tmp_path / "data", train=records)
-    ground_dataset.main(arguments)
-    printed = capsys.readouterr().out
-    assert "3 have an error instead of an answer" in printed and "The first error: the image cannot be dec" in printed
-    arguments += ["--max_examples", "3", "--overwrite"]
-    with pytest.raises(ValueError, match=r"No row of split train of .* has an answer; the first: the image cannot"):
-        ground_dataset.main(arguments)
-
-
         run(model, folder, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "train", "--cpu",
@@ -214,6 +254,23 @@ def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys)
     folder = listed_folder(tmp_path / "short", lambda r: [r["boxes"]], datasets.List(datasets.List(NUMBERS)))
     with pytest.raises(ValueError, match="image 'scene-0': boxes has 1 entries for 2 phrases"):
         run(model, folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_row_without_its_list_of_phrases_is_one_unusable_record(model, tmp_path, streaming):
+    folder = listed_folder(tmp_path / "listed", lambda r: [r["boxes"], []], datasets.List(datasets.List(NUMBERS)))
+    rows = datasets.load_dataset(str(folder), split="train")
+    rows = [{**row, "phrase": None, "boxes": None} if i == 1 else row for i, row in enumerate(rows.cast_column(
+        "image", datasets.Image(decode=False)))]  # fmt: skip
+    features = datasets.load_dataset(str(folder), split="train").features
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    expected = [phrase for row in rows for phrase in row["phrase"] or [None]]
+    found = PhraseRows(open_split(str(folder), None, "train"))
+    assert found["phrase"] == [row["phrase"] for row in found] == expected and found["boxes"][2] is None
+    streamed = StreamedRows.open(str(folder), None, "train")
+    assert len(streamed) == 7 and [row["phrase"] for row in streamed] == expected
+    check_regions(streamed if streaming == "true" else found)
+    run(model, folder, tmp_path / "run", "--streaming", streaming)
 
 
 def test_different_pictures_under_one_id_are_an_error():
@@ -243,6 +300,40 @@ def test_relative_paths_are_those_beside_the_file(tmp_path, monkeypatch, streami
     else:
         rows = list(open_split(str(tmp_path / "data"), None, "train"))
     assert collator_of()(rows)["pixel_values"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_pictures_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monkeypatch, name):
+    """Every kind of row: with boxes, with a mask, with empty lists, with nothing at all."""
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    regions = [{"boxes": [[1, 1, 9, 9]], "masks": []}, {"boxes": None, "masks": ["photos/mask.png"]},
+               {"boxes": [], "masks": None}, {"boxes": None, "masks": None}]  # fmt: skip
+    rows = [{"image": f"photos/{n}.png", "phrase": "red square", **region} for n, region in enumerate(regions)]
+    for number in range(4):
+        picture(40 + number).save(tmp_path / "data" / "photos" / f"{number}.png")
+    Image.fromarray(np.pad(np.full((8, 6), 255, np.uint8), ((4, 24), (3, 32)))).save(
+        tmp_path / "data" / "photos" / "mask.png"
+    )
+    if name.endswith("jsonl"):
+        (tmp_path / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name)
+    monkeypatch.chdir("/")
+    for streaming in (False, True):
+        groups = [group for block in [open_blocks(str(tmp_path / "data"), None, "train", streaming=streaming)]
+                  for group in block[0]]  # fmt: skip
+        batch = collator_of()([record for group in groups for record in group])
+        assert batch["image_sizes"].tolist() == [[36, 40], [36, 41], [36, 42], [36, 43]]
+        assert batch["boxes"][:, 0].tolist() == [[1, 1, 9, 9], [3, 4, 9, 12], [-100] * 4, [-100] * 4]
+    for streaming in ("false", "true"):
+        run(model, tmp_path / "data", tmp_path / streaming, "--streaming", streaming, "--strict", "true")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_is_named(tmp_path, streaming):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: a file of it is empty"):
+        open_split(str(tmp_path), None, "train", streaming)
 
 
 def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog):
@@ -283,56 +374,5 @@ def test_errors_of_our_own_keep_their_traceback(tmp_path):
 
 
 def test_a_trainer_of_ones_own_is_asked_too(tmp_path):
-@pytest.mark.parametrize("streaming", ["false", "true"])
-def test_a_row_without_its_list_of_phrases_is_one_unusable_record(model, tmp_path, streaming):
-    folder = listed_folder(tmp_path / "listed", lambda r: [r["boxes"], []], datasets.List(datasets.List(NUMBERS)))
-    rows = datasets.load_dataset(str(folder), split="train")
-    rows = [{**row, "phrase": None, "boxes": None} if i == 1 else row for i, row in enumerate(rows.cast_column(
-        "image", datasets.Image(decode=False)))]  # fmt: skip
-    features = datasets.load_dataset(str(folder), split="train").features
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
-    expected = [phrase for row in rows for phrase in row["phrase"] or [None]]
-    found = PhraseRows(open_split(str(folder), None, "train"))
-    assert found["phrase"] == [row["phrase"] for row in found] == expected and found["boxes"][2] is None
-    streamed = StreamedRows.open(str(folder), None, "train")
-    assert len(streamed) == 7 and [row["phrase"] for row in streamed] == expected
-    check_regions(streamed if streaming == "true" else found)
-    run(model, folder, tmp_path / "run", "--streaming", streaming)
-
-
     with pytest.raises(ValueError, match=r"none of the columns .*; it has image"):
         make_trainer(tmp_path, dataset=tiny_dataset(4).remove_columns(["boxes", "masks"])).train()
-@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
-def test_pictures_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monkeypatch, name):
-    """Every kind of row: with boxes, with a mask, with empty lists, with nothing at all."""
-    (tmp_path / "data" / "photos").mkdir(parents=True)
-    regions = [{"boxes": [[1, 1, 9, 9]], "masks": []}, {"boxes": None, "masks": ["photos/mask.png"]},
-               {"boxes": [], "masks": None}, {"boxes": None, "masks": None}]  # fmt: skip
-    rows = [{"image": f"photos/{n}.png", "phrase": "red square", **region} for n, region in enumerate(regions)]
-    for number in range(4):
-        picture(40 + number).save(tmp_path / "data" / "photos" / f"{number}.png")
-    Image.fromarray(np.pad(np.full((8, 6), 255, np.uint8), ((4, 24), (3, 32)))).save(
-        tmp_path / "data" / "photos" / "mask.png"
-    )
-    if name.endswith("jsonl"):
-        (tmp_path / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name)
-    monkeypatch.chdir("/")
-    for streaming in (False, True):
-        groups = [group for block in [open_blocks(str(tmp_path / "data"), None, "train", streaming=streaming)]
-                  for group in block[0]]  # fmt: skip
-        batch = collator_of()([record for group in groups for record in group])
-        assert batch["image_sizes"].tolist() == [[36, 40], [36, 41], [36, 42], [36, 43]]
-        assert batch["boxes"][:, 0].tolist() == [[1, 1, 9, 9], [3, 4, 9, 12], [-100] * 4, [-100] * 4]
-    for streaming in ("false", "true"):
-        run(model, tmp_path / "data", tmp_path / streaming, "--streaming", streaming, "--strict", "true")
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_an_empty_file_is_named(tmp_path, streaming):
-    (tmp_path / "train.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: a file of it is empty"):
-        open_split(str(tmp_path), None, "train", streaming)
-
-

@@ -52,12 +52,13 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
         phrases = "training phrases" if is_whole else "first training phrases"
         logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region: AMC learns from these only.")
     first = "; ".join(found.first)
-    if found.num_boxes and found.highest <= 1 and not box_format.endswith("normalized"):
+    if found.num_shares > SIZEABLE * found.num_boxes:
         raise ValueError(
-            f"All coordinates of the training data's boxes are at most 1: they seem to be shares of the image, not "
-            f"pixels. Say so by box_format, e.g. --box_format xyxy_normalized. First: {first}."
+            f"{found.num_shares:,} of {found.num_boxes:,} boxes of the training data have no coordinate above 1: they "
+            "seem to be shares of the image, not pixels. Say so by box_format, e.g. --box_format xyxy_normalized. "
+            f"First: {first}."
         )
-    if found.num_boxes and found.num_flat > SIZEABLE * found.num_boxes:
+    if found.num_flat > SIZEABLE * found.num_boxes:
         raise ValueError(
             f"{found.num_flat:,} of {found.num_boxes:,} boxes of the training data have no area as {box_format}: they "
             f"seem to be of another format. Say which by box_format, e.g. --box_format xywh. First: {first}."
@@ -65,19 +66,19 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
 
 
 class Regions(NamedTuple):
-    """What was found of `num_records` records; `first` describes the first boxes that are odd, or just the first."""
+    """What was found of `num_records` records; `first` describes the first boxes without an area or in shares."""
 
     num_records: int
     num_with_region: int
     num_boxes: int
     num_flat: int
-    highest: float
+    num_shares: int
     first: list[str]
 
 
 def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> Regions:
-    num_records = num_with_region = num_boxes = num_flat = 0
-    highest, first, odd = 0.0, [], []
+    num_records = num_with_region = num_boxes = num_flat = num_shares = 0
+    first = []
     for table in region_tables(dataset, names):
         columns = {name: plain(table[name]) for name in table.column_names}
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
@@ -95,12 +96,12 @@ def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> Regi
         )
         x1, y1, x2, y2 = to_xyxy(values, box_format).T
         is_flat = ~((x1 < x2) & (y1 < y2))
+        is_share = (np.abs(values) <= 1).all(axis=1) & (not box_format.endswith("normalized"))
         num_boxes, num_flat = num_boxes + len(values), num_flat + int(is_flat.sum())
-        highest = max(highest, float(np.abs(values).max(initial=0)))
-        for kept, chosen in ((odd, is_flat), (first, ~is_flat)):
-            for number in np.flatnonzero(chosen)[: NAMED - len(kept)]:
-                kept.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
-    return Regions(num_records, num_with_region, num_boxes, num_flat, highest, odd or first)
+        num_shares += int(is_share.sum())
+        for number in np.flatnonzero(is_flat | is_share)[: NAMED - len(first)]:
+            first.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
+    return Regions(num_records, num_with_region, num_boxes, num_flat, num_shares, first)
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:

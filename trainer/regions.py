@@ -219,6 +219,8 @@ def _read_box(given: Any, index: int, height: int, width: int, box_format: str) 
         raise ValueError(f"box {index} is not four numbers, {box_format}: {given!r:.80}") from error
     if box.shape != (4,) or not np.isfinite(box).all():
         raise ValueError(f"box {index} is not four finite numbers, {box_format}: {box.tolist()}")
+    if not box_format.endswith("normalized"):
+        _check_units(box, f"box {index}", height, width, "say so by box_format, e.g. xyxy_normalized")
     box = to_xyxy(box, box_format, height, width)
     if box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST:
         raise ValueError(
@@ -232,6 +234,18 @@ def _read_box(given: Any, index: int, height: int, width: int, box_format: str) 
             "this image and is in its pixels, or drop it"
         )
     return clipped
+
+
+def _check_units(coordinates: np.ndarray, name: str, height: int, width: int, remedy: str = "multiply them") -> None:
+    """
+    Raises:
+        ValueError: in pixels these coordinates are of a part of the first pixel, which nobody marks.
+    """
+    if max(height, width) > 1 and (np.abs(coordinates) <= 1).all() and (coordinates % 1).any():
+        raise ValueError(
+            f"{name} has no coordinate above 1: {coordinates.ravel().tolist()}; if they are shares of the image's "
+            f"width and height, not pixels, {remedy}"
+        )
 
 
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
@@ -251,6 +265,7 @@ def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.
         checked.append(flat.reshape(-1, 2))
     if not checked:
         raise ValueError(f"polygon {index} has no parts; drop it")
+    _check_units(np.concatenate(checked), f"polygon {index}", height, width)
     x1, y1, x2, y2 = _polygons_box(checked, height, width)
     if x2 - x1 < _THINNEST or y2 - y1 < _THINNEST:
         raise ValueError(
@@ -293,6 +308,7 @@ def _read_scribble(points: Any, index: int, height: int, width: int) -> np.ndarr
             f"shape {flat.shape}: {flat.tolist()}"
         )
     points = flat.reshape(-1, 2)
+    _check_units(points, f"scribble {index}", height, width)
     if not ((points >= 0) & (points <= [width, height])).all(axis=1).any():
         raise ValueError(
             f"scribble {index} lies outside the image of {width}x{height} pixels: {flat.tolist()}; check that it "
