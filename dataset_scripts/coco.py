@@ -78,7 +78,7 @@ class Coco(SourceBuilder):
     counted; where nothing is left, the instance has its box, and its row goes by boxes alone, as one mask cannot speak
     for all. An instance without a box, or whose box has no area in the photo, has its mask's own. Where the two
     contradict each other (an IoU below a half), the mask is taken and the box is its own, so that training and the
-    pointing game are about the same place; it is counted and named.
+    pointing game are about the same place; it is counted and named. Of a mask that has lost a part the box is taken.
 
     A row is of all instances that the photo shows. One whose box lies beside the photo is not among them. One that has
     neither a mask nor a box with an area is somewhere, nobody knows where: its row is left out, with its other
@@ -237,7 +237,10 @@ class Coco(SourceBuilder):
             Unusable: it has no mask, and no box with an area in the photo.
         """
         drop = partial(self.drop, record=record)
-        mask = segmentation_to_mask(annotation.get("segmentation"), photo.height, photo.width, drop)
+        lost: list[str] = []
+        mask = segmentation_to_mask(annotation.get("segmentation"), photo.height, photo.width, lost.append)
+        for reason in lost:
+            drop(reason)
         if not annotation.get("bbox"):
             if mask is None:
                 raise Unusable("neither a box nor a mask")
@@ -252,6 +255,9 @@ class Coco(SourceBuilder):
             drop(f"boxes: {reason}; the mask's own is taken")
             return mask_to_box(mask), mask
         if mask is not None and contradict(box, mask_to_box(mask)):
+            if lost:
+                drop("masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone")
+                return box, None
             drop("boxes: contradict their mask (IoU below 0.5); the mask's own is taken")
             return mask_to_box(mask), mask
         return box, mask

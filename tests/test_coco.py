@@ -276,6 +276,21 @@ def test_a_box_that_contradicts_its_mask_gives_way_to_the_masks_own(workshop, bb
         workshop.build(content(annotation(1, bbox=bbox)), strict=True)
 
 
+def test_a_box_does_not_give_way_to_a_mask_that_lost_a_part(workshop):
+    """Of the object's two halves one cannot be read: the box is of both, and the other one's own would be too small."""
+    right = [5, 1, 7, 1, 7, 4, 5]
+    lost = annotation(1, bbox=[1, 1, 6, 3], segmentation=[SQUARE, right])
+    (row,), report = workshop.rows(lost)  # the square's IoU with its box is exactly a half: both are kept
+    assert row["boxes"] == [[1, 1, 7, 4]] and len(row["masks"]) == 1
+    lost["bbox"] = [1, 1, 7, 3]
+    (row,), report = workshop.rows(lost)
+    assert row["boxes"] == [[1, 1, 8, 4]] and not row["masks"]
+    assert report.dropped == {
+        "mask parts: polygon with an odd number of coordinates": 1,
+        "masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone": 1,
+    }
+
+
 @pytest.mark.parametrize("bbox", [None, [], "missing"])
 def test_without_a_box_an_instance_has_its_masks(workshop, bbox):
     plain = annotation(1, bbox=bbox)
