@@ -29,6 +29,7 @@ from .segmentations import contradict, segmentation_to_mask
 from .sources import OutsidePhoto, SourceBuilder, SourceConfig, Unusable, chunked, clip_box, split_of
 
 _PHOTOS_PER_JOB = 1000
+_NOT_EXHAUSTIVE = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
 
 
 @dataclass
@@ -82,7 +83,10 @@ class Coco(SourceBuilder):
 
     A row is of all instances that the photo shows. One whose box lies beside the photo is not among them. One that has
     neither a mask nor a box with an area is somewhere, nobody knows where: its row is left out, with its other
-    instances, as all of the photo but these would be taken for wrong.
+    instances, as all of the photo but these would be taken for wrong. So is the row of a category that LVIS's files say
+    is marked in part (`not_exhaustive_category_ids`), which is counted and no fault.
+
+    LVIS's photos have no `file_name`, but COCO's address: they are looked for in COCO's folders, `val2017/<name>`.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
@@ -176,8 +180,13 @@ class Coco(SourceBuilder):
             for number, _, category, *place in annotations.tolist()
         ]
         if not any("tokens_positive" in record for *_, record in records):
-            for category, own in groupby(records, key=itemgetter(1)):
-                yield category, {}, [(number, record) for number, _, record in own]
+            in_part = {self.categories.get(number) for number in photo.not_exhaustive}
+            for category, group in groupby(records, key=itemgetter(1)):
+                own = [(number, record) for number, _, record in group]
+                if category in in_part:
+                    self.report.dropped[_NOT_EXHAUSTIVE] += len(own)
+                else:
+                    yield category, {}, own
             return
         if photo.caption is None:
             raise ValueError(
@@ -273,6 +282,7 @@ class _Photo(NamedTuple):
     height: int
     caption: str | None  # MDETR's, as the next one
     dataset_name: Any
+    not_exhaustive: tuple[int, ...]  # numbers of the categories that LVIS's files say are marked in part
 
     @property
     def drawn_by(self) -> str:
@@ -317,7 +327,7 @@ def _read_annotations(path: Path, categories_path: Path | None) -> tuple[dict[in
             number = photo_numbers[_check_id(path, "image", record)]
             if number in photos:
                 raise ValueError(f"{path}: image id {record['id']} occurs twice")
-            photos[number] = _photo(path, record)
+            photos[number] = _photo(path, record, category_numbers)
         elif categories_path is None:
             _add_category(path, record, names, category_numbers)
     unique, counts = np.unique(np.array(ids, np.int64), return_counts=True)
@@ -359,15 +369,20 @@ def _annotation_name(record: dict[str, Any], number: int) -> str:
     return f"annotation number {number} (without id)" if id_ is None else f"annotation {id_}"
 
 
-def _photo(path: Path, record: dict[str, Any]) -> _Photo:
-    name = f"image {record['id']}"
-    _require(path, name, record, "file_name", isinstance(record.get("file_name"), str) and record["file_name"])
+def _photo(path: Path, record: dict[str, Any], category_numbers: _Numbers) -> _Photo:
+    name, file_name, address = f"image {record['id']}", record.get("file_name"), record.get("coco_url")
+    if file_name is None and isinstance(address, str):
+        file_name = "/".join(address.split("/")[-2:])
+    _require(path, name, record, "file_name", isinstance(file_name, str) and file_name)
     sides = [read_whole(record.get(key)) for key in ("width", "height")]
     for key, side in zip(("width", "height"), sides, strict=True):
         _require(path, name, record, key, side is not None and side > 0)
     caption = record.get("caption")
     caption = caption if isinstance(caption, str) else None
-    return _Photo(read_id(record["id"]), record["file_name"], *sides, caption, record.get("dataset_name"))
+    in_part = record.get("not_exhaustive_category_ids") or []
+    _require(path, name, record, "not_exhaustive_category_ids", isinstance(in_part, list))
+    in_part = tuple(category_numbers[read_id(id_)] for id_ in in_part)
+    return _Photo(read_id(record["id"]), file_name, *sides, caption, record.get("dataset_name"), in_part)
 
 
 def _add_category(path: Path, record: Any, names: dict[int, str], numbers: _Numbers) -> None:

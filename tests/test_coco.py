@@ -352,6 +352,35 @@ def test_categories_of_one_name_have_one_row(workshop):
     assert row["phrase"] == "bow" and len(row["boxes"]) == 2
 
 
+# LVIS's files ---------------------------------------------------------------------------------------------------------
+
+
+def lvis(*annotations, **image):
+    """A photo as in LVIS 1.0: no name of a file, but an address."""
+    data = content(*annotations)
+    del data["images"][0]["file_name"]
+    data["images"][0].update(coco_url="http://images.cocodataset.org/val2017/one.png", neg_category_ids=[], **image)
+    return data
+
+
+def test_a_photo_without_a_name_is_in_cocos_folder(workshop):
+    (workshop.folder / "images" / "val2017").mkdir()
+    workshop.photo("val2017/one.png")
+    (row,) = workshop.build(lvis(annotation(1)), strict=True)[0]["train"]
+    assert name_in_source(row["image_id"]) == "val2017/one.png" and row["image"]["bytes"]
+
+
+def test_a_category_that_is_marked_in_part_has_no_row(workshop):
+    """Its other instances would be taken for background. The name counts: of two categories called so, too."""
+    data = lvis(annotation(1), annotation(2, category_id=2), annotation(3), not_exhaustive_category_ids=["3", 99])
+    rows, report = workshop.build(data, images_dir=None, strict=True)
+    reason = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
+    assert [row["phrase"] for row in rows["train"]] == ["dog"] and report.dropped == {reason: 2}
+    data["categories"][1]["name"] = "traffic_light_(toy)"
+    rows, report = workshop.build(data, images_dir=None)
+    assert not rows["train"] and report.dropped == {reason: 3}
+
+
 # MDETR's and GoldG's files --------------------------------------------------------------------------------------------
 
 CAPTION = "Two  guys with shaggy hair look , two guys"
@@ -663,6 +692,10 @@ REFUSED = {
     ),
     "image without id": (broken(lambda d: d["images"][0].pop("id")), "image without a whole number as id"),
     "image without name": (broken(lambda d: d["images"][0].pop("file_name")), "image 1: file_name is missing"),
+    "marked in part, no list": (
+        broken(lambda d: d["images"][0].update(not_exhaustive_category_ids=3)),
+        "image 1: not_exhaustive_category_ids cannot be '3'",
+    ),
     "image of no width": (broken(lambda d: d["images"][0].update(width=0)), "image 1: width cannot be '0'"),
     "category without name": (broken(lambda d: d["categories"][1].update(name=" ")), "category 2: name cannot be"),
     "no image id": (broken(lambda d: d["annotations"][0].pop("image_id")), "annotation 7: image_id is missing"),
