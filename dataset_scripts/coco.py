@@ -81,10 +81,11 @@ class Coco(SourceBuilder):
     contradict each other (an IoU below a half), the mask is taken and the box is its own, so that training and the
     pointing game are about the same place; it is counted and named. Of a mask that has lost a part the box is taken.
 
-    A row is of all instances that the photo shows. One whose box lies beside the photo is not among them. One that has
-    neither a mask nor a box with an area is somewhere, nobody knows where: its row is left out, with its other
-    instances, as all of the photo but these would be taken for wrong. So is the row of a category that LVIS's files say
-    is marked in part (`not_exhaustive_category_ids`), which is counted and no fault.
+    A row is of all instances that the photo shows, also where the file lists it more than once, by several ids. One
+    whose box lies beside the photo is not among them. One that has neither a mask nor a box with an area is somewhere,
+    nobody knows where: its row is left out, with its other instances, as all of the photo but these would be taken for
+    wrong. So is the row of a category that LVIS's files say is marked in part (`not_exhaustive_category_ids`), which is
+    counted and no fault.
 
     LVIS's photos have no `file_name`, but COCO's address: they are looked for in COCO's folders, `val2017/<name>`.
     """
@@ -103,6 +104,8 @@ class Coco(SourceBuilder):
         folder = Path(self.config.data_dir)
         other_categories = folder / self.config.categories if self.config.categories else None
         photos, self.categories, annotations = _read_annotations(self._path(), other_categories)
+        if again := _take_together(photos, annotations):
+            self.report.kept["photos that are listed again, taken together with the first"] += again
         usable = []
         with self._path().open("rb") as file:
             for number, photo, category, *place in annotations.tolist():
@@ -340,6 +343,25 @@ def _read_annotations(path: Path, categories_path: Path | None) -> tuple[dict[in
         for record in listed:
             _add_category(categories_path, record, names, category_numbers)
     return photos, names, np.array(columns, np.int64).reshape(-1, 5)
+
+
+def _take_together(photos: dict[int, _Photo], annotations: np.ndarray) -> int:
+    """Gives the annotations of photos that are listed again, by another id, to the first; returns how many those are.
+
+    MDETR's photos are listed anew for each of their captions, and stay.
+    """
+    first: dict[tuple[str, int, int], int] = {}
+    again: dict[int, int] = {}
+    for number, photo in photos.items():
+        if photo.caption is None:
+            same = first.setdefault((photo.file_name, photo.width, photo.height), number)
+            if same != number:
+                again[number] = same
+    for number in again:
+        del photos[number]
+    if again:
+        annotations[:, 1] = [again.get(number, number) for number in annotations[:, 1].tolist()]
+    return len(again)
 
 
 def _check_annotation(path: Path, record: Any, number: int) -> tuple[int | str | None, int | str, int | str]:

@@ -601,6 +601,21 @@ def test_photos_are_split_by_their_id_alone(workshop):
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
 
 
+def test_a_photo_that_is_listed_twice_is_one(workshop):
+    """Each of two rows of it would be of a part of its instances, and chance could put it in both splits."""
+    second = dict(bbox=[5, 0, 2, 2], segmentation=[[5, 0, 7, 0, 7, 2, 5, 2]])
+    data = content(annotation(1), annotation(2, image_id="b", **second), annotation(3, image_id="c"))
+    data["images"] += [data["images"][0] | {"id": "b"}, data["images"][0] | {"id": "c", "file_name": "two.png"}]
+    workshop.photo("two.png")
+    for images in data["images"], data["images"][::-1]:
+        data["images"] = images
+        rows, report = workshop.build(data)
+        boxes = {name_in_source(row["image_id"]): row["boxes"] for row in rows["train"]}
+        assert boxes == {"one.png": [[1, 1, 4, 4], [5, 0, 7, 2]], "two.png": [[1, 1, 4, 4]]} and not report.dropped
+        assert report.kept["photos that are listed again, taken together with the first"] == 1
+        assert (len(rows["train"]), report.kept["photos"]) == (2, 2)
+
+
 def few(*ids):
     data = content(*(annotation(i, image_id=i) for i in ids))
     data["images"] = [data["images"][0] | {"id": i, "file_name": f"{i}"} for i in ids]
