@@ -8,6 +8,7 @@ MDETR's and GoldG's files are COCO's with captions. Of a photo whose annotations
 those words of its caption, one row for each place in it, whatever the categories are called.
 """
 
+import math
 import re
 from array import array
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import datasets
 import numpy as np
 
-from .coco_fields import read_box, read_id, read_whole
+from .coco_fields import read_box, read_id, read_number, read_whole
 from .features import FEATURES, encode_png, make_row, mask_to_box
 from .json_files import read_json, read_record, stream_json_lists
 from .mdetr import phrase_of
@@ -70,10 +71,10 @@ class Coco(SourceBuilder):
     """`datasets` builder of photos with COCO annotations; rows as in `features.FEATURES`.
 
     A file that is not what it should be (missing keys, the same id twice, a box that is not four numbers) raises a
-    `ValueError` that names the record. Numbers and ids may be written as text, sizes as 640.0. A record that is of no
-    use is dropped and counted in `report`, or named in strict mode: an annotation whose photo or category is not
-    listed or whose `tokens_positive` are no words of a caption, a photo that is missing, cannot be decoded or has
-    another size than its record says.
+    `ValueError` that names the record; so does one whose coordinates are shares of the photo, which names the file.
+    Numbers and ids may be written as text, sizes as 640.0. A record that is of no use is dropped and counted in
+    `report`, or named in strict mode: an annotation whose photo or category is not listed or whose `tokens_positive`
+    are no words of a caption, a photo that is missing, cannot be decoded or has another size than its record says.
 
     Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out and
     counted; where nothing is left, the instance has its box, and its row goes by boxes alone, as one mask cannot speak
@@ -316,10 +317,12 @@ def _read_annotations(path: Path, categories_path: Path | None) -> tuple[dict[in
     names: dict[int, str] = {}
     photo_numbers, category_numbers = _Numbers(), _Numbers()
     columns, ids, texts = array("q"), array("q"), set()
+    highest = 0.0  # coordinate, as far as need be known
     for key, record, place in stream_json_lists(path, ("images", "categories", "annotations")):
         if key == "annotations":
             id_, photo, category = _check_annotation(path, record, len(columns) // 5)
             columns.extend((len(columns) // 5, photo_numbers[photo], category_numbers[category], *place))
+            highest = highest if highest > 1 else max(highest, _highest(record))
             if type(id_) is int:
                 ids.append(id_)
             elif id_ in texts:
@@ -333,6 +336,11 @@ def _read_annotations(path: Path, categories_path: Path | None) -> tuple[dict[in
             photos[number] = _photo(path, record, category_numbers)
         elif categories_path is None:
             _add_category(path, record, names, category_numbers)
+    if 0 < highest <= 1:
+        raise ValueError(
+            f"{path}: no coordinate of the {len(columns) // 5:,} annotations is above 1: they seem to be shares of the "
+            "photo, not pixels. Multiply them by its width and height"
+        )
     unique, counts = np.unique(np.array(ids, np.int64), return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"{path}: annotation id {unique[counts > 1][0]} occurs twice")
@@ -376,6 +384,16 @@ def _check_annotation(path: Path, record: Any, number: int) -> tuple[int | str |
         _require(path, name, record, "bbox", record["bbox"] in (None, []) or read_box(record["bbox"]))
     _require(path, name, record, "iscrowd", _is_crowd(record) is not None)
     return id_, *found
+
+
+def _highest(annotation: dict[str, Any]) -> float:
+    """The highest coordinate of its box and polygons, 0 without any; run lengths are of pixels, however many."""
+    box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+    parts = [box, *(segmentation if isinstance(segmentation, list) else [segmentation])]
+    if any(isinstance(part, dict) for part in parts):
+        return math.inf
+    values = [value for part in parts for value in (part if isinstance(part, list) else [part])]
+    return max((read_number(value) or 0 for value in values), default=0)
 
 
 def _is_crowd(annotation: dict[str, Any]) -> bool | None:

@@ -740,6 +740,20 @@ def test_a_broken_file_is_refused_with_its_record(workshop, case):
         workshop.build(data)
 
 
+@pytest.mark.parametrize(
+    "shares",
+    [{"segmentation": None}, {"segmentation": [[0.2, 0.2, 1, 0.2, 1, 0.9]]}, {"segmentation": ["0.2", 0.2] * 3}],
+)
+def test_shares_of_the_photo_are_no_pixels(workshop, shares):
+    """They would be a box and a mask of the pixel at the top left."""
+    data = content(annotation(1, bbox=[0.2, "0.2", 0.8, 0.7], **shares), annotation(2, bbox=None, segmentation=[[]]))
+    with pytest.raises(ValueError, match=r"instances\.json: no coordinate of the 2 annotations is above 1: .* pixels"):
+        workshop.build(data)
+    for pixels in {"segmentation": [SQUARE]}, {"segmentation": {"size": [HEIGHT, WIDTH], "counts": SQUARE_COUNTS}}:
+        (row,), _ = workshop.rows(annotation(1, bbox=[0.2, 0.2, 0.8, 0.7], **pixels))
+        assert row["boxes"] == [[1, 1, 4, 4]]  # the mask's own
+
+
 def test_bad_options_are_named(workshop):
     with pytest.raises(ValueError, match="CocoConfig needs data_dir"):
         Coco(cache_dir=str(workshop.folder))
