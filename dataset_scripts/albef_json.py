@@ -99,10 +99,8 @@ class AlbefJson(SourceBuilder):
         self, record: str, fields: dict[str, Any], size: tuple[int, int] | None
     ) -> Iterator[tuple[str, list[list[float]]]]:
         """A record's phrases, each with its boxes."""
-        captions = fields.get("caption")
-        if captions is None:
-            captions = fields.get("text")
-        captions = captions if isinstance(captions, list) else [captions]
+        captions = fields.get("caption") or fields.get("text")
+        captions = captions if isinstance(captions, list) and captions else [captions]
         try:
             boxes = self._boxes(record, fields.get("bbox"), size)
         except Unusable as reason:
