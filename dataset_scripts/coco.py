@@ -260,13 +260,16 @@ class Coco(SourceBuilder):
             self.report.kept["instances without a box, which have their mask's own"] += 1
             return mask_to_box(mask), mask
         x, y, width, height = read_box(annotation["bbox"])
+        whole = [x, y, x + width, y + height]
         try:
-            box = clip_box([x, y, x + width, y + height], (photo.width, photo.height))
+            box = clip_box(whole, (photo.width, photo.height))
         except Unusable as reason:
             if mask is None:
                 raise
             drop(f"boxes: {reason}; the mask's own is taken")
             return mask_to_box(mask), mask
+        if box != whole:  # many of them may be corners in place of sizes
+            self.report.kept["boxes over the edge of the photo, cut"] += 1
         if mask is not None and contradict(box, mask_to_box(mask)):
             if lost:
                 drop("masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone")

@@ -241,6 +241,7 @@ def test_boxes_are_cut_to_the_photo_or_dropped(workshop, bbox, expected):
     rows, report = workshop.rows(annotation(1, bbox=bbox, segmentation=None))
     assert [row["boxes"] for row in rows] == ([[expected]] if expected else [])
     assert report.dropped == ({} if expected else {"instances: box without area in the photo": 1})
+    assert report.kept["boxes over the edge of the photo, cut"] == bool(expected)
 
 
 @pytest.mark.parametrize("segmentation", [None, []])
