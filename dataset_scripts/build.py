@@ -12,6 +12,7 @@ do.
 
 import argparse
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -73,7 +74,8 @@ def build(
     """Builds the dataset `name` into the folder `output`: `README.md` and `data/<split>-<job>.parquet`.
 
     The folder appears under its name when it is complete, or not at all. A call that was killed is gone on with by the
-    same call; what it has done lies in the hidden folder `.<output>.building` beside the output.
+    same call, unless files of `data_dir` have changed since; what it has done lies in the hidden folder
+    `.<output>.building` beside the output.
 
     Args:
         name: A name in `BUILDERS`.
@@ -104,7 +106,8 @@ def build(
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
     command = _command(builder, name, splits, limit, options)
-    folder = _begin_or_go_on(scratch, {"name": name, "splits": splits, "limit": limit, **options})
+    settings = {"name": name, "splits": splits, "limit": limit, **options, "files": _state_of(options.get("data_dir"))}
+    folder = _begin_or_go_on(scratch, settings)
     try:
         write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
     except ValueError:
@@ -131,6 +134,16 @@ def _begin_or_go_on(scratch: Path, settings: dict[str, Any]) -> Path:
     folder.mkdir(parents=True)
     record.write_text(text)
     return folder
+
+
+def _state_of(folder: str | Path | None) -> str:
+    """Another text when a file in the folder has changed: what an earlier call wrote is then of the old ones."""
+    if folder is None:
+        return ""
+    with os.scandir(folder) as entries:
+        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    states = sorted((name, state.st_size, state.st_mtime_ns) for name, state in files)
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -153,3 +155,21 @@ def test_other_options_begin_anew(tmp_path, capsys):
     build("scenes", tmp_path / "out", num_proc=1, **COUNTS)
     assert "Going on" not in capsys.readouterr().out and not scratch.exists()
     assert num_rows(tmp_path / "out") > 100
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_rows_of_files_that_were_changed_are_not_gone_on_with(tmp_path, monkeypatch, capsys, mended):
+    """Who sees a fault, stops the build and mends the file wants rows of the mended one."""
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "train.json"
+    path.write_text('[{"image": "1.png", "caption": "a dgo"}]')
+    call = partial(build, "albef_json", tmp_path / "out", data_dir=str(tmp_path / "data"), num_proc=1)
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        patches.setattr("dataset_scripts.build.data_card", Mock(side_effect=KeyboardInterrupt))
+        call()
+    if mended:
+        path.write_text('[{"image": "1.png", "caption": "a dog"}]')
+    call()
+    assert ("Going on" in capsys.readouterr().out) != mended
+    (written,) = (tmp_path / "out" / "data").iterdir()
+    assert pq.ParquetFile(written).read()["phrase"].to_pylist() == ["a dog" if mended else "a dgo"]
