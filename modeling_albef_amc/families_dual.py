@@ -60,8 +60,9 @@ def clip(
         without_dropout(attention),
         record_attention(attention) as recorded,
     ):
-        cosine = (image_features(model, pixel_values) * text).sum(dim=-1)
-        score = cosine * model.logit_scale.exp()
+        image = image_features(model, pixel_values)
+        cosine = (image * text.to(image.device)).sum(dim=-1)
+        score = cosine * model.logit_scale.exp().to(image.device)
     rows = None if recorded[0] is None else torch.zeros(recorded[0].shape[::2], device=score.device)
     if rows is not None:
         rows[:, 0] = 1
@@ -106,8 +107,9 @@ def siglip(
         pooling_written_out(vision),
         record_attention(attention) as recorded,
     ):
-        cosine = (image_features(model, pixel_values) * text).sum(dim=-1)
-        score = cosine * model.logit_scale.exp() + model.logit_bias
+        image = image_features(model, pixel_values)
+        cosine = (image * text.to(image.device)).sum(dim=-1)
+        score = cosine * model.logit_scale.exp().to(image.device) + model.logit_bias.to(image.device)
     rows = None if recorded[0] is None else torch.ones(recorded[0].shape[::2], device=score.device)
     probability = score.detach().float().sigmoid()
     return PhraseAttention(score, recorded[0], rows, slice(None), patch_grid(model, pixel_values), probability, score)
