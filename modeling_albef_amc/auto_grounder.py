@@ -11,7 +11,7 @@ from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, Proce
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .checkpoint_checks import check_files, read_object
-from .families import FAMILIES, Explain, Family, explain_function, explainable
+from .families import FAMILIES, Explain, Family, check_complete, explain_function, explainable
 from .family_processors import whole_photos
 from .photos import Phrases
 from .pipeline import VisualGroundingPipeline
@@ -179,15 +179,15 @@ def load_model(
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
     except StrictDataclassError as error:
         raise ValueError(f"{path}: its config.json is no configuration of the model: {error}") from error
-    if loading["missing_keys"] and model_class is not family.training_class:
-        architectures = config.get("architectures")
-        architecture = architectures[0] if isinstance(architectures, list) and architectures else "no architecture"
-        raise ValueError(
-            f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
-            f"no score of image and text to explain. Choose one of {family.model_class.__name__}."
-        )
+    if model_class is not family.training_class:
+        check_complete(path, model, loading["missing_keys"])
     if base != path:
-        model.load_adapter(path, adapter_kwargs=hub)
+        missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys
+        if missing:  # of DoRA, which transformers does not find
+            raise ValueError(
+                f"{path}: {min(missing)} of its adapters cannot be loaded. Merge them into a plain checkpoint: "
+                f"python -m trainer.lora merge {path} --output FOLDER."
+            )
     return explainable(model.eval())
 
 
