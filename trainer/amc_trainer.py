@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ ITEMS = {
     "loss_amc_mean": "regions",
     "loss_amc_max": "regions",
 }
+# By which `accelerate launch --dynamo_backend` asks for a compiled model.
+COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 # Of a batch, beside what `compute_loss` takes out.
 NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_stand_in", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
@@ -166,6 +169,9 @@ class AmcTrainer(PublishingTrainer):
             raise ValueError("torch.compile: pass the model as it was before, and set torch_compile=True.")
         self.explain = with_own_forward(self.given_explain or explain_function(model))
         model, family = groundable(model, self.explain), FAMILIES.get(model.config.model_type)
+        if model._hf_peft_config_loaded and len(model.active_adapters()) > 1:
+            active = ", ".join(model.active_adapters())
+            raise ValueError(f"Several adapters are active, {active}, and only one can be saved: set_adapter chooses.")
         if family is not None and family.training_class is not None and not has_own_objectives(model):
             weights = [name for name in ("itc_weight", "mlm_weight") if getattr(self.args, name) > 0]
             if weights:
@@ -173,10 +179,14 @@ class AmcTrainer(PublishingTrainer):
                     f"{type(model).__name__} has no ITC and no MLM: load {family.training_class.__name__} with "
                     f"from_pretrained, or set {' and '.join(weights)} to 0 to train it by matching and AMC alone."
                 )
-        if self.args.torch_compile and not has_own_objectives(model):
+        is_compiled = self.args.torch_compile or os.environ.get(COMPILER, "no").lower() != "no"
+        if is_compiled and not has_own_objectives(model):
+            name = (
+                "torch_compile must be False" if self.args.torch_compile else f"{COMPILER}, of accelerate, must be no"
+            )
             raise ValueError(
-                f"torch_compile must be False for {type(model).__name__}: heatmaps are differentiated twice, which "
-                "compiled code cannot be; only AlbefForPreTraining compiles what lies below them."
+                f"{name} for {type(model).__name__}: heatmaps are differentiated twice, which compiled code cannot be; "
+                "only AlbefForPreTraining compiles what lies below them."
             )
         return model
 

@@ -95,6 +95,7 @@ def model_card(
     """
     family = family_texts(trainer.model.config.model_type, type(trainer.model).__name__)
     has_adapters = trainer.model._hf_peft_config_loaded
+    adapter_tag = [lora_config(trainer.model).peft_type.lower()] if has_adapters else []
     evaluations = list(trainer.evaluations.values())
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
     license = license or (card_license(base_model) if base_model else None)
@@ -104,7 +105,7 @@ def model_card(
         license=license,
         library_name="transformers",
         pipeline_tag=pipeline_tag,
-        tags=["visual-grounding", "grad-cam", "amc", family.tag, *(["lora"] if has_adapters else []), *(tags or [])],
+        tags=["visual-grounding", "grad-cam", "amc", family.tag, *adapter_tag, *(tags or [])],
         base_model=base_model if base_model and is_hub_id(base_model) else None,
         datasets=[dataset] if dataset and is_hub_id(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -245,13 +246,17 @@ def usage(trainer: "AmcTrainer", family: Family, model_name: str) -> str:
 def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
     """What these weights are without their base model."""
     config = lora_config(trainer.model)
+    kind = "LoRA" if config.peft_type == "LORA" else config.peft_type.value
     heads = ", ".join(f"`{name}`" for name in config.modules_to_save or [])
-    return {
-        "weights": "LoRA adapters, which `from_pretrained` (with peft) puts into the base model"
-        + (f"; trained in full: {heads}" if heads else ""),
-        "rank": f"{config.r}, scaled by {config.lora_alpha:g} / {config.r}, dropout {config.lora_dropout:g}",
-        "modules": "`" + config.target_modules.replace("|", "\\|") + "`",
+    facts = {
+        "weights": f"{kind} adapters, which `from_pretrained` (with peft) puts into the base model"
+        + (f"; trained in full: {heads}" if heads else "")
     }
+    if kind == "LoRA":
+        facts["rank"] = f"{config.r}, scaled by {config.lora_alpha:g} / {config.r}, dropout {config.lora_dropout:g}"
+    modules = config.target_modules
+    modules = modules.replace("|", "\\|") if isinstance(modules, str) else ", ".join(sorted(modules))
+    return {**facts, "modules": f"`{modules}`"}
 
 
 def evaluation_text(evaluations: list[Evaluation], title: str) -> str:
