@@ -149,10 +149,10 @@ def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
         return data_args.eval_splits
     if "validation" in split_names(data_args.dataset, data_args.dataset_config):
         return ["validation"]
-    if args.load_best_model_at_end or args.early_stopping_patience:
+    if args.load_best_model_at_end or args.save_strategy == "best" or args.early_stopping_patience:
         raise ValueError(
-            f"load_best_model_at_end and early_stopping_patience need an evaluation, and {data_args.dataset} has no "
-            "split validation: name others by eval_splits."
+            "load_best_model_at_end, save_strategy best and early_stopping_patience need an evaluation, and "
+            f"{data_args.dataset} has no split validation: name others by eval_splits."
         )
     logger.warning(f"{data_args.dataset} has no split validation: training goes on without evaluation.")
     args.eval_strategy = IntervalStrategy.NO

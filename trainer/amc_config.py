@@ -20,6 +20,7 @@ LEFT: dict[str, tuple[tuple, str]] = {
         "workers that outlive an epoch would draw the same augmentation again, and a resumed run something else",
     ),
     "save_on_each_node": ((False,), "machines share output_dir; see docs/reliability.md"),
+    "debug": ((None, "", []), "Trainer's hooks cannot read masks; steps without a finite gradient are named as it is"),
     "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
     "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
 }
@@ -46,8 +47,11 @@ class AmcConfig(TrainingArguments):
         default="cosine_warmup_with_min_lr", metadata={"help": "Learning rate schedule, by transformers' name."}
     )
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1},
-        metadata={"help": "Arguments of the schedule, as JSON."},
+        default=None,
+        metadata={
+            "help": "Arguments of the schedule, as JSON; default: of cosine_warmup_with_min_lr a tenth of the peak at "
+            "both ends, of others none."
+        },
     )
     warmup_steps: float = field(
         default=2000, metadata={"help": "Steps (or, below 1, share of all steps) until the peak learning rate."}
@@ -116,6 +120,8 @@ class AmcConfig(TrainingArguments):
             if getattr(self, name) not in values:
                 allowed = " or ".join(map(str, values))
                 raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)}: {reason}.")
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_warmup_with_min_lr":
+            self.lr_scheduler_kwargs = {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1}
         by_schedule = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")  # which expect something to fall
         names_best = self.load_best_model_at_end or self.save_strategy == "best" or self.early_stopping_patience > 0
         if self.metric_for_best_model is None and names_best and not by_schedule:
@@ -144,6 +150,8 @@ class AmcConfig(TrainingArguments):
             raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience needs evaluations while training: set eval_strategy.")
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise ValueError("save_strategy best needs evaluations while training: set eval_strategy.")
         if self.max_grad_norm <= 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 
