@@ -537,7 +537,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             if hasattr(layer, "base_layer"):
                 merged = deepcopy(layer)
                 merged.merge()
-                originals[f"{name}.weight"] = merged.base_layer.weight
+                originals |= {f"{name}.{part}": value for part, value in merged.base_layer.named_parameters()}
             elif hasattr(layer, "modules_to_save"):
                 trained = layer.modules_to_save[layer.active_adapters[0]]
                 originals |= {f"{name}.{part}": value for part, value in trained.named_parameters()}
