@@ -3,23 +3,40 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
 from transformers import PretrainedConfig
 
 from modeling_albef_amc import gradcam, groundable
 from modeling_albef_amc.families.training import with_own_forward
 from tests.conftest import tiny_batch
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+TRAINED = str(ROOT / "space" / "checkpoints" / "with_amc")
 
 
-def code_of(name: str) -> str:
-    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
-    return block
+def code_of(name: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("page", "place", "lines"),
+    [("README.md", 0, 2), *(("docs/grounding.md", place, lines) for place, lines in enumerate((2, 0, 3)))],
+    ids=["readme", "pipeline", "grounder", "tensors"],
+)
+def test_what_the_pages_show_runs(page, place, lines, tmp_path, monkeypatch, capsys):
+    """But for what runs against a Space and the Hub, in tests/test_space.py and tests/test_publishing.py."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photo.jpg", "photo.png"):
+        Image.open(ROOT / "space" / "examples" / "scene_1.png").convert("RGB").save(name)
+    code = code_of(page)[place]
+    exec(re.sub('"(outputs/scenes/with_amc|Salesforce/blip-itm-base-coco|org/albef-amc)"', repr(TRAINED), code), {})
+    assert len(capsys.readouterr().out.splitlines()) == lines
 
 
 def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
-    code, names = code_of("families.md"), {}
+    (code,), names = code_of("docs/families.md"), {}
     assert len(code[code.index("class Toy") :].strip().splitlines()) <= 25
     exec(code, names)
     model, batch = names["Toy"](PretrainedConfig()), tiny_batch()

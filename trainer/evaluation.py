@@ -177,7 +177,7 @@ class RecordGrounder:
     def explain(self, images: list[ImageRecords]) -> list[ImageRecords]:
         """The same, with the scores and heatmaps of their usable phrases."""
         readable = [found.image for found in images if found.image is not None]
-        self.grounder.explain_phrases(readable, self.batch_size, **self.options)
+        self.grounder.explain_phrases(readable, phrase_batch_size=self.batch_size, **self.options)
         return images
 
     def rows(self, images: list[ImageRecords]) -> list[Record]:
