@@ -535,7 +535,7 @@ def first_tokens(attention_mask: Tensor | None) -> Tensor | None:
             "attention_mask must be (num_phrases, num_tokens), or four-dimensional of bool or of what to add to "
             f"attention scores, not {tuple(attention_mask.shape)} of {attention_mask.dtype}."
         )
-    is_seen = attention_mask if is_bool else attention_mask > torch.finfo(attention_mask.dtype).min
+    is_seen = attention_mask if is_bool else attention_mask.float().exp() > 0  # -10000 hides a token as -inf does
     return is_seen.flatten(1, 2).any(dim=1).to(torch.int32).argmax(dim=1)
 
 
@@ -599,6 +599,7 @@ class AlbefModel(AlbefPreTrainedModel):
         """`pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state` of the
         image encoder (num_images, 1 + num_patches, hidden_size), and its states and attentions when asked.
         """
+        kwargs = recorded_outputs(self.config, kwargs)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         features = self.itc_image_features(vision.last_hidden_state)
         return BaseModelOutputWithPooling(vision.last_hidden_state, features, vision.hidden_states, vision.attentions)
@@ -611,7 +612,7 @@ class AlbefModel(AlbefPreTrainedModel):
         text layers (num_phrases, num_tokens, hidden_size), before they see an image, and their states and attentions
         when asked.
         """
-        text = self.text_model(input_ids, attention_mask, **kwargs)
+        text = self.text_model(input_ids, attention_mask, **recorded_outputs(self.config, kwargs))
         features = self.itc_text_features(text.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(text.last_hidden_state, features, text.hidden_states, text.attentions)
 
@@ -687,7 +688,7 @@ class AlbefModel(AlbefPreTrainedModel):
             features = self.itc_image_features(vision.last_hidden_state)
             return AlbefOutput(image_features=features, vision_model_output=vision)
         kwargs.pop("interpolate_pos_encoding", None)
-        text = self.get_text_features(input_ids, attention_mask, **kwargs)
+        text = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         states = dict(hidden_states=text.hidden_states, attentions=text.attentions)
         return AlbefOutput(text_features=text.pooler_output, last_hidden_state=text.last_hidden_state, **states)
 

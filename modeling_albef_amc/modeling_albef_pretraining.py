@@ -534,8 +534,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         for name, layer in self.named_modules():
             name = name.removeprefix("albef.")
             if hasattr(layer, "base_layer"):
-                updates = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
-                originals[f"{name}.weight"] = sum(updates, layer.base_layer.weight)
+                merged = deepcopy(layer)
+                merged.merge()
+                originals |= {f"{name}.{part}": value for part, value in merged.base_layer.named_parameters()}
             elif hasattr(layer, "modules_to_save"):
                 trained = layer.modules_to_save[layer.active_adapters[0]]
                 originals |= {f"{name}.{part}": value for part, value in trained.named_parameters()}

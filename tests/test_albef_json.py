@@ -129,9 +129,10 @@ def test_the_lists_for_grounding(workshop, form):
 
 def test_captions_that_are_none_are_counted_or_fatal(workshop):
     data = [record(["a dog", " ", 7]), record(None), record(""), record([]), {"image": "2.png"}]
+    data += [{"image": "3.png", "text": []}, *(record(none) | {"text": "a cat"} for none in (None, "", []))]
     rows, report = workshop.of(data)
-    assert [row["phrase"] for row in rows] == ["a dog"]
-    assert report.dropped == {"captions: missing, empty or no text": 6}
+    assert [row["phrase"] for row in rows] == ["a dog", "a cat", "a cat", "a cat"]
+    assert report.dropped == {"captions: missing, empty or no text": 7}
     with pytest.raises(ValueError, match=r"train\.json, record 0: captions: missing"):
         workshop.of(data, strict=True)
 

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import train
 from tests.helpers.training import collator_of
 from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from trainer import data_checks, evaluate_grounding
-from trainer.blocks import by_image
+from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
+from trainer.blocks import by_image, open_blocks
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows
 from trainer.regions import BOX_FORMATS, Region
@@ -92,12 +94,8 @@ def test_regions_may_begin_late_in_a_stream(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("convert", "box_format", "message"),
     [
-        (as_shares, "xyxy_normalized", r"All coordinates .* at most 1: .*--box_format xyxy_normalized. First: phrase "),
-        (
-            as_xywh,
-            "xywh",
-            r"of 12 boxes .* have no area as xyxy: .*--box_format xywh. First: phrase ",
-        ),
+        (as_shares, "xyxy_normalized", r"12 of 12 boxes .* above 1: .*--box_format xyxy_normalized. First: phrase "),
+        (as_xywh, "xywh", r"of 12 boxes .* have no area as xyxy: .*--box_format xywh. First: phrase "),
     ],
     ids=["shares", "xywh"],
 )
@@ -115,6 +113,50 @@ def test_boxes_in_other_units_are_refused_until_said_to_be(model, tmp_path, conv
     scored = evaluate_grounding.main([*arguments, str(tmp_path / "scored"), "--box_format", box_format])
     arguments[3] = str(plain)
     assert scored == evaluate_grounding.main([*arguments, str(tmp_path / "plainly")])
+
+
+@pytest.mark.parametrize("count", [8, 5], ids=["all", "most"])
+def test_boxes_in_shares_are_not_scored_as_the_first_pixel(model, tmp_path, count):
+    records = with_boxes(as_shares)[:count] + tiny_records(8)[count:]
+    folder = write_folder(tmp_path / "data", validation=records)
+    message = "no record that can be used" if count == 8 else "5 of 8 records cannot be used"
+    with pytest.raises(ValueError, match=rf"{message}.*no coordinate above 1.*--box_format|{message}.*xyxy_normalized"):
+        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
+                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        sweep_layers.main(["--model", model, "--dataset", str(folder), "--cpu"])
+
+
+@pytest.mark.parametrize(
+    ("region", "in_pixels"),
+    [
+        ({"boxes": [[0.5, 0.25, 1.0, 1.0]]}, {"boxes": [[50, 10, 100, 40]]}),
+        ({"polygons": [[[0.5, 0.25, 1.0, 0.25, 1.0, 1.0]]]}, {"polygons": [[[50, 10, 100, 10, 100, 40]]]}),
+        (
+            {"scribbles": [[0.5, 0.25]], "scribble_radius": 8.0},
+            {"scribbles": [[50, 10]], "scribble_radius": 8.0},
+        ),
+    ],
+)
+def test_shares_of_the_image_are_no_region_in_pixels(region, in_pixels):
+    with pytest.raises(ValueError, match=r"has no coordinate above 1: .*shares of the image"):
+        Region.from_record(region, height=40, width=100)
+    assert Region.from_record(in_pixels, height=40, width=100).num_instances == 1
+
+
+def test_the_first_pixel_is_a_region_where_whole_numbers_say_so():
+    np.testing.assert_equal(Region.from_record({"boxes": [[0, 0, 1, 1]]}, 40, 100).boxes, [[0, 0, 1, 1]])
+
+
+def test_half_of_the_boxes_in_shares_and_one_that_is_no_number():
+    mixed = datasets.Dataset.from_list(
+        with_boxes(as_shares)[:4] + tiny_records(8)[4:], features=tiny_dataset(1).features
+    )
+    with pytest.raises(ValueError, match=r"6 of 12 boxes .* have no coordinate above 1"):
+        check_regions(mixed)
+    records = tiny_records(8)
+    records[0]["boxes"] = [[1, float("nan"), 9, 9]]
+    check_regions(datasets.Dataset.from_list(records, features=tiny_dataset(1).features))
 
 
 def test_formats_of_boxes_by_hand():
@@ -136,6 +178,31 @@ def test_a_run_of_unusable_records_does_not_end_well(model, tmp_path):
     with pytest.raises(ValueError, match=r"6 of 8 records cannot be used, too many for a score; .*'scene-0"):
         evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
                                  "--output", str(tmp_path / "scored")])  # fmt: skip
+
+
+def test_a_held_out_image_that_is_missing_is_not_drawn(model, tmp_path):
+    """The first of the two that would be; training goes on and draws the other."""
+    records = tiny_records(4)
+    records[0]["image"] = {"bytes": b"no picture", "path": None}
+    folder = write_folder(tmp_path / "data", train=tiny_records(4), validation=records)
+    metrics = run(model, folder, tmp_path / "run", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert metrics["validation_num_phrases"] == 3
+    with Image.open(tmp_path / "run" / "heatmaps.png") as drawn:
+        assert drawn.height == 240  # one row
+
+
+def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys):
+    records = tiny_records(4)
+    arguments = ["--model", model, "--dataset", str(tmp_path / "data"), "--cpu", "--output", str(tmp_path / "grounded")]
+    for record in records[:3]:
+        record["image"] = {"bytes": b"no picture", "path": None}
+    write_folder(tmp_path / "data", train=records)
+    ground_dataset.main(arguments)
+    printed = capsys.readouterr().out
+    assert "3 have an error instead of an answer" in printed and "The first error: this image is not a readable" in printed
+    arguments += ["--max_examples", "3", "--overwrite"]
+    with pytest.raises(ValueError, match=r"No row of split train of .* has an answer; the first: this image is not"):
+        ground_dataset.main(arguments)
 
 
 # Lists of phrases, ids ------------------------------------------------------------------------------------------------
@@ -187,6 +254,23 @@ def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
         run(model, folder, tmp_path / "run")
 
 
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_row_without_its_list_of_phrases_is_one_unusable_record(model, tmp_path, streaming):
+    folder = listed_folder(tmp_path / "listed", lambda r: [r["boxes"], []], datasets.List(datasets.List(NUMBERS)))
+    rows = datasets.load_dataset(str(folder), split="train")
+    rows = [{**row, "phrase": None, "boxes": None} if i == 1 else row for i, row in enumerate(rows.cast_column(
+        "image", datasets.Image(decode=False)))]  # fmt: skip
+    features = datasets.load_dataset(str(folder), split="train").features
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    expected = [phrase for row in rows for phrase in row["phrase"] or [None]]
+    found = PhraseRows(open_split(str(folder), None, "train"))
+    assert found["phrase"] == [row["phrase"] for row in found] == expected and found["boxes"][2] is None
+    streamed = StreamedRows.open(str(folder), None, "train")
+    assert len(streamed) == 7 and [row["phrase"] for row in streamed] == expected
+    check_regions(streamed if streaming == "true" else found)
+    run(model, folder, tmp_path / "run", "--streaming", streaming)
+
+
 def test_different_pictures_under_one_id_are_an_error():
     records = tiny_records(3)
     records[1]["image_id"] = records[0]["image_id"]
@@ -214,6 +298,40 @@ def test_relative_paths_are_those_beside_the_file(tmp_path, monkeypatch, streami
     else:
         rows = list(open_split(str(tmp_path / "data"), None, "train"))
     assert collator_of()(rows)["pixel_values"].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_images_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monkeypatch, name):
+    """Every kind of row: with boxes, with a mask, with empty lists, with nothing at all."""
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    regions = [{"boxes": [[1, 1, 9, 9]], "masks": []}, {"boxes": None, "masks": ["photos/mask.png"]},
+               {"boxes": [], "masks": None}, {"boxes": None, "masks": None}]  # fmt: skip
+    rows = [{"image": f"photos/{n}.png", "phrase": "red square", **region} for n, region in enumerate(regions)]
+    for number in range(4):
+        picture(40 + number).save(tmp_path / "data" / "photos" / f"{number}.png")
+    Image.fromarray(np.pad(np.full((8, 6), 255, np.uint8), ((4, 24), (3, 32)))).save(
+        tmp_path / "data" / "photos" / "mask.png"
+    )
+    if name.endswith("jsonl"):
+        (tmp_path / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name)
+    monkeypatch.chdir("/")
+    for streaming in (False, True):
+        groups = [group for block in [open_blocks(str(tmp_path / "data"), None, "train", streaming=streaming)]
+                  for group in block[0]]  # fmt: skip
+        batch = collator_of()([record for group in groups for record in group])
+        assert batch["image_sizes"].tolist() == [[36, 40], [36, 41], [36, 42], [36, 43]]
+        assert batch["boxes"][:, 0].tolist() == [[1, 1, 9, 9], [3, 4, 9, 12], [-100] * 4, [-100] * 4]
+    for streaming in ("false", "true"):
+        run(model, tmp_path / "data", tmp_path / streaming, "--streaming", streaming, "--strict", "true")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_is_named(tmp_path, streaming):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: a file of it is empty"):
+        open_split(str(tmp_path), None, "train", streaming)
 
 
 def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog):

@@ -519,6 +519,12 @@ def test_features_of_images_and_phrases_alone():
     torch.testing.assert_close(image[1], both.image_features)
     assert text.last_hidden_state.shape == (4, 6, 24) and image[0].shape == (4, 17, 16)
     assert len(model.get_text_features(**batch, output_hidden_states=True).hidden_states) == 3  # words, two layers
+    model.config.return_dict, model.config.output_hidden_states = False, True
+    (features, _, states), (_, vision) = model(**batch), model(pixels)
+    torch.testing.assert_close(features, both.text_features)
+    alone = model.get_text_features(**batch), model.get_image_features(pixels)
+    assert len(states) == len(alone[0][2]) == 3 and len(vision[1]) == len(alone[1][2]) == 3
+    model.config.return_dict, model.config.output_hidden_states = True, False
     with pytest.raises(ValueError, match="Give pixel_values, input_ids or both"):
         model()
     with pytest.raises(ValueError, match="Heatmaps need both"):
@@ -560,8 +566,9 @@ def test_masks_of_four_dimensions_padded_on_the_left(implementation):
     model, batch = grounding_model(), padded_left(tiny_batch())
     model.set_attn_implementation(implementation)
     expected, mask = model(**batch), batch["attention_mask"][:, None, None].bool()
-    to_add = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    for four in (mask, to_add, mask.expand(-1, -1, mask.shape[-1], -1)):
+    hidden = torch.finfo(torch.float32).min, torch.finfo(torch.float16).min, -1e4
+    to_add = [torch.zeros(mask.shape).masked_fill(~mask, value) for value in hidden]
+    for four in (mask, *to_add, mask.expand(-1, -1, mask.shape[-1], -1)):
         output = model(**{**batch, "attention_mask": four})
         for name in ("itm_logits", "text_features"):
             torch.testing.assert_close(output[name], expected[name], rtol=1e-4, atol=1e-5)

@@ -210,6 +210,8 @@ def regions(draw):
         count = draw(st.integers(1, 3))
         points = [draw(st.floats(0, side, width=32)) for _ in range(count) for side in (width, height)]
         record = {"scribbles": [points], "scribble_radius": draw(st.floats(0.1, 20))}
+    coordinates = np.array([record.get("boxes", record.get("scribbles", [[2]]))])
+    assume(max(height, width) == 1 or coordinates.max() > 1)  # of less than a pixel, they are taken for shares
     return Region.from_record(record, height, width)
 
 

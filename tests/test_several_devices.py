@@ -1,4 +1,4 @@
-"""ALBEF over two devices, as device_map="auto" splits it: emulated, with tensors that have devices but no data.
+"""Models over two devices, as device_map="auto" splits it: emulated, with tensors that have devices but no data.
 
 Such tensors refuse to meet across devices, as those of GPUs do.
 """
@@ -9,7 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from modeling_albef_amc import AlbefModel, modeling_albef
-from tests.helpers.models import tiny_config
+from modeling_albef_amc.families.registry import explain_function, explainable
+from modeling_albef_amc.gradcam import gradcam
+from tests.helpers.models import TINY, tiny_config
 
 FIRST, SECOND = torch.device("cpu:1"), torch.device("cpu:2")
 SPLITS = {
@@ -22,7 +24,7 @@ SPLITS = {
 }
 
 
-def split(model: AlbefModel, seconds: list[str]) -> AlbefModel:
+def split(model: torch.nn.Module, seconds: list[str]) -> torch.nn.Module:
     """Inputs follow to where the weights are, before every module that has some: accelerate's hooks do the same."""
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -65,3 +67,20 @@ def test_all_parts_meet(seconds, explanation, create_graph, monkeypatch):
                 assert output.heatmaps.shape == (3, 4, 4)
                 if create_graph:
                     output.heatmaps.sum().backward()
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("second", ["text", "images"])
+def test_parts_of_other_families_meet(family, second):
+    parts = {"text": ["text_model", "text_encoder", "text_projection", "qformer", "vilt.encoder"]}
+    parts["images"] = ["vision_model", "visual_projection", "vilt.embeddings"]
+    prefixes = [f"bridgetower.{part}" if family == "bridgetower" else part for part in parts[second]]
+    model = explainable(TINY[family]())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        split(model, prefixes)
+        images = torch.randn(2, 3, 32, 32, device=FIRST)
+        phrases = torch.ones(3, 6, dtype=torch.long, device=FIRST)
+        index = torch.zeros(3, dtype=torch.long, device=FIRST)
+        for create_graph in (False, True):
+            attention = explain_function(model)(model, images, phrases, None, index, create_graph)
+            assert gradcam(attention, create_graph).shape == (3, 4, 4)

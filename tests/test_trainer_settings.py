@@ -49,12 +49,14 @@ class Rows(torch.utils.data.Dataset):
         ({"eval_use_gather_object": True}, "eval_use_gather_object must be False"),
         ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers must be False"),
         ({"save_on_each_node": True}, "save_on_each_node must be False"),
+        ({"debug": "underflow_overflow"}, "debug must be .* not underflow_overflow: Trainer's hooks cannot read masks"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed must be None"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches must be False"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches must be False"),
         ({"accelerator_config": {"even_batches": False}}, "even_batches must be True"),
         ({"early_stopping_patience": -1}, "must not be negative"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
+        ({"save_strategy": "best"}, "save_strategy best needs evaluations while training: set eval_strategy"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
     ],
 )
@@ -75,7 +77,8 @@ def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
         {"dataloader_drop_last": True},
         {"torch_empty_cache_steps": 1},
         {"optim": "adafactor"},
-        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {}},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"lr_scheduler_type": "linear"},
         {"eval_on_start": True},
         {"logging_first_step": True, "logging_strategy": "epoch"},
         {"enable_jit_checkpoint": True},
@@ -91,6 +94,18 @@ def test_settings_that_work(tmp_path, settings):
     assert math.isfinite(metrics["eval_loss"]) and not is_equal(before, snapshot(trainer.model))
     if "prediction_loss_only" not in settings:
         assert metrics["eval_num_phrases"] == 8
+
+
+def test_a_schedule_has_its_own_arguments(tmp_path):
+    def rates(**settings):
+        trainer = make_trainer(tmp_path, max_steps=4, learning_rate=1e-4, warmup_steps=2, **settings)
+        trainer.create_optimizer_and_scheduler(4)
+        factor = trainer.lr_scheduler.lr_lambdas[0]
+        return [1e-4 * factor(step) for step in range(4)]
+
+    assert rates(lr_scheduler_type="linear") == pytest.approx([0, 5e-5, 1e-4, 5e-5])
+    assert rates() == pytest.approx([1e-5, 1e-4, 5.5e-5, 1e-5])  # the paper's: a tenth at both ends
+    assert rates(lr_scheduler_kwargs={"min_lr_rate": 0.5})[1:] == pytest.approx([1e-4, 7.5e-5, 5e-5])
 
 
 def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):

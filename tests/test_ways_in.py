@@ -1,26 +1,32 @@
 """Every family, however it is loaded or wrapped, gives the answers of the plain model."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import pipeline
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import BlipForConditionalGeneration, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_albef_amc import AutoGrounder, AutoModelForVisualGrounding
+from modeling_albef_amc.families.auto import load_model
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.helpers.models import TINY, tiny_batch, tiny_family_processor
 from tests.helpers.training import collator_of, make_trainer
+from trainer.lora import merge
 
 TEXTS = ["a red dog", "a man on the left"]
 FAMILIES = ["albef", *TINY]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 # Linear layers that attend, whatever the family calls them.
-LORA = LoraConfig(target_modules=["query", "value", "qkv", "q_proj", "v_proj"], r=2, lora_alpha=8)
+MODULES = ["query", "value", "qkv", "q_proj", "v_proj"]
+LORA = LoraConfig(target_modules=MODULES, r=2, lora_alpha=8)
+DORA = LoraConfig(target_modules=MODULES, r=2, lora_alpha=8, use_dora=True)
+IA3 = IA3Config(target_modules=MODULES, feedforward_modules=[])
 
 
 def build(family: str):
@@ -53,6 +59,24 @@ def test_every_way_to_a_checkpoint(family, folder):
     same(AutoGrounder(model, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
     trainable = groundable(AutoModelForVisualGrounding.from_pretrained(folder))
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+
+
+def test_a_model_for_another_task_is_refused(tmp_path):
+    """Its head would be of random weights, or is none."""
+    model, processor = build("blip")
+    captioner = BlipForConditionalGeneration(model.config)
+    for part in (captioner, processor):
+        part.save_pretrained(tmp_path)
+    for load in (AutoGrounder.from_pretrained, AutoModelForVisualGrounding.from_pretrained):
+        with pytest.raises(
+            ValueError, match=r"of BlipForConditionalGeneration, without weights such as itm_head\.bias"
+        ):
+            load(str(tmp_path))
+    with pytest.raises(ValueError, match="BlipForConditionalGeneration has no score of image and text to explain"):
+        pipeline("visual-grounding", model=str(tmp_path))  # which then tries the class that the checkpoint names
+    for take in (explain_function, groundable, lambda model: AutoGrounder(model, processor)):
+        with pytest.raises(ValueError, match="BlipForConditionalGeneration has no score of image and text to explain"):
+            take(captioner)
 
 
 def wrapped_in_peft(model):
@@ -112,21 +136,61 @@ def first_step(model, folder, **settings) -> tuple[dict, dict]:
     return trainer.state.log_history[0], trainer
 
 
-def test_albef_in_peft_is_trained_by_all_of_its_objectives(tmp_path):
+@pytest.mark.parametrize("adapters", [LORA, DORA, IA3], ids=["LoRA", "DoRA", "IA3"])
+def test_albef_in_peft_is_trained_by_all_of_its_objectives(adapters, tmp_path):
     """`get_peft_model` puts adapters into the teacher too; its values follow the merged student's."""
     plain = tiny_albef()
-    wrapped = get_peft_model(copy.deepcopy(plain), LORA)
+    wrapped = get_peft_model(copy.deepcopy(plain), adapters)
     logs, _ = first_step(plain, tmp_path / "plain")
     found, trainer = first_step(wrapped, tmp_path / "peft")
     names = "loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"
     assert {name: found[name] for name in names} == pytest.approx({name: logs[name] for name in names}, rel=1e-5)
     assert trainer.model.queue_pointer == 4
     teacher, student = trainer.model.momentum_encoder, wrapped.merge_and_unload().albef
-    assert not [name for name, _ in teacher.named_modules() if "lora" in name]
+    assert not [name for name, _ in teacher.named_modules() if "lora" in name or "ia3" in name]
     with torch.no_grad():
         trainer.model.restart_momentum_encoder()
     for name, parameter in teacher.vision_model.named_parameters():
         torch.testing.assert_close(parameter, student.vision_model.get_parameter(name))
+
+
+def test_adapters_that_cannot_be_saved_or_loaded_as_they_are(tmp_path):
+    several = get_peft_model(TINY["clip"](), LORA)
+    several.add_adapter("second", LORA)
+    several.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ValueError, match="Several adapters are active, default, second"):
+        make_trainer(tmp_path / "several", several)
+    base, saved, merged = (str(tmp_path / name) for name in ("base", "dora", "merged"))
+    for part in build("clip"):
+        part.save_pretrained(base)
+    adapted = get_peft_model(load_model(base), DORA)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora" in name:
+                parameter.normal_(mean=1, std=0.3)
+    adapted.save_pretrained(saved)
+    build("clip")[1].save_pretrained(saved)
+    with pytest.raises(ValueError, match=r"lora_magnitude_vector.* cannot be loaded. Merge them"):
+        load_model(saved)
+    merge(saved, merged)
+    batch = tiny_batch()
+    found, expected = (explain_function(each)(each, **batch).score for each in (load_model(merged), adapted.eval()))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "facts"),
+    [
+        (LORA, "LoRA adapters.*\\| rank \\| 2, scaled by 8 / 2, dropout 0 \\|"),
+        (IA3, "IA3 adapters"),
+    ],
+)
+def test_the_card_of_a_model_that_came_in_peft(adapters, facts, tmp_path):
+    trainer = make_trainer(tmp_path, get_peft_model(TINY["clip"](), adapters))
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert re.search(facts + r".*\| modules \| `q_proj, qkv, query, v_proj, value` \|", card, re.DOTALL)
+    assert f"\n- {adapters.peft_type.lower()}\n" in card
 
 
 def test_albef_of_a_checkpoints_own_code_is_trained_by_all_of_its_objectives(tmp_path):
@@ -140,7 +204,7 @@ def test_albef_of_a_checkpoints_own_code_is_trained_by_all_of_its_objectives(tmp
         assert found[name] == pytest.approx(logs[name], rel=1e-5)
 
 
-def test_a_model_without_the_objectives_is_refused(tmp_path):
+def test_a_model_without_the_objectives_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="AlbefModel has no ITC and no MLM: load AlbefForPreTraining with from_pretr"):
         make_trainer(tmp_path, tiny_albef().albef)
     make_trainer(tmp_path, tiny_albef().albef, itc_weight=0.0, mlm_weight=0.0).train()
@@ -148,3 +212,6 @@ def test_a_model_without_the_objectives_is_refused(tmp_path):
         make_trainer(tmp_path, torch.compile(tiny_albef(), backend="eager"))
     with pytest.raises(ValueError, match="torch_compile must be False for CLIPModel"):
         make_trainer(tmp_path, TINY["clip"](), torch_compile=True, torch_compile_backend="eager")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")  # accelerate launch --dynamo_backend eager
+    with pytest.raises(ValueError, match="ACCELERATE_DYNAMO_BACKEND, of accelerate, must be no for CLIPModel"):
+        make_trainer(tmp_path, TINY["clip"]())

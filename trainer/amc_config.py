@@ -21,6 +21,7 @@ LEFT: dict[str, tuple[tuple, str]] = {
         "workers that outlive an epoch would draw the same augmentation again, and a resumed run something else",
     ),
     "save_on_each_node": ((False,), "machines share output_dir; see docs/reliability.md"),
+    "debug": ((None, "", []), "Trainer's hooks cannot read masks; steps without a finite gradient are named as it is"),
     "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
     "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
 }
@@ -43,6 +44,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
             if getattr(self, name) not in values:
                 allowed = " or ".join(map(str, values))
                 raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)}: {reason}.")
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_warmup_with_min_lr":
+            self.lr_scheduler_kwargs = {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1}
         by_schedule = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")  # which expect something to fall
         names_best = self.load_best_model_at_end or self.save_strategy == "best" or self.early_stopping_patience > 0
         if self.metric_for_best_model is None and names_best and not by_schedule:
@@ -82,6 +85,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
             raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise ValueError("early_stopping_patience needs evaluations while training: set eval_strategy.")
+        if self.save_strategy == "best" and self.eval_strategy == "no":
+            raise ValueError("save_strategy best needs evaluations while training: set eval_strategy.")
 
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
@@ -41,6 +42,8 @@ from .scores import PointingScores
 from .streaming import StreamedBatches, StreamedRows, as_it_is
 
 logger = logging.get_logger(__name__)
+# By which `accelerate launch --dynamo_backend` asks for a compiled model.
+COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 # Of a batch, beside what `compute_loss` takes out.
 NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
@@ -136,6 +139,9 @@ class AmcTrainer(PublishingTrainer):
             raise ValueError("torch.compile: pass the model as it was before, and set torch_compile=True.")
         self.explain = with_own_forward(self.given_explain or explain_function(model))
         model = groundable(model, self.explain)
+        if model._hf_peft_config_loaded and len(model.active_adapters()) > 1:
+            active = ", ".join(model.active_adapters())
+            raise ValueError(f"Several adapters are active, {active}, and only one can be saved: set_adapter chooses.")
         check_objectives(model, self.args)
         return model
 
@@ -447,10 +453,11 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
             f"{type(model).__name__} has no ITC and no MLM: load {family.training_class} with from_pretrained, or set "
             f"{' and '.join(weights)} to 0 to train it by matching and AMC alone."
         )
-    if args.torch_compile:
+    if args.torch_compile or os.environ.get(COMPILER, "no").lower() != "no":
+        name = "torch_compile must be False" if args.torch_compile else f"{COMPILER}, of accelerate, must be no"
         raise ValueError(
-            f"torch_compile must be False for {type(model).__name__}: heatmaps are differentiated twice, which "
-            "compiled code cannot be; only AlbefForPreTraining compiles what lies below them."
+            f"{name} for {type(model).__name__}: heatmaps are differentiated twice, which compiled code cannot be; "
+            "only AlbefForPreTraining compiles what lies below them."
         )
 
 

@@ -100,7 +100,9 @@ class AmcArguments:
     )
     lr_scheduler_type: str = option("cosine_warmup_with_min_lr", "Learning rate schedule, by transformers' name.")
     lr_scheduler_kwargs: dict | str | None = option(
-        factory=lambda: {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1}, help="Arguments of the schedule, as JSON."
+        None,
+        "Arguments of the schedule, as JSON; default: a tenth of the peak at both ends of cosine_warmup_with_min_lr, "
+        "none of others.",
     )
     warmup_steps: float = option(2000, "Steps (or, below 1, share of all steps) until the peak learning rate.")
     remove_unused_columns: bool = option(False, "Leave False: the collator needs all columns.")

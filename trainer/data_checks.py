@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import datasets
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
-from .phrase_rows import PhraseRows
+from .phrase_rows import PhraseRows, phrase_counts
 from .regions import REGIONS, to_xyxy
 from .streaming import StreamedRows
 
@@ -52,13 +52,14 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
         share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
         phrases = "training phrases" if is_whole else "first training phrases"
         logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region: AMC learns from these only.")
-    first = "; ".join(found.odd or found.first)
-    if found.num_boxes and found.highest <= 1 and not box_format.endswith("normalized"):
+    first = "; ".join(found.first)
+    if found.num_shares > SIZEABLE * found.num_boxes:
         raise ValueError(
-            f"All coordinates of the training data's boxes are at most 1: they seem to be shares of the image, not "
-            f"pixels. Say so by box_format, e.g. --box_format xyxy_normalized. First: {first}."
+            f"{found.num_shares:,} of {found.num_boxes:,} boxes of the training data have no coordinate above 1: they "
+            "seem to be shares of the image, not pixels. Say so by box_format, e.g. --box_format xyxy_normalized. "
+            f"First: {first}."
         )
-    if found.num_boxes and found.num_flat > SIZEABLE * found.num_boxes:
+    if found.num_flat > SIZEABLE * found.num_boxes:
         raise ValueError(
             f"{found.num_flat:,} of {found.num_boxes:,} boxes of the training data have no area as {box_format}: they "
             f"seem to be of another format. Say which by box_format, e.g. --box_format xywh. First: {first}."
@@ -67,15 +68,13 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
 
 @dataclass
 class RegionStatistics:
-    """What was found of `num_records` records; `odd` and `first` describe the first boxes without area, and the first
-    others."""
+    """What was found of `num_records` records; `first` describes the first boxes without an area or in shares."""
 
     num_records: int = 0
     num_with_region: int = 0
     num_boxes: int = 0
     num_flat: int = 0
-    highest: float = 0.0
-    odd: list[str] = field(default_factory=list)
+    num_shares: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, columns: dict[str, pa.Array], names: Sequence[str], box_format: str) -> None:
@@ -92,10 +91,10 @@ class RegionStatistics:
         x1, y1, x2, y2 = to_xyxy(values, box_format).T
         is_flat = ~((x1 < x2) & (y1 < y2))
         self.num_boxes, self.num_flat = self.num_boxes + len(values), self.num_flat + int(is_flat.sum())
-        self.highest = max(self.highest, float(np.abs(values).max(initial=0)))
-        for kept, chosen in ((self.odd, is_flat), (self.first, ~is_flat)):
-            for number in np.flatnonzero(chosen)[: NAMED - len(kept)]:
-                kept.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
+        is_share = (np.abs(values) <= 1).all(axis=1) & (not box_format.endswith("normalized"))
+        self.num_shares += int(is_share.sum())
+        for number in np.flatnonzero(is_flat | is_share)[: NAMED - len(self.first)]:
+            self.first.append(f"phrase {columns['phrase'][int(owners[number])].as_py()!r}: {values[number].tolist()}")
 
 
 def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> RegionStatistics:
@@ -103,7 +102,7 @@ def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> Regi
     for table in region_tables(dataset, names):
         columns = {name: plain(table[name]) for name in table.column_names}
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
-            lengths = pc.list_value_length(columns["phrase"]).to_pylist()
+            lengths = phrase_counts(columns["phrase"]).to_pylist()
             columns = {name: values_of_phrases(column, lengths) for name, column in columns.items()}
         statistics.add(columns, names, box_format)
     return statistics
@@ -124,8 +123,9 @@ def region_tables(dataset: Any, names: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
-    """One value a phrase, of a column with a list of them a row."""
-    values = [each for row, length in zip(column.to_pylist(), lengths) for each in (row or [None] * length)]
+    """One value a phrase, of a column with a list of them a row; rows with too few or too many are named when read."""
+    rows = zip(column.to_pylist(), lengths)
+    values = [each for row, length in rows for each in islice(chain(row or [], repeat(None)), length)]
     return pa.array(values, column.type.value_type)
 
 

@@ -26,7 +26,7 @@ from .evaluation import RecordGrounder, load_grounder, make_accelerator, progres
 from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
 from .record_store import check_split, read_records, record_schema, write_records
-from .scoring import summarize
+from .scoring import check_usable, summarize
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -120,18 +120,12 @@ def checked_summary(records: pa.Table, protocol: Protocol, name: str) -> dict[st
     """
     summary = summarize(records, protocol.metrics)
     num_records, num_unusable = summary["num_records"], summary["num_unusable"]
-    if num_records and num_unusable == num_records:
-        raise ValueError(f"{name} has no record that can be used; the first: {summary['unusable'][0]}")
-    if protocol.metrics[0] not in summary:
-        raise ValueError(f"{name} has no phrase with a box: nothing to score.")
     if num_unusable:
         print(f"{name}: {num_unusable} of {num_records} records cannot be used and were left out, such as")
         print("\n".join(f"  {line}" for line in summary["unusable"]))
-    if 2 * num_unusable > num_records:
-        raise ValueError(
-            f"{name}: {num_unusable} of {num_records} records cannot be used, too many for a score; the first: "
-            f"{summary['unusable'][0]}. Mend or drop them, or say what the boxes are: --box_format."
-        )
+    check_usable(name, num_unusable, num_records, next(iter(summary.get("unusable", [])), None))
+    if protocol.metrics[0] not in summary:
+        raise ValueError(f"{name} has no phrase with a box: nothing to score.")
     if "absent" in summary:
         of_absent = summary["absent"]
         print(f"{name}: AUROC of true against {of_absent['num_phrases']} absent phrases: {of_absent['auroc']:.3f}")

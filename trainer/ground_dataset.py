@@ -63,8 +63,16 @@ def ground_dataset(args: argparse.Namespace) -> None:
         if left := store.missing():
             print(f"{len(left)} of {len(blocks)} blocks are missing here: those of the other shards.")
         else:
-            rows, unusable = store.count()
-            print(f"{args.output / 'data'} has all {rows:,} rows; {unusable:,} have an error instead of an answer.")
+            rows, errors = store.count()
+            count = f"{len(errors):,} have an error instead of an answer."
+            print(f"{args.output / 'data'} has all {rows:,} rows; {count}")
+            if errors and len(errors) == rows:
+                raise ValueError(
+                    f"No row of split {args.split} of {args.dataset} has an answer; the first: {errors[0]}. When it is "
+                    "mended, start again with --overwrite."
+                )
+            if errors:
+                print(f"The first error: {errors[0]}")
 
 
 if __name__ == "__main__":

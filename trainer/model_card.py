@@ -98,11 +98,12 @@ def model_card(
     model = trainer.model
     model_type, family = model.config.model_type, FAMILIES.get(model.config.model_type)
     has_adapters = model._hf_peft_config_loaded
+    adapter_tag = [lora_config(model).peft_type.lower()] if has_adapters else []
     evaluations = list(trainer.evaluations.values())
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
     license = license or (card_license(base_model) if base_model else None)
     results = eval_results(evaluations, title, dataset_config)
-    usual = ["visual-grounding", "grad-cam", "amc", model_type, *(["lora"] if has_adapters else [])]
+    usual = ["visual-grounding", "grad-cam", "amc", model_type, *adapter_tag]
     card_data = ModelCardData(
         language=metadata.get("language"),
         license=license,
@@ -230,13 +231,17 @@ def example_phrases(dataset: Any) -> list[str]:
 def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
     """What these weights are without their base model."""
     config = lora_config(trainer.model)
+    kind = "LoRA" if config.peft_type == "LORA" else config.peft_type.value
     heads = ", ".join(f"`{name}`" for name in config.modules_to_save or [])
-    return {
-        "weights": "LoRA adapters, which `from_pretrained` (with peft) puts into the base model"
-        + (f"; trained in full: {heads}" if heads else ""),
-        "rank": f"{config.r}, scaled by {config.lora_alpha:g} / {config.r}, dropout {config.lora_dropout:g}",
-        "modules": "`" + config.target_modules.replace("|", "\\|") + "`",
+    facts = {
+        "weights": f"{kind} adapters, which `from_pretrained` (with peft) puts into the base model"
+        + (f"; trained in full: {heads}" if heads else "")
     }
+    if kind == "LoRA":
+        facts["rank"] = f"{config.r}, scaled by {config.lora_alpha:g} / {config.r}, dropout {config.lora_dropout:g}"
+    modules = config.target_modules
+    modules = modules.replace("|", "\\|") if isinstance(modules, str) else ", ".join(sorted(modules))
+    return {**facts, "modules": f"`{modules}`"}
 
 
 def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Value
 from PIL import Image
 
@@ -15,7 +17,7 @@ OF_PHRASES = "phrase", "caption_span", "absent", *REGIONS
 
 
 def records_of(row: Record) -> list[Record]:
-    """One record a phrase; a row with a single phrase is one.
+    """One record a phrase; a row with a single phrase, or with None, is one.
 
     Raises:
         ValueError: there are not as many regions, spans or the like as phrases; the message names the row.
@@ -35,6 +37,11 @@ def records_of(row: Record) -> list[Record]:
             )
         columns[name] = values
     return [{**row, **{name: values[number] for name, values in columns.items()}} for number in range(len(phrases))]
+
+
+def phrase_counts(phrases: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """How many records each row is, of a column with a list of phrases a row; see `records_of`."""
+    return pc.fill_null(pc.list_value_length(phrases), 1)
 
 
 def check_same_image(one: Record, other: Record) -> None:
@@ -70,7 +77,7 @@ class PhraseRows:
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.split, self.info = dataset, dataset.split, dataset.info
-        counts = [len(phrases) for phrases in dataset["phrase"]]
+        counts = [1 if phrases is None else len(phrases) for phrases in dataset["phrase"]]
         self.rows = np.repeat(np.arange(len(counts)), counts)
         self.numbers = np.arange(len(self.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -86,7 +93,8 @@ class PhraseRows:
         if isinstance(key, str):
             values = self.dataset[key][:]
             is_listed = key in OF_PHRASES and not isinstance(self.dataset.features[key], Value)
-            return [values[row][number] if is_listed else values[row] for row, number in zip(self.rows, self.numbers)]
+            places = zip(self.rows, self.numbers)
+            return [values[row][number] if is_listed and values[row] else values[row] for row, number in places]
         return records_of(self.dataset[int(self.rows[key])])[self.numbers[key]]
 
     def __iter__(self) -> Iterator[Record]:

@@ -174,11 +174,11 @@ class RecordStore:
             writer.write_table(pa.Table.from_pylist(rows, self.schema))
         os.replace(partial, self.path(block))
 
-    def count(self) -> tuple[int, int]:
-        """Numbers of all records, and of those that could not be used.
+    def count(self) -> tuple[int, list[str]]:
+        """The number of all records, and the errors of those that could not be used.
 
         Raises:
             ValueError: a file is damaged.
         """
         errors = [open_parquet(self.path(block)).read(["error"])["error"] for block in range(self.num_blocks)]
-        return sum(map(len, errors)), sum(len(column) - column.null_count for column in errors)
+        return sum(map(len, errors)), [error for column in errors for error in column.drop_null().to_pylist()]

@@ -203,6 +203,8 @@ def _read_box(given: Any, index: int, height: int, width: int, box_format: str) 
     box = _numbers(given, name, f"four as {box_format}", most=np.finfo(np.float64).max)
     if box.shape != (4,):
         raise ValueError(f"{name} must be four numbers, {box_format}; got {given!r:.80}")
+    if not box_format.endswith("normalized"):
+        _check_units(box, name, height, width, "say so by box_format, e.g. xyxy_normalized")
     box = to_xyxy(box, box_format, height, width)
     if _is_thin(box):
         raise ValueError(
@@ -215,11 +217,24 @@ def _read_box(given: Any, index: int, height: int, width: int, box_format: str) 
     return clipped
 
 
+def _check_units(coordinates: np.ndarray, name: str, height: int, width: int, remedy: str = "multiply them") -> None:
+    """
+    Raises:
+        ValueError: in pixels these coordinates are of a part of the first pixel, which nobody marks.
+    """
+    if max(height, width) > 1 and (np.abs(coordinates) <= 1).all() and (coordinates % 1).any():
+        raise ValueError(
+            f"{name} has no coordinate above 1: {coordinates.ravel().tolist()}; if they are shares of the image's "
+            f"width and height, not pixels, {remedy}"
+        )
+
+
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
     name = f"polygon {index}"
     checked = [_points(part, name, 3) for part in _items(parts, name)]
     if not checked:
         raise ValueError(f"{name} has no parts; drop it")
+    _check_units(np.concatenate(checked), name, height, width)
     if _is_thin(_polygons_box(checked, height, width)):
         raise ValueError(
             f"{name} has no area within the image of {width}x{height} pixels; check that it belongs to this image and "
@@ -252,6 +267,7 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
 
 def _read_scribble(given: Any, index: int, height: int, width: int) -> np.ndarray:
     points = _points(given, f"scribble {index}", 1)
+    _check_units(points, f"scribble {index}", height, width)
     if not ((points >= 0) & (points <= [width, height])).all(axis=1).any():
         raise _outside(f"scribble {index}", given, height, width)
     return points

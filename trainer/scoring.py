@@ -73,6 +73,24 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
+def check_usable(name: str, num_unusable: int, num_records: int, first: str | None) -> None:
+    """
+    Args:
+        name: of the data. first: the first record that cannot be used, and why.
+
+    Raises:
+        ValueError: none can be used, or so few that a score would say little.
+    """
+    if 2 * num_unusable <= num_records:
+        return
+    if num_unusable == num_records:
+        raise ValueError(f"{name} has no record that can be used; the first: {first}")
+    raise ValueError(
+        f"{name}: {num_unusable} of {num_records} records cannot be used, too many for a score; the first: {first}. "
+        "Mend or drop them, or say what the boxes are: --box_format."
+    )
+
+
 def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
     """The numbers of a split, for JSON: shares of right answers, of all scored phrases and by category.
 

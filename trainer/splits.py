@@ -6,6 +6,7 @@ import pyarrow as pa
 from datasets import (
     Array2D,
     Dataset,
+    Features,
     Image,
     IterableDataset,
     LargeList,
@@ -17,6 +18,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
+from datasets.table import table_cast
 
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
@@ -59,13 +61,15 @@ def open_split(
         renamed: the data set's column → ours, where they differ.
         needs_regions: a data set without any column of regions is an error.
 
-    Paths of images are relative to the folder of the files that name them.
+    Paths of images and masks are relative to the folder of the files that name them.
 
     Raises:
         ValueError: it cannot be read, or has no such split or column, or a column holds something else.
     """
     try:
         dataset = load_dataset(path, config, split=split, streaming=streaming)
+    except StopIteration as error:  # of datasets, where it looks for the first row
+        raise ValueError(f"Split {split} of {path} cannot be had: a file of it is empty.") from error
     except (ValueError, OSError, DatasetsError) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
         raise ValueError(f"Split {split} of {path} cannot be had: {error.__cause__ or error}") from error
@@ -84,16 +88,18 @@ def open_split(
             "stands for it; see dataset_scripts/features.py."
         )
     dataset, is_listed = known_columns(dataset, path, needs_regions)
-    folder = folder_of_files(path, config, split) if fits(dataset.features["image"], TEXT) else None
-    if folder is not None:
-        features = dataset.features  # which streamed data would forget
-        dataset = dataset.map(
-            lambda row: {"image": row["image"] and os.path.join(folder, row["image"])}, features=features
-        )
-    dataset = dataset.cast_column("image", Image(decode=False))
-    if "masks" in dataset.column_names:
-        masks = List(Image(decode=False))
-        dataset = dataset.cast_column("masks", List(masks) if is_listed else masks)
+    image = Image(decode=False)
+    kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
+    features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
+    paths = [name for name in kinds if name in features and is_text(dataset.features[name])]
+    if paths:
+        place = {"names": paths, "folder": folder_of_files(path, config, split), "schema": features.arrow_schema}
+        # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
+        dataset = dataset.with_format("arrow").map(place_images, batched=True, features=features, fn_kwargs=place)
+        dataset = dataset.with_format(None)
+    for name in kinds:
+        if name in features:
+            dataset = dataset.cast_column(name, features[name])
     return dataset
 
 
@@ -132,8 +138,29 @@ def split_names(path: str, config: str | None) -> list[str]:
         raise ValueError(f"{path} cannot be had: {error.__cause__ or error}") from error
 
 
-def folder_of_files(path: str, config: str | None, split: str) -> str | None:
-    """The folder on this machine that all files of a split are in; None where that is not one.
+def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Schema) -> pa.Table:
+    """The paths in these columns as images in files; relative ones are of the folder."""
+
+    def place(path: str | list | None) -> dict | list | None:
+        if isinstance(path, list):
+            return [place(each) for each in path]
+        return None if path is None else {"bytes": None, "path": path and os.path.join(folder, path)}
+
+    for name in names:
+        images = pa.array(place(table[name].to_pylist()), schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, images)
+    return table_cast(table, schema)
+
+
+def is_text(feature: FeatureType) -> bool:
+    """Whether it holds texts, in lists or not."""
+    if isinstance(feature, List | LargeList):
+        return is_text(feature.feature)
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def folder_of_files(path: str, config: str | None, split: str) -> str:
+    """The folder on this machine that all files of a split are in; empty where they are not on this machine.
 
     Raises:
         ValueError: they are in several.
@@ -142,7 +169,7 @@ def folder_of_files(path: str, config: str | None, split: str) -> str | None:
     folders = {os.path.dirname(file) for file in files if os.path.exists(file)}
     if len(folders) > 1:
         raise ValueError(f"Files of {path} in several folders name images by relative paths: keep them in one.")
-    return folders.pop() if folders else None
+    return folders.pop() if folders else ""
 
 
 def fits(feature: FeatureType, wanted: object) -> bool:

@@ -12,7 +12,7 @@ from datasets import IterableDataset
 from torch.utils.data import get_worker_info
 
 from .blocks import by_image
-from .phrase_rows import Record, records_of
+from .phrase_rows import Record, phrase_counts, records_of
 from .splits import open_split
 
 _ROWS_AT_A_TIME = 100  # that are turned into Python's objects
@@ -82,7 +82,7 @@ def column_tables(dataset: IterableDataset, column: str = "phrase") -> Iterator[
 
 def num_records(table: pa.Table) -> int:
     phrases = table["phrase"]
-    return len(pc.list_flatten(phrases)) if pa.types.is_nested(phrases.type) else len(phrases)
+    return pc.sum(phrase_counts(phrases)).as_py() or 0 if pa.types.is_nested(phrases.type) else len(phrases)
 
 
 class StreamedBatches(torch.utils.data.IterableDataset):

@@ -25,9 +25,11 @@ from modeling_albef_amc.gradcam import heatmap_points
 from .benchmarks import Protocol, table
 from .blocks import open_blocks
 from .commands import parse
+from .data_collator import record_name
 from .evaluation import ImageRecords, RecordGrounder, ahead, batches_of, load_grounder, make_accelerator
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
+from .scoring import check_usable
 
 AVERAGE = "all heads"
 # (layer, head) → phrases that it points at; a head is "0", "1", …, or AVERAGE.
@@ -55,7 +57,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
     blocks = open_blocks(*source)
     own = list(range(len(blocks)))[accelerator.process_index :: accelerator.num_processes]
-    hits, num_phrases = Counter(), 0
+    hits, unusable, num_phrases, num_records = Counter(), [], 0, 0
     batches = (batch for block in own for batch in batches_of(blocks[block], args.batch_size))
     read = ahead(grounder.read, batches, args.num_workers)
     with tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process) as shown:
@@ -63,9 +65,16 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             for layer in layers:
                 hits.update(hits_of_layer(grounder, images, layer, args.heads))
             num_phrases += sum(len(found.regions[number][0]) > 0 for found in images for number in found.usable)
-            shown.update(sum(len(found.records) for found in images))
-    found = gather_object([(num_phrases, hits)])
-    num_phrases, hits = sum(count for count, _ in found), sum((each for _, each in found), Counter())
+            records = [each for found in images for each in zip(found.records, found.errors, strict=True)]
+            unusable += [f"{record_name(record)}: {error}" for record, error in records if error is not None]
+            num_records += len(records)
+            shown.update(len(records))
+    found = gather_object([(num_phrases, num_records, hits)])
+    num_phrases, num_records = sum(each[0] for each in found), sum(each[1] for each in found)
+    hits, unusable = sum((each[2] for each in found), Counter()), gather_object(unusable)
+    if unusable and accelerator.is_main_process:
+        print(f"{len(unusable)} of {num_records} records cannot be used and were left out; the first: {unusable[0]}")
+    check_usable(f"Split {args.split} of {args.dataset}", len(unusable), num_records, next(iter(unusable), None))
     if num_phrases == 0:
         raise ValueError(f"Split {args.split} of {args.dataset} has no phrase with a box: nothing to score.")
     result = summarize(layers, hits, num_phrases)

@@ -150,10 +150,10 @@ def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
         return data_args.eval_splits
     if "validation" in split_names(data_args.dataset, data_args.dataset_config):
         return ["validation"]
-    if args.load_best_model_at_end or args.early_stopping_patience:
+    if args.load_best_model_at_end or args.save_strategy == "best" or args.early_stopping_patience:
         raise ValueError(
-            f"load_best_model_at_end and early_stopping_patience need an evaluation, and {data_args.dataset} has no "
-            "split validation: name others by eval_splits."
+            "load_best_model_at_end, save_strategy best and early_stopping_patience need an evaluation, and "
+            f"{data_args.dataset} has no split validation: name others by eval_splits."
         )
     logger.warning(f"{data_args.dataset} has no split validation: training goes on without evaluation.")
     args.eval_strategy = IntervalStrategy.NO
@@ -216,11 +216,13 @@ def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
 def heatmap_drawer(
     dataset: Dataset | PhraseRows | None, collator: GroundingCollator, num_examples: int
 ) -> Callable[[AmcTrainer], PIL.Image.Image] | None:
-    """Draws the heatmaps of held-out examples, spread evenly over the data set."""
+    """Draws the heatmaps of held-out examples, spread evenly over the data set; of those that can be used."""
     num_examples = 0 if dataset is None else min(num_examples, len(dataset))
-    if num_examples == 0:
-        return None
     records = [dataset[i * len(dataset) // num_examples] for i in range(num_examples)]
+    is_placeholder = collator(records)["is_placeholder"].tolist() if records else []
+    records = [record for record, is_other in zip(records, is_placeholder, strict=True) if not is_other]
+    if not records:
+        return None
     batch = collator(records)
     for record, boxes in zip(records, batch["boxes"], strict=True):
         record["boxes"] = boxes[boxes[:, 0] != PADDING].tolist()  # in pixels, whatever the record has

@@ -16,7 +16,7 @@ from ..pipeline import PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
 from .processors import whole_images
-from .registry import FAMILIES, METHODS, explain_function, explainable
+from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 
 class AutoGrounder(PhraseGrounder):
@@ -190,15 +190,16 @@ def load_model(
     model_class = family.load(family.training_class if is_training else family.model_class)
     with naming_damage(*folders):
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
-        if base != path:
-            model.load_adapter(path, adapter_kwargs=hub)
-    if loading["missing_keys"] and not is_training:
-        architectures = config.get("architectures")
-        architecture = architectures[0] if isinstance(architectures, list) and architectures else "no architecture"
-        raise ValueError(
-            f"{path} is a checkpoint of {architecture}, without weights such as {min(loading['missing_keys'])}: it has "
-            f"no score of image and text to explain. Choose one of {family.model_class}."
-        )
+    if not is_training:
+        check_complete(path, model, loading["missing_keys"])
+    if base != path:
+        with naming_damage(*folders):
+            missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys
+        if missing:  # of DoRA, which transformers does not find
+            raise ValueError(
+                f"{path}: {min(missing)} of its adapters cannot be loaded. Merge them into a plain checkpoint: "
+                f"albef-amc merge {path} --output FOLDER."
+            )
     return explainable(model.eval())
 
 

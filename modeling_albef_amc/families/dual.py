@@ -35,7 +35,8 @@ def clip(given: Pass) -> PhraseAttention:
     rows = None if attention is None else torch.zeros(attention.shape[::2], device=cosine.device)
     if rows is not None:
         rows[:, 0] = 1
-    score, probability = cosine * given.model.logit_scale.exp(), (1 + cosine.detach().float()) / 2
+    score = cosine * given.model.logit_scale.exp().to(cosine.device)
+    probability = (1 + cosine.detach().float()) / 2
     return PhraseAttention(score, attention, rows, slice(1, None), given.grid, probability)
 
 
@@ -57,7 +58,8 @@ def siglip(given: Pass) -> PhraseAttention:
     # Its own attention has no second derivative, and returns probabilities that its output is not computed from.
     with eager_pooling(vision):
         cosine, attention = explained_cosine(given, start, start.attention if is_head else start.self_attn)
-    score = cosine * given.model.logit_scale.exp() + given.model.logit_bias
+    scale, bias = (each.to(cosine.device) for each in (given.model.logit_scale.exp(), given.model.logit_bias))
+    score = cosine * scale + bias
     rows = None if attention is None else torch.ones(attention.shape[::2], device=score.device)
     return PhraseAttention(
         score, attention, rows, slice(None), given.grid, score.detach().float().sigmoid(), match_logit=score
@@ -73,7 +75,8 @@ def explained_cosine(given: Pass, start: nn.Module, attention: nn.Module) -> tup
         without_dropout(attention),
         record_attention(attention) as recorded,
     ):
-        return (image_features(given.model, given.pixel_values) * text).sum(dim=-1), recorded[0]
+        images = image_features(given.model, given.pixel_values)
+        return (images * text.to(images.device)).sum(dim=-1), recorded[0]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from .albef import ALBEF
 from .dual import ALTCLIP, CHINESE_CLIP, CLIP, SIGLIP
 from .family import Explain, Family, layers_of_images
 from .fusion import BLIP, BLIP_2, BRIDGETOWER, VILT
+from .hooks import unwrapped
 from .relevance import explain_all_layers, relevance
 
 FAMILIES: dict[str, Family] = {
@@ -38,15 +39,42 @@ class AutoModelForVisualGrounding(_BaseAutoModelClass):
         OrderedDict((name, family.model_class) for name, family in FAMILIES.items() if name != "albef"),
     )
 
+    @classmethod
+    def from_pretrained(cls, path: str, *args, output_loading_info: bool = False, **kwargs):
+        """As of all Auto classes; with `output_loading_info`, missing weights are the caller's to look at.
+
+        Raises:
+            ValueError: the checkpoint has no weights for a score of image and text.
+        """
+        model, loading = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, loading
+        check_complete(path, model, loading["missing_keys"])
+        return model
+
 
 AutoModelForVisualGrounding.register(AlbefModel.config_class, AlbefModel)
+
+
+def check_complete(path: str, model: PreTrainedModel, missing: set[str]) -> None:
+    """
+    Raises:
+        ValueError: weights of `model` are missing in the checkpoint it is of, and random therefore.
+    """
+    if missing:
+        architecture = (model.config.architectures or ["no architecture"])[0]
+        raise ValueError(
+            f"{path} is a checkpoint of {architecture}, without weights such as {min(missing)}: it has no score of "
+            f"image and text to explain. Choose one of {type(model).__name__}."
+        )
 
 
 def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain:
     """The function of `model`'s family, whose answer `METHODS[method]` turns into heatmaps.
 
     Raises:
-        ValueError: the family is unknown: pass a function of your own; or there is no such method for it.
+        ValueError: the family is unknown: pass a function of your own; there is no such method for it; or the model is
+            one for another task.
     """
     if model.config.model_type not in FAMILIES:
         raise ValueError(
@@ -54,6 +82,13 @@ def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain
             f"Pass explain=, a function as described in docs/families.md."
         )
     family = FAMILIES[model.config.model_type]
+    # By name: a checkpoint's own code has classes of its own.
+    names = {each.__name__ for each in type(unwrapped(model)).__mro__}
+    if not {family.model_class, family.training_class} & names:
+        raise ValueError(
+            f"{type(unwrapped(model)).__name__} has no score of image and text to explain: load a checkpoint of "
+            f"{family.model_class} as that."
+        )
     if heatmap_function(method) is not relevance:
         return family.explain
     if family.modules is None:
