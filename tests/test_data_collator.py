@@ -313,7 +313,7 @@ def test_the_same_rectangle_as_box_mask_and_polygon():
         assert polygon.rasterize(64).mean() == pytest.approx(box.rasterize(64).mean(), abs=0.01)
 
 
-@pytest.mark.parametrize("place", [(0, 0), (639, 479), (639, 0), (333, 222)])
+@pytest.mark.parametrize("place", [(1, 0), (639, 479), (639, 0), (333, 222)])
 def test_regions_of_a_pixel_do_not_vanish(place):
     x, y = place
     mask = np.zeros((480, 640), dtype=np.float32)
