@@ -199,7 +199,9 @@ def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys)
     write_folder(tmp_path / "data", train=records)
     ground_dataset.main(arguments)
     printed = capsys.readouterr().out
-    assert "3 have an error instead of an answer" in printed and "The first error: this image is not a readable" in printed
+    assert (
+        "3 have an error instead of an answer" in printed and "The first error: this image is not a readable" in printed
+    )
     arguments += ["--max_examples", "3", "--overwrite"]
     with pytest.raises(ValueError, match=r"No row of split train of .* has an answer; the first: this image is not"):
         ground_dataset.main(arguments)

@@ -128,10 +128,8 @@ def test_arguments_of_another_kind(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="compute_loss_func cannot be used"):
         make_trainer(tmp_path, compute_loss_func=lambda *args: 0)
     monkeypatch.chdir(tmp_path)
-    trainer = AmcTrainer(tiny_albef(), **given)
-    defaults = AmcConfig()
-    assert (trainer.args.learning_rate, trainer.args.amc_max_weight) == (1e-5, 0.8)
-    assert (trainer.save_total_limit, trainer.hub_strategy) == (defaults.save_total_limit, defaults.hub_strategy)
+    found = AmcTrainer(tiny_albef(), **given).args
+    assert found == AmcConfig(hub_strategy=found.hub_strategy)  # which is followed by `PublishingTrainer` itself
 
 
 def test_one_process_does_not_split_its_batches_over_gpus(tmp_path):
