@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -577,6 +578,12 @@ class AlbefModel(AlbefPreTrainedModel):
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature)))
         self.post_init()
+
+    def save_pretrained(self, save_directory: str | PathLike, *args, **kwargs) -> None:
+        """Saves the model; the training objectives, whose code is not saved with it, are not named any more."""
+        if getattr(self.config, "auto_map", None):
+            self.config.auto_map.pop("AutoModelForPreTraining", None)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
