@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from benchmarks.serving import latencies
 from modeling_albef_amc import AlbefModel
 from modeling_albef_amc.tools import export_albef as export
 from tests.helpers.data import PHRASES, tiny_albef, tiny_processor

@@ -39,8 +39,8 @@ Hits = Counter[tuple[int, str]]
 class HeadGrounder(AutoGrounder):
     """An engine whose heatmaps are (num_heads, rows, columns)."""
 
-    def method_functions(self, method: str) -> tuple[Callable, Callable]:
-        explain, heatmaps_of = super().method_functions(method)
+    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Callable, Callable]:
+        explain, heatmaps_of = super().method_functions(method, in_captions)
         return explain, partial(heatmaps_of, per_head=True)
 
 
