@@ -44,6 +44,7 @@ FOREIGN = {
     "_attn_implementation_internal",
     "experts_implementation",
     "quantization_config",
+    "audio_tokenizer",
 }
 # Of the disk, of what the Hub answers and of being offline; of huggingface_hub's HTTP library; of names.
 UNREACHABLE = OSError, HfHubHTTPError.__base__, HFValidationError

@@ -288,6 +288,7 @@ def test_a_strangers_model_runs_no_code(tmp_path):
     for family in FAMILIES:
         saved(tmp_path / family, family)
         folder, trap = tmp_path / family, {"auto_map": {"AutoConfig": "trap.C", "AutoModel": "trap.M"}}
+        trap |= {"audio_tokenizer": {"audio_tokenizer_class": "BertModel", "audio_tokenizer_name_or_path": "org/trap"}}
         for path in [*folder.glob("*.py"), folder / "trap.py", folder / "modeling_albef.py"]:
             path.write_text(code)
         for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
