@@ -12,9 +12,9 @@ from dataset_scripts.features import FEATURES
 from dataset_scripts.scenes import ScenesConfig, draw_scene, scene_rows
 from modeling_albef_amc.families.training import groundable
 from tests.conftest import tiny_batch
+from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.models import TINY
 from tests.helpers.training import make_trainer
-from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.tiny_families import TINY
 from trainer import evaluate_grounding
 from trainer.data_collator import GroundingCollator
 from trainer.scoring import auroc

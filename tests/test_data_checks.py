@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import train
+from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.training import collator_of
-from tests.tiny_data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
 from trainer.blocks import by_image, open_blocks
 from trainer.data_checks import check_regions

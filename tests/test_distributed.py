@@ -12,9 +12,9 @@ import torch
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
 from tests.helpers import two_processes
+from tests.helpers.data import tiny_dataset, tiny_records, write_folder
 from tests.helpers.runs import torchrun
 from tests.helpers.training import is_equal, relative_difference
-from tests.tiny_data import tiny_dataset, tiny_records, write_folder
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]

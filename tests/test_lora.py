@@ -15,6 +15,7 @@ from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
 from modeling_albef_amc.families.registry import FAMILIES
 from tests.conftest import tiny_blip
+from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.models import check_by_finite_differences
 from tests.helpers.training import (
     RUN,
@@ -26,7 +27,6 @@ from tests.helpers.training import (
     snapshot,
     write_yaml,
 )
-from tests.tiny_data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from trainer import evaluate_grounding, lora
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.commands import main as albef_amc

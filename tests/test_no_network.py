@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_data import picture, save_with_adapters, tiny_records, write_folder
+from tests.helpers.data import picture, save_with_adapters, tiny_records, write_folder
 
 ROOT = Path(__file__).parents[1]
 # Whoever turns to another machine, or asks for its address, is told so in a traceback and on the last line.

@@ -12,8 +12,8 @@ from dataset_scripts.features import make_row
 from modeling_albef_amc import AlbefModel, explain_function, gradcam, heatmap_points, normalize_heatmaps
 from modeling_albef_amc.gradcam import PhraseAttention, upsample_heatmaps
 from tests.conftest import tiny_config
+from tests.helpers.data import tiny_processor
 from tests.helpers.training import collator_of
-from tests.tiny_data import tiny_processor
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from trainer.metrics.pointing_game.pointing_game import point_in_boxes

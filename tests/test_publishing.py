@@ -26,10 +26,7 @@ from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder
 from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint
 from tests.conftest import tiny_blip
-from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
-from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
-from tests.helpers.training import RUN, TINY_MODEL, blip_processor
-from tests.tiny_data import (
+from tests.helpers.data import (
     picture,
     save_with_adapters,
     tiny_albef,
@@ -37,6 +34,9 @@ from tests.tiny_data import (
     tiny_records,
     write_folder,
 )
+from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
+from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
+from tests.helpers.training import RUN, TINY_MODEL, blip_processor
 
 ROOT = Path(__file__).parents[1]
 PHRASES = ["red square on the left", "very small blue square on the right"]

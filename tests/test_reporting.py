@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from tests.helpers.data import picture
 from tests.helpers.training import make_trainer
-from tests.tiny_data import picture
 from trainer.reporting import WAYS
 
 

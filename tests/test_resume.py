@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import train
+from tests.helpers.data import tiny_dataset
 from tests.helpers.runs import everything, finish, kill, prepare, start
 from tests.helpers.training import collator_of, make_trainer
-from tests.tiny_data import tiny_dataset
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.tiny_data import tiny_processor, tiny_records
+from tests.helpers.data import tiny_processor, tiny_records
 from trainer.data_collator import GroundingCollator
 from trainer.regions import Region
 

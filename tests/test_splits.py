@@ -7,7 +7,7 @@ import pytest
 from datasets import Array2D, ClassLabel, Features, Image, List, Value
 
 from dataset_scripts.features import FEATURES
-from tests.tiny_data import tiny_records, write_folder
+from tests.helpers.data import tiny_records, write_folder
 from trainer.splits import COLUMNS, fits, open_split
 
 TEXT, NUMBER, COUNT = Value("string"), Value("float32"), Value("int64")

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 import train
 from dataset_scripts.features import FEATURES
-from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
 from trainer import training
 from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
 

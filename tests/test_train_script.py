@@ -19,8 +19,8 @@ import train
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
 from tests.conftest import tiny_blip
+from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.training import RUN, TINY_MODEL, blip_processor, write_yaml
-from tests.tiny_data import tiny_records, write_folder
 from trainer import evaluate_grounding, training
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments

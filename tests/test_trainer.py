@@ -15,6 +15,8 @@ from transformers import (
 
 from modeling_albef_amc import AlbefForPreTraining
 from tests.conftest import tiny_blip
+from tests.helpers.data import PHRASES, picture, scattered_boxes, tiny_albef, tiny_dataset, tiny_processor, tiny_records
+from tests.helpers.models import TINY
 from tests.helpers.training import (
     FixedDraws,
     Poison,
@@ -26,8 +28,6 @@ from tests.helpers.training import (
     relative_difference,
     snapshot,
 )
-from tests.tiny_data import PHRASES, picture, scattered_boxes, tiny_albef, tiny_dataset, tiny_processor, tiny_records
-from tests.tiny_families import TINY
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.amc_trainer import AmcTrainer
 from trainer.augmentation import GroundingAugmentation

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from tests.helpers.data import tiny_albef, tiny_dataset
+from tests.helpers.models import TINY
 from tests.helpers.training import blip_processor, collator_of, is_equal, make_trainer, snapshot
-from tests.tiny_data import tiny_albef, tiny_dataset
-from tests.tiny_families import TINY
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.model_card import model_card

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train
-from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
 from trainer.data_collator import GroundingCollator
 
 BROKEN = {"bytes": b"\x89PNG, and no more", "path": None}

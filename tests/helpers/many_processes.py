@@ -9,8 +9,8 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 
 from dataset_scripts.features import FEATURES
+from tests.helpers.data import tiny_albef, tiny_records
 from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer
-from tests.tiny_data import tiny_albef, tiny_records
 from trainer.fsdp import left_out
 from trainer.loss_means import count_items
 from trainer.process_group import end_process_group

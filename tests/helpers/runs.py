@@ -12,7 +12,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny_data import tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
 
 ROOT = Path(__file__).parents[2]
 # Everything random at once: augmentation, masked words, drawn boxes, negatives, dropout, shuffled rows.

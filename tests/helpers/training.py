@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import BertTokenizer, BlipImageProcessorPil, BlipProcessor, TrainerCallback
 
-from tests.tiny_data import PHRASES, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.data import PHRASES, tiny_albef, tiny_dataset, tiny_processor
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator

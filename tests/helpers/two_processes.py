@@ -16,9 +16,9 @@ import torch
 from torch import distributed
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
+from tests.helpers.data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.models import TINY
 from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer
-from tests.tiny_data import scattered_boxes, tiny_albef, tiny_dataset, tiny_processor
-from tests.tiny_families import TINY
 from trainer.process_group import end_process_group
 
 

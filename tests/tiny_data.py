@@ -1,3 +1,0 @@
-"""Until everybody imports it from there."""
-
-from tests.helpers.data import *  # noqa: F403

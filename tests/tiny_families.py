@@ -1,3 +1,0 @@
-"""Until everybody imports it from there."""
-
-from tests.helpers.models import *  # noqa: F403
