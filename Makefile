@@ -59,9 +59,10 @@ fuzz: $(INSTALLED)  ## the parsers under a fuzzer; so long each, these alone: ma
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[fuzz]"
 	@$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS) $(FUZZ)
 
-lint: $(INSTALLED)  ## style and likely mistakes
+lint: $(INSTALLED)  ## style, likely mistakes, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 space: $(INSTALLED)  ## the demo, in a browser: of what `make train` made, or of MODEL_ID
 	@$(BIN)/python space/app.py

@@ -37,6 +37,7 @@ NOT_IMPORTED = {
     "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
     "pytest-xdist": "--numprocesses of pytest",
+    "mypy": "make lint",
     "ruff": "make lint",
 }
 
