@@ -32,7 +32,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .builder import GroundingBuilder, chunked
+from .builder import GroundingBuilder
 from .features import encode_png, make_image_id, make_row, mask_to_box
 from .options import ScenesOptions
 
@@ -135,9 +135,9 @@ class Scenes(GroundingBuilder):
     def split_names(self) -> list[str]:
         return [split for split, count in self.config.counts.items() if count]
 
-    def jobs(self, split: str) -> Iterator[list[int]]:
+    def images(self, split: str) -> range:
         """Numbers of scenes."""
-        return chunked(range(self.config.counts[split]), self.images_per_job)
+        return range(self.config.counts[split])
 
     def rows(self, split: str, job: list[int]) -> Iterator[dict[str, Any]]:
         for index in job:
