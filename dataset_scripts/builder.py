@@ -209,7 +209,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
     def image_id(self, name: str, image: LoadedImage) -> str:
         """The id of an image by its name in the source, as of `features.make_image_id`."""
         folder = os.path.basename(os.path.abspath(self.config.data_dir))
-        return make_image_id(self.builder_name, name, image.stored and image.stored["bytes"], folder)
+        return make_image_id(self.builder_name, name, image.stored["bytes"] if image.stored else None, folder)
 
     def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.

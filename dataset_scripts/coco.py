@@ -72,9 +72,10 @@ class Coco(GroundingBuilder):
         "they were, whatever they show and carry with them (Exif data too)."
     )
 
-    @property
-    def license_name(self) -> str:
-        return self.config.license or ""
+    def _info(self) -> datasets.DatasetInfo:
+        info = super()._info()
+        info.license = self.config.license or ""
+        return info
 
     def split_names(self) -> list[str]:
         other = Path(self.config.data_dir, self.config.categories) if self.config.categories else None

@@ -273,8 +273,10 @@ def _by_expression(expressions: list[dict[str, Any]], path: Path) -> dict[str, B
 
 def _first_fours(boxes: Any, record: str) -> Boxes:
     """Boxes that a score or category may follow: their first four numbers."""
-    fours = [box[:4] if isinstance(box, list) else box for box in boxes] if isinstance(boxes, list) else [None]
-    for box in fours:
-        if not is_box(box):
-            raise ValueError(f"{record}: {str(box)[:80]!r} is not a box, [x, y, width, height]")
+    fours = []
+    for box in boxes if isinstance(boxes, list) else [None]:
+        four = box[:4] if isinstance(box, list) else box
+        if not is_box(four):
+            raise ValueError(f"{record}: {str(four)[:80]!r} is not a box, [x, y, width, height]")
+        fours.append(four)
     return fours

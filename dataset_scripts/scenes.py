@@ -109,7 +109,7 @@ class SceneObject(NamedTuple):
     size: str
     colour: str
     shape: str
-    box: list[int]
+    box: list[float]
     mask: np.ndarray
 
 
