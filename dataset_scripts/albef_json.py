@@ -41,7 +41,6 @@ class AlbefJson(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = AlbefJsonConfig
-    builder_name = "albef_json"
     source = "A list of images with captions and boxes in ALBEF's JSON form that the builder was given."
 
     def split_names(self) -> list[str]:

@@ -97,7 +97,6 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
     Its objects are copied to worker processes, each of which fills a `report` of its own.
     """
 
-    builder_name = ""  # in `options.BUILDERS`
     source = ""  # where the data is from, for the data card
     license_name = ""  # on the Hub, where the source states one
     images_per_job = 500
@@ -209,7 +208,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
     def image_id(self, name: str, image: LoadedImage) -> str:
         """The id of an image by its name in the source, as of `features.make_image_id`."""
         folder = os.path.basename(os.path.abspath(self.config.data_dir))
-        return make_image_id(self.builder_name, name, image.stored["bytes"] if image.stored else None, folder)
+        return make_image_id(self.name, name, image.stored["bytes"] if image.stored else None, folder)
 
     def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.

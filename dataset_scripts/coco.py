@@ -65,7 +65,6 @@ class Coco(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
-    builder_name = "coco"
     images_per_job = 1000
     source = (
         "Images and an annotation file in COCO's format that the builder was given. Images are stored byte for byte as "

@@ -105,7 +105,6 @@ class Flickr30kEntities(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
-    builder_name = "flickr30k_entities"
     source = (
         "Flickr30k Entities (Plummer et al., 2017) for the phrases and boxes, Flickr30k (Young et al., 2014) for the "
         "captions and images. The images are Flickr users' own and were given out for research and education only."

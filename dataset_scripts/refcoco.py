@@ -49,7 +49,6 @@ class RefCoco(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = RefCocoConfig
-    builder_name = "refcoco"
     source = (
         "Expressions and splits of the refer toolkit (github.com/lichengunc/refer); images of COCO (RefCOCO, RefCOCO+, "
         "RefCOCOg) or of SAIAPR TC-12 (ReferIt), stored byte for byte as they were."

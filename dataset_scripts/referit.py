@@ -37,7 +37,6 @@ class ReferIt(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ReferItConfig
-    builder_name = "referit"
     source = (
         "Expressions of ReferIt (Kazemzadeh et al., EMNLP 2014) and images of SAIAPR TC-12, these stored byte for byte "
         "as they were."

@@ -128,7 +128,6 @@ class Scenes(GroundingBuilder):
     """`datasets` builder of the rendered scenes; a phrase has one mask and one box, a caption none."""
 
     BUILDER_CONFIG_CLASS = ScenesConfig
-    builder_name = "scenes"
     license_name = "apache-2.0"
     source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
 

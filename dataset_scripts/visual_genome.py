@@ -71,7 +71,6 @@ class VisualGenome(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = VisualGenomeConfig
-    builder_name = "visual_genome"
     source = (
         "Visual Genome's annotations (https://homes.cs.washington.edu/~ranjay/visualgenome, CC BY 4.0); its images are "
         "from Flickr, by way of YFCC100M and COCO."
