@@ -29,8 +29,6 @@ _HEADER = re.compile(r"\[/EN#([0-9]+)((?:/[A-Za-z]+)+)")
 # Of a word: the head of a phrase, a pair of brackets in the word, text, a bracket alone.
 _PIECE = re.compile(r"\[/EN#[^\[\]]*|\[[^\[\]]*\]|[^\[\]]+|[\[\]]")
 
-_UNRELATED = "{} unrelated to their image"
-_UNBOXED = "objects: without a box, marked {}"
 _SCENE = "phrases: of the scene as a whole, which has no box"
 _NO_BOX = "phrases: of what has no box"
 _NO_AREA = "phrases: of boxes without area in the image"
@@ -154,8 +152,8 @@ class Flickr30kEntities(GroundingBuilder):
         boxes, reasons = self._boxes_by_chain(image_id, annotation)
         for number, sentence in enumerate(sentences, start=1):
             if (image_id, number) in self._unrelated:
-                phrases = len(sentence.phrases)
-                self.lose({_UNRELATED.format("captions:"): 1, _UNRELATED.format("phrases: in captions"): phrases})
+                lost = {"phrases: in captions unrelated to their image": len(sentence.phrases)}
+                self.lose({"captions: unrelated to their image": 1, **lost})
                 continue
             self.report.kept["captions"] += 1
             for phrase in sentence.phrases:
@@ -215,7 +213,8 @@ class Flickr30kEntities(GroundingBuilder):
         reasons: dict[str, str] = {}
         for chains, box, is_scene, is_unboxed in annotation.objects:
             if box is None:
-                self.lose({_UNBOXED.format("scene"): is_scene, _UNBOXED.format("nobndbox"): is_unboxed})
+                marked = {"scene": is_scene, "nobndbox": is_unboxed}
+                self.lose({f"objects: without a box, marked {flag}": is_set for flag, is_set in marked.items()})
                 own = dict.fromkeys(chains, _SCENE if is_scene else _NO_BOX)
                 reasons = reasons | own if is_scene else own | reasons
                 continue

@@ -166,45 +166,49 @@ class VisualGenome(GroundingBuilder):
         kept, seen = self.report.kept, set()
         width, height = self._images[content[0]].size
         for kind, phrase, (x, y, w, h), record in self._found(*content):
-            with self.dropping(f"{kind}s", record):
+            try:
                 box = clip_box([x, y, x + w, y + h], (width, height))
-                # Two counts, as they have two causes: negative corners, and sides that are too long.
-                if x < 0 or y < 0:
-                    kept["boxes that began left of or above the image, cut"] += 1
-                if x + w > width or y + h > height:
-                    kept["boxes that ended right of or below the image, cut"] += 1
-                key = (phrase, *box)
-                if key in seen:
-                    self.report.dropped[f"{kind}s: phrase and box that the image has already"] += 1
-                    continue
-                seen.add(key)
-                kept[f"rows: {kind}s"] += 1
-                yield {"phrase": phrase, "boxes": [box], "categories": [kind]}
+            except Unusable as reason:
+                self.drop(f"{kind}s: {reason}", record)
+                continue
+            # Two counts, as they have two causes: negative corners, and sides that are too long.
+            if x < 0 or y < 0:
+                kept["boxes that began left of or above the image, cut"] += 1
+            if x + w > width or y + h > height:
+                kept["boxes that ended right of or below the image, cut"] += 1
+            key = (phrase, *box)
+            if key in seen:
+                self.report.dropped[f"{kind}s: phrase and box that the image has already"] += 1
+                continue
+            seen.add(key)
+            kept[f"rows: {kind}s"] += 1
+            yield {"phrase": phrase, "boxes": [box], "categories": [kind]}
 
     def _found(self, image_id: int, records: Records) -> Found:
         """All phrases that can be used."""
         if "regions" in self._kinds:
-            for number, region in enumerate(records.get("regions", [])):
-                yield from self._region(image_id, region, f"image {image_id}, region {number}")
+            yield from self._regions(image_id, records.get("regions", []))
         attributes_of: dict[Any, list[str]] = {}
         for thing in records.get("attributes", []):
             yield from self._attributes(thing, f"image {image_id}, an object of attributes.json", attributes_of)
         for relationship in records.get("relationships", []):
             yield from self._relations(relationship, f"image {image_id}, a relationship", attributes_of)
 
-    def _region(self, image_id: int, region: Any, record: str) -> Found:
-        with self.dropping("regions", record):
-            box = _box(region, _region_box)
-            phrase = region.get("phrase")
-            is_other = region.get("image_id", region.get("image", image_id)) != image_id
-            unusable_if(is_other, "of another image than the record they are in")
-            unusable_if(not isinstance(phrase, str), "without phrase")
-            clean = " ".join(phrase.split())
-            unusable_if(not clean, "with an empty phrase")
-            if clean != phrase:
-                where = "at an end" if phrase.strip() != phrase else "only inside"
-                self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
-            yield "region", clean, box, record
+    def _regions(self, image_id: int, regions: list[Any]) -> Found:
+        for number, region in enumerate(regions):
+            record = f"image {image_id}, region {number}"
+            with self.dropping("regions", record):
+                box = _box(region, _region_box)
+                phrase = region.get("phrase")
+                is_other = region.get("image_id", region.get("image", image_id)) != image_id
+                unusable_if(is_other, "of another image than the record they are in")
+                unusable_if(not isinstance(phrase, str), "without phrase")
+                clean = " ".join(phrase.split())
+                unusable_if(not clean, "with an empty phrase")
+                if clean != phrase:
+                    where = "at an end" if phrase.strip() != phrase else "only inside"
+                    self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
+                yield "region", clean, box, record
 
     def _attributes(self, thing: Any, record: str, attributes_of: dict[Any, list[str]]) -> Found:
         """The phrases of one object; its attributes are added to `attributes_of`."""

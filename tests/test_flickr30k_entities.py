@@ -293,25 +293,6 @@ def test_markup(line, words, phrases):
     ]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("[/EN#12/people A man walks .", "chain 12 has no closing bracket"),
-        ("[/EN#1/people A man in [/EN#2/clothing a shirt] .", "chain 1 has no closing bracket"),
-        ("[/EN#1 A man]", "is not .*<type>"),
-        ("[/EN#/people A man]", "is not .*<chain>"),
-        ("[/EN#1/people/ A man]", "is not .*<type>"),
-        ("/EN#1/people A man] walks", "has markup that is not"),
-        ("[/EN#1/people A /EN#2/people man]", "has markup that is not"),
-    ],
-)
-def test_broken_markup_is_refused_with_file_and_line(tmp_path, line, message):
-    path = tmp_path / "17.txt"
-    path.write_text("fine\nfine\n" + line + "\nfine\nfine\n")
-    with pytest.raises(ValueError, match=rf"17\.txt, line 3: .*{message}"):
-        read_sentences(path)
-
-
 def test_a_phrase_without_a_word_is_dropped(tmp_path):
     caption = [phrase("1"), Mention("1", ["people"], [""]), "walks"]
     rows, report = rows_of(tmp_path / "original", BOX, captions=[caption, ["", phrase("1")]])
@@ -341,83 +322,85 @@ def test_images_lie_in_the_folder_or_in_flickr30k_images_in_it(tmp_path, folder)
 
 # What is refused ------------------------------------------------------------------------------------------------------
 
+BROKEN = one_image([Thing(["1"], (2, 2, 4, 4)), Thing(["2"], None, nobndbox=1)])
+XML = annotation_xml(BROKEN)
 BOMB = """<?xml version="1.0"?>
 <!DOCTYPE annotation [<!ENTITY a "1111111111"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>
 <annotation><object><name>&b;</name></object></annotation>"""
 OUTSIDE = """<!DOCTYPE annotation [<!ENTITY a SYSTEM "file:///etc/passwd">]>
 <annotation><object><name>&a;</name></object></annotation>"""
+ANNOTATIONS = [
+    (XML[: len(XML) // 2], "is not XML, or was cut off"),
+    ("<html>" + XML + "</html>", "is an XML file of <html>"),
+    (BOMB, "declares a document type"),
+    (OUTSIDE, "declares a document type"),
+    (XML.replace("<annotation>", "<annotation>&nbsp;"), "is not XML"),
+    ('<?xml version="1.0" encoding="no-such"?>' + XML, "is not XML"),
+    (XML.replace("<name>1</name>", ""), "an object has no <name>"),
+    (XML.replace("<name>1</name>", "<name> </name>"), "an object has no <name>"),
+    (XML.replace("<xmin>2</xmin>", ""), "<xmin> of <bndbox> cannot be None"),
+    (XML.replace("<xmin>2</xmin>", "<xmin>two</xmin>"), "<xmin> of <bndbox> cannot be 'two'"),
+    (XML.replace("<width>40</width>", "<width>0</width>"), "an image cannot have 0 x 30 pixels"),
+    (XML.replace("<scene>0", "<scene>no"), "<scene> of <object> cannot be 'no'"),
+]
+SENTENCES = [
+    ("one\ntwo\n\nthree\nfour\n", "has 4 sentences, 5 are expected"),
+    ("1\n2\n3\n4\n5\n6\n", "has 6 sentences"),
+    (b"1\n2\n3\n4\ncaf\xe9\n", "is not UTF-8"),
+]
+MARKUP = [
+    ("[/EN#12/people A man walks .", "chain 12 has no closing bracket"),
+    ("[/EN#1/people A man in [/EN#2/clothing a shirt] .", "chain 1 has no closing bracket"),
+    ("[/EN#1 A man]", "is not .*<chain>/<type>"),
+    ("[/EN#/people A man]", "is not .*<chain>/<type>"),
+    ("[/EN#1/people/ A man]", "is not .*<chain>/<type>"),
+    ("/EN#1/people A man] walks", "has markup that is not"),
+    ("[/EN#1/people A /EN#2/people man]", "has markup that is not"),
+]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "content", "message"),
     [
-        (lambda xml: xml[: len(xml) // 2], "is not XML, or was cut off"),
-        (lambda xml: "<html>" + xml + "</html>", "XML file of <html>"),
-        (lambda xml: BOMB, "declares a document type"),
-        (lambda xml: OUTSIDE, "declares a document type"),
-        (lambda xml: xml.replace("<annotation>", "<annotation>&nbsp;"), "is not XML"),
-        (lambda xml: '<?xml version="1.0" encoding="no-such"?>' + xml, "is not XML"),
-        (lambda xml: xml.replace("<name>1</name>", ""), "an object has no <name>"),
-        (lambda xml: xml.replace("<name>1</name>", "<name> </name>"), "an object has no <name>"),
-        (lambda xml: xml.replace("<xmin>2</xmin>", ""), "<xmin> of <bndbox> cannot be None"),
-        (lambda xml: xml.replace("<xmin>2</xmin>", "<xmin>two</xmin>"), "<xmin> of <bndbox> cannot be 'two'"),
-        (lambda xml: xml.replace("<width>40</width>", "<width>0</width>"), "cannot have 0 x 30 pixels"),
-        (lambda xml: xml.replace("<scene>0", "<scene>no"), "<scene> of <object> cannot be 'no'"),
+        *(("Annotations/7.xml", *case) for case in ANNOTATIONS),
+        *(("Sentences/7.txt", *case) for case in SENTENCES),
+        *(("Sentences/7.txt", f"fine\nfine\n{line}\n4\n5", f"line 3: .*{message}") for line, message in MARKUP),
     ],
 )
-def test_a_broken_annotation_is_refused_with_its_file(tmp_path, change, message):
-    whole = annotation_xml(one_image([Thing(["1"], (2, 2, 4, 4)), Thing(["2"], None, nobndbox=1)]))
-    path = tmp_path / "7.xml"
-    path.write_text(whole)
-    assert [thing.box for thing in read_annotation(path).objects] == [[1, 1, 4, 4], None]
-    path.write_text(change(whole))
-    with pytest.raises(ValueError, match=rf"7\.xml.*{re.escape(message)}"):
-        read_annotation(path)
+def test_a_broken_file_of_an_image_is_refused_by_name(tmp_path, name, content, message):
+    write_one(tmp_path, BROKEN)
+    build(tmp_path)
+    write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / name))}.*{message}"):
+        build(tmp_path)
 
 
-def put(name: str, text: str):
-    return lambda folder: write(folder / name, text)
+REFUSED = [
+    ("Sentences", None, "has neither a folder Sentences"),
+    ("Annotations", None, "there is no folder .*Annotations"),
+    ("val.txt", None, r"val\.txt: No such file"),
+    ("UNRELATED_CAPTIONS", None, "UNRELATED_CAPTIONS: No such"),
+    ("test.txt", "\n", r"test\.txt is empty"),
+    ("train.txt", "7\n6\n7\n", r"train\.txt: 7 occurs twice"),
+    ("test.txt", "9\n7\n", r"test\.txt: 7 is also in .*train\.txt"),
+    ("train.txt", "../7\n", r"train\.txt: '\.\./7' is not the number"),
+    ("UNRELATED_CAPTIONS", "# format\n7 two\n", "UNRELATED_CAPTIONS, line 2: '7 two' is not"),
+    ("UNRELATED_CAPTIONS", "7 6\n", "UNRELATED_CAPTIONS, line 1"),
+    ("UNRELATED_CAPTIONS", "7\n", "UNRELATED_CAPTIONS, line 1"),
+]
 
 
-REFUSED = {
-    "no layout": (lambda folder: shutil.rmtree(folder / "Sentences"), "has neither a folder Sentences"),
-    "no annotations": (lambda folder: shutil.rmtree(folder / "Annotations"), "there is no folder .*Annotations"),
-    "no list": (lambda folder: (folder / "val.txt").unlink(), r"val\.txt: No such file"),
-    "no unrelated captions": (lambda folder: (folder / "UNRELATED_CAPTIONS").unlink(), "UNRELATED_CAPTIONS: No such"),
-    "empty list": (put("test.txt", "\n"), r"test\.txt is empty"),
-    "id twice": (put("train.txt", "7\n6\n7\n"), r"train\.txt: 7 occurs twice"),
-    "id in two lists": (put("test.txt", "9\n7\n"), r"test\.txt: 7 is also in .*train\.txt"),
-    "id that leads out": (put("train.txt", "../7\n"), r"train\.txt: '\.\./7' is not the number"),
-    "unrelated words": (put("UNRELATED_CAPTIONS", "# format\n7 two\n"), "UNRELATED_CAPTIONS, line 2: '7 two' is not"),
-    "unrelated number": (put("UNRELATED_CAPTIONS", "7 6\n"), "UNRELATED_CAPTIONS, line 1"),
-    "unrelated alone": (put("UNRELATED_CAPTIONS", "7\n"), "UNRELATED_CAPTIONS, line 1"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_broken_tree_is_refused_before_the_work_begins(tmp_path, case):
+@pytest.mark.parametrize(("name", "content", "message"), REFUSED)
+def test_a_broken_tree_is_refused_before_the_work_begins(tmp_path, name, content, message):
     write_one(tmp_path, one_image())
     assert builder(tmp_path).split_names()
-    change, message = REFUSED[case]
-    change(tmp_path)
+    path = tmp_path / name
+    if content is not None:
+        write(path, content)
+    else:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(ValueError, match=message):
         builder(tmp_path).split_names()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"one\ntwo\n\nthree\nfour\n", "has 4 sentences, 5 are expected"),
-        (b"1\n2\n3\n4\n5\n6\n", "has 6 sentences"),
-        (b"", "has 0 sentences"),
-        (b"1\n2\n3\n4\ncaf\xe9\n", "is not UTF-8"),
-    ],
-)
-def test_a_broken_file_of_sentences_is_refused(tmp_path, text, message):
-    path = tmp_path / "17.txt"
-    path.write_bytes(text)
-    with pytest.raises(ValueError, match=rf"17\.txt {message}"):
-        read_sentences(path)
 
 
 @pytest.mark.parametrize("name", ["Sentences/7.txt", "Annotations/7.xml"])

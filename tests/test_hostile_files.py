@@ -172,8 +172,8 @@ def test_no_image_starts_a_program(tmp_path, monkeypatch):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6)).save(buffer, "EPS")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    open_photo_says, open_image_says, built_says = reads(tmp_path / "a.png")
-    assert "ValueError" in open_photo_says and "ValueError" in open_image_says
+    bytes_say, path_says, built_says = reads(tmp_path / "a.png")
+    assert "ValueError" in bytes_say and "ValueError" in path_says
     assert built_says == "Unusable images: cannot be decoded"
     assert not marker.exists()
 
