@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
+from .coco_format import is_box
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
 
@@ -98,8 +99,7 @@ class AlbefJson(GroundingBuilder):
         boxes, is_whole = [], True
         for box in listed:
             try:
-                is_box = isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))
-                unusable_if(not is_box, "not four numbers of pixels")
+                unusable_if(not is_box(box) or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
                 cut = clip_box(box, size)
             except Unusable as reason:
                 self.drop(f"boxes: {reason}", record)
@@ -116,7 +116,3 @@ class AlbefJson(GroundingBuilder):
 def _image_of(record: dict[str, Any]) -> str | None:
     image = record.get("image")
     return image if isinstance(image, str) and image else None
-
-
-def _is_coordinate(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _FAR

@@ -83,9 +83,7 @@ class SourceImage(NamedTuple):
     path: str  # in `images_dir`
     record: str  # what the image is called in messages
     content: Any  # what `phrases` makes the rows of
-    lost: dict[
-        str, int
-    ]  # what goes with the image, and how many: "expressions: of an image …"; {} is the reason's place
+    lost: dict[str, int]  # what is lost with the image, and how many; {} in a name stands for the reason
     size: tuple[int, int] | None = None  # (width, height) in pixels
     name: str | None = None  # in its id; none: the path
 

@@ -105,7 +105,7 @@ class Coco(GroundingBuilder):
         by_image = np.lexsort((name_ranks, image_ranks))  # keeps the order of the file among equals
         ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
         records = list(zip(images.values(), np.split(annotations[by_image], ends)))
-        if self.config.split is None:
+        if not self.config.split:
             self.draw_splits((_drawn_by(image), (image, own)) for image, own in records if len(own))
         splits: dict[str, list[Record]] = {}
         for image, own in records:
