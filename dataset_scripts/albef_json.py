@@ -15,6 +15,7 @@ from typing import Any
 
 from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
 from .coco_format import is_box
+from .features import PhraseFields
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
 
@@ -64,7 +65,7 @@ class AlbefJson(GroundingBuilder):
             return None
         return SourceImage(name.removeprefix(self.config.image_prefix), place, records, lost)
 
-    def phrases(self, content: list[Numbered], size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: list[Numbered], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """One row a caption, in the order of the file."""
         for number, fields in content:
             place = f"{self.config.annotations}, record {number}"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image, ImageOps
 
-from .features import FEATURES, BuildReport, make_image_id, make_row, why_not_storable
+from .features import FEATURES, BuildReport, PhraseFields, make_image_id, make_row, why_not_storable
 from .options import AnnotationOptions
 
 # What images are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
@@ -125,7 +125,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         """The image that a record is of; None where it is left out, which is counted here."""
         raise NotImplementedError
 
-    def phrases(self, content: Any, size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: Any, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """What `make_row` gets for each phrase of an image of (width, height)."""
         raise NotImplementedError
 
@@ -148,8 +148,8 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
                 continue
             self.report.kept["images"] += 1
             image_id = self.image_id(image.name or image.path, loaded)
-            for phrase in self.phrases(image.content, loaded.size):
-                yield make_row(loaded.stored, image_id, **phrase)
+            for fields in self.phrases(image.content, loaded.size):
+                yield make_row(loaded.stored, image_id, **fields)
 
     def storable_rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
         """`rows` without those that no file can hold; these are dropped, after `rows` counted what it made them of."""
@@ -159,7 +159,8 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             else:
                 yield row
 
-    # As a loading script: `build` needs none of these three.
+    # As a loading script: `build` needs none of these three. datasets 3 finds those modules alone that a script imports
+    # itself, so that each imports all that it needs, `features` and `options` too.
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         super().download_and_prepare(*args, **kwargs)

@@ -23,7 +23,7 @@ import numpy as np
 
 from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
 from .coco_format import AnnotationFile, CocoImage, contradict, in_words, is_crowd, name_of, read_corners
-from .features import encode_png, mask_to_box
+from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_record
 from .options import CocoOptions
 from .segmentations import segmentation_to_mask
@@ -125,13 +125,13 @@ class Coco(GroundingBuilder):
         lost = {"instances: of an image that cannot be used": len(annotations)}
         return SourceImage(image.file_name, f"image {image.id} ({image.file_name})", record, lost, image.size)
 
-    def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         for phrase, own in self._instances_by_phrase(*content):
             boxes, masks = self._boxes_and_masks(own, content[0].size)
             if not boxes:
                 continue
             self.report.kept[f"rows (an image and a {'phrase' if 'caption' in phrase else 'category'})"] += 1
-            if None in masks:
+            if len(masks) < len(boxes):
                 self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
                 masks = []
             yield {**phrase, "boxes": boxes, "masks": masks}
@@ -141,7 +141,7 @@ class Coco(GroundingBuilder):
 
     def _instances_by_phrase(
         self, image: CocoImage, annotations: np.ndarray
-    ) -> Iterator[tuple[dict[str, Any], Numbered]]:
+    ) -> Iterator[tuple[PhraseFields, Numbered]]:
         """The phrases of an image, each with its place in the caption, if there is one, and its own annotations."""
         with self._path().open("rb") as file:
             records = [
@@ -159,7 +159,7 @@ class Coco(GroundingBuilder):
             else:
                 yield {"phrase": category}, own
 
-    def _instances_by_words(self, records: Numbered, image: CocoImage) -> Iterator[tuple[dict[str, Any], Numbered]]:
+    def _instances_by_words(self, records: Numbered, image: CocoImage) -> Iterator[tuple[PhraseFields, Numbered]]:
         if image.caption is None:
             raise ValueError(
                 f"{self._path()}: image {image.id} has no caption, though its annotations have tokens_positive, places "
@@ -176,10 +176,10 @@ class Coco(GroundingBuilder):
 
     def _boxes_and_masks(
         self, annotations: Numbered, size: tuple[int, int]
-    ) -> tuple[list[list[float]], list[dict[str, Any] | None]]:
-        """Boxes, and masks as files or None, of the instances in the image, which are counted; none if one was lost."""
+    ) -> tuple[list[list[float]], list[dict[str, Any]]]:
+        """Boxes, and such masks as there are, of the instances, which are counted; none if one was lost."""
         boxes: list[list[float]] = []
-        masks: list[dict[str, Any] | None] = []
+        masks: list[dict[str, Any]] = []
         crowds, is_whole = 0, True
         for number, annotation in annotations:
             record = name_of(annotation, number)
@@ -190,7 +190,8 @@ class Coco(GroundingBuilder):
                 is_whole = is_whole and isinstance(reason, OutsideImage)
                 continue
             boxes.append(box)
-            masks.append(None if mask is None else encode_png(mask))  # of a large image a file is much smaller
+            if mask is not None:
+                masks.append(encode_png(mask))  # of a large image a file is much smaller
             crowds += bool(is_crowd(annotation))
         if not boxes or not is_whole:
             self.lose({_BESIDE_LOST: len(boxes)})

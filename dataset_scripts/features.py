@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 from datasets import Features, Image, Value
@@ -41,6 +41,18 @@ FEATURES = Features(
         "absent": Value("bool"),
     }
 )
+
+
+class PhraseFields(TypedDict, total=False):
+    """What a builder knows of a phrase: arguments of `make_row`."""
+
+    phrase: Required[str]
+    boxes: Sequence[Sequence[float]]
+    masks: Sequence[dict[str, Any]]
+    caption: str | None
+    caption_span: tuple[int, int] | None
+    categories: Sequence[str]
+    proposals: Sequence[Sequence[float]]
 
 
 def make_row(  # noqa: PLR0913 - the columns

@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser, f
 
 from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box
 from .coco_format import is_box
+from .features import PhraseFields
 from .json_files import read_json, read_text
 from .options import Flickr30kEntitiesOptions
 
@@ -147,7 +148,7 @@ class Flickr30kEntities(GroundingBuilder):
         lost = {"phrases: of an image that cannot be used": sum(len(sentence.phrases) for sentence in sentences)}
         return SourceImage(path, f"image {image_id}", content, lost, annotation.size, image_id)
 
-    def phrases(self, content: Content, size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: Content, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image_id, sentences, annotation = content
         boxes, reasons = self._boxes_by_chain(image_id, annotation)
         for number, sentence in enumerate(sentences, start=1):

@@ -44,17 +44,11 @@ def write_splits(
 ) -> None:
     """Writes the splits to `folder/data/<split>-<job>.parquet`; fills `builder.report`, `info.splits` and the sizes.
 
-    A split without a row is left out.
+    A split without a row is left out. Errors are those of `build.build`.
 
     Args:
         folder: a new one, or what an earlier call with the same builder and limit left of its work.
         limit: at most this many rows of each split; jobs are then done one after the other.
-        num_proc: processes that work at the same time.
-        splits: the names of those to write; none: all.
-
-    Raises:
-        ValueError: bad data, an unknown split, or not one row came out.
-        RuntimeError: a process ended before its job did.
     """
     for name in ("data", "notes"):
         (folder / name).mkdir(parents=True, exist_ok=True)

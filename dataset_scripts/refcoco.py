@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .builder import AnnotationConfig, GroundingBuilder, SourceImage, clip_box, unusable_if
 from .coco_format import AnnotationFile, CocoImage, contradict, is_box, read_corners, read_id
-from .features import encode_png, mask_to_box
+from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
 from .options import RefCocoOptions
 from .safe_pickle import load_plain_pickle
@@ -94,14 +94,13 @@ class RefCoco(GroundingBuilder):
         place = self._path(image.file_name)
         return SourceImage(place, f"image {image.id} ({image.file_name})", record, lost, image.size, image.file_name)
 
-    def phrases(self, content: "_Image", size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: "_Image", size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image, refs, proposals = content
         usable = None if proposals is None else self._usable_proposals(proposals, image)
         for ref, annotation, categories in refs:
             with self.dropping("expressions", f"ref {ref['ref_id']}", len(ref["sentences"])):
                 box, masks = self._box_and_mask(ref, annotation, image.size)
                 self.report.kept["objects"] += 1
-                region = {"boxes": [box], "masks": masks, "categories": categories, "proposals": usable or []}
                 for sentence in ref["sentences"]:
                     phrase = " ".join(sentence["sent"].split())
                     if not phrase:
@@ -113,7 +112,13 @@ class RefCoco(GroundingBuilder):
                         self.report.kept["expressions by a box alone, for want of a mask"] += 1
                     if usable == []:
                         self.report.kept["expressions without proposals"] += 1
-                    yield {"phrase": phrase, **region}
+                    yield {
+                        "phrase": phrase,
+                        "boxes": [box],
+                        "masks": masks,
+                        "categories": categories,
+                        "proposals": usable or [],
+                    }
 
     def _box_and_mask(
         self, ref: dict[str, Any], annotation: dict[str, Any], size: tuple[int, int]

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
 from .coco_format import is_box
+from .features import PhraseFields
 from .json_files import read_json, read_text
 from .options import ReferItOptions
 
@@ -69,7 +69,7 @@ class ReferIt(GroundingBuilder):
         lost = {"records: of an image that cannot be used": len(regions)}
         return SourceImage(f"{image}.jpg", f"image {image}", record, lost, name=str(image))
 
-    def phrases(self, content: tuple[int, list[int]], size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: tuple[int, list[int]], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image, regions = content
         for region in regions:
             path = Path(self.config.data_dir, self.config.records, f"{image}_{region}.json")

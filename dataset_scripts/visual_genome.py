@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .builder import DrawnSplitsConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
+from .features import PhraseFields
 from .json_files import first_character, read_text, stream_json_lists, stream_json_records
 from .options import VisualGenomeOptions
 
@@ -161,7 +162,7 @@ class VisualGenome(GroundingBuilder):
 
     # Rows
 
-    def phrases(self, content: tuple[int, Records], size: tuple[int, int] | None) -> Iterator[dict[str, Any]]:
+    def phrases(self, content: tuple[int, Records], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """Regions, attributes, relations of an image, in the order of the files."""
         kept, seen = self.report.kept, set()
         width, height = self._images[content[0]].size
