@@ -141,17 +141,6 @@ def test_a_prefix_of_the_names_can_be_taken_off(workshop):
     assert not workshop.of(data, images=True)[0]
 
 
-def test_records_of_an_image_that_are_apart_are_in_jobs_of_their_own(workshop, monkeypatch):
-    monkeypatch.setattr(AlbefJson, "images_per_job", 2)
-    workshop.of([record(f"caption {i}", name) for i, name in enumerate("11233341")])
-    jobs = list(workshop.builder().jobs("train"))
-    assert [[(image, len(records)) for image, records in job] for job in jobs] == [
-        [("1", 2), ("2", 1)],
-        [("3", 3), ("4", 1)],
-        [("1", 1)],
-    ]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

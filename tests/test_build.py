@@ -106,16 +106,6 @@ def test_the_card_tells_the_counts_and_no_path(built, tmp_path):
     assert str(folder.parent) not in card
 
 
-def test_limit_cuts_every_split(tmp_path):
-    builder = build("scenes", tmp_path / "out", limit=4, **COUNTS)
-    assert {split: info.num_examples for split, info in builder.info.splits.items()} == dict.fromkeys(COUNTS, 4) | {
-        "test_unseen": 3,
-        "captions": 3,
-    }
-    with pytest.raises(ValueError, match="limit must be at least 1"):
-        build("scenes", tmp_path / "none", limit=0)
-
-
 def test_only_the_splits_that_are_asked_for_are_built(built, tmp_path):
     folder, _ = built
     command = ["scenes", "--output", str(tmp_path / "out"), *SIZES, "--num-proc", "1", "--splits"]
@@ -220,6 +210,8 @@ def test_bad_arguments_end_with_a_message(tmp_path, capsys):
         main(["scenes", "--output", str(tmp_path / "out"), "--seed", "-1"])
     with pytest.raises(SystemExit, match=r"error: .*instances\.json: No such file"):
         main(["coco", "--output", str(tmp_path / "out"), "--data-dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: limit must be at least 1"):
+        main(["scenes", "--output", str(tmp_path / "out"), "--limit", "0"])
     with pytest.raises(ValueError, match="no builder 'images'"):
         builder_class("images")
 

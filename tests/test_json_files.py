@@ -112,17 +112,6 @@ def test_broken_lists_are_named_with_the_place(tmp_path, text, message):
         list(stream_json_lists(written(tmp_path, text), ["a", "b"]))
 
 
-def test_of_a_broken_record_not_the_whole_file_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_files, "_CHUNK", 100)
-    path = written(tmp_path, "[" + "1, " * 100 + "x" + ", 1" * 100_000 + "]")
-    read = []
-    more = json_files._Reader._read_on
-    monkeypatch.setattr(json_files._Reader, "_read_on", lambda reader: read.append(1) or more(reader))
-    with pytest.raises(ValueError, match="after 100 records: Expecting value, at byte 301"):
-        list(stream_json_array(path))
-    assert len(read) < 10
-
-
 def test_another_encoding_a_missing_file_and_a_number_of_thousands_of_digits_are_named(tmp_path):
     path = tmp_path / "records.json"
     with pytest.raises(ValueError, match=r"records\.json: No such file"):

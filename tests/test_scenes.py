@@ -16,13 +16,11 @@ from PIL import Image
 from dataset_scripts.scenes import (
     COLOURS,
     HELD_OUT,
-    RELATIONS,
     SHAPES,
     SIZES,
     SPLITS,
     Scenes,
     ScenesConfig,
-    _relation_holds,
     draw_scene,
     is_relation,
     scene_rows,
@@ -165,24 +163,6 @@ def test_relation_phrases_need_their_relation(dataset, scenes, split):
                 assert sign * gaps[axis] <= -4, phrase
         checked += 1
     assert checked >= 15
-
-
-@pytest.mark.parametrize(
-    ("target", "rival", "holds"),
-    [
-        ((-22, 0), (10, 0), True),  # 128 / 6 is 21.3
-        ((-21, 0), (10, 0), False),
-        ((-30, 31), (10, 0), False),  # rather below than left
-        ((-30, 29), (4, 50), True),
-        ((-30, 0), (3, 0), False),  # the rival is hardly right of the anchor
-        ((30, 0), (10, 0), False),
-    ],
-)
-def test_left_of_is_clear(target, rival, holds):
-    offsets = [(0, 0), target, rival]
-    assert _relation_holds(offsets, 1, [2], RELATIONS["left of"], 128) is holds
-    upright = [(y, x) for x, y in offsets]
-    assert _relation_holds(upright, 1, [2], RELATIONS["above"], 128) is holds
 
 
 def test_held_out_pairs_are_seen_in_test_unseen_only(dataset, scenes):
