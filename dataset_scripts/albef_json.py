@@ -19,6 +19,7 @@ from .features import PhraseFields
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
 
+_OTHER_NAMES = ("box", "boxes", "bboxes", "region", "regions", "polygons", "segmentation", "masks")
 _FAR = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
@@ -90,6 +91,12 @@ class AlbefJson(GroundingBuilder):
                 raise ValueError(
                     f"{path}: record {number} is no record with image and caption or text: {str(record)[:80]}"
                 )
+            others = [name for name in _OTHER_NAMES if record.get(name)]
+            if others and not record.get("bbox"):
+                raise ValueError(
+                    f"{path}: record {number} has {', '.join(others)}, which is not understood: call it bbox, "
+                    "[x1, y1, x2, y2] in pixels or a list of such boxes"
+                )
             yield number, record
 
     def _boxes(self, record: str, bbox: Any, size: tuple[int, int] | None) -> list[list[float]]:
@@ -101,6 +108,7 @@ class AlbefJson(GroundingBuilder):
         for box in listed:
             try:
                 unusable_if(not is_box(box) or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
+                unusable_if(max(map(abs, box)) <= 1, "shares of the image, not pixels")
                 cut = clip_box(box, size)
             except Unusable as reason:
                 self.drop(f"boxes: {reason}", record)

@@ -200,7 +200,10 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
                 self.report.dropped[what.format(reason)] += count
 
     def image_id(self, name: str, image: LoadedImage) -> str:
-        """The id of an image by its name in the source, as of `features.make_image_id`."""
+        """The id of an image by its name in the source, as of `features.make_image_id`; no folder of this machine."""
+        if os.path.isabs(name):
+            root = self.config.images_dir and os.path.abspath(self.config.images_dir)
+            name = os.path.relpath(name, root) if root and Path(name).is_relative_to(root) else os.path.basename(name)
         folder = os.path.basename(os.path.abspath(self.config.data_dir))
         return make_image_id(self.name, name, image.stored["bytes"] if image.stored else None, folder)
 
@@ -286,6 +289,8 @@ def read_inside(folder: Path, name: str) -> bytes:
         Unusable: `name` leads out of the folder (an absolute path, "..", a link), or is of no file that can be read.
     """
     root = os.path.realpath(folder)
+    if "\\" in name and not os.path.isfile(os.path.join(root, name)):
+        name = name.replace("\\", "/")  # as Windows writes it
     try:
         path = os.path.realpath(os.path.join(root, name)) if len(name) <= _LONGEST_NAME else None
     except ValueError:  # of a NUL or a lone surrogate

@@ -22,7 +22,16 @@ import datasets
 import numpy as np
 
 from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import AnnotationFile, CocoImage, contradict, in_words, is_crowd, name_of, read_corners
+from .coco_format import (
+    AnnotationFile,
+    CocoImage,
+    contradict,
+    in_words,
+    is_crowd,
+    name_of,
+    read_region,
+    read_whole,
+)
 from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_record
 from .options import CocoOptions
@@ -55,8 +64,9 @@ class Coco(GroundingBuilder):
 
     Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out; where
     nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
-    has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a half), the mask is
-    taken and the box is its own; of a mask that has lost a part the box is taken.
+    cannot be read or has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a
+    half), the mask is taken and the box is its own; of a mask that has lost a part the box is taken. A box that CVAT
+    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape.
 
     A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
     lies beside the image is not among them. One with neither a mask nor a box with an area is somewhere, nobody knows
@@ -81,7 +91,7 @@ class Coco(GroundingBuilder):
         file = AnnotationFile(self._path(), other)
         images, annotations = file.images, file.table()
         self.categories = {number: in_words(name) for number, name in file.categories.items()}
-        if again := _take_together(images, annotations):
+        if again := _take_together(images, annotations, file.with_tokens):
             self.report.kept["images that are listed again, taken together with the first"] += again
         usable = []
         with self._path().open("rb") as file:
@@ -206,14 +216,17 @@ class Coco(GroundingBuilder):
     ) -> tuple[list[float], np.ndarray | None]:
         """An instance's box, cut to the image, and its mask; Unusable if it has no mask, and no box with an area."""
         lost: list[str] = []
-        mask = segmentation_to_mask(annotation.get("segmentation"), size[1], size[0], lost.append)
+        whole, segmentation = read_region(annotation)
+        mask = segmentation_to_mask(segmentation, size[1], size[0], lost.append)
         for reason in lost:
             drop(reason)
-        if not annotation.get("bbox"):
+        if whole is None:
             unusable_if(mask is None, "neither a box nor a mask")
-            self.report.kept["instances without a box, which have their mask's own"] += 1
+            if annotation.get("bbox") and annotation.get("segmentation"):
+                drop("boxes: not four finite numbers; the mask's own is taken")
+            kind = "whose box is turned" if annotation.get("bbox") else "without a box"
+            self.report.kept[f"instances {kind}, which have their mask's own"] += 1
             return mask_to_box(mask), mask
-        whole = read_corners(annotation["bbox"])
         try:
             box = clip_box(whole, size)
         except Unusable as unusable:
@@ -236,18 +249,24 @@ def _words_of(caption: str, dataset_name: Any, tokens: Any) -> tuple[str, tuple[
     """The phrase at places of a caption, and which of its words that is: (first, end), or None if not one piece."""
     if dataset_name in _EXPRESSIONS:
         tokens = [[0, len(caption)]]
-    is_list = isinstance(tokens, list) and bool(tokens) and all(_is_place(token, caption) for token in tokens)
-    unusable_if(not is_list, "tokens_positive are no places in the caption")
-    words = " ".join(caption[start:end] for start, end in tokens).split()
+    unusable_if(not isinstance(tokens, list) or not tokens, "tokens_positive are no places in the caption")
+    places: list[tuple[int, int]] = []
+    for start, end in sorted(_place(token, caption) for token in tokens):
+        if places and start < places[-1][1]:
+            start, end = places[-1][0], max(end, places.pop()[1])
+        places.append((start, end))
+    words = " ".join(caption[start:end] for start, end in places).split()
     unusable_if(not words, "tokens_positive without a word")
-    first = len(caption[: tokens[0][0]].split())
+    first = len(caption[: places[0][0]].split())
     end = first + len(words)
     return " ".join(words), (first, end) if caption.split()[first:end] == words else None
 
 
-def _is_place(token: Any, caption: str) -> bool:
-    is_pair = isinstance(token, list) and len(token) == 2 and all(type(place) is int for place in token)
-    return is_pair and 0 <= token[0] < token[1] <= len(caption)
+def _place(token: Any, caption: str) -> tuple[int, int]:
+    start, end = map(read_whole, token) if isinstance(token, list) and len(token) == 2 else (None, None)
+    is_place = start is not None and end is not None and 0 <= start < end <= len(caption)
+    unusable_if(not is_place, "tokens_positive are no places in the caption")
+    return start, end
 
 
 def _drawn_by(image: CocoImage) -> str:
@@ -255,15 +274,15 @@ def _drawn_by(image: CocoImage) -> str:
     return str(image.id) if image.caption is None else image.file_name
 
 
-def _take_together(images: dict[int, CocoImage], annotations: np.ndarray) -> int:
+def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, with_tokens: set[int]) -> int:
     """Gives the annotations of images that are listed again, by another id, to the first; returns how many those are.
 
-    MDETR's images are listed anew for each of their captions, and stay.
+    MDETR's images, in whose captions annotations mark words, are listed anew for each caption, and stay.
     """
     first: dict[tuple[str, int, int], int] = {}
     again: dict[int, int] = {}
     for number, image in images.items():
-        if image.caption is None:
+        if number not in with_tokens:
             same = first.setdefault((image.file_name, *image.size), number)
             if same != number:
                 again[number] = same

@@ -127,11 +127,9 @@ class RefCoco(GroundingBuilder):
         drop = partial(self.drop, record=f"ref {ref['ref_id']}, annotation {annotation['id']}")
         width, height = size
         mask = segmentation_to_mask(annotation.get("segmentation"), height, width, drop)
-        if annotation.get("bbox"):
-            box = clip_box(read_corners(annotation["bbox"]), size)
-        else:
-            unusable_if(mask is None, "of an object with neither a box nor a mask")
-            box = mask_to_box(mask)
+        whole = read_corners(annotation.get("bbox"))
+        unusable_if(whole is None and mask is None, "of an object with neither a box nor a mask")
+        box = mask_to_box(mask) if whole is None else clip_box(whole, size)
         if mask is not None and contradict(box, mask_to_box(mask)):
             drop("masks: contradict their box (IoU below 0.5), which is taken alone")
             mask = None

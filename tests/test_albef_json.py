@@ -85,6 +85,19 @@ def test_a_broken_box_is_counted_or_fatal(workshop, bbox):
         workshop.of([record(bbox=bbox)], strict=True)
 
 
+def test_shares_of_the_image_are_no_pixels(workshop):
+    rows, report = workshop.of([record(bbox=[0.1, 0.2, 0.5, 1]), record("a cat")])
+    assert [row["phrase"] for row in rows] == ["a cat"]
+    assert report.dropped["boxes: shares of the image, not pixels"] == 1
+
+
+@pytest.mark.parametrize("name", ["box", "boxes", "segmentation"])
+def test_regions_by_another_name_are_not_passed_over(workshop, name):
+    with pytest.raises(ValueError, match=f"train.json: record 1 has {name}, which is not understood: call it bbox"):
+        workshop.of([record("a cat"), record(**{name: [[1, 2, 3, 4]]})])
+    assert workshop.of([record(**{name: []}), record(bbox=[1, 2, 3, 4], **{name: [[1, 2, 3, 4]]})])[0]
+
+
 @pytest.mark.parametrize(("other", "is_lost"), [([1, 2, 3], True), ([5, 5, 5, 9], True), ([-9, 2, -3, 4], False)])
 def test_a_caption_that_lost_a_box_is_left_out(workshop, other, is_lost):
     """Its row would not be of all that it says; a box beside the image leaves the others."""

@@ -96,6 +96,7 @@ def test_a_row_goes_by_boxes_where_a_mask_cannot_be_had(workshop, segmentation):
 
 OWN = "instances without a box, which have their mask's own"
 NO_AREA = "boxes: box without area in the image; the mask's own is taken"
+NO_BOX = "boxes: not four finite numbers; the mask's own is taken"
 CONTRADICTION = "boxes: contradict their mask (IoU below 0.5); the mask's own is taken"
 
 
@@ -105,6 +106,7 @@ CONTRADICTION = "boxes: contradict their mask (IoU below 0.5); the mask's own is
         *((none, OWN, None) for none in (None, [], ...)),
         *((flat, None, NO_AREA) for flat in ([8, 0, 3, 3], [2, 2, 0, 3], [4, 4, -2, 1])),
         *((other, None, CONTRADICTION) for other in ([5, 3, 3, 3], [1, 1, 4, 5])),
+        *((broken, None, NO_BOX) for broken in ([1, 2, 3], [None] * 4, [1, 2, 3, float("nan")], {"x": 1}, "1")),
     ],
 )
 def test_an_instance_has_its_masks_box_where_its_own_is_of_no_use(workshop, bbox, kept, dropped):
@@ -119,6 +121,24 @@ def test_an_instance_has_its_masks_box_where_its_own_is_of_no_use(workshop, bbox
         assert report.examples[dropped] == ["annotation 1"]
         with pytest.raises(ValueError, match=re.escape(f"annotation 1: {dropped}")):
             workshop.rows(plain, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "box", "pixels"),
+    [(90, [2, 2, 5, 4], [(2, 2), (4, 3)]), (-270.0, [2, 2, 5, 4], [(2, 2), (4, 3)]), ("180", [3, 1, 4, 4], [(3, 1)])],
+)
+def test_a_box_that_is_turned_is_a_mask(workshop, degrees, box, pixels):
+    """As CVAT writes it: a box of 2 x 3 pixels about (3.5, 3), whose own corners say nothing of where the object is."""
+    turned = annotation(1, bbox=[2.5, 1.5, 2, 3], segmentation=[], attributes={"rotation": degrees})
+    (row,), report = workshop.rows(turned)
+    (mask,), (found,) = row["masks"], row["boxes"]
+    assert report.kept["instances whose box is turned, which have their mask's own"] == 1 and not report.dropped
+    if degrees == "180":  # the same box again
+        assert np.allclose(found, [2.5, 1.5, 4.5, 4.5], atol=0.6)
+        return
+    assert found == box and all(decoded(mask)[y, x] for x, y in pixels) and decoded(mask).sum() == 6
+    straight, _ = workshop.rows(annotation(1, segmentation=[], attributes={"rotation": 0.0}))
+    assert straight[0]["boxes"] == [[1, 1, 4, 4]] and straight[0]["masks"] == []
 
 
 def test_a_box_over_the_edge_is_cut_and_counted(workshop):
@@ -204,10 +224,11 @@ def captioned(*tokens, caption=CAPTION):
 
 
 def test_phrases_are_words_of_the_caption(workshop):
-    rows, report = workshop.of(captioned([[15, 26]], [[0, 9]], [[0, 9]], [[34, 42]], [[0, 3], [22, 26]]))
+    places = [[15, 26]], [[0, 9]], [[0.0, "9"]], [[34, 42]], [[22, 26], [0, 3]], [[15, 26], [22, 26]]
+    rows, report = workshop.of(captioned(*places))
     words = "Two guys with shaggy hair look , two guys"
     assert [(row["phrase"], row["boxes"], row["caption"], row["caption_span"]) for row in rows["train"]] == [
-        ("shaggy hair", [[1, 1, 4, 4]], words, [3, 5]),
+        ("shaggy hair", [[1, 1, 4, 4], [4, 1, 7, 4]], words, [3, 5]),
         ("Two guys", [[4, 1, 7, 4], [1, 1, 4, 4]], words, [0, 2]),
         ("two guys", [[4, 1, 7, 4]], words, [7, 9]),
         ("Two hair", [[1, 1, 4, 4]], None, []),
@@ -215,7 +236,9 @@ def test_phrases_are_words_of_the_caption(workshop):
     assert not report.dropped and report.kept["rows (an image and a phrase)"] == 4
 
 
-@pytest.mark.parametrize("tokens", [None, [], "0", [[0]], [[3, 2]], [[0, 99]], [[-1, 3]], [["0", "3"]], [[3, 5]]])
+@pytest.mark.parametrize(
+    "tokens", [None, [], "0", [[0]], [[3, 2]], [[0, 99]], [[-1, 3]], [["0", "a"]], [[0.5, 3]], [[3, 5]]]
+)
 def test_places_that_are_none_are_dropped(workshop, tokens):
     rows, report = workshop.of(captioned([[15, 26]], tokens))
     assert [row["phrase"] for row in rows["train"]] == ["shaggy hair"]
@@ -309,10 +332,25 @@ def test_ids_of_images_are_by_name_and_bytes_whatever_their_number(workshop):
     assert workshop.rows(annotation(1))[0][0]["image_id"] != row["image_id"]
 
 
+def test_names_of_images_as_other_machines_write_them(workshop):
+    """A path of Windows; an absolute path, of which no folder of the machine is told."""
+    workshop.image("below/two.png")
+    for name in "below\\two.png", str(workshop.images / "below" / "two.png"):
+        (row,) = workshop.of(content(annotation(1), images=[image(1, name)]))[0]["train"]
+        assert row["image"]["bytes"] == (workshop.images / "below" / "two.png").read_bytes()
+        assert str(workshop.images) not in row["image_id"]
+    (row,) = workshop.of(content(annotation(1), images=[image(1, "/home/me/two.png")]), images=False)[0]["train"]
+    assert name_in_source(row["image_id"]) == "two.png"
+
+
 def test_other_categories_replace_those_of_the_file(workshop):
     workshop.write("names.json", [{"id": 3, "name": "lamp"}])
     rows, report = workshop.rows(annotation(1), annotation(2, category_id=2), categories="names.json")
     assert [row["phrase"] for row in rows] == ["lamp"] and sum(report.dropped.values()) == 1
+    whole = content(annotation(1))
+    del whole["categories"]
+    workshop.write("names.json", {"info": {}, "categories": [{"id": 3, "name": "lamp"}]})
+    assert workshop.of(whole, categories="names.json")[0]["train"][0]["phrase"] == "lamp"
     workshop.write("names.json", {})
     with pytest.raises(ValueError, match=r"names\.json is not a list of categories"):
         workshop.rows(annotation(1), categories="names.json")
@@ -347,7 +385,8 @@ def test_an_image_that_is_listed_twice_is_one(workshop):
     """Each of two rows of it would be of a part of its instances, and chance could put it in both splits."""
     workshop.image("two.png")
     listed = [image(1, "one.png"), image("b", "one.png"), image("c", "two.png")]
-    for images in listed, listed[::-1]:
+    captioned = [each | {"caption": "two squares"} for each in listed]
+    for images in listed, listed[::-1], captioned:
         parts = annotation(1), annotation(2, image_id="b", **SECOND), annotation(3, image_id="c")
         rows, report = workshop.of(content(*parts, images=images))
         boxes = {name_in_source(row["image_id"]): row["boxes"] for row in rows["train"]}
@@ -417,17 +456,17 @@ REFUSED = [
     ("annotations", ["a"], "annotation without a whole number as id, .*a"),
     ("images", dict(id=...), "image without a whole number as id"),
     ("images", dict(file_name=...), "image 1: file_name is missing"),
-    ("images", dict(width=0), "image 1: width cannot be '0'"),
-    ("images", dict(not_exhaustive_category_ids=3), "image 1: not_exhaustive_category_ids cannot be '3'"),
+    ("images", dict(width=0), "image 1: width cannot be 0"),
+    ("images", dict(not_exhaustive_category_ids=3), "image 1: not_exhaustive_category_ids cannot be 3"),
     ("categories", dict(name=" "), "category 3: name cannot be"),
     ("annotations", dict(image_id=...), "annotation 7: image_id is missing"),
-    ("annotations", dict(bbox=["1", "a", "3", "3"]), "7: bbox cannot be"),
-    ("annotations", dict(bbox=[1, 2, 3]), "annotation 7: bbox cannot be"),
-    ("annotations", dict(bbox=[1, 2, 3, float("nan")]), "annotation 7: bbox"),
-    ("annotations", dict(bbox=[1, 2, 3, 10**400]), "7: bbox can"),
+    *(
+        ("annotations", dict(bbox=bbox, segmentation=None), "annotation 7: bbox cannot be")
+        for bbox in (["1", "a", "3", "3"], [1, 2, 3], [1, 2, 3, float("nan")], [1, 2, 3, 10**400])
+    ),
     ("annotations", dict(id=2**63), "annotation without a whole number"),
     ("annotations", dict(image_id=2**63), "annotation 7: image_id cannot be"),
-    ("annotations", dict(iscrowd=2), "annotation 7: iscrowd cannot be '2'"),
+    ("annotations", dict(iscrowd=2), "annotation 7: iscrowd cannot be 2"),
 ]
 
 
@@ -451,11 +490,16 @@ def test_a_broken_file_is_refused_with_its_record(workshop, name, change, messag
 def test_shares_of_the_image_are_no_pixels(workshop, shares):
     """They would be a box and a mask of the pixel at the top left."""
     bad = annotation(1, bbox=[0.2, "0.2", 0.8, 0.7], **shares), annotation(2, bbox=None, segmentation=[[]])
-    with pytest.raises(ValueError, match=r"instances\.json: no coordinate of the 2 annotations is above 1: .* pixels"):
+    with pytest.raises(ValueError, match=r"instances\.json: no coordinate of 1 of 1 annotations is above 1: .* pixels"):
         workshop.rows(*bad)
+    with pytest.raises(ValueError, match="no coordinate of 1 of 2 annotations"):  # the other one is a rounding above
+        workshop.rows(*bad, annotation(3, bbox=[0.2, 0.2, 0.8, 1.00001], segmentation=None))
     for pixels in {"segmentation": [SQUARE]}, {"segmentation": SQUARE_RUNS}:
         (row,), _ = workshop.rows(annotation(1, bbox=[0.2, 0.2, 0.8, 0.7], **pixels))
         assert row["boxes"] == [[1, 1, 4, 4]]  # the mask's own
+    (row,), report = workshop.rows(annotation(1, segmentation=[[0.1, 0.1, 0.6, 0.1, 0.6, 0.9]]))
+    assert row["boxes"] == [[1, 1, 4, 4]] and row["masks"] == []  # the box in pixels
+    assert report.dropped == {"mask parts: polygon in shares of the image, not pixels": 1}
 
 
 def test_bad_options_are_named(workshop):

@@ -233,7 +233,7 @@ def test_a_broken_pickle_is_refused_with_its_ref(workshop, case):
 
 def test_broken_instances_are_refused_unless_no_ref_asks_for_them(workshop):
     """What else test_coco.py has of broken files: it is one reader."""
-    broken = annotation(200, bbox=[1, 2, 3])
+    broken = annotation(200, bbox=[1, 2, 3], segmentation=None)
     assert workshop.of([ref(1)], instances(annotation(100), broken, broken))[0]["train"]
     with pytest.raises(ValueError, match=r"instances\.json: annotation 200: bbox cannot be"):
         workshop.of([ref(1), ref(2, ann_id=200)], instances(annotation(100), broken))
