@@ -13,14 +13,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, Unusable, chunked, clip_box, unusable_if
-from .features import make_row
+from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
+from .coco_format import is_box
+from .features import PhraseFields
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
 
+_OTHER_NAMES = ("box", "boxes", "bboxes", "region", "regions", "polygons", "segmentation", "masks")
 _FAR = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
 
-Job = list[tuple[str | None, list[tuple[int, dict[str, Any]]]]]  # (image, its records with their numbers in the file)
+Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
+Records = tuple[str | None, list[Numbered]]  # an image's name, and its records
 
 
 @dataclass
@@ -41,66 +44,60 @@ class AlbefJson(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = AlbefJsonConfig
-    builder_name = "albef_json"
     source = "A list of images with captions and boxes in ALBEF's JSON form that the builder was given."
 
     def split_names(self) -> list[str]:
         return [self.config.split]
 
-    def jobs(self, split: str) -> Iterator[Job]:
+    def images(self, split: str) -> Iterator[Records]:
         by_image = groupby(self._records(), key=lambda numbered: _image_of(numbered[1]))
-        return chunked(((image, list(records)) for image, records in by_image), self.images_per_job)
+        return ((image, list(records)) for image, records in by_image)
 
-    def rows(self, split: str, job: Job) -> Iterator[dict[str, Any]]:
+    def image(self, record: Records) -> SourceImage | None:
+        name, records = record
+        place = f"{self.config.annotations}, record {records[0][0]}"
+        if name is None:
+            self.drop("records without image", place, len(records))
+            return None
+        place, lost = f"{place} ({name})", {"records of images that cannot be used": len(records)}
+        if not name.startswith(self.config.image_prefix):
+            self.drop("images: their name does not begin with image_prefix", place)
+            self.lose(lost)
+            return None
+        return SourceImage(name.removeprefix(self.config.image_prefix), place, records, lost)
+
+    def phrases(self, content: list[Numbered], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """One row a caption, in the order of the file."""
-        for name, records in job:
-            record = f"{self.config.annotations}, record {records[0][0]}"
-            if name is None:
-                self.drop("records without image", record, len(records))
-                continue
-            lost, prefix = "records of images that cannot be used", self.config.image_prefix
-            if not name.startswith(prefix):
-                self.drop("images: their name does not begin with image_prefix", f"{record} ({name})")
-                self.report.dropped[lost] += len(records)
-                continue
-            short = name.removeprefix(prefix)
-            image = self.usable_image(short, f"{record} ({name})", lost, len(records))
-            if image is None:
-                continue
-            image_id = self.image_id(short, image)
-            for number, fields in records:
-                for phrase, boxes in self._phrases(f"{self.config.annotations}, record {number}", fields, image.size):
-                    yield make_row(image.stored, image_id, phrase, boxes=boxes)
+        for number, fields in content:
+            place = f"{self.config.annotations}, record {number}"
+            captions = fields.get("caption") or fields.get("text")
+            captions = captions if isinstance(captions, list) and captions else [captions]
+            with self.dropping("captions", place, len(captions)):
+                boxes = self._boxes(place, fields.get("bbox"), size)
+                for caption in captions:
+                    phrase = " ".join(caption.split()) if isinstance(caption, str) else ""
+                    if not phrase:
+                        self.drop("captions: missing, empty or no text", place)
+                        continue
+                    if phrase != caption:
+                        self.report.kept["captions with stray blanks, cleaned"] += 1
+                    self.report.kept["rows with boxes" if boxes else "rows without region"] += 1
+                    yield {"phrase": phrase, "boxes": boxes}
 
-    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _records(self) -> Iterator[Numbered]:
         path = Path(self.config.data_dir, self.config.annotations)
         for number, record in enumerate(stream_json_records(path)):
             if not isinstance(record, dict):
                 raise ValueError(
                     f"{path}: record {number} is no record with image and caption or text: {str(record)[:80]}"
                 )
+            others = [name for name in _OTHER_NAMES if record.get(name)]
+            if others and not record.get("bbox"):
+                raise ValueError(
+                    f"{path}: record {number} has {', '.join(others)}, which is not understood: call it bbox, "
+                    "[x1, y1, x2, y2] in pixels or a list of such boxes"
+                )
             yield number, record
-
-    def _phrases(
-        self, record: str, fields: dict[str, Any], size: tuple[int, int] | None
-    ) -> Iterator[tuple[str, list[list[float]]]]:
-        """A record's phrases, each with its boxes."""
-        captions = fields.get("caption") or fields.get("text")
-        captions = captions if isinstance(captions, list) and captions else [captions]
-        try:
-            boxes = self._boxes(record, fields.get("bbox"), size)
-        except Unusable as reason:
-            self.drop(f"captions: {reason}", record, len(captions))
-            return
-        for caption in captions:
-            phrase = " ".join(caption.split()) if isinstance(caption, str) else ""
-            if not phrase:
-                self.drop("captions: missing, empty or no text", record)
-                continue
-            if phrase != caption:
-                self.report.kept["captions with stray blanks, cleaned"] += 1
-            self.report.kept["rows with boxes" if boxes else "rows without region"] += 1
-            yield phrase, boxes
 
     def _boxes(self, record: str, bbox: Any, size: tuple[int, int] | None) -> list[list[float]]:
         """A record's boxes, cut to the image; Unusable if it has boxes, and none is of use, or one is lost."""
@@ -110,8 +107,8 @@ class AlbefJson(GroundingBuilder):
         boxes, is_whole = [], True
         for box in listed:
             try:
-                is_box = isinstance(box, list) and len(box) == 4 and all(map(_is_coordinate, box))
-                unusable_if(not is_box, "not four numbers of pixels")
+                unusable_if(not is_box(box) or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
+                unusable_if(max(map(abs, box)) <= 1, "shares of the image, not pixels")
                 cut = clip_box(box, size)
             except Unusable as reason:
                 self.drop(f"boxes: {reason}", record)
@@ -128,7 +125,3 @@ class AlbefJson(GroundingBuilder):
 def _image_of(record: dict[str, Any]) -> str | None:
     image = record.get("image")
     return image if isinstance(image, str) and image else None
-
-
-def _is_coordinate(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _FAR

@@ -1,11 +1,11 @@
 """Builds a dataset and writes it as a folder of Parquet files that `datasets.load_dataset` reads.
 
-    python -m dataset_scripts.build scenes --output data/scenes
-    python -m dataset_scripts.build coco --data_dir coco --images_dir coco/images --output data/coco
+    albef-amc build scenes --output data/scenes
+    albef-amc build coco --data_dir coco --images_dir coco/images --output data/coco
 
-then `datasets.load_dataset("data/scenes", split="train")`, with `streaming=True` too. `--push_to_hub org/name` uploads
-the folder, and "org/name" loads it. Images and masks are embedded; the rows of an image follow each other and share its
-bytes in the file.
+(or `python -m dataset_scripts.build …`) then `datasets.load_dataset("data/scenes", split="train")`, with
+`streaming=True` too. `--push_to_hub org/name` uploads the folder, and "org/name" loads it. Images and masks are
+embedded; the rows of an image follow each other and share its bytes in the file.
 """
 
 from __future__ import annotations
@@ -56,8 +56,6 @@ def build(
     `.<output>.building` beside the output.
 
     Args:
-        name: A name in `BUILDERS`.
-        output: The folder to write; its parents are made.
         splits: The names of those to build; default: all.
         limit: At most this many rows of each split.
         num_proc: Processes that work at the same time; default: one for each processor. The bytes are the same.
@@ -86,7 +84,7 @@ def build(
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
     settings = {"name": name, "splits": splits, "limit": limit, **options, "files": _state_of(options.get("data_dir"))}
-    folder = _begin_or_go_on(scratch, settings)
+    folder = _begin_or_go_on(scratch, json.dumps(settings, default=str, sort_keys=True))
     try:
         write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
     except ValueError:
@@ -101,17 +99,16 @@ def build(
     return builder
 
 
-def _begin_or_go_on(scratch: Path, settings: dict[str, Any]) -> Path:
+def _begin_or_go_on(scratch: Path, settings: str) -> Path:
     """The folder to build in: what an earlier call with these settings left, or a new one."""
     folder, record = scratch / "dataset", scratch / "settings.json"
-    text = json.dumps(settings, default=str, sort_keys=True)
-    if record.exists() and record.read_text() == text and folder.is_dir():
+    if record.exists() and record.read_text() == settings and folder.is_dir():
         print(f"Going on with what an earlier call left in {scratch}.")
         return folder
     if scratch.exists():
         shutil.rmtree(scratch)
     folder.mkdir(parents=True)
-    record.write_text(text)
+    record.write_text(settings)
     return folder
 
 
@@ -140,7 +137,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 def _command(name: str, splits: Sequence[str] | None, limit: int | None, options: dict[str, Any]) -> str:
     """The command that builds this again: what differs from the defaults, of paths only the last part."""
     defaults = {field.name: field.default for field in dataclasses.fields(BUILDERS[name][1])}
-    words = ["python", "-m", "dataset_scripts.build", name]
+    words = ["albef-amc", "build", name]
     for key, value in {**options, "limit": limit}.items():
         if value != defaults.get(key) or key == "data_dir":
             text = Path(value).name if isinstance(value, str | Path) else str(value)
@@ -154,10 +151,9 @@ def create_repository(repo_id: str, private: bool) -> str:
     """Makes the data set's repository on the Hub, if it is not there, and tries to write; returns its whole name."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True).repo_id
+    repo_id = HfApi().create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True).repo_id
     # A token may be good for reading only, which the Hub does not mind as long as the repository is there.
-    api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"# Data card")], repo_type="dataset")
+    HfApi().preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"# Data card")], repo_type="dataset")
     return repo_id
 
 
@@ -165,15 +161,13 @@ def upload(folder: Path, repo_id: str) -> str:
     """Uploads a built folder, and deletes there the Parquet files of an earlier build; returns the commit's address."""
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    there = [file.rfilename for file in api.dataset_info(repo_id).siblings or []]
-    old = [name for name in there if name.startswith("data/") and not (folder / name).exists()]
-    commit = api.upload_folder(
+    there = [file.rfilename for file in HfApi().dataset_info(repo_id).siblings or []]
+    commit = HfApi().upload_folder(
         repo_id=repo_id,
         repo_type="dataset",
         folder_path=folder,
         commit_message="Built by albef-amc",
-        delete_patterns=old or None,
+        delete_patterns=[name for name in there if name.startswith("data/") and not (folder / name).exists()] or None,
     )
     return commit.commit_url
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image, ImageOps
 
-from .features import FEATURES, BuildReport, make_image_id, why_not_storable
+from .features import FEATURES, BuildReport, PhraseFields, make_image_id, make_row, why_not_storable
 from .options import AnnotationOptions
 
 # What images are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
@@ -58,6 +58,18 @@ class AnnotationConfig(AnnotationOptions, datasets.BuilderConfig):
                 raise ValueError(f"{name}: there is no folder {folder}")
 
 
+@dataclass
+class DrawnSplitsConfig(AnnotationConfig):
+    """As `AnnotationConfig`, with a share of the images for validation."""
+
+    validation_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
+
+
 class LoadedImage(NamedTuple):
     """An image as an `Image()` feature stores it, byte for byte, and its (width, height); None in a build without."""
 
@@ -65,13 +77,23 @@ class LoadedImage(NamedTuple):
     size: tuple[int, int] | None
 
 
+class SourceImage(NamedTuple):
+    """What a record says of its image."""
+
+    path: str  # in `images_dir`
+    record: str  # what the image is called in messages
+    content: Any  # what `phrases` makes the rows of
+    lost: dict[str, int]  # what is lost with the image, and how many; {} in a name stands for the reason
+    size: tuple[int, int] | None = None  # (width, height) in pixels
+    name: str | None = None  # in its id; none: the path
+
+
 class GroundingBuilder(datasets.GeneratorBasedBuilder):
-    """Base of the builders. A subclass says which splits there are, streams their jobs, and turns a job into rows.
+    """Base of the builders. A subclass reads records, one an image (`images`), and makes rows of each (`phrases`).
 
     Its objects are copied to worker processes, each of which fills a `report` of its own.
     """
 
-    builder_name = ""  # in `options.BUILDERS`
     source = ""  # where the data is from, for the data card
     license_name = ""  # on the Hub, where the source states one
     images_per_job = 500
@@ -80,6 +102,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.report = BuildReport()
+        self._moved: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "splits": None}
@@ -88,17 +111,45 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         description = sys.modules[type(self).__module__].__doc__ or ""
         return datasets.DatasetInfo(description=description, features=FEATURES, license=self.license_name)
 
+    # What a subclass has
+
     def split_names(self) -> list[str]:
         """The splits that the source has; what all of them need is read here."""
         raise NotImplementedError
 
-    def jobs(self, split: str) -> Iterator[list[Any]]:
-        """Streams a split's raw records in lists, each of whole images; the same lists every time."""
+    def images(self, split: str) -> Iterable[Any]:
+        """Streams a split's records, one an image; the same ones every time."""
         raise NotImplementedError
+
+    def image(self, record: Any) -> SourceImage | None:
+        """The image that a record is of; None where it is left out, which is counted here."""
+        raise NotImplementedError
+
+    def phrases(self, content: Any, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        """What `make_row` gets for each phrase of an image of (width, height)."""
+        raise NotImplementedError
+
+    # What `build` calls
+
+    def jobs(self, split: str) -> Iterator[list[Any]]:
+        """A split's records in lists, of which each makes a file."""
+        records = iter(self.images(split))
+        while job := list(islice(records, self.images_per_job)):
+            yield job
 
     def rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
         """The rows of a job, those of an image following each other; counts into `self.report`."""
-        raise NotImplementedError
+        for image in filter(None, map(self.image, job)):
+            try:
+                loaded = self.load_image(image.path, image.size)
+            except Unusable as reason:
+                self.drop(str(reason), image.record)
+                self.lose(image.lost, str(reason))
+                continue
+            self.report.kept["images"] += 1
+            image_id = self.image_id(image.name or image.path, loaded)
+            for fields in self.phrases(image.content, loaded.size):
+                yield make_row(loaded.stored, image_id, **fields)
 
     def storable_rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
         """`rows` without those that no file can hold; these are dropped, after `rows` counted what it made them of."""
@@ -108,7 +159,8 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             else:
                 yield row
 
-    # As a loading script: `build` needs none of these three.
+    # As a loading script: `build` needs none of these three. datasets 3 finds those modules alone that a script imports
+    # itself, so that each imports all that it needs, `features` and `options` too.
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         super().download_and_prepare(*args, **kwargs)
@@ -132,25 +184,34 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
     # For subclasses
 
     def drop(self, reason: str, record: str, count: int = 1) -> None:
-        """Counts records that cannot be used.
-
-        Raises:
-            ValueError: in strict mode; it names the record.
-        """
+        """Counts records that cannot be used; in strict mode raises a ValueError that names the record."""
         if self.config.strict:
             raise ValueError(f"{record}: {reason}")
         self.report.add({}, {reason: count}, {reason: [record]})
 
-    def image_id(self, name: str, image: LoadedImage) -> str:
-        """The id of an image by its name in the source, as of `features.make_image_id`."""
-        folder = os.path.basename(os.path.abspath(self.config.data_dir))
-        return make_image_id(self.builder_name, name, image.stored and image.stored["bytes"], folder)
+    def dropping(self, what: str, record: str, count: int = 1) -> "_Dropping":
+        """A block that ends at the first thing that is Unusable, which is counted as `<what>: <reason>`."""
+        return _Dropping(self, what, record, count)
 
-    def load_image(self, name: str, size: tuple[int, int] | None = None) -> LoadedImage:
+    def lose(self, lost: dict[str, int], reason: str = "") -> None:
+        """Counts what is lost with something that is dropped for a reason."""
+        for what, count in lost.items():
+            if count:
+                self.report.dropped[what.format(reason)] += count
+
+    def image_id(self, name: str, image: LoadedImage) -> str:
+        """The id of an image by its name in the source, as of `features.make_image_id`; no folder of this machine."""
+        if os.path.isabs(name):
+            root = self.config.images_dir and os.path.abspath(self.config.images_dir)
+            name = os.path.relpath(name, root) if root and Path(name).is_relative_to(root) else os.path.basename(name)
+        folder = os.path.basename(os.path.abspath(self.config.data_dir))
+        return make_image_id(self.name, name, image.stored["bytes"] if image.stored else None, folder)
+
+    def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.
 
         Args:
-            name: its path in `images_dir`.
+            path: in `images_dir`.
             size: (width, height) in pixels that the annotations say it has.
 
         Raises:
@@ -158,7 +219,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         """
         if self.config.images_dir is None:
             return LoadedImage(None, size)
-        data = read_inside(Path(self.config.images_dir), name)
+        data = read_inside(Path(self.config.images_dir), path)
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
@@ -169,48 +230,56 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         unusable_if(size not in (None, found), "images: have another size than their record says")
         return LoadedImage({"bytes": data, "path": None}, found)
 
-    def usable_image(
-        self, name: str, record: str, lost: str, count: int, size: tuple[int, int] | None = None
-    ) -> LoadedImage | None:
-        """As `load_image`; None where it cannot be used, which is counted, as are `count` of what is `lost` with it."""
-        try:
-            image = self.load_image(name, size)
-        except Unusable as reason:
-            self.drop(str(reason), record)
-            self.report.dropped[lost] += count
-            return None
-        self.report.kept["images"] += 1
-        return image
+    def drawn_split(self, key: str) -> str:
+        """train or validation, by a hash of the key alone: an image stays where it is when others come or go."""
+        return self._moved.get(key) or ("validation" if _draw(key) < self.config.validation_fraction else "train")
 
-    def moved_images(self, images: Iterable[tuple[str, Any]], validation_fraction: float) -> dict[str, str]:
-        """Id → split of the image that goes elsewhere than `split_of` says, so that train and validation have a row.
+    def draw_splits(self, images: Iterable[tuple[str, Any]]) -> None:
+        """Sees to it that train and validation both have a row, which of a few images chance may leave one without.
 
-        Of a few images chance may leave one of the two without any. Then validation gets the image whose draw is the
-        lowest, train the one whose draw is the highest; a single image is train's. Images without a row do not count.
+        Then validation gets the image whose draw is the lowest, train the one whose draw is the highest; a single image
+        is train's. Images without a row do not count.
 
         Args:
-            images: (id, what a job holds of it); read until both splits are seen to have a row.
+            images: (key, record); read until both splits are seen to have a row.
         """
-        if not validation_fraction:
-            return {}
+        self._moved, fraction = {}, self.config.validation_fraction
+        if not fraction:
+            return
         twin = copy.copy(self)
         twin.report, twin.config = BuildReport(), copy.copy(self.config)  # a look counts nothing and stops at nothing
         twin.config.strict = False
-        lowest = highest = None  # (draw, id), of those that have a row
-        for image_id, record in images:
-            draw = _draw(image_id), image_id
+        lowest = highest = None  # (draw, key), of those that have a row
+        for key, record in images:
+            draw = _draw(key), key
             if lowest is not None and lowest < draw < highest:
                 continue
             if next(twin.storable_rows("train", [record]), None) is None:
                 continue
             lowest, highest = min(lowest or draw, draw), max(highest or draw, draw)
-            if lowest[0] < validation_fraction <= highest[0]:
-                return {}
-        if lowest is None:
-            return {}
-        if highest[0] < validation_fraction:
-            return {highest[1]: "train"}
-        return {} if lowest == highest else {lowest[1]: "validation"}
+            if lowest[0] < fraction <= highest[0]:
+                return
+        if lowest is not None and highest[0] < fraction:
+            self._moved = {highest[1]: "train"}
+        elif lowest != highest:
+            self._moved = {lowest[1]: "validation"}
+
+
+class _Dropping:
+    """Not by `contextlib`, which takes four times as long: there is one for each region of Visual Genome."""
+
+    __slots__ = "builder", "count", "record", "what"
+
+    def __init__(self, builder: GroundingBuilder, what: str, record: str, count: int):
+        self.builder, self.what, self.record, self.count = builder, what, record, count
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        if isinstance(error, Unusable):
+            self.builder.drop(f"{self.what}: {error}", self.record, self.count)
+        return isinstance(error, Unusable)
 
 
 def read_inside(folder: Path, name: str) -> bytes:
@@ -220,6 +289,8 @@ def read_inside(folder: Path, name: str) -> bytes:
         Unusable: `name` leads out of the folder (an absolute path, "..", a link), or is of no file that can be read.
     """
     root = os.path.realpath(folder)
+    if "\\" in name and not os.path.isfile(os.path.join(root, name)):
+        name = name.replace("\\", "/")  # as Windows writes it
     try:
         path = os.path.realpath(os.path.join(root, name)) if len(name) <= _LONGEST_NAME else None
     except ValueError:  # of a NUL or a lone surrogate
@@ -232,24 +303,6 @@ def read_inside(folder: Path, name: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise Unusable("images: cannot be read") from error
-
-
-def chunked(records: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` records, the last one shorter."""
-    records = iter(records)
-    while chunk := list(islice(records, size)):
-        yield chunk
-
-
-def check_fraction(validation_fraction: float) -> None:
-    """Raises a ValueError for what is no share of the images."""
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
-
-
-def split_of(image_id: str, validation_fraction: float) -> str:
-    """train or validation, by the id alone: an image stays where it is when others come or go."""
-    return "validation" if _draw(image_id) < validation_fraction else "train"
 
 
 def _draw(image_id: str) -> float:

@@ -10,30 +10,29 @@ the categories are called. In the files of the RefCOCO sets the caption is an ex
 `tokens_positive` marks its noun only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import datasets
 import numpy as np
 
-from .builder import (
-    AnnotationConfig,
-    GroundingBuilder,
-    OutsideImage,
-    Unusable,
-    check_fraction,
-    chunked,
-    clip_box,
-    split_of,
-    unusable_if,
+from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
+from .coco_format import (
+    AnnotationFile,
+    CocoImage,
+    contradict,
+    in_words,
+    is_crowd,
+    name_of,
+    read_region,
+    read_whole,
 )
-from .coco_format import AnnotationFile, CocoImage, contradict, in_words, is_crowd, name_of, read_corners
-from .features import encode_png, make_row, mask_to_box
+from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_record
 from .options import CocoOptions
 from .segmentations import segmentation_to_mask
@@ -43,15 +42,15 @@ _NOT_EXHAUSTIVE = "instances: of a category not all of whose instances are marke
 _BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
 
 Numbered = list[tuple[int, dict[str, Any]]]  # annotations with their number in the file
+Record = tuple[CocoImage, np.ndarray]  # an image, and the columns of its annotations
 
 
 @dataclass
-class CocoConfig(CocoOptions, AnnotationConfig):
+class CocoConfig(CocoOptions, DrawnSplitsConfig):
     """The options, checked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction(self.validation_fraction)
         if self.split is not None:
             datasets.NamedSplit(self.split)  # raises where no file could be named so
 
@@ -65,8 +64,9 @@ class Coco(GroundingBuilder):
 
     Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out; where
     nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
-    has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a half), the mask is
-    taken and the box is its own; of a mask that has lost a part the box is taken.
+    cannot be read or has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a
+    half), the mask is taken and the box is its own; of a mask that has lost a part the box is taken. A box that CVAT
+    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape.
 
     A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
     lies beside the image is not among them. One with neither a mask nor a box with an area is somewhere, nobody knows
@@ -75,23 +75,23 @@ class Coco(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
-    builder_name = "coco"
     images_per_job = 1000
     source = (
         "Images and an annotation file in COCO's format that the builder was given. Images are stored byte for byte as "
         "they were, whatever they show and carry with them (Exif data too)."
     )
 
-    @property
-    def license_name(self) -> str:
-        return self.config.license or ""
+    def _info(self) -> datasets.DatasetInfo:
+        info = super()._info()
+        info.license = self.config.license or ""
+        return info
 
     def split_names(self) -> list[str]:
         other = Path(self.config.data_dir, self.config.categories) if self.config.categories else None
         file = AnnotationFile(self._path(), other)
         images, annotations = file.images, file.table()
         self.categories = {number: in_words(name) for number, name in file.categories.items()}
-        if again := _take_together(images, annotations):
+        if again := _take_together(images, annotations, file.with_tokens):
             self.report.kept["images that are listed again, taken together with the first"] += again
         usable = []
         with self._path().open("rb") as file:
@@ -106,9 +106,7 @@ class Coco(GroundingBuilder):
         self.splits = self._sorted(images, annotations[usable])
         return sorted(self.splits)
 
-    def _sorted(
-        self, images: dict[int, CocoImage], annotations: np.ndarray
-    ) -> dict[str, list[tuple[CocoImage, np.ndarray]]]:
+    def _sorted(self, images: dict[int, CocoImage], annotations: np.ndarray) -> dict[str, list[Record]]:
         """Split → its images, each with the annotations of its own, sorted by their category's name."""
         rank = {id_: number for number, id_ in enumerate(images)}
         order = {name: number for number, name in enumerate(self.categories.values())}
@@ -116,54 +114,52 @@ class Coco(GroundingBuilder):
         name_ranks = np.array([order[self.categories[category]] for category in annotations[:, 2].tolist()], int)
         by_image = np.lexsort((name_ranks, image_ranks))  # keeps the order of the file among equals
         ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
-        pairs = list(zip(images.values(), np.split(annotations[by_image], ends)))
-        fraction = 0 if self.config.split else self.config.validation_fraction
-        moved = self.moved_images(((_drawn_by(image), (image, own)) for image, own in pairs if len(own)), fraction)
-        splits: dict[str, list[tuple[CocoImage, np.ndarray]]] = {}
-        for image, own in pairs:
-            split = self.config.split or moved.get(_drawn_by(image)) or split_of(_drawn_by(image), fraction)
+        records = list(zip(images.values(), np.split(annotations[by_image], ends)))
+        if not self.config.split:
+            self.draw_splits((_drawn_by(image), (image, own)) for image, own in records if len(own))
+        splits: dict[str, list[Record]] = {}
+        for image, own in records:
+            split = self.config.split or self.drawn_split(_drawn_by(image))
             splits.setdefault(split, []).append((image, own))
         return splits
 
-    def jobs(self, split: str) -> Iterator[list[tuple[CocoImage, np.ndarray]]]:
+    def images(self, split: str) -> list[Record]:
         """Images, each with the columns of its annotations; the records are read by whoever makes the rows."""
-        return chunked(self.splits[split], self.images_per_job)
+        return self.splits[split]
 
-    def rows(self, split: str, job: list[tuple[CocoImage, np.ndarray]]) -> Iterator[dict[str, Any]]:
-        kept = self.report.kept
-        with self._path().open("rb") as file:
-            for image, annotations in job:
-                if not len(annotations):
-                    self.report.dropped["images without annotation"] += 1
-                    continue
-                record, lost = f"image {image.id} ({image.file_name})", "instances: of an image that cannot be used"
-                loaded = self.usable_image(image.file_name, record, lost, len(annotations), image.size)
-                if loaded is None:
-                    continue
-                image_id = self.image_id(image.file_name, loaded)
-                for phrase, in_caption, own in self._phrases(annotations, image, file):
-                    boxes, masks = self._instances(own, image)
-                    if not boxes:
-                        continue
-                    kept[f"rows (an image and a {'phrase' if in_caption else 'category'})"] += 1
-                    if any(mask is None for mask in masks):
-                        kept["rows by boxes alone, for want of a segmentation"] += 1
-                        masks = []
-                    yield make_row(loaded.stored, image_id, phrase, boxes, masks, **in_caption)
+    def image(self, record: Record) -> SourceImage | None:
+        image, annotations = record
+        if not len(annotations):
+            self.report.dropped["images without annotation"] += 1
+            return None
+        lost = {"instances: of an image that cannot be used": len(annotations)}
+        return SourceImage(image.file_name, f"image {image.id} ({image.file_name})", record, lost, image.size)
+
+    def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        for phrase, own in self._instances_by_phrase(*content):
+            boxes, masks = self._boxes_and_masks(own, content[0].size)
+            if not boxes:
+                continue
+            self.report.kept[f"rows (an image and a {'phrase' if 'caption' in phrase else 'category'})"] += 1
+            if len(masks) < len(boxes):
+                self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
+                masks = []
+            yield {**phrase, "boxes": boxes, "masks": masks}
 
     def _path(self) -> Path:
         return Path(self.config.data_dir, self.config.annotations)
 
-    def _phrases(
-        self, annotations: np.ndarray, image: CocoImage, file: BinaryIO
-    ) -> Iterator[tuple[str, dict[str, Any], Numbered]]:
-        """The phrases of an image, each with what `make_row` gets of its caption and its own annotations."""
-        records = [
-            (number, self.categories[category], read_record(file, place))
-            for number, _, category, *place in annotations.tolist()
-        ]
+    def _instances_by_phrase(
+        self, image: CocoImage, annotations: np.ndarray
+    ) -> Iterator[tuple[PhraseFields, Numbered]]:
+        """The phrases of an image, each with its place in the caption, if there is one, and its own annotations."""
+        with self._path().open("rb") as file:
+            records = [
+                (number, self.categories[category], read_record(file, place))
+                for number, _, category, *place in annotations.tolist()
+            ]
         if any("tokens_positive" in record for *_, record in records):
-            yield from self._phrases_of_caption([(number, record) for number, _, record in records], image)
+            yield from self._instances_by_words([(number, record) for number, _, record in records], image)
             return
         in_part = {self.categories.get(number) for number in image.not_exhaustive}
         for category, group in groupby(records, key=itemgetter(1)):
@@ -171,11 +167,9 @@ class Coco(GroundingBuilder):
             if category in in_part:
                 self.report.dropped[_NOT_EXHAUSTIVE] += len(own)
             else:
-                yield category, {}, own
+                yield {"phrase": category}, own
 
-    def _phrases_of_caption(
-        self, records: Numbered, image: CocoImage
-    ) -> Iterator[tuple[str, dict[str, Any], Numbered]]:
+    def _instances_by_words(self, records: Numbered, image: CocoImage) -> Iterator[tuple[PhraseFields, Numbered]]:
         if image.caption is None:
             raise ValueError(
                 f"{self._path()}: image {image.id} has no caption, though its annotations have tokens_positive, places "
@@ -184,62 +178,61 @@ class Coco(GroundingBuilder):
         caption = " ".join(image.caption.split())
         phrases: dict[tuple[str, tuple[int, int] | None], Numbered] = {}
         for number, record in records:
-            try:
+            with self.dropping("instances", name_of(record, number)):
                 phrase = _words_of(image.caption, image.dataset_name, record.get("tokens_positive"))
-            except Unusable as reason:
-                self.drop(f"instances: {reason}", name_of(record, number))
-                continue
-            phrases.setdefault(phrase, []).append((number, record))
-        for (phrase, span), own in phrases.items():
-            yield phrase, {"caption": caption if span else None, "caption_span": span}, own
+                phrases.setdefault(phrase, []).append((number, record))
+        for (words, span), own in phrases.items():
+            yield {"phrase": words, "caption": caption if span else None, "caption_span": span}, own
 
-    def _instances(
-        self, annotations: Numbered, image: CocoImage
-    ) -> tuple[list[list[float]], list[dict[str, Any] | None]]:
-        """Boxes, and masks as files or None, of the instances in the image, which are counted; none if one was lost."""
+    def _boxes_and_masks(
+        self, annotations: Numbered, size: tuple[int, int]
+    ) -> tuple[list[list[float]], list[dict[str, Any]]]:
+        """Boxes, and such masks as there are, of the instances, which are counted; none if one was lost."""
         boxes: list[list[float]] = []
-        masks: list[dict[str, Any] | None] = []
+        masks: list[dict[str, Any]] = []
         crowds, is_whole = 0, True
         for number, annotation in annotations:
             record = name_of(annotation, number)
             try:
-                box, mask = self._instance(annotation, image, record)
+                box, mask = self._box_and_mask(annotation, size, partial(self.drop, record=record))
             except Unusable as reason:
                 self.drop(f"instances: {reason}", record)
                 is_whole = is_whole and isinstance(reason, OutsideImage)
                 continue
             boxes.append(box)
-            masks.append(None if mask is None else encode_png(mask))  # of a large image a file is much smaller
+            if mask is not None:
+                masks.append(encode_png(mask))  # of a large image a file is much smaller
             crowds += bool(is_crowd(annotation))
         if not boxes or not is_whole:
-            if boxes:
-                self.report.dropped[_BESIDE_LOST] += len(boxes)
+            self.lose({_BESIDE_LOST: len(boxes)})
             return [], []
         self.report.kept["instances"] += len(boxes)
         if crowds:
             self.report.kept["instances that are crowds"] += crowds
         return boxes, masks
 
-    def _instance(
-        self, annotation: dict[str, Any], image: CocoImage, record: str
+    def _box_and_mask(
+        self, annotation: dict[str, Any], size: tuple[int, int], drop: Callable[[str], None]
     ) -> tuple[list[float], np.ndarray | None]:
         """An instance's box, cut to the image, and its mask; Unusable if it has no mask, and no box with an area."""
-        drop = partial(self.drop, record=record)
         lost: list[str] = []
-        mask = segmentation_to_mask(annotation.get("segmentation"), *image.size[::-1], lost.append)
+        whole, segmentation = read_region(annotation)
+        mask = segmentation_to_mask(segmentation, size[1], size[0], lost.append)
         for reason in lost:
             drop(reason)
-        if not annotation.get("bbox"):
+        if whole is None:
             unusable_if(mask is None, "neither a box nor a mask")
-            self.report.kept["instances without a box, which have their mask's own"] += 1
+            if annotation.get("bbox") and annotation.get("segmentation"):
+                drop("boxes: not four finite numbers; the mask's own is taken")
+            kind = "whose box is turned" if annotation.get("bbox") else "without a box"
+            self.report.kept[f"instances {kind}, which have their mask's own"] += 1
             return mask_to_box(mask), mask
-        whole = read_corners(annotation["bbox"])
         try:
-            box = clip_box(whole, image.size)
-        except Unusable as reason:
+            box = clip_box(whole, size)
+        except Unusable as unusable:
             if mask is None:
                 raise
-            drop(f"boxes: {reason}; the mask's own is taken")
+            drop(f"boxes: {unusable}; the mask's own is taken")
             return mask_to_box(mask), mask
         if box != whole:  # many of them may be corners in place of sizes
             self.report.kept["boxes over the edge of the image, cut"] += 1
@@ -256,18 +249,24 @@ def _words_of(caption: str, dataset_name: Any, tokens: Any) -> tuple[str, tuple[
     """The phrase at places of a caption, and which of its words that is: (first, end), or None if not one piece."""
     if dataset_name in _EXPRESSIONS:
         tokens = [[0, len(caption)]]
-    is_list = isinstance(tokens, list) and bool(tokens) and all(_is_place(token, caption) for token in tokens)
-    unusable_if(not is_list, "tokens_positive are no places in the caption")
-    words = " ".join(caption[start:end] for start, end in tokens).split()
+    unusable_if(not isinstance(tokens, list) or not tokens, "tokens_positive are no places in the caption")
+    places: list[tuple[int, int]] = []
+    for start, end in sorted(_place(token, caption) for token in tokens):
+        if places and start < places[-1][1]:
+            start, end = places[-1][0], max(end, places.pop()[1])
+        places.append((start, end))
+    words = " ".join(caption[start:end] for start, end in places).split()
     unusable_if(not words, "tokens_positive without a word")
-    first = len(caption[: tokens[0][0]].split())
+    first = len(caption[: places[0][0]].split())
     end = first + len(words)
     return " ".join(words), (first, end) if caption.split()[first:end] == words else None
 
 
-def _is_place(token: Any, caption: str) -> bool:
-    is_pair = isinstance(token, list) and len(token) == 2 and all(type(place) is int for place in token)
-    return is_pair and 0 <= token[0] < token[1] <= len(caption)
+def _place(token: Any, caption: str) -> tuple[int, int]:
+    start, end = map(read_whole, token) if isinstance(token, list) and len(token) == 2 else (None, None)
+    is_place = start is not None and end is not None and 0 <= start < end <= len(caption)
+    unusable_if(not is_place, "tokens_positive are no places in the caption")
+    return start, end
 
 
 def _drawn_by(image: CocoImage) -> str:
@@ -275,15 +274,15 @@ def _drawn_by(image: CocoImage) -> str:
     return str(image.id) if image.caption is None else image.file_name
 
 
-def _take_together(images: dict[int, CocoImage], annotations: np.ndarray) -> int:
+def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, with_tokens: set[int]) -> int:
     """Gives the annotations of images that are listed again, by another id, to the first; returns how many those are.
 
-    MDETR's images are listed anew for each of their captions, and stay.
+    MDETR's images, in whose captions annotations mark words, are listed anew for each caption, and stay.
     """
     first: dict[tuple[str, int, int], int] = {}
     again: dict[int, int] = {}
     for number, image in images.items():
-        if image.caption is None:
+        if number not in with_tokens:
             same = first.setdefault((image.file_name, *image.size), number)
             if same != number:
                 again[number] = same

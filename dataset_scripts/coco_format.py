@@ -20,6 +20,7 @@ _ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _LONGEST_NUMBER, _LONGEST_ID = 40, 200  # characters
 _EXACT = 2**53  # from here on floats leave out whole numbers
+_SIZEABLE = 0.25  # a share of the annotations that chance does not explain
 _LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not drawn leave more, another object less
 
 
@@ -64,6 +65,19 @@ def read_corners(value: Any) -> list[float] | None:
         return None
     x, y, width, height = numbers
     return [x, y, x + width, y + height]
+
+
+def read_region(annotation: dict[str, Any]) -> tuple[list[float] | None, Any]:
+    """An annotation's box as corners and its segmentation; of a box that CVAT has turned, a polygon alone."""
+    box, segmentation = read_corners(annotation.get("bbox")), annotation.get("segmentation")
+    attributes = annotation.get("attributes")
+    degrees = read_number(attributes.get("rotation")) if isinstance(attributes, dict) else None
+    if box is None or segmentation or not degrees:
+        return box, segmentation
+    x1, y1, x2, y2 = box
+    x, y, cos, sin = (x1 + x2) / 2, (y1 + y2) / 2, math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = [(x1 - x, y1 - y), (x2 - x, y1 - y), (x2 - x, y2 - y), (x1 - x, y2 - y)]  # clockwise, about the centre
+    return None, [[value for dx, dy in corners for value in (x + cos * dx - sin * dy, y + sin * dx + cos * dy)]]
 
 
 def is_crowd(annotation: dict[str, Any]) -> bool | None:
@@ -126,7 +140,7 @@ class AnnotationFile:
     The outlines of all COCO take gigabytes as Python's lists, so that annotations stay in the file, but for `wanted`.
 
     Args:
-        categories_path: a list of categories to take in place of the file's own.
+        categories_path: a list of categories, by itself or in a file like this one, to take in place of the file's own.
         wanted: ids of the annotations to look at, which `records` then has; all.
     """
 
@@ -137,16 +151,20 @@ class AnnotationFile:
         self.records: dict[int | str, dict[str, Any]] = {}  # annotations by id
         self.category_numbers, self._image_numbers = _Numbers(), _Numbers()
         self._columns, self._ids, self._text_ids = array("q"), array("q"), set()
-        self._highest = 0.0  # coordinate, as far as need be known
-        for key, record, place in stream_json_lists(path, ("images", "categories", "annotations")):
+        self.with_tokens: set[int] = set()  # numbers of the images that annotations mark words in the caption of
+        # Annotations with coordinates; those with none above 1; of these, those with one that is not whole.
+        self._num_located = self._num_small = self._num_shares = 0
+        own_categories = () if categories_path else ("categories",)
+        for key, record, place in stream_json_lists(path, ("images", *own_categories, "annotations")):
             if key == "annotations":
                 self._add_annotation(record, place)
             elif key == "images":
                 self._add_image(record)
-            elif categories_path is None:
+            else:
                 self._add_category(record, path)
         if categories_path is not None:
             listed = read_json(categories_path)
+            listed = listed.get("categories") if isinstance(listed, dict) else listed
             if not isinstance(listed, list):
                 raise ValueError(f"{categories_path} is not a list of categories")
             for record in listed:
@@ -158,10 +176,10 @@ class AnnotationFile:
         return np.array(self._columns, np.int64).reshape(-1, 5)
 
     def _check_all(self) -> None:
-        if 0 < self._highest <= 1:
+        if self._num_shares > _SIZEABLE * self._num_located or 0 < self._num_small == self._num_located:
             raise ValueError(
-                f"{self.path}: no coordinate of the {len(self._columns) // 5:,} annotations is above 1: they seem to "
-                "be shares of the image, not pixels. Multiply them by its width and height"
+                f"{self.path}: no coordinate of {self._num_small:,} of {self._num_located:,} annotations is above 1: "
+                "they seem to be shares of the image, not pixels. Multiply them by its width and height"
             )
         unique, counts = np.unique(np.array(self._ids, np.int64), return_counts=True)
         if (counts > 1).any():
@@ -210,10 +228,17 @@ class AnnotationFile:
         image, category, box = read_id(record.get("image_id")), read_id(record.get("category_id")), record.get("bbox")
         require("image_id", image is not None)
         require("category_id", category is not None)
-        require("bbox", box in (None, []) or read_corners(box))
+        require("bbox", box in (None, []) or read_corners(box) or record.get("segmentation"))
         require("iscrowd", is_crowd(record) is not None)
         self._columns.extend((number, self._image_numbers[image], self.category_numbers[category], *place))
-        self._highest = self._highest if self._highest > 1 else max(self._highest, _highest_coordinate(record))
+        coordinates = _coordinates(record)
+        if any(coordinates):
+            is_small = max(map(abs, coordinates)) <= 1
+            self._num_located += 1
+            self._num_small += is_small
+            self._num_shares += is_small and any(value % 1 for value in coordinates)
+        if "tokens_positive" in record:
+            self.with_tokens.add(self._image_numbers[image])
         if type(id_) is int:
             self._ids.append(id_)
         elif id_ in self._text_ids:
@@ -222,14 +247,14 @@ class AnnotationFile:
             self._text_ids.add(id_)
 
 
-def _highest_coordinate(annotation: dict[str, Any]) -> float:
-    """The highest coordinate of its box and polygons, 0 without any; run lengths are of pixels, however many."""
+def _coordinates(annotation: dict[str, Any]) -> list[float]:
+    """Those of its box and polygons; of run lengths, which are of pixels, infinity."""
     box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
     parts = [box, *(segmentation if isinstance(segmentation, list) else [segmentation])]
     if any(isinstance(part, dict) for part in parts):
-        return math.inf
+        return [math.inf]
     values = [value for part in parts for value in (part if isinstance(part, list) else [part])]
-    return max((read_number(value) or 0 for value in values), default=0)
+    return [read_number(value) or 0 for value in values]
 
 
 def _check_id(path: Path, kind: str, record: Any) -> int | str:
@@ -241,5 +266,5 @@ def _check_id(path: Path, kind: str, record: Any) -> int | str:
 
 def _require(path: Path, name: str, record: dict[str, Any], key: str, good: Any) -> None:
     if not good:
-        problem = f"cannot be {str(record[key])[:100]!r}" if key in record else "is missing"
+        problem = f"cannot be {record[key]!r:.100}" if key in record else "is missing"
         raise ValueError(f"{path}: {name}: {key} {problem}")

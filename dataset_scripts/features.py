@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 from datasets import Features, Image, Value
@@ -43,7 +43,19 @@ FEATURES = Features(
 )
 
 
-def make_row(
+class PhraseFields(TypedDict, total=False):
+    """What a builder knows of a phrase: arguments of `make_row`."""
+
+    phrase: Required[str]
+    boxes: Sequence[Sequence[float]]
+    masks: Sequence[dict[str, Any]]
+    caption: str | None
+    caption_span: tuple[int, int] | None
+    categories: Sequence[str]
+    proposals: Sequence[Sequence[float]]
+
+
+def make_row(  # noqa: PLR0913 - the columns
     image: dict[str, Any] | None,
     image_id: str,
     phrase: str,
@@ -89,19 +101,13 @@ def make_image_id(builder: str, name: str, content: bytes | None, folder: str | 
 def why_not_storable(row: dict[str, Any]) -> str | None:
     """Why Parquet cannot hold a row of `make_row`, or None: what JSON allows and its columns do not."""
     texts = (row["image_id"], row["phrase"], row["caption"] or "", *row["categories"])
-    if not all(text.isascii() or _is_utf8(text) for text in texts):
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
         return "half a character (a lone surrogate) in its text"
     if not all(abs(value) <= _FAR for key in ("boxes", "proposals") for box in row[key] for value in box):
         return "a coordinate that is no number, or farther than an image can be wide"
     return None
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:
@@ -110,9 +116,6 @@ def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:
     Args:
         pixels: uint8 `(height, width, 3)` RGB, uint8 `(height, width)` gray, or bool `(height, width)`: a mask, which
             becomes 0 and 255.
-
-    Raises:
-        ValueError: The array is of another type or shape.
     """
     # Level 4 takes half the time of the default; masks are run lengths and little else (compress_type 3: Z_RLE).
     options = {"compress_level": 4}
@@ -127,12 +130,8 @@ def encode_png(pixels: np.ndarray) -> dict[str, bytes | None]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def mask_to_box(mask: np.ndarray) -> list[int]:
-    """The tight half-open box `[x1, y1, x2, y2]` in pixels of a bool mask `(height, width)`.
-
-    Raises:
-        ValueError: The mask is empty.
-    """
+def mask_to_box(mask: np.ndarray) -> list[float]:
+    """The tight half-open box `[x1, y1, x2, y2]` in whole pixels of a bool mask `(height, width)`."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if columns.size == 0:
         raise ValueError("an empty mask has no box")

@@ -8,16 +8,17 @@ corners 1 and 10 of the original, both part of the box and counted from 1, are 0
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser, fromstring
 
-from .builder import AnnotationConfig, GroundingBuilder, LoadedImage, OutsideImage, Unusable, chunked, clip_box
+from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box
 from .coco_format import is_box
-from .features import make_row
+from .features import PhraseFields
 from .json_files import read_json, read_text
 from .options import Flickr30kEntitiesOptions
 
@@ -29,8 +30,6 @@ _HEADER = re.compile(r"\[/EN#([0-9]+)((?:/[A-Za-z]+)+)")
 # Of a word: the head of a phrase, a pair of brackets in the word, text, a bracket alone.
 _PIECE = re.compile(r"\[/EN#[^\[\]]*|\[[^\[\]]*\]|[^\[\]]+|[\[\]]")
 
-_NO_WORD = "phrases: without a word"
-_NOT_VISUAL = "phrases: of nothing visible (chain 0)"
 _SCENE = "phrases: of the scene as a whole, which has no box"
 _NO_BOX = "phrases: of what has no box"
 _NO_AREA = "phrases: of boxes without area in the image"
@@ -70,6 +69,10 @@ class Annotation(NamedTuple):
     objects: list[Object]
 
 
+Boxes = list[list[float]]
+Content = tuple[str, list[Sentence], Annotation]  # of an image: its id, and what is known of it
+
+
 @dataclass
 class Flickr30kEntitiesConfig(Flickr30kEntitiesOptions, AnnotationConfig):
     """The options, checked."""
@@ -101,7 +104,6 @@ class Flickr30kEntities(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
-    builder_name = "flickr30k_entities"
     source = (
         "Flickr30k Entities (Plummer et al., 2017) for the phrases and boxes, Flickr30k (Young et al., 2014) for the "
         "captions and images. The images are Flickr users' own and were given out for research and education only."
@@ -129,17 +131,42 @@ class Flickr30kEntities(GroundingBuilder):
                 raise ValueError(f"there is no file {path}, though its counterpart is there")
         return names
 
-    def jobs(self, split: str) -> Iterator[list[Any]]:
-        """Lists of ids in the original layout, of (id, sentences, boxes) as JSON has them in InfoGround's."""
+    def images(self, split: str) -> Iterable[Any]:
+        """Ids in the original layout; in InfoGround's (id, sentences, boxes), the last two with their places."""
         if self._is_original:
-            return chunked(_read_ids(self._list(split)), self.images_per_job)
-        return chunked(_processed_records(*self._processed_files(split)), self.images_per_job)
+            return _read_ids(self._list(split))
+        return _processed_records(*self._processed_files(split))
 
-    def rows(self, split: str, job: list[Any]) -> Iterator[dict[str, Any]]:
-        for record in job:
-            found = self._original(record) if self._is_original else self._processed(split, record)
-            if found is not None:
-                yield from self._image_rows(*found)
+    def image(self, record: Any) -> SourceImage | None:
+        content = self._original(record) if self._is_original else self._processed(*record)
+        if content is None:
+            return None
+        image_id, sentences, annotation = content
+        folder, path = "flickr30k-images", f"{image_id}.jpg"
+        if self.config.images_dir is not None and Path(self.config.images_dir, folder).is_dir():
+            path = f"{folder}/{path}"
+        lost = {"phrases: of an image that cannot be used": sum(len(sentence.phrases) for sentence in sentences)}
+        return SourceImage(path, f"image {image_id}", content, lost, annotation.size, image_id)
+
+    def phrases(self, content: Content, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        image_id, sentences, annotation = content
+        boxes, reasons = self._boxes_by_chain(image_id, annotation)
+        for number, sentence in enumerate(sentences, start=1):
+            if (image_id, number) in self._unrelated:
+                lost = {"phrases: in captions unrelated to their image": len(sentence.phrases)}
+                self.lose({"captions: unrelated to their image": 1, **lost})
+                continue
+            self.report.kept["captions"] += 1
+            for phrase in sentence.phrases:
+                own, reason = boxes.get(phrase.chain, []), reasons.get(phrase.chain, _UNKNOWN)
+                if self._is_kept(phrase, own, reason, f"image {image_id}, sentence {number}"):
+                    yield {
+                        "phrase": " ".join(sentence.words[phrase.first : phrase.end]),
+                        "boxes": own,
+                        "caption": " ".join(sentence.words),
+                        "caption_span": (phrase.first, phrase.end),
+                        "categories": phrase.types,
+                    }
 
     # Reading an image's annotations
 
@@ -162,7 +189,7 @@ class Flickr30kEntities(GroundingBuilder):
         path = self._folder / "UNRELATED_CAPTIONS"
         return _read_unrelated(path) if self._is_original or path.is_file() else set()
 
-    def _original(self, image_id: str) -> tuple[str, list[Sentence], Annotation] | None:
+    def _original(self, image_id: str) -> Content | None:
         sentences = self._folder / "Sentences" / f"{image_id}.txt"
         annotation = self._folder / "Annotations" / f"{image_id}.xml"
         for path, what in (sentences, "file of sentences"), (annotation, "file of annotations"):
@@ -171,70 +198,32 @@ class Flickr30kEntities(GroundingBuilder):
                 return None
         return image_id, read_sentences(sentences), read_annotation(annotation)
 
-    def _processed(self, split: str, record: tuple[str, Any, Any]) -> tuple[str, list[Sentence], Annotation] | None:
-        image_id, *parts = record
-        places = [f"{path}, image {image_id}" for path in self._processed_files(split)]
-        for part, place, what in zip(parts, places, ("sentences", "annotations"), strict=True):
+    def _processed(self, image_id: str, sentences: tuple[Any, str], boxes: tuple[Any, str]) -> Content | None:
+        for (part, place), what in (sentences, "sentences"), (boxes, "annotations"):
             if part is None:
                 self.drop(f"images: without {what}", place)
                 return None
-        return image_id, _processed_sentences(parts[0], places[0]), _processed_annotation(parts[1], places[1])
+        return image_id, _processed_sentences(*sentences), _processed_annotation(*boxes)
 
     # Rows
 
-    def _image_rows(self, image_id: str, sentences: list[Sentence], annotation: Annotation) -> Iterator[dict[str, Any]]:
-        kept, dropped = self.report.kept, self.report.dropped
-        num_phrases = sum(len(sentence.phrases) for sentence in sentences)
-        image = self._load(image_id, annotation.size, num_phrases)
-        if image is None:
-            return
-        row_id = self.image_id(image_id, image)
-        boxes, reasons = self._regions(image_id, annotation)
-        for number, sentence in enumerate(sentences, start=1):
-            if (image_id, number) in self._unrelated:
-                dropped["captions: unrelated to their image"] += 1
-                dropped["phrases: in captions unrelated to their image"] += len(sentence.phrases)
-                continue
-            kept["captions"] += 1
-            caption = " ".join(sentence.words)
-            for phrase in sentence.phrases:
-                own, reason = boxes.get(phrase.chain, []), reasons.get(phrase.chain, _UNKNOWN)
-                if self._is_kept(phrase, own, reason, f"image {image_id}, sentence {number}"):
-                    span = phrase.first, phrase.end
-                    words = " ".join(sentence.words[slice(*span)])
-                    yield make_row(
-                        image.stored, row_id, words, own, caption=caption, caption_span=span, categories=phrase.types
-                    )
-
-    def _load(self, image_id: str, size: tuple[int, int] | None, num_phrases: int) -> LoadedImage | None:
-        folder = "flickr30k-images"
-        is_inner = self.config.images_dir is not None and Path(self.config.images_dir, folder).is_dir()
-        name = f"{folder}/{image_id}.jpg" if is_inner else f"{image_id}.jpg"
-        lost = "phrases: of an image that cannot be used"
-        return self.usable_image(name, f"image {image_id}", lost, num_phrases, size)
-
-    def _regions(self, image_id: str, annotation: Annotation) -> tuple[dict[str, list[list[float]]], dict[str, str]]:
+    def _boxes_by_chain(self, image_id: str, annotation: Annotation) -> tuple[dict[str, Boxes], dict[str, str]]:
         """By chain: all its boxes, cut to the image, or none; and why there is none, or not all; counts the objects."""
-        kept, dropped = self.report.kept, self.report.dropped
-        boxes: dict[str, list[list[float]]] = {}
+        kept, lost = self.report.kept, set()
+        boxes: dict[str, Boxes] = {}
         reasons: dict[str, str] = {}
-        lost: set[str] = set()
         for chains, box, is_scene, is_unboxed in annotation.objects:
             if box is None:
-                for chain in chains:
-                    if is_scene or chain not in reasons:
-                        reasons[chain] = _SCENE if is_scene else _NO_BOX
-                if is_scene:
-                    dropped["objects: without a box, marked scene"] += 1
-                if is_unboxed:
-                    dropped["objects: without a box, marked nobndbox"] += 1
+                marked = {"scene": is_scene, "nobndbox": is_unboxed}
+                self.lose({f"objects: without a box, marked {flag}": is_set for flag, is_set in marked.items()})
+                own = dict.fromkeys(chains, _SCENE if is_scene else _NO_BOX)
+                reasons = reasons | own if is_scene else own | reasons
                 continue
             try:
                 clipped = clip_box(box, annotation.size)
             except Unusable as reason:
                 self.drop(f"objects: {reason}", f"image {image_id}, box {box} of chain {chains[0]}")
-                for chain in chains:
-                    reasons.setdefault(chain, _NO_AREA)
+                reasons = dict.fromkeys(chains, _NO_AREA) | reasons
                 if not isinstance(reason, OutsideImage):
                     lost.update(chains)
                 continue
@@ -248,13 +237,13 @@ class Flickr30kEntities(GroundingBuilder):
             reasons[chain] = _LOST
         return boxes, reasons
 
-    def _is_kept(self, phrase: Phrase, boxes: list[list[float]], reason: str, record: str) -> bool:
+    def _is_kept(self, phrase: Phrase, boxes: Boxes, reason: str, record: str) -> bool:
         """Counts a phrase. `reason`: why its chain has no box."""
         kept, dropped = self.report.kept, self.report.dropped
         if phrase.first == phrase.end:
-            self.drop(_NO_WORD, f"{record}, chain {phrase.chain}")
+            self.drop("phrases: without a word", f"{record}, chain {phrase.chain}")
         elif phrase.chain == "0":
-            dropped[_NOT_VISUAL] += 1
+            dropped["phrases: of nothing visible (chain 0)"] += 1
         elif boxes:
             kept["phrases with boxes"] += 1
             if reason == _SCENE:
@@ -415,8 +404,8 @@ def _number(element: Element, tag: str, path: Path) -> float:
 # InfoGround's layout --------------------------------------------------------------------------------------------------
 
 
-def _processed_records(*paths: Path) -> Iterator[tuple[str, Any, Any]]:
-    """(id, its sentences, its boxes) of a split's two files, None for what one of them does not have."""
+def _processed_records(*paths: Path) -> Iterator[tuple[str, tuple[Any, str], tuple[Any, str]]]:
+    """(id, its sentences, its boxes) of a split's two files, the last two with their places; None for what is not."""
     content = []
     for path in paths:
         images = read_json(path)
@@ -425,7 +414,16 @@ def _processed_records(*paths: Path) -> Iterator[tuple[str, Any, Any]]:
         _check_ids(images, path)
         content.append(images)
     for image_id in dict.fromkeys([*content[0], *content[1]]):
-        yield image_id, content[0].get(image_id), content[1].get(image_id)
+        first, second = ((own.get(image_id), f"{path}, image {image_id}") for own, path in zip(content, paths))
+        yield image_id, first, second
+
+
+@contextmanager
+def _in_format(place: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{place} is not in InfoGround's format: {error!r:.200}") from error
 
 
 def _processed_sentences(entries: Any, place: str) -> list[Sentence]:
@@ -433,11 +431,9 @@ def _processed_sentences(entries: Any, place: str) -> list[Sentence]:
         raise ValueError(f"{place}: a list of sentences is expected")
     sentences = []
     for number, entry in enumerate(entries, start=1):
-        try:
+        with _in_format(f"{place}, sentence {number}"):
             words = entry["sentence"].split(" ")
             phrases = [_processed_phrase(words, phrase) for phrase in entry["phrases"]]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{place}, sentence {number} is not in InfoGround's format: {error!r:.200}") from error
         sentences.append(Sentence([word for word in words if word], phrases))
     return sentences
 
@@ -458,15 +454,13 @@ def _processed_phrase(words: list[str], phrase: dict[str, Any]) -> Phrase:
 
 def _processed_annotation(entry: Any, place: str) -> Annotation:
     """An image's boxes as InfoGround's JSON has them: corners from 0, both of them part of the box."""
-    try:
+    with _in_format(place):
         size = (entry["width"], entry["height"])
         if not all(type(side) is int and side > 0 for side in size):
             raise ValueError(f"width and height cannot be {size}")
         objects = [Object([chain], _half_open(box)) for chain, boxes in entry["boxes"].items() for box in boxes]
         objects += [Object([chain], None, is_scene=True) for chain in _chains(entry["scene"])]
         objects += [Object([chain], None, is_unboxed=True) for chain in _chains(entry["nobox"])]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} is not in InfoGround's format: {error!r:.200}") from error
     return Annotation(size, objects)
 
 

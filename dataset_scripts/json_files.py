@@ -6,7 +6,6 @@ beyond 64 bits, loses lone surrogates, and does not tell where in the file a rec
 
 import json
 import re
-from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,10 +106,11 @@ def read_record(file: BinaryIO, place: Place) -> Any:
 def _reading(path: Path) -> Iterator["_Reader"]:
     reader = None
     try:
-        with path.open("rb") as file:
-            mark = file.read(len(BOM_UTF8)) == BOM_UTF8
-        with path.open(encoding="utf-8-sig", newline="") as file:  # line ends as they are, for the places
-            reader = _Reader(path, file, len(BOM_UTF8) if mark else 0)
+        with path.open(
+            encoding="utf-8", newline=""
+        ) as file:  # byte order mark and line ends as they are, for the places
+            reader = _Reader(path, file)
+            reader.skip_mark()
             yield reader
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
@@ -121,13 +121,18 @@ def _reading(path: Path) -> Iterator["_Reader"]:
 class _Reader:
     """What was read of a JSON file and not yet taken from it."""
 
-    def __init__(self, path: Path, file: TextIO, mark_bytes: int):
+    def __init__(self, path: Path, file: TextIO):
         self.path, self.file = path, file
         self.text, self.position = "", 0
         self.count = 0  # records that were taken
         self.start = 0  # byte of the file where the last value begins
-        self._bytes, self._counted = mark_bytes, 0  # bytes of the file before the character `_counted` of the text
+        self._bytes, self._counted = 0, 0  # bytes of the file before the character `_counted` of the text
         self._decoder = json.JSONDecoder()
+
+    def skip_mark(self) -> None:
+        """A byte order mark may stand at the beginning."""
+        if self._read_on() and self.text[0] == "\ufeff":
+            self.position = 1
 
     def peek(self) -> str:
         """The next character that is not blank; none at the end of the file."""

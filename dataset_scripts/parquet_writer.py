@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,11 @@ def write_splits(
 ) -> None:
     """Writes the splits to `folder/data/<split>-<job>.parquet`; fills `builder.report`, `info.splits` and the sizes.
 
-    A split without a row is left out.
+    A split without a row is left out. Errors are those of `build.build`.
 
     Args:
         folder: a new one, or what an earlier call with the same builder and limit left of its work.
         limit: at most this many rows of each split; jobs are then done one after the other.
-        num_proc: processes that work at the same time.
-        splits: the names of those to write; none: all.
-
-    Raises:
-        ValueError: bad data, an unknown split, or not one row came out.
-        RuntimeError: a process ended before its job did.
     """
     for name in ("data", "notes"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -61,16 +56,9 @@ def write_splits(
     if unknown := sorted(set(splits or ()) - set(names)):
         raise ValueError(f"{builder.dataset_name}: there is no split {unknown[0]!r}, but {', '.join(names) or 'none'}")
     written = datasets.SplitDict(dataset_name=builder.dataset_name)
-    file_bytes, threshold = 0, gc.get_threshold()
-    gc.set_threshold(_COLLECT_AFTER)
-    executor = None
-    if limit is None and num_proc > 1:  # not forked: pyarrow has threads
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(num_proc, context, _start_worker, (builder, folder))
-    try:
-        for split in names:
-            if splits is not None and split not in splits:
-                continue
+    file_bytes = 0
+    with _processes(builder, folder, num_proc if limit is None else 1) as executor:
+        for split in (name for name in names if splits is None or name in splits):
             info = datasets.SplitInfo(split, num_bytes=0, num_examples=0)
             with tqdm(desc=f"Building {split}", unit=" rows") as progress:
                 for note in _notes(builder, split, folder, executor, 2 * num_proc, limit):
@@ -81,20 +69,32 @@ def write_splits(
                     progress.update(note["rows"])
             if info.num_examples:
                 written.add(info)
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "A process ended before its job did; memory may have run out. The same command goes on with what is left; "
-            f"--num_proc {max(num_proc // 2, 1)} needs less memory."
-        ) from error
-    finally:
-        gc.set_threshold(*threshold)
-        if executor is not None:
-            executor.shutdown(cancel_futures=True)
     if not written:
         raise ValueError(f"{builder.dataset_name}: not one row came out\n{builder.report}")
     builder.info.splits = written
     builder.info.dataset_size = sum(split.num_bytes for split in written.values())
     builder.info.download_size = file_bytes
+
+
+@contextmanager
+def _processes(builder: GroundingBuilder, folder: Path, num_proc: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes to do jobs in, None for this one alone; Python's collector comes by less often in all of them."""
+    threshold, executor = gc.get_threshold(), None
+    gc.set_threshold(_COLLECT_AFTER)
+    if num_proc > 1:  # not forked: pyarrow has threads
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(num_proc, context, _start_worker, (builder, folder))
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "A process ended before its job did; memory may have run out. The same command goes on with what is left; "
+            f"--num_proc {num_proc // 2} needs less memory."
+        ) from error
+    finally:
+        gc.set_threshold(*threshold)
+        if executor is not None:
+            executor.shutdown(cancel_futures=True)
 
 
 def _notes(
@@ -124,17 +124,16 @@ def _notes(
         yield waiting.popleft().result()
 
 
-_worker: tuple[GroundingBuilder, Path] | None = None  # of a worker process
+_worker: dict[str, Any] = {}  # the builder and the folder of a worker process
 
 
 def _start_worker(builder: GroundingBuilder, folder: Path) -> None:
-    global _worker
-    _worker = builder, folder
+    _worker.update(builder=builder, folder=folder)
     gc.set_threshold(_COLLECT_AFTER)
 
 
 def _do_job_in_worker(split: str, number: int, job: list[Any]) -> dict[str, Any]:
-    return do_job(*_worker, split, number, job, None)
+    return do_job(**_worker, split=split, number=number, job=job, limit=None)
 
 
 def do_job(

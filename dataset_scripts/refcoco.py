@@ -16,11 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from .builder import AnnotationConfig, GroundingBuilder, Unusable, chunked, clip_box
+from .builder import AnnotationConfig, GroundingBuilder, SourceImage, clip_box, unusable_if
 from .coco_format import AnnotationFile, CocoImage, contradict, is_box, read_corners, read_id
-from .features import encode_png, make_row, mask_to_box
+from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
 from .options import RefCocoOptions
 from .safe_pickle import load_plain_pickle
@@ -51,7 +49,6 @@ class RefCoco(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = RefCocoConfig
-    builder_name = "refcoco"
     source = (
         "Expressions and splits of the refer toolkit (github.com/lichengunc/refer); images of COCO (RefCOCO, RefCOCO+, "
         "RefCOCOg) or of SAIAPR TC-12 (ReferIt), stored byte for byte as they were."
@@ -64,7 +61,7 @@ class RefCoco(GroundingBuilder):
         proposals = read_proposals(folder / self.config.proposals) if self.config.proposals else None
         file = AnnotationFile(folder / "instances.json", wanted={ref["ann_id"] for ref in refs})
         images = {image.id: image for image in file.images.values()}
-        found: dict[str, dict[int, _Job]] = {}  # split → image's id → the image with its refs
+        found: dict[str, dict[int, _Image]] = {}  # split → image's id → the image with its refs
         for ref in refs:
             splits, annotation = _splits_of(ref["split"]), file.records.get(ref["ann_id"])
             reason = None
@@ -81,59 +78,62 @@ class RefCoco(GroundingBuilder):
                 continue
             category = file.categories.get(file.category_numbers[read_id(annotation["category_id"])])
             for split in splits:
-                own = found.setdefault(split, {}).setdefault(ref["image_id"], _Job(images[ref["image_id"]], []))
+                own = found.setdefault(split, {}).setdefault(ref["image_id"], _Image(images[ref["image_id"]], []))
                 own.refs.append((ref, annotation, [category] if category else []))
         self.splits = {split: list(own.values()) for split, own in found.items()}
         if proposals is not None:
             self._join_proposals(proposals)
         return [split for split in _SPLITS.values() if split in self.splits]
 
-    def jobs(self, split: str) -> Iterator[list["_Job"]]:
-        return chunked(self.splits[split], self.images_per_job)
+    def images(self, split: str) -> list["_Image"]:
+        return self.splits[split]
 
-    def rows(self, split: str, job: list["_Job"]) -> Iterator[dict[str, Any]]:
-        lost = "expressions: of an image that cannot be used"
-        for image, refs, proposals in job:
-            record = f"image {image.id} ({image.file_name})"
-            num_sentences = sum(len(ref["sentences"]) for ref, *_ in refs)
-            loaded = self.usable_image(self._path(image.file_name), record, lost, num_sentences, image.size)
-            if loaded is None:
-                continue
-            shared = {"image": loaded.stored, "image_id": self.image_id(image.file_name, loaded)}
-            usable = None if proposals is None else self._usable_proposals(proposals, image, record)
-            for ref, annotation, categories in refs:
-                common = {**shared, "categories": categories, "proposals": usable or []}
-                for phrase, boxes, masks in self._expressions(ref, annotation, image):
+    def image(self, record: "_Image") -> SourceImage:
+        image = record.image
+        lost = {"expressions: of an image that cannot be used": sum(len(ref["sentences"]) for ref, *_ in record.refs)}
+        place = self._path(image.file_name)
+        return SourceImage(place, f"image {image.id} ({image.file_name})", record, lost, image.size, image.file_name)
+
+    def phrases(self, content: "_Image", size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        image, refs, proposals = content
+        usable = None if proposals is None else self._usable_proposals(proposals, image)
+        for ref, annotation, categories in refs:
+            with self.dropping("expressions", f"ref {ref['ref_id']}", len(ref["sentences"])):
+                box, masks = self._box_and_mask(ref, annotation, image.size)
+                self.report.kept["objects"] += 1
+                for sentence in ref["sentences"]:
+                    phrase = " ".join(sentence["sent"].split())
+                    if not phrase:
+                        record = f"ref {ref['ref_id']}, sentence {sentence.get('sent_id')}"
+                        self.drop("expressions: without a word", record)
+                        continue
+                    self.report.kept["expressions"] += 1
+                    if not masks:
+                        self.report.kept["expressions by a box alone, for want of a mask"] += 1
                     if usable == []:
                         self.report.kept["expressions without proposals"] += 1
-                    yield make_row(phrase=phrase, boxes=boxes, masks=masks, **common)
+                    yield {
+                        "phrase": phrase,
+                        "boxes": [box],
+                        "masks": masks,
+                        "categories": categories,
+                        "proposals": usable or [],
+                    }
 
-    def _expressions(
-        self, ref: dict[str, Any], annotation: dict[str, Any], image: CocoImage
-    ) -> Iterator[tuple[str, Boxes, list[dict[str, Any]]]]:
-        """The expressions for an object, each with its box and, where it has one, its mask."""
-        record, kept = f"ref {ref['ref_id']}", self.report.kept
-        drop = partial(self.drop, record=f"{record}, annotation {annotation['id']}")
-        mask = segmentation_to_mask(annotation.get("segmentation"), *image.size[::-1], drop)
-        try:
-            box = _box(annotation.get("bbox") or None, mask, image.size)
-        except Unusable as reason:
-            self.drop(f"expressions: {reason}", record, len(ref["sentences"]))
-            return
+    def _box_and_mask(
+        self, ref: dict[str, Any], annotation: dict[str, Any], size: tuple[int, int]
+    ) -> tuple[list[float], list[dict[str, Any]]]:
+        """An object's box, cut to the image, its own or without one its mask's; and its mask, where it has one."""
+        drop = partial(self.drop, record=f"ref {ref['ref_id']}, annotation {annotation['id']}")
+        width, height = size
+        mask = segmentation_to_mask(annotation.get("segmentation"), height, width, drop)
+        whole = read_corners(annotation.get("bbox"))
+        unusable_if(whole is None and mask is None, "of an object with neither a box nor a mask")
+        box = mask_to_box(mask) if whole is None else clip_box(whole, size)
         if mask is not None and contradict(box, mask_to_box(mask)):
             drop("masks: contradict their box (IoU below 0.5), which is taken alone")
             mask = None
-        masks = [] if mask is None else [encode_png(mask)]
-        kept["objects"] += 1
-        for sentence in ref["sentences"]:
-            phrase = " ".join(sentence["sent"].split())
-            if not phrase:
-                self.drop("expressions: without a word", f"{record}, sentence {sentence.get('sent_id')}")
-                continue
-            kept["expressions"] += 1
-            if not masks:
-                kept["expressions by a box alone, for want of a mask"] += 1
-            yield phrase, [box], masks
+        return box, [] if mask is None else [encode_png(mask)]
 
     def _path(self, file_name: str) -> str:
         """An image's path in `images_dir`, which may hold COCO's folders instead of the images themselves."""
@@ -145,43 +145,31 @@ class RefCoco(GroundingBuilder):
     def _join_proposals(self, proposals: dict[str, Boxes]) -> None:
         for split, own in self.splits.items():
             boxes = [proposals.get(str(image.id), proposals.get(image.file_name, [])) for image, *_ in own]
-            self.splits[split] = [job._replace(proposals=found) for job, found in zip(own, boxes)]
-        jobs = [job for own in self.splits.values() for job in own]
-        if jobs and not any(job.proposals for job in jobs):
-            image = jobs[0].image
+            self.splits[split] = [image._replace(proposals=found) for image, found in zip(own, boxes)]
+        images = [image for own in self.splits.values() for image in own]
+        if images and not any(image.proposals for image in images):
+            image = images[0].image
             raise ValueError(
                 f"{self.config.proposals} has no box for any image of {self.config.data_dir}, such as {image.id} "
                 f"({image.file_name}): is it of another data set?"
             )
 
-    def _usable_proposals(self, proposals: Boxes, image: CocoImage, record: str) -> Boxes:
+    def _usable_proposals(self, proposals: Boxes, image: CocoImage) -> Boxes:
         """Those that have area in the image, as the detector gave them."""
         usable = []
         for box in map(read_corners, proposals):
-            try:
+            with self.dropping("proposals", f"image {image.id} ({image.file_name})"):
                 clip_box(box, image.size)
-            except Unusable as reason:
-                self.drop(f"proposals: {reason}", record)
-                continue
-            usable.append(box)
+                usable.append(box)
         return usable
 
 
-class _Job(NamedTuple):
+class _Image(NamedTuple):
     """An image with (ref, annotation, categories) of its objects; proposals `[x, y, width, height]` if asked for."""
 
     image: CocoImage
     refs: list[tuple[dict[str, Any], dict[str, Any], list[str]]]
     proposals: Boxes | None = None
-
-
-def _box(bbox: Any, mask: np.ndarray | None, size: tuple[int, int]) -> list[float]:
-    """An object's box, cut to the image: its own, or without one its mask's."""
-    if bbox is not None:
-        return clip_box(read_corners(bbox), size)
-    if mask is None:
-        raise Unusable("of an object with neither a box nor a mask")
-    return mask_to_box(mask)
 
 
 def _splits_of(name: str) -> list[str]:
@@ -287,8 +275,10 @@ def _by_expression(expressions: list[dict[str, Any]], path: Path) -> dict[str, B
 
 def _first_fours(boxes: Any, record: str) -> Boxes:
     """Boxes that a score or category may follow: their first four numbers."""
-    fours = [box[:4] if isinstance(box, list) else box for box in boxes] if isinstance(boxes, list) else [None]
-    for box in fours:
-        if not is_box(box):
-            raise ValueError(f"{record}: {str(box)[:80]!r} is not a box, [x, y, width, height]")
+    fours = []
+    for box in boxes if isinstance(boxes, list) else [None]:
+        four = box[:4] if isinstance(box, list) else box
+        if not is_box(four):
+            raise ValueError(f"{record}: {str(four)[:80]!r} is not a box, [x, y, width, height]")
+        fours.append(four)
     return fours

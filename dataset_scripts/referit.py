@@ -12,17 +12,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .builder import AnnotationConfig, GroundingBuilder, Unusable, chunked, clip_box, unusable_if
+from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
 from .coco_format import is_box
-from .features import make_row
+from .features import PhraseFields
 from .json_files import read_json, read_text
 from .options import ReferItOptions
 
-_LISTS = {
-    split: f"referit_{name}_imlist.txt" for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
-}
+_LISTS = {"train": "train", "validation": "val", "test": "test"}  # split → its name in names of files
 
 
 @dataclass
@@ -40,7 +37,6 @@ class ReferIt(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = ReferItConfig
-    builder_name = "referit"
     source = (
         "Expressions of ReferIt (Kazemzadeh et al., EMNLP 2014) and images of SAIAPR TC-12, these stored byte for byte "
         "as they were."
@@ -48,7 +44,7 @@ class ReferIt(GroundingBuilder):
 
     def split_names(self) -> list[str]:
         folder = Path(self.config.data_dir)
-        lists = {split: read_image_list(folder / name) for split, name in _LISTS.items()}
+        lists = {split: read_image_list(folder / f"referit_{name}_imlist.txt") for split, name in _LISTS.items()}
         regions = _regions_by_image(folder / self.config.records)
         self.splits: dict[str, list[tuple[int, list[int]]]] = {}
         listed: dict[int, str] = {}
@@ -64,25 +60,22 @@ class ReferIt(GroundingBuilder):
             self.drop("records: of an image in no list", f"image {image}", len(regions[image]))
         return [split for split, images in self.splits.items() if images]
 
-    def jobs(self, split: str) -> Iterator[list[tuple[int, list[int]]]]:
+    def images(self, split: str) -> list[tuple[int, list[int]]]:
         """Numbers of images, each with those of its regions; the records are read by whoever makes the rows."""
-        return chunked(self.splits[split], self.images_per_job)
+        return self.splits[split]
 
-    def rows(self, split: str, job: list[tuple[int, list[int]]]) -> Iterator[dict[str, Any]]:
-        for image, regions in job:
-            lost = "records: of an image that cannot be used"
-            loaded = self.usable_image(f"{image}.jpg", f"image {image}", lost, len(regions))
-            if loaded is None:
-                continue
-            image_id = self.image_id(str(image), loaded)
-            for region in regions:
-                path = Path(self.config.data_dir, self.config.records, f"{image}_{region}.json")
-                try:
-                    box, expressions = _read_record(path, image)
-                    box = clip_box(box, loaded.size)
-                except Unusable as reason:
-                    self.drop(f"records: {reason}", str(path))
-                    continue
+    def image(self, record: tuple[int, list[int]]) -> SourceImage:
+        image, regions = record
+        lost = {"records: of an image that cannot be used": len(regions)}
+        return SourceImage(f"{image}.jpg", f"image {image}", record, lost, name=str(image))
+
+    def phrases(self, content: tuple[int, list[int]], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        image, regions = content
+        for region in regions:
+            path = Path(self.config.data_dir, self.config.records, f"{image}_{region}.json")
+            with self.dropping("records", str(path)):
+                box, expressions = _read_record(path, image)
+                box = clip_box(box, size)
                 self.report.kept["records"] += 1
                 for expression in expressions:
                     phrase = " ".join(expression.split())
@@ -90,7 +83,7 @@ class ReferIt(GroundingBuilder):
                         self.drop("expressions: without a word", str(path))
                         continue
                     self.report.kept["expressions"] += 1
-                    yield make_row(loaded.stored, image_id, phrase, [box])
+                    yield {"phrase": phrase, "boxes": [box]}
 
 
 def read_image_list(path: Path) -> list[int]:

@@ -36,19 +36,18 @@ class Refused(Exception):
     """What in the pickle is not plain."""
 
 
-def _instruction(name: str, code: int) -> Callable[["PlainUnpickler"], None]:
+def _instruction(name: str, load: Callable[[Any], None]) -> Callable[[Any], None]:
     """Python's own function for an instruction, or one that refuses it."""
-    load = pickle._Unpickler.dispatch.get(code)
 
-    def refuse(unpickler: "PlainUnpickler") -> NoReturn:
+    def refuse(unpickler: Any) -> NoReturn:
         raise Refused(f"the instruction {name}")
 
-    def load_number(unpickler: "PlainUnpickler") -> None:
+    def load_number(unpickler: Any) -> None:
         load(unpickler)
         if unpickler.stack[-1].bit_length() > _MAX_BITS:  # too many digits for messages
             raise Refused(f"a whole number of more than {_MAX_BITS} bits")
 
-    def load_items(unpickler: "PlainUnpickler") -> None:
+    def load_items(unpickler: Any) -> None:
         keys = unpickler.stack[-2:-1] if name == "SETITEM" else unpickler.stack[::2]
         if not all(type(key) in _KEYS for key in keys):  # to hash tuples in tuples takes 2 ** depth steps
             raise Refused("a dictionary's key that is neither text nor a number")
@@ -65,7 +64,9 @@ class PlainUnpickler(pickle._Unpickler):
     Not the one in C, whose instructions are fixed and where five bytes can ask for 64 GiB of memory.
     """
 
-    dispatch = {ord(opcode.code): _instruction(opcode.name, ord(opcode.code)) for opcode in pickletools.opcodes}
+    dispatch = {
+        ord(op.code): _instruction(op.name, pickle._Unpickler.dispatch[ord(op.code)]) for op in pickletools.opcodes
+    }
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise Refused(f"{module}.{name}")

@@ -32,7 +32,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .builder import GroundingBuilder, chunked
+from .builder import GroundingBuilder
 from .features import encode_png, make_image_id, make_row, mask_to_box
 from .options import ScenesOptions
 
@@ -109,7 +109,7 @@ class SceneObject(NamedTuple):
     size: str
     colour: str
     shape: str
-    box: list[int]
+    box: list[float]
     mask: np.ndarray
 
 
@@ -128,16 +128,15 @@ class Scenes(GroundingBuilder):
     """`datasets` builder of the rendered scenes; a phrase has one mask and one box, a caption none."""
 
     BUILDER_CONFIG_CLASS = ScenesConfig
-    builder_name = "scenes"
     license_name = "apache-2.0"
     source = "Drawn by `dataset_scripts/scenes.py` of albef-amc, from a seed. No photo and no other data is in it."
 
     def split_names(self) -> list[str]:
         return [split for split, count in self.config.counts.items() if count]
 
-    def jobs(self, split: str) -> Iterator[list[int]]:
+    def images(self, split: str) -> range:
         """Numbers of scenes."""
-        return chunked(range(self.config.counts[split]), self.images_per_job)
+        return range(self.config.counts[split])
 
     def rows(self, split: str, job: list[int]) -> Iterator[dict[str, Any]]:
         for index in job:

@@ -18,8 +18,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int, drop: Calla
     """A segmentation as a mask: the union of its parts that can be read.
 
     Args:
-        segmentation: polygons `[x, y, x, y, …]` in pixels; run lengths `{"size": [height, width], "counts"}`,
-            compressed or not; a list of such parts, of both kinds too; a flat list of numbers is one polygon.
+        segmentation: polygons `[x, y, x, y, …]` or `[[x, y], …]` in pixels; run lengths `{"size": [height, width],
+            "counts"}`, compressed or not; a list of such parts, of both kinds too; a polygon by itself.
         drop: is told why, for each part that is left out, and for a mask that nothing is left of.
 
     Returns: bool `(height, width)`; None where there is no segmentation, or nothing of it can be used.
@@ -27,6 +27,8 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int, drop: Calla
     if segmentation is None or segmentation == []:
         return None
     is_list = isinstance(segmentation, list) and any(isinstance(part, list | dict) for part in segmentation)
+    if is_list and len(segmentation) > 2 and all(map(_is_point, segmentation)):
+        is_list = False  # one polygon
     if height * width > MAX_PIXELS:
         drop("masks: of an image of more pixels than any has")
         return None
@@ -59,13 +61,23 @@ def _polygon(part: Any, height: int, width: int) -> list[float]:
     """A part that is a polygon, its coordinates checked."""
     unusable_if(part in ([], {}, ""), "empty")
     unusable_if(not isinstance(part, list), "neither polygon nor run lengths")
+    if all(map(_is_point, part)):
+        part = [value for point in part for value in (point.values() if isinstance(point, dict) else point)]
     unusable_if(len(part) % 2, "polygon with an odd number of coordinates")
     unusable_if(len(part) < 6, "polygon of fewer than three points")
     polygon = part if all(map(is_number, part)) else [read_number(value) for value in part]
     unusable_if(None in polygon, "polygon with a coordinate that is no finite number")
+    unusable_if(max(map(abs, polygon)) <= 1, "polygon in shares of the image, not pixels")
     # Outlines are traced point by point before they are cut to the image: a wild coordinate would exhaust memory.
     unusable_if(max(map(abs, polygon)) > 10 * max(height, width), "polygon far outside the image")
     return polygon
+
+
+def _is_point(value: Any) -> bool:
+    """Whether it is `[x, y]` or `{"x", "y"}`, of which some tools make polygons."""
+    if isinstance(value, dict):
+        return list(value) == ["x", "y"]
+    return isinstance(value, list) and len(value) == 2
 
 
 def _outline(polygon: list[float]) -> float:

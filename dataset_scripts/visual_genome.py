@@ -25,18 +25,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .builder import (
-    AnnotationConfig,
-    GroundingBuilder,
-    LoadedImage,
-    Unusable,
-    check_fraction,
-    chunked,
-    clip_box,
-    split_of,
-    unusable_if,
-)
-from .features import make_row
+from .builder import DrawnSplitsConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
+from .features import PhraseFields
 from .json_files import first_character, read_text, stream_json_lists, stream_json_records
 from .options import VisualGenomeOptions
 
@@ -52,14 +42,13 @@ Found = Iterator[tuple[str, str, Any, str]]  # kind, phrase, box as x, y, width,
 
 
 @dataclass
-class VisualGenomeConfig(VisualGenomeOptions, AnnotationConfig):
+class VisualGenomeConfig(VisualGenomeOptions, DrawnSplitsConfig):
     """The options, checked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := set(self.kinds.split(",")) - {*_KINDS, "all"}:
             raise ValueError(f"kinds: {min(unknown)!r} is none of {', '.join(_KINDS)}, all")
-        check_fraction(self.validation_fraction)
 
 
 class _Image(NamedTuple):
@@ -83,7 +72,6 @@ class VisualGenome(GroundingBuilder):
     """
 
     BUILDER_CONFIG_CLASS = VisualGenomeConfig
-    builder_name = "visual_genome"
     source = (
         "Visual Genome's annotations (https://homes.cs.washington.edu/~ranjay/visualgenome, CC BY 4.0); its images are "
         "from Flickr, by way of YFCC100M and COCO."
@@ -95,37 +83,26 @@ class VisualGenome(GroundingBuilder):
         coco, flickr = _read_id_files(config.exclude_coco_ids), _read_id_files(config.exclude_flickr_ids)
         self._images = _read_images(Path(config.data_dir, "image_data.json"), coco, flickr)
         self._kinds = self._chosen_kinds()
-        images = ((str(record[0]), record) for record in self._by_image())
-        self._moved = self.moved_images(images, config.validation_fraction)
+        self.draw_splits((str(record[0]), record) for record in self._by_image())
         return ["train", "validation"] if config.validation_fraction else ["train"]
 
-    def jobs(self, split: str) -> Iterator[list[tuple[int, Records]]]:
-        """Lists of (image id, its records by file)."""
-        return chunked((image for image in self._by_image() if self._split_of(image[0]) == split), self.images_per_job)
+    def images(self, split: str) -> Iterator[tuple[int, Records]]:
+        return (record for record in self._by_image() if self.drawn_split(str(record[0])) == split)
 
-    def _split_of(self, image_id: int) -> str:
-        return self._moved.get(str(image_id)) or split_of(str(image_id), self.config.validation_fraction)
-
-    def rows(self, split: str, job: list[tuple[int, Records]]) -> Iterator[dict[str, Any]]:
-        """One row a phrase: regions, attributes, relations of an image, in the order of the files."""
-        for image_id, records in job:
-            image = self._images.get(image_id)
-            try:
-                unusable_if(image is None, "images: not in image_data.json")
-                loaded = None if image.excluded else self.load_image(self._place(image), image.size)
-            except Unusable as error:
-                reason = str(error)
-                self.drop(reason, f"image {image_id}")
-            else:
-                if loaded is not None:
-                    self.report.kept["images"] += 1
-                    yield from self._rows_of_image(image_id, loaded, image.size, records)
-                    continue
-                reason = image.excluded
-                self.report.dropped[reason] += 1
-            for file, lost in records.items():
-                if lost:
-                    self.report.dropped[f"{file}: of {reason}"] += len(lost)
+    def image(self, record: tuple[int, Records]) -> SourceImage | None:
+        image_id, records = record
+        name, lost = f"image {image_id}", {f"{file}: of {{}}": len(own) for file, own in records.items()}
+        listed = self._images.get(image_id)
+        if listed is None:
+            reason = "images: not in image_data.json"
+            self.drop(reason, name)
+        elif listed.excluded:
+            reason = listed.excluded
+            self.report.dropped[reason] += 1
+        else:
+            return SourceImage(self._place(listed), name, record, lost, listed.size, str(image_id))
+        self.lose(lost, reason)
+        return None
 
     def _place(self, image: _Image) -> str:
         """Where an image is in `images_dir`: at its address, or in either folder."""
@@ -185,21 +162,20 @@ class VisualGenome(GroundingBuilder):
 
     # Rows
 
-    def _rows_of_image(
-        self, image_id: int, image: LoadedImage, size: tuple[int, int], records: Records
-    ) -> Iterator[dict[str, Any]]:
-        kept, name, seen = self.report.kept, self.image_id(str(image_id), image), set()
-        for kind, phrase, (x, y, width, height), record in self._phrases(image_id, records):
-            whole = [x, y, x + width, y + height]
+    def phrases(self, content: tuple[int, Records], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        """Regions, attributes, relations of an image, in the order of the files."""
+        kept, seen = self.report.kept, set()
+        width, height = self._images[content[0]].size
+        for kind, phrase, (x, y, w, h), record in self._found(*content):
             try:
-                box = clip_box(whole, size)
+                box = clip_box([x, y, x + w, y + h], (width, height))
             except Unusable as reason:
-                self.drop(f"{kind}s: {reason}", f"image {image_id}, {record}")
+                self.drop(f"{kind}s: {reason}", record)
                 continue
             # Two counts, as they have two causes: negative corners, and sides that are too long.
             if x < 0 or y < 0:
                 kept["boxes that began left of or above the image, cut"] += 1
-            if whole[2] > size[0] or whole[3] > size[1]:
+            if x + w > width or y + h > height:
                 kept["boxes that ended right of or below the image, cut"] += 1
             key = (phrase, *box)
             if key in seen:
@@ -207,22 +183,22 @@ class VisualGenome(GroundingBuilder):
                 continue
             seen.add(key)
             kept[f"rows: {kind}s"] += 1
-            yield make_row(image.stored, name, phrase, boxes=[box], categories=[kind])
+            yield {"phrase": phrase, "boxes": [box], "categories": [kind]}
 
-    def _phrases(self, image_id: int, records: Records) -> Found:
+    def _found(self, image_id: int, records: Records) -> Found:
         """All phrases that can be used."""
         if "regions" in self._kinds:
             yield from self._regions(image_id, records.get("regions", []))
         attributes_of: dict[Any, list[str]] = {}
         for thing in records.get("attributes", []):
-            yield from self._attributes(image_id, thing, attributes_of)
+            yield from self._attributes(thing, f"image {image_id}, an object of attributes.json", attributes_of)
         for relationship in records.get("relationships", []):
-            yield from self._relations(image_id, relationship, attributes_of)
+            yield from self._relations(relationship, f"image {image_id}, a relationship", attributes_of)
 
     def _regions(self, image_id: int, regions: list[Any]) -> Found:
         for number, region in enumerate(regions):
-            record = f"region {number}"
-            try:
+            record = f"image {image_id}, region {number}"
+            with self.dropping("regions", record):
                 box = _box(region, _region_box)
                 phrase = region.get("phrase")
                 is_other = region.get("image_id", region.get("image", image_id)) != image_id
@@ -230,53 +206,43 @@ class VisualGenome(GroundingBuilder):
                 unusable_if(not isinstance(phrase, str), "without phrase")
                 clean = " ".join(phrase.split())
                 unusable_if(not clean, "with an empty phrase")
-            except Unusable as reason:
-                self.drop(f"regions: {reason}", f"image {image_id}, {record}")
-                continue
-            if clean != phrase:
-                where = "at an end" if phrase.strip() != phrase else "only inside"
-                self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
-            yield "region", clean, box, record
+                if clean != phrase:
+                    where = "at an end" if phrase.strip() != phrase else "only inside"
+                    self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
+                yield "region", clean, box, record
 
-    def _attributes(self, image_id: int, thing: Any, attributes_of: dict[Any, list[str]]) -> Found:
+    def _attributes(self, thing: Any, record: str, attributes_of: dict[Any, list[str]]) -> Found:
         """The phrases of one object; its attributes are added to `attributes_of`."""
-        record = "an object of attributes.json"
-        try:
+        with self.dropping("attributes", record):
             box, name = _box(thing, _object_box), _name(thing)
             attributes = thing.get("attributes") or []
             unusable_if(not isinstance(attributes, list), "that are no list")
-        except Unusable as reason:
-            self.drop(f"attributes: {reason}", f"image {image_id}, {record}")
-            return
-        if not attributes:
-            self.report.dropped["attributes: objects that have none"] += 1
-        for attribute in attributes:
-            if not _is_text(attribute):
-                self.drop("attributes: empty or no text", f"image {image_id}, {record} ({name})")
-                continue
-            attribute = _lower(attribute)
-            known = attributes_of.setdefault(_identity(thing, name, box), [])
-            if attribute not in known:
-                known.append(attribute)
-            if "attributes" in self._kinds:
-                yield "attribute", f"{attribute} {name}", box, f"{record} ({name})"
+            if not attributes:
+                self.report.dropped["attributes: objects that have none"] += 1
+            record = f"{record} ({name})"
+            for attribute in attributes:
+                if not _is_text(attribute):
+                    self.drop("attributes: empty or no text", record)
+                    continue
+                attribute = _lower(attribute)
+                known = attributes_of.setdefault(_identity(thing, name, box), [])
+                if attribute not in known:
+                    known.append(attribute)
+                if "attributes" in self._kinds:
+                    yield "attribute", f"{attribute} {name}", box, record
 
-    def _relations(self, image_id: int, relationship: Any, attributes_of: dict[Any, list[str]]) -> Found:
-        record = "a relationship"
-        try:
+    def _relations(self, relationship: Any, record: str, attributes_of: dict[Any, list[str]]) -> Found:
+        with self.dropping("relations", record):
             unusable_if(not isinstance(relationship, dict), "that are no records")
             predicate, subject = relationship.get("predicate"), relationship.get("subject")
             box, name, other = _box(subject, _object_box), _name(subject), _name(relationship.get("object"))
             unusable_if(not _is_text(predicate), "without predicate")
-        except Unusable as reason:
-            self.drop(f"relations: {reason}", f"image {image_id}, {record}")
-            return
-        attributes = attributes_of.get(_identity(subject, name, box), [])
-        if not attributes:
-            self.report.dropped["relations: whose subject has no attribute"] += 1
-        rest = f"{name} {_lower(predicate)} {other}"
-        for attribute in attributes:
-            yield "relation", f"{attribute} {rest}", box, f"{record} ({rest})"
+            attributes = attributes_of.get(_identity(subject, name, box), [])
+            if not attributes:
+                self.report.dropped["relations: whose subject has no attribute"] += 1
+            rest = f"{name} {_lower(predicate)} {other}"
+            for attribute in attributes:
+                yield "relation", f"{attribute} {rest}", box, f"{record} ({rest})"
 
 
 # Parts of records -----------------------------------------------------------------------------------------------------

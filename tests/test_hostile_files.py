@@ -3,14 +3,17 @@
 import io
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,11 +22,18 @@ from safetensors import SafetensorError
 import dataset_scripts.builder
 import modeling_albef_amc.images
 from dataset_scripts.albef_json import AlbefJson
+from dataset_scripts.build import builder_class
 from dataset_scripts.builder import Unusable
+from dataset_scripts.coco import Coco
+from dataset_scripts.features import encode_png
+from dataset_scripts.segmentations import segmentation_to_mask
+from dataset_scripts.visual_genome import read_ids
 from modeling_albef_amc import AlbefModel, AutoGrounder
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_original
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
+from tests.fuzz.run import TARGETS
+from tests.helpers.builders import AN_IMAGE, TREES, read_all, write
 from tests.helpers.data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
@@ -50,28 +60,23 @@ def never_hangs():
 # Places that are no file ----------------------------------------------------------------------------------------------
 
 
-def stand_in(kind: str, place: Path) -> None:
-    """Puts something that is no image in an image's place."""
-    if kind == "link to itself":
-        place.symlink_to(place.name)
-    elif kind == "folder":
-        place.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(place)
+PLACES: dict[str, Callable[[Path], None]] = {
+    "link to itself": lambda place: place.symlink_to(place.name),
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+}
 
 
-@pytest.mark.parametrize(
-    "read", [lambda path: open_image(path), lambda path: open_image({"bytes": None, "path": path})]
-)
-@pytest.mark.parametrize("kind", ["link to itself", "folder", "pipe"])
-def test_training_and_the_pipeline_wait_for_no_pipe(read, kind, tmp_path):
+@pytest.mark.parametrize("kind", PLACES)
+def test_training_and_the_pipeline_wait_for_no_pipe(kind, tmp_path):
     place = tmp_path / "a.png"
-    stand_in(kind, place)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"there is no (file|image).*a\.png"):
-        read(str(place))
+    PLACES[kind](place)
+    for source in str(place), {"bytes": None, "path": str(place)}:
+        with pytest.raises((ValueError, FileNotFoundError), match=r"there is no (file|image).*a\.png"):
+            open_image(source)
 
 
-# Pictures -------------------------------------------------------------------------------------------------------------
+# Images ---------------------------------------------------------------------------------------------------------------
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -136,7 +141,7 @@ def reads(path: Path) -> list[str]:
     return answers
 
 
-def test_pictures_that_unfold_beyond_memory(tmp_path):
+def test_images_that_unfold_beyond_memory(tmp_path):
     for number, make in enumerate(BOMBS.values()):
         (tmp_path / f"bomb-{number}").write_bytes(make())
         assert (tmp_path / f"bomb-{number}").stat().st_size < 2**19
@@ -156,8 +161,8 @@ def test_pictures_that_unfold_beyond_memory(tmp_path):
     assert int(memory.split()[1]) < 150, memory
 
 
-def test_no_picture_starts_a_program(tmp_path, monkeypatch):
-    """Of EPS files Pillow lets Ghostscript make pictures."""
+def test_no_image_starts_a_program(tmp_path, monkeypatch):
+    """Of EPS files Pillow lets Ghostscript make images."""
     program, marker = tmp_path / "bin" / "gs", tmp_path / "started"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {marker}\n")
@@ -166,17 +171,131 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6)).save(buffer, "EPS")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
-    open_photo_says, open_image_says, built_says = reads(tmp_path / "a.png")
-    assert "ValueError" in open_photo_says and "ValueError" in open_image_says
+    bytes_say, path_says, built_says = reads(tmp_path / "a.png")
+    assert "ValueError" in bytes_say and "ValueError" in path_says
     assert built_says == "Unusable images: cannot be decoded"
     assert not marker.exists()
 
 
-def test_the_kinds_of_pictures_are_written_alike():
+def test_the_kinds_of_images_are_written_alike():
     """The builders import nothing of the model's side, so that the list stands there twice."""
     assert dataset_scripts.builder.IMAGE_FORMATS == modeling_albef_amc.images.FORMATS
     assert dataset_scripts.builder.MAX_PIXELS == modeling_albef_amc.images.MAX_PIXELS
     assert dataset_scripts.builder.UNREADABLE == modeling_albef_amc.images.UNREADABLE
+
+
+# Annotations ----------------------------------------------------------------------------------------------------------
+
+# Of the builders whose annotations name files of images: the annotations.
+NAMING = {"coco": "instances.json", "refcoco": "instances.json", "albef_json": "train.json"}
+OUTSIDE = "images: their name leads out of the folder of the images"
+
+
+def tree(name: str, folder: Path):
+    """A builder and its tree, a secret image beside its images, and the place of an image."""
+    options = TREES[name](folder / "data")
+    secret = write(folder / "data" / "secret.png", encode_png(np.full((6, 8, 3), 77, np.uint8))["bytes"])
+    builder = builder_class(name)(cache_dir=str(folder / "cache"), **options)
+    return builder, secret, Path(options["images_dir"]) / AN_IMAGE[name]
+
+
+def stored(builder) -> list[bytes]:
+    """The images of all rows."""
+    return [row["image"]["bytes"] for rows in read_all(builder)[0].values() for row in rows]
+
+
+LEADING_OUT = ["../secret.png", "absolute", "../../../../../../etc/passwd", "a/../../secret.png"]
+NO_NAMES = ["a" * 300, "a/" * 10**6, "\0", "\ud800", "images\0.png", "."]
+
+
+@pytest.mark.parametrize("name", NAMING)
+@pytest.mark.parametrize("image", LEADING_OUT + NO_NAMES)
+def test_names_that_lead_out_of_the_folder_or_that_no_file_has(name, image, tmp_path):
+    """As what an image of the annotations is called."""
+    builder, secret, _ = tree(name, tmp_path)
+    path = tmp_path / "data" / NAMING[name]
+    called = str(secret) if image == "absolute" else image
+    path.write_text(path.read_text().replace(json.dumps(AN_IMAGE[name]), json.dumps(called)))
+    assert secret.read_bytes() not in stored(builder)
+    if image in LEADING_OUT:
+        assert builder.report.dropped[OUTSIDE] == 1
+    assert sum(count for reason, count in builder.report.dropped.items() if reason.startswith("images: ")) >= 1
+    assert str(builder.report).encode()
+
+
+@pytest.mark.parametrize("kind", [*PLACES, "link out", "ring of links", "device"])
+@pytest.mark.parametrize("name", AN_IMAGE)
+def test_what_is_no_file_is_not_opened(name, kind, tmp_path):
+    builder, secret, place = tree(name, tmp_path)
+    place.unlink()
+    if kind in PLACES:
+        PLACES[kind](place)
+    else:
+        place.symlink_to({"link out": secret, "device": "/dev/zero", "ring of links": "other"}[kind])
+        (place.parent / "other").symlink_to(place.name)
+    assert secret.read_bytes() not in stored(builder)
+    reason = OUTSIDE if kind in ("link out", "device") else "images: not in the folder of the images"
+    assert builder.report.dropped[reason] >= 1
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "size", "message"),
+    [
+        ([[0, 0, 60_000, 60_000] * 500], (60_000, 1000), "longer outline than any"),
+        ([[0, 0, 4000, 4000] * 100] * 50, (4000, 4000), "longer outline than any"),
+        ({"size": [480, 640], "counts": "o" * 10**6}, (480, 640), "cannot be read"),
+        ({"size": [480, 640], "counts": "o" * 12 + "0"}, (480, 640), r"cannot be read|add up"),
+        ({"size": [480, 640], "counts": [10**4000, 1]}, (480, 640), "add up"),
+        ([[0, 0, 1, 0, 1, 1]], (2**20, 2**20), "more pixels than any"),
+    ],
+)
+def test_outlines_and_run_lengths_that_hurt(segmentation, size, message):
+    reasons = []
+    segmentation_to_mask(segmentation, *size, reasons.append)
+    assert re.search(message, reasons[0])
+
+
+def test_many_masks_of_a_large_image_take_the_memory_of_one(tmp_path):
+    """Without images nothing says that an annotation file's sizes are true."""
+    side = 2048
+    whole = {"size": [side, side], "counts": [0, side * side]}
+    found = {"image_id": 1, "category_id": 3, "bbox": [0, 0, side, side], "segmentation": [whole] * 4}
+    listed = {
+        "images": [{"id": 1, "file_name": "a", "width": side, "height": side}],
+        "annotations": [{**found, "id": number} for number in range(8)],
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    write(tmp_path / "instances.json", listed)
+    builder = Coco(cache_dir=str(tmp_path / "cache"), data_dir=str(tmp_path), split="train")
+    tracemalloc.start()
+    try:
+        ((row,),) = read_all(builder)[0].values()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(row["masks"]) == 8
+    assert peak < 8 * side * side  # of 32 masks of a byte a pixel
+
+
+def test_lists_of_a_million_images(tmp_path):
+    builder, *_ = tree("flickr30k_entities", tmp_path)
+    for text, message in ((range(10, 300_000), "299999 occurs twice"), (["9" * 5000], "'9+ is not the number of an")):
+        write(tmp_path / "data" / "train.txt", "\n".join([*map(str, text), str(text[-1])]))
+        with pytest.raises(ValueError, match=rf"train\.txt: {message}"):
+            builder.split_names()
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"a":' * 10**5, '{"annotations": ' + DEEP, '[{"id": 1, "regions": ' + DEEP])
+@pytest.mark.parametrize("target", [name for name in TARGETS if name.endswith(".json")])
+def test_annotations_nested_a_million_times(target, text, tmp_path):
+    """Each says so in a ValueError that names the file, or drops the record: what fuzz targets let pass."""
+    TARGETS[target](tmp_path)[0](text.encode())
+
+
+def test_lists_of_ids_nested_a_million_times(tmp_path):
+    for text in (DEEP, '{"images": ' + DEEP):
+        with pytest.raises(ValueError, match=r"ids\.json: record 0 is nested too deep"):
+            read_ids(write(tmp_path / "ids.json", text))
 
 
 # Text files -----------------------------------------------------------------------------------------------------------
@@ -190,7 +309,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("freeze: " + "[" * 2000, "not YAML: .*recursion"),
+        ("freeze: " + "[" * 600, "not YAML: .*recursion"),
         (LAUGHS, "unknown setting"),
         ("x: &x [y, y]\nlora_rank: [" + "*x, " * 100 + "*x]", "unknown setting 'x'"),
         ("freeze: !!python/object/apply:os.system ['true']", "could not determine a constructor"),

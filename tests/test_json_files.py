@@ -46,13 +46,9 @@ def test_an_array_comes_out_as_it_is_whole(tmp_path, chunk, options):
 def test_json_lines_come_out_like_an_array(tmp_path, chunk, encoding):
     values = [{"a": value} for value in random.Random(0).choices(VALUES, k=60)]
     for text in (json.dumps(values), "\r\n".join(map(json.dumps, values)) + "\n"):
-        assert list(stream_json_records(written(tmp_path, text, encoding))) == values
-
-
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
-    path = written(tmp_path, "[1, 2]", "utf-8-sig")
-    assert read_json(path) == [1, 2] == list(stream_json_array(path)) and read_text(path) == "[1, 2]"
-    assert first_character(path) == "["
+        path = written(tmp_path, text, encoding)
+        assert list(stream_json_records(path)) == values
+        assert first_character(path) == text[0] and read_text(path).splitlines() == text.splitlines()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -82,7 +78,6 @@ def test_lists_come_out_with_their_places(tmp_path, chunk, options, encoding):
         ("[1, 2", "is not JSON, or was cut off, after 2 records: .*at byte 5"),
         ('[1, "ab', "after 1 records: Unterminated string.*at byte 4"),
         ("[1, 2 3]", "after 2 records: expecting , or ], at byte 6"),
-        ("[1,]", "after 1 records: Expecting value"),
         ("[1, nonsense]", "after 1 records: Expecting value"),
         ("[1] 2", "something follows the end, after 1 records: '2'"),
         ("[1, " + "7" * 5000 + "]", "record 1 has too long a number"),
@@ -100,7 +95,6 @@ def test_a_broken_array_is_named_with_the_place(tmp_path, text, message):
     ("text", "message"),
     [
         ("[]", "needs the lists a and b"),
-        ('{"a": []}', "needs the lists a and b"),
         ('{"a": [], "b": {}}', "needs the lists a and b"),
         ('{"a": [], "b": [], "a": []}', "has the list a twice"),
         ('{"a": [1, 2], "b": [3', "is not JSON, or was cut off, after 3 records"),
@@ -118,29 +112,15 @@ def test_broken_lists_are_named_with_the_place(tmp_path, text, message):
         list(stream_json_lists(written(tmp_path, text), ["a", "b"]))
 
 
-def test_of_a_broken_record_not_the_whole_file_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_files, "_CHUNK", 100)
-    path = written(tmp_path, "[" + "1, " * 100 + "x" + ", 1" * 100_000 + "]")
-    read = []
-    more = json_files._Reader._read_on
-    monkeypatch.setattr(json_files._Reader, "_read_on", lambda reader: read.append(1) or more(reader))
-    with pytest.raises(ValueError, match="after 100 records: Expecting value, at byte 301"):
-        list(stream_json_array(path))
-    assert len(read) < 10
-
-
-def test_another_encoding_and_a_missing_file_are_named(tmp_path):
+def test_another_encoding_a_missing_file_and_a_number_of_thousands_of_digits_are_named(tmp_path):
     path = tmp_path / "records.json"
     with pytest.raises(ValueError, match=r"records\.json: No such file"):
         list(stream_json_lists(path, ["a"]))
+    with pytest.raises(ValueError, match=r"records\.json is not JSON.*4300"):
+        read_json(written(tmp_path, "7" * 5000))
     path.write_bytes('["é"]'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"records\.json is not UTF-8"):
         list(stream_json_array(path))
-
-
-def test_a_number_of_thousands_of_digits_names_its_file(tmp_path):
-    with pytest.raises(ValueError, match=r"records\.json is not JSON.*4300"):
-        read_json(written(tmp_path, "7" * 5000))
 
 
 def test_a_file_that_changes_is_noticed(tmp_path):

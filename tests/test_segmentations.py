@@ -14,18 +14,17 @@ COLUMN_RUNS = {"size": SIZE, "counts": [13, 3, 32]}  # of the square, its column
 # Of bad parts: why they are left out.
 BAD_PARTS = [
     ([1, 1, 4, 1, 4, 4, 1], "odd number"),
-    ([1, 1, 4, 1], "fewer than three points"),
     ([7, 7], "fewer than three points"),
     ([1, 1, 4, 1, 4, "four"], "no finite number"),
     ([1, 1, 4, 1, 4, float("nan")], "no finite number"),
-    ([[1, 1], [4, 1], [4, 4], [1, 4], [1, 1], [2, 2]], "no finite number"),
+    ([[1, 1], [4, "a"], [4, 4]], "no finite number"),
+    ([1, 1, None, 1, 4, 4], "no finite number"),
+    ([0.1, 0, 1, 0.5, "0.5", 1], "shares of the image"),
     ([1, 1, 4e9, 1, 4, 4], "far outside"),
     ([], "empty"),
     ({}, "empty"),
-    ("", "empty"),
     ("square", "neither polygon nor run lengths"),
     (7, "neither polygon nor run lengths"),
-    (None, "neither polygon nor run lengths"),
     ({"size": [WIDTH, HEIGHT], "counts": COUNTS}, "another image size"),
     ({"counts": COUNTS}, "another image size"),
     ({"size": SIZE}, "cannot be read"),
@@ -35,7 +34,6 @@ BAD_PARTS = [
     ({"size": SIZE, "counts": COMPRESSED[:-1]}, "add up|cannot be read"),
     ({"size": SIZE, "counts": COMPRESSED + "o"}, "cannot be read"),
     ({"size": SIZE, "counts": "é!"}, "cannot be read"),
-    ({"size": SIZE, "counts": ""}, "do not add up"),
 ]
 
 
@@ -51,6 +49,9 @@ FORMS = {
     "run lengths": SQUARE_RUNS,
     "compressed": {"size": SIZE, "counts": COMPRESSED},
     "flat": SQUARE,
+    "points": [[[1, 1], [4, 1], [4, 4], [1, 4]]],
+    "points, flat": [[1, 1], [4, 1], [4, 4], [1, 4]],
+    "named points": [{"x": 1, "y": 1}, {"x": 4, "y": 1}, {"x": 4, "y": 4}, {"x": 1, "y": 4}],
     "text": [list(map(str, SQUARE))],
     "both kinds": [[1, 1, 3, 1, 3, 4, 1, 4], SQUARE_RUNS],
     "run lengths in a list": [COLUMN_RUNS, SQUARE_RUNS],
@@ -117,7 +118,6 @@ def test_what_a_contradiction_is(box, mask_box, expected):
     [
         ("bow_(weapon)", "bow"),
         ("traffic light", "traffic light"),
-        ("mouse_(computer_equipment)", "mouse"),
         ("record_(vinyl)_player", "record player"),
         (" Cell  Phone ", "Cell Phone"),
         ("t-shirt", "t-shirt"),

@@ -1,16 +1,11 @@
-"""Trees in the format of Flickr30k Entities, of any size: invented images' captions, chains and boxes, as text files.
+"""Trees in the format of Flickr30k Entities, of any size: invented images' captions, chains and boxes."""
 
-python tests/helpers/flickr30k_tree.py FOLDER --share 0.1          of the real one's 29,783, 1,000 and 1,000 images
-"""
-
-import argparse
 import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-COUNTS = {"train": 29_783, "val": 1_000, "test": 1_000}
 NUM_UNRELATED = 21
 
 TYPES = ["people", "clothing", "bodyparts", "animals", "vehicles", "instruments", "other"]
@@ -157,13 +152,3 @@ def _annotation_json(image: DrawnImage) -> dict:
     flags = {"scene": [c for thing in image.things if thing.scene for c in thing.chains]}
     flags["nobox"] = [c for thing in image.things if thing.nobndbox for c in thing.chains]
     return {"boxes": boxes, **flags, "width": image.size[0], "height": image.size[1], "depth": 3}
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write a tree in the format of Flickr30k Entities.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="of the real number of images")
-    arguments = parser.parse_args()
-    counts = {split: max(round(count * arguments.share), 1) for split, count in COUNTS.items()}
-    drawn = {split: draw_images(count, seed) for seed, (split, count) in enumerate(counts.items())}
-    write_original(arguments.folder, drawn)

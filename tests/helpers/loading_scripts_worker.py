@@ -1,4 +1,4 @@
-"""What test_loading_scripts.py runs with datasets 3.6: `python tests/loading_scripts_worker.py FOLDER`, in the root.
+"""What test_loading_scripts.py runs with datasets 3.6: `python loading_scripts_worker.py FOLDER`, in the root.
 
 FOLDER/calls.json has {name: [builder, options]}. Of each call it leaves the rows, FOLDER/<name>-<split>.parquet, and in
 FOLDER/found.json the splits, the phrases that streaming gives, or the error.
