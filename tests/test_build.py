@@ -109,7 +109,7 @@ def test_the_card_tells_the_counts_and_no_path(built, tmp_path):
     assert all(f"| `{column}` |" in card for column in FEATURES)
     assert "license: apache-2.0" in card and "Drawn by `dataset_scripts/scenes.py`" in card
     sizes = " ".join(f"--{split} {count}" for split, count in COUNTS.items())
-    assert f"`python -m dataset_scripts.build scenes {sizes}`" in card
+    assert f"`albef-amc build scenes {sizes}`" in card
     assert str(folder.parent) not in card
 
 

@@ -18,9 +18,6 @@ Returns:
     `pointing_game`: hits / phrases, in [0, 1].
     `num_phrases`: number of phrases.
     `pointing_game_{category}`: the same among the phrases of one category, when `categories` are given.
-Raises:
-    ValueError: No phrases; a point or box that is not finite; a phrase without boxes; a box without area; categories
-        of another number than points. The message names the phrase by its index.
 Examples:
     >>> import evaluate
     >>> pointing_game = evaluate.load("trainer/metrics/pointing_game")
