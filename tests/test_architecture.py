@@ -34,13 +34,10 @@ def test_nothing_imports_what_it_must_not():
     ("path", "source", "found"),
     [
         ("modeling_albef_amc/a.py", "import torch\nfrom .gradcam import gradcam", []),
-        ("modeling_albef_amc/a.py", "from trainer import regions", ["trainer.regions"]),
-        ("modeling_albef_amc/a.py", "def f():\n    import datasets", ["datasets"]),
-        ("trainer/metrics/m/m.py", "from ..n import n", ["trainer.metrics.n"]),
-        ("trainer/metrics/m/m.py", "import numpy, torch.nn", ["torch.nn"]),
+        ("modeling_albef_amc/a.py", "from trainer import regions\ndef f():\n    import datasets",
+         ["datasets", "trainer.regions"]),
+        ("trainer/metrics/m/m.py", "import numpy, torch.nn\nfrom ..n import n", ["torch.nn", "trainer.metrics.n"]),
         ("dataset_scripts/a.py", "from transformers import x\nfrom . import features", ["transformers"]),
-        ("space/app.py", "from trainer.heatmap_grid import overlay", ["trainer.heatmap_grid"]),
-        ("train.py", "import tests.conftest", ["tests.conftest"]),
     ],
 )  # fmt: skip
 def test_the_rules_find_what_breaks_them(path, source, found):

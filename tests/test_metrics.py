@@ -42,32 +42,19 @@ def heatmaps(shared_dir):
 
 
 @pytest.mark.parametrize("name", ["pointing_game", "box_accuracy"])
-def test_the_examples_of_the_card_and_the_docstring_hold(name, monkeypatch):
+def test_the_examples_of_the_card_hold(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     card = doctest.testfile(str(METRICS / name / "README.md"), module_relative=False)
     assert card.attempted >= 5 and card.failed == 0
-    module = {"pointing_game": point_module, "box_accuracy": box_module}[name]
-    example = doctest.DocTestParser().get_doctest(module._KWARGS_DESCRIPTION, {}, name, None, 0)
-    result = doctest.DocTestRunner().run(example)
-    assert result.attempted == 3 and result.failed == 0
 
 
 # Pointing game
 
 
-def test_points_on_the_edge_miss_and_any_box_will_do():
-    boxes = [[0, 0, 10, 10], [20, 20, 30, 30]]
-    for point, inside in [((5, 5), True), ((25, 25), True), ((15, 15), False)]:
-        assert point_module.point_in_boxes(point, boxes) is inside
-    for edge in [(0, 5), (10, 5), (5, 0), (5, 10), (0, 0), (10, 10)]:
-        assert point_module.point_in_boxes(edge, boxes) is False
-    assert point_module.point_in_boxes((9.999, 0.001), boxes) is True
-    assert point_module.point_in_boxes((5, 5), []) is False
-
-
 def test_pointing_game_by_hand(pointing_game):
-    points = [(5, 5), (0, 5), (25, 25), (11, 3)]
+    points = [(5, 5), (0, 5), (25, 25), (11, 3)]  # the second on an edge, the third in a second box
     boxes = [BOX, BOX, [*BOX, [20, 20, 30, 30]], [[10, 2, 12, 4]]]
+    assert point_module.point_in_boxes((5, 5), []) is False
     result = pointing_game.compute(points=points, boxes=boxes, categories=["a", "a", "b", "a"])
     assert result == {
         "pointing_game": 0.75,

@@ -9,6 +9,7 @@ Share of phrases for which the detector proposal with the most heat, sum(heatmap
 intersection over union of at least 0.5 with the phrase's box.
 """
 
+# Examples are in README.md.
 _KWARGS_DESCRIPTION = """
 Args:
     heatmaps: One heatmap `(rows, columns)` per phrase, over the grid of patches or of any other size. It is upsampled
@@ -22,16 +23,6 @@ Returns:
     `box_accuracy`: correct answers / phrases, in [0, 1].
     `num_phrases`: number of phrases.
     `num_unanswered`: phrases without proposals, or with none that scores above 0. They count as wrong.
-Examples:
-    >>> import evaluate
-    >>> box_accuracy = evaluate.load("trainer/metrics/box_accuracy")
-    >>> box_accuracy.compute(
-    ...     heatmaps=[[[0.0, 1.0], [0.0, 0.0]]],
-    ...     image_sizes=[[100, 100]],
-    ...     proposals=[[[0, 0, 50, 50], [55, 0, 45, 45]]],
-    ...     boxes=[[[50, 0, 100, 50]]],
-    ... )
-    {'box_accuracy': 1.0, 'num_phrases': 1, 'num_unanswered': 0}
 """
 
 _PADDING = -100  # that GroundingCollator fills up the boxes of a batch with
