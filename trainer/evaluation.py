@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -51,11 +50,13 @@ class Question:
     """A record on its way to its row: what it is scored by, or in `error` why it cannot be used.
 
     - `boxes` (num_boxes, 4) true ones, `proposals` (num_proposals, 4) a detector's; xyxy in pixels.
+    - `number`: of its phrase among those of its image, which are the usable ones.
     """
 
     record: Record
     error: str | None = None
     tokens: Tokens | None = None
+    number: int | None = None
     boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)
     proposals: np.ndarray = field(default_factory=lambda: NO_BOXES)
 
@@ -91,12 +92,12 @@ class RecordGrounder:
 
     grounder: PhraseGrounder
     protocol: Protocol
-    options: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 64
-    num_workers: int = 2
-    heatmaps: str | None = None
-    strict: bool = False
-    box_format: str = "xyxy"
+    options: dict[str, Any]
+    batch_size: int
+    num_workers: int
+    heatmaps: str | None
+    strict: bool
+    box_format: str
 
     def ground(
         self, blocks: Blocks | FileBlocks, numbers: list[int], description: str | None = None
@@ -105,14 +106,9 @@ class RecordGrounder:
 
         Args:
             numbers: of the blocks that are grounded. description: what the progress bar says; none for no bar.
-
-        Raises:
-            ValueError: a record cannot be used, and the grounder is strict.
         """
-        batches = numbered_batches(blocks, numbers, self.batch_size)
-        read = ahead(lambda item: (item[0], self.read(item[1])), batches, self.num_workers)
         # The model alone is asked in this thread.
-        explained = ((number, self.explain(images)) for number, images in read)
+        explained = ((number, self.explain(images)) for number, images in self.read_blocks(blocks, numbers))
         answered = ahead(lambda item: (item[0], self.rows(item[1])), explained, self.num_workers)
         total, is_silent = blocks.num_rows(numbers), description is None
         with tqdm(total=total, desc=description, unit=" pairs", disable=is_silent, smoothing=0.1) as bar:
@@ -120,13 +116,22 @@ class RecordGrounder:
                 yield number, rows
                 bar.update(len(rows))
 
+    def read_blocks(
+        self, blocks: Blocks | FileBlocks, numbers: list[int]
+    ) -> Iterator[tuple[int, list[ImageQuestions]]]:
+        """Batch by batch, the number of its block, and what `read` gives of it, some ahead."""
+        batches = numbered_batches(blocks, numbers, self.batch_size)
+        return ahead(lambda item: (item[0], self.read(item[1])), batches, self.num_workers)
+
     def read(self, groups: list[list[Record]]) -> list[ImageQuestions]:
         """Reads images, and checks and tokenizes their records; each group is the records of one image."""
         images = [self._read_image(records) for records in groups]
         self._tokenize([question for found in images for question in found.usable])
         for found in images:
-            if usable := found.usable:
-                found.image.tokens = Tokens.join([question.tokens for question in usable])
+            for number, question in enumerate(found.usable):
+                question.number = number
+            if found.usable:
+                found.image.tokens = Tokens.join([question.tokens for question in found.usable])
         return images
 
     def _read_image(self, records: list[Record]) -> ImageQuestions:
@@ -197,15 +202,9 @@ class RecordGrounder:
 
     def rows(self, images: list[ImageQuestions]) -> list[Record]:
         """One row a record, in their order."""
-        rows = []
-        for found in images:
-            phrases = count()  # the usable ones alone are asked
-            for question in found.questions:
-                phrase = next(phrases) if question.error is None else None
-                rows.append(self._row(question, found.image, phrase))
-        return rows
+        return [self._row(question, found.image) for found in images for question in found.questions]
 
-    def _row(self, question: Question, image: GroundedImage | None, phrase: int | None) -> Record:
+    def _row(self, question: Question, image: GroundedImage | None) -> Record:
         record = question.record
         row = {
             "image_id": None if record.get("image_id") is None else str(record["image_id"]),
@@ -218,11 +217,11 @@ class RecordGrounder:
             if self.strict:
                 raise ValueError(str(question))
             return row
-        answer = self.grounder.answer(image, phrase)
+        answer = self.grounder.answer(image, question.number)
         row |= {"score": answer["score"], "point": list(answer["point"]), "box": list(answer["box"])}
         row |= score_answer(answer, question.boxes, question.proposals, self.protocol.metrics)
         if self.heatmaps is not None:
-            row["heatmap"] = list(image.heatmaps[phrase].numpy().astype(self.heatmaps))
+            row["heatmap"] = list(image.heatmaps[question.number].numpy().astype(self.heatmaps))
         return row
 
     def pictured(self, records: list[Record]) -> tuple[list[Record], torch.Tensor]:
@@ -260,10 +259,8 @@ def load_grounder(
     options = {name: getattr(args, name) for name in ("method", "explanation", "grounding_layer")}
     reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format}
     settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
-    asked = RecordGrounder(
-        grounder, protocol, options, args.batch_size, args.num_workers, strict=args.strict, **reading
-    )
-    return asked, settings | reading | options
+    work = {"batch_size": args.batch_size, "num_workers": args.num_workers, "strict": args.strict}
+    return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

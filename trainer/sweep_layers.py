@@ -25,7 +25,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 from .benchmarks import Protocol, table
 from .blocks import open_blocks
 from .commands import parse
-from .evaluation import ImageQuestions, RecordGrounder, ahead, batches_of, load_grounder, make_accelerator, share
+from .evaluation import ImageQuestions, RecordGrounder, load_grounder, make_accelerator, share
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
 from .scoring import check_usable
@@ -57,9 +57,8 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     blocks, name = open_blocks(*source), f"Split {args.split} of {args.dataset}"
     own = share(list(range(len(blocks))), accelerator)
     hits, unusable, num_phrases, num_records = Counter(), [], 0, 0
-    batches = (batch for block in own for batch in batches_of(blocks[block], args.batch_size))
     with tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process) as shown:
-        for images in ahead(grounder.read, batches, args.num_workers):
+        for _, images in grounder.read_blocks(blocks, own):
             for layer in layers:
                 hits.update(hits_of_layer(grounder, images, layer, args.heads))
             questions = [question for found in images for question in found.questions]
