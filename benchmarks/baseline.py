@@ -25,11 +25,7 @@ Tensor, Batch = torch.Tensor, dict[str, torch.Tensor]
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Eager attention of `query` (batch_size, queries, hidden_size) to `key`, `value` (batch_size, keys, hidden_size).
-
-    Returns: context (batch_size, queries, hidden_size), and probabilities (batch_size, num_heads, queries, keys) from
-        before dropout.
-    """
+    """Context (batch_size, queries, hidden_size), and probabilities (batch_size, num_heads, queries, keys)."""
     num_heads = module.config.num_attention_heads
     query, key, value = (states.unflatten(-1, (num_heads, -1)).transpose(1, 2) for states in (query, key, value))
     scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
@@ -61,10 +57,8 @@ def text_block(block: nn.Module, states: Tensor, others: Tensor, mask: Tensor | 
 def text_layers(
     layers: nn.ModuleList, states: Tensor, mask: Tensor, image_embeds: Tensor | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Text layers or, with an image for every row, fusion layers.
-
-    Returns: states (batch_size, num_tokens, hidden_size), and every layer's cross-attention (batch_size, num_heads,
-        num_tokens, 1 + num_patches).
+    """Text layers or, with an image for every row, fusion layers: states (batch_size, num_tokens, hidden_size), and
+    every layer's cross-attention (batch_size, num_heads, num_tokens, 1 + num_patches).
     """
     recorded = []
     for layer in layers:
@@ -91,9 +85,6 @@ def heatmaps_of_attention(attention: Tensor, gradient: Tensor, mask: Tensor, gri
     return (maps.sum(dim=1) / mask.sum(dim=1)[:, None])[:, 1:].unflatten(1, grid)
 
 
-# Evaluation
-
-
 def pair_heatmap(model: AlbefModel, pixel_values: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
     """The heatmap (1, rows, columns) of one phrase in one image, by a backward pass through the whole model."""
     model.zero_grad()
@@ -116,9 +107,6 @@ def evaluate_pairs(model: AlbefModel, batch: Batch) -> tuple[Tensor, Tensor]:
         highest = int(upsample_heatmaps(heatmaps[-1], (height, width)).argmax())
         points.append([highest % width, highest // width])
     return torch.cat(heatmaps), torch.tensor(points)
-
-
-# Training
 
 
 def masked_language_loss(
@@ -151,13 +139,12 @@ def training_losses(model: AlbefForPreTraining, batch: Batch, alpha: float) -> B
     (targets,) = model.momentum_step([{name: batch[name] for name in names}])
     image_embeds = encode_images(albef.vision_model, batch["pixel_values"])
     text_embeds = read_text(albef.text_model, batch["input_ids"], mask)
-    image_features = F.normalize(albef.vision_projection(image_embeds[:, 0]), dim=-1)
-    text_features = F.normalize(albef.text_projection(text_embeds[:, 0]), dim=-1)
-    matches = known_to_fit(targets)
-    temperature = albef.temperature.clamp(*TEMPERATURE_RANGE)
-    loss_itc, image_to_text, text_to_image = itc_loss(
-        image_features, text_features, targets, matches, temperature, alpha
-    )
+    features = [
+        F.normalize(projection(embeds[:, 0]), dim=-1)
+        for projection, embeds in ((albef.vision_projection, image_embeds), (albef.text_projection, text_embeds))
+    ]
+    matches, temperature = known_to_fit(targets), albef.temperature.clamp(*TEMPERATURE_RANGE)
+    loss_itc, image_to_text, text_to_image = itc_loss(*features, targets, matches, temperature, alpha)
 
     states, recorded = fuse(albef.text_model, text_embeds, mask, image_embeds)
     itm_logits = albef.itm_head(states[:, 0])

@@ -23,7 +23,7 @@ import torch
 from benchmarks import baseline, conversion, serving, streaming, workloads
 from benchmarks.alternatives import ALTERNATIVES, NUM_PHRASES
 from benchmarks.measure import Row, gigaflops, in_a_process, matrix_products, median_seconds, report
-from benchmarks.workloads import QUICK, Scale, TrainingStep, build_albef, evaluate, evaluation_batch, heatmaps_of
+from benchmarks.workloads import Scale, TrainingStep, build_albef, evaluate, evaluation_batch, heatmaps_of
 
 RESULTS = Path(__file__).parent / "results.json"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,15 +31,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how often things are measured."""
+    """Where and how often things are measured; `quick`: on the tiny scale."""
 
     scale: Scale
     device: torch.device
     repeats: int
-
-    @property
-    def quick(self) -> bool:
-        return self.scale is QUICK
+    quick: bool
 
     def seconds(self, functions: dict[str, Callable]) -> tuple[dict[str, float], dict[str, float]]:
         """Medians of functions by their name, and GFLOP/s of matrix products measured among them, by precision."""
@@ -129,9 +126,10 @@ def training(bench: Bench) -> list[Row]:
 
 def memory(bench: Bench) -> list[Row]:
     """Peak of a whole process that trains, each in one of its own."""
-    arguments = bench.device.type, bench.quick
-    variants = "baseline", "ours", "checkpointing", "bf16"
-    peaks = {variant: in_a_process(workloads.training_memory, variant, *arguments) / 2**30 for variant in variants}
+    peaks = {
+        variant: in_a_process(workloads.training_memory, variant, bench.device.type, bench.quick) / 2**30
+        for variant in ("baseline", "ours", "checkpointing", "bf16")
+    }
     plain = peaks.pop("baseline")
     return [compared(f"train_peak_memory_{variant}", peak, plain, "GiB") for variant, peak in peaks.items()]
 
@@ -146,10 +144,8 @@ def alternatives(bench: Bench) -> list[Row]:
     functions |= {name: build(bench.device, bench.quick) for name, build in ALTERNATIVES.items()}
     seconds = median_seconds(bench.repeats, functions)
     sizes = {name: "384px" if name.startswith("blip") else "256px" for name in ALTERNATIVES}
-    return [
-        compared(f"{size}_over_{name}", 1 / seconds[size], 1 / seconds[name], "images/s")
-        for name, size in sizes.items()
-    ]
+    rates = {name: 1 / taken for name, taken in seconds.items()}
+    return [compared(f"{size}_over_{name}", rates[size], rates[name], "images/s") for name, size in sizes.items()]
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
@@ -184,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output
     if output is None and not options.quick:
         output = RESULTS if device.type == "cpu" else RESULTS.with_name("results_gpu.json")
-    bench = Bench(workloads.scale_of(device, options.quick), device, options.repeats)
+    bench = Bench(workloads.scale_of(device, options.quick), device, options.repeats, options.quick)
     for part in options.only or BY_DEFAULT:
         start = time.perf_counter()
         report(part, PARTS[part](bench), output)

@@ -33,5 +33,4 @@ def costs(scale: Scale) -> list[Row]:
         ):
             found, size = in_a_process(convert, *arguments), Path(original).stat().st_size
             rows.append({"conversion": name, "seconds": found["seconds"], "peak over file": found["peak"] / size})
-    print(f"file: {size / 1e6:,.0f} MB")
     return rows

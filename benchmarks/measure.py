@@ -20,17 +20,17 @@ ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 
 
-def seconds_of(function: Callable) -> float:
-    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
-    wait()
-    start = time.perf_counter()
-    function()
-    wait()
-    return time.perf_counter() - start
-
-
 def median_seconds(repeats: int, functions: dict[str, Callable]) -> dict[str, float]:
     """By name, of `repeats` calls of each, in turn, so that other load meets all alike; the first is not counted."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+
+    def seconds_of(function: Callable) -> float:
+        wait()
+        start = time.perf_counter()
+        function()
+        wait()
+        return time.perf_counter() - start
+
     runs = [{name: seconds_of(function) for name, function in functions.items()} for _ in range(repeats + 1)]
     return medians(runs[1:])
 
@@ -77,11 +77,7 @@ def peak_bytes(device: torch.device | None = None) -> int:
 
 
 def in_a_process(function: Callable, *arguments: Any, environment: dict[str, str] | None = None) -> Any:
-    """What a function of a module returns in a fresh process with as many threads; all of it can be written as JSON.
-
-    Raises:
-        RuntimeError: it failed.
-    """
+    """What a function of a module returns in a fresh process with as many threads; all of it can be written as JSON."""
     module = ".".join(Path(inspect.getfile(function)).relative_to(ROOT).with_suffix("").parts)  # also of a script
     call = f"{module}.{function.__name__}(*json.loads(sys.argv[1]))"
     code = f"import json, sys, torch, {module}; torch.set_num_threads({torch.get_num_threads()})"

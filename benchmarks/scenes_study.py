@@ -37,9 +37,6 @@ from modeling_albef_amc.families.registry import FAMILIES
 
 SCENES = ROOT / "outputs" / "scenes"
 SIDE, SCRIBBLE_RADIUS = 128, 8.0  # pixels
-BUDGETS = 0, 1, 5, 25, 100  # percent
-
-# Kinds of regions, of the rows y and columns x of a mask's pixels
 
 
 def several_boxes(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
@@ -69,6 +66,7 @@ def stroke(x: np.ndarray, y: np.ndarray) -> list[float]:
     return [float(value) for stop in stops for value in (stop + 0.5, y[x == stop].mean() + 0.5)]
 
 
+# Kinds of regions, of the columns x and rows y of a mask's pixels.
 VARIANTS: dict[str, Callable[[Row, np.ndarray, np.ndarray], Row]] = {
     "mask": lambda row, x, y: {"masks": row["masks"], "boxes": row["boxes"]},
     "box": lambda row, x, y: {"boxes": row["boxes"]},
@@ -130,14 +128,12 @@ def build_model(family: str, folder: Path) -> None:
     processor_class(image_processor_class(size={"height": SIDE, "width": SIDE}), tokenizer).save_pretrained(folder)
 
 
-# Studies
-
 # By study and line of its table: settings of train.py beside those of the recipe. `data` is the variant of the training
 # data; `family` is trained from random weights, ALBEF otherwise from the base model of `make train`.
 NO_AMC = {"amc_mean_weight": 0.0, "amc_max_weight": 0.0}
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "kinds": {"none": {"data": "box"} | NO_AMC} | {name: {"data": name} for name in VARIANTS},
-    "budget": {f"{percent} %": {"data": f"budget_{percent}"} for percent in BUDGETS},
+    "budget": {f"{percent} %": {"data": f"budget_{percent}"} for percent in (0, 1, 5, 25, 100)},
     "losses": {
         "both": {"data": "mask"},
         "mean only": {"data": "mask", "amc_max_weight": 0.0},
@@ -187,10 +183,8 @@ def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> li
                 build_model(family, model)
             recipe = f"trainer/configs/scenes_{'with_amc' if family in (None, 'albef') else 'families'}.yaml"
             settings |= {"model": model, "dataset": data}
-            output = str(folder / study / name.replace(" ", "_"))
-            futures[name] = [
-                pool.submit(train, settings | {"seed": seed}, recipe, Path(f"{output}_{seed}")) for seed in range(seeds)
-            ]
+            runs = [(seed, folder / study / f"{name.replace(' ', '_')}_{seed}") for seed in range(seeds)]
+            futures[name] = [pool.submit(train, settings | {"seed": seed}, recipe, output) for seed, output in runs]
     rows = []
     for name, of_name in futures.items():
         found = [100 * future.result()[metric] for future in of_name]
@@ -206,7 +200,6 @@ def draw_budget(rows: list[Row], path: Path) -> None:
     axes.set_xticks(range(len(rows)), [row["name"] for row in rows])
     axes.set(xlabel="training phrases with a region", ylabel="pointing accuracy, %", ylim=(0, 100))
     axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 

@@ -20,17 +20,14 @@ def export_and_time(scale: Scale, repeats: int) -> list[Row]:
         save_albef(scale, checkpoint)
         model, start = AlbefModel.from_pretrained(checkpoint).requires_grad_(False), time.perf_counter()
         print(f"largest differences: {export(checkpoint, programs)}")
-        files = programs / IMAGE_ENCODER, programs / PHRASE_GROUNDER
-        megabytes = [f"{file.stat().st_size / 2**20:.0f} MiB" for file in files]
-        print(f"exported in {time.perf_counter() - start:.0f} s: {megabytes}")
+        sizes = [f"{(programs / name).stat().st_size / 2**20:.0f} MiB" for name in (IMAGE_ENCODER, PHRASE_GROUNDER)]
+        print(f"exported in {time.perf_counter() - start:.0f} s: {sizes}")
         return latencies(model, programs, repeats)
 
 
 def latencies(model: AlbefModel, programs: Path, repeats: int, num_tokens: int = 8) -> list[Row]:
     """Milliseconds by the number of phrases about one image; phrases have `num_tokens` at most."""
-    start = time.perf_counter()
     encode_images, ground = (torch.export.load(programs / name).module() for name in (IMAGE_ENCODER, PHRASE_GROUNDER))
-    print(f"loaded in {time.perf_counter() - start:.1f} s")
     rows = []
     with torch.inference_mode():
         for num_phrases in (1, 5, 14):

@@ -11,27 +11,26 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 from gradio_client import Client, handle_file
 from PIL import Image
 
 from benchmarks.workloads import FULL, save_albef
 from tests.helpers.space import ROOT, served
 
+USERS, REQUESTS = 20, 500  # requests: of all users together
 WORDS = ["the", "small", "large", "red", "green", "blue", "star", "square", "triangle", "on", "left", "dog", "cat"]
 
 
-def save_images(folder: Path, count: int, width: int = 1024, height: int = 768) -> list[Path]:
-    """Smooth random images, as JPEG."""
-    paths = [folder / f"image_{number}.jpg" for number in range(count)]
-    for number, path in enumerate(paths):
-        coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
-    return paths
+def save_image(path: Path, seed: int) -> Path:
+    """A smooth random image, as JPEG."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((1024, 768), Image.Resampling.BICUBIC).save(path)
+    return path
 
 
 def seconds(client: Client, image: Path, lines: str) -> float:
@@ -50,53 +49,41 @@ def one_user(address: str, images: list[Path]) -> None:
         print(f"one user, {what}: median {statistics.median(taken):.2f} s, at most {max(taken):.2f} s")
 
 
-def many_users(address: str, pid: int, images: list[Path], users: int, requests: int) -> None:
+def many_users(address: str, pid: int, images: list[Path]) -> None:
     """Every user asks without a pause, in turn for an image of their own and for one of everybody's."""
     taken, errors = [], []
 
     def use(user: int) -> None:
         client = Client(address, verbose=False)
-        for number in range(requests // users):
+        for number in range(REQUESTS // USERS):
             image = images[(user if number % 2 else number) % len(images)]
             try:
                 taken.append(seconds(client, image, f"the {WORDS[(user + number) % len(WORDS)]} star"))
             except Exception as error:  # whatever goes wrong is counted
                 errors.append(repr(error))
 
-    before, start = resident_mebibytes(pid), time.perf_counter()
-    with ThreadPoolExecutor(users) as pool:
-        list(pool.map(use, range(users)))
-    wall, after = time.perf_counter() - start, resident_mebibytes(pid)
+    server, start = psutil.Process(pid), time.perf_counter()
+    before = server.memory_info().rss / 2**20
+    with ThreadPoolExecutor(USERS) as pool:
+        list(pool.map(use, range(USERS)))
+    wall, after = time.perf_counter() - start, server.memory_info().rss / 2**20
     p50, p95 = np.percentile(taken, [50, 95])
-    print(f"{users} users, {len(taken)} requests in {wall:.0f} s: p50 {p50:.2f} s, p95 {p95:.2f} s")
-    print(f"memory of the server: {before:.0f} MiB before, {after:.0f} MiB after; {len(errors)} errors")
-    for error, count in Counter(errors).items():
-        print(f"  {count} x {error}")
-
-
-def resident_mebibytes(pid: int) -> float:
-    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+    print(f"{USERS} users, {len(taken)} requests in {wall:.0f} s: p50 {p50:.2f} s, p95 {p95:.2f} s")
+    print(f"memory of the server: {before:.0f} MiB before, {after:.0f} MiB after; {len(errors)} errors", *set(errors))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a Hub id or a folder, also below space/; default: a random one of base size")
-    parser.add_argument("--users", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=500, help="of all users together")
-    parser.add_argument("--rounds", type=int, default=1, help="how often, to see whether memory goes on growing")
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if options.model is None:
             save_albef(FULL, f"{scratch}/model", texts=WORDS)
-        settings = {"MODEL_ID": options.model or f"{scratch}/model", "OMP_NUM_THREADS": str(options.threads)}
-        images = save_images(Path(scratch), max(10, options.users))
-        command = [sys.executable, ROOT / "space" / "app.py"]
-        with served(command, ROOT, PYTHONPATH=str(ROOT), **settings) as (address, pid):
+        settings = {"MODEL_ID": options.model or f"{scratch}/model", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+        images = [save_image(Path(scratch) / f"image_{n}.jpg", n) for n in range(USERS)]
+        with served([sys.executable, ROOT / "space" / "app.py"], ROOT, **settings) as (address, pid):
             one_user(address, images[:6])
-            for _ in range(options.rounds):
-                many_users(address, pid, images, options.users, options.requests)
+            many_users(address, pid, images)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,7 @@ QUICK_CONFIG = {
     "grounding_layer": 3,
     "initializer_range": 0.2,
 }
-QUICK_SIZES = {"256px": 32, "384px": 48}
-QUICK = Scale(QUICK_CONFIG, QUICK_SIZES, (30, 40), caption_length=8, batch_size=4, matrix_size=64)
+QUICK = Scale(QUICK_CONFIG, {"256px": 32, "384px": 48}, (30, 40), caption_length=8, batch_size=4, matrix_size=64)
 
 
 def scale_of(device: torch.device, quick: bool) -> Scale:
@@ -90,9 +89,6 @@ def save_albef(scale: Scale, folder: str, pretraining: bool = False, texts: Sequ
 
 def words(scale: Scale, num_phrases: int, length: int) -> torch.Tensor:
     return torch.randint(FIRST_WORD, AlbefConfig(**scale.config).text_config.vocab_size, (num_phrases, length))
-
-
-# Evaluation
 
 
 def evaluation_batch(scale: Scale, device: torch.device, size: str, num_images: int, num_phrases: int) -> Batch:
@@ -125,12 +121,9 @@ def evaluate(model: AlbefModel, batch: Batch, bf16: bool = False) -> tuple[torch
 
 def score(model: AlbefModel, batch: Batch, bf16: bool = False) -> torch.Tensor:
     """The match logits of the same batch, nothing explained."""
-    names = "pixel_values", "input_ids", "attention_mask", "image_index"
+    inputs = {name: tensor for name, tensor in batch.items() if name != "target_sizes"}
     with torch.no_grad(), precision(model.device, bf16):
-        return model(**{name: batch[name] for name in names}).itm_logits
-
-
-# Training
+        return model(**inputs).itm_logits
 
 
 def training_batch(scale: Scale, device: torch.device) -> Batch:
@@ -167,11 +160,7 @@ def total_loss(losses: Batch) -> torch.Tensor:
 
 
 class TrainingStep:
-    """One optimizer step, without loading and logging; that of the baseline neither clips gradients nor fuses AdamW.
-
-    Args:
-        losses: `training_losses`, or the baseline's. optimizer: to share its state between steps of other settings.
-    """
+    """One optimizer step, without loading and logging; that of the baseline neither clips gradients nor fuses AdamW."""
 
     def __init__(
         self,
@@ -208,6 +197,6 @@ def training_memory(variant: str, device: str, quick: bool) -> int:
         model.gradient_checkpointing_enable()
     losses = baseline.training_losses if variant == "baseline" else training_losses
     step = TrainingStep(model, batch, losses, variant == "bf16")
-    for _ in range(2):
-        step()
+    step()
+    step()
     return peak_bytes(place)

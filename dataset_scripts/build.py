@@ -172,10 +172,10 @@ def upload(folder: Path, repo_id: str) -> str:
     return commit.commit_url
 
 
-def _parser(prog: str, name: str) -> argparse.ArgumentParser:
+def _parser(prog: str, name: str, parser_class: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """The command line of one builder: the common options and its own."""
     options = BUILDERS[name][1]
-    parser = argparse.ArgumentParser(prog=f"{prog} {name}", description=options.__doc__)
+    parser = parser_class(prog=f"{prog} {name}", description=options.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="build only these (default: all)")
     parser.add_argument("--limit", type=int, help="write at most this many rows of each split")
@@ -195,11 +195,15 @@ def _parser(prog: str, name: str) -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m dataset_scripts.build") -> None:
+def main(
+    arguments: Sequence[str] | None = None,
+    prog: str = "python -m dataset_scripts.build",
+    parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> None:
     """The command line; `arguments` without the program's name. Options may be written with dashes, too."""
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = [re.sub("^--[^=]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in arguments]
-    top = argparse.ArgumentParser(
+    top = parser_class(
         prog=prog,
         description="Build a dataset as a folder of Parquet files for datasets.load_dataset.",
         epilog="datasets:\n" + "\n".join(f"  {name:20} {each.__doc__}" for name, (_, each) in BUILDERS.items()),
@@ -209,7 +213,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m dataset_
         "dataset", choices=list(BUILDERS), metavar="DATASET", help="one of those below; see DATASET --help"
     )
     name = top.parse_args(arguments[:1]).dataset
-    options = vars(_parser(prog, name).parse_args(arguments[1:]))
+    options = vars(_parser(prog, name, parser_class).parse_args(arguments[1:]))
     repo_id, private = options.pop("push_to_hub"), options.pop("private")
 
     from huggingface_hub.utils import httpx

@@ -205,9 +205,5 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    build(ModelStore(read_catalogue(), os.environ.get("MODEL_ID"))).launch(**launch_options())
-
-
 if __name__ == "__main__":
-    main()
+    build(ModelStore(read_catalogue(), os.environ.get("MODEL_ID"))).launch(**launch_options())

@@ -33,16 +33,12 @@ def ground_lines(
     """The view: "photo", "models", "phrases", "request", as README.md describes it.
 
     Args:
-        image: RGB, upright.
-        lines: one phrase a line.
+        image: RGB, upright. lines: one phrase a line.
         model, compare: Hub ids, or ids of the catalogue; default: the default model, and none to compare with.
-        layer: default: each model's own.
         link: what stands for the image in a link to this view.
     """
     phrases = read_lines(lines)
-    loaded = [store.load(model or store.default)]
-    if compare and compare != loaded[0].entry.id:
-        loaded.append(store.load(compare))
+    loaded = [store.load(name) for name in dict.fromkeys([model or store.default, compare]) if name]
     answers = [explain(each, image, phrases, layer) for each in loaded]
     return {
         "photo": {"src": preview(image), "width": image.width, "height": image.height, "link": link},
@@ -97,15 +93,13 @@ def explain(loaded: Loaded, image: Image.Image, phrases: list[str], layer: int |
                 "point": list(found["point"]),
                 "box": list(found["box"]),
                 "map": packed(maps[number]),
-                "words": [word_answer(token_maps[number], tokens) for tokens in words[number]],
+                "words": [
+                    {"map": packed(token_maps[number, tokens].mean(dim=0)) if tokens else None, "tokens": len(tokens)}
+                    for tokens in words[number]
+                ],
             }
         )
     return answers
-
-
-def word_answer(token_maps: torch.Tensor, tokens: list[int]) -> dict[str, Any]:
-    """The mean of a word's (num_tokens, rows, columns) maps; of a word that the model does not see, none."""
-    return {"map": packed(token_maps[tokens].mean(dim=0)) if tokens else None, "tokens": len(tokens)}
 
 
 def word_tokens(grounder: AutoGrounder, phrase: str) -> list[list[int]]:

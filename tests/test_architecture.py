@@ -25,22 +25,19 @@ def violations(source: str, path: Path) -> list[str]:
     return sorted(name for name in imports(source, path) if name.split(".")[0] in FORBIDDEN[folder])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_nothing_imports_what_it_must_not(path):
-    assert violations(path.read_text(), path.relative_to(ROOT)) == []
+def test_nothing_imports_what_it_must_not():
+    found = {path: violations(path.read_text(), path.relative_to(ROOT)) for path in MODULES}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
     ("path", "source", "found"),
     [
         ("modeling_albef_amc/a.py", "import torch\nfrom .gradcam import gradcam", []),
-        ("modeling_albef_amc/a.py", "from trainer import regions", ["trainer.regions"]),
-        ("modeling_albef_amc/a.py", "def f():\n    import datasets", ["datasets"]),
-        ("trainer/metrics/m/m.py", "from ..n import n", ["trainer.metrics.n"]),
-        ("trainer/metrics/m/m.py", "import numpy, torch.nn", ["torch.nn"]),
+        ("modeling_albef_amc/a.py", "from trainer import regions\ndef f():\n    import datasets",
+         ["datasets", "trainer.regions"]),
+        ("trainer/metrics/m/m.py", "import numpy, torch.nn\nfrom ..n import n", ["torch.nn", "trainer.metrics.n"]),
         ("dataset_scripts/a.py", "from transformers import x\nfrom . import features", ["transformers"]),
-        ("space/app.py", "from trainer.heatmap_grid import overlay", ["trainer.heatmap_grid"]),
-        ("train.py", "import tests.conftest", ["tests.conftest"]),
     ],
 )  # fmt: skip
 def test_the_rules_find_what_breaks_them(path, source, found):

@@ -93,14 +93,10 @@ def undeclared(files: dict[Path, str], names: set[str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_what_is_imported_is_declared_where_it_is_needed(group):
-    assert undeclared(sources(group), declared(group)) == {}
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_what_is_declared_is_used(group):
-    unused = set(requirements(GROUPS[group])) - set(needed(sources(group))) - set(NOT_IMPORTED)
-    assert unused == set()
+def test_what_is_imported_is_declared_and_what_is_declared_is_used(group):
+    files = sources(group)
+    assert undeclared(files, declared(group)) == {}
+    assert set(requirements(GROUPS[group])) - set(needed(files)) - set(NOT_IMPORTED) == set()
 
 
 def test_what_is_excused_is_declared_and_not_imported():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import AutoModel
 
@@ -50,6 +52,24 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data") / "tiny", test=records_with_everything())
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint, data, tmp_path_factory) -> Path:
+    """All of `data` grounded in one run, with heatmaps."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_ground(checkpoint, data, folder, "--save_heatmaps")
+    return folder
+
+
+def assert_equal_by_rounding(found: list[dict], expected: list[dict], **tolerance: float) -> None:
+    tolerance = {"heatmap": 1e-5, "score": 1e-4} | tolerance
+    for row, other in zip(found, expected, strict=True):
+        maps = np.array(row["heatmap"]), np.array(other["heatmap"])
+        np.testing.assert_allclose(*maps, atol=tolerance["heatmap"] * maps[1].max())
+        assert row["score"] == pytest.approx(other["score"], rel=tolerance["score"])
+        if tolerance["heatmap"] < 1e-4:
+            assert {**row, "score": 0, "heatmap": 0} == {**other, "score": 0, "heatmap": 0}
 
 
 # Blocks and batches ---------------------------------------------------------------------------------------------------
@@ -112,7 +132,7 @@ def test_fingerprints_tell_data_sets_apart(data, tmp_path):
 
 
 def test_rows_against_the_model_asked_phrase_by_phrase(checkpoint, data, tmp_path):
-    evaluate(checkpoint, data, tmp_path, "--save_heatmaps", "float32")
+    evaluate(checkpoint, data, tmp_path, "--save_heatmaps")
     model, processor = AutoModel.from_pretrained(checkpoint).eval(), AlbefProcessor.from_pretrained(checkpoint)
     found, records = rows(tmp_path), records_with_everything()
     assert len(found) == NUM_RECORDS
@@ -136,30 +156,21 @@ def test_rows_against_the_model_asked_phrase_by_phrase(checkpoint, data, tmp_pat
 
 
 @pytest.mark.parametrize("options", [["--batch_size", "64", "--block_size", "99"], ["--batch_size", "2"]])
-def test_rows_do_not_depend_on_how_they_are_batched(checkpoint, data, tmp_path, options):
+def test_rows_do_not_depend_on_how_they_are_batched(checkpoint, data, whole, tmp_path, options):
     """With two phrases a pass, an image of three is encoded once and asked twice."""
-    run_ground(checkpoint, data, tmp_path / "a", "--save_heatmaps", "float32")
-    run_ground(checkpoint, data, tmp_path / "b", "--save_heatmaps", "float32", *options)
-    one, other = rows(tmp_path / "a"), rows(tmp_path / "b")
-    assert len(files(tmp_path / "a")) == 4 and len(files(tmp_path / "b")) == (1 if "99" in options else 4)
-    for a, b in zip(one, other, strict=True):
-        maps = np.array(a.pop("heatmap")), np.array(b.pop("heatmap"))
-        np.testing.assert_allclose(*maps, atol=1e-5 * maps[0].max())
-        assert a.pop("score") == pytest.approx(b.pop("score"), rel=1e-4)
-        assert a == b
-    assert len({row["phrase"] for row in one}) > 5 and len({tuple(row["point"]) for row in one}) > 3
+    run_ground(checkpoint, data, tmp_path, "--save_heatmaps", *options)
+    assert len(files(whole)) == 4 and len(files(tmp_path)) == (1 if "99" in options else 4)
+    found = rows(tmp_path)
+    assert_equal_by_rounding(found, rows(whole))
+    assert len({row["phrase"] for row in found}) > 5 and len({tuple(row["point"]) for row in found}) > 3
 
 
-def test_bfloat16_changes_rows_by_rounding(checkpoint, data, tmp_path):
-    run_ground(checkpoint, data, tmp_path / "a", "--save_heatmaps")
-    command = [sys.executable, "-m", "trainer.ground_dataset"]  # a process has one precision
-    command += ground_arguments(checkpoint, data, tmp_path / "b", "--save-heatmaps", "--bf16")
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    one, other = rows(tmp_path / "a"), rows(tmp_path / "b")
-    assert [row["score"] for row in one] != [row["score"] for row in other]
-    for a, b in zip(one, other, strict=True):
-        maps = np.array(a["heatmap"]), np.array(b["heatmap"])
-        np.testing.assert_allclose(*maps, atol=0.1 * maps[0].max())
+def test_bfloat16_changes_rows_by_rounding(checkpoint, data, whole, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    run_ground(checkpoint, data, tmp_path, "--save-heatmaps", "--bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert [row["score"] for row in rows(tmp_path)] != [row["score"] for row in rows(whole)]
+    assert_equal_by_rounding(rows(tmp_path), rows(whole), heatmap=0.1, score=0.1)
 
 
 @pytest.mark.parametrize("batch_size", ["6", "2"])
@@ -179,21 +190,17 @@ def test_an_image_is_encoded_once_for_its_phrases(checkpoint, data, tmp_path, mo
 
 
 @pytest.mark.parametrize("num_workers", ["0", "3"])
-def test_threads_change_nothing(checkpoint, data, tmp_path, num_workers):
-    run_ground(checkpoint, data, tmp_path / "a", "--num_workers", "1")
-    run_ground(checkpoint, data, tmp_path / "b", "--num_workers", num_workers)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+def test_threads_change_nothing(checkpoint, data, whole, tmp_path, num_workers):
+    run_ground(checkpoint, data, tmp_path, "--save_heatmaps", "--num_workers", num_workers)
+    assert files(tmp_path) == files(whole)
 
 
-def test_streaming_gives_the_same_rows(checkpoint, tmp_path):
+def test_streaming_gives_the_same_rows(checkpoint, whole, tmp_path):
     records = records_with_everything()
     write_files(tmp_path / "data", "test", records[:9], records[9:12], [], records[12:])
-    run_ground(checkpoint, tmp_path / "data", tmp_path / "whole", "--block_size", "999")
-    run_ground(checkpoint, tmp_path / "data", tmp_path / "streamed", "--streaming")
-    assert len(rows(tmp_path / "streamed")) == NUM_RECORDS and len(files(tmp_path / "streamed")) == 4
-    for a, b in zip(rows(tmp_path / "streamed"), rows(tmp_path / "whole"), strict=True):
-        assert a.pop("score") == pytest.approx(b.pop("score"), rel=1e-4)
-        assert a == b
+    run_ground(checkpoint, tmp_path / "data", tmp_path / "streamed", "--streaming", "--save_heatmaps")
+    assert len(files(tmp_path / "streamed")) == 4
+    assert_equal_by_rounding(rows(tmp_path / "streamed"), rows(whole))
     results = evaluate(checkpoint, tmp_path / "data", tmp_path / "out", "--streaming", "--num_pictured", "3")
     assert results == evaluate(checkpoint, tmp_path / "data", tmp_path / "again", "--num_pictured", "3")
     streamed, plain = ((tmp_path / name / "heatmaps.png").read_bytes() for name in ("out", "again"))
@@ -249,28 +256,27 @@ def test_a_split_with_records_is_not_scored_again(checkpoint, data, tmp_path, mo
         assert evaluate(checkpoint, data, tmp_path, "--batch_size", "2") == results
     report = json.loads((tmp_path / "report.json").read_text())["models"]["tiny"]["test"]
     assert report["pairs_per_second"] is None and report["num_records"] == NUM_RECORDS
-    other, made = save_checkpoint(tmp_path / "other", seed=1), file.read_bytes()
-    with pytest.raises(ValueError, match=r"made with other settings \(model: .*--overwrite"):
-        evaluate(other, data, tmp_path)
-    with pytest.raises(ValueError, match=r"other settings \(heatmaps: None, now 'float32'"):
+    made = file.read_bytes()
+    with pytest.raises(ValueError, match=r"other settings \(heatmaps: None, now 'float32'.*--overwrite"):
         evaluate(checkpoint, data, tmp_path, "--save_heatmaps")
     assert file.read_bytes() == made
-    evaluate(other, data, tmp_path, "--overwrite")
+    evaluate(checkpoint, data, tmp_path, "--save_heatmaps", "--overwrite")
     assert file.read_bytes() != made
     file.write_bytes(b"PAR1 cut off")
     with pytest.raises(ValueError, match=r"test\.parquet is damaged: delete it"):
-        evaluate(other, data, tmp_path)
+        evaluate(checkpoint, data, tmp_path, "--save_heatmaps")
+    with pytest.raises(ValueError, match=r"'test\[:4\]' cannot name files.*--max_examples"):
+        evaluate(checkpoint, data, tmp_path, "--splits", "test[:4]")
 
 
-def test_shards_of_two_machines_make_the_whole(checkpoint, data, tmp_path, capsys):
-    run_ground(checkpoint, data, tmp_path / "whole")
-    run_ground(checkpoint, data, tmp_path / "first", "--shard", "0/2")
+def test_shards_of_two_machines_make_the_whole(checkpoint, data, whole, tmp_path, capsys):
+    run_ground(checkpoint, data, tmp_path / "first", "--save_heatmaps", "--shard", "0/2")
     assert "blocks are missing here" in capsys.readouterr().out
-    run_ground(checkpoint, data, tmp_path / "second", "--shard", "1/2")
-    first, second, whole = (files(tmp_path / name) for name in ("first", "second", "whole"))
-    assert first and second and not first.keys() & second.keys() and {**first, **second} == whole
-    run_ground(checkpoint, data, tmp_path / "first", "--shard", "1/2")  # both into one folder
-    assert files(tmp_path / "first") == whole and "has all 23 rows" in capsys.readouterr().out
+    run_ground(checkpoint, data, tmp_path / "second", "--save_heatmaps", "--shard", "1/2")
+    first, second = files(tmp_path / "first"), files(tmp_path / "second")
+    assert first and second and not first.keys() & second.keys() and {**first, **second} == files(whole)
+    run_ground(checkpoint, data, tmp_path / "first", "--save_heatmaps", "--shard", "1/2")  # both into one folder
+    assert files(tmp_path / "first") == files(whole) and "has all 23 rows" in capsys.readouterr().out
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, capsys):
@@ -289,47 +295,33 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, caps
     assert "2 of 4 blocks are missing" in capsys.readouterr().out
     assert files(output) == whole and not list(output.glob("partial*"))
     assert all((output / "data" / name).stat().st_mtime_ns == time for name, time in made.items()), "made again"
-    assert [row["phrase"] for row in rows(output)] == [record["phrase"] for record in records_with_everything()]
     ground_dataset.main(command)  # nothing is left to do
     assert files(output) == whole and "pairs/s" not in capsys.readouterr().out.split("going on")[-1]
 
 
-def test_rows_of_other_settings_are_refused(checkpoint, data, tmp_path):
-    run_ground(checkpoint, data, tmp_path / "out")
+def test_rows_of_other_settings_are_refused(checkpoint, data, whole, tmp_path):
+    output, heatmaps = shutil.copytree(whole, tmp_path / "out"), "--save_heatmaps"
     other = save_checkpoint(tmp_path / "other", seed=1)
     moved = write_folder(tmp_path / "moved", test=records_with_everything())
-    before = files(tmp_path / "out")
+    before = files(output)
     for model, more, name in [
-        (other, [], "model: "),
-        (checkpoint, ["--max_examples", "20"], "data: "),
-        (checkpoint, ["--save_heatmaps"], "heatmaps: None, now 'float32'"),
-        (checkpoint, ["--block_size", "9"], "blocks: 4, now 3"),
+        (other, [heatmaps], "model: "),
+        (checkpoint, [heatmaps, "--max_examples", "20"], "data: "),
+        (checkpoint, [], "heatmaps: 'float32', now None"),
+        (checkpoint, [heatmaps, "--block_size", "9"], "blocks: 4, now 3"),
     ]:
         with pytest.raises(ValueError, match=rf"other settings \(.*{re.escape(name)}.*--overwrite"):
-            run_ground(model, data, tmp_path / "out", *more)
-        assert files(tmp_path / "out") == before
-    run_ground(checkpoint, moved, tmp_path / "out", "--batch_size", "7")  # the same data elsewhere
-    run_ground(other, data, tmp_path / "out", "--overwrite")
-    after = files(tmp_path / "out")
-    assert after.keys() == before.keys() and after != before
-    (tmp_path / "out" / "test.json").unlink()
-    with pytest.raises(ValueError, match=r"no test\.json to say how they were made"):
-        run_ground(checkpoint, data, tmp_path / "out")
-    (tmp_path / "out" / "test.json").write_text("{")
-    with pytest.raises(ValueError, match=r"test\.json is damaged.*--overwrite"):
-        run_ground(checkpoint, data, tmp_path / "out")
-
-
-def test_a_part_of_a_split_is_refused(checkpoint, data, tmp_path):
-    with pytest.raises(ValueError, match=r"'test\[:4\]' cannot name files.*--max_examples"):
-        evaluate(checkpoint, data, tmp_path, "--splits", "test[:4]")
-
-
-def test_a_damaged_file_of_rows_is_named(checkpoint, data, tmp_path):
-    run_ground(checkpoint, data, tmp_path)
-    (tmp_path / "data" / "test-00001-of-00004.parquet").write_bytes(b"PAR1 cut off")
+            run_ground(model, data, output, *more)
+        assert files(output) == before
+    run_ground(checkpoint, moved, output, heatmaps, "--batch_size", "7")  # the same data elsewhere
+    (output / "data" / "test-00001-of-00004.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(ValueError, match=r"test-00001-of-00004\.parquet is damaged: delete it"):
-        run_ground(checkpoint, data, tmp_path)
+        run_ground(checkpoint, data, output, heatmaps)
+    run_ground(other, data, output, "--overwrite")
+    assert files(output).keys() == before.keys() and files(output) != before
+    (output / "test.json").unlink()
+    with pytest.raises(ValueError, match=r"no test\.json to say how they were made"):
+        run_ground(checkpoint, data, output)
 
 
 # What cannot be used --------------------------------------------------------------------------------------------------
@@ -348,7 +340,7 @@ def broken_records() -> list[dict]:
     return records
 
 
-def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, data, tmp_path, capsys):
+def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, whole, tmp_path, capsys):
     folder = write_folder(tmp_path / "broken", test=broken_records())
     with pytest.raises(ValueError, match=r"7 of 12 records cannot be used, too many for a score"):
         evaluate(checkpoint, folder, tmp_path / "out")
@@ -366,10 +358,8 @@ def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, data, tmp
     report = json.loads((tmp_path / "out" / "report.json").read_text())["models"]["tiny"]["test"]
     assert report["num_unusable"] == 7 and len(report["unusable"]) == 7 and report["num_records"] == 18
     # The others are what they would be without the broken ones among them.
-    evaluate(checkpoint, data, tmp_path / "whole")
-    whole = rows(tmp_path / "whole")
     kept = [number for number in range(12) if number not in errors]
-    assert [found[number]["point"] for number in kept] == [whole[number]["point"] for number in kept]
+    assert [found[number]["point"] for number in kept] == [rows(whole)[number]["point"] for number in kept]
     hits = [row["pointing_game"] for row in found if row["error"] is None and row["pointing_game"] is not None]
     assert results["tiny"]["test"] == sum(hits) / len(hits)
 
@@ -379,9 +369,9 @@ def test_records_that_cannot_be_used_are_named_and_counted(checkpoint, data, tmp
 )
 def test_strict_stops_at_the_first_and_names_it(checkpoint, tmp_path, row, message):
     records, broken = records_with_everything(12), broken_records()[row]
-    for number, record in enumerate(records):
-        if number == row or (record["image_id"] == broken["image_id"] and record["image"] != broken["image"]):
-            records[number] = {**record, "image": broken["image"]} if number != row else broken
+    of_image = [{**record, "image": broken["image"]} for record in records if record["image_id"] == broken["image_id"]]
+    records[row // 3 * 3 : row // 3 * 3 + 3] = of_image
+    records[row] = broken
     folder = write_folder(tmp_path / "broken", test=records)
     with pytest.raises(ValueError, match=message):
         run_ground(checkpoint, folder, tmp_path / "out", "--strict")

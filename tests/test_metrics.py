@@ -1,6 +1,5 @@
 """Pointing game and box accuracy: numbers by hand, slow second implementations, the original code's own results."""
 
-import ast
 import doctest
 import json
 import math
@@ -43,42 +42,19 @@ def heatmaps(shared_dir):
 
 
 @pytest.mark.parametrize("name", ["pointing_game", "box_accuracy"])
-def test_the_examples_of_the_card_and_the_docstring_hold(name, monkeypatch):
+def test_the_examples_of_the_card_hold(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     card = doctest.testfile(str(METRICS / name / "README.md"), module_relative=False)
     assert card.attempted >= 5 and card.failed == 0
-    module = {"pointing_game": point_module, "box_accuracy": box_module}[name]
-    example = doctest.DocTestParser().get_doctest(module._KWARGS_DESCRIPTION, {}, name, None, 0)
-    result = doctest.DocTestRunner().run(example)
-    assert result.attempted == 3 and result.failed == 0
-
-
-@pytest.mark.parametrize("module", [point_module, box_module])
-def test_modules_import_nothing_but_numpy_datasets_and_evaluate(module):
-    imported = set()
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        assert not isinstance(node, ast.ImportFrom)
-    assert imported == {"numpy", "datasets", "evaluate"}
 
 
 # Pointing game
 
 
-def test_points_on_the_edge_miss_and_any_box_will_do():
-    boxes = [[0, 0, 10, 10], [20, 20, 30, 30]]
-    for point, inside in [((5, 5), True), ((25, 25), True), ((15, 15), False)]:
-        assert point_module.point_in_boxes(point, boxes) is inside
-    for edge in [(0, 5), (10, 5), (5, 0), (5, 10), (0, 0), (10, 10)]:
-        assert point_module.point_in_boxes(edge, boxes) is False
-    assert point_module.point_in_boxes((9.999, 0.001), boxes) is True
-    assert point_module.point_in_boxes((5, 5), []) is False
-
-
 def test_pointing_game_by_hand(pointing_game):
-    points = [(5, 5), (0, 5), (25, 25), (11, 3)]
+    points = [(5, 5), (0, 5), (25, 25), (11, 3)]  # the second on an edge, the third in a second box
     boxes = [BOX, BOX, [*BOX, [20, 20, 30, 30]], [[10, 2, 12, 4]]]
+    assert point_module.point_in_boxes((5, 5), []) is False
     result = pointing_game.compute(points=points, boxes=boxes, categories=["a", "a", "b", "a"])
     assert result == {
         "pointing_game": 0.75,
@@ -159,9 +135,8 @@ def test_upsampling_is_that_of_torch(sizes):
     rows, columns, height, width = sizes
     heatmap = torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = interpolate(heatmap[None, None], (height, width), mode="bicubic", align_corners=False)[0, 0]
-    np.testing.assert_allclose(
-        box_module.upsample_bicubic(heatmap.numpy(), height, width), expected.numpy(), atol=1e-12
-    )
+    found = box_module.upsample_bicubic(heatmap.numpy(), height, width)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-12)
 
 
 def test_intersection_over_union_by_hand():
@@ -229,8 +204,7 @@ def test_box_accuracy_takes_arrays_tensors_lists_and_maps_of_several_sizes(box_a
         proposals=np.array([proposals, proposals]),
         boxes=np.array([right, right]),
     )
-    result = box_accuracy.compute()
-    assert result == {"box_accuracy": 3 / 5, "num_phrases": 5, "num_unanswered": 0}
+    assert box_accuracy.compute() == {"box_accuracy": 3 / 5, "num_phrases": 5, "num_unanswered": 0}
 
 
 GOOD = {"heatmaps": [[[0.0, 1.0]]], "image_sizes": [[10, 20]], "proposals": [[[0, 0, 9, 9]]], "boxes": [BOX]}

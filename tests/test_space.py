@@ -22,7 +22,7 @@ from PIL import Image
 from modeling_albef_amc import AutoGrounder, upsample_heatmaps
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from tests.helpers.hub import HubServer, environment, put, run
-from tests.helpers.space import FAMILIES, ROOT, SPACE, save_model, served, space_module
+from tests.helpers.space import ROOT, SPACE, save_model, served, space_module, tiny_model
 
 gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402  (comes with gradio)
@@ -35,16 +35,15 @@ PHRASES = ["the red square on the left", "very small blue square"]
 LINES = "\n".join(PHRASES)
 
 
-def saved(folder: Path, family: str) -> models.Entry:
-    return models.Entry(str(save_model(folder, family)), f"Tiny {family}", "nothing")
-
-
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory) -> dict[str, models.Entry]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    kinds = [("a", "albef"), ("b", "albef"), ("blip", "blip"), ("clip", "clip"), ("vilt", "vilt")]
-    return {name: saved(folder / name, family) for name, family in kinds}
+    families = {"a": "albef", "b": "albef"} | {family: family for family in ("blip", "clip", "vilt")}
+    return {
+        name: models.Entry(str(save_model(folder / name, family)), f"Tiny {family}", "nothing")
+        for name, family in families.items()
+    }
 
 
 @pytest.fixture
@@ -226,7 +225,7 @@ def test_what_is_too_large_is_not_loaded(entries, monkeypatch, name, bound, sent
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
-    model, processor = FAMILIES["albef"]()
+    model, processor = tiny_model("albef")
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("itm_head")}
     model.save_pretrained(tmp_path, state_dict=weights)
     processor.save_pretrained(tmp_path)

@@ -55,7 +55,7 @@ class ModelArguments:
 class DataArguments:
     """What it is trained and evaluated on."""
 
-    dataset: str | None = option(None, "Folder of Parquet files made by dataset_scripts.build, or a Hub id.")
+    dataset: str | None = option(None, "Folder of Parquet files made by `albef-amc build`, or a Hub id.")
     dataset_config: str | None = option(None, "Its configuration, where it has several.")
     train_split: str = option("train", "Split to train on.")
     eval_splits: list[str] | None = option(

@@ -25,7 +25,6 @@ class Protocol:
     """How phrases are grounded and how the answers are scored.
 
     Args:
-        name: of the benchmark.
         metrics: of METRICS; none to ground only. Phrases without a box are not scored.
         image_size: pixels a side that images are resized to; None for the checkpoint's own.
         max_words: words kept of a phrase; None for the checkpoint's own.
@@ -58,15 +57,14 @@ class Protocol:
         }
 
 
-def _pointing(split: str, percent: float) -> Scores:
-    return {(split, "pointing_game"): percent}
+def _pointing(percent: float) -> Scores:
+    return {("test", "pointing_game"): percent}
 
 
-def _refcoco(point_a: float, point_b: float, box_a: float | None = None, box_b: float | None = None) -> Scores:
-    scores = {("testA", "pointing_game"): point_a, ("testB", "pointing_game"): point_b}
-    if box_a is not None and box_b is not None:
-        scores |= {("testA", "box_accuracy"): box_a, ("testB", "box_accuracy"): box_b}
-    return scores
+def _refcoco(*percents: float) -> Scores:
+    """Of testA and testB, by the pointing game and, where they are known, box accuracy."""
+    places = [(split, metric) for metric in ("pointing_game", "box_accuracy") for split in ("testA", "testB")]
+    return dict(zip(places, percents))
 
 
 GROUNDING_ONLY = Protocol(name="grounding", metrics=())
@@ -76,13 +74,13 @@ BENCHMARKS = {
         image_size=256,
         max_words=50,
         published={
-            "ALBEF, no tuning": _pointing("test", 79.38),
-            "ALBEF + AMC (VG boxes)": _pointing("test", 86.49),
-            "SelfEQ (VG, no boxes)": _pointing("test", 81.90),
-            "SelfEQ (COCO, no boxes)": _pointing("test", 84.07),
-            "SynGround (real + synthetic)": _pointing("test", 87.26),
-            "VMRM (detector-based)": _pointing("test", 81.11),
-            "InfoGround (detector-based)": _pointing("test", 76.74),
+            "ALBEF, no tuning": _pointing(79.38),
+            "ALBEF + AMC (VG boxes)": _pointing(86.49),
+            "SelfEQ (VG, no boxes)": _pointing(81.90),
+            "SelfEQ (COCO, no boxes)": _pointing(84.07),
+            "SynGround (real + synthetic)": _pointing(87.26),
+            "VMRM (detector-based)": _pointing(81.11),
+            "InfoGround (detector-based)": _pointing(76.74),
         },
     ),
     "refcoco+": Protocol(
@@ -106,22 +104,17 @@ BENCHMARKS = {
         image_size=384,
         max_words=30,
         published={
-            "ALBEF, no tuning (derived)": _pointing("test", 59.72),
-            "ALBEF + AMC (VG boxes)": _pointing("test", 73.17),
-            "SelfEQ (VG, no boxes)": _pointing("test", 67.40),
-            "SelfEQ (COCO, no boxes)": _pointing("test", 62.75),
+            "ALBEF, no tuning (derived)": _pointing(59.72),
+            "ALBEF + AMC (VG boxes)": _pointing(73.17),
+            "SelfEQ (VG, no boxes)": _pointing(67.40),
+            "SelfEQ (COCO, no boxes)": _pointing(62.75),
         },
     ),
 }
 
 
 def table(title: str, columns: list[str], rows: Mapping[str, Mapping[str, float]], decimals: int = 1) -> str:
-    """Percentages as Markdown, one row a method.
-
-    Args:
-        title: of the first column.
-        rows: method → column → percent; "–" stands for what is missing.
-    """
+    """Percentages as Markdown, one row a method: method → column → percent; "–" stands for what is missing."""
     width = max(len(name) for name in [title, *rows])
     widths = [max(len(column), decimals + 3) for column in columns]
     lines = [f"| {title:{width}} | " + " | ".join(f"{c:>{w}}" for c, w in zip(columns, widths)) + " |"]
@@ -132,14 +125,24 @@ def table(title: str, columns: list[str], rows: Mapping[str, Mapping[str, float]
     return "\n".join(lines)
 
 
-def published_table(protocol: Protocol, own: Mapping[str, Scores], splits: list[str]) -> str:
-    """Own scores below the published ones, in percent, for these splits; boxes found without a detector come last."""
-    places = [(split, metric) for metric in protocol.metrics for split in splits]
-    known = [place for place in places if any(place in scores for scores in own.values())]
+def published_table(protocol: Protocol, models: Mapping[str, Any], splits: list[str]) -> str:
+    """Own scores below the published ones, in percent, for these splits; boxes found without a detector come last.
+
+    Args:
+        models: name → split → summary of `scoring.summarize`.
+    """
+    places = {(split, metric): f"{split}, {TITLES[metric]}" for metric in protocol.metrics for split in splits}
     rows = {
-        name: {
-            f"{split}, {TITLES[metric]}": scores[split, metric] for split, metric in known if (split, metric) in scores
-        }
-        for name, scores in {**protocol.published, **own}.items()
+        name: {title: scores[place] for place, title in places.items() if place in scores}
+        for name, scores in protocol.published.items()
     }
-    return table(protocol.name, [f"{split}, {TITLES[metric]}" for split, metric in known], rows, decimals=2)
+    own = {
+        f"{name}, in captions" if protocol.in_caption else name: {
+            title: 100 * of[split][metric]["accuracy"]
+            for (split, metric), title in places.items()
+            if metric in of[split]
+        }
+        for name, of in models.items()
+    }
+    columns = [title for title in places.values() if any(title in row for row in own.values())]
+    return table(protocol.name, columns, rows | own, decimals=2)

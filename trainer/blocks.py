@@ -8,15 +8,12 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, IterableDataset, Value, load_dataset_builder
+from datasets import Dataset, IterableDataset, Value
 
-from .phrase_rows import PhraseRows, check_same_image, records_of
-from .splits import IMAGES, open_split
-
-Record = dict[str, Any]
+from .phrase_rows import PhraseRows, Record, check_same_image, records_of
+from .splits import IMAGES, data_files, open_split
 
 
 class Blocks:
@@ -99,24 +96,17 @@ def open_blocks(
     block_size: int = 1024,
     renamed: dict[str, str] | None = None,
 ) -> Blocks | FileBlocks:
-    """One split of a data set in blocks.
+    """One split of a data set in blocks; see `open_split`.
 
     Args:
-        path: folder, or Hub id.
         limit: take this many rows only; not when streaming.
-        streaming: read files as they come instead of preparing the data set on disk first.
         block_size: most rows of a block; not when streaming.
-        renamed: the data set's column → ours, where they differ.
-
-    Raises:
-        ValueError: as `open_split`, or it has no row.
     """
     if streaming and limit is not None:
         raise ValueError("A streamed data set is taken whole: leave out streaming to take a part of it.")
     dataset = open_split(path, config, split, streaming, renamed)
     if streaming:
-        files = load_dataset_builder(path, config).config.data_files or {}
-        return FileBlocks(dataset, files.get(split, []))
+        return FileBlocks(dataset, data_files(path, config, split))
     dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
         raise ValueError(f"Split {split} of {path} is empty.")
@@ -126,8 +116,7 @@ def open_blocks(
 def by_image(rows: Iterable[Record]) -> Iterator[list[Record]]:
     """Records of rows that follow each other and have the same `image_id`, together.
 
-    Raises:
-        ValueError: as `records_of` and `check_same_image`.
+    Raises ValueError: as `records_of` and `check_same_image`.
     """
     group: list[Record] = []
     for row in rows:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from .benchmarks import BENCHMARKS
-from .process_group import run_script
+from .process_group import fail, run_script
 
 # Those of the modules that do the work.
 METHODS = "gradcam", "attention", "relevance"
@@ -24,22 +24,15 @@ LAYOUTS = "amc", "albef", "retrieval"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Mistakes are told in one line, without the usage; options may be written with dashes."""
+    """Mistakes are told in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
-    def parse_args(self, arguments: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        arguments = sys.argv[1:] if arguments is None else arguments
-        return super().parse_args([with_underscores(argument) for argument in arguments], namespace)
-
 
 class Command(NamedTuple):
-    """A command.
-
-    - `run`: "package.module:function", of the parsed arguments; of the unparsed ones where `add` is None.
-    - `add`: adds its options to a parser.
-    - `check`: completes the parsed arguments; raises a ValueError if they do not fit together.
+    """`run` names "package.module:function" of the parsed arguments, or of the unparsed ones where `add` is None; `add`
+    adds options to a parser; `check` completes the parsed ones, or raises a ValueError if they do not fit together.
     """
 
     help: str
@@ -73,7 +66,7 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     command = COMMANDS[name]
     parser = OneLineParser(prog=f"albef-amc {name}", description=command.help)
     command.add(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args([with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)])
     try:
         command.check(args)
     except ValueError as error:
@@ -86,8 +79,9 @@ def load(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def with_underscores(argument: str) -> str:
-    return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), argument)
+def with_underscores(word: str) -> str:
+    """Options may be written with dashes."""
+    return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word)
 
 
 # Options --------------------------------------------------------------------------------------------------------------
@@ -115,8 +109,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max_examples", type=int, help="take the first so many rows of a split only")
     add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
     add("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
-    add("--in_caption", action="store_true", help=IN_CAPTION)
-    add("--save_heatmaps", nargs="?", const="float32", choices=HEATMAP_TYPES, help=SAVE_HEATMAPS)
+    text = "ask with the row's caption, whose probability is the score, and average the maps of the phrase's words only"
+    add("--in_caption", action="store_true", help=text)
+    text = "keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)"
+    add("--save_heatmaps", nargs="?", const="float32", choices=HEATMAP_TYPES, help=text)
     add("--strict", action="store_true", help="stop at a record that cannot be used")
     add("--overwrite", action="store_true", help="start anew, whatever records are there")
     add("--attn_implementation", help="attention below and beside the explained one, e.g. sdpa")
@@ -126,13 +122,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_hub_arguments(parser)
 
 
-IN_CAPTION = (
-    "ask with the row's caption instead of its phrase and average the maps of the phrase's word pieces (caption_span) "
-    "only; the score is then the probability that the whole caption fits"
-)
-SAVE_HEATMAPS = "keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)"
-
-
 def check_run(args: argparse.Namespace) -> None:
     if args.in_caption and args.method == "relevance":
         raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method")
@@ -140,12 +129,10 @@ def check_run(args: argparse.Namespace) -> None:
 
 def add_ground(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "For each phrase: does it fit the image, and where is it? Points and boxes are in pixels of the image as it is "
-        "shown (turned upright by its EXIF orientation), x before y, from the upper left corner; a box is x1, y1, x2, "
-        "y2, its right and lower edge outside."
+        "For each phrase: does it fit the image, and where is it? Points and boxes are in pixels of the upright image, "
+        "x before y, from the upper left corner; a box is x1, y1, x2, y2, its right and lower edge outside."
     )
-    phrases = '"a black cat" "the remote on the left"'
-    parser.epilog = f"example: albef-amc ground photo.jpg {phrases} --model outputs/scenes/with_amc --output out.png"
+    parser.epilog = 'example: albef-amc ground photo.jpg "a black cat" --model outputs/scenes/with_amc --output out.png'
     add = parser.add_argument
     add("image", help="file or URL")
     add("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
@@ -225,15 +212,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     add("--text_heads", type=int, help="attention heads of the text and fusion encoder; default 12")
     add("--grounding_layer", type=int, help="text-encoder layer that heatmaps explain; default 8")
     add = parser.add_argument_group("to a .pth file").add_argument
-    add("--layout", choices=LAYOUTS, help=LAYOUT)
-    add("--momentum_copies", action="store_true", help=MOMENTUM_COPIES)
-
-
-LAYOUT = (
-    "amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned for "
-    "retrieval or grounding, text names without 'bert.', no MLM head"
-)
-MOMENTUM_COPIES = "where there are no momentum encoders, write copies: the released scripts look for them"
+    text = "amc: pre-training, two queue pointers (default); albef: pre-training, one pointer; retrieval: fine-tuned "
+    add("--layout", choices=LAYOUTS, help=text + "for retrieval or grounding, text names without 'bert.', no MLM head")
+    text = "where there are no momentum encoders, write copies: the released scripts look for them"
+    add("--momentum_copies", action="store_true", help=text)
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -288,7 +270,12 @@ def train(arguments: list[str]) -> None:
 
 
 def build(arguments: list[str]) -> None:
-    load("dataset_scripts.build:main")(arguments, prog="albef-amc build")
+    try:
+        load("dataset_scripts.build:main")(arguments, prog="albef-amc build", parser_class=OneLineParser)
+    except SystemExit as end:
+        if isinstance(end.code, str):  # what went wrong; Python itself would end with status 1
+            fail(end.code)
+        raise
 
 
 def convert(args: argparse.Namespace) -> None:

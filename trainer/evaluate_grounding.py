@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from .benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from .blocks import Blocks, FileBlocks, open_blocks
 from .commands import parse
-from .evaluation import RecordGrounder, load_grounder, make_accelerator, progress_title
+from .evaluation import RecordGrounder, load_grounder, make_accelerator, progress_title, share
 from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
 from .record_store import check_split, read_records, record_schema, write_records
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Returns: model → split → share of right answers by the protocol's first metric, on every process."""
-    accelerator = make_accelerator(args.cpu, args.bf16)
+    accelerator = make_accelerator(args)
     protocol = replace(BENCHMARKS[args.benchmark] if args.benchmark else Protocol(), in_caption=args.in_caption)
     splits = {}
     for split in args.splits or protocol.splits:
@@ -43,7 +43,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
         splits[split] = open_blocks(*source)
     report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
-    pictured: tuple[list[dict], dict] = [], {}
+    chosen, columns = [], {}  # the records of the picture, and each model's heatmaps of them
     for name, path in args.models.items():
         grounder, settings = load_grounder(path, args, protocol, accelerator)
         report["protocol"] = grounder.protocol.spelled_out()
@@ -51,8 +51,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         records = {}
         for split, blocks in splits.items():
             file = args.output / "records" / name / f"{split}.parquet"
-            bar = progress_title(f"{name}, {split}", accelerator)
-            records[split], speed = score_split(grounder, blocks, file, settings, args.overwrite, accelerator, bar)
+            title = progress_title(f"{name}, {split}", accelerator)
+            records[split], speed = score_split(grounder, blocks, file, settings, args.overwrite, accelerator, title)
             if accelerator.is_main_process:
                 summary = checked_summary(records[split], protocol, f"Split {split} of {args.dataset}")
                 report["models"][name][split] = {**summary, "pairs_per_second": speed}
@@ -61,14 +61,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                     cases = {kind: blocks.records_at(positions) for kind, positions in cases.items()}
                     gallery(cases, grounder.pictured, name).save(args.output / f"gallery-{name}-{split}.png")
         if accelerator.is_main_process and args.num_pictured:
-            chosen = pictured[0] or picture_records(splits, records, args.num_pictured)
-            drawn, heatmaps = grounder.pictured(chosen)
-            pictured = chosen, {**pictured[1], name: heatmaps}
+            chosen = chosen or picture_records(splits, records, args.num_pictured)
+            drawn, columns[name] = grounder.pictured(chosen)
     results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
         results = write_results(args.output, report, protocol)
         if args.num_pictured:
-            grid_of_batch(drawn, pictured[1]).save(args.output / "heatmaps.png")
+            grid_of_batch(drawn, columns).save(args.output / "heatmaps.png")
             print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
     (results,) = broadcast_object_list([results])
     return results
@@ -81,17 +80,14 @@ def score_split(
     settings: dict[str, Any],
     overwrite: bool,
     accelerator: Accelerator,
-    description: str | None,
+    title: str | None,
 ) -> tuple[pa.Table | None, float | None]:
     """The records of a split, from `file` or grounded now; all processes call it together.
 
     Args:
-        settings: what the records depend on, apart from the data. description: of the progress bar.
+        settings: what the records depend on, apart from the data. title: of the progress bar.
 
     Returns: on the main process the records; and pairs per second, all processes together, of a split grounded now.
-
-    Raises:
-        ValueError: the file has records of other settings; a record cannot be used and the grounder is strict.
     """
     records, settings = None, {**settings, "data": blocks.fingerprint()}
     if accelerator.is_main_process and not overwrite:
@@ -100,8 +96,7 @@ def score_split(
     if is_there:
         return records, None
     start, schema = time.perf_counter(), record_schema(grounder.protocol.metrics, grounder.heatmaps)
-    own = list(range(len(blocks)))[accelerator.process_index :: accelerator.num_processes]
-    batches = grounder.ground(blocks, own, description)
+    batches = grounder.ground(blocks, share(list(range(len(blocks))), accelerator), title)
     parts = [(number, pa.Table.from_pylist(rows, schema)) for number, rows in batches]
     seconds = max(gather_object([time.perf_counter() - start]))
     parts = gather_object(parts)
@@ -113,17 +108,13 @@ def score_split(
 
 
 def checked_summary(records: pa.Table, protocol: Protocol, name: str) -> dict[str, Any]:
-    """The numbers of a split.
-
-    Raises:
-        ValueError: no phrase of it can be scored, or most records cannot be used.
-    """
+    """The numbers of a split. ValueError: no phrase of it can be scored, or most records cannot be used."""
     summary = summarize(records, protocol.metrics)
     num_records, num_unusable = summary["num_records"], summary["num_unusable"]
     if num_unusable:
         print(f"{name}: {num_unusable} of {num_records} records cannot be used and were left out, such as")
         print("\n".join(f"  {line}" for line in summary["unusable"]))
-    check_usable(name, num_unusable, num_records, next(iter(summary.get("unusable", [])), None))
+    check_usable(name, num_unusable, num_records, summary.get("unusable", []))
     if protocol.metrics[0] not in summary:
         raise ValueError(f"{name} has no phrase with a box: nothing to score.")
     if "absent" in summary:
@@ -143,16 +134,7 @@ def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> d
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if protocol.published:
-        own = {
-            f"{name}, in captions" if protocol.in_caption else name: {
-                (split, metric): 100 * of[split][metric]["accuracy"]
-                for split in splits
-                for metric in protocol.metrics
-                if metric in of[split]
-            }
-            for name, of in models.items()
-        }
-        drawn = published_table(protocol, own, splits)
+        drawn = published_table(protocol, models, splits)
         (output / "table.md").write_text(drawn + "\n")
     else:
         percent = {name: {split: 100 * score for split, score in of.items()} for name, of in results.items()}
@@ -168,8 +150,8 @@ def picture_records(
     chosen = []
     for number, (split, blocks) in enumerate(splits.items()):
         usable = [row for row, error in enumerate(records[split]["error"].to_pylist()) if error is None]
-        share = min(count // len(splits) + (number < count % len(splits)), len(usable))
-        chosen += blocks.records_at(usable[i * len(usable) // share] for i in range(share))
+        part = min(count // len(splits) + (number < count % len(splits)), len(usable))
+        chosen += blocks.records_at(usable[i * len(usable) // part] for i in range(part))
     return chosen
 
 

@@ -8,12 +8,11 @@ processes; other devices, batch sizes or numbers of CPU threads change them by r
 import argparse
 import hashlib
 import json
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,13 @@ from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, T
 from modeling_albef_amc.processing_albef import cleans_text
 
 from .benchmarks import Protocol
-from .blocks import Blocks, FileBlocks, Record
+from .blocks import Blocks, FileBlocks
 from .data_collator import record_name
+from .phrase_rows import Record
 from .regions import Region
 from .scoring import score_answer
 
-# Entries of a configuration that change when a checkpoint is moved or saved again.
-UNSTABLE_ENTRIES = "_name_or_path", "transformers_version"
+NO_BOXES = np.zeros((0, 4))
 
 
 def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -47,21 +46,34 @@ def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, to
 
 
 @dataclass
-class ImageRecords:
-    """The records of one image on their way to their rows.
+class Question:
+    """A record on its way to its row: what it is scored by, or in `error` why it cannot be used.
 
-    - `errors`: why each record cannot be used, or None. `regions`: what `boxes_of` gives of each that can.
-    - `image`: with the usable records as its phrases; None where it cannot be read.
+    - `boxes` (num_boxes, 4) true ones, `proposals` (num_proposals, 4) a detector's; xyxy in pixels.
+    - `number`: of its phrase among those of its image, which are the usable ones.
     """
 
-    records: list[Record]
-    errors: list[str | None]
-    regions: list[tuple[np.ndarray, np.ndarray] | None]
+    record: Record
+    error: str | None = None
+    tokens: Tokens | None = None
+    number: int | None = None
+    boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)
+    proposals: np.ndarray = field(default_factory=lambda: NO_BOXES)
+
+    def __str__(self) -> str:
+        return f"{record_name(self.record)}: {self.error}"
+
+
+@dataclass
+class ImageQuestions:
+    """The records of one image, and the image with the usable ones as its phrases; None where it cannot be read."""
+
+    questions: list[Question]
     image: GroundedImage | None = None
 
     @property
-    def usable(self) -> list[int]:
-        return [number for number, error in enumerate(self.errors) if error is None]
+    def usable(self) -> list[Question]:
+        return [question for question in self.questions if question.error is None]
 
 
 @dataclass
@@ -80,12 +92,12 @@ class RecordGrounder:
 
     grounder: PhraseGrounder
     protocol: Protocol
-    options: dict[str, Any] = field(default_factory=dict)
-    batch_size: int = 64
-    num_workers: int = 2
-    heatmaps: str | None = None
-    strict: bool = False
-    box_format: str = "xyxy"
+    options: dict[str, Any]
+    batch_size: int
+    num_workers: int
+    heatmaps: str | None
+    strict: bool
+    box_format: str
 
     def ground(
         self, blocks: Blocks | FileBlocks, numbers: list[int], description: str | None = None
@@ -94,14 +106,9 @@ class RecordGrounder:
 
         Args:
             numbers: of the blocks that are grounded. description: what the progress bar says; none for no bar.
-
-        Raises:
-            ValueError: a record cannot be used, and the grounder is strict.
         """
-        batches = numbered_batches(blocks, numbers, self.batch_size)
-        read = ahead(lambda item: (item[0], self.read(item[1])), batches, self.num_workers)
         # The model alone is asked in this thread.
-        explained = ((number, self.explain(images)) for number, images in read)
+        explained = ((number, self.explain(images)) for number, images in self.read_blocks(blocks, numbers))
         answered = ahead(lambda item: (item[0], self.rows(item[1])), explained, self.num_workers)
         total, is_silent = blocks.num_rows(numbers), description is None
         with tqdm(total=total, desc=description, unit=" pairs", disable=is_silent, smoothing=0.1) as bar:
@@ -109,44 +116,44 @@ class RecordGrounder:
                 yield number, rows
                 bar.update(len(rows))
 
-    def read(self, groups: list[list[Record]]) -> list[ImageRecords]:
+    def read_blocks(
+        self, blocks: Blocks | FileBlocks, numbers: list[int]
+    ) -> Iterator[tuple[int, list[ImageQuestions]]]:
+        """Batch by batch, the number of its block, and what `read` gives of it, some ahead."""
+        batches = numbered_batches(blocks, numbers, self.batch_size)
+        return ahead(lambda item: (item[0], self.read(item[1])), batches, self.num_workers)
+
+    def read(self, groups: list[list[Record]]) -> list[ImageQuestions]:
         """Reads images, and checks and tokenizes their records; each group is the records of one image."""
         images = [self._read_image(records) for records in groups]
-        usable = [(found, number) for found in images for number in found.usable]
-        tokens = self._tokenize([self.question(found.records[number]) for found, number in usable])
-        of_images: dict[int, list[Tokens]] = defaultdict(list)
-        for (found, number), answer in zip(usable, tokens, strict=True):
-            if isinstance(answer, str):
-                found.errors[number] = answer
-            else:
-                of_images[id(found)].append(answer)
+        self._tokenize([question for found in images for question in found.usable])
         for found in images:
+            for number, question in enumerate(found.usable):
+                question.number = number
             if found.usable:
-                found.image.tokens = Tokens.join(of_images[id(found)])
+                found.image.tokens = Tokens.join([question.tokens for question in found.usable])
         return images
 
-    def _read_image(self, records: list[Record]) -> ImageRecords:
-        found = ImageRecords(records, [None] * len(records), [None] * len(records))
+    def _read_image(self, records: list[Record]) -> ImageQuestions:
         try:
             image, pixel_values = self.grounder.read(records[0]["image"])
         except (ValueError, OSError) as error:
-            found.errors = [str(error)] * len(records)
-            return found
-        found.image = GroundedImage(pixel_values, (image.height, image.width), None)
-        for number, record in enumerate(records):
-            try:
-                as_record(record["image"], [record["phrase"], self.question(record)])
-                found.regions[number] = self._regions(record, found.image.size)
-            except ValueError as error:
-                found.errors[number] = str(error)
-        return found
+            return ImageQuestions([Question(record, str(error)) for record in records])
+        size = image.height, image.width
+        return ImageQuestions([self._question(each, size) for each in records], GroundedImage(pixel_values, size, None))
 
-    def question(self, record: Record) -> Phrase:
-        """What the engine is asked.
+    def _question(self, record: Record, size: tuple[int, int]) -> Question:
+        question = Question(record)
+        try:
+            as_record(record["image"], [record["phrase"], self._phrase(record)])
+            if self.protocol.metrics:
+                question.boxes, question.proposals = self._regions(record, size)
+        except ValueError as error:
+            question.error = str(error)
+        return question
 
-        Raises:
-            ValueError: the record has no caption that it is to be asked in.
-        """
+    def _phrase(self, record: Record) -> Phrase:
+        """What the engine is asked; ValueError: the record has no caption that it is to be asked in."""
         if not self.protocol.in_caption:
             return record["phrase"]
         if not isinstance(record.get("caption"), str):
@@ -156,63 +163,71 @@ class RecordGrounder:
         return {name: record[name] for name in ("caption", "caption_span")}
 
     def _regions(self, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        if not self.protocol.metrics:
-            return np.zeros((0, 4)), np.zeros((0, 4))
-        boxes, proposals = boxes_of(record, size, self.box_format)
+        """True boxes and proposals, see `Question`; ValueError: one of them cannot be used."""
+        # Masks and polygons count where there are no boxes only: decoding masks takes time.
+        marked = {"boxes": record["boxes"]} if record.get("boxes") else record
+        region = Region.from_record(marked, *size, self.box_format)
+        boxes = NO_BOXES if region is None else region.boxes
+        proposals = np.array(record.get("proposals") or [], dtype=np.float64).reshape(-1, 4)
+        if not (np.isfinite(proposals).all() and (proposals[:, :2] < proposals[:, 2:]).all()):
+            raise ValueError("a proposal is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2; drop it")
         if record.get("absent") and len(boxes):
             raise ValueError("it is absent and has a region; drop one of them")
         if self.protocol.one_box and len(boxes) > 1:
             raise ValueError(f"it has {len(boxes)} boxes; {self.protocol.name} has one a phrase")
         return boxes, proposals
 
-    def _tokenize(self, phrases: list[Phrase]) -> list[Tokens | str]:
-        """Each phrase by itself, or why it cannot be read. One call for all takes a tenth of the time."""
+    def _tokenize(self, questions: list[Question]) -> None:
+        """One call for all takes a tenth of the time of one for each, and fails if one of them cannot be read."""
+        if not questions:
+            return
         try:
-            tokens = self.grounder.tokenize(phrases) if phrases else None
+            tokens = self.grounder.tokenize([self._phrase(question.record) for question in questions])
         except ValueError as error:
-            return [str(error)] if len(phrases) == 1 else [self._tokenize([phrase])[0] for phrase in phrases]
-        return [tokens[row : row + 1] for row in range(len(phrases))]
+            if len(questions) == 1:
+                questions[0].error = str(error)
+            else:
+                for question in questions:
+                    self._tokenize([question])
+            return
+        for row, question in enumerate(questions):
+            question.tokens = tokens[row : row + 1]
 
     @torch.no_grad()
-    def explain(self, images: list[ImageRecords]) -> list[ImageRecords]:
+    def explain(self, images: list[ImageQuestions]) -> list[ImageQuestions]:
         """The same, with the scores and heatmaps of their usable phrases."""
         readable = [found.image for found in images if found.image is not None]
         self.grounder.explain_phrases(readable, phrase_batch_size=self.batch_size, **self.options)
         return images
 
-    def rows(self, images: list[ImageRecords]) -> list[Record]:
+    def rows(self, images: list[ImageQuestions]) -> list[Record]:
         """One row a record, in their order."""
-        rows = []
-        for found in images:
-            phrases = count()  # the usable ones alone are asked
-            for number, error in enumerate(found.errors):
-                rows.append(self._row(found, number, error, next(phrases) if error is None else None))
-        return rows
+        return [self._row(question, found.image) for found in images for question in found.questions]
 
-    def _row(self, found: ImageRecords, number: int, error: str | None, phrase: int | None) -> Record:
-        record = found.records[number]
+    def _row(self, question: Question, image: GroundedImage | None) -> Record:
+        record = question.record
         row = {
             "image_id": None if record.get("image_id") is None else str(record["image_id"]),
             "phrase": record["phrase"] if isinstance(record["phrase"], str) else None,
             "categories": record.get("categories") or [],
             "absent": bool(record.get("absent")),
-            "error": error,
+            "error": question.error,
         }
-        if error is not None:
+        if question.error is not None:
             if self.strict:
-                raise ValueError(f"{record_name(record)}: {error}")
+                raise ValueError(str(question))
             return row
-        answer = self.grounder.answer(found.image, phrase)
+        answer = self.grounder.answer(image, question.number)
         row |= {"score": answer["score"], "point": list(answer["point"]), "box": list(answer["box"])}
-        row |= score_answer(answer, *found.regions[number], self.protocol.metrics)
+        row |= score_answer(answer, question.boxes, question.proposals, self.protocol.metrics)
         if self.heatmaps is not None:
-            row["heatmap"] = list(found.image.heatmaps[phrase].numpy().astype(self.heatmaps))
+            row["heatmap"] = list(image.heatmaps[question.number].numpy().astype(self.heatmaps))
         return row
 
     def pictured(self, records: list[Record]) -> tuple[list[Record], torch.Tensor]:
         """Usable records for a picture: their boxes those that they are scored by; and heatmaps (num_records, …)."""
         images = self.explain(self.read([[record] for record in records]))
-        records = [{**found.records[0], "boxes": found.regions[0][0].tolist()} for found in images]
+        records = [{**found.questions[0].record, "boxes": found.questions[0].boxes.tolist()} for found in images]
         return records, torch.stack([found.image.heatmaps[0] for found in images])
 
 
@@ -226,13 +241,14 @@ def load_grounder(
     """A checkpoint of any known family, asked as the protocol and the options of a run say.
 
     Returns: the grounder, and what its rows depend on, apart from the data; for JSON.
-
-    Raises:
-        ValueError: the family is unknown, or cannot be explained so.
     """
-    loading = {"attn_implementation": args.attn_implementation, "device": accelerator.device}
-    loading |= {"image_size": protocol.image_size} | hub_options(vars(args))
-    grounder = engine.from_pretrained(path, **loading)
+    grounder = engine.from_pretrained(
+        path,
+        attn_implementation=args.attn_implementation,
+        device=accelerator.device,
+        image_size=protocol.image_size,
+        **hub_options(vars(args)),
+    )
     grounder.method_functions(args.method)  # says if there is none
     grounder.autocast = accelerator.autocast
     grounder.model, processor = accelerator.prepare_model(grounder.model, evaluation_mode=True), grounder.processor
@@ -241,22 +257,21 @@ def load_grounder(
         max_words = processor.max_words = protocol.max_words or processor.max_words
     protocol = replace(protocol, image_size=processor.image_processor.size["height"], max_words=max_words)
     options = {name: getattr(args, name) for name in ("method", "explanation", "grounding_layer")}
-    reading = {"heatmaps": args.save_heatmaps, "strict": args.strict, "box_format": args.box_format}
-    settings = {
-        **model_settings(grounder.model, processor),
-        "protocol": protocol.spelled_out(),
-        "heatmaps": args.save_heatmaps,
-        "bf16": args.bf16,
-        "box_format": args.box_format,
-        **options,
-    }
-    return RecordGrounder(grounder, protocol, options, args.batch_size, args.num_workers, **reading), settings
+    reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format}
+    settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
+    work = {"batch_size": args.batch_size, "num_workers": args.num_workers, "strict": args.strict}
+    return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options
 
 
-def make_accelerator(cpu: bool = False, bf16: bool = False) -> Accelerator:
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
     # One process may have to wait for another far longer than the ten minutes that are usual.
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[patience])
+    return Accelerator(cpu=args.cpu, mixed_precision="bf16" if args.bf16 else "no", kwargs_handlers=[patience])
+
+
+def share(numbers: list[int], accelerator: Accelerator) -> list[int]:
+    """Those of this process, of the numbers of blocks."""
+    return numbers[accelerator.process_index :: accelerator.num_processes]
 
 
 def progress_title(name: str, accelerator: Accelerator) -> str | None:
@@ -267,33 +282,17 @@ def progress_title(name: str, accelerator: Accelerator) -> str | None:
 
 def model_settings(model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, str]:
     """Hashes of the weights and of the processor, whatever they are called and wherever they are."""
+    unstable = "_name_or_path", "transformers_version"  # change when a checkpoint is moved or saved again
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in UNSTABLE_ENTRIES}
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in unstable}
     weights.update(json.dumps(config, sort_keys=True, default=str).encode())
     prepared = hashlib.blake2b(digest_size=16)
     prepared.update(processor.image_processor.to_json_string().encode())
     prepared.update(processor.tokenizer.backend_tokenizer.to_str().encode())
     return {"model": weights.hexdigest(), "processor": prepared.hexdigest()}
-
-
-def boxes_of(record: Record, size: tuple[int, int], box_format: str = "xyxy") -> tuple[np.ndarray, np.ndarray]:
-    """True boxes (num_boxes, 4) of a record, and a detector's proposals (num_proposals, 4), xyxy in pixels.
-
-    Args:
-        size: height and width of the image in pixels. box_format: of BOX_FORMATS, what the record's boxes are.
-
-    Raises:
-        ValueError: one of them cannot be used.
-    """
-    # Masks and polygons count where there are no boxes only: decoding masks takes time.
-    region = Region.from_record({"boxes": record["boxes"]} if record.get("boxes") else record, *size, box_format)
-    proposals = np.array(record.get("proposals") or [], dtype=np.float64).reshape(-1, 4)
-    if not (np.isfinite(proposals).all() and (proposals[:, :2] < proposals[:, 2:]).all()):
-        raise ValueError("a proposal is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2; drop it")
-    return np.zeros((0, 4)) if region is None else region.boxes, proposals
 
 
 def numbered_batches(

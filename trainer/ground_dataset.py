@@ -17,9 +17,10 @@ from operator import itemgetter
 from accelerate.utils import broadcast_object_list, gather_object
 
 from .benchmarks import GROUNDING_ONLY
-from .blocks import Record, open_blocks
+from .blocks import open_blocks
 from .commands import parse
-from .evaluation import load_grounder, make_accelerator, progress_title
+from .evaluation import load_grounder, make_accelerator, progress_title, share
+from .phrase_rows import Record
 from .process_group import run_script
 from .record_store import RecordStore, record_schema
 
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def ground_dataset(args: argparse.Namespace) -> None:
-    accelerator = make_accelerator(args.cpu, args.bf16)
+    accelerator = make_accelerator(args)
     source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.block_size
     blocks = open_blocks(*source, args.columns)
     protocol = replace(GROUNDING_ONLY, in_caption=args.in_caption)
@@ -45,7 +46,6 @@ def ground_dataset(args: argparse.Namespace) -> None:
             print(f"{args.split}: going on; {len(missing)} of {len(blocks)} blocks are missing.")
     # All must share the same list, made before anyone writes.
     (missing,) = broadcast_object_list([missing])
-    own = missing[accelerator.process_index :: accelerator.num_processes]
     start, counts = time.perf_counter(), []
 
     def counted(batches: Iterable[tuple[int, list[Record]]]) -> Iterator[list[Record]]:
@@ -53,26 +53,29 @@ def ground_dataset(args: argparse.Namespace) -> None:
             counts.append(len(rows))
             yield rows
 
-    batches = grounder.ground(blocks, own, progress_title(args.split, accelerator))
+    batches = grounder.ground(blocks, share(missing, accelerator), progress_title(args.split, accelerator))
     for block, of_block in groupby(batches, key=itemgetter(0)):
         store.write(block, counted(of_block))
     work = gather_object([(sum(counts), time.perf_counter() - start)])  # when all are done
     if accelerator.is_main_process:
         if missing:
             print(f"{sum(rows for rows, _ in work) / max(seconds for _, seconds in work):.1f} pairs/s")
-        if left := store.missing():
-            print(f"{len(left)} of {len(blocks)} blocks are missing here: those of the other shards.")
-        else:
-            rows, errors = store.count()
-            count = f"{len(errors):,} have an error instead of an answer."
-            print(f"{args.output / 'data'} has all {rows:,} rows; {count}")
-            if errors and len(errors) == rows:
-                raise ValueError(
-                    f"No row of split {args.split} of {args.dataset} has an answer; the first: {errors[0]}. When it is "
-                    "mended, start again with --overwrite."
-                )
-            if errors:
-                print(f"The first error: {errors[0]}")
+        tell_what_is_there(store, f"split {args.split} of {args.dataset}")
+
+
+def tell_what_is_there(store: RecordStore, name: str) -> None:
+    """ValueError: all records are there, and none of them has an answer."""
+    if left := store.missing():
+        print(f"{len(left)} of {store.num_blocks} blocks are missing here: those of the other shards.")
+        return
+    rows, errors = store.count()
+    print(f"{store.folder / 'data'} has all {rows:,} rows; {len(errors):,} have an error instead of an answer.")
+    if errors and len(errors) == rows:
+        raise ValueError(
+            f"No row of {name} has an answer; the first: {errors[0]}. When it is mended, start again with --overwrite."
+        )
+    if errors:
+        print(f"The first error: {errors[0]}")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ OF_PHRASES = "phrase", "caption_span", "absent", *REGIONS
 def records_of(row: Record) -> list[Record]:
     """One record a phrase; a row with a single phrase, or with None, is one.
 
-    Raises:
-        ValueError: there are not as many regions, spans or the like as phrases; the message names the row.
+    Raises ValueError, which names the row: it has not as many regions, spans or the like as phrases.
     """
     phrases = row.get("phrase")
     if not isinstance(phrases, list):
@@ -36,7 +35,7 @@ def records_of(row: Record) -> list[Record]:
                 "list of them for each phrase, empty where there is none"
             )
         columns[name] = values
-    return [{**row, **{name: values[number] for name, values in columns.items()}} for number in range(len(phrases))]
+    return [{**row, **dict(zip(columns, values))} for values in zip(*columns.values())]
 
 
 def phrase_counts(phrases: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
@@ -45,10 +44,7 @@ def phrase_counts(phrases: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedA
 
 
 def check_same_image(one: Record, other: Record) -> None:
-    """
-    Raises:
-        ValueError: the images of two records with the same `image_id` are not the same.
-    """
+    """ValueError: the images of two records with the same `image_id` are not the same."""
     if not is_same(one.get("image"), other.get("image")):
         raise ValueError(
             f"two different images have the image_id {other.get('image_id')!r} (of the phrases {one.get('phrase')!r} "
@@ -71,38 +67,34 @@ def is_same(one: Any, other: Any) -> bool:
 class PhraseRows:
     """A data set of rows with lists of phrases, one record a phrase; images stay where they are, once.
 
-    Raises:
-        ValueError: as `records_of`, when a record is read.
+    Args:
+        rows, numbers: of each record, its row, and its place among the phrases of the row; default: all there are.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, rows: np.ndarray | None = None, numbers: np.ndarray | None = None):
         self.dataset, self.split, self.info = dataset, dataset.split, dataset.info
-        counts = [1 if phrases is None else len(phrases) for phrases in dataset["phrase"]]
-        self.rows = np.repeat(np.arange(len(counts)), counts)
-        self.numbers = np.arange(len(self.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-    @property
-    def column_names(self) -> list[str]:
-        return self.dataset.column_names
+        self.column_names = dataset.column_names
+        if rows is None:
+            counts = [1 if phrases is None else len(phrases) for phrases in dataset["phrase"]]
+            rows = np.repeat(np.arange(len(counts)), counts)
+            numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.rows, self.numbers = rows, numbers
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: int | str) -> Any:
         """A record, or a column of all records."""
-        if isinstance(key, str):
-            values = self.dataset[key][:]
-            is_listed = key in OF_PHRASES and not isinstance(self.dataset.features[key], Value)
-            places = zip(self.rows, self.numbers)
-            return [values[row][number] if is_listed and values[row] else values[row] for row, number in places]
-        return records_of(self.dataset[int(self.rows[key])])[self.numbers[key]]
+        if not isinstance(key, str):
+            return records_of(self.dataset[int(self.rows[key])])[self.numbers[key]]
+        values = self.dataset[key][:]
+        is_listed = key in OF_PHRASES and not isinstance(self.dataset.features[key], Value)
+        places = zip(self.rows, self.numbers)
+        return [values[row][number] if is_listed and values[row] else values[row] for row, number in places]
 
     def __iter__(self) -> Iterator[Record]:
         return (self[number] for number in range(len(self)))
 
     def select(self, indices: Iterable[int]) -> "PhraseRows":
-        chosen = object.__new__(PhraseRows)
-        chosen.__dict__.update(self.__dict__)
         indices = list(indices)
-        chosen.rows, chosen.numbers = self.rows[indices], self.numbers[indices]
-        return chosen
+        return PhraseRows(self.dataset, self.rows[indices], self.numbers[indices])

@@ -5,17 +5,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 # Packages whose errors say what their user can mend.
 OWN = "modeling_albef_amc", "trainer", "dataset_scripts"
 
 
 def check_restart() -> None:
-    """
-    Raises:
-        RuntimeError: torchrun has started this process again, and gives it a store that still has the addresses of the
-            dead ones: the processes would wait for each other until a time-out (PyTorch's issue 135712).
+    """RuntimeError: torchrun has started this process again, and gives it a store that still has the addresses of the
+    dead ones: the processes would wait for each other until a time-out (PyTorch's issue 135712).
     """
     shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shares_store and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
@@ -35,9 +33,13 @@ def run_script(main: Callable[[], Any]) -> None:
         package = frame.f_globals["__name__"].split(".")[0]
         if not isinstance(error, OSError | ImportError) and package not in (*OWN, main.__module__):
             raise
-        print(f"error: {' '.join(str(error).split())}", *getattr(error, "__notes__", []), sep="\n", file=sys.stderr)
-        sys.exit(2)
+        fail(f"error: {error}", *getattr(error, "__notes__", []))
     end_process_group()
+
+
+def fail(message: str, *notes: str) -> NoReturn:
+    print(" ".join(message.split()), *notes, sep="\n", file=sys.stderr)
+    sys.exit(2)
 
 
 def end_process_group() -> None:

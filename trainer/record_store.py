@@ -35,7 +35,7 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
     record that could not be used has the reason in `error` and no answer.
 
     Args:
-        metrics: names of the metrics. heatmaps: "float16" or "float32"; None for no such column.
+        heatmaps: "float16" or "float32"; None for no such column.
     """
     fields = [
         ("image_id", pa.string()),
@@ -54,19 +54,13 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
 
 
 def check_split(split: str) -> None:
-    """
-    Raises:
-        ValueError: the name of a split cannot be that of a file.
-    """
+    """ValueError: the name of a split cannot be that of a file."""
     if not re.fullmatch(r"\w+", split):
         raise ValueError(f"{split!r} cannot name files: take a whole split, or its beginning with --max_examples")
 
 
-def check_settings(found: Any, settings: dict[str, Any], place: Path) -> None:
-    """
-    Raises:
-        ValueError: the records at `place` were made with other settings.
-    """
+def check_settings(found: dict[str, Any], settings: dict[str, Any], place: Path) -> None:
+    """ValueError: the records at `place` were made with other settings."""
     differing = sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key))
     if differing:
         changes = "; ".join(f"{key}: {found.get(key)!r}, now {settings.get(key)!r}" for key in differing)
@@ -86,14 +80,12 @@ def write_records(path: Path, records: pa.Table, settings: dict[str, Any]) -> No
 def read_records(path: Path, settings: dict[str, Any]) -> pa.Table | None:
     """What `write_records` has written; None where there is no such file.
 
-    Raises:
-        ValueError: the file is damaged, or its records were made with other settings.
+    Raises ValueError: the file is damaged, or its records were made with other settings.
     """
     if not path.is_file():
         return None
     records = open_parquet(path).read()
-    found = json.loads((records.schema.metadata or {}).get(SETTINGS, "{}"))
-    check_settings(found, settings, path)
+    check_settings(json.loads((records.schema.metadata or {}).get(SETTINGS, "{}")), settings, path)
     return records
 
 
@@ -109,9 +101,7 @@ class RecordStore:
 
     Args:
         folder: shared by all processes; by the machines of a sharded run, or their folders are merged afterwards.
-        split: its name.
         num_blocks: into how many files the records go.
-        schema: of the records.
     """
 
     def __init__(self, folder: Path, split: str, num_blocks: int, schema: pa.Schema):
@@ -127,8 +117,8 @@ class RecordStore:
     def prepare(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Makes the folder ready for records made with these settings; for one process, before all others go on.
 
-        Raises:
-            ValueError: it has records that were made with other settings, or none of ours, and may not be overwritten.
+        Raises ValueError: it has records that were made with other settings, or none of ours, and may not be
+        overwritten.
         """
         data = self.folder / "data"
         data.mkdir(parents=True, exist_ok=True)
@@ -153,9 +143,9 @@ class RecordStore:
             found = json.loads(self.settings_path.read_text())
             if not isinstance(found, dict):
                 raise ValueError("no settings")
+            return found
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.settings_path} is damaged ({error}): start anew with --overwrite.") from error
-        return found
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not there yet."""
@@ -175,10 +165,6 @@ class RecordStore:
         os.replace(partial, self.path(block))
 
     def count(self) -> tuple[int, list[str]]:
-        """The number of all records, and the errors of those that could not be used.
-
-        Raises:
-            ValueError: a file is damaged.
-        """
+        """The number of all records, and the errors of those that could not be used."""
         errors = [open_parquet(self.path(block)).read(["error"])["error"] for block in range(self.num_blocks)]
         return sum(map(len, errors)), [error for column in errors for error in column.drop_null().to_pylist()]

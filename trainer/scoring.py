@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .data_collator import record_name
 from .metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from .metrics.pointing_game.pointing_game import point_in_boxes
 
@@ -23,7 +24,6 @@ def score_answer(
         answer: "heatmap" (height, width), "point" (x, y) and "box" xyxy of `post_process_grounding`.
         boxes: (num_boxes, 4), the true boxes, xyxy in pixels.
         proposals: (num_proposals, 4), a detector's boxes, xyxy in pixels.
-        metrics: names of the metrics.
     """
     hits: dict[str, bool | None] = dict.fromkeys(metrics)
     if len(boxes) == 0:
@@ -40,11 +40,7 @@ def score_answer(
 
 
 def best_proposal(heatmap: np.ndarray, proposals: np.ndarray) -> np.ndarray | None:
-    """The proposal with the most heat for its size, xyxy; None where none scores above 0.
-
-    Args:
-        heatmap: (height, width). proposals: (num_proposals, 4), at least one, xyxy.
-    """
+    """Of proposals (num_proposals, 4), xyxy, the one with the most heat for its size; None if none scores above 0."""
     scores = score_proposals(heatmap, to_xywh(proposals))
     return proposals[scores.argmax()] if (scores > 0).any() else None
 
@@ -73,21 +69,19 @@ def to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
-def check_usable(name: str, num_unusable: int, num_records: int, first: str | None) -> None:
-    """
-    Args:
-        name: of the data. first: the first record that cannot be used, and why.
+def check_usable(name: str, num_unusable: int, num_records: int, unusable: list[str]) -> None:
+    """ValueError: of the records of the data `name` none can be used, or so few that a score would say little.
 
-    Raises:
-        ValueError: none can be used, or so few that a score would say little.
+    Args:
+        unusable: records that cannot be used, and why; the first is told.
     """
     if 2 * num_unusable <= num_records:
         return
     if num_unusable == num_records:
-        raise ValueError(f"{name} has no record that can be used; the first: {first}")
+        raise ValueError(f"{name} has no record that can be used; the first: {unusable[0]}")
     raise ValueError(
-        f"{name}: {num_unusable} of {num_records} records cannot be used, too many for a score; the first: {first}. "
-        "Mend or drop them, or say what the boxes are: --box_format."
+        f"{name}: {num_unusable} of {num_records} records cannot be used, too many for a score; the first: "
+        f"{unusable[0]}. Mend or drop them, or say what the boxes are: --box_format."
     )
 
 
@@ -97,16 +91,15 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
     Box accuracy is left out where no phrase has proposals; else a phrase without counts as wrong.
 
     Args:
-        records: see `record_schema`. metrics: names of the metrics.
+        records: see `record_schema`.
     """
     columns = ["image_id", "phrase", "categories", "score", "absent", "error", *metrics]
     rows = records.select(columns).to_pylist()
     usable = [row for row in rows if row["error"] is None]
-    unusable = [row for row in rows if row["error"] is not None]
+    unusable = [f"{record_name(row)}: {row['error']}" for row in rows if row["error"] is not None]
     summary: dict[str, Any] = {"num_records": len(rows), "num_unusable": len(unusable)}
     if unusable:
-        names = (f"image {row['image_id']!r}, phrase {row['phrase']!r}: {row['error']}" for row in unusable[:NAMED])
-        summary["unusable"] = list(names)
+        summary["unusable"] = unusable[:NAMED]
     scores = {is_absent: [row["score"] for row in usable if row["absent"] is is_absent] for is_absent in (True, False)}
     if scores[True] and scores[False]:
         rank = auroc(np.array(scores[False]), np.array(scores[True]))

@@ -1,6 +1,9 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 from datasets import (
@@ -56,36 +59,31 @@ def open_split(
 ) -> Dataset | IterableDataset:
     """One split of a folder, or of a Hub id, with the columns of `COLUMNS` that it has.
 
+    Paths of images and masks are relative to the folder of the files that name them.
+
     Args:
         streaming: read files as they come instead of preparing the data set on disk first.
         renamed: the data set's column → ours, where they differ.
         needs_regions: a data set without any column of regions is an error.
 
-    Paths of images and masks are relative to the folder of the files that name them.
-
     Raises:
         ValueError: it cannot be read, or has no such split or column, or a column holds something else.
     """
-    try:
+    with told(f"Split {split} of {path}"):
         dataset = load_dataset(path, config, split=split, streaming=streaming)
-    except StopIteration as error:  # of datasets, where it looks for the first row
-        raise ValueError(f"Split {split} of {path} cannot be had: a file of it is empty.") from error
-    except (ValueError, OSError, DatasetsError) as error:
-        # Of a broken file datasets says that there was an error, and what it was only as its cause.
-        raise ValueError(f"Split {split} of {path} cannot be had: {error.__cause__ or error}") from error
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
         )
+    has = f"it has {', '.join(dataset.column_names)}."
     for column, ours in (renamed or {}).items():
         if column not in dataset.column_names:
-            raise ValueError(f"{path} has no column {column}; it has {', '.join(dataset.column_names)}.")
+            raise ValueError(f"{path} has no column {column}; {has}")
         dataset = dataset.rename_column(column, ours)
-    missing = {"image", "phrase"} - set(dataset.column_names)
-    if missing:
+    if missing := {"image", "phrase"} - set(dataset.column_names):
         raise ValueError(
-            f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(dataset.column_names)}. Rename what "
-            "stands for it; see dataset_scripts/features.py."
+            f"{path} has no column {', '.join(sorted(missing))}; {has} Rename what stands for it; see "
+            "dataset_scripts/features.py."
         )
     dataset, is_listed = known_columns(dataset, path, needs_regions)
     image = Image(decode=False)
@@ -101,6 +99,18 @@ def open_split(
         if name in features:
             dataset = dataset.cast_column(name, features[name])
     return dataset
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What keeps `datasets` from reading a data set, as a ValueError that names it."""
+    try:
+        yield
+    except StopIteration as error:  # where it looks for the first row
+        raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
+    except (ValueError, OSError, DatasetsError) as error:
+        # Of a broken file datasets says that there was an error, and what it was only as its cause.
+        raise ValueError(f"{what} cannot be had: {error.__cause__ or error}") from error
 
 
 def known_columns(
@@ -128,14 +138,12 @@ def known_columns(
 
 
 def split_names(path: str, config: str | None) -> list[str]:
-    """
-    Raises:
-        ValueError: there is no such data set.
-    """
-    try:
+    with told(path):
         return get_dataset_split_names(path, config)
-    except (ValueError, OSError, DatasetsError) as error:
-        raise ValueError(f"{path} cannot be had: {error.__cause__ or error}") from error
+
+
+def data_files(path: str, config: str | None, split: str) -> list[str]:
+    return (load_dataset_builder(path, config).config.data_files or {}).get(split, [])
 
 
 def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Schema) -> pa.Table:
@@ -160,19 +168,14 @@ def is_text(feature: FeatureType) -> bool:
 
 
 def folder_of_files(path: str, config: str | None, split: str) -> str:
-    """The folder on this machine that all files of a split are in; empty where they are not on this machine.
-
-    Raises:
-        ValueError: they are in several.
-    """
-    files = (load_dataset_builder(path, config).config.data_files or {}).get(split, [])
-    folders = {os.path.dirname(file) for file in files if os.path.exists(file)}
+    """The folder on this machine that all files of a split are in; empty where they are not on this machine."""
+    folders = {os.path.dirname(file) for file in data_files(path, config, split) if os.path.exists(file)}
     if len(folders) > 1:
         raise ValueError(f"Files of {path} in several folders name images by relative paths: keep them in one.")
     return folders.pop() if folders else ""
 
 
-def fits(feature: FeatureType, wanted: object) -> bool:
+def fits(feature: FeatureType, wanted: Any) -> bool:
     """Whether a column of this kind can hold what is wanted of it; one of nothing but nulls can."""
     if isinstance(feature, Value) and pa.types.is_null(feature.pa_type):
         return True

@@ -9,6 +9,7 @@ Share of phrases for which the detector proposal with the most heat, sum(heatmap
 intersection over union of at least 0.5 with the phrase's box.
 """
 
+# Examples are in README.md.
 _KWARGS_DESCRIPTION = """
 Args:
     heatmaps: One heatmap `(rows, columns)` per phrase, over the grid of patches or of any other size. It is upsampled
@@ -22,19 +23,6 @@ Returns:
     `box_accuracy`: correct answers / phrases, in [0, 1].
     `num_phrases`: number of phrases.
     `num_unanswered`: phrases without proposals, or with none that scores above 0. They count as wrong.
-Raises:
-    ValueError: No phrases; a heatmap, size, proposal or box that is not finite or has no area; a phrase without boxes;
-        a threshold out of range. The message names the phrase by its index.
-Examples:
-    >>> import evaluate
-    >>> box_accuracy = evaluate.load("trainer/metrics/box_accuracy")
-    >>> box_accuracy.compute(
-    ...     heatmaps=[[[0.0, 1.0], [0.0, 0.0]]],
-    ...     image_sizes=[[100, 100]],
-    ...     proposals=[[[0, 0, 50, 50], [55, 0, 45, 45]]],
-    ...     boxes=[[[50, 0, 100, 50]]],
-    ... )
-    {'box_accuracy': 1.0, 'num_phrases': 1, 'num_unanswered': 0}
 """
 
 _PADDING = -100  # that GroundingCollator fills up the boxes of a batch with
@@ -43,12 +31,8 @@ _BICUBIC_A = -0.75
 
 
 def upsample_bicubic(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Upsamples a map as `torch.nn.functional.interpolate` does with mode "bicubic" and align_corners False.
-
-    Args:
-        heatmap: `(rows, columns)`.
-
-    Returns: float64 `(height, width)`.
+    """A map `(rows, columns)` as `torch.nn.functional.interpolate` upsamples it with mode "bicubic" and align_corners
+    False: float64 `(height, width)`.
     """
     rows, columns = heatmap.shape
     return _bicubic_matrix(rows, height) @ heatmap @ _bicubic_matrix(columns, width).T
@@ -122,26 +106,28 @@ class BoxAccuracy(evaluate.Metric):
             raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
         if len(heatmaps) == 0:
             raise ValueError("there are no phrases to score: check that the split has records")
-        num_correct = num_unanswered = 0
-        phrases = zip(heatmaps, image_sizes, proposals, boxes, strict=True)
-        for index, (heatmap, size, candidates, references) in enumerate(phrases):
-            heatmap = _read_heatmap(heatmap, size, index)
-            candidates = _read_boxes(candidates, "proposals must be [x, y, width, height]", index)
-            references = [box for box in references if set(box) != {_PADDING}]
-            references = _read_boxes(references, "boxes must be [x1, y1, x2, y2]", index, are_corners=True)
-            if len(references) == 0:
-                raise ValueError(f"phrase {index} has no boxes to be scored against; leave it out")
-            scores = score_proposals(heatmap, candidates)
-            if not (scores > 0).any():
-                num_unanswered += 1
-                continue
-            answer = candidates[scores.argmax()]
-            num_correct += any(intersection_over_union(true, answer) >= iou_threshold for true in references)
+        phrases = enumerate(zip(heatmaps, image_sizes, proposals, boxes, strict=True))
+        overlaps = [_best_overlap(*phrase, index) for index, phrase in phrases]
         return {
-            "box_accuracy": num_correct / len(heatmaps),
-            "num_phrases": len(heatmaps),
-            "num_unanswered": num_unanswered,
+            "box_accuracy": sum(iou is not None and iou >= iou_threshold for iou in overlaps) / len(overlaps),
+            "num_phrases": len(overlaps),
+            "num_unanswered": overlaps.count(None),
         }
+
+
+def _best_overlap(heatmap: list, size: list, proposals: list, boxes: list, index: int) -> float | None:
+    """The favoured proposal's largest intersection over union with a box; None if no proposal scores above 0."""
+    heatmap = _read_heatmap(heatmap, size, index)
+    candidates = _read_boxes(proposals, "proposals must be [x, y, width, height]", index)
+    boxes = [box for box in boxes if set(box) != {_PADDING}]
+    if not boxes:
+        raise ValueError(f"phrase {index} has no boxes to be scored against; leave it out")
+    references = _read_boxes(boxes, "boxes must be [x1, y1, x2, y2]", index, are_corners=True)
+    scores = score_proposals(heatmap, candidates)
+    if not (scores > 0).any():
+        return None
+    answer = candidates[scores.argmax()]
+    return max(intersection_over_union(true, answer) for true in references)
 
 
 def _bicubic_matrix(length: int, new_length: int) -> np.ndarray:
@@ -153,12 +139,8 @@ def _bicubic_matrix(length: int, new_length: int) -> np.ndarray:
     a = _BICUBIC_A
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
-    matrix = np.zeros((new_length, length))
-    np.add.at(
-        matrix,
-        (np.arange(new_length)[:, None], taps.clip(0, length - 1)),
-        np.where(distance <= 1, near, far),
-    )
+    matrix, rows = np.zeros((new_length, length)), np.arange(new_length)[:, None]
+    np.add.at(matrix, (rows, taps.clip(0, length - 1)), np.where(distance <= 1, near, far))
     return matrix
 
 

@@ -9,6 +9,7 @@ Share of phrases whose point lies strictly inside at least one of their boxes. T
 upsampled to the size of the image, has its maximum.
 """
 
+# Examples are in README.md.
 _KWARGS_DESCRIPTION = """
 Args:
     points: One point `(x, y)` per phrase, in pixels of the image.
@@ -18,14 +19,6 @@ Returns:
     `pointing_game`: hits / phrases, in [0, 1].
     `num_phrases`: number of phrases.
     `pointing_game_{category}`: the same among the phrases of one category, when `categories` are given.
-Raises:
-    ValueError: No phrases; a point or box that is not finite; a phrase without boxes; a box without area; categories
-        of another number than points. The message names the phrase by its index.
-Examples:
-    >>> import evaluate
-    >>> pointing_game = evaluate.load("trainer/metrics/pointing_game")
-    >>> pointing_game.compute(points=[[5, 5], [40, 5]], boxes=[[[0, 0, 10, 10]], [[0, 0, 10, 10], [50, 0, 60, 10]]])
-    {'pointing_game': 0.5, 'num_phrases': 2}
 """
 
 _PADDING = -100  # that GroundingCollator fills up the boxes of a batch with
