@@ -1,13 +1,17 @@
 """Data sets as `open_split` takes them: columns of the right kinds, or an error that names the column."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Array2D, ClassLabel, Features, Image, List, Value
 
+from dataset_scripts.build import build
 from dataset_scripts.features import FEATURES
-from tests.helpers.data import tiny_records, write_folder
+from tests.helpers.data import picture, tiny_records, write_folder
 from trainer.splits import COLUMNS, fits, open_split
 
 TEXT, NUMBER, COUNT = Value("string"), Value("float32"), Value("int64")
@@ -90,3 +94,28 @@ def test_undecoded_pictures_of_a_plain_parquet_file(tmp_path):
         rows = list(open_split(str(tmp_path), None, "train", streaming))
         assert [row["image"]["bytes"] for row in rows] == [record["image"]["bytes"] for record in records]
         np.testing.assert_equal(rows[0]["boxes"], records[0]["boxes"])
+
+
+def test_images_that_hide_a_table(tmp_path):
+    """datasets takes the kind of files that there are most of."""
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        picture().save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "notes.jsonl").write_text('{"image": "images/0.png", "phrase": "a dog"}\n')
+    with pytest.raises(ValueError, match=r"no column phrase; it has image\. datasets .* passed over notes\.jsonl: put"):
+        open_split(str(tmp_path), None, "train")
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "apart" / "notes.jsonl").write_text('{"image": "../images/0.png", "phrase": "a dog"}\n')
+    (row,) = open_split(str(tmp_path / "apart"), None, "train")
+    assert row["phrase"] == "a dog" and Path(row["image"]["path"]).resolve() == tmp_path / "images" / "0.png"
+
+
+def test_builds_are_put_together_without_their_readmes(tmp_path):
+    for name, seed in ("first", 0), ("second", 1):
+        build("scenes", tmp_path / name, train=2, validation=1, test=0, test_relations=0, test_unseen=0, seed=seed)
+    shutil.copy(tmp_path / "second/data/train-00000.parquet", tmp_path / "first/data/train-00001.parquet")
+    with pytest.raises(ValueError, match=r"other rows than its README\.md counts.* remove the README\.md"):
+        open_split(str(tmp_path / "first"), None, "train")
+    (tmp_path / "first" / "README.md").unlink()
+    counts = [len(open_split(str(tmp_path / name), None, "train")) for name in ("first", "second")]
+    assert counts[0] > counts[1] and len(open_split(str(tmp_path / "first"), None, "validation"))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from datasets import (
     load_dataset,
     load_dataset_builder,
 )
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
 from datasets.table import table_cast
 
@@ -81,10 +82,14 @@ def open_split(
             raise ValueError(f"{path} has no column {column}; {has}")
         dataset = dataset.rename_column(column, ours)
     if missing := {"image", "phrase"} - set(dataset.column_names):
-        raise ValueError(
-            f"{path} has no column {', '.join(sorted(missing))}; {has} Rename what stands for it; see "
-            "dataset_scripts/features.py."
-        )
+        remedy = "Rename what stands for it; see dataset_scripts/features.py."
+        tables = [file for kind in ("jsonl", "json", "csv", "parquet") for file in sorted(Path(path).glob(f"*.{kind}"))]
+        if tables and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
+            remedy = (
+                f"datasets read its images and passed over {tables[0].name}: put this file into a folder of its own, "
+                "with paths of the images from there, such as ../images/1.jpg."
+            )
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; {has} {remedy}")
     dataset, is_listed = known_columns(dataset, path, needs_regions)
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
@@ -106,6 +111,11 @@ def told(what: str) -> Iterator[None]:
     """What keeps `datasets` from reading a data set, as a ValueError that names it."""
     try:
         yield
+    except NonMatchingSplitsSizesError as error:
+        raise ValueError(
+            f"{what} cannot be had: its files have other rows than its README.md counts, which is of one build. Of "
+            "files of several, put together, remove the README.md."
+        ) from error
     except StopIteration as error:  # where it looks for the first row
         raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
     except (ValueError, OSError, DatasetsError) as error:
