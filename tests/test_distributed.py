@@ -13,8 +13,9 @@ import torch
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
 from tests.helpers import two_processes
 from tests.helpers.data import tiny_dataset, tiny_records, write_folder
+from tests.helpers.models import relative_difference
 from tests.helpers.runs import torchrun
-from tests.helpers.training import is_equal, relative_difference
+from tests.helpers.training import RUN, TINY_MODEL, is_equal, write_yaml
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -123,23 +124,10 @@ assert "pt_gloo_runloop" not in threads, "one that is still there at the interpr
 def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     data = write_folder(tmp_path / "data", train=tiny_records(16), validation=tiny_records(7, phrases_per_image=2))
     (tmp_path / "wrapper.py").write_text(WRAPPER)
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=1)
-    config = dict(
-        vision_config={**vision, "image_size": 32, "patch_size": 8},
-        text_config=text,
-        projection_dim=8,
-        queue_size=12,
-        grounding_layer=1,
-    )
-    arguments = dict(
-        dataset=data, output_dir=tmp_path / "run", model_config=json.dumps(config), max_steps=4, warmup_steps=0,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=2, mask_size=16,
-        logging_steps=1, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, use_cpu="true",
-        phrases_per_image=2, mlm_probability=0.5,
-    )  # fmt: skip
-    command = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    torchrun(str(tmp_path / "wrapper.py"), *command, cwd=tmp_path)
+    settings = {**RUN, "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings |= dict(save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, phrases_per_image=2)
+    config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", model_config=TINY_MODEL, **settings)
+    torchrun(str(tmp_path / "wrapper.py"), config, cwd=tmp_path)
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["gloo", "gloo"]
     metrics = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert metrics["validation_num_phrases"] == 7

@@ -18,7 +18,7 @@ from transformers.utils import PushInProgress, logging
 from .amc_config import AmcConfig
 from .checkpoints import begin, check_shared, checkpoints, discard, is_complete, resumed, rotate, sync
 from .lora import MOMENTUM, load_checkpoint, save_moving
-from .model_card import TASK, model_card
+from .model_card import model_card
 
 logger = logging.get_logger(__name__)
 # Files of a checkpoint that a run goes on from, and that are no part of the model.
@@ -142,25 +142,11 @@ class PublishingTrainer(Trainer):
                     revision=self.args.hub_revision,
                 )
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | None = None,
-        dataset_tags: str | None = None,
-        dataset: str | None = None,
-        dataset_args: str | None = None,
-    ) -> None:
-        """Writes README.md and heatmaps.png into the output folder: see `model_card`.
+    def create_model_card(self, **described: Any) -> None:
+        """Writes README.md and heatmaps.png into the output folder.
 
         Args:
-            language, license, tags, model_name, tasks: as in `Trainer`; `license` is `args.hub_license` by default.
-            finetuned_from: the base checkpoint, Hub id or folder; default: what the model was loaded from.
-            dataset, dataset_args: Hub id or folder of the data, and its configuration.
-            dataset_tags: the data's Hub id, where `dataset` is not it.
+            described: as in `Trainer`, see `model_card`.
         """
         if not self.is_world_process_zero():
             return
@@ -168,19 +154,7 @@ class PublishingTrainer(Trainer):
         if self.draw_heatmaps is not None:
             self.model.eval()
             self.draw_heatmaps(self).save(folder / "heatmaps.png")
-        card = model_card(
-            self,
-            model_name=model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1],
-            base_model=finetuned_from or self.model.name_or_path or None,
-            dataset=dataset_tags or dataset,
-            dataset_config=dataset_args,
-            license=license or self.args.hub_license,
-            language=language,
-            tags=[tags] if isinstance(tags, str) else tags,
-            pipeline_tag=tasks or TASK,
-            has_heatmaps=self.draw_heatmaps is not None,
-        )
-        card.save(folder / "README.md")
+        model_card(self, **described).save(folder / "README.md")
 
     def push_to_hub(self, *args, **kwargs) -> CommitInfo:
         """Saves the model, its processor and its code, writes the card, uploads all of it.

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
     source = data_args.dataset, data_args.dataset_config
-    train_dataset = training_data(data_args, needs_regions=args.amc_mean_weight > 0 or args.amc_max_weight > 0)
+    train_dataset = training_data(data_args, needs_regions=args.uses_amc)
     eval_splits = splits_to_evaluate(data_args, args)
     eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in eval_splits}
     texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         )
 
     collator = make_collator(processor, data_args, args)
-    if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
+    if args.uses_amc:
         check_regions(train_dataset, data_args.box_format)
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
     collator.spare = None if data_args.strict else first_usable
