@@ -42,9 +42,8 @@ def test_boxes_and_extent_reach_to_the_radius():
     assert region([10, 6]).extent == (6, 2, 14, 10)
 
 
-def test_mirrored_and_cropped():
+def test_cropped():
     one = region([3.5, 6.5, 5.5, 9.5])
-    assert np.allclose(one.mirrored().rasterize(16), one.rasterize(16)[:, ::-1])
     assert np.allclose(one.cropped(0, 2, 16, 16).scribbles[0], [[3.5, 4.5], [5.5, 7.5]])
     with pytest.raises(ValueError, match="cuts the region"):
         one.cropped(4, 0, 16, 16)

@@ -398,10 +398,7 @@ class Hooks(TrainerCallback):
 
 
 def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
-    """
-    Raises:
-        ValueError: the model lacks what it would be trained by, or cannot be compiled.
-    """
+    """Refuses a model that lacks what it would be trained by, or that cannot be compiled."""
     if has_own_objectives(model):
         return
     family = FAMILIES.get(model.config.model_type)

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import reprlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -15,10 +14,10 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 
-def option(default: Any = None, help: str = "", factory: Callable[[], Any] | None = None) -> Any:
-    """A field of a dataclass of settings, with its help."""
-    if factory is not None:
-        return field(default_factory=factory, metadata={"help": help})
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of settings, with its help; of a list, every instance gets a copy."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -38,9 +37,7 @@ class ModelArguments:
     attn_implementation: str | None = option(
         None, "Attention where it is not explained: sdpa, eager, flash_attention_2 …"
     )
-    freeze: list[str] = option(
-        factory=list, help="Parameters not to train: regular expressions, each found in at least one name."
-    )
+    freeze: list[str] = option([], "Parameters not to train: regular expressions, each found in at least one name.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights.")
     lora_alpha: float = option(16.0, "Adapters are scaled by lora_alpha / lora_rank.")
     lora_dropout: float = option(0.0, "Dropout of what goes into the adapters.")
@@ -106,9 +103,7 @@ class AmcArguments:
     )
     warmup_steps: float = option(2000, "Steps (or, below 1, share of all steps) until the peak learning rate.")
     remove_unused_columns: bool = option(False, "Leave False: the collator needs all columns.")
-    label_names: list[str] | None = option(
-        factory=lambda: ["boxes"], help="Leave as it is: what the pointing game compares with."
-    )
+    label_names: list[str] | None = option(["boxes"], "Leave as it is: what the pointing game compares with.")
     report_to: None | str | list[str] = option(  # noqa: RUF036 (the order that HfArgumentParser understands)
         "tensorboard", "Where scalars and images of heatmaps go; none for nowhere."
     )
@@ -182,9 +177,6 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
 
     Args:
         annotation: the field's type as text; where it speaks of a list or a dict, one may stand in the YAML.
-
-    Raises:
-        ValueError, TypeError, ArgumentTypeError: it does not fit.
     """
     if value is None and ("None" in annotation or "Optional" in annotation):
         return None
@@ -201,11 +193,7 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
 
 
 def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
-    """A YAML file of settings.
-
-    Raises:
-        ValueError: as `parse_arguments`; the message names the file and the key.
-    """
+    """A YAML file of settings; errors name the file and the key."""
     try:
         settings = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:

@@ -192,11 +192,7 @@ class GroundingCollator:
 
     @contextmanager
     def _refusing(self, records: Mapping[int, Mapping[str, Any]], unusable: dict[int, str]) -> Iterator[None]:
-        """Notes what is wrong with these records in `unusable`.
-
-        Raises:
-            ValueError: the collator is strict.
-        """
+        """Notes what is wrong with these records in `unusable`; if the collator is strict, that is an error."""
         try:
             yield
         except (ValueError, FileNotFoundError) as error:
@@ -225,11 +221,7 @@ class GroundingCollator:
             return {}
 
     def _placeholder(self, examples: dict[int, Example]) -> Example:
-        """The first example there is, or else the spare one.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The first example there is, or else the spare one."""
         if examples:
             return examples[min(examples)]
         if self.spare is None:
@@ -239,10 +231,8 @@ class GroundingCollator:
     def _draw(self, region: Region | None) -> np.ndarray:
         if region is None:
             return np.zeros((self.mask_size, self.mask_size), dtype=np.float32)
-        instance = None
-        if self.box_choice == "random":
-            instance = int(torch.randint(region.num_instances, ()).item())
-        return region.rasterize(self.mask_size, instance)
+        chosen = int(torch.randint(region.num_instances, ())) if self.box_choice == "random" else None
+        return region.rasterize(self.mask_size, chosen)
 
     def _mask_tokens(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """BERT's masking (80 % [MASK], 10 % a random token, 10 % unchanged) of any token but [CLS], [SEP] and [PAD]."""
@@ -255,10 +245,6 @@ class GroundingCollator:
 
 
 def _read_example(record: Mapping[str, Any], source: SourceImage, box_format: str) -> Example:
-    """
-    Raises:
-        ValueError: the record cannot be used.
-    """
     phrase, is_absent = record.get("phrase"), bool(record.get("absent"))
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")

@@ -50,13 +50,13 @@ def choose_cases(records: pa.Table, metric: str, count: int, seed: int = 0) -> d
     Args:
         records: with the columns "score" and `metric`.
     """
-    hits = enumerate(zip(records["score"].to_pylist(), records[metric].to_pylist()))
-    cases = [(position, score, hit) for position, (score, hit) in hits if hit is not None]
-    by_score = sorted(cases, key=lambda case: (-case[1], case[0]))
+    scores, hits = records["score"].to_pylist(), records[metric].to_pylist()
+    cases = [position for position, hit in enumerate(hits) if hit is not None]
+    by_score = sorted(cases, key=lambda position: -scores[position])
     positions = {
-        "best": [position for position, _, hit in by_score if hit][:count],
-        "worst": [position for position, _, hit in by_score if not hit][:count],
-        "random": sorted(random.Random(seed).sample([case[0] for case in cases], min(count, len(cases)))),
+        "best": [position for position in by_score if hits[position]][:count],
+        "worst": [position for position in by_score if not hits[position]][:count],
+        "random": sorted(random.Random(seed).sample(cases, min(count, len(cases)))),
     }
     return {kind: chosen for kind, chosen in positions.items() if chosen}
 

@@ -122,11 +122,7 @@ class PublishingTrainer(Trainer):
     # The Hub
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository, and makes sure before training that files can be pushed.
-
-        Raises:
-            HfHubHTTPError, httpx.ConnectError, ValueError: the Hub refuses or cannot be reached.
-        """
+        """Creates the repository, and makes sure before training that files can be pushed."""
         with noting(
             f"push_to_hub: the Hub must take files for {self.args.hub_model_id or self.args.output_dir} before "
             "anything is trained. Log in with a token that may write (`hf auth login`, or HF_TOKEN), and check the "
@@ -157,11 +153,7 @@ class PublishingTrainer(Trainer):
         model_card(self, **described).save(folder / "README.md")
 
     def push_to_hub(self, *args, **kwargs) -> CommitInfo:
-        """Saves the model, its processor and its code, writes the card, uploads all of it.
-
-        Raises:
-            HfHubHTTPError, httpx.ConnectError, OSError: it did not go through; the output folder is whole.
-        """
+        """Saves the model, its processor and its code, writes the card, uploads all of it."""
         folder = self.args.output_dir
         upload = f"`hf upload {self.hub_model_id or 'ORG/NAME'} {folder} --exclude 'checkpoint-*/*'`"
         with noting(f"The model is whole in {folder}; push it again with {upload}."):
