@@ -261,11 +261,13 @@ def test_the_union_of_instances_and_a_whole_image():
     assert whole.boxes.tolist() == [[0, 0, 53, 37]] and (whole.rasterize(256) == 1).all()
 
 
-def test_masks_come_before_polygons_and_polygons_before_boxes():
+def test_masks_come_before_polygons_then_scribbles_then_boxes():
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     mask[:12, :16] = 1
     given = {
         "boxes": [[16, 12, 32, 24]],
+        "scribbles": [[8, 18]],
+        "scribble_radius": 4,
         "polygons": [[[16, 0, 32, 0, 32, 12, 16, 12]]],
         "masks": [mask],
     }
@@ -276,7 +278,8 @@ def test_masks_come_before_polygons_and_polygons_before_boxes():
 
     assert quadrant(given) == [(0, 0)]
     assert quadrant(given | {"masks": []}) == [(0, 1)]
-    assert quadrant(given | {"masks": None, "polygons": []}) == [(1, 1)]
+    assert quadrant(given | {"masks": None, "polygons": []}) == [(1, 0)]
+    assert quadrant({"boxes": given["boxes"], "scribbles": []}) == [(1, 1)]
     # The boxes to be scored against stay those of the record.
     assert Region.from_record(given, HEIGHT, WIDTH).boxes.tolist() == [[16, 12, 32, 24]]
     assert Region.from_record(given | {"boxes": []}, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 16, 12]]

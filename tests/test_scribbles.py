@@ -49,16 +49,6 @@ def test_cropped():
         one.cropped(4, 0, 16, 16)
 
 
-def test_which_annotation_counts():
-    """Masks, then polygons, then scribbles, then boxes; boxes stay what is pointed at."""
-    boxed = region([10.5, 6.5], boxes=[[0, 0, 16, 16]])
-    assert boxed.boxes.tolist() == [[0, 0, 16, 16]] and boxed.rasterize(16)[0, 0] < 0.1
-    mask = np.zeros((16, 16))
-    mask[1, 1] = 1
-    assert region([10.5, 6.5], masks=[mask]).rasterize(16)[6, 10] == 0
-    assert region([10.5, 6.5], polygons=[[[0, 0, 4, 0, 4, 4]]]).rasterize(16)[6, 10] == 0
-
-
 def test_all_kinds_in_one_batch():
     records = tiny_records(6)
     for record in records[1:]:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
-from transformers import AutoModel, BertConfig, BertModel, BlipForConditionalGeneration
+from transformers import AutoModel, BertConfig, BertModel
 
 import train
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor
-from tests.helpers.data import blip_processor, tiny_records, write_folder
-from tests.helpers.models import tiny_blip, tiny_config
+from tests.helpers.data import tiny_records, write_folder
+from tests.helpers.models import tiny_config
 from tests.helpers.training import RUN, TINY_MODEL, write_yaml
 from trainer import evaluate_grounding, training
 from trainer.amc_config import AmcConfig
@@ -174,21 +174,12 @@ def test_a_missing_column_is_named(config, tmp_path):
         train.main([config, "--dataset", str(folder)])
 
 
-def test_a_checkpoint_of_another_family_is_named(config, data, tmp_path):
+def test_a_checkpoint_of_another_family_is_named(config, tmp_path):
     BertModel(
         BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"bert is a checkpoint of type 'bert'.*known are albef, blip"):
         train.main([config, "--model", str(tmp_path / "bert")])
-    with pytest.raises(ValueError, match="checkpoint of type 'bert'"):
-        evaluate_grounding.main(["--models", f"a={tmp_path / 'bert'}", "--dataset", str(data)])
-
-
-def test_a_head_that_scores_nothing_is_named(config, tmp_path):
-    captioner = BlipForConditionalGeneration(tiny_blip().config)
-    captioner.save_pretrained(tmp_path / "captioner")
-    with pytest.raises(ValueError, match=r"BlipForConditionalGeneration.*Choose one of BlipForImageTextRetrieval"):
-        train.main([config, "--model", str(tmp_path / "captioner")])
 
 
 def test_a_pattern_that_freezes_nothing_is_named(config):
@@ -241,16 +232,6 @@ def check_picture(path: Path, columns: int, rows: int) -> None:
     assert ((red < 40) & (green > 220) & (blue > 220)).sum() > 20 * columns, "no cyan box"
     lime_or_red = ((red < 40) & (green > 220) & (blue < 40)) | ((red > 220) & (green < 40) & (blue < 40))
     assert lime_or_red.sum() > 3 * rows, "no mark where the maxima are"
-
-
-def test_blip_by_the_same_command(config, data, tmp_path):
-    tiny_blip().save_pretrained(tmp_path / "blip")
-    blip_processor().save_pretrained(tmp_path / "blip")
-    metrics = train.main([config, "--model", str(tmp_path / "blip"), "--mlm_weight", "0"])
-    assert metrics["validation_loss_amc_max"] > 0 and metrics["validation_num_phrases"] == 5
-    command = ["--models", f"blip={tmp_path / 'run'}", "--dataset", str(data), "--cpu", "--output", str(tmp_path)]
-    results = evaluate_grounding.main([*command, "--splits", "validation"])
-    assert results["blip"]["validation"] == pytest.approx(metrics["validation_pointing_game"])
 
 
 def test_pairs_of_evaluate_grounding_need_names(capsys):

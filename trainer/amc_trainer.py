@@ -71,6 +71,7 @@ class AmcTrainer(PublishingTrainer):
     """
 
     args: AmcConfig
+    data_collator: Callable
 
     def __init__(
         self,

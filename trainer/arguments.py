@@ -70,7 +70,9 @@ class DataArguments:
         "xyxy", "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it."
     )
     mask_size: int = option(256, "Side of the region masks that AMC compares heatmaps with.")
-    box_choice: str = option("random", "Region of a phrase with several instances: 'all', or 'random' (the paper).")
+    box_choice: Literal["all", "random"] = option(
+        "random", "Region of a phrase with several instances: 'all', or 'random' (the paper)."
+    )
     mlm_probability: float = option(0.15, "Share of the words that MLM masks.")
     max_text_length: int = option(25, "Tokens a phrase is cut to in training.")
     phrases_per_image: int = option(
@@ -186,7 +188,8 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
         return value
     if action.nargs in ("+", "*"):
         raise ValueError(f"expected a list, got {value!r}; write [{value}].")
-    value = action.type(str(value).lower() if isinstance(value, bool) else str(value))
+    convert: Any = action.type
+    value = convert(str(value).lower() if isinstance(value, bool) else str(value))
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{value!r} is none of {', '.join(map(str, action.choices))}.")
     return value

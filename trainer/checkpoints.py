@@ -99,7 +99,7 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
     if PartialState().is_main_process:
         for checkpoint in set(all_checkpoints(folder)) - set(checkpoints(folder)):
             discard(checkpoint)
-    return newest and str(newest)
+    return str(newest) if newest else None
 
 
 def check_shared(folder: Path, is_main: bool) -> None:

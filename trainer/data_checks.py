@@ -1,6 +1,6 @@
 """What training data must be, asked before anything is trained: its columns, its boxes, a sample of its records."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
-from .phrase_rows import PhraseRows, phrase_counts
+from .phrase_rows import PhraseRows, Record, phrase_counts
 from .regions import REGIONS, to_xyxy
 from .streaming import StreamedRows
 
@@ -124,7 +124,7 @@ def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
     return pa.array(values, column.type.value_type)
 
 
-def check_sample(dataset: Any, collate: Callable[[list[Mapping[str, Any]]], Any]) -> Mapping[str, Any]:
+def check_sample(dataset: Any, collate: Callable[[list[Record]], Any]) -> Record:
     """Reads a sample of the records, spread over the data set or, if it is streamed, from its beginning.
 
     Args:

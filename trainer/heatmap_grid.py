@@ -1,4 +1,4 @@
-"""Pictures of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in; and sheets of cases."""
+"""Images of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in; and sheets of cases."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -61,17 +61,17 @@ def choose_cases(records: pa.Table, metric: str, count: int, seed: int = 0) -> d
     return {kind: chosen for kind, chosen in positions.items() if chosen}
 
 
-def gallery(cases: dict[str, list[Record]], pictured: Callable[..., Any], title: str) -> Image.Image:
+def gallery(cases: dict[str, list[Record]], explain: Callable[..., Any], title: str) -> Image.Image:
     """The kinds of cases side by side, each case with its annotated region and its heatmap.
 
     Args:
         cases: kind → records, kinds as of `choose_cases`.
-        pictured: records → the same with the boxes to draw, and maps (num_records, rows, columns).
+        explain: records → the same with the boxes to draw, and maps (num_records, rows, columns).
         title: of the heatmaps, such as the model's name.
     """
     sheets = []
     for kind, records in cases.items():
-        records, heatmaps = pictured(records)
+        records, heatmaps = explain(records)
         grid = grid_of_batch(records, {title: heatmaps})
         sheets.append(captioned(grid, HEADINGS[kind], grid.width))
     return sheet(sheets)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 from huggingface_hub.errors import EntryNotFoundError
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from modeling_albef_amc.families.registry import FAMILIES
 
@@ -242,7 +242,11 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     """The hyper-parameters of the run, for people."""
     args, state = trainer.args, trainer.state
     batch, processes, accumulated = args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps
-    schedule = [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
+    of_schedule: Any = args.lr_scheduler_kwargs or {}
+    schedule = [
+        SchedulerType(args.lr_scheduler_type).value,
+        *(f"{name} {value}" for name, value in of_schedule.items()),
+    ]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in trainer.model.parameters()) - trained
     seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)

@@ -29,6 +29,7 @@ class PublishingTrainer(Trainer):
     """transformers' Trainer, whose checkpoints are complete or do not count, and whose pushes say when they fail."""
 
     args: AmcConfig
+    control: TrainerControl
     draw_heatmaps: Callable[[Any], Any] | None
     checkpoint: Path | None = None
     has_unsaved_steps = False

@@ -193,7 +193,7 @@ def _points(given: Any, name: str, at_least: int) -> np.ndarray:
     return flat.reshape(-1, 2)
 
 
-def _is_thin(box: Sequence[float]) -> bool:
+def _is_thin(box: Sequence[float] | np.ndarray) -> bool:
     return bool(box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST)
 
 
@@ -206,7 +206,7 @@ def _outside(name: str, given: Any, height: int, width: int) -> ValueError:
 
 def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
     name = f"box {index}"
-    box = _numbers(given, name, f"four as {box_format}", most=np.finfo(np.float64).max)
+    box = _numbers(given, name, f"four as {box_format}", most=float(np.finfo(np.float64).max))
     if box.shape != (4,):
         raise ValueError(f"{name} must be four numbers, {box_format}; got {given!r:.80}")
     if not box_format.endswith("normalized"):

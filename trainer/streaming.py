@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -89,7 +89,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     workers alone. Every record comes once in an epoch; where processes cannot share them evenly, a few come twice.
 
     Args:
-        collator: of a list of rows.
+        collator: of a list of rows; its `epoch` is set.
         buffer_size: runs of rows that each worker holds in memory to draw the next one from.
         phrases_per_image: a run is up to this many rows of an image, which follow each other in the data.
         drop_last: leave out the last batch of an epoch if it is smaller.
@@ -99,7 +99,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     def __init__(
         self,
         rows: StreamedRows,
-        collator: Callable[[list[Record]], dict[str, Any]],
+        collator: Any,
         batch_size: int,
         buffer_size: int = 2000,
         phrases_per_image: int = 1,

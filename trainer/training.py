@@ -162,7 +162,7 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
         text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
         config = AlbefConfig(**{**fields, "text_config": text_config})
         model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
-        side = model_args.image_size or config.vision_config.image_size
+        side = model_args.image_size or model.config.vision_config.image_size
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
     if model_args.lora_rank:
         options = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_modules
