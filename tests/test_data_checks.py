@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -22,6 +22,7 @@ from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layer
 from trainer.blocks import by_image, open_blocks
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows
+from trainer.process_group import run_script
 from trainer.regions import BOX_FORMATS, Region
 from trainer.splits import open_split
 from trainer.streaming import StreamedRows
@@ -325,25 +326,31 @@ def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "message"),
+    ("main", "arguments", "message"),
     [
-        ("-m train", ["--dataset", "nowhere", "--output_dir", "run", "--report_to", "none"], "nowhere"),
-        ("-m train", ["--output_dir", "run", "--report_to", "none"], "Say which data set to use"),
-        ("-m trainer.evaluate_grounding", ["--models", "a=no/where", "--dataset", "no/data", "--cpu"], ""),
-        ("-m trainer.sweep_layers", ["--model", "no/where", "--dataset", "no/data", "--cpu"], ""),
-        ("-m trainer.ground_dataset", ["--model", "no/where", "--dataset", "no/data", "--cpu", "--output", "o"], ""),
+        (train.main, ["--dataset", "nowhere", "--output_dir", "run", "--report_to", "none"], "nowhere"),
+        (evaluate_grounding.main, ["--models", "a=no/where", "--dataset", "no/data", "--cpu"], ""),
+        (sweep_layers.main, ["--model", "no/where", "--dataset", "no/data", "--cpu"], ""),
+        (ground_dataset.main, ["--model", "no/where", "--dataset", "no/data", "--cpu", "--output", "o"], ""),
     ],
 )
-def test_a_users_mistake_is_told_in_a_line(tmp_path, script, arguments, message):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *script.split(), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+def test_a_users_mistake_is_told_in_a_line(tmp_path, monkeypatch, capsys, main, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and last.startswith("error: ") and message in last
+
+
+def test_train_py_tells_it_in_a_line(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--output_dir", "run", "--report_to", "none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last
+    assert done.stderr.strip().splitlines()[-1].startswith("error: Say which data set to use")
 
 
-def test_errors_of_our_own_keep_their_traceback(tmp_path):
-    code = "from trainer.process_group import run_script\nimport torch\nrun_script(lambda: torch.zeros(2).reshape(3))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "Traceback" in done.stderr
+@pytest.mark.parametrize("main", [lambda: torch.zeros(2).reshape(3), lambda: json.loads("{")])
+def test_errors_of_our_own_keep_their_traceback(main):
+    with pytest.raises((RuntimeError, json.JSONDecodeError)):
+        run_script(main)

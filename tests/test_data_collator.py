@@ -261,6 +261,14 @@ def test_the_union_of_instances_and_a_whole_image():
     assert whole.boxes.tolist() == [[0, 0, 53, 37]] and (whole.rasterize(256) == 1).all()
 
 
+def test_a_polygon_that_passes_by_a_corner_of_the_image():
+    """Its points, clipped to the image, have a box there."""
+    region = Region.from_record({"polygons": [[[-30, 20, 20, -30, -30, -30]]]}, 40, 40)
+    expected = np.zeros((8, 8))
+    expected[:4, :4] = 1
+    np.testing.assert_array_equal(region.rasterize(8), expected)
+
+
 def test_masks_come_before_polygons_then_scribbles_then_boxes():
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     mask[:12, :16] = 1
@@ -348,6 +356,7 @@ def broken_image():
         ({"boxes": [[4, 6, 12]]}, "four"),
         ({"boxes": [4, 6, 12, 18]}, "finite numbers, four as xyxy"),
         ({"boxes": [["a", 1, 2, 3]]}, "finite numbers, four as xyxy"),
+        ({"boxes": 7}, "boxes is no list, but 7"),
         ({"polygons": [[[1, 1, 5, 1, 5]]]}, "polygon 0 must be pairs"),
         ({"polygons": [[[1, 1, 5, 1]]]}, "at least 3"),
         ({"polygons": [[[1, 1, 5, 1, 5, float("nan")]]]}, "finite numbers, a flat list"),
@@ -384,12 +393,21 @@ def test_an_unusable_record_is_named(collator, changes, message):
     assert "'photo-7'" in str(raised.value) and repr(records[1]["phrase"]) in str(raised.value)
 
 
+def test_a_placeholder_replaces_a_phrase_without_words(collator):
+    batch = replace(collator, strict=False)([record(), record(image_id="b", phrase="...!"), record(image_id="c")])
+    assert batch["is_placeholder"].tolist() == [False, True, False]
+    assert batch["input_ids"][1].tolist() == batch["input_ids"][0].tolist()
+    assert "image 'b', phrase '...!'" in batch["unusable"][0] and "empty after cleaning" in batch["unusable"][0]
+
+
 def test_an_empty_batch_is_refused(collator):
     with pytest.raises(ValueError, match="empty batch"):
         collator([])
 
 
-@pytest.mark.parametrize("wrong", [{"mask_size": 0}, {"box_choice": "first"}, {"mlm_probability": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"mask_size": 0}, {"box_choice": "first"}, {"mlm_probability": 1.5}, {"box_format": "yx"}]
+)
 def test_wrong_options_are_named(processor, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GroundingCollator(processor, **wrong)

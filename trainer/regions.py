@@ -318,7 +318,7 @@ def _draw_polygons(parts: Sequence[np.ndarray], height: int, width: int, size: i
         draw.polygon(list(map(tuple, part * [fine / width, fine / height] - 0.5)), fill=255)
     drawn = np.asarray(canvas.reduce(_POLYGON_OVERSAMPLING), dtype=np.float32)
     if drawn.max() == 0:
-        # A sliver between the lines of the drawing grid: its box is the finest that the grid can tell.
+        # It passes by a corner of the image, or is too thin for the grid: the box of its points, as far as they go.
         return _draw_box(np.array(_box_around(np.concatenate(parts), 0, height, width)), height, width, size)
     return drawn / drawn.max()
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
-from tests.helpers.data import blip_processor, tiny_albef, tiny_dataset, tiny_processor  # noqa: F401
+from tests.helpers.data import blip_processor, tiny_albef, tiny_dataset, tiny_processor  # noqa: F401  (test_lora has it from here)
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator
