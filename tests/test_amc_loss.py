@@ -66,10 +66,6 @@ def test_batch_reduction_pools_the_pixels():
     assert losses([MAP, MAP], masks, reduction="example") == pytest.approx(((7 / 12 + 0.1) / 2, 0.75), abs=1e-6)
 
 
-def test_negative_heat_is_no_heat():
-    assert losses([[[-9.0, 1.0], [2.0, 4.0]]], [[[0, 0], [1, 0]]]) == pytest.approx((5 / 12 - 0.4, 1.0), abs=1e-6)
-
-
 @pytest.mark.parametrize("value", [0.0, 3.0, -1.0])
 @pytest.mark.parametrize("mask", [[[0, 0], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]])
 def test_constant_maps_cost_the_margins(value, mask):
@@ -144,37 +140,13 @@ def test_against_the_formulas(reduction, soft, has_region):
 
 
 @pytest.mark.parametrize("reduction", ["example", "batch"])
-def test_examples_without_region_are_left_out(reduction):
+@pytest.mark.parametrize("has_region", [[True, False, True, False], [False] * 4])
+def test_nothing_pulls_at_examples_without_region(reduction, has_region):
     heatmaps, masks = random_example(4)
     heatmaps.requires_grad_()
-    chosen = torch.tensor([True, False, True, False])
-    mixed = attention_mask_consistency_loss(heatmaps, masks, chosen, reduction=reduction)
-    alone = attention_mask_consistency_loss(heatmaps[chosen], masks[chosen], reduction=reduction)
-    for name in mixed:
-        assert mixed[name].item() == pytest.approx(alone[name].item(), abs=1e-12)
-    sum(mixed.values()).backward()
-    assert (heatmaps.grad[~chosen] == 0).all()
-    assert (heatmaps.grad[chosen] != 0).any()
-
-
-@pytest.mark.parametrize("reduction", ["example", "batch"])
-def test_no_region_at_all_costs_nothing_and_pulls_at_nothing(reduction):
-    heatmaps, masks = random_example()
-    heatmaps.requires_grad_()
-    found = attention_mask_consistency_loss(heatmaps, masks, torch.zeros(3, dtype=torch.bool), reduction=reduction)
-    assert [loss.item() for loss in found.values()] == [0.0, 0.0]
-    sum(found.values()).backward()
-    assert torch.equal(heatmaps.grad, torch.zeros_like(heatmaps))
-
-
-@pytest.mark.parametrize("scale", [0.1, 1e3, 1e6])
-def test_the_scale_of_raw_heatmaps_does_not_matter(scale):
-    heatmaps, masks = random_example()
-    plain = attention_mask_consistency_loss(heatmaps, masks)
-    scaled = attention_mask_consistency_loss(heatmaps * scale, masks)
-    for name in plain:
-        assert plain[name].item() > 0
-        assert scaled[name].item() == pytest.approx(plain[name].item(), rel=1e-5)
+    chosen = torch.tensor(has_region)
+    sum(attention_mask_consistency_loss(heatmaps, masks, chosen, reduction=reduction).values()).backward()
+    assert (heatmaps.grad != 0).flatten(1).any(dim=1).tolist() == has_region
 
 
 @pytest.mark.parametrize("reduction", ["example", "batch"])

@@ -145,18 +145,15 @@ def test_a_crop_holds_all_regions_of_the_image_and_is_no_smaller_than_asked():
     assert min(widths) == 24 and max(widths) == 60
 
 
-@pytest.mark.parametrize("phrases", [["a man", "the one in the corner"], ["left"]])
-def test_no_crop_where_a_phrase_names_a_position(phrases):
+@pytest.mark.parametrize(
+    ("phrases", "has_region"),
+    [(["a man", "the one in the corner"], [True, True]), (["left"], [True]), (["a", "b"], [True, False])],
+)
+def test_no_crop_where_a_phrase_names_a_position_or_has_no_region(phrases, has_region):
     augmentation = GroundingAugmentation(**OFF | {"crop": 1.0})
+    regions = [region(boxes=[[3, 3, 5, 5]]) if has else None for has in has_region]
     for _ in range(10):
-        image, _, _ = augmentation(painted([3, 3, 5, 5]), phrases, [region(boxes=[[3, 3, 5, 5]])] * len(phrases))
-        assert image.size == (WIDTH, HEIGHT)
-
-
-def test_no_crop_where_a_phrase_has_no_region():
-    augmentation = GroundingAugmentation(**OFF | {"crop": 1.0})
-    for _ in range(10):
-        image, _, _ = augmentation(painted([3, 3, 5, 5]), ["a", "b"], [region(boxes=[[3, 3, 5, 5]]), None])
+        image, _, _ = augmentation(painted([3, 3, 5, 5]), phrases, regions)
         assert image.size == (WIDTH, HEIGHT)
 
 

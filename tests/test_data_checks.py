@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -22,6 +22,7 @@ from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layer
 from trainer.blocks import by_image, open_blocks
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows
+from trainer.process_group import run_script
 from trainer.regions import BOX_FORMATS, Region
 from trainer.splits import open_split
 from trainer.streaming import StreamedRows
@@ -41,6 +42,12 @@ def model(tmp_path_factory) -> str:
 
 def run(model: str, dataset: Path, output: Path, *more: str) -> dict[str, float]:
     return train.main(["--dataset", str(dataset), "--model", model, "--output_dir", str(output), *SETTINGS, *more])
+
+
+def score(model: str, dataset: Path, output: Path, *more: str, split: str = "validation") -> float:
+    """The pointing accuracy by `albef-amc evaluate`."""
+    command = ["--models", f"a={model}", "--dataset", str(dataset), "--splits", split, "--cpu"]
+    return evaluate_grounding.main([*command, "--output", str(output), *more])["a"][split]
 
 
 def with_boxes(convert, count: int = 8) -> list[dict]:
@@ -109,10 +116,8 @@ def test_boxes_in_other_units_are_refused_until_said_to_be(model, tmp_path, conv
     found = run(model, folder, tmp_path / "run", "--box_format", box_format, "--streaming", streaming)
     for name in ("validation_pointing_game", "validation_loss_amc_max"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3)
-    arguments = ["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu", "--output"]
-    scored = evaluate_grounding.main([*arguments, str(tmp_path / "scored"), "--box_format", box_format])
-    arguments[3] = str(plain)
-    assert scored == evaluate_grounding.main([*arguments, str(tmp_path / "plainly")])
+    scored = score(model, folder, tmp_path / "scored", "--box_format", box_format)
+    assert scored == score(model, plain, tmp_path / "plainly")
 
 
 @pytest.mark.parametrize("count", [8, 5], ids=["all", "most"])
@@ -121,8 +126,7 @@ def test_boxes_in_shares_are_not_scored_as_the_first_pixel(model, tmp_path, coun
     folder = write_folder(tmp_path / "data", validation=records)
     message = "no record that can be used" if count == 8 else "5 of 8 records cannot be used"
     with pytest.raises(ValueError, match=rf"{message}.*no coordinate above 1.*--box_format|{message}.*xyxy_normalized"):
-        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
-                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+        score(model, folder, tmp_path / "scored")
     with pytest.raises(ValueError, match=message):
         sweep_layers.main(["--model", model, "--dataset", str(folder), "--cpu"])
 
@@ -132,10 +136,7 @@ def test_boxes_in_shares_are_not_scored_as_the_first_pixel(model, tmp_path, coun
     [
         ({"boxes": [[0.5, 0.25, 1.0, 1.0]]}, {"boxes": [[50, 10, 100, 40]]}),
         ({"polygons": [[[0.5, 0.25, 1.0, 0.25, 1.0, 1.0]]]}, {"polygons": [[[50, 10, 100, 10, 100, 40]]]}),
-        (
-            {"scribbles": [[0.5, 0.25]], "scribble_radius": 8.0},
-            {"scribbles": [[50, 10]], "scribble_radius": 8.0},
-        ),
+        ({"scribbles": [[0.5, 0.25]], "scribble_radius": 8.0}, {"scribbles": [[50, 10]], "scribble_radius": 8.0}),
     ],
 )
 def test_shares_of_the_image_are_no_region_in_pixels(region, in_pixels):
@@ -149,14 +150,11 @@ def test_the_first_pixel_is_a_region_where_whole_numbers_say_so():
 
 
 def test_half_of_the_boxes_in_shares_and_one_that_is_no_number():
-    mixed = datasets.Dataset.from_list(
-        with_boxes(as_shares)[:4] + tiny_records(8)[4:], features=tiny_dataset(1).features
-    )
+    features, records = tiny_dataset(1).features, tiny_records(8)
     with pytest.raises(ValueError, match=r"6 of 12 boxes .* have no coordinate above 1"):
-        check_regions(mixed)
-    records = tiny_records(8)
+        check_regions(datasets.Dataset.from_list(with_boxes(as_shares)[:4] + records[4:], features=features))
     records[0]["boxes"] = [[1, float("nan"), 9, 9]]
-    check_regions(datasets.Dataset.from_list(records, features=tiny_dataset(1).features))
+    check_regions(datasets.Dataset.from_list(records, features=features))
 
 
 def test_formats_of_boxes_by_hand():
@@ -176,8 +174,7 @@ def test_a_run_of_unusable_records_does_not_end_well(model, tmp_path):
     with pytest.raises(ValueError, match=r"6 of 8 records .* cannot be used: image 'scene-0', .*outside the image"):
         run(model, folder, tmp_path / "run")
     with pytest.raises(ValueError, match=r"6 of 8 records cannot be used, too many for a score; .*'scene-0"):
-        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu",
-                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+        score(model, folder, tmp_path / "scored")
 
 
 def test_a_held_out_image_that_is_missing_is_not_drawn(model, tmp_path):
@@ -199,9 +196,8 @@ def test_grounding_without_any_answer_does_not_end_well(model, tmp_path, capsys)
     write_folder(tmp_path / "data", train=records)
     ground_dataset.main(arguments)
     printed = capsys.readouterr().out
-    assert (
-        "3 have an error instead of an answer" in printed and "The first error: this image is not a readable" in printed
-    )
+    assert "3 have an error instead of an answer" in printed
+    assert "The first error: this image is not a readable" in printed
     arguments += ["--max_examples", "3", "--overwrite"]
     with pytest.raises(ValueError, match=r"No row of split train of .* has an answer; the first: this image is not"):
         ground_dataset.main(arguments)
@@ -238,9 +234,7 @@ def test_lists_of_phrases_have_lists_of_boxes_each(model, tmp_path, streaming):
     assert len(streamed) == 8 and [row["phrase"] for row in streamed] == rows["phrase"]
     metrics = run(model, folder, tmp_path / "run", "--streaming", streaming, "--phrases_per_image", "2")
     assert metrics["validation_num_phrases"] == 4  # of the others no box is known
-    arguments = ["--models", f"a={model}", "--dataset", str(folder), "--splits", "validation", "--cpu"]
-    scored = evaluate_grounding.main([*arguments, "--output", str(tmp_path / "scored")])
-    assert scored["a"]["validation"] * 4 in range(5)
+    assert score(model, folder, tmp_path / "scored") * 4 in range(5)
 
 
 def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
@@ -249,8 +243,7 @@ def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(model, folder, tmp_path / "run")
     with pytest.raises(ValueError, match=message):
-        evaluate_grounding.main(["--models", f"a={model}", "--dataset", str(folder), "--splits", "train", "--cpu",
-                                 "--output", str(tmp_path / "scored")])  # fmt: skip
+        score(model, folder, tmp_path / "scored", split="train")
     folder = listed_folder(tmp_path / "short", lambda r: [r["boxes"]], datasets.List(datasets.List(NUMBERS)))
     with pytest.raises(ValueError, match="image 'scene-0': boxes has 1 entries for 2 phrases"):
         run(model, folder, tmp_path / "run")
@@ -259,11 +252,10 @@ def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_a_row_without_its_list_of_phrases_is_one_unusable_record(model, tmp_path, streaming):
     folder = listed_folder(tmp_path / "listed", lambda r: [r["boxes"], []], datasets.List(datasets.List(NUMBERS)))
-    rows = datasets.load_dataset(str(folder), split="train")
-    rows = [{**row, "phrase": None, "boxes": None} if i == 1 else row for i, row in enumerate(rows.cast_column(
-        "image", datasets.Image(decode=False)))]  # fmt: skip
-    features = datasets.load_dataset(str(folder), split="train").features
-    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    table = pq.read_table(folder / "train.parquet")
+    rows = table.to_pylist()
+    rows[1] |= {"phrase": None, "boxes": None}
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / "train.parquet")
     expected = [phrase for row in rows for phrase in row["phrase"] or [None]]
     found = PhraseRows(open_split(str(folder), None, "train"))
     assert found["phrase"] == [row["phrase"] for row in found] == expected and found["boxes"][2] is None
@@ -288,20 +280,6 @@ def test_different_pictures_under_one_id_are_an_error():
 # Files and splits -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_relative_paths_are_those_beside_the_file(tmp_path, monkeypatch, streaming):
-    (tmp_path / "data" / "photos").mkdir(parents=True)
-    picture().save(tmp_path / "data" / "photos" / "a.png")
-    row = {"image": "photos/a.png", "phrase": "red square", "boxes": [[1, 1, 9, 9]]}
-    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(row) + "\n")
-    monkeypatch.chdir("/")
-    if streaming:
-        rows = list(StreamedRows.open(str(tmp_path / "data"), None, "train"))
-    else:
-        rows = list(open_split(str(tmp_path / "data"), None, "train"))
-    assert collator_of()(rows)["pixel_values"].shape == (1, 3, 32, 32)
-
-
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
 def test_images_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monkeypatch, name):
     """Every kind of row: with boxes, with a mask, with empty lists, with nothing at all."""
@@ -311,18 +289,16 @@ def test_images_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monk
     rows = [{"image": f"photos/{n}.png", "phrase": "red square", **region} for n, region in enumerate(regions)]
     for number in range(4):
         picture(40 + number).save(tmp_path / "data" / "photos" / f"{number}.png")
-    Image.fromarray(np.pad(np.full((8, 6), 255, np.uint8), ((4, 24), (3, 32)))).save(
-        tmp_path / "data" / "photos" / "mask.png"
-    )
+    mask = np.pad(np.full((8, 6), 255, np.uint8), ((4, 24), (3, 32)))
+    Image.fromarray(mask).save(tmp_path / "data" / "photos" / "mask.png")
     if name.endswith("jsonl"):
         (tmp_path / "data" / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / name)
     monkeypatch.chdir("/")
     for streaming in (False, True):
-        groups = [group for block in [open_blocks(str(tmp_path / "data"), None, "train", streaming=streaming)]
-                  for group in block[0]]  # fmt: skip
-        batch = collator_of()([record for group in groups for record in group])
+        blocks = open_blocks(str(tmp_path / "data"), None, "train", streaming=streaming)
+        batch = collator_of()([record for group in blocks[0] for record in group])
         assert batch["image_sizes"].tolist() == [[36, 40], [36, 41], [36, 42], [36, 43]]
         assert batch["boxes"][:, 0].tolist() == [[1, 1, 9, 9], [3, 4, 9, 12], [-100] * 4, [-100] * 4]
     for streaming in ("false", "true"):
@@ -350,25 +326,31 @@ def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "message"),
+    ("main", "arguments", "message"),
     [
-        ("-m train", ["--dataset", "nowhere", "--output_dir", "run", "--report_to", "none"], "nowhere"),
-        ("-m train", ["--output_dir", "run", "--report_to", "none"], "Say which data set to use"),
-        ("-m trainer.evaluate_grounding", ["--models", "a=no/where", "--dataset", "no/data", "--cpu"], ""),
-        ("-m trainer.sweep_layers", ["--model", "no/where", "--dataset", "no/data", "--cpu"], ""),
-        ("-m trainer.ground_dataset", ["--model", "no/where", "--dataset", "no/data", "--cpu", "--output", "o"], ""),
+        (train.main, ["--dataset", "nowhere", "--output_dir", "run", "--report_to", "none"], "nowhere"),
+        (evaluate_grounding.main, ["--models", "a=no/where", "--dataset", "no/data", "--cpu"], ""),
+        (sweep_layers.main, ["--model", "no/where", "--dataset", "no/data", "--cpu"], ""),
+        (ground_dataset.main, ["--model", "no/where", "--dataset", "no/data", "--cpu", "--output", "o"], ""),
     ],
 )
-def test_a_users_mistake_is_told_in_a_line(tmp_path, script, arguments, message):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *script.split(), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+def test_a_users_mistake_is_told_in_a_line(tmp_path, monkeypatch, capsys, main, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 2 and last.startswith("error: ") and message in last
+
+
+def test_train_py_tells_it_in_a_line(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "--output_dir", "run", "--report_to", "none"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") and message in last
+    assert done.stderr.strip().splitlines()[-1].startswith("error: Say which data set to use")
 
 
-def test_errors_of_our_own_keep_their_traceback(tmp_path):
-    code = "from trainer.process_group import run_script\nimport torch\nrun_script(lambda: torch.zeros(2).reshape(3))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "Traceback" in done.stderr
+@pytest.mark.parametrize("main", [lambda: torch.zeros(2).reshape(3), lambda: json.loads("{")])
+def test_errors_of_our_own_keep_their_traceback(main):
+    with pytest.raises((RuntimeError, json.JSONDecodeError)):
+        run_script(main)

@@ -1,4 +1,4 @@
-"""Two gloo processes against one: the same gradients, queues, teacher, metrics and points."""
+"""Several gloo processes against one: the same gradients, queues, momentum encoder, metrics and points."""
 
 import json
 import math
@@ -11,94 +11,119 @@ import pytest
 import torch
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
-from tests.helpers import two_processes
+from tests.helpers import processes
 from tests.helpers.data import tiny_dataset, tiny_records, write_folder
+from tests.helpers.models import relative_difference
 from tests.helpers.runs import torchrun
-from tests.helpers.training import is_equal, relative_difference
+from tests.helpers.training import RUN, TINY_MODEL, is_equal, write_yaml
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torchrun(str(ROOT / "tests" / "helpers" / "two_processes.py"), str(folder), cwd=folder)
-    found = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
-    assert [rank["world_size"] for rank in found] == [2, 2]
-    return found
+def run(folder: Path, number: int, what: str) -> list:
+    torchrun(processes.__file__, str(folder), what, cwd=folder, processes=number)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(number)]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("alone")
-    return {
-        "by_trainer": two_processes.by_trainer(folder / "run", 6),
-        "without_itc_and_itm": two_processes.by_trainer(folder / "off", 6, itc_weight=0.0, itm_weight=0.0),
-        "dual": {family: two_processes.by_dual_encoder(folder / family, family, 6) for family in ("clip", "siglip")},
-    }
+def four(tmp_path_factory) -> list[dict]:
+    """Some of them without a region, and one without a true phrase."""
+    return run(tmp_path_factory.mktemp("four"), 4, "steps")
 
 
-@pytest.mark.parametrize("run", ["by_trainer", "without_itc_and_itm"])
-def test_two_steps_of_the_trainer_equal_those_of_one_process(ranks, alone, run):
-    one, other = (rank[run] for rank in ranks)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict]:
+    return run(tmp_path_factory.mktemp("two"), 2, "pair")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> dict:
+    """Two steps of one process."""
+    return processes.two_steps(tmp_path_factory.mktemp("plain"), 1)
+
+
+def check_steps(ranks: list[dict], alone: dict) -> None:
+    first, *others = ranks
     for step in (0, 1):
-        assert relative_difference(one["gradients"][step], other["gradients"][step]) == 0
+        for other in others:
+            assert relative_difference(first["gradients"][step], other["gradients"][step]) == 0
+            assert is_equal(first["weights"][step], other["weights"][step])
         tolerance = (1e-5, 1e-3)[step]  # after Adam's first step, rounding has been divided by tiny gradients
-        assert relative_difference(alone[run]["gradients"][step], one["gradients"][step]) < tolerance
-        for log in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"):
-            assert one["logs"][step][log] == pytest.approx(alone[run]["logs"][step][log], rel=1e-4)
+        assert relative_difference(alone["gradients"][step], first["gradients"][step]) < tolerance
+    for one, other in zip(alone["logs"], first["logs"], strict=True):
+        losses = [name for name in one if name.startswith("loss")]
+        assert {"loss_absent", "loss_amc_mean", "loss_amc_max", "loss_itc", "loss_itm", "loss_mlm"} <= set(losses)
+        assert {n: other[n] for n in losses} == pytest.approx({n: one[n] for n in losses}, rel=1e-4, abs=1e-6)
+
+
+def test_processes_without_a_region_or_a_true_phrase_equal_one(four, plain):
+    check_steps([rank["plain"] for rank in four], plain)
+
+
+def test_losses_of_weight_zero_equal_those_of_one_process(two, tmp_path):
+    check_steps([rank["off"] for rank in two], processes.two_steps(tmp_path, 1, **processes.OFF))
+
+
+def test_queues_and_momentum_encoder_are_those_of_one_process(four, plain):
+    for one, other in zip(plain["weights"], four[0]["plain"]["weights"]):
+        for name, tensor in one.items():
+            if "queue" in name or name.startswith("momentum_encoder."):
+                torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+    assert (plain["weights"][1]["text_id_queue"] >= 0).all()  # it has been filled
+
+
+def test_evaluation_of_a_number_that_four_does_not_divide(four, plain):
+    for rank in four:
+        found = rank["plain"]
+        assert (found["points"] == plain["points"]).all() and len(found["points"]) == 11
+        for name in ("eval_pointing_game", "eval_num_phrases"):
+            assert found["metrics"][name] == plain["metrics"][name]
+    assert plain["metrics"]["eval_num_phrases"] == 9  # 11 less two without a box
+    assert 0 < plain["metrics"]["eval_pointing_game"] < 1, "a test that could not fail"
+
+
+def test_accumulation_bfloat16_and_checkpointing_together(four, tmp_path):
+    alone = processes.two_steps(tmp_path, 1, **processes.COMBINED)
+    for rank in four[1:]:
+        assert is_equal(four[0]["combined"]["weights"][-1], rank["combined"]["weights"][-1])
+    one, other = alone["logs"], four[0]["combined"]["logs"]
+    for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_absent", "loss_amc_mean", "loss_amc_max"):
+        assert other[0][name] == pytest.approx(one[0][name], rel=0.03, abs=0.01), name
+
+
+def test_sharded_weights_have_the_gradients_of_one_process(tmp_path):
+    expected = processes.sharded(tmp_path / "alone", 0, 1)
+    for found in run(tmp_path, 2, "sharded"):
+        assert relative_difference(expected, found) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_dual_encoders_contrast_the_pairs_of_all_processes_and_micro_batches(ranks, alone, family):
-    one, other = (rank["dual"][family] for rank in ranks)
+def test_dual_encoders_contrast_the_pairs_of_all_processes_and_micro_batches(two, family, tmp_path):
+    one, other = (rank["dual"][family] for rank in two)
     assert relative_difference(one, other) == 0
-    assert relative_difference(alone["dual"][family], one) < 1e-4  # of 0.6 and more, contrasted process by process
+    # Contrasted process by process, it would be 0.6 and more.
+    assert relative_difference(processes.by_dual_encoder(tmp_path, family, 6), one) < 1e-4
 
 
-def test_queues_and_teacher_stay_the_same_on_all_processes(ranks, alone):
-    one, other = (rank["by_trainer"]["weights"] for rank in ranks)
-    for step in (0, 1):
-        assert is_equal(one[step], other[step])
-        for name, tensor in alone["by_trainer"]["weights"][step].items():
-            if "queue" in name or name.startswith("momentum_encoder."):
-                torch.testing.assert_close(one[step][name], tensor, rtol=1e-4, atol=1e-5)
-    assert one[0]["queue_pointer"] == 6 and one[1]["queue_pointer"] == 0  # of both processes, and once round
-    assert (one[1]["text_id_queue"] >= 0).all()
-
-
-def test_evaluation_of_a_number_that_two_does_not_divide(ranks, alone):
-    one, other = (rank["by_trainer"] for rank in ranks)
-    expected = alone["by_trainer"]
-    assert (one["points"] == expected["points"]).all() and len(one["points"]) == 11
-    for name in ("eval_pointing_game", "eval_num_phrases"):
-        assert one["metrics"][name] == other["metrics"][name] == expected["metrics"][name]
-    assert expected["metrics"]["eval_num_phrases"] == 9  # 11 less two without a box
-    assert 0 < expected["metrics"]["eval_pointing_game"] < 1, "a test that could not fail"
-
-
-def test_parameters_without_gradient_do_not_end_a_run_with_checkpointing(ranks):
-    one, other = (rank["checkpointed"] for rank in ranks)
+def test_parameters_without_gradient_do_not_end_a_run_with_checkpointing(two):
+    one, other = (rank["checkpointed"] for rank in two)
     assert one == other and all(math.isfinite(loss) for loss in one.values()) and len(one) == 2
 
 
-def test_each_row_of_an_iterable_data_set_is_trained_on_once(ranks):
-    seen = [phrase for rank in ranks for batch in rank["iterable"]["seen"] for phrase in batch]
+def test_each_row_of_an_iterable_data_set_is_trained_on_once(two):
+    seen = [phrase for rank in two for phrase in rank["iterable"]["seen"]]
     assert sorted(seen) == sorted(tiny_dataset(8)["phrase"])
-    assert all("2 processes cannot share an IterableDataset" in rank["iterable"]["error"] for rank in ranks)
+    assert all("2 processes cannot share an IterableDataset" in rank["iterable"]["error"] for rank in two)
 
 
-def test_gather_rows_of_unequal_counts(ranks):
+def test_gather_rows_of_unequal_counts(two):
     first, second = torch.arange(12.0).reshape(6, 2)[:2], torch.arange(12.0).reshape(6, 2) + 100
-    for rank, position in zip(ranks, (0, 2)):
-        rows, start = rank["gathered"]["unequal"]
-        assert torch.equal(rows, torch.cat([first, second])) and start == position
-        rows, start = rank["gathered"]["flat"]
-        assert torch.equal(rows, torch.cat([first, second])[:, 0].long()) and start == position
-    for rank in ranks:
-        rows, start = rank["gathered"]["one is empty"]
-        assert torch.equal(rows, second[:3]) and start == 0
+    joined = torch.cat([first, second])
+    for rank, position in zip(two, (0, 2)):
+        expected = (joined, position), (joined[:, 0].long(), position), (second[:3], 0)
+        for (rows, start), (wanted, place) in zip(rank["gathered"], expected, strict=True):
+            assert torch.equal(rows, wanted) and start == place
     rows, start = gather_rows(first)
     assert rows is first and start == 0
 
@@ -123,23 +148,10 @@ assert "pt_gloo_runloop" not in threads, "one that is still there at the interpr
 def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     data = write_folder(tmp_path / "data", train=tiny_records(16), validation=tiny_records(7, phrases_per_image=2))
     (tmp_path / "wrapper.py").write_text(WRAPPER)
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
-    text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=1)
-    config = dict(
-        vision_config={**vision, "image_size": 32, "patch_size": 8},
-        text_config=text,
-        projection_dim=8,
-        queue_size=12,
-        grounding_layer=1,
-    )
-    arguments = dict(
-        dataset=data, output_dir=tmp_path / "run", model_config=json.dumps(config), max_steps=4, warmup_steps=0,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=2, mask_size=16,
-        logging_steps=1, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, use_cpu="true",
-        phrases_per_image=2, mlm_probability=0.5,
-    )  # fmt: skip
-    command = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    torchrun(str(tmp_path / "wrapper.py"), *command, cwd=tmp_path)
+    settings = {**RUN, "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings |= dict(save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, phrases_per_image=2)
+    config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", model_config=TINY_MODEL, **settings)
+    torchrun(str(tmp_path / "wrapper.py"), config, cwd=tmp_path)
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["gloo", "gloo"]
     metrics = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert metrics["validation_num_phrases"] == 7

@@ -18,37 +18,29 @@ def report(folder: Path, *places: str) -> None:
     make_trainer(folder, draw_heatmaps=lambda trainer: picture(*next(sizes)), **settings).train()
 
 
-def sizes_in(folder: Path, pattern: str) -> list[tuple[int, int]]:
-    pictures = []
-    for path in folder.rglob(pattern):
-        with Image.open(path) as opened:
-            pictures.append(opened.size)
-    return sorted(pictures)
-
-
-def test_pictures_reach_weights_and_biases(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    for name, value in dict(WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true").items():
-        monkeypatch.setenv(name, value)
-    report(tmp_path, "wandb")
-    (folder,) = tmp_path.glob("wandb/offline-run-*")
-    assert sizes_in(folder / "files" / "media" / "images" / "eval", "heatmaps_*.png") == [(30, 20), (31, 20)]
-
-
-def test_pictures_reach_mlflow(tmp_path, monkeypatch):
-    pytest.importorskip("mlflow")
-    store = dict(MLFLOW_TRACKING_URI=(tmp_path / "mlruns").as_uri(), MLFLOW_ALLOW_FILE_STORE="true")
-    for name, value in store.items():
-        monkeypatch.setenv(name, value)
-    report(tmp_path, "mlflow")
-    assert sizes_in(tmp_path / "mlruns", "eval*heatmaps*.png") == [(30, 20), (31, 20)]
-
-
-def test_pictures_reach_trackio(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
-    pytest.importorskip("trackio")
-    report(tmp_path, "trackio")
-    assert sizes_in(tmp_path / "trackio", "*.png") == [(30, 20), (31, 20)]
+@pytest.mark.parametrize(
+    ("place", "settings", "pattern"),
+    [
+        (
+            "wandb",
+            {"WANDB_MODE": "offline", "WANDB_DIR": "{}", "WANDB_SILENT": "true"},
+            "wandb/offline-run-*/files/media/images/eval/heatmaps_*.png",
+        ),
+        (
+            "mlflow",
+            {"MLFLOW_TRACKING_URI": "file://{}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"},
+            "mlruns/**/eval*heatmaps*.png",
+        ),
+        ("trackio", {"TRACKIO_DIR": "{}/trackio"}, "trackio/**/*.png"),
+    ],
+)
+def test_images_reach_it(tmp_path, monkeypatch, place, settings, pattern):
+    for name, value in settings.items():  # which some read when they are imported
+        monkeypatch.setenv(name, value.format(tmp_path))
+    pytest.importorskip(place)
+    report(tmp_path, place)
+    images = [Image.open(path) for path in tmp_path.glob(pattern)]
+    assert sorted(image.size for image in images) == [(30, 20), (31, 20)]
 
 
 def test_a_place_without_pictures_is_named_once(tmp_path, monkeypatch, caplog):

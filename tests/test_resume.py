@@ -14,7 +14,7 @@ import torch
 
 import train
 from tests.helpers.data import tiny_dataset
-from tests.helpers.runs import everything, finish, kill, prepare, start
+from tests.helpers.runs import everything, finish, kill, options, prepare, start
 from tests.helpers.training import collator_of, make_trainer
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
@@ -30,10 +30,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
-        (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2}),
-        (1, {"phrases_per_image": 2, "bf16": "true"}),
+        (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "phrases_per_image": 2, "bf16": "true"}),
         (2, {"gradient_accumulation_steps": 2}),
-        (1, {"streaming": "true", "shuffle_buffer": 5}),
         (2, {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2, "phrases_per_image": 2}),
     ],
 )
@@ -74,7 +72,7 @@ def log_of(checkpoint: Path) -> list[dict]:
 def test_another_seed_is_not_the_same(folder):
     """That the comparison above can fail."""
     for seed in (0, 1):
-        finish(folder, f"seed{seed}", max_steps=2, seed=seed)
+        train.main(options(folder, f"seed{seed}", max_steps=2, save_steps=2, seed=seed))
     one, other = (everything(folder / f"seed{seed}" / "checkpoint-2") for seed in (0, 1))
     assert one.keys() == other.keys() and sum(one[key] != other[key] for key in one) > 100
 
@@ -173,12 +171,12 @@ class Deadly:
 
 
 def test_a_worker_of_the_loader_that_dies_ends_the_run_but_what_was_trained_is_saved(tmp_path):
-    options = dict(dataset=tiny_dataset(40), collator=Deadly(collator_of()), max_steps=10, dataloader_num_workers=1)
+    given = dict(dataset=tiny_dataset(40), collator=Deadly(collator_of()), max_steps=10, dataloader_num_workers=1)
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* is killed|exited unexpectedly") as raised:
-        make_trainer(tmp_path, **options, dataloader_prefetch_factor=1).train()
+        make_trainer(tmp_path, **given, dataloader_prefetch_factor=1).train()
     (saved,) = checkpoints.checkpoints(tmp_path)
     assert str(tmp_path) in raised.value.__notes__[-1]
-    again = make_trainer(tmp_path, **options | {"collator": collator_of()})
+    again = make_trainer(tmp_path, **given | {"collator": collator_of()})
     again.train(resume_from_checkpoint=str(saved))
     assert again.state.global_step == 10
 
@@ -199,10 +197,10 @@ def test_rotation_spares_the_newest_and_the_best(tmp_path):
 
 @pytest.mark.parametrize("limit", [None, 1])
 def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
-    options = dict(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss")
-    options |= dict(max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=limit)
+    given = dict(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss")
+    given |= dict(max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=limit)
     # By the highest loss: the first one.
-    trainer = make_trainer(tmp_path, **options, learning_rate=0.3, greater_is_better=True)
+    trainer = make_trainer(tmp_path, **given, learning_rate=0.3, greater_is_better=True)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert best == tmp_path / "checkpoint-2"
@@ -212,26 +210,28 @@ def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
 
 def test_auto_begins_or_goes_on(folder):
     settings = {"save_steps": 2, "resume_from_checkpoint": "auto"}
-    finish(folder, "auto", max_steps=2, **settings)
-    finish(folder, "auto", max_steps=4, **settings)
+    for steps in (2, 4):
+        train.main(options(folder, "auto", max_steps=steps, **settings))
     state = json.loads((folder / "auto" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
     with pytest.raises(ValueError, match=r"no checkpoint in .* to go on from"):
-        options = ["--output_dir", str(folder / "none"), "--resume_from_checkpoint", "true", "--report_to", "none"]
-        source = ["--dataset", str(folder / "data"), "--model", str(folder / "model"), "--use_cpu", "true"]
-        train.main([*source, *options])
+        train.main(options(folder, "none", resume_from_checkpoint="true"))
+
+
+class Watching:
+    """A collator that notes the epoch of each batch."""
+
+    epoch = 0
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, records):
+        self.seen.append(self.epoch)
+        return collator_of()(records)
 
 
 def test_the_collator_learns_the_epoch(tmp_path):
-    trainer = make_trainer(tmp_path, dataset=tiny_dataset(8), max_steps=5)
-    seen = []
-    call = type(trainer.data_collator).__call__
-
-    class Watching(type(trainer.data_collator)):
-        def __call__(self, records):
-            seen.append(self.epoch)
-            return call(self, records)
-
-    trainer.data_collator.__class__ = Watching
-    trainer.train()
-    assert seen == [0, 0, 1, 1, 2, 2]  # two batches an epoch, and one read ahead
+    collator = Watching()
+    make_trainer(tmp_path, dataset=tiny_dataset(8), collator=collator, max_steps=5).train()
+    assert collator.seen == [0, 0, 1, 1, 2, 2]  # two batches an epoch, and one read ahead

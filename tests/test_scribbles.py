@@ -42,22 +42,11 @@ def test_boxes_and_extent_reach_to_the_radius():
     assert region([10, 6]).extent == (6, 2, 14, 10)
 
 
-def test_mirrored_and_cropped():
+def test_cropped():
     one = region([3.5, 6.5, 5.5, 9.5])
-    assert np.allclose(one.mirrored().rasterize(16), one.rasterize(16)[:, ::-1])
     assert np.allclose(one.cropped(0, 2, 16, 16).scribbles[0], [[3.5, 4.5], [5.5, 7.5]])
     with pytest.raises(ValueError, match="cuts the region"):
         one.cropped(4, 0, 16, 16)
-
-
-def test_which_annotation_counts():
-    """Masks, then polygons, then scribbles, then boxes; boxes stay what is pointed at."""
-    boxed = region([10.5, 6.5], boxes=[[0, 0, 16, 16]])
-    assert boxed.boxes.tolist() == [[0, 0, 16, 16]] and boxed.rasterize(16)[0, 0] < 0.1
-    mask = np.zeros((16, 16))
-    mask[1, 1] = 1
-    assert region([10.5, 6.5], masks=[mask]).rasterize(16)[6, 10] == 0
-    assert region([10.5, 6.5], polygons=[[[0, 0, 4, 0, 4, 4]]]).rasterize(16)[6, 10] == 0
 
 
 def test_all_kinds_in_one_batch():

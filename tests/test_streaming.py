@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 import train
 from dataset_scripts.features import FEATURES
 from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.training import TINY_MODEL
 from trainer import training
 from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
 
@@ -28,9 +29,8 @@ class Names:
 
 def streamed(folder, records=None, rows_per_group: int = 4) -> StreamedRows:
     records = tiny_records(24) if records is None else records
-    return StreamedRows.open(
-        str(write_folder(folder / "data", rows_per_group=rows_per_group, train=records)), None, "train"
-    )
+    data = write_folder(folder / "data", rows_per_group=rows_per_group, train=records)
+    return StreamedRows.open(str(data), None, "train")
 
 
 def names(records) -> list[str]:
@@ -80,7 +80,7 @@ def test_processes_and_workers_share_an_epoch(tmp_path, num_processes, num_worke
     rows = streamed(tmp_path, tiny_records(num_rows), rows_per_group)
     shares = []
     for process in range(num_processes):
-        batches = StreamedBatches(rows, Names(), batch_size=2, process=process, num_processes=num_processes)
+        batches = StreamedBatches(rows, Names(), batch_size=2, share=(process, num_processes))
         loader = DataLoader(batches, batch_size=None, collate_fn=list, num_workers=num_workers)
         shares.append(list(loader))
         assert shares[-1] == list(loader) and len(shares[-1]) == len(loader)
@@ -131,10 +131,11 @@ def test_what_was_trained_on_is_passed_over_without_a_look_at_it(tmp_path, num_w
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["buffer_size", "phrases_per_image"])
-def test_sizes_of_nothing(tmp_path, option):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        epoch_of(streamed(tmp_path), **{option: 0})
+def test_sizes_of_nothing(tmp_path):
+    rows = streamed(tmp_path)
+    for option in ("buffer_size", "phrases_per_image"):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            epoch_of(rows, **{option: 0})
 
 
 def test_data_that_cannot_be_streamed(tmp_path):
@@ -166,9 +167,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder, output, *more: str) -> dict[str, float]:
-    return train.main(
-        ["--dataset", str(folder / "data"), "--output_dir", str(output), "--streaming", "true", *SETTINGS, *more]
-    )
+    command = ["--dataset", str(folder / "data"), "--output_dir", str(output), "--streaming", "true"]
+    return train.main([*command, *SETTINGS, *more])
 
 
 def test_a_run_of_two_epochs(folder, tmp_path, caplog):
@@ -179,19 +179,11 @@ def test_a_run_of_two_epochs(folder, tmp_path, caplog):
     results = (tmp_path / "train_results.json").read_text()
     assert '"epoch": 2.0' in results and '"num_unusable": 1' in results
     assert '"global_step": 6' in (tmp_path / "trainer_state.json").read_text()
-    card = (tmp_path / "README.md").read_text()
-    assert "| phrases | 10 |" in card
+    assert "| phrases | 10 |" in (tmp_path / "README.md").read_text()
 
 
 def test_a_tokenizer_is_made_of_the_streamed_phrases(folder, tmp_path):
-    tiny = tiny_albef().config
-    fields = {
-        "vision_config": tiny.vision_config.to_diff_dict(),
-        "text_config": {k: v for k, v in tiny.text_config.to_diff_dict().items() if k != "vocab_size"},
-        "queue_size": 8,
-        "grounding_layer": tiny.grounding_layer,
-    }
-    run(folder, tmp_path, "--model_config", json.dumps(fields), "--max_steps", "1")
+    run(folder, tmp_path, "--model_config", json.dumps(TINY_MODEL), "--max_steps", "1")
     assert '"square' in (tmp_path / "tokenizer.json").read_text()
 
 
@@ -201,16 +193,7 @@ def test_a_part_of_streamed_data_is_refused(folder, tmp_path):
 
 
 def test_accumulation_and_workers_see_every_batch(folder, tmp_path):
-    more = [
-        "--gradient_accumulation_steps",
-        "2",
-        "--dataloader_num_workers",
-        "2",
-        "--max_steps",
-        "4",
-        "--logging_steps",
-        "1",
-    ]
+    more = "--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2", "--max_steps", "4"
     run(folder, tmp_path, "--model", str(folder / "model"), *more)
     state = (tmp_path / "trainer_state.json").read_text()
     assert '"global_step": 4' in state and '"epoch": 2.0' in state

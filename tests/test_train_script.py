@@ -12,20 +12,22 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
-from transformers import AutoModel, BertConfig, BertModel, BlipForConditionalGeneration
+from transformers import AutoModel, BertConfig, BertModel
 
 import train
 from dataset_scripts.build import build
-from modeling_albef_amc import AlbefForPreTraining, AlbefProcessor
-from tests.conftest import tiny_blip
+from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor
 from tests.helpers.data import tiny_records, write_folder
-from tests.helpers.training import RUN, TINY_MODEL, blip_processor, write_yaml
+from tests.helpers.models import tiny_config
+from tests.helpers.training import RUN, TINY_MODEL, write_yaml
 from trainer import evaluate_grounding, training
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
 CLASSES = ModelArguments, DataArguments, AmcConfig
+CONFIGS = Path(train.__file__).parent / "trainer" / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +125,29 @@ def test_help_has_every_setting_with_a_word_about_it():
     assert len(ours) > 30 and all(len(field.metadata["help"]) > 15 for field in ours)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(train.__file__).parent.glob("trainer/configs/*.yaml")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configurations_of_the_project_are_valid(path):
     parse_arguments(*CLASSES, arguments=[str(path), "--output_dir", "x", "--use_cpu", "--bf16", "false"])
+
+
+def test_the_papers_recipe():
+    model, data, args = parse_arguments(*CLASSES, arguments=[str(CONFIGS / "albef_amc_vg.yaml")])
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps) == (1e-5, 0.02, 2000)
+    assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1}  # 1e-6 on both sides
+    assert args.per_device_train_batch_size * 8 * args.gradient_accumulation_steps == 512
+    assert (args.amc_mean_weight, args.amc_max_weight) == (0.2, 0.8)
+    assert (args.amc_margin_mean, args.amc_margin_max, args.amc_reduction) == (0.1, 0.5, "example")
+    assert (data.flip, data.gray, data.color_jitter, data.box_choice) == (0.5, 0.2, 0.5, "random")
+    assert (model.image_size, data.max_text_length, data.mask_size) == (256, 25, 256)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_takes_its_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes == {"one_gpu": 1, "two_nodes": 16}.get(path.stem, 8)
+    if path.stem == "fsdp":
+        layers = {type(module).__name__ for module in AlbefModel(tiny_config()).modules()}
+        assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in layers
 
 
 # What cannot be trained -----------------------------------------------------------------------------------------------
@@ -154,28 +174,12 @@ def test_a_missing_column_is_named(config, tmp_path):
         train.main([config, "--dataset", str(folder)])
 
 
-def test_a_checkpoint_of_another_family_is_named(config, data, tmp_path):
+def test_a_checkpoint_of_another_family_is_named(config, tmp_path):
     BertModel(
         BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"bert is a checkpoint of type 'bert'.*known are albef, blip"):
         train.main([config, "--model", str(tmp_path / "bert")])
-    with pytest.raises(ValueError, match="checkpoint of type 'bert'"):
-        evaluate_grounding.main(["--models", f"a={tmp_path / 'bert'}", "--dataset", str(data)])
-
-
-def test_a_head_that_scores_nothing_is_named(config, tmp_path):
-    captioner = BlipForConditionalGeneration(tiny_blip().config)
-    captioner.save_pretrained(tmp_path / "captioner")
-    with pytest.raises(ValueError, match=r"BlipForConditionalGeneration.*Choose one of BlipForImageTextRetrieval"):
-        train.main([config, "--model", str(tmp_path / "captioner")])
-
-
-def test_there_must_be_something_to_resume(config, tmp_path):
-    for _ in range(2):  # without the folder, and with one that has no checkpoint
-        with pytest.raises(ValueError, match=f"no checkpoint in {tmp_path / 'run'}"):
-            train.main([config, "--resume_from_checkpoint", "true"])
-        (tmp_path / "run").mkdir(exist_ok=True)
 
 
 def test_a_pattern_that_freezes_nothing_is_named(config):
@@ -228,16 +232,6 @@ def check_picture(path: Path, columns: int, rows: int) -> None:
     assert ((red < 40) & (green > 220) & (blue > 220)).sum() > 20 * columns, "no cyan box"
     lime_or_red = ((red < 40) & (green > 220) & (blue < 40)) | ((red > 220) & (green < 40) & (blue < 40))
     assert lime_or_red.sum() > 3 * rows, "no mark where the maxima are"
-
-
-def test_blip_by_the_same_command(config, data, tmp_path):
-    tiny_blip().save_pretrained(tmp_path / "blip")
-    blip_processor().save_pretrained(tmp_path / "blip")
-    metrics = train.main([config, "--model", str(tmp_path / "blip"), "--mlm_weight", "0"])
-    assert metrics["validation_loss_amc_max"] > 0 and metrics["validation_num_phrases"] == 5
-    command = ["--models", f"blip={tmp_path / 'run'}", "--dataset", str(data), "--cpu", "--output", str(tmp_path)]
-    results = evaluate_grounding.main([*command, "--splits", "validation"])
-    assert results["blip"]["validation"] == pytest.approx(metrics["validation_pointing_game"])
 
 
 def test_pairs_of_evaluate_grounding_need_names(capsys):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import TrainingArguments
 
 from .arguments import AmcArguments
+from .loss_means import ITEMS
 
 # Settings of Trainer that cannot do here what they say: the values that are left, and why.
 LEFT: dict[str, tuple[tuple, str]] = {
@@ -55,6 +56,15 @@ class AmcConfig(AmcArguments, TrainingArguments):
         self._check_losses()
         self._check_early_stopping()
 
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Loss → its weight in the sum."""
+        return {name: getattr(self, weight_name(name)) for name in ITEMS}
+
+    @property
+    def uses_amc(self) -> bool:
+        return self.amc_mean_weight > 0 or self.amc_max_weight > 0
+
     def _check_loading(self) -> None:
         loading = self.accelerator_config
         for name, value, reason in (
@@ -67,12 +77,12 @@ class AmcConfig(AmcArguments, TrainingArguments):
         loading.dispatch_batches = False  # not None, which deals out the batches of an IterableDataset
 
     def _check_losses(self) -> None:
-        weights = "itc_weight", "itm_weight", "mlm_weight", "absent_weight", "amc_mean_weight", "amc_max_weight"
-        for name in weights:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if not any(getattr(self, name) for name in weights if name != "absent_weight"):  # few data have such phrases
-            raise ValueError(f"{', '.join(weights)} are all 0: nothing is left to train on.")
+        weights = self.loss_weights
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise ValueError(f"{weight_name(name)} must not be negative, got {weight}.")
+        if not any(weight for name, weight in weights.items() if name != "loss_absent"):  # few data have such phrases
+            raise ValueError(f"{', '.join(map(weight_name, weights))} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
         if self.max_grad_norm <= 0:
@@ -91,3 +101,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.
         return {**super().__getstate__(), "hub_token": None}
+
+
+def weight_name(loss: str) -> str:
+    """The setting that weighs a loss: "loss_itc" → "itc_weight"."""
+    return f"{loss.removeprefix('loss_')}_weight"

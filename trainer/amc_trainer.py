@@ -4,7 +4,6 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -12,13 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
@@ -44,8 +37,8 @@ from .streaming import StreamedBatches, StreamedRows, as_it_is
 logger = logging.get_logger(__name__)
 # By which `accelerate launch --dynamo_backend` asks for a compiled model.
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"
-# Of a batch, beside what `compute_loss` takes out.
-NOT_OF_THE_MODEL = "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
+# Of a batch, what the model's forward does not take.
+NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
 NO_DECAY = ("temperature", "logit_scale", "cls_token", "class_embedding", "position_embedding")
 
@@ -56,7 +49,7 @@ class AmcTrainer(PublishingTrainer):
     Args:
         model: `AlbefForPreTraining`, or a model of a family of `families.registry`. Out of peft's wrapper, which it may
             come in, it is trained and saved as if its adapters came by `add_adapter`.
-        model_init: makes a new one for every training, as `hyperparameter_search` needs it, instead of `model`.
+        model_init: makes a new one for every training, instead of `model`.
         explain: how to explain a model of an unknown family.
         train_dataset: may be `StreamedRows`.
         phrases_per_image: up to this many phrases of a batch share an image, which is then encoded once for them.
@@ -78,6 +71,7 @@ class AmcTrainer(PublishingTrainer):
     """
 
     args: AmcConfig
+    data_collator: Callable
 
     def __init__(
         self,
@@ -157,11 +151,11 @@ class AmcTrainer(PublishingTrainer):
         **kwargs,
     ) -> BestRun | list[BestRun]:
         """By default the loss is minimized, or the pointing accuracy maximized."""
-        if compute_objective is None and not isinstance(direction, str):
-            raise ValueError("Several directions need compute_objective, which gives a value for each.")
-        metric = "eval_loss" if direction == "minimize" else "eval_pointing_game"
-        objective = compute_objective or itemgetter(metric)
-        return super().hyperparameter_search(hp_space, objective, n_trials, direction, **kwargs)
+        if compute_objective is None:
+            if not isinstance(direction, str):
+                raise ValueError("Several directions need compute_objective, which gives a value for each.")
+            compute_objective = itemgetter("eval_loss" if direction == "minimize" else "eval_pointing_game")
+        return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction, **kwargs)
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Trains, see `PublishingTrainer`.
@@ -172,7 +166,7 @@ class AmcTrainer(PublishingTrainer):
         Raises:
             ValueError: before anything is trained, if no example can have a region, which AMC needs.
         """
-        if self.uses_amc():
+        if self.args.uses_amc:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps = 0
         output = super().train(*args, **kwargs)
@@ -207,8 +201,7 @@ class AmcTrainer(PublishingTrainer):
             phrases_per_image=self.phrases_per_image,
             seed=seed,
             drop_last=args.dataloader_drop_last,
-            process=args.process_index,
-            num_processes=args.world_size,
+            share=(args.process_index, args.world_size),
         )
         # Not prepared by accelerate, which would read the data in one process for all, or all of it in each.
         return DataLoader(batches, batch_size=None, collate_fn=as_it_is, **options)
@@ -218,30 +211,25 @@ class AmcTrainer(PublishingTrainer):
         return len(batches.rows) if isinstance(batches, StreamedBatches) else super().num_examples(dataloader)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        with self._evaluating():
-            return self._with_each_row_once(super().get_eval_dataloader(eval_dataset))
+        return self._evaluation_loader(super().get_eval_dataloader, eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        with self._evaluating():
-            return self._with_each_row_once(super().get_test_dataloader(test_dataset))
+        return self._evaluation_loader(super().get_test_dataloader, test_dataset)
 
-    def _with_each_row_once(self, loader: DataLoader) -> DataLoader:
+    def _evaluation_loader(self, get_dataloader: Callable[[Any], DataLoader], dataset: Any) -> DataLoader:
+        """A loader of Trainer's, but with the collator of evaluation, and of all rows."""
+        of_training = self.data_collator, self.args.dataloader_drop_last
+        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, False
+        try:
+            loader = get_dataloader(dataset)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = of_training
         if self.args.world_size > 1 and isinstance(loader.dataset, IterableDataset):
             raise ValueError(
                 f"Evaluation: {self.args.world_size} processes cannot share an IterableDataset so that each row counts "
                 "once. Evaluate in one process, or on a data set with a length."
             )
         return loader
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Loaders made in here use the collator without augmentation, and all rows."""
-        of_training = self.data_collator, self.args.dataloader_drop_last
-        self.data_collator, self.args.dataloader_drop_last = self.eval_data_collator, False
-        try:
-            yield
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = of_training
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -261,8 +249,7 @@ class AmcTrainer(PublishingTrainer):
         for batch, target in zip(batches, targets):
             batch.update(target)
         totals = count_items(batches)
-        totals = {name: self.accelerator.reduce(total.to(device)) for name, total in totals.items()}
-        return batches, totals
+        return batches, {name: self.accelerator.reduce(total.to(device)) for name, total in totals.items()}
 
     def _name_unusable(self, batch: dict[str, Any]) -> None:
         """Each record once, however many epochs it comes up in."""
@@ -286,24 +273,13 @@ class AmcTrainer(PublishingTrainer):
             inputs: a batch of `GroundingCollator`.
             num_items_in_batch: from `get_batch_samples`, the items of the whole step over all processes.
         """
-        weights = self.loss_weights()
-        inputs = dict(inputs)
-        masks, has_region = inputs.pop("masks"), inputs.pop("has_region")
-        counts = count_items([{**inputs, "has_region": has_region}])
-        for name in NOT_OF_THE_MODEL:
-            inputs.pop(name, None)
-        outputs = model(**inputs, alpha=self.alpha(), output_heatmaps=self.uses_amc() or not model.training)
-        own = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
-        losses = {name: outputs[name] for name in own if outputs.get(name) is not None}
+        args, weights, counts = self.args, self.args.loss_weights, count_items([inputs])
+        of_model = {name: value for name, value in inputs.items() if name not in NOT_OF_THE_MODEL}
+        outputs = model(**of_model, alpha=self.alpha(), output_heatmaps=args.uses_amc or not model.training)
+        losses = {name: outputs[name] for name in ITEMS if outputs.get(name) is not None}
         if outputs.heatmaps is not None:
-            losses |= attention_mask_consistency_loss(
-                outputs.heatmaps,
-                masks,
-                has_region,
-                self.args.amc_margin_mean,
-                self.args.amc_margin_max,
-                self.args.amc_reduction,
-            )
+            of_amc = args.amc_margin_mean, args.amc_margin_max, args.amc_reduction
+            losses |= attention_mask_consistency_loss(outputs.heatmaps, inputs["masks"], inputs["has_region"], *of_amc)
         if model.training:
             num_items = num_items_in_batch or counts
             new = losses.keys() - self.trained_losses
@@ -320,20 +296,6 @@ class AmcTrainer(PublishingTrainer):
             if weights[name] > 0:
                 loss = loss + weights[name] * value
         return (loss, outputs) if return_outputs else loss
-
-    def loss_weights(self) -> dict[str, float]:
-        args = self.args
-        return {
-            "loss_itc": args.itc_weight,
-            "loss_itm": args.itm_weight,
-            "loss_mlm": args.mlm_weight,
-            "loss_absent": args.absent_weight,
-            "loss_amc_mean": args.amc_mean_weight,
-            "loss_amc_max": args.amc_max_weight,
-        }
-
-    def uses_amc(self) -> bool:
-        return self.args.amc_mean_weight > 0 or self.args.amc_max_weight > 0
 
     def alpha(self) -> float:
         """The weight of the soft labels now: it rises from 0 over the first epochs, and stays."""
@@ -381,7 +343,9 @@ class AmcTrainer(PublishingTrainer):
         losses = self.means["eval"].drain(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
         if self.args.metric_for_best_model == BEST_BY_DEFAULT and self.is_in_train:
-            self._choose_best_metric(output.metrics, metric_key_prefix)
+            has_points = f"{metric_key_prefix}_pointing_game" in output.metrics
+            self.args.metric_for_best_model = f"{metric_key_prefix}_{'pointing_game' if has_points else 'loss'}"
+            self.args.greater_is_better = has_points
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
         self.evaluations[evaluation.split] = evaluation
         # Later evaluations may be of other data than is drawn, and what is reported to is closed.
@@ -389,11 +353,6 @@ class AmcTrainer(PublishingTrainer):
             image, callbacks = self.draw_heatmaps(self), self.callback_handler.callbacks
             log_image(callbacks, f"{metric_key_prefix}/heatmaps", image, self.state.global_step)
         return output
-
-    def _choose_best_metric(self, metrics: dict[str, float], prefix: str) -> None:
-        has_points = f"{prefix}_pointing_game" in metrics
-        self.args.metric_for_best_model = f"{prefix}_{'pointing_game' if has_points else 'loss'}"
-        self.args.greater_is_better = has_points
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -432,7 +391,7 @@ class Hooks(TrainerCallback):
             loader.collate_fn.epoch = epoch
 
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if self.trainer.uses_amc() and "loss_amc_mean" not in self.trainer.trained_losses:
+        if args.uses_amc and "loss_amc_mean" not in self.trainer.trained_losses:
             logger.warning(
                 "No example trained on so far had a region: AMC has not begun. Look at the columns "
                 f"{', '.join(REGIONS)} of the training data."
@@ -440,10 +399,7 @@ class Hooks(TrainerCallback):
 
 
 def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
-    """
-    Raises:
-        ValueError: the model lacks what it would be trained by, or cannot be compiled.
-    """
+    """Refuses a model that lacks what it would be trained by, or that cannot be compiled."""
     if has_own_objectives(model):
         return
     family = FAMILIES.get(model.config.model_type)
@@ -464,4 +420,4 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
 def evaluation_collator(collator: Callable) -> Callable:
     if isinstance(collator, GroundingCollator):
         return collator.for_evaluation(collator.mlm_probability)
-    return copy.copy(collator)  # its epoch does not change
+    return copy.copy(collator)  # whose epoch does not change

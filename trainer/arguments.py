@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import reprlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -15,10 +14,10 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 
-def option(default: Any = None, help: str = "", factory: Callable[[], Any] | None = None) -> Any:
-    """A field of a dataclass of settings, with its help."""
-    if factory is not None:
-        return field(default_factory=factory, metadata={"help": help})
+def option(default: Any, help: str) -> Any:
+    """A field of a dataclass of settings, with its help; of a list, every instance gets a copy."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -38,9 +37,7 @@ class ModelArguments:
     attn_implementation: str | None = option(
         None, "Attention where it is not explained: sdpa, eager, flash_attention_2 …"
     )
-    freeze: list[str] = option(
-        factory=list, help="Parameters not to train: regular expressions, each found in at least one name."
-    )
+    freeze: list[str] = option([], "Parameters not to train: regular expressions, each found in at least one name.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights.")
     lora_alpha: float = option(16.0, "Adapters are scaled by lora_alpha / lora_rank.")
     lora_dropout: float = option(0.0, "Dropout of what goes into the adapters.")
@@ -73,7 +70,9 @@ class DataArguments:
         "xyxy", "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it."
     )
     mask_size: int = option(256, "Side of the region masks that AMC compares heatmaps with.")
-    box_choice: str = option("random", "Region of a phrase with several instances: 'all', or 'random' (the paper).")
+    box_choice: Literal["all", "random"] = option(
+        "random", "Region of a phrase with several instances: 'all', or 'random' (the paper)."
+    )
     mlm_probability: float = option(0.15, "Share of the words that MLM masks.")
     max_text_length: int = option(25, "Tokens a phrase is cut to in training.")
     phrases_per_image: int = option(
@@ -106,9 +105,7 @@ class AmcArguments:
     )
     warmup_steps: float = option(2000, "Steps (or, below 1, share of all steps) until the peak learning rate.")
     remove_unused_columns: bool = option(False, "Leave False: the collator needs all columns.")
-    label_names: list[str] | None = option(
-        factory=lambda: ["boxes"], help="Leave as it is: what the pointing game compares with."
-    )
+    label_names: list[str] | None = option(["boxes"], "Leave as it is: what the pointing game compares with.")
     report_to: None | str | list[str] = option(  # noqa: RUF036 (the order that HfArgumentParser understands)
         "tensorboard", "Where scalars and images of heatmaps go; none for nowhere."
     )
@@ -182,9 +179,6 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
 
     Args:
         annotation: the field's type as text; where it speaks of a list or a dict, one may stand in the YAML.
-
-    Raises:
-        ValueError, TypeError, ArgumentTypeError: it does not fit.
     """
     if value is None and ("None" in annotation or "Optional" in annotation):
         return None
@@ -194,18 +188,15 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
         return value
     if action.nargs in ("+", "*"):
         raise ValueError(f"expected a list, got {value!r}; write [{value}].")
-    value = action.type(str(value).lower() if isinstance(value, bool) else str(value))
+    convert: Any = action.type
+    value = convert(str(value).lower() if isinstance(value, bool) else str(value))
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{value!r} is none of {', '.join(map(str, action.choices))}.")
     return value
 
 
 def read_yaml(path: Path, known: list[str]) -> dict[str, Any]:
-    """A YAML file of settings.
-
-    Raises:
-        ValueError: as `parse_arguments`; the message names the file and the key.
-    """
+    """A YAML file of settings; errors name the file and the key."""
     try:
         settings = yaml.safe_load(path.read_text("utf-8")) or {}
     except OSError as error:

@@ -99,15 +99,11 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
     if PartialState().is_main_process:
         for checkpoint in set(all_checkpoints(folder)) - set(checkpoints(folder)):
             discard(checkpoint)
-    return newest and str(newest)
+    return str(newest) if newest else None
 
 
 def check_shared(folder: Path, is_main: bool) -> None:
-    """That all processes, of however many machines, write into the same folder.
-
-    Raises:
-        ValueError: one does not see what the main process wrote.
-    """
+    """Makes sure that all processes, of however many machines, write into the same folder."""
     name = [f"_shared-{uuid.uuid4().hex}"]
     broadcast_object_list(name)
     mark = folder / name[0]

@@ -1,6 +1,6 @@
 """What training data must be, asked before anything is trained: its columns, its boxes, a sample of its records."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
-from .phrase_rows import PhraseRows, phrase_counts
+from .phrase_rows import PhraseRows, Record, phrase_counts
 from .regions import REGIONS, to_xyxy
 from .streaming import StreamedRows
 
@@ -24,11 +24,10 @@ _STREAMED_ROWS = 10_000  # of which regions are looked at; all others are only r
 
 
 def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
-    """Warns of the share of phrases that have a region, where that is not all.
+    """Warns of the share of phrases that have a region, where that is not all; asks no data without known columns.
 
     Raises:
-        ValueError: there is no region, or boxes are no boxes of that format; data that does not know
-            its columns passes.
+        ValueError: there is no region, or boxes are no boxes of that format.
     """
     columns = columns_of(dataset)
     if columns is None:
@@ -98,8 +97,11 @@ class RegionStatistics:
 
 
 def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> RegionStatistics:
+    """Of phrases and regions, without the images; of streamed data in the first rows."""
     statistics = RegionStatistics()
-    for table in region_tables(dataset, names):
+    rows = dataset.dataset if isinstance(dataset, StreamedRows | PhraseRows) else dataset
+    tables = rows.select_columns(["phrase", *names]).with_format("arrow").iter(batch_size=_STREAMED_ROWS)
+    for table in islice(tables, 1) if isinstance(rows, datasets.IterableDataset) else tables:
         columns = {name: plain(table[name]) for name in table.column_names}
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
             lengths = phrase_counts(columns["phrase"]).to_pylist()
@@ -115,13 +117,6 @@ def plain(column: pa.ChunkedArray) -> pa.Array:
     return column.storage if isinstance(column.type, pa.ExtensionType) else column
 
 
-def region_tables(dataset: Any, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Phrases and regions, but no image; of streamed data the first rows."""
-    rows = dataset.dataset if isinstance(dataset, StreamedRows | PhraseRows) else dataset
-    tables = rows.select_columns(["phrase", *names]).with_format("arrow").iter(batch_size=_STREAMED_ROWS)
-    return islice(tables, 1) if isinstance(rows, datasets.IterableDataset) else tables
-
-
 def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
     """One value a phrase, of a column with a list of them a row; rows with too few or too many are named when read."""
     rows = zip(column.to_pylist(), lengths)
@@ -129,7 +124,7 @@ def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
     return pa.array(values, column.type.value_type)
 
 
-def check_sample(dataset: Any, collate: Callable[[list[Mapping[str, Any]]], Any]) -> Mapping[str, Any]:
+def check_sample(dataset: Any, collate: Callable[[list[Record]], Any]) -> Record:
     """Reads a sample of the records, spread over the data set or, if it is streamed, from its beginning.
 
     Args:
@@ -141,33 +136,30 @@ def check_sample(dataset: Any, collate: Callable[[list[Mapping[str, Any]]], Any]
         ValueError: a sizeable share of them cannot be used, or none.
     """
     if isinstance(dataset, StreamedRows):
-        records = islice(iter(dataset), SAMPLE)
+        records = list(islice(dataset, SAMPLE))
     else:
         size = min(SAMPLE, len(dataset))
-        records = (dataset[number * len(dataset) // size] for number in range(size))
-    usable, problems, count = None, [], 0
+        records = [dataset[number * len(dataset) // size] for number in range(size)]
+    usable, problems = None, []
     for record in records:
-        count += 1
         try:
             collate([record])
         except ValueError as error:
             problems.append(str(error))
         else:
             usable = usable or record
-    if usable is None or len(problems) > SIZEABLE * count:
+    if usable is None or len(problems) > SIZEABLE * len(records):
         named = "; ".join(problems[:NAMED])
         raise ValueError(
-            f"{len(problems)} of {count} records of the training data that were tried cannot be used: {named}. Mend or "
-            "drop such records. If their boxes are not [x1, y1, x2, y2] in pixels, say what they are by --box_format."
+            f"{len(problems)} of {len(records)} records of the training data that were tried cannot be used: {named}. "
+            "Mend or drop such records. If their boxes are not [x1, y1, x2, y2] in pixels, say what they are by "
+            "--box_format."
         )
     return usable
 
 
 def check_groups(dataset: Any, strategy: str) -> None:
-    """
-    Raises:
-        ValueError: rows of `dataset` cannot be drawn so that some share an image.
-    """
+    """Refuses a data set whose rows cannot be drawn so that some share an image."""
     columns = columns_of(dataset) or []
     if not isinstance(dataset, datasets.Dataset | StreamedRows | PhraseRows) or "image_id" not in columns:
         raise ValueError(

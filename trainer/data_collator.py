@@ -1,7 +1,7 @@
 """Turns records `{image, image_id, phrase, boxes, polygons, masks, …}` into the batch of the model and the loss."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from modeling_albef_amc.images import open_image
 from modeling_albef_amc.processing_albef import tokenize_phrases
 
 from .augmentation import GroundingAugmentation
-from .phrase_rows import check_same_image
+from .phrase_rows import Record, check_same_image
 from .regions import BOX_FORMATS, Region
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
@@ -79,7 +79,7 @@ class GroundingCollator:
     seed: int = 0
     epoch: int = 0
     strict: bool = True
-    spare: Mapping[str, Any] | None = None
+    spare: Record | None = None
     box_format: str = "xyxy"
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class GroundingCollator:
             self, box_choice="all", mlm_probability=mlm_probability, max_length=None, augmentation=None, epoch=0
         )
 
-    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
         """Collates the records of one batch.
 
         Returns:
@@ -128,7 +128,7 @@ class GroundingCollator:
             torch.default_generator.manual_seed(_hash(names.encode(errors="surrogatepass")))
             return self._collate(records)
 
-    def _collate(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def _collate(self, records: Sequence[Record]) -> dict[str, Any]:
         groups: dict[Any, list[int]] = {}
         for row, record in enumerate(records):
             image_id = record.get("image_id")
@@ -170,7 +170,7 @@ class GroundingCollator:
             batch["mlm_labels"][batch["is_absent"]] = PADDING  # its image does not tell its words
         return batch
 
-    def _read_image(self, records: Mapping[int, Mapping[str, Any]], unusable: dict[int, str]) -> dict[int, Example]:
+    def _read_image(self, records: dict[int, Record], unusable: dict[int, str]) -> dict[int, Example]:
         """Reads the records of one image, by their rows; the reasons of those that cannot be used go to `unusable`."""
         examples: dict[int, Example] = {}
         first, source = next(iter(records.values())), None
@@ -191,12 +191,8 @@ class GroundingCollator:
         return examples
 
     @contextmanager
-    def _refusing(self, records: Mapping[int, Mapping[str, Any]], unusable: dict[int, str]) -> Iterator[None]:
-        """Notes what is wrong with these records in `unusable`.
-
-        Raises:
-            ValueError: the collator is strict.
-        """
+    def _refusing(self, records: dict[int, Record], unusable: dict[int, str]) -> Iterator[None]:
+        """Notes what is wrong with these records in `unusable`; if the collator is strict, that is an error."""
         try:
             yield
         except (ValueError, FileNotFoundError) as error:
@@ -207,8 +203,8 @@ class GroundingCollator:
                 unusable[row] = message
 
     def _encode_phrases(
-        self, records: Sequence[Mapping[str, Any]], examples: dict[int, Example], unusable: dict[int, str]
-    ) -> Mapping[str, torch.Tensor]:
+        self, records: Sequence[Record], examples: dict[int, Example], unusable: dict[int, str]
+    ) -> dict[str, torch.Tensor]:
         """Tokens of the phrases there are. One that cannot be tokenized leaves `examples`; nothing comes back then."""
         phrases = [examples[row].phrase for row in sorted(examples)]
         try:
@@ -225,11 +221,7 @@ class GroundingCollator:
             return {}
 
     def _placeholder(self, examples: dict[int, Example]) -> Example:
-        """The first example there is, or else the spare one.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The first example there is, or else the spare one."""
         if examples:
             return examples[min(examples)]
         if self.spare is None:
@@ -239,10 +231,8 @@ class GroundingCollator:
     def _draw(self, region: Region | None) -> np.ndarray:
         if region is None:
             return np.zeros((self.mask_size, self.mask_size), dtype=np.float32)
-        instance = None
-        if self.box_choice == "random":
-            instance = int(torch.randint(region.num_instances, ()).item())
-        return region.rasterize(self.mask_size, instance)
+        chosen = int(torch.randint(region.num_instances, ())) if self.box_choice == "random" else None
+        return region.rasterize(self.mask_size, chosen)
 
     def _mask_tokens(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """BERT's masking (80 % [MASK], 10 % a random token, 10 % unchanged) of any token but [CLS], [SEP] and [PAD]."""
@@ -254,11 +244,7 @@ class GroundingCollator:
         return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
 
 
-def _read_example(record: Mapping[str, Any], source: SourceImage, box_format: str) -> Example:
-    """
-    Raises:
-        ValueError: the record cannot be used.
-    """
+def _read_example(record: Record, source: SourceImage, box_format: str) -> Example:
     phrase, is_absent = record.get("phrase"), bool(record.get("absent"))
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")
@@ -268,7 +254,7 @@ def _read_example(record: Mapping[str, Any], source: SourceImage, box_format: st
     return Example(source, phrase, region, is_absent)
 
 
-def record_name(record: Mapping[str, Any]) -> str:
+def record_name(record: Record) -> str:
     """What messages call a record."""
     return f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}"
 

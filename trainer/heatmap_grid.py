@@ -1,4 +1,4 @@
-"""Pictures of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in; and sheets of cases."""
+"""Images of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in; and sheets of cases."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -50,28 +50,28 @@ def choose_cases(records: pa.Table, metric: str, count: int, seed: int = 0) -> d
     Args:
         records: with the columns "score" and `metric`.
     """
-    hits = enumerate(zip(records["score"].to_pylist(), records[metric].to_pylist()))
-    cases = [(position, score, hit) for position, (score, hit) in hits if hit is not None]
-    by_score = sorted(cases, key=lambda case: (-case[1], case[0]))
+    scores, hits = records["score"].to_pylist(), records[metric].to_pylist()
+    cases = [position for position, hit in enumerate(hits) if hit is not None]
+    by_score = sorted(cases, key=lambda position: -scores[position])
     positions = {
-        "best": [position for position, _, hit in by_score if hit][:count],
-        "worst": [position for position, _, hit in by_score if not hit][:count],
-        "random": sorted(random.Random(seed).sample([case[0] for case in cases], min(count, len(cases)))),
+        "best": [position for position in by_score if hits[position]][:count],
+        "worst": [position for position in by_score if not hits[position]][:count],
+        "random": sorted(random.Random(seed).sample(cases, min(count, len(cases)))),
     }
     return {kind: chosen for kind, chosen in positions.items() if chosen}
 
 
-def gallery(cases: dict[str, list[Record]], pictured: Callable[..., Any], title: str) -> Image.Image:
+def gallery(cases: dict[str, list[Record]], explain: Callable[..., Any], title: str) -> Image.Image:
     """The kinds of cases side by side, each case with its annotated region and its heatmap.
 
     Args:
         cases: kind → records, kinds as of `choose_cases`.
-        pictured: records → the same with the boxes to draw, and maps (num_records, rows, columns).
+        explain: records → the same with the boxes to draw, and maps (num_records, rows, columns).
         title: of the heatmaps, such as the model's name.
     """
     sheets = []
     for kind, records in cases.items():
-        records, heatmaps = pictured(records)
+        records, heatmaps = explain(records)
         grid = grid_of_batch(records, {title: heatmaps})
         sheets.append(captioned(grid, HEADINGS[kind], grid.width))
     return sheet(sheets)

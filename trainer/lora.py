@@ -79,13 +79,10 @@ def whole_pattern(model: PreTrainedModel, pattern: str, never: str | None) -> st
 
 
 def adapted_names(model: PreTrainedModel, target: str, pattern: str) -> list[str]:
-    """Names of the layers that get adapters.
+    """Names of the layers that get adapters: linear ones alone.
 
     Args:
         target: regular expression for peft. pattern: what the user knows of it.
-
-    Raises:
-        ValueError: there are none, or not all are linear layers that the model calls itself.
     """
     try:
         matched = {name: module for name, module in model.named_modules() if re.fullmatch(target, name)}

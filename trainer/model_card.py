@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 import transformers
-from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 from huggingface_hub.errors import EntryNotFoundError
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from modeling_albef_amc.families.registry import FAMILIES
 
@@ -30,8 +30,8 @@ OBJECTIVES = {
     "loss_itc": "a phrase is more similar to its own image than to others, and an image to its own phrase",
     "loss_itm": "a phrase matches its own image, and not an image or a phrase that is hard to tell from it",
     "loss_mlm": "masked words are found again from the rest of the phrase and the image",
-    "loss_amc_mean": "the heatmap's mean inside the region exceeds the mean outside by {margin}",
-    "loss_amc_max": "the heatmap's maximum inside the region exceeds the maximum outside by {margin}",
+    "loss_amc_mean": "the heatmap's mean inside the region exceeds the mean outside by {args.amc_margin_mean}",
+    "loss_amc_max": "the heatmap's maximum inside the region exceeds the maximum outside by {args.amc_margin_max}",
 }
 # The Hub's list of tasks has no visual grounding; this one too asks where in an image something named in words is.
 TASK = "zero-shot-object-detection"
@@ -74,42 +74,47 @@ class Evaluation:
         return f"the first {self.num_rows:,} of {self.split_rows:,}"
 
 
-def model_card(
+def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
     trainer: "AmcTrainer",
     *,
-    model_name: str,
-    base_model: str | None = None,
-    dataset: str | None = None,
-    dataset_config: str | None = None,
+    language: str | None = None,
     license: str | None = None,
-    has_heatmaps: bool = False,
-    **metadata: Any,
+    tags: str | list[str] | None = None,
+    model_name: str | None = None,
+    finetuned_from: str | None = None,
+    tasks: str | None = None,
+    dataset_tags: str | None = None,
+    dataset: str | None = None,
+    dataset_args: str | None = None,
 ) -> ModelCard:
-    """
-    The card of what `trainer` trained and evaluated.
+    """The card of what `trainer` trained and evaluated.
 
     Args:
-        model_name: the card's title, and the model's name in its model-index.
-        base_model, dataset: Hub id or folder; a folder is called by the title of its card, or by its name.
-        license: of the weights; default: the base model's, where its card is at hand and says it.
-        has_heatmaps: heatmaps.png lies beside the card.
-        metadata: of `ModelCardData`: `language`, `pipeline_tag`, and `tags` besides the usual ones.
+        license: of the weights; default: `hub_license`, or the base model's, where its card is at hand and says it.
+        tags: besides the usual ones.
+        model_name: the card's title, and the model's name in its model-index; default: the repository's or folder's.
+        finetuned_from: the base model, Hub id or folder; default: what the model was loaded from.
+        dataset, dataset_args: Hub id or folder of the data, and its configuration. A folder is called by the title of
+            its card, or by its name.
+        dataset_tags: the data's Hub id, where `dataset` is not it.
     """
-    model = trainer.model
+    model, args = trainer.model, trainer.args
     model_type, family = model.config.model_type, FAMILIES.get(model.config.model_type)
     has_adapters = model._hf_peft_config_loaded
-    adapter_tag = [lora_config(model).peft_type.lower()] if has_adapters else []
+    model_name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
+    base_model, dataset = finetuned_from or model.name_or_path, dataset_tags or dataset
     evaluations = list(trainer.evaluations.values())
     title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
-    license = license or (card_license(base_model) if base_model else None)
-    results = eval_results(evaluations, title, dataset_config)
-    usual = ["visual-grounding", "grad-cam", "amc", model_type, *adapter_tag]
+    license = license or args.hub_license or (card_of(base_model).get("license") if base_model else None)
+    results = eval_results(evaluations, title, dataset_args)
+    usual = ["visual-grounding", "grad-cam", "amc", model_type]
+    usual += [lora_config(model).peft_type.lower()] if has_adapters else []
     card_data = ModelCardData(
-        language=metadata.get("language"),
+        language=language,
         license=license,
         library_name="transformers",
-        pipeline_tag=metadata.get("pipeline_tag") or TASK,
-        tags=[*usual, *(metadata.get("tags") or [])],
+        pipeline_tag=tasks or TASK,
+        tags=[*usual, *([tags] if isinstance(tags, str) else tags or [])],
         base_model=base_model if base_model and is_hub_id(base_model) else None,
         datasets=[dataset] if dataset and is_hub_id(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -129,16 +134,16 @@ def model_card(
         model_type=model_type,
         is_known_family=family is not None,
         model_name=model_name,
-        model_id=trainer.hub_model_id or trainer.args.hub_model_id or model_name,
+        model_id=trainer.hub_model_id or args.hub_model_id or model_name,
         phrases=json.dumps(example_phrases(trainer.eval_dataset), ensure_ascii=False),
         uses_amc=any(name.startswith("loss_amc") for name in used),
         facts=facts | (adapter_facts(trainer) if has_adapters else {}),
-        has_heatmaps=has_heatmaps,
+        has_heatmaps=trainer.draw_heatmaps is not None,
         evaluations=evaluations,
         scores=list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.scores)),
         losses=list(dict.fromkeys(n for each in evaluations for n in each.metrics if n.startswith("loss"))),
         protocol=PROTOCOL,
-        objectives=objectives(trainer, used),
+        objectives=[(name, args.loss_weights[name], OBJECTIVES[name].format(args=args)) for name in used],
         settings=settings(trainer, used),
         data_title=title,
         measured_splits=" and ".join(each.split for each in evaluations if each.scores) or "no split",
@@ -150,13 +155,20 @@ def is_hub_id(name: str) -> bool:
     return not Path(name).exists()
 
 
+def card_of(name: str) -> dict[str, Any]:
+    """The metadata of the card of a Hub id or folder; nothing where there is none, or none at hand."""
+    path = Path(name, "README.md")
+    if not is_hub_id(name) and not path.is_file():
+        return {}
+    try:
+        return RepoCard.load(name if is_hub_id(name) else path).data.to_dict()
+    except EntryNotFoundError:
+        return {}
+
+
 def title_of(name: str) -> str:
     """A Hub id as it is; a folder by the title of its data card, or by its name: where it lies is nobody's business."""
-    if is_hub_id(name):
-        return name
-    card = Path(name, "README.md")
-    title = DatasetCard.load(card).data.get("pretty_name") if card.is_file() else None
-    return title or Path(name).resolve().name
+    return name if is_hub_id(name) else card_of(name).get("pretty_name") or Path(name).resolve().name
 
 
 def name_of(dataset: Any) -> str:
@@ -167,17 +179,6 @@ def name_of(dataset: Any) -> str:
 
 def link(name: str, prefix: str = "") -> str:
     return f"[{name}](https://huggingface.co/{prefix}{name})" if is_hub_id(name) else f"local folder “{title_of(name)}”"
-
-
-def card_license(model: str) -> str | list[str] | None:
-    """The licence on a checkpoint's card; None where there is no card, none at hand, or none that says it."""
-    if not is_hub_id(model):
-        card = Path(model, "README.md")
-        return ModelCard.load(card).data.get("license") if card.is_file() else None
-    try:
-        return ModelCard.load(model).data.get("license")
-    except EntryNotFoundError:
-        return None
 
 
 def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None) -> list[EvalResult]:
@@ -210,15 +211,8 @@ def used_losses(trainer: "AmcTrainer") -> list[str]:
     One that was always 0 had nothing to be the mean over, as AMC without regions.
     """
     logged = {n for entry in trainer.state.log_history if "loss" in entry for n, value in entry.items() if value}
-    weights = trainer.loss_weights()
+    weights = trainer.args.loss_weights
     return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
-
-
-def objectives(trainer: "AmcTrainer", used: list[str]) -> list[tuple[str, float, str]]:
-    """Of each loss its name, its weight, and what it asks."""
-    margins = {"loss_amc_mean": trainer.args.amc_margin_mean, "loss_amc_max": trainer.args.amc_margin_max}
-    weights = trainer.loss_weights()
-    return [(name, weights[name], OBJECTIVES[name].format(margin=margins.get(name))) for name in used]
 
 
 def example_phrases(dataset: Any) -> list[str]:
@@ -248,7 +242,11 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     """The hyper-parameters of the run, for people."""
     args, state = trainer.args, trainer.state
     batch, processes, accumulated = args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps
-    schedule = [args.lr_scheduler_type.value, *(f"{k} {v}" for k, v in (args.lr_scheduler_kwargs or {}).items())]
+    of_schedule: Any = args.lr_scheduler_kwargs or {}
+    schedule = [
+        SchedulerType(args.lr_scheduler_type).value,
+        *(f"{name} {value}" for name, value in of_schedule.items()),
+    ]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in trainer.model.parameters()) - trained
     seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
@@ -266,24 +264,18 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     }
     if "loss_itc" in used:
         rows["soft labels"] = f"alpha {args.alpha:g}, reached in {args.alpha_ramp_epochs:g} epochs"
-    if isinstance(trainer.data_collator, GroundingCollator):
-        rows |= collator_settings(trainer.data_collator, used)
+    collator = trainer.data_collator
+    if isinstance(collator, GroundingCollator):
+        side, change = collator.mask_size, collator.augmentation
+        rows["region of several instances"] = f"{collator.box_choice}; as a mask of {side} × {side}"
+        rows["longest phrase"] = f"{collator.max_length} tokens" if collator.max_length else "not cut"
+        if "loss_mlm" in used:
+            rows["masked words"] = f"{collator.mlm_probability:.0%}"
+        if change is not None:
+            changes = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}, crop {change.crop:g}"
+            rows["augmentation"] = changes
     return rows | {
         "seed": str(args.seed),
         "device": f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else ""),
         "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
     }
-
-
-def collator_settings(collator: GroundingCollator, used: list[str]) -> dict[str, str]:
-    side, change = collator.mask_size, collator.augmentation
-    rows = {
-        "region of several instances": f"{collator.box_choice}; as a mask of {side} × {side}",
-        "longest phrase": f"{collator.max_length} tokens" if collator.max_length else "not cut",
-    }
-    if "loss_mlm" in used:
-        rows["masked words"] = f"{collator.mlm_probability:.0%}"
-    if change is not None:
-        changes = f"flip {change.flip:g}, gray {change.gray:g}, jitter {change.jitter:g}, crop {change.crop:g}"
-        rows["augmentation"] = changes
-    return rows

@@ -18,7 +18,7 @@ from transformers.utils import PushInProgress, logging
 from .amc_config import AmcConfig
 from .checkpoints import begin, check_shared, checkpoints, discard, is_complete, resumed, rotate, sync
 from .lora import MOMENTUM, load_checkpoint, save_moving
-from .model_card import TASK, model_card
+from .model_card import model_card
 
 logger = logging.get_logger(__name__)
 # Files of a checkpoint that a run goes on from, and that are no part of the model.
@@ -29,6 +29,7 @@ class PublishingTrainer(Trainer):
     """transformers' Trainer, whose checkpoints are complete or do not count, and whose pushes say when they fail."""
 
     args: AmcConfig
+    control: TrainerControl
     draw_heatmaps: Callable[[Any], Any] | None
     checkpoint: Path | None = None
     has_unsaved_steps = False
@@ -122,11 +123,7 @@ class PublishingTrainer(Trainer):
     # The Hub
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository, and makes sure before training that files can be pushed.
-
-        Raises:
-            HfHubHTTPError, httpx.ConnectError, ValueError: the Hub refuses or cannot be reached.
-        """
+        """Creates the repository, and makes sure before training that files can be pushed."""
         with noting(
             f"push_to_hub: the Hub must take files for {self.args.hub_model_id or self.args.output_dir} before "
             "anything is trained. Log in with a token that may write (`hf auth login`, or HF_TOKEN), and check the "
@@ -142,25 +139,11 @@ class PublishingTrainer(Trainer):
                     revision=self.args.hub_revision,
                 )
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | None = None,
-        dataset_tags: str | None = None,
-        dataset: str | None = None,
-        dataset_args: str | None = None,
-    ) -> None:
-        """Writes README.md and heatmaps.png into the output folder: see `model_card`.
+    def create_model_card(self, **described: Any) -> None:
+        """Writes README.md and heatmaps.png into the output folder.
 
         Args:
-            language, license, tags, model_name, tasks: as in `Trainer`; `license` is `args.hub_license` by default.
-            finetuned_from: the base checkpoint, Hub id or folder; default: what the model was loaded from.
-            dataset, dataset_args: Hub id or folder of the data, and its configuration.
-            dataset_tags: the data's Hub id, where `dataset` is not it.
+            described: as in `Trainer`, see `model_card`.
         """
         if not self.is_world_process_zero():
             return
@@ -168,26 +151,10 @@ class PublishingTrainer(Trainer):
         if self.draw_heatmaps is not None:
             self.model.eval()
             self.draw_heatmaps(self).save(folder / "heatmaps.png")
-        card = model_card(
-            self,
-            model_name=model_name or (self.args.hub_model_id or folder.resolve().name).split("/")[-1],
-            base_model=finetuned_from or self.model.name_or_path or None,
-            dataset=dataset_tags or dataset,
-            dataset_config=dataset_args,
-            license=license or self.args.hub_license,
-            language=language,
-            tags=[tags] if isinstance(tags, str) else tags,
-            pipeline_tag=tasks or TASK,
-            has_heatmaps=self.draw_heatmaps is not None,
-        )
-        card.save(folder / "README.md")
+        model_card(self, **described).save(folder / "README.md")
 
     def push_to_hub(self, *args, **kwargs) -> CommitInfo:
-        """Saves the model, its processor and its code, writes the card, uploads all of it.
-
-        Raises:
-            HfHubHTTPError, httpx.ConnectError, OSError: it did not go through; the output folder is whole.
-        """
+        """Saves the model, its processor and its code, writes the card, uploads all of it."""
         folder = self.args.output_dir
         upload = f"`hf upload {self.hub_model_id or 'ORG/NAME'} {folder} --exclude 'checkpoint-*/*'`"
         with noting(f"The model is whole in {folder}; push it again with {upload}."):

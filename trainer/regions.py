@@ -85,13 +85,20 @@ class Region:
     def _tight_boxes(self) -> list[list[tuple[float, float, float, float]]]:
         """The boxes around masks (from 0.5 on), around polygons, and around scribbles."""
         size = self.height, self.width
-        masks = [_mask_box(mask) for mask in self.masks]
-        polygons = [_polygons_box(parts, *size) for parts in self.polygons]
-        return [masks, polygons, [_scribble_box(points, self.scribble_radius, *size) for points in self.scribbles]]
+        return [
+            [_mask_box(mask) for mask in self.masks],
+            [_box_around(np.concatenate(parts), 0, *size) for parts in self.polygons],
+            [_box_around(points, self.scribble_radius, *size) for points in self.scribbles],
+        ]
+
+    @property
+    def kind(self) -> str:
+        """What the instances are."""
+        return next(kind for kind in ("masks", "polygons", "scribbles", "boxes") if len(getattr(self, kind)))
 
     @property
     def num_instances(self) -> int:
-        return len(self.masks) or len(self.polygons) or len(self.scribbles) or len(self.boxes)
+        return len(getattr(self, self.kind))
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -140,15 +147,14 @@ class Region:
         Returns: float32 `(size, size)` in [0, 1].
         """
         place = self.height, self.width, size
-        draws = {
+        draw = {
             "masks": lambda mask: _draw_mask(mask, size),
             "polygons": lambda parts: _draw_polygons(parts, *place),
             "scribbles": lambda points: _draw_scribble(points, self.scribble_radius, *place),
             "boxes": lambda box: _draw_box(box, *place),
-        }
-        kind = next(kind for kind in draws if len(getattr(self, kind)))
-        instances = getattr(self, kind)
-        return np.maximum.reduce(list(map(draws[kind], instances if instance is None else [instances[instance]])))
+        }[self.kind]
+        instances = getattr(self, self.kind)
+        return np.maximum.reduce([draw(each) for each in (instances if instance is None else [instances[instance]])])
 
 
 def _items(value: Any, name: str) -> list:
@@ -187,7 +193,7 @@ def _points(given: Any, name: str, at_least: int) -> np.ndarray:
     return flat.reshape(-1, 2)
 
 
-def _is_thin(box: Sequence[float]) -> bool:
+def _is_thin(box: Sequence[float] | np.ndarray) -> bool:
     return bool(box[2] - box[0] < _THINNEST or box[3] - box[1] < _THINNEST)
 
 
@@ -200,7 +206,7 @@ def _outside(name: str, given: Any, height: int, width: int) -> ValueError:
 
 def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
     name = f"box {index}"
-    box = _numbers(given, name, f"four as {box_format}", most=np.finfo(np.float64).max)
+    box = _numbers(given, name, f"four as {box_format}", most=float(np.finfo(np.float64).max))
     if box.shape != (4,):
         raise ValueError(f"{name} must be four numbers, {box_format}; got {given!r:.80}")
     if not box_format.endswith("normalized"):
@@ -218,10 +224,7 @@ def _read_box(given: Any, index: int, height: int, width: int, box_format: str) 
 
 
 def _check_units(coordinates: np.ndarray, name: str, height: int, width: int, remedy: str = "multiply them") -> None:
-    """
-    Raises:
-        ValueError: in pixels these coordinates are of a part of the first pixel, which nobody marks.
-    """
+    """Refuses coordinates which in pixels are of a part of the first pixel, which nobody marks."""
     if max(height, width) > 1 and (np.abs(coordinates) <= 1).all() and (coordinates % 1).any():
         raise ValueError(
             f"{name} has no coordinate above 1: {coordinates.ravel().tolist()}; if they are shares of the image's "
@@ -234,8 +237,9 @@ def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.
     checked = [_points(part, name, 3) for part in _items(parts, name)]
     if not checked:
         raise ValueError(f"{name} has no parts; drop it")
-    _check_units(np.concatenate(checked), name, height, width)
-    if _is_thin(_polygons_box(checked, height, width)):
+    points = np.concatenate(checked)
+    _check_units(points, name, height, width)
+    if _is_thin(_box_around(points, 0, height, width)):
         raise ValueError(
             f"{name} has no area within the image of {width}x{height} pixels; check that it belongs to this image and "
             "is in its pixels, or drop it"
@@ -281,7 +285,8 @@ def _read_radius(radius: Any) -> float:
     return float(radius)
 
 
-def _scribble_box(points: np.ndarray, radius: float, height: int, width: int) -> tuple[float, float, float, float]:
+def _box_around(points: np.ndarray, radius: float, height: int, width: int) -> tuple[float, float, float, float]:
+    """The box within the image that holds all that is as near as `radius` to these points."""
     low, high = np.clip([points.min(axis=0) - radius, points.max(axis=0) + radius], 0, [width, height])
     return (*low.tolist(), *high.tolist())
 
@@ -292,19 +297,8 @@ def _mask_box(mask: np.ndarray) -> tuple[float, float, float, float]:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def _polygons_box(parts: Sequence[np.ndarray], height: int, width: int) -> tuple[float, float, float, float]:
-    points = np.clip(np.concatenate(parts), 0, [width, height])
-    return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-
-
 def _coverage(starts: np.ndarray, stops: np.ndarray, length: int, size: int) -> np.ndarray:
-    """Share of each of `size` equal cells of [0, length) that each interval [start, stop) covers.
-
-    Args:
-        starts, stops: `(num_intervals,)`.
-
-    Returns: float64 `(size, num_intervals)`.
-    """
+    """Share `(size, num_intervals)` of each of `size` equal cells of [0, length) that each [start, stop) covers."""
     edges = np.arange(size + 1)[:, None] * (length / size)
     covered = np.minimum(stops, edges[1:]) - np.maximum(starts, edges[:-1])
     return np.clip(covered * (size / length), 0, 1)
@@ -324,8 +318,8 @@ def _draw_polygons(parts: Sequence[np.ndarray], height: int, width: int, size: i
         draw.polygon(list(map(tuple, part * [fine / width, fine / height] - 0.5)), fill=255)
     drawn = np.asarray(canvas.reduce(_POLYGON_OVERSAMPLING), dtype=np.float32)
     if drawn.max() == 0:
-        # A sliver between the lines of the drawing grid: its box is the finest that the grid can tell.
-        return _draw_box(np.array(_polygons_box(parts, height, width)), height, width, size)
+        # It passes by a corner of the image, or is too thin for the grid: the box of its points, as far as they go.
+        return _draw_box(np.array(_box_around(np.concatenate(parts), 0, height, width)), height, width, size)
     return drawn / drawn.max()
 
 

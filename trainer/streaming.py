@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -36,11 +36,7 @@ class StreamedRows:
 
     @classmethod
     def open(cls, path: str, config: str | None, split: str, needs_regions: bool = False) -> "StreamedRows":
-        """One split of a folder, or of a Hub id.
-
-        Raises:
-            ValueError: as `open_split`, or it has no row.
-        """
+        """One split of a folder, or of a Hub id; errors as of `open_split`, and if it has no row."""
         dataset = open_split(path, config, split, streaming=True, needs_regions=needs_regions)
         try:
             rows = cls(dataset)
@@ -93,41 +89,37 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     workers alone. Every record comes once in an epoch; where processes cannot share them evenly, a few come twice.
 
     Args:
-        collator: of a list of rows.
+        collator: of a list of rows; its `epoch` is set.
         buffer_size: runs of rows that each worker holds in memory to draw the next one from.
         phrases_per_image: a run is up to this many rows of an image, which follow each other in the data.
         drop_last: leave out the last batch of an epoch if it is smaller.
-        process, num_processes: this one, of how many.
+        share: this process, of how many.
     """
 
     def __init__(
         self,
         rows: StreamedRows,
-        collator: Callable[[list[Record]], dict[str, Any]],
+        collator: Any,
         batch_size: int,
         buffer_size: int = 2000,
         phrases_per_image: int = 1,
         seed: int = 0,
         drop_last: bool = False,
-        process: int = 0,
-        num_processes: int = 1,
+        share: tuple[int, int] = (0, 1),
     ):
         if buffer_size < 1 or phrases_per_image < 1:
             raise ValueError("shuffle_buffer and phrases_per_image must be at least 1.")
         self.rows, self.collator, self.batch_size = rows, collator, batch_size
         self.buffer_size, self.phrases_per_image = buffer_size, phrases_per_image
         self.seed, self.epoch, self.passed_over = seed, 0, 0
-        self.process, self.num_processes = process, num_processes
+        self.process, num_processes = share
         self.num_rows = -(-len(rows) // num_processes)  # of a process
         full, left = divmod(self.num_rows, batch_size)
         self.batch_sizes = [batch_size] * full + [left] * (left > 0)
         self.num_batches = full if drop_last else len(self.batch_sizes)
 
     def begin_epoch(self, epoch: int, passed_over: int = 0) -> None:
-        """
-        Args:
-            passed_over: so many batches have been trained on already: they come as None, and no image is decoded.
-        """
+        """So many batches have been trained on already: they come as None, and no image is decoded."""
         self.epoch, self.passed_over = epoch, passed_over
         self.collator.epoch = epoch
 

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
     source = data_args.dataset, data_args.dataset_config
-    train_dataset = training_data(data_args, needs_regions=args.amc_mean_weight > 0 or args.amc_max_weight > 0)
+    train_dataset = training_data(data_args, needs_regions=args.uses_amc)
     eval_splits = splits_to_evaluate(data_args, args)
     eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in eval_splits}
     texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         )
 
     collator = make_collator(processor, data_args, args)
-    if args.amc_mean_weight > 0 or args.amc_max_weight > 0:
+    if args.uses_amc:
         check_regions(train_dataset, data_args.box_format)
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
     collator.spare = None if data_args.strict else first_usable
@@ -115,10 +115,7 @@ def make_collator(processor: ProcessorMixin, data_args: DataArguments, args: Amc
 
 
 def training_data(data_args: DataArguments, needs_regions: bool) -> Dataset | PhraseRows | StreamedRows:
-    """
-    Raises:
-        ValueError: there is no such split or column; or a part is asked for of streamed data.
-    """
+    """The split to train on; streamed data is taken whole."""
     source = data_args.dataset, data_args.dataset_config, data_args.train_split
     if not data_args.streaming:
         return load_split(*source, data_args.max_train_examples, needs_regions)
@@ -130,22 +127,14 @@ def training_data(data_args: DataArguments, needs_regions: bool) -> Dataset | Ph
 def load_split(
     path: str, config: str | None, split: str, limit: int | None = None, needs_regions: bool = False
 ) -> Dataset | PhraseRows:
-    """One split, a record for each phrase, of which the first `limit` may do.
-
-    Raises:
-        ValueError: as `open_split`.
-    """
+    """One split, a record for each phrase, or the first `limit` of them."""
     dataset = open_split(path, config, split, needs_regions=needs_regions)
     dataset = dataset if isinstance(dataset.features["phrase"], Value) else PhraseRows(dataset)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
 def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
-    """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so.
-
-    Raises:
-        ValueError: what is asked for needs an evaluation, and there is none.
-    """
+    """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so."""
     if data_args.eval_splits is not None:
         return data_args.eval_splits
     if "validation" in split_names(data_args.dataset, data_args.dataset_config):
@@ -173,7 +162,7 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
         text_config = {**fields.get("text_config", {}), "vocab_size": len(tokenizer)}
         config = AlbefConfig(**{**fields, "text_config": text_config})
         model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
-        side = model_args.image_size or config.vision_config.image_size
+        side = model_args.image_size or model.config.vision_config.image_size
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
     if model_args.lora_rank:
         options = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_modules
@@ -185,11 +174,7 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
 
 
 def config_fields(given: dict | str | None) -> dict[str, Any]:
-    """The fields of AlbefConfig, as a mapping of the YAML file or as JSON.
-
-    Raises:
-        ValueError: they are neither.
-    """
+    """The fields of AlbefConfig, as a mapping of the YAML file or as JSON."""
     try:
         fields = json.loads(given) if isinstance(given, str) else given or {}
     except (ValueError, RecursionError) as error:
@@ -200,11 +185,7 @@ def config_fields(given: dict | str | None) -> dict[str, Any]:
 
 
 def freeze(model: PreTrainedModel, patterns: list[str]) -> None:
-    """Takes the parameters whose names match a pattern out of training.
-
-    Raises:
-        ValueError: a pattern matches no name.
-    """
+    """Takes the parameters whose names match a pattern out of training; a pattern that matches none is an error."""
     for pattern in patterns:
         matching = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
         if not matching:

@@ -44,6 +44,12 @@ def prepare(folder: Path) -> None:
     tiny_processor().save_pretrained(folder / "model")
 
 
+def options(folder: Path, run: str, **settings) -> list[str]:
+    """The command line of a run."""
+    places = {"dataset": folder / "data", "model": folder / "model", "output_dir": folder / run}
+    return [text for name, value in (places | SETTINGS | settings).items() for text in (f"--{name}", str(value))]
+
+
 def start(
     folder: Path,
     run: str,
@@ -59,14 +65,12 @@ def start(
         processes: of this machine. launch: options of torchrun, which is used if there are several processes or a
             machine among others is meant.
     """
-    places = {"dataset": folder / "data", "model": folder / "model", "output_dir": folder / run}
-    options = [text for name, value in (places | SETTINGS | settings).items() for text in (f"--{name}", str(value))]
     torchrun = ["-m", "torch.distributed.run", *launch, f"--nproc_per_node={processes}"]
     is_alone = processes == 1 and list(launch) == ["--standalone"]
     common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     log = open(folder / f"{run}.log", "a")  # noqa: SIM115 (it outlives this function, with the process)
     return subprocess.Popen(
-        [sys.executable, *([] if is_alone else torchrun), script, *options],
+        [sys.executable, *([] if is_alone else torchrun), script, *options(folder, run, **settings)],
         cwd=ROOT,
         stdout=log,
         stderr=log,

@@ -1,4 +1,4 @@
-"""What test_trainer.py and test_distributed.py share: a trainer with small settings, what watches and disturbs it."""
+"""What tests of the trainer share: a trainer with small settings, what watches and disturbs it."""
 
 import copy
 import math
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import BertTokenizer, BlipImageProcessorPil, BlipProcessor, TrainerCallback
+from transformers import TrainerCallback
 
-from tests.helpers.data import PHRASES, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.data import blip_processor, tiny_albef, tiny_dataset, tiny_processor  # noqa: F401  (test_lora has it from here)
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator
@@ -35,6 +35,8 @@ RUN = dict(
     use_cpu=True,
     disable_tqdm=True,
 )
+# Losses and steps of their own: what a test is not about weighs nothing.
+ONLY = {"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0, "amc_mean_weight": 0, "amc_max_weight": 0}
 OF_TRAINER = "phrases_per_image", "draw_heatmaps", "model_init", "compute_loss_func"
 
 
@@ -77,6 +79,10 @@ class Poison:
         if any(record["image_id"] in self.image_ids for record in records):
             batch[self.name] = batch[self.name] * math.nan
         return batch
+
+
+def training_logs(trainer: AmcTrainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 class Watcher(TrainerCallback):
@@ -135,21 +141,6 @@ def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, 
     if isinstance(collator, FixedDraws):
         trainer.model.choose_negatives = collator.negatives
     return trainer
-
-
-def relative_difference(one: dict, other: dict) -> float:
-    """The largest difference of a gradient, relative to the largest entry of that gradient or 1 % of all gradients'."""
-    assert [n for n, g in one.items() if g is None] == [n for n, g in other.items() if g is None]
-    pairs = [(one[name], other[name]) for name in one if one[name] is not None]
-    floor = 0.01 * max(a.abs().max().item() for a, _ in pairs)
-    return max((a - b).abs().max().item() / max(a.abs().max().item(), floor) for a, b in pairs)
-
-
-def blip_processor() -> BlipProcessor:
-    words = sorted({word for phrase in PHRASES for word in phrase.split()} | {"very", "small", "here"})
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
-    image_processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    return BlipProcessor(image_processor, BertTokenizer(vocab=vocabulary))
 
 
 def write_yaml(folder: Path, **settings) -> str:
