@@ -467,4 +467,4 @@ def test_step_targets():
     assert [target.position for target in targets] == [0, 2]
     assert model.queue_pointer.tolist() == [4]
     expected = twin.momentum_step([{name: half[name] for name in tiny_batch()} for half in halves])
-    assert torch.equal(targets[1].text_candidates, expected[1].text_candidates)
+    assert torch.equal(targets[1].candidates.text_features, expected[1].candidates.text_features)

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 from ..pipeline import PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
-from .processors import whole_images
+from .processors import tokenize_phrases, whole_images
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 
@@ -86,6 +86,9 @@ class AutoGrounder(PhraseGrounder):
         if in_captions:
             raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
         return explain_function(self.model, method), METHODS[method]
+
+    def _tokenize(self, texts: list[str], spans: list | None) -> Mapping[str, torch.Tensor]:
+        return tokenize_phrases(self.processor, texts, spans=spans)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not self.keeps_encodings:
