@@ -222,7 +222,7 @@ def contrasted(model: PreTrainedModel, batch: tuple, step_pairs: StepPairs | Non
         micro-batches compute all of them: each gives the scale its share of the gradient.
     """
     scale = model.logit_scale.exp()
-    with seeded(step_pairs and step_pairs.seed, batch[0].device):
+    with seeded(None if step_pairs is None else step_pairs.seed, batch[0].device):
         pairs = own = own_pairs(model, *batch)
     if step_pairs is not None:
         before, after = slice(step_pairs.position), slice(step_pairs.position + len(own.texts), None)
