@@ -200,14 +200,13 @@ def test_the_sweep_agrees_with_the_evaluation_of_every_layer(checkpoint, tmp_pat
 
 
 def test_the_sweep_of_heads(checkpoint, tmp_path):
-    records = [record | {"boxes": [[1, 1, 20, 35]]} for record in tiny_records(6)]  # large: every head hits some
-    data = write_folder(tmp_path / "data", test=records)
+    data = write_folder(tmp_path / "data", test=tiny_records(6))
     found = sweep_layers.main(
         ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--cpu", "--heads"]
     )
     num_heads = tiny_config().text_config.num_attention_heads
     assert list(found["layers"][found["best"]["layer"]]) == ["all heads", *map(str, range(num_heads))]
-    grounder = AutoGrounder.from_pretrained(str(checkpoint))
+    grounder, records = AutoGrounder.from_pretrained(str(checkpoint)), tiny_records(6)
     model, processor = grounder.model, grounder.processor
     for layer, scores in found["layers"].items():
         hits = 0
