@@ -1,5 +1,7 @@
 """ALBEF in transformers, and heatmaps of any vision-language model. Importing this registers the Auto classes."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -49,7 +51,8 @@ for model_class in (AlbefModel, AlbefVisionModel, AlbefTextModel):
     model_class.config_class.register_for_auto_class()
     model_class.register_for_auto_class("AutoModel")
 AlbefForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-for part in (AlbefProcessor, *image_processor_classes.values()):
+parts: tuple[Any, ...] = (AlbefProcessor, *image_processor_classes.values())
+for part in parts:
     part.register_for_auto_class()
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Attention of ALBEF's encoders: eager where it is explained, grouped by image on a CPU; activation checkpointing."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,39 +19,29 @@ def eager_attention_forward(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    starts_graph: bool = False,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, so that it can be differentiated twice. The probabilities returned are before dropout.
+    """Attention that can be differentiated twice. The probabilities returned are before dropout.
 
     Args:
         attention_mask: of bool, True where to look, or to add to the scores.
+        starts_graph: the probabilities start a new graph: what lies below them is never differentiated.
     """
-    scores = query @ key.transpose(-2, -1) * scaling
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    elif attention_mask is not None:
-        scores = scores + attention_mask
-    probabilities = scores.softmax(dim=-1)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not starts_graph):
+        scores = query @ key.transpose(-2, -1) * scaling
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        elif attention_mask is not None:
+            scores = scores + attention_mask
+        probabilities = scores.softmax(dim=-1)
+    if starts_graph:
+        probabilities.requires_grad_()
     output = dropped(probabilities, dropout, module.training) @ value
     return output.transpose(1, 2), probabilities
 
 
-def leaf_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Eager attention whose probabilities start a new graph: what lies below them is never differentiated."""
-    with torch.no_grad():
-        _, probabilities = eager_attention_forward(module, query, key, value, attention_mask, scaling)
-    probabilities.requires_grad_()
-    output = dropped(probabilities, dropout, module.training) @ value
-    return output.transpose(1, 2), probabilities
+leaf_attention_forward = partial(eager_attention_forward, starts_graph=True)
 
 
 def dropped(states: Tensor, p: float, training: bool) -> Tensor:
@@ -63,17 +54,17 @@ def dropped(states: Tensor, p: float, training: bool) -> Tensor:
     return states * is_kept.to(states.dtype).mul_(2**16 / (2**16 - num_dropped))
 
 
-def explained_interface(layer: int, explained_layer: int, create_graph: bool, default: Callable) -> Callable:
-    """The attention that layer `layer` runs when `explained_layer` is explained.
+def explained_interface(layer: int, explained_layer: int | None, create_graph: bool) -> Callable | None:
+    """The attention that layer `layer` runs when `explained_layer` is explained; None: the configured one.
 
     SDPA and flash attention hand out no probabilities and have no second derivative: the explained layer is always
     eager, the layers above it only if the heatmap is to be differentiated, the layers below never.
     """
-    if layer == explained_layer and not create_graph:
-        return leaf_attention_forward
-    if layer == explained_layer or (layer > explained_layer and create_graph):
+    if explained_layer is None or layer < explained_layer:
+        return None
+    if create_graph:
         return eager_attention_forward
-    return default
+    return leaf_attention_forward if layer == explained_layer else None
 
 
 def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -84,7 +75,7 @@ def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor |
 
 
 class ImageGroups(NamedTuple):
-    """Which phrases belong to each image, in places: as many for every image as the one with the most phrases has.
+    """Phrases in places by image: as many places for every image as the one with the most phrases has.
 
     - `phrases` (num_images * num_places,): the phrase in each place; places left over repeat phrase 0, unread.
     - `places` (num_phrases,): where each phrase is among them.
@@ -100,13 +91,8 @@ class ImageGroups(NamedTuple):
         return placed.transpose(1, 2).flatten(2, 3)
 
     def part(self, context: Tensor, probabilities: Tensor | None, num_tokens: int) -> tuple[Tensor, Tensor | None]:
-        """Gives every phrase its rows of what attention returned.
-
-        Args:
-            context: (num_images, num_places * num_tokens, num_heads, size). probabilities: (num_images, num_heads,
-                num_places * num_tokens, num_keys) or None.
-
-        Returns: (num_phrases, num_tokens, num_heads, size), and (num_phrases, num_heads, num_tokens, num_keys) or None.
+        """Context (num_images, num_places * num_tokens, num_heads, size) and probabilities (num_images, num_heads,
+        num_places * num_tokens, num_keys) or None → the same of every phrase, of num_tokens rows.
         """
         context = context.unflatten(1, (-1, num_tokens)).flatten(0, 1).index_select(0, self.places)
         if probabilities is not None:
@@ -140,11 +126,7 @@ def group_by_image(image_index: Tensor | None, num_images: int) -> ImageGroups |
 def checkpointed(function: Callable, *inputs: Tensor | None, training: bool, is_random: bool = False) -> Any:
     """`function(*inputs)` by activation checkpointing: in training only `inputs` are kept for the backward pass.
 
-    The recomputation stops as soon as it has what was not kept: of a function that ends in a linear layer all but that
-    last product. A compiler decides for itself what to keep.
-
-    Args:
-        is_random: `function` has dropout, which must drop the same again.
+    A compiler decides for itself what to keep. `is_random`: `function` has dropout, which must drop the same again.
     """
     if not training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*inputs)

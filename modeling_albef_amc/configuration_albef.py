@@ -1,5 +1,6 @@
 """Configuration of ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651). The defaults are the released base model."""
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     # `save_pretrained` copies what a file imports: this puts pipeline.py into every checkpoint, for `custom_pipelines`.
     from .pipeline import VisualGroundingPipeline  # noqa: F401
 
+# `custom_pipelines` of config.json: task → its class, in a file beside it, and the class that loads its model.
+PIPELINES = {"visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}}
 # More than any model has: a damaged file could ask for a model that takes hours to build.
 MAX_SIZE, MAX_LAYERS, MAX_SIDE, MAX_CHANNELS = 2**24, 1000, 2**14, 256
 
@@ -20,18 +23,14 @@ class AlbefVisionConfig(PreTrainedConfig):
     """The image encoder: ViT-B/16, pre-norm, learned positions.
 
     Args:
-        hidden_size, num_hidden_layers: width of a token, and number of layers.
+        hidden_size, num_hidden_layers: width of a token, and number of layers. num_channels: 3, RGB.
         intermediate_size: width of each layer's MLP. hidden_act: its activation, of `transformers.activations.ACT2FN`.
         num_attention_heads: heads of each layer; they share `hidden_size` evenly.
-        num_channels: channels of an image: 3, RGB.
         image_size: a side in pixels, or (height, width): the number of learned positions, which are interpolated to the
             grid of images of another size.
         patch_size: side of a patch in pixels; it divides both sides of `image_size`.
-        layer_norm_eps: what layer norms add to the variance.
+        layer_norm_eps: what layer norms add to the variance. initializer_range: deviation of the initial weights.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout of layers' outputs, and of attention probabilities.
-        initializer_range: standard deviation of the initial weights.
-
-    Raises ValueError: sizes that no encoder has, or that do not fit each other.
 
     >>> AlbefVisionConfig(image_size=(256, 384)).grid
     (16, 24)
@@ -58,21 +57,19 @@ class AlbefVisionConfig(PreTrainedConfig):
         check_encoder(self)
         check_sizes(self, "num_channels", most=MAX_CHANNELS)
         check_sizes(self, "patch_size", most=MAX_SIDE)
-        sides = [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
+        size, sides = self.image_size, self._sides()
         if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
-            raise ValueError(
-                f"image_size {self.image_size} must be a side or (height, width), in 1..{MAX_SIDE:,} pixels."
-            )
-        height, width = sides
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a whole number of patches of {self.patch_size} pixels"
-            )
+            raise ValueError(f"image_size {size} must be a side or (height, width), in 1..{MAX_SIDE:,} pixels.")
+        if any(side % self.patch_size for side in sides):
+            raise ValueError(f"image_size {size} is not a whole number of patches of {self.patch_size} pixels")
+
+    def _sides(self) -> list[int]:
+        return [self.image_size] * 2 if isinstance(self.image_size, int) else list(self.image_size)
 
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches at `image_size`."""
-        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        height, width = self._sides()
         return height // self.patch_size, width // self.patch_size
 
 
@@ -88,8 +85,6 @@ class AlbefTextConfig(PreTrainedConfig):
         max_position_embeddings: tokens of the longest phrase, [CLS] included.
         type_vocab_size: number of token types; ALBEF's phrases are all of type 0.
         pad_token_id: the token that fills up a batch's shorter phrases, whose embedding is not trained; None for none.
-
-    Raises ValueError: sizes that no encoder has, or that do not fit each other.
     """
 
     model_type = "albef_text_model"
@@ -140,8 +135,6 @@ class AlbefConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights outside both encoders.
         tie_word_embeddings: the MLM head's weights are the word embeddings (pre-training only).
 
-    Raises ValueError: a layer to explain that does not exist or does not see the image; as of both parts.
-
     >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
     >>> config.vision_config.grid, config.text_config.encoder_hidden_size
     ((24, 24), 768)
@@ -150,8 +143,12 @@ class AlbefConfig(PreTrainedConfig):
     model_type = "albef"
     sub_configs = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
 
-    vision_config: dict | AlbefVisionConfig | None = None
-    text_config: dict | AlbefTextConfig | None = None
+    if TYPE_CHECKING:
+        vision_config: AlbefVisionConfig
+        text_config: AlbefTextConfig
+    else:  # what it may be made from
+        vision_config: dict | AlbefVisionConfig | None = None
+        text_config: dict | AlbefTextConfig | None = None
     projection_dim: int = 256
     temperature: float = 0.07
     grounding_layer: int = 8
@@ -173,33 +170,24 @@ class AlbefConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         check_sizes(self, "projection_dim", "queue_size")
         first, last = self.text_config.fusion_layer, self.text_config.num_hidden_layers - 1
-        if not first <= self.grounding_layer <= last:
-            raise ValueError(
-                f"grounding_layer {self.grounding_layer} has no cross-attention: choose one of {first}..{last}"
-            )
-        num_vision_layers = self.vision_config.num_hidden_layers
-        if not -num_vision_layers <= self.vision_grounding_layer < num_vision_layers:
-            raise ValueError(
-                f"vision_grounding_layer {self.vision_grounding_layer} is outside the {num_vision_layers} layers"
-            )
+        layer, vision_layer = self.grounding_layer, self.vision_grounding_layer
+        if not first <= layer <= last:
+            raise ValueError(f"grounding_layer {layer} has no cross-attention: choose one of {first}..{last}")
+        num_layers = self.vision_config.num_hidden_layers
+        if not -num_layers <= vision_layer < num_layers:
+            raise ValueError(f"vision_grounding_layer {vision_layer} is outside the {num_layers} layers")
 
     @property
     def custom_pipelines(self) -> dict[str, dict]:
         """Pipelines of the checkpoint; none where this package is imported, which has registered its own."""
-        return published_pipelines() if __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else {}
+        return deepcopy(PIPELINES) if __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else {}
 
     def to_diff_dict(self) -> dict[str, Any]:
         # What is written into config.json.
-        return {**super().to_diff_dict(), "custom_pipelines": published_pipelines()}
-
-
-def published_pipelines() -> dict[str, dict]:
-    """`custom_pipelines` of config.json: task → its class, in a file beside it, and the class that loads its model."""
-    return {"visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}}
+        return {**super().to_diff_dict(), "custom_pipelines": deepcopy(PIPELINES)}
 
 
 def check_encoder(config: AlbefVisionConfig | AlbefTextConfig) -> None:
-    """ValueError: a size is out of range, heads do not share the width evenly, or there is no such activation."""
     check_sizes(config, "hidden_size", "intermediate_size")
     check_sizes(config, "num_hidden_layers", "num_attention_heads", most=MAX_LAYERS)
     heads = config.num_attention_heads
@@ -210,7 +198,6 @@ def check_encoder(config: AlbefVisionConfig | AlbefTextConfig) -> None:
 
 
 def check_sizes(config: PreTrainedConfig, *names: str, most: int = MAX_SIZE) -> None:
-    """ValueError: one of these fields is below 1, or above what any model has."""
     for name in names:
         if not 1 <= getattr(config, name) <= most:
             raise ValueError(f"{name} must lie in 1..{most:,}, got {getattr(config, name)}.")

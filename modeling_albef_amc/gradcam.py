@@ -1,8 +1,4 @@
-"""Heatmaps from attention and its gradient (Grad-CAM on attention, as in ALBEF and AMC). No model is named here.
-
-A model family hands over a `PhraseAttention`: a score for every phrase and the attention that the score was computed
-from. `gradcam` turns it into one heatmap a phrase.
-"""
+"""Heatmaps from attention and its gradient: `gradcam` of the `PhraseAttention` that a model family hands over."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -19,15 +15,14 @@ class PhraseAttention(NamedTuple):
 
     - `score` (num_phrases,): how well each phrase fits its image; the higher, the better.
     - `attention` (num_phrases, num_heads, num_tokens, num_keys): probabilities in the graph of `score`: the recorded
-    tensor
-      itself, not a slice or a copy of it. Row i must influence `score[i]` alone.
+      tensor itself, not a slice or a copy of it. Row i must influence `score[i]` alone.
     - `token_mask` (num_phrases, num_tokens): which query tokens count (1) and which are padding (0).
     - `patches`: the keys that are image patches, in row order. `grid`: (rows, columns) of them.
     - `probability` (num_phrases,): that the phrase fits its image, in [0, 1], without a graph. Heatmaps do not need it.
     - `match_logit` (num_phrases,): log-odds that it fits, in the graph of `score`, of models that learn to tell.
     - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
     - `cls_places` (num_phrases,): which token each score was read from; None: the first.
-    - `layers`: of a pass by `explain_all_layers`, every attention in it, in the order of the pass.
+    - `layers`: every attention of the pass, in its order, where a method needs them.
     """
 
     score: Tensor
@@ -55,8 +50,6 @@ def gradcam(
     Returns: (num_phrases, rows, columns), with `per_head` and `per_token` (num_phrases, num_heads, num_tokens, rows,
         columns); at least float32, not negative, not normalised. Maps of padded tokens are zero.
 
-    Raises ValueError: the score does not depend on the attention, or the grid does not fit the patches.
-
     Source: Grad-CAM on cross-attention as in ALBEF (arXiv 2107.07651, §6), AMC (arXiv 2206.15462, eq. 4).
     """
     score, attention = phrase_attention.score, phrase_attention.attention
@@ -77,10 +70,7 @@ def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, pe
 
 
 def patch_maps(phrase_attention: PhraseAttention, weights: Tensor, per_head: bool) -> Tensor:
-    """Weights of the shape of the attention → (num_phrases, [num_heads,] num_tokens, rows, columns), valid tokens only.
-
-    Raises ValueError: the grid does not fit the patches.
-    """
+    """Weights of the shape of the attention → (num_phrases, [num_heads,] num_tokens, rows, columns)"""
     maps, (rows, columns) = weights[..., phrase_attention.queries, phrase_attention.patches], phrase_attention.grid
     if maps.shape[-1] != rows * columns:
         raise ValueError(f"A grid of {rows} x {columns} does not fit {maps.shape[-1]} patches.")
@@ -90,7 +80,6 @@ def patch_maps(phrase_attention: PhraseAttention, weights: Tensor, per_head: boo
 
 
 def check_recorded(attention: Tensor | None) -> None:
-    """ValueError: there is no attention."""
     if attention is None:
         raise ValueError("The model returned no attention probabilities: load it with attn_implementation='eager'.")
 
@@ -98,12 +87,7 @@ def check_recorded(attention: Tensor | None) -> None:
 def attention_gradients(
     score: Tensor, attentions: list[Tensor], create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """∂score/∂A of each attention; None where the score does not depend on it.
-
-    Raises:
-        ValueError: there is no attention, or no graph.
-        RuntimeError: reentrant activation checkpointing has cut the graph.
-    """
+    """∂score/∂A of each attention; None where the score does not depend on it."""
     for attention in attentions:
         check_recorded(attention)
         if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
@@ -119,11 +103,7 @@ def attention_gradients(
 
 
 def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAttention:
-    """The same with fewer tokens that count, so that a heatmap is of a phrase in its caption.
-
-    Args:
-        chosen: (num_phrases, num_tokens), 1 for the word pieces of the phrase. The score stays that of all tokens.
-    """
+    """The same with fewer tokens that count: those where `chosen` (num_phrases, num_tokens) is 1."""
     token_mask = phrase_attention.token_mask
     if chosen.shape != token_mask.shape:
         raise ValueError(
@@ -134,13 +114,8 @@ def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAt
 
 
 def average_tokens(token_heatmaps: Tensor, token_mask: Tensor) -> Tensor:
-    """The mean map of the chosen tokens; zeros where a phrase has none.
-
-    Args:
-        token_heatmaps: (num_phrases, …, num_tokens, rows, columns).
-        token_mask: (num_phrases, num_tokens), 1 for the tokens to average.
-
-    Returns: (num_phrases, …, rows, columns).
+    """(num_phrases, …, num_tokens, rows, columns) → (num_phrases, …, rows, columns): the mean map of the tokens whose
+    `token_mask` (num_phrases, num_tokens) is 1; zeros where a phrase has none.
     """
     weights = token_mask.to(token_heatmaps)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
@@ -164,13 +139,10 @@ def upsample_heatmaps(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def heatmap_points(heatmaps: Tensor, target_sizes: Tensor) -> Tensor:
-    """Where each map is highest in its image: the pointing game's answer.
+    """Where each map (num_phrases, rows, columns) is highest in its image: the pointing game's answer.
 
-    Args:
-        heatmaps: (num_phrases, rows, columns). target_sizes: (num_phrases, 2), height and width of each image in
-        pixels.
-
-    Returns: (num_phrases, 2), (x, y) in pixels of the first maximum in row order of the map upsampled bicubically.
+    `target_sizes` (num_phrases, 2) are height and width in pixels. Returns (num_phrases, 2), (x, y) of the first
+    maximum in row order of the map upsampled bicubically.
     """
     points = torch.zeros(len(heatmaps), 2, dtype=torch.long, device=heatmaps.device)
     for size in target_sizes.unique(dim=0):
@@ -182,13 +154,7 @@ def heatmap_points(heatmaps: Tensor, target_sizes: Tensor) -> Tensor:
 
 
 def resolve_image_index(images: Tensor, phrases: Tensor, image_index: Tensor | None) -> Tensor | None:
-    """Which image each phrase belongs to; None where phrase i belongs to image i.
-
-    Args:
-        images: (num_images, …). phrases: (num_phrases, …).
-
-    Raises ValueError: `image_index` cannot be guessed, or is not one whole number a phrase.
-    """
+    """Which image (num_images, …) each phrase (num_phrases, …) belongs to; None where phrase i belongs to image i."""
     num_images, num_phrases = images.shape[0], phrases.shape[0]
     if image_index is not None:
         if image_index.shape != (num_phrases,) or image_index.is_floating_point():
@@ -203,10 +169,10 @@ def resolve_image_index(images: Tensor, phrases: Tensor, image_index: Tensor | N
 
 
 def leaving_inference_mode(function: Callable) -> Callable:
-    """Lets `function` build graphs for a caller in `torch.inference_mode`, as it can for one in `torch.no_grad`.
+    """Lets `function` build graphs for a caller in `torch.inference_mode`: arguments made there are copied."""
 
-    Tensors made in inference mode can never enter a graph: arguments made there are copied.
-    """
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
     @wraps(function)
     def outside(*args, **kwargs):
@@ -214,14 +180,10 @@ def leaving_inference_mode(function: Callable) -> Callable:
             return function(*args, **kwargs)
         grad_enabled = torch.is_grad_enabled()  # never in inference mode
         with torch.inference_mode(False), torch.set_grad_enabled(grad_enabled):
-            args, kwargs = tree_map(copied_from_inference_mode, (args, kwargs))
+            args, kwargs = tree_map(copied, (args, kwargs))
             return function(*args, **kwargs)
 
     return outside
-
-
-def copied_from_inference_mode(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def uncompiled(function: Callable) -> Callable:

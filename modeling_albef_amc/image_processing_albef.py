@@ -3,33 +3,19 @@
 from typing import Any
 
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.utils import requires_backends
 
 from .image_processing_pil_albef import AlbefImageInputs, AlbefImageProcessorPil
 
 
 class AlbefImageProcessor(AlbefImageInputs, TorchvisionBackend):
-    """`AlbefImageProcessorPil` on tensors; here and there a resized value differs from Pillow's by a step or two of
-    255.
+    """`AlbefImageProcessorPil` on tensors; some resized values differ from Pillow's by a step or two of 255.
 
     Args:
         kwargs: as of `AlbefImageProcessorPil`. Calls take `device` as well, where to compute: "cuda", "cpu".
 
     Returns: `pixel_values` (num_images, 3, height, width) float32.
-
-    Raises ImportError: torchvision is not installed. ValueError: as of `AlbefImageProcessorPil`.
     """
-
-    resample = PILImageResampling.BICUBIC
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
-    size = {"height": 256, "width": 256}
-    default_to_square = True
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
 
     def __init__(self, **kwargs):
         requires_backends(self, ["torchvision"])
@@ -43,6 +29,3 @@ class AlbefImageProcessor(AlbefImageInputs, TorchvisionBackend):
             classes = (AlbefImageProcessorPil, type(self))
             auto_map["AutoImageProcessor"] = [f"{c.__module__.rpartition('.')[2]}.{c.__name__}" for c in classes]
         return processor_dict
-
-
-__all__ = ["AlbefImageProcessor"]

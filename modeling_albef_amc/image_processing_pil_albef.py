@@ -1,6 +1,7 @@
 """Image processor of ALBEF: a bicubic resize to a square (no crop) and normalisation, with Pillow and NumPy alone."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,7 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
     Args:
         images: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, channels) or
             (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
-        name: what errors call `images`; what is inside is `images[0]`, `images[0][1]` and so on.
-
-    Raises ValueError: something is not an image; a list or a batch is empty, so that phrases would miss their images.
+        name: what errors call `images`.
     """
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]
@@ -48,23 +47,16 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
 
 
 def channel_axis_format(image: np.ndarray | Tensor) -> ChannelDimension:
-    """Where the channels (1, 3 or 4) of an image of three dimensions are, as `ChannelDimension`.
-
-    When both ends could be channels, as in an array of one row, each library's own habit decides: NumPy arrays have
-    them last, tensors first. ValueError: neither end is a number of channels.
+    """Where the channels (1, 3 or 4) of an image of three dimensions are; where both ends could be, as in an array of
+    one row, the library's habit decides: NumPy arrays have them last, tensors first.
     """
     if image.shape[0] in CHANNEL_COUNTS and image.shape[-1] in CHANNEL_COUNTS:
-        # A leading 1 before 3 or 4 columns of a tensor, and so on: nothing in the numbers tells, only the container.
         return ChannelDimension.FIRST if isinstance(image, Tensor) else ChannelDimension.LAST
     return infer_channel_dimension_format(image, num_channels=CHANNEL_COUNTS)
 
 
 def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey images to 8 bits, which Pillow would clip to white on their way to RGB; others stay as they
-    are.
-
-    Raises ValueError: mode "I" or "F", whose range of values nobody knows.
-    """
+    """Scales 16-bit grey images to 8 bits, which Pillow would clip to white on their way to RGB."""
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -79,8 +71,6 @@ def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
         image: three dimensions. uint8 is left alone, bool becomes 0 and 255, uint16 is scaled by 1/257, other integers
             must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
         do_rescale: False when the caller has scaled the values already: floating point values are then kept.
-
-    Raises ValueError: empty, not finite or out of range.
     """
     if isinstance(image, np.ndarray):
         # torch takes neither negative strides (flipped arrays) nor read-only memory (the arrays of Pillow).
@@ -108,11 +98,22 @@ def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
 
 
 class AlbefImageInputs:
-    """How both backends take images in: any nesting, Pillow mode and number type; errors name the image's index."""
+    """What both backends share: the defaults, and images in any nesting, Pillow mode and number type."""
+
+    fetch_images: Callable[[str], Image.Image]  # of transformers' backends
+    process_image: Callable[..., Any]
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 256, "width": 256}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
 
     def __init__(self, **kwargs):
-        # Says where a file's code is; whoever saves writes its own.
-        kwargs.pop("auto_map", None)
+        kwargs.pop("auto_map", None)  # says where a file's code is; whoever saves writes its own
         super().__init__(**kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
@@ -124,11 +125,11 @@ class AlbefImageInputs:
         self,
         images: ImageInput,
         *args,
-        expected_ndims: int = 3,
         do_rescale: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         **kwargs,
     ) -> list[Any]:
+        kwargs.pop("expected_ndims", None)
         prepared = []
         for index, image in enumerate(flatten_images(images)):
             try:
@@ -151,19 +152,15 @@ class AlbefImageInputs:
 class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
     """Pixel values for ALBEF: RGB, bicubic resize to `size` without a crop, scaled to [0, 1] and normalised.
 
-    Training and Flickr30k use 256 pixels, RefCOCO+ and ReferIt 384. Pillow images, arrays and tensors are taken as
-    they are stored: an EXIF orientation is applied to paths and URLs only. Transparent pixels are laid on white.
+    An EXIF orientation is applied to paths and URLs only. Transparent pixels are laid on white.
 
-    Args:
+    Args: also of calls, which take `return_tensors` ("pt", "np") as well.
         do_resize, size, resample: {"height": pixels, "width": pixels} or one number for both; `PIL.Image.Resampling`.
         do_rescale, rescale_factor: values of 0 to 255 are multiplied by 1/255.
         do_normalize, image_mean, image_std: a number for each of R, G and B.
         do_convert_rgb: Pillow images of other modes become RGB.
-            Calls take the same, and `return_tensors` ("pt", "np").
 
     Returns: `pixel_values` (num_images, 3, height, width) float32; `flatten_images` says what an image is.
-
-    Raises ValueError: what is not an image, cannot be read or has values out of range; the message names its place.
 
     >>> from PIL import Image
     >>> processor = AlbefImageProcessorPil(size={"height": 32, "width": 48})
@@ -171,20 +168,7 @@ class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
     torch.Size([1, 3, 32, 48])
     """
 
-    resample = PILImageResampling.BICUBIC
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
-    size = {"height": 256, "width": 256}
-    default_to_square = True
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
-
     def process_image(self, image: ImageInput, *args, **kwargs) -> np.ndarray:
         if isinstance(image, Tensor):
             image = image.cpu()
         return super().process_image(image, *args, **kwargs)
-
-
-__all__ = ["AlbefImageProcessorPil"]

@@ -1,13 +1,10 @@
-"""Opens images from wherever they are: paths, URLs, files of a data set, Pillow images, arrays. Nothing else does.
-
-Every image comes out upright, turned as its EXIF orientation says: coordinates are pixels of the upright image.
-"""
+"""Opens images from wherever they are, and turns them upright by EXIF: coordinates are pixels of the upright image."""
 
 import io
 import os
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,7 +14,7 @@ from transformers.image_utils import ChannelDimension
 
 from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
 
-ImageSource = str | os.PathLike | Image.Image | np.ndarray | Tensor | Mapping[str, Any]
+ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor | Mapping[str, Any]
 # What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 # An image of a few bytes may say that it is larger than memory; Pillow stops at twice what it warns of, at gigabytes.
@@ -35,42 +32,37 @@ def is_image(value: object) -> bool:
 
 
 def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
-    """
+    """The image, RGB and upright; transparent pixels are laid on white.
+
     Args:
         source: a path, a URL, a Pillow image, the undecoded {"bytes", "path"} of a data set, or an array or tensor
             (height, width), (height, width, channels) or (channels, height, width) of any number type.
         timeout: seconds to wait for a URL.
 
-    Returns: the image, RGB and upright; transparent pixels are laid on white.
-
-    Raises:
-        FileNotFoundError: there is no such file. ConnectionError: the URL cannot be had.
-        ValueError: the file is no image or cut off, an array has no image's shape or values.
+    Raises FileNotFoundError: there is no such file. ConnectionError: the URL cannot be had. ValueError: no image.
     """
     if isinstance(source, np.ndarray | Tensor):
         return image_from_array(source)
-    if isinstance(source, str | os.PathLike) and os.fspath(source).startswith(("http://", "https://")):
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = {"bytes": download(source, timeout), "path": source}
     image = load_image(source)
     return Image.fromarray(convert_to_rgb(pillow_to_eight_bit(image), return_numpy=True))
 
 
 def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> Image.Image:
-    """A decoded and upright image of whatever mode it is stored in, as masks are read.
+    """A decoded and upright image of whatever mode it is stored in, as masks are read. Errors: as of `open_image`.
 
     Args:
         source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
-
-    Raises FileNotFoundError: there is no such file. ValueError: it is no image, or cut off.
     """
     if source is None:
         raise ValueError("there is no image: was the data set built without images? Build it with --images_dir.")
-    name, file = f"this image ({type(source).__name__})", source
+    name, file = f"this image ({type(source).__name__})", cast(Any, source)
     if isinstance(source, Mapping):
-        if source.get("bytes") is None and source.get("path") is None:
+        data, path = source.get("bytes"), source.get("path")
+        if data is None and path is None:
             raise ValueError('an undecoded image needs "bytes" or "path"')
-        name, file = source.get("path") or "this image", source.get("bytes")
-        file = source["path"] if file is None else io.BytesIO(file)
+        file, name = path if data is None else io.BytesIO(data), path or "this image"
     elif isinstance(source, str | os.PathLike):
         name = os.fspath(source)
     elif not isinstance(source, Image.Image):
@@ -88,7 +80,7 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
 
 
 def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
-    """An image of a known kind, not decoded yet. One of `UNREADABLE`: it is none, or has more than `MAX_PIXELS`."""
+    """An image of a known kind, not decoded yet; else one of `UNREADABLE`."""
     image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height} pixels"
@@ -98,7 +90,6 @@ def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def download(url: str, timeout: float) -> bytes:
-    """ConnectionError: the URL cannot be had, or has more than `MAX_BYTES`."""
     # Some servers turn away the library's own name.
     request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})
     try:
@@ -120,6 +111,3 @@ def image_from_array(array: np.ndarray | Tensor) -> Image.Image:
     pixels = array_to_eight_bit(array, do_rescale=True).cpu().numpy()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
     return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-
-
-__all__ = ["is_image", "load_image", "open_image"]

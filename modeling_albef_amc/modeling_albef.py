@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ from .gradcam import (
 )
 
 KeyValue = tuple[Tensor, Tensor]
+# Hidden states, and attention probabilities where they are at hand.
+StatesAndAttention = tuple[Tensor, Tensor | None]
 
 
 @dataclass
@@ -49,9 +51,7 @@ class AlbefEncoderOutput(ModelOutput):
 
     - `last_hidden_state` (batch_size, sequence_length, hidden_size).
     - `text_hidden_state` (num_phrases, num_tokens, hidden_size): of the text layers, before the image is seen.
-    - `explained_attention` (batch_size, num_heads, queries, keys): probabilities of the explained layer, in the graph
-    of
-      `last_hidden_state`.
+    - `explained_attention` (num_phrases, num_heads, num_tokens, 1 + num_patches): of the explained layer.
     - `hidden_states`, `attentions`, `cross_attentions`: of every layer, when asked for.
     """
 
@@ -114,7 +114,7 @@ class AlbefAttention(nn.Module):
         attention_mask: Tensor | None,
         attention_interface: Callable | None,
         image_groups: ImageGroups | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> StatesAndAttention:
         num_tokens = query.shape[2]
         query = query if image_groups is None else image_groups.join(query)
         dropout = self.attention_dropout if self.training else 0.0
@@ -136,41 +136,46 @@ class AlbefVisionAttention(AlbefAttention):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, hidden_states: Tensor, attention_interface: Callable | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, attention_interface: Callable | None = None) -> StatesAndAttention:
         query, key, value = (self.split_heads(states) for states in self.qkv(hidden_states).chunk(3, dim=-1))
         context, probabilities = self.attend(query, key, value, None, attention_interface)
         return self.projection(context), probabilities
 
 
-def has_adapters(layer: nn.Module) -> bool:
-    """Whether peft put some into the layer's MLP; they may have dropout."""
-    return hasattr(layer.intermediate, "base_layer") or hasattr(layer.output, "base_layer")
+class AlbefLayer(GradientCheckpointingLayer):
+    """A transformer layer with an MLP, whose wide states are computed again in the backward pass."""
 
-
-class AlbefVisionLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer layer."""
-
-    def __init__(self, config: AlbefVisionConfig):
+    def __init__(self, config: AlbefVisionConfig | AlbefTextConfig):
         super().__init__()
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = AlbefVisionAttention(config)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, hidden_states: Tensor, attention_interface: Callable | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def recompute(self, function: Callable, states: Tensor) -> Tensor:
+        # The adapters of peft may have dropout.
+        is_random = hasattr(self.intermediate, "base_layer") or hasattr(self.output, "base_layer")
+        return checkpointed(function, states, training=self.training, is_random=is_random)
+
+    def contract(self, wide_states: Tensor) -> Tensor:
+        """(…, intermediate_size) → (…, hidden_size): the second half of the MLP."""
+        return self.dropout(self.recompute(lambda states: self.output(self.activation(states)), wide_states))
+
+
+class AlbefVisionLayer(AlbefLayer):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: AlbefVisionConfig):
+        super().__init__(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = AlbefVisionAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, attention_interface: Callable | None = None) -> StatesAndAttention:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
         hidden_states = hidden_states + self.dropout(context)
-        again = partial(checkpointed, training=self.training, is_random=has_adapters(self))
-        update = again(lambda x: self.intermediate(self.layernorm_after(x)), hidden_states)
-        update = again(lambda x: self.output(self.activation(x)), update)
-        return hidden_states + self.dropout(update), probabilities
+        wide = self.recompute(lambda states: self.intermediate(self.layernorm_after(states)), hidden_states)
+        return hidden_states + self.contract(wide), probabilities
 
 
 class AlbefVisionEmbeddings(nn.Module):
@@ -223,13 +228,10 @@ class AlbefPreTrainedModel(PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "albef"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities: tuple[str, ...] = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlbefVisionLayer", "AlbefTextLayer", "AlbefVisionEmbeddings", "AlbefTextEmbeddings"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -247,6 +249,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     config: AlbefVisionConfig
     base_model_prefix = "vision_model"
     input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
     _can_record_outputs = {"hidden_states": AlbefVisionLayer, "attentions": AlbefVisionAttention}
 
     def __init__(self, config: AlbefVisionConfig):
@@ -256,52 +259,46 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embedding
-
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self,
-        pixel_values: Tensor,
-        explained_layer: int | None = None,
-        image_index: Tensor | None = None,
-        create_graph: bool = False,
-        interpolate_pos_encoding: bool = True,
-        **kwargs: Unpack[TransformersKwargs],
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> AlbefEncoderOutput:
         """
         Args:
             pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
-            explained_layer: the layer whose self-attention is recorded. From there on every phrase has its own copy of
-                its image, so that each copy's attention serves one score only.
-            image_index: (num_phrases,), which image each phrase belongs to; used with `explained_layer` only.
-            create_graph: the explanation is to be differentiated.
             interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
 
-        Returns: hidden states (num_images or num_phrases, 1 + num_patches, hidden_size) after the final norm.
+        Returns: hidden states (num_images, 1 + num_patches, hidden_size) after the final norm.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
-            for layer in self.layers[:explained_layer]:
-                hidden_states, _ = layer(hidden_states)
-        if explained_layer is None:
-            return AlbefEncoderOutput(last_hidden_state=self.layernorm(hidden_states))
-        (hidden_states,) = own_rows((hidden_states,), image_index)
-        return AlbefEncoderOutput(*self._explained_layers(hidden_states, explained_layer, create_graph))
+        for layer in self.layers:
+            hidden_states, _ = layer(hidden_states)
+        return AlbefEncoderOutput(last_hidden_state=self.layernorm(hidden_states))
+
+    def explain(
+        self, pixel_values: Tensor, image_index: Tensor | None, layer: int, create_graph: bool
+    ) -> StatesAndAttention:
+        """Hidden states (num_phrases, 1 + num_patches, hidden_size), and the attention probabilities of `layer`.
+
+        From there on every phrase has its own copy of its image, so that each attention serves one score only.
+        """
+        with torch.set_grad_enabled(create_graph):
+            hidden_states = self.embeddings(pixel_values)
+            for lower_layer in self.layers[:layer]:
+                hidden_states, _ = lower_layer(hidden_states)
+        return self._explained_layers(*own_rows((hidden_states,), image_index), layer, create_graph)
 
     @uncompiled
     @torch.enable_grad()
-    def _explained_layers(
-        self, hidden_states: Tensor, explained_layer: int, create_graph: bool
-    ) -> tuple[Tensor, None, Tensor]:
-        """The explained layer, all above it and the norm; the first fields of the output."""
+    def _explained_layers(self, hidden_states: Tensor, explained_layer: int, create_graph: bool) -> StatesAndAttention:
+        """The explained layer, all above it and the norm."""
+        recorded = []
         for index in range(explained_layer, len(self.layers)):
-            interface = explained_interface(index, explained_layer, create_graph, default=None)
-            hidden_states, probabilities = self.layers[index](hidden_states, interface)
-            if index == explained_layer:
-                explained_attention = probabilities
-        return self.layernorm(hidden_states), None, explained_attention
+            interface = explained_interface(index, explained_layer, create_graph)
+            hidden_states, attention = self.layers[index](hidden_states, interface)
+            recorded.append(attention)
+        return self.layernorm(hidden_states), recorded[0]
 
 
 class AlbefTextAttention(AlbefAttention):
@@ -327,24 +324,20 @@ class AlbefTextAttention(AlbefAttention):
         attention_mask: Tensor | None = None,
         attention_interface: Callable | None = None,
         image_groups: ImageGroups | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> StatesAndAttention:
         query = self.split_heads(self.query(hidden_states))
         context, probabilities = self.attend(query, *key_value, attention_mask, attention_interface, image_groups)
         return self.layernorm(hidden_states + self.dropout(self.dense(context))), probabilities
 
 
-class AlbefTextLayer(GradientCheckpointingLayer):
+class AlbefTextLayer(AlbefLayer):
     """A BERT layer; in the fusion encoder with cross-attention between self-attention and MLP."""
 
     def __init__(self, config: AlbefTextConfig, is_fusion_layer: bool):
-        super().__init__()
+        super().__init__(config)
         self.self_attention = AlbefTextAttention(config, key_value_size=config.hidden_size)
         if is_fusion_layer:
             self.cross_attention = AlbefTextAttention(config, key_value_size=config.encoder_hidden_size)
-        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
@@ -356,7 +349,7 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         self_interface: Callable | None = None,
         cross_interface: Callable | None = None,
         image_groups: ImageGroups | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> StatesAndAttention:
         key_value = self.self_attention.project(hidden_states)
         hidden_states, _ = self.self_attention(hidden_states, key_value, attention_mask, self_interface)
         probabilities = None
@@ -364,10 +357,7 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         if image_key is not None:
             cross = hidden_states, (image_key, image_value), None, cross_interface, image_groups
             hidden_states, probabilities = self.cross_attention(*cross)
-        update = self.intermediate(hidden_states)
-        again = partial(checkpointed, training=self.training, is_random=has_adapters(self))
-        update = again(lambda x: self.output(self.activation(x)), update)
-        return self.layernorm(hidden_states + self.dropout(update)), probabilities
+        return self.layernorm(hidden_states + self.contract(self.intermediate(hidden_states))), probabilities
 
 
 class AlbefTextEmbeddings(nn.Module):
@@ -392,6 +382,18 @@ class AlbefTextEmbeddings(nn.Module):
         return self.dropout(self.layernorm(self.word_embeddings(input_ids) + states))
 
 
+class FusionInputs(NamedTuple):
+    """What all fusion layers of a pass are given: `mask` is that of the configured attention."""
+
+    mask: Any
+    attention_mask: Tensor | None
+    image_key_values: list[KeyValue]
+    image_index: Tensor | None
+    groups: ImageGroups | None
+    explained_layer: int | None
+    create_graph: bool
+
+
 class AlbefTextModel(AlbefPreTrainedModel):
     """The text encoder (layers below `fusion_layer`) and the fusion encoder (the others)."""
 
@@ -399,6 +401,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
+    _input_embed_layer = "word_embeddings"
     _can_record_outputs = {
         "hidden_states": AlbefTextLayer,
         "attentions": OutputRecorder(AlbefTextAttention, index=1, layer_name=".self_attention"),
@@ -413,16 +416,8 @@ class AlbefTextModel(AlbefPreTrainedModel):
         )
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
-
     def project_images(self, image_embeds: Tensor) -> list[KeyValue]:
-        """Keys and values of images (num_images, 1 + num_patches, encoder_hidden_size) for all their phrases and
-        passes: a pair for every fusion layer.
-        """
+        """Keys and values of images (num_images, 1 + num_patches, encoder_hidden_size) for every fusion layer."""
         # Contiguous: matrix products would make, and training keep, a copy in every pass.
         pairs = (layer.cross_attention.project(image_embeds) for layer in self.layers[self.config.fusion_layer :])
         return [(key.contiguous(), value.contiguous()) for key, value in pairs]
@@ -450,10 +445,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
             explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
             create_graph: the explanation is to be differentiated.
 
-        Returns: hidden states (num_phrases, num_tokens, hidden_size), of all layers where `output_hidden_states` or
-            `output_attentions` ask for them; a tuple with `return_dict=False`.
-
-        Raises ValueError: both texts or none are given, or more tokens than have a position.
+        Returns: hidden states (num_phrases, num_tokens, hidden_size).
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -463,68 +455,48 @@ class AlbefTextModel(AlbefPreTrainedModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
             for layer in self.layers[:fusion_layer] if text_embeds is None else ():
                 hidden_states, _ = layer(hidden_states, mask)
-            text_hidden_state = hidden_states
+            text_hidden_state, explained_attention = hidden_states, None
             if image_key_values is None:
                 return AlbefEncoderOutput(last_hidden_state=hidden_states, text_hidden_state=text_hidden_state)
             groups = group_by_image(image_index, len(image_key_values[0][0]))
-            for layer, key_value in zip(self.layers[fusion_layer:explained_layer], image_key_values):
-                key_value = key_value if groups is not None else own_rows(key_value, image_index)
-                hidden_states, _ = layer(hidden_states, mask, *key_value, image_groups=groups)
-        explained_attention = None
+            images = image_key_values, image_index, groups
+            inputs = FusionInputs(mask, attention_mask, *images, explained_layer, create_graph)
+            for index in range(fusion_layer, len(self.layers) if explained_layer is None else explained_layer):
+                hidden_states, _ = self._fuse(index, hidden_states, inputs)
         if explained_layer is not None:
-            masks = mask, additive_mask(attention_mask, hidden_states.dtype)
-            images = image_key_values[explained_layer - fusion_layer :], image_index, groups
-            hidden_states, explained_attention = self._explained_layers(
-                hidden_states, masks, images, explained_layer, create_graph
-            )
+            hidden_states, explained_attention = self._explained_layers(hidden_states, inputs)
         return AlbefEncoderOutput(hidden_states, text_hidden_state, explained_attention)
+
+    def _fuse(self, index: int, hidden_states: Tensor, inputs: FusionInputs) -> StatesAndAttention:
+        """Hidden states and attention probabilities of one fusion layer."""
+        is_eager = inputs.create_graph and index > inputs.explained_layer
+        # The explained attention starts a graph in which each phrase has rows of its own.
+        groups = None if index == inputs.explained_layer else inputs.groups
+        key_value = inputs.image_key_values[index - self.config.fusion_layer]
+        return self.layers[index](
+            hidden_states,
+            additive_mask(inputs.attention_mask, hidden_states.dtype) if is_eager else inputs.mask,
+            *(own_rows(key_value, inputs.image_index) if groups is None else key_value),
+            eager_attention_forward if is_eager else None,
+            explained_interface(index, inputs.explained_layer, inputs.create_graph),
+            groups,
+        )
 
     @uncompiled
     @torch.enable_grad()
-    def _explained_layers(
-        self,
-        hidden_states: Tensor,
-        masks: tuple[Any, Tensor | None],
-        images: tuple[list[KeyValue], Tensor | None, ImageGroups | None],
-        explained_layer: int,
-        create_graph: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The explained layer and all above it: hidden states, and the attention probabilities of the explained layer.
-
-        Args:
-            masks: for the attention that is configured, and for eager attention.
-            images: keys and values for these layers, which image each phrase belongs to, and the groups of that.
-        """
-        mask, eager_mask = masks
-        image_key_values, image_index, groups = images
-        layers = range(explained_layer, len(self.layers))
-        for index, key_value in zip(layers, image_key_values):
-            is_eager = index > explained_layer and create_graph
-            # The explained attention starts a graph in which each phrase has rows of its own.
-            joined = None if index == explained_layer else groups
-            hidden_states, probabilities = self.layers[index](
-                hidden_states,
-                eager_mask if is_eager else mask,
-                *(key_value if joined is not None else own_rows(key_value, image_index)),
-                eager_attention_forward if is_eager else None,
-                explained_interface(index, explained_layer, create_graph, default=None),
-                joined,
-            )
-            if index == explained_layer:
-                explained_attention = probabilities
-        return hidden_states, explained_attention
+    def _explained_layers(self, hidden_states: Tensor, inputs: FusionInputs) -> StatesAndAttention:
+        """The explained layer and all above it: hidden states, and the explained layer's probabilities."""
+        hidden_states, attention = self._fuse(inputs.explained_layer, hidden_states, inputs)
+        for index in range(inputs.explained_layer + 1, len(self.layers)):
+            hidden_states, _ = self._fuse(index, hidden_states, inputs)
+        return hidden_states, attention
 
 
 def first_tokens(attention_mask: Tensor | None) -> Tensor | None:
     """(num_phrases,), the place of each phrase's [CLS]: 0, unless it is padded on the left; None where all are 0.
 
-    A row that is masked as a whole has a score without a meaning and a heatmap of zeros.
-
-    Args:
-        attention_mask: (num_phrases, num_tokens), 0 for padding; or (num_phrases, 1, 1 or num_tokens, num_tokens), of
-            bool or to add to attention scores.
-
-    Raises ValueError: the mask is neither.
+    `attention_mask` is (num_phrases, num_tokens), 0 for padding; or (num_phrases, 1, 1 or num_tokens, num_tokens), of
+    bool or to add to attention scores. A row that is masked as a whole has a heatmap of zeros.
     """
     if attention_mask is None:
         return None
@@ -580,7 +552,7 @@ class AlbefModel(AlbefPreTrainedModel):
         self.post_init()
 
     def save_pretrained(self, save_directory: str | PathLike, *args, **kwargs) -> None:
-        """Saves the model; the training objectives, whose code is not saved with it, are not named any more."""
+        # The code of the training objectives is not saved with it.
         if getattr(self.config, "auto_map", None):
             self.config.auto_map.pop("AutoModelForPreTraining", None)
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -603,8 +575,8 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_image_features(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state` of the
-        image encoder (num_images, 1 + num_patches, hidden_size), and its states and attentions when asked.
+        """`pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state`
+        (num_images, 1 + num_patches, hidden_size), and the states and attentions that are asked for.
         """
         kwargs = recorded_outputs(self.config, kwargs)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -615,9 +587,8 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state` of the
-        text layers (num_phrases, num_tokens, hidden_size), before they see an image, and their states and attentions
-        when asked.
+        """`pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state`
+        (num_phrases, num_tokens, hidden_size) of the text layers, and the states and attentions that are asked for.
         """
         text = self.text_model(input_ids, attention_mask, **recorded_outputs(self.config, kwargs))
         features = self.itc_text_features(text.last_hidden_state, attention_mask)
@@ -626,7 +597,7 @@ class AlbefModel(AlbefPreTrainedModel):
     @leaving_inference_mode
     @can_return_tuple
     @merge_with_config_defaults
-    def forward(
+    def forward(  # noqa: PLR0913 - inputs of a model
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
@@ -643,37 +614,32 @@ class AlbefModel(AlbefPreTrainedModel):
         """
         Args:
             pixel_values: (num_images, 3, height, width). Each image is encoded once, however many phrases it has.
-            input_ids, attention_mask: (num_phrases, num_tokens), padded on either side. Of images or of phrases alone
-                the output has the features.
+            input_ids, attention_mask: (num_phrases, num_tokens), padded on either side.
             image_index: (num_phrases,), which image each phrase belongs to. May be left out with one phrase an image
                 (in the same order), or with a single image.
-            output_heatmaps: explain the score of each phrase. output_token_heatmaps: of every word piece too ("itm"
-                only).
+            output_heatmaps, output_token_heatmaps: explain the score of each phrase, of every word piece ("itm" only).
             heatmap_token_mask: (num_phrases, num_tokens), 1 for the tokens whose maps are averaged; default all.
             explanation: "itm": the match score by a cross-attention; "itc": the scaled image-text similarity by the
                 [CLS] row of a self-attention of the image encoder.
             grounding_layer: the explained layer; default `config.grounding_layer` ("itm") or `vision_grounding_layer`.
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
-                Otherwise nothing below the explained layer is differentiated, and no output has a graph.
             kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, `return_dict`.
-
-        Raises ValueError: inputs that do not fit each other or the model; heatmaps of images or phrases alone.
         """
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:
             if output_heatmaps or output_token_heatmaps:
                 raise ValueError("Heatmaps need both pixel_values and input_ids.")
             return self._encode_alone(pixel_values, input_ids, attention_mask, **kwargs)
+        inputs = pixel_values, input_ids, attention_mask, image_index
         if not (output_heatmaps or output_token_heatmaps):
             if create_graph is not None or heatmap_token_mask is not None or grounding_layer is not None:
                 raise ValueError("create_graph, heatmap_token_mask and grounding_layer need output_heatmaps=True.")
-            return self.score(pixel_values, input_ids, attention_mask, image_index, **kwargs)[0]
+            return self._score(inputs, **kwargs)[0]
         if explanation == "itc" and output_token_heatmaps:
             raise ValueError("The 'itc' explanation has one map a phrase. Word pieces: explanation='itm'.")
         if create_graph is None:
             create_graph = self.training and torch.is_grad_enabled()
         with torch.set_grad_enabled(create_graph):
-            inputs = pixel_values, input_ids, attention_mask, image_index
             output, phrase_attention = self._explain(inputs, create_graph, grounding_layer, explanation, **kwargs)
             token_heatmaps = gradcam(phrase_attention, create_graph, per_token=True)
             if heatmap_token_mask is not None:
@@ -718,8 +684,7 @@ class AlbefModel(AlbefPreTrainedModel):
         """What `gradcam` makes heatmaps of, and the probability that each phrase fits. Arguments: as of `forward`.
 
         Args:
-            layer: `grounding_layer` of `forward`. image_embeds: of `encode_images`, so that images are not encoded
-                again.
+            layer: `grounding_layer` of `forward`. image_embeds: of `encode_images`, to encode no image again.
         """
         inputs = pixel_values, input_ids, attention_mask, image_index
         with torch.set_grad_enabled(create_graph):
@@ -732,78 +697,53 @@ class AlbefModel(AlbefPreTrainedModel):
     ) -> tuple[AlbefOutput, PhraseAttention]:
         if explanation == "itm":
             layer = self.config.grounding_layer if layer is None else layer
-            return self.score(*inputs, layer, create_graph, **kwargs)
+            return self._score(inputs, layer, create_graph=create_graph, **kwargs)
         if explanation != "itc":
             raise ValueError(f"explanation {explanation!r}: choose 'itm' or 'itc'.")
-        layer = self.config.vision_grounding_layer if layer is None else layer
-        output, _ = self.score(*inputs, **kwargs)
-        pixel_values, *_, image_index = inputs
-        return output, self.explain_itc(pixel_values, output.text_features, image_index, layer, create_graph)
+        output, _ = self._score(inputs, **kwargs)
+        return output, self._explain_itc(inputs, output.text_features, layer, create_graph)
 
-    def score(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        explained_layer: int | None = None,
-        create_graph: bool = False,
-        image_embeds: Tensor | None = None,
-        **kwargs,
+    def _score(
+        self, inputs: tuple, layer: int | None = None, image_embeds: Tensor | None = None, **kwargs
     ) -> tuple[AlbefOutput, PhraseAttention | None]:
-        """One pass from pixels and phrases to ITM logits; with `explained_layer`, what `gradcam` needs as well."""
+        """One pass from pixels and phrases to ITM logits; with the `layer` to explain, what `gradcam` needs as well."""
+        pixel_values, input_ids, attention_mask, image_index = inputs
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
-        token_mask = None if explained_layer is None else tokens_to_explain(input_ids, attention_mask)
+        token_mask = None if layer is None else tokens_to_explain(input_ids, attention_mask)
+        create_graph = kwargs.pop("create_graph", False)
         vision = AlbefEncoderOutput(last_hidden_state=image_embeds)
         if image_embeds is None:
             vision = self.vision_model(pixel_values, **kwargs)
-        image_key_values = self.text_model.project_images(vision.last_hidden_state)
-        encoded, itm_logits = self.match(
-            input_ids, attention_mask, image_key_values, image_index, explained_layer, create_graph, **kwargs
-        )
+        images = self.text_model.project_images(vision.last_hidden_state), image_index
+        encoded, itm_logits = self.match(input_ids, attention_mask, *images, layer, create_graph=create_graph, **kwargs)
+        names = "last_hidden_state", "hidden_states", "attentions", "cross_attentions"
         output = AlbefOutput(
             itm_logits=itm_logits,
             image_features=self.itc_image_features(vision.last_hidden_state),
             text_features=self.itc_text_features(encoded.text_hidden_state, attention_mask),
-            last_hidden_state=encoded.last_hidden_state,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            cross_attentions=encoded.cross_attentions,
             vision_model_output=vision,
+            **{name: encoded.get(name) for name in names},
         )
-        if explained_layer is None:
+        if layer is None:
             return output, None
         return output, match_attention(itm_logits, encoded, token_mask, self.patch_grid(pixel_values))
 
     def match(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         attention_mask: Tensor | None,
         image_key_values: list[KeyValue],
         image_index: Tensor | None,
         explained_layer: int | None = None,
-        create_graph: bool = False,
-        text_embeds: Tensor | None = None,
         **kwargs,
     ) -> tuple[AlbefEncoderOutput, Tensor]:
-        """Reads phrases, unless they are given as `text_embeds`, and fuses them with encoded images, in one pass.
-
-        Returns: the output of the text and fusion layers, and the ITM logits (num_phrases, 2).
-        """
+        """`text_model` on phrases and encoded images: its output, and the ITM logits (num_phrases, 2)."""
         first, last = self.config.text_config.fusion_layer, self.config.text_config.num_hidden_layers - 1
         if explained_layer is not None and not first <= explained_layer <= last:
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
         kwargs.pop("interpolate_pos_encoding", None)
-        encoded = self.text_model(
-            input_ids if text_embeds is None else None,
-            attention_mask,
-            text_embeds,
-            image_key_values=image_key_values,
-            image_index=image_index,
-            explained_layer=explained_layer,
-            create_graph=create_graph,
-            **kwargs,
-        )
+        kwargs |= dict(image_key_values=image_key_values, image_index=image_index, explained_layer=explained_layer)
+        encoded = self.text_model(input_ids, attention_mask, **kwargs)
         head = self.itm_logits if explained_layer is None else self._explained_itm_logits
         return encoded, head(encoded.last_hidden_state, attention_mask)
 
@@ -816,21 +756,21 @@ class AlbefModel(AlbefPreTrainedModel):
     def _explained_itm_logits(self, fused_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         return self.itm_logits(fused_states, attention_mask)
 
-    def explain_itc(
-        self, pixel_values: Tensor, text_features: Tensor, image_index: Tensor | None, layer: int, create_graph: bool
+    def _explain_itc(
+        self, inputs: tuple, text_features: Tensor, layer: int | None, create_graph: bool
     ) -> PhraseAttention:
         """The scaled image-text similarity and the self-attention of image-encoder layer `layer`, [CLS] row only."""
         num_layers = self.config.vision_config.num_hidden_layers
+        layer = self.config.vision_grounding_layer if layer is None else layer
         if not -num_layers <= layer < num_layers:
             raise ValueError(f"grounding_layer {layer} is outside the image encoder's {num_layers} layers.")
+        pixel_values, *_, image_index = inputs
         image_index = resolve_image_index(pixel_values, text_features, image_index)
-        vision = self.vision_model(pixel_values, layer % num_layers, image_index, create_graph)
-        score = self._itc_score(vision.last_hidden_state, text_features)
-        cls_row = torch.zeros(vision.explained_attention.shape[::2], device=vision.explained_attention.device)
+        states, attention = self.vision_model.explain(pixel_values, image_index, layer % num_layers, create_graph)
+        score = self._itc_score(states, text_features)
+        cls_row = torch.zeros(attention.shape[::2], device=attention.device)
         cls_row[:, 0] = 1
-        return PhraseAttention(
-            score, vision.explained_attention, cls_row, slice(1, None), self.patch_grid(pixel_values)
-        )
+        return PhraseAttention(score, attention, cls_row, slice(1, None), self.patch_grid(pixel_values))
 
     @uncompiled
     @torch.enable_grad()
@@ -846,7 +786,7 @@ class AlbefModel(AlbefPreTrainedModel):
 
 
 def tokens_to_explain(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """(num_phrases, num_tokens), 1 for the tokens of each phrase. ValueError: the mask does not say which they are."""
+    """(num_phrases, num_tokens), 1 for the tokens of each phrase."""
     if attention_mask is not None and attention_mask.ndim != 2:
         shape = tuple(attention_mask.shape)
         raise ValueError(f"Heatmaps need an attention_mask (num_phrases, num_tokens), not {shape}.")
@@ -861,6 +801,3 @@ def match_attention(
     """Explains `itm_logits[:, 1]` by the cross-attention that was recorded; `grid` is (rows, columns) of patches."""
     score, attention, places = itm_logits[:, 1], encoded.explained_attention, first_tokens(token_mask)
     return PhraseAttention(score, attention, token_mask, slice(1, None), grid, cls_places=places)
-
-
-__all__ = ["AlbefModel", "AlbefOutput", "AlbefPreTrainedModel", "AlbefTextModel", "AlbefVisionModel"]

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,6 +21,7 @@ from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_i
 from .modeling_albef import (
     AlbefEncoderOutput,
     AlbefModel,
+    AlbefOutput,
     AlbefPreTrainedModel,
     AlbefTextModel,
     AlbefVisionModel,
@@ -33,22 +34,20 @@ from .modeling_albef import (
 )
 
 TEMPERATURE_RANGE = 0.001, 0.5
-LOSSES = "loss_itc", "loss_itm", "loss_mlm", "loss_absent"
+TwoTensors = tuple[Tensor, Tensor]
 
 
 @dataclass
 class AlbefForPreTrainingOutput(ModelOutput):
     """Output of `AlbefForPreTraining`.
 
-    - `loss`: the sum of the others. `loss_itc`, `loss_itm`: contrast, matching. `loss_mlm`: masked words; None without
-      `mlm_labels`. `loss_absent`: phrases that fit nothing; None where there are none.
-    - `itm_logits` (num_phrases, 2): of the phrases and their images. `negative_itm_logits` (2 * num_phrases, 2): in
-      training, of each phrase with a negative image, then of each phrase's image with a negative phrase.
+    - `loss`: the sum of the others. `loss_mlm`, `loss_absent`: None without `mlm_labels`, without absent phrases.
+    - `negative_itm_logits` (2 * num_phrases, 2): in training, of each phrase with a negative image, then of each
+      phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
-    - `image_features` (num_images, projection_dim), `text_features` (num_phrases, projection_dim): ITC, unit length;
-      without the phrases that are absent.
-    - `hidden_states`, `attentions`, `cross_attentions`, `vision_model_output`: of the true pairs, as of `AlbefOutput`.
+    - `text_features` (num_phrases, projection_dim): without the phrases that are absent.
+    - The others: of the phrases and their images, as of `AlbefOutput`.
     """
 
     loss: torch.FloatTensor | None = None
@@ -67,30 +66,29 @@ class AlbefForPreTrainingOutput(ModelOutput):
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
     vision_model_output: AlbefEncoderOutput | None = None
 
-    def to_tuple(self) -> tuple[Any, ...]:
-        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+    to_tuple = AlbefOutput.to_tuple
+
+
+class PairFeatures(NamedTuple):
+    """ITC features (num_pairs, projection_dim), and what counts as the same image and the same text (num_pairs,)."""
+
+    image_features: Tensor
+    text_features: Tensor
+    image_ids: Tensor
+    text_ids: Tensor
 
 
 @dataclass
 class MomentumTargets:
     """What the momentum encoders say of one micro-batch, and the candidates it is contrasted with.
 
-    - `image_embeds` (num_images, 1 + num_patches, hidden_size): momentum image states.
-    - `image_features`, `text_features` (num_phrases, projection_dim): momentum features of the pairs.
-    - `image_ids`, `text_ids` (num_phrases,): fingerprints of what counts as the same image and the same text.
-    - The same of all candidates, with num_candidates rows: the pairs of all processes and micro-batches of the step,
-      then the queue. `position`: where this micro-batch begins among them.
+    - `image_embeds` (num_images, 1 + num_patches, hidden_size). `pairs`: the true pairs of the micro-batch.
+    - `candidates`: all pairs of the step, then the queue. `position`: where this micro-batch begins among them.
     """
 
     image_embeds: Tensor
-    image_features: Tensor
-    text_features: Tensor
-    image_ids: Tensor
-    text_ids: Tensor
-    image_candidates: Tensor | None = None
-    text_candidates: Tensor | None = None
-    candidate_image_ids: Tensor | None = None
-    candidate_text_ids: Tensor | None = None
+    pairs: PairFeatures
+    candidates: PairFeatures
     position: int = 0
 
 
@@ -99,9 +97,8 @@ class TruePairs:
     """Phrases with their own images, as far as the encoders have taken them: a row a phrase in every field.
 
     - `own_image` (num_phrases,). `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels`: of `forward`.
-    - `text_embeds`, `masked_embeds` (num_phrases, num_tokens, hidden_size): of the text layers, before the image is
-      seen; of the phrases, and of those with masked words.
-    - `itm_logits` (num_phrases, 2).
+    - `text_embeds`, `masked_embeds` (num_phrases, num_tokens, hidden_size): what the text layers give of the phrases,
+      and of those with masked words. `itm_logits` (num_phrases, 2).
     """
 
     own_image: Tensor
@@ -152,9 +149,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     The momentum encoders and the queues move in training mode only: once a forward pass, or once an optimizer step
     where `momentum_step` was called for all micro-batches of the step. ITC contrasts a pair with the momentum features
-    of the whole step (all processes, all micro-batches) and of the queue, so that neither the number of processes nor
-    gradient accumulation changes the objective. Hard negatives for ITM come from the process' own micro-batch.
-
+    of the whole step (all processes, all micro-batches) and of the queue, ITM with the process' own micro-batch.
     In evaluation the losses depend on the encoders and the batch alone.
 
     >>> from modeling_albef_amc import AlbefConfig, AlbefForPreTraining
@@ -171,7 +166,6 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         "mlm_head.decoder.weight": "albef.text_model.embeddings.word_embeddings.weight",
         "momentum_encoder.mlm_head.decoder.weight": "momentum_encoder.text_model.embeddings.word_embeddings.weight",
     }
-
     # The momentum encoders of a checkpoint that has none begin as copies, the queues empty: nothing to warn about.
     _keys_to_ignore_on_load_missing = [r"^momentum_encoder\.", r"_queue$", r"^queue_pointer$"]
 
@@ -181,10 +175,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self.mlm_head = AlbefMlmHead(config.text_config)
         self.momentum_encoder = AlbefMomentumEncoder(config)
         # An empty place is a candidate of similarity 0, and of no image and no text: fingerprints are not negative.
-        self.register_buffer("image_queue", torch.zeros(config.queue_size, config.projection_dim))
-        self.register_buffer("text_queue", torch.zeros(config.queue_size, config.projection_dim))
-        self.register_buffer("image_id_queue", torch.full((config.queue_size,), -1))
-        self.register_buffer("text_id_queue", torch.full((config.queue_size,), -1))
+        for part in ("image", "text"):
+            self.register_buffer(f"{part}_queue", torch.zeros(config.queue_size, config.projection_dim))
+            self.register_buffer(f"{part}_id_queue", torch.full((config.queue_size,), -1))
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))
         self.post_init()
 
@@ -200,12 +193,6 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             for buffer in (module.image_id_queue, module.text_id_queue):
                 init.constant_(buffer, -1)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.albef.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.albef.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm_head.decoder
 
@@ -213,7 +200,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self.mlm_head.decoder = new_embeddings
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Ties the weights; the momentum MLM head may be missing with the momentum encoder, which starts as a copy."""
+        # The momentum MLM head may be missing with the momentum encoder, which starts as a copy.
         source = self._tied_weights_keys["momentum_encoder.mlm_head.decoder.weight"]
         is_missing = missing_keys is not None and source in missing_keys
         if is_missing:
@@ -247,13 +234,12 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return self.albef.encode_images(pixel_values)
 
     def explain(self, *args, **kwargs) -> PhraseAttention:
-        """`AlbefModel.explain`."""
         return self.albef.explain(*args, **kwargs)
 
     @leaving_inference_mode
     @can_return_tuple
     @merge_with_config_defaults
-    def forward(
+    def forward(  # noqa: PLR0913 - inputs of a model
         self,
         pixel_values: Tensor,
         input_ids: Tensor,
@@ -280,8 +266,6 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from.
             kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
-
-        Raises ValueError: inputs that do not fit each other or the model.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
             shape = tuple(attention_mask.shape)
@@ -294,9 +278,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             batch = dict(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
             batch |= dict(image_index=image_index, image_ids=image_ids, is_absent=is_absent)
             (momentum_targets,) = self.momentum_step([batch])
+
         pairs, losses = TruePairs(own_image, input_ids, attention_mask, mlm_input_ids, mlm_labels), {}
         image_key_values, found = self._encode(pixel_values, pairs, image_index, output_heatmaps, **kwargs)
-        image_embeds = found["vision_model_output"].last_hidden_state
         if is_absent is not None and is_absent.any():
             match_logit = (pairs.itm_logits[:, 1] - pairs.itm_logits[:, 0]).float()
             losses["loss_absent"] = F.softplus(match_logit[is_absent]).mean()
@@ -307,25 +291,20 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 return AlbefForPreTrainingOutput(loss=losses["loss_absent"] + zero, **losses, **found)
             pairs = pairs.select(~is_absent)
 
+        image_embeds = found["vision_model_output"].last_hidden_state
         image_features = self.albef.itc_image_features(image_embeds)
         text_features = self.albef.itc_text_features(pairs.text_embeds, pairs.attention_mask)
         of_pairs = image_features[pairs.own_image], text_features
         if momentum_targets is None:
-            ids = self._image_ids(image_ids, pixel_values), text_fingerprints(pairs.input_ids, pairs.attention_mask)
-            own = *of_pairs, ids[0][pairs.own_image], ids[1]
-            momentum_targets = MomentumTargets(image_embeds, *own, *own)
-        matches = known_to_fit(momentum_targets)
-        losses["loss_itc"], *similarities = itc_loss(*of_pairs, momentum_targets, matches, self._temperature(), alpha)
-
-        own = slice(momentum_targets.position, momentum_targets.position + len(pairs.own_image))
-        allowed = [~known[:, own] for known in matches]
-        negatives = self.choose_negatives(*similarities, *allowed)
-        negative_states, masked_states = self._fuse(pairs, image_key_values, *negatives)
-        losses["loss_itm"], negative_itm_logits = self._itm(pairs, negative_states, negatives[1], *allowed)
+            image_ids = self._image_ids(image_ids, pixel_values)[pairs.own_image]
+            own = PairFeatures(*of_pairs, image_ids, text_fingerprints(pairs.input_ids, pairs.attention_mask))
+            momentum_targets = MomentumTargets(image_embeds, pairs=own, candidates=own)
+        losses["loss_itc"], *negatives = self._itc(*of_pairs, momentum_targets, alpha)
+        losses["loss_itm"], negative_itm_logits, masked_states = self._itm(pairs, image_key_values, *negatives)
         if mlm_labels is not None:
             losses["loss_mlm"], found["mlm_logits"] = self._mlm(pairs, masked_states, momentum_targets, alpha)
         return AlbefForPreTrainingOutput(
-            loss=sum(losses[name] for name in LOSSES if name in losses),
+            loss=sum(losses.values()),
             # Of an evaluation they would depend on what else is in the batch, as nothing else does but the losses.
             negative_itm_logits=negative_itm_logits if self.training else None,
             image_features=image_features,
@@ -341,9 +320,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
         Returns: keys and values of the images, and fields of the output.
         """
-        vision = self.albef.vision_model(pixel_values, **kwargs)
-        image_key_values = self.albef.text_model.project_images(vision.last_hidden_state)
-        mask, text_model = pairs.attention_mask, self.albef.text_model
+        vision, text_model = self.albef.vision_model(pixel_values, **kwargs), self.albef.text_model
+        image_key_values, mask = text_model.project_images(vision.last_hidden_state), pairs.attention_mask
         # Where the states of every layer are asked for, the true pairs need a pass of their own from the words on.
         is_recorded = any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions"))
         if pairs.mlm_labels is not None and not is_recorded:
@@ -352,7 +330,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             kwargs["text_embeds"], pairs.masked_embeds = states.chunk(2)
         elif pairs.mlm_labels is not None:
             pairs.masked_embeds = text_model(pairs.mlm_input_ids, mask).last_hidden_state
-        inputs, heatmaps = (pairs.input_ids, mask, image_key_values, image_index), None
+        input_ids = None if "text_embeds" in kwargs else pairs.input_ids
+        inputs, heatmaps = (input_ids, mask, image_key_values, image_index), None
         if not output_heatmaps:
             encoded, pairs.itm_logits = self.albef.match(*inputs, **kwargs)
         else:
@@ -361,13 +340,27 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             if create_graph and not key.requires_grad:  # all weights below the explained attention are frozen
                 key.requires_grad_()
             token_mask, grid = tokens_to_explain(pairs.input_ids, mask), self.albef.patch_grid(pixel_values)
-            encoded, itm_logits = self.albef.match(*inputs, layer, create_graph, **kwargs)
+            encoded, itm_logits = self.albef.match(*inputs, layer, create_graph=create_graph, **kwargs)
             heatmaps = gradcam(match_attention(itm_logits, encoded, token_mask, grid), create_graph)
             pairs.itm_logits = itm_logits if create_graph else itm_logits.detach()
         pairs.text_embeds = encoded.text_hidden_state
         found = {name: encoded.get(name) for name in ("hidden_states", "attentions", "cross_attentions")}
         found |= dict(itm_logits=pairs.itm_logits, heatmaps=heatmaps, vision_model_output=vision)
         return image_key_values, found
+
+    def _itc(
+        self, image_features: Tensor, text_features: Tensor, targets: MomentumTargets, alpha: float
+    ) -> tuple[Tensor, TwoTensors, Tensor]:
+        """The ITC loss, the hard negatives of `choose_negatives`, and which of them exist, (2 * num_phrases,)."""
+        matches = known_to_fit(targets)
+        features, temperature = (image_features, text_features), self._temperature()
+        loss, image_to_text, text_to_image = itc_loss(*features, targets, matches, temperature, alpha)
+        own = slice(targets.position, targets.position + len(text_features))
+        allowed_texts, allowed_images = (~known[:, own] for known in matches)
+        # A row without any allowed negative, as in a batch of one, has its true pair only.
+        has_negative = torch.cat([allowed_images.any(dim=1), allowed_texts.any(dim=1)])
+        negatives = self.choose_negatives(image_to_text, text_to_image, allowed_texts, allowed_images)
+        return loss, negatives, has_negative
 
     def _temperature(self) -> Tensor:
         # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
@@ -376,56 +369,34 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     def choose_negatives(
         self, image_to_text: Tensor, text_to_image: Tensor, allowed_texts: Tensor, allowed_images: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Hard negatives, drawn by similarity; in evaluation the most similar.
-
-        Args: similarities over temperature, and whether a column is allowed, all (num_phrases, num_phrases).
-
-        Returns: for each phrase the row of a wrong image, and for each image the row of a wrong phrase, both
-        (num_phrases,).
+    ) -> TwoTensors:
+        """For each phrase the row of a wrong image, and for each image that of a wrong phrase: drawn by similarity, in
+        evaluation the most similar. All arguments are (num_phrases, num_phrases), similarities over temperature.
         """
-        choose = draw_negatives if self.training else hardest_negatives
-        images = choose(text_to_image, allowed_images)
-        return images, choose(image_to_text, allowed_texts)
-
-    def _fuse(
-        self, pairs: TruePairs, image_key_values: list[KeyValue], negative_images: Tensor, negative_texts: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """One pass of the fusion layers over the negatives of ITM and, if there are any, the masked words of MLM.
-
-        Returns: states (2 * num_phrases, num_tokens, hidden_size), and (num_phrases, num_tokens, hidden_size) or None.
-        """
-        texts = [pairs.text_embeds, pairs.text_embeds[negative_texts]]
-        images = [pairs.own_image[negative_images], pairs.own_image]
-        rows = [torch.arange(len(negative_texts), device=negative_texts.device), negative_texts]
-        if pairs.masked_embeds is not None:
-            texts, images, rows = [*texts, pairs.masked_embeds], [*images, pairs.own_image], [*rows, rows[0]]
-        states = self.albef.text_model(
-            text_embeds=torch.cat(texts),
-            attention_mask=None if pairs.attention_mask is None else pairs.attention_mask[torch.cat(rows)],
-            image_key_values=image_key_values,
-            image_index=torch.cat(images),
-        ).last_hidden_state
-        split = 2 * len(negative_texts)
-        return states[:split], None if pairs.masked_embeds is None else states[split:]
+        images = draw_negatives(text_to_image, allowed_images, hardest=not self.training)
+        return images, draw_negatives(image_to_text, allowed_texts, hardest=not self.training)
 
     def _itm(
-        self,
-        pairs: TruePairs,
-        negative_states: Tensor,
-        negative_texts: Tensor,
-        allowed_texts: Tensor,
-        allowed_images: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """The ITM loss, and the logits (2 * num_phrases, 2) of the negatives."""
-        # A row without any allowed negative, as in a batch of one, has its true pair only.
-        has_negative = torch.cat([allowed_images.any(dim=1), allowed_texts.any(dim=1)])
-        mask = pairs.attention_mask
-        mask = None if mask is None else torch.cat([mask, mask[negative_texts]])
-        negative_itm_logits = self.albef.itm_logits(negative_states, mask)
-        return itm_loss(pairs.itm_logits, negative_itm_logits, has_negative), negative_itm_logits
+        self, pairs: TruePairs, image_key_values: list[KeyValue], negatives: TwoTensors, has_negative: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass of the fusion layers over the negatives of ITM and, if there are any, the masked words of MLM.
 
-    def _mlm(self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float) -> tuple[Tensor, Tensor]:
+        Returns: the ITM loss, the logits (2 * num_phrases, 2) of the negatives, and states of the masked phrases.
+        """
+        negative_images, negative_texts = negatives
+        texts = [pairs.text_embeds, pairs.text_embeds[negative_texts]]
+        images = [pairs.own_image[negative_images], pairs.own_image]
+        mask, split = pairs.attention_mask, 2 * len(negative_texts)
+        masks = [] if mask is None else [mask, mask[negative_texts]]
+        if pairs.masked_embeds is not None:
+            texts, images, masks = [*texts, pairs.masked_embeds], [*images, pairs.own_image], [*masks, *masks[:1]]
+        inputs = dict(text_embeds=torch.cat(texts), attention_mask=torch.cat(masks) if masks else None)
+        inputs |= dict(image_key_values=image_key_values, image_index=torch.cat(images))
+        states = self.albef.text_model(**inputs).last_hidden_state
+        logits = self.albef.itm_logits(states[:split], torch.cat(masks[:2]) if masks else None)
+        return itm_loss(pairs.itm_logits, logits, has_negative), logits, states[split:]
+
+    def _mlm(self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float) -> TwoTensors:
         """Cross-entropy at the masked positions, blended with the momentum encoder's; 0 where nothing is masked.
 
         Returns: the loss and the logits (num_masked, vocab_size). `states` are those of the fusion encoder.
@@ -448,12 +419,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def _momentum_mlm_logits(self, pairs: TruePairs, targets: MomentumTargets) -> Tensor:
         """(num_masked, vocab_size): what the momentum encoder would write at the masked positions."""
         text_model = self.momentum_encoder.text_model
-        states = text_model(
-            pairs.mlm_input_ids,
-            pairs.attention_mask,
-            image_key_values=text_model.project_images(targets.image_embeds),
-            image_index=pairs.own_image,
-        ).last_hidden_state
+        images = dict(image_key_values=text_model.project_images(targets.image_embeds), image_index=pairs.own_image)
+        states = text_model(pairs.mlm_input_ids, pairs.attention_mask, **images).last_hidden_state
         return self.momentum_encoder.mlm_head(states[pairs.mlm_labels != -100]).float()
 
     @torch.compiler.disable
@@ -465,54 +432,42 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         features are gathered from all. In evaluation mode nothing moves and nothing is gathered.
 
         Args:
-            micro_batches: arguments of `forward`: `pixel_values`, `input_ids`, and `attention_mask`, `image_index`,
-                `image_ids`, `is_absent` where there are any.
+            micro_batches: `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids`, `is_absent` as
+                of `forward`.
         """
         if self.training:
             self._move_momentum_encoder()
             # By its data: autograd need not know, and a graph that is not yet differentiated stays valid.
             self.albef.temperature.data.clamp_(*TEMPERATURE_RANGE)
-        targets = [self._encode_momentum(**batch) for batch in micro_batches]
-        names = "image_features", "text_features", "image_ids", "text_ids"
-        columns, position = [torch.cat([getattr(target, name) for target in targets]) for name in names], 0
+        encoded = [self._encode_momentum(batch) for batch in micro_batches]
+        rows = [torch.cat(column) for column in zip(*(pairs for _, pairs in encoded))]
+        position, targets = 0, []
         if self.training:
-            columns, positions = zip(*map(gather_rows, columns))
-            position = positions[0]
+            rows, (position, *_) = zip(*map(gather_rows, rows))
         queues = self.image_queue, self.text_queue, self.image_id_queue, self.text_id_queue
-        names = "image_candidates", "text_candidates", "candidate_image_ids", "candidate_text_ids"
-        candidates = {name: torch.cat(rows) for name, rows in zip(names, zip(columns, queues))}
-        for index, target in enumerate(targets):
-            targets[index] = replace(target, position=position, **candidates)
-            position += len(target.text_features)
+        candidates = PairFeatures(*map(torch.cat, zip(rows, queues)))
+        for image_embeds, pairs in encoded:
+            targets.append(MomentumTargets(image_embeds, pairs, candidates, position))
+            position += len(pairs.text_ids)
         if self.training:
-            self._enqueue(columns, queues)
+            self._enqueue(rows, queues)
         return targets
 
-    def _encode_momentum(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-        image_ids: Tensor | None = None,
-        is_absent: Tensor | None = None,
-    ) -> MomentumTargets:
-        image_index = resolve_image_index(pixel_values, input_ids, image_index)
-        image_ids = self._image_ids(image_ids, pixel_values)
+    def _encode_momentum(self, batch: dict[str, Tensor]) -> tuple[Tensor, PairFeatures]:
+        """Momentum states of the images, and the true pairs: what is absent enters no queue."""
+        pixel_values, input_ids, attention_mask = batch["pixel_values"], batch["input_ids"], batch.get("attention_mask")
+        image_index = resolve_image_index(pixel_values, input_ids, batch.get("image_index"))
+        image_ids, is_absent = self._image_ids(batch.get("image_ids"), pixel_values), batch.get("is_absent")
         encoder = self.momentum_encoder
         image_embeds = encoder.vision_model(pixel_values).last_hidden_state
         text_embeds = cls_states(encoder.text_model(input_ids, attention_mask).last_hidden_state, attention_mask)
         image_features = F.normalize(encoder.vision_projection(image_embeds[:, 0]), dim=-1)
         if image_index is not None:
             image_features, image_ids = image_features[image_index], image_ids[image_index]
-        pairs = slice(None) if is_absent is None else ~is_absent  # what is absent enters no queue
-        return MomentumTargets(
-            image_embeds=image_embeds,
-            image_features=image_features[pairs],
-            text_features=F.normalize(encoder.text_projection(text_embeds), dim=-1)[pairs],
-            image_ids=image_ids[pairs],
-            text_ids=text_fingerprints(input_ids, attention_mask)[pairs],
-        )
+        text_features = F.normalize(encoder.text_projection(text_embeds), dim=-1)
+        rows = image_features, text_features, image_ids, text_fingerprints(input_ids, attention_mask)
+        is_true = slice(None) if is_absent is None else ~is_absent
+        return image_embeds, PairFeatures(*(column[is_true] for column in rows))
 
     def _image_ids(self, image_ids: Tensor | None, pixel_values: Tensor) -> Tensor:
         """(num_images,), given or else all different."""
@@ -521,12 +476,11 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         if image_ids is None:  # as different from all in the queue, and the same every time
             return -2 - torch.arange(len(pixel_values), device=pixel_values.device)
         if image_ids.shape != (len(pixel_values),):
-            raise ValueError(
-                f"image_ids must be {len(pixel_values)} numbers, one an image, not {tuple(image_ids.shape)}."
-            )
+            found = tuple(image_ids.shape)
+            raise ValueError(f"image_ids must be {len(pixel_values)} numbers, one an image, not {found}.")
         return image_ids
 
-    def _momentum_pairs(self) -> list[KeyValue]:
+    def _momentum_pairs(self) -> list[TwoTensors]:
         """(copy, original) for every parameter of the momentum encoders; of layers that peft adapted, as if merged."""
         self.drop_momentum_adapters()
         originals = {**dict(self.albef.named_parameters()), **dict(self.named_parameters())}
@@ -543,9 +497,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return [(copy, originals[name]) for name, copy in self.momentum_encoder.named_parameters()]
 
     def drop_momentum_adapters(self) -> None:
-        """Takes out adapters that `get_peft_model` put into the momentum encoders: their modules have the same
-        names.
-        """
+        """Takes out what `get_peft_model` put into the momentum encoders, whose modules have the same names."""
         for module in list(self.momentum_encoder.modules()):
             for name, child in module.named_children():
                 for own in ("base_layer", "original_module"):
@@ -585,26 +537,24 @@ def itc_loss(
     """ITC with soft targets α · softmax(momentum similarity) + (1 − α) · one-hot, both directions (ALBEF, eq. 1 and 6).
 
     Candidates that are known to fit (`matches`), besides the pair itself, are neither its positives nor its negatives.
-
-    Args:
-        image_features, text_features: (num_phrases, projection_dim) of the true pairs.
+    Features are (num_phrases, projection_dim).
 
     Returns: the loss, and the similarities over temperature of each image to the phrases and of each phrase to the
         images of this micro-batch, both (num_phrases, num_phrases).
     """
-    num_phrases = len(text_features)
-    own = targets.position + torch.arange(num_phrases, device=text_features.device)
-    one_hot = F.one_hot(own, len(targets.text_candidates))
+    pairs, candidates = targets.pairs, targets.candidates
+    own = targets.position + torch.arange(len(text_features), device=text_features.device)
+    one_hot = F.one_hot(own, len(candidates.text_ids))
     losses, similarities = [], []
-    for features, momentum_features, candidates, known in (
-        (image_features, targets.image_features, targets.text_candidates, matches[0]),
-        (text_features, targets.text_features, targets.image_candidates, matches[1]),
+    for features, momentum_features, others, known in (
+        (image_features, pairs.image_features, candidates.text_features, matches[0]),
+        (text_features, pairs.text_features, candidates.image_features, matches[1]),
     ):
         ignored = known & (one_hot == 0)
         # Divided by the temperature, what bfloat16 rounds off is whole logits.
         with torch.autocast(features.device.type, enabled=False):
-            similarity = features.float() @ candidates.float().T / temperature
-            soft = momentum_features.float() @ candidates.float().T / temperature.detach()
+            similarity = features.float() @ others.float().T / temperature
+            soft = momentum_features.float() @ others.float().T / temperature.detach()
         soft_targets = alpha * soft.masked_fill(ignored, -torch.inf).softmax(dim=1) + (1 - alpha) * one_hot
         # Not -inf: an ignored candidate's target is 0, and 0 · inf is not a number.
         log_probabilities = similarity.masked_fill(ignored, torch.finfo(torch.float32).min).log_softmax(dim=1)
@@ -616,8 +566,7 @@ def itc_loss(
 def itm_loss(itm_logits: Tensor, negative_itm_logits: Tensor, has_negative: Tensor) -> Tensor:
     """ITM: binary cross-entropy over each phrase's true pair and its two negatives, the mean over 3 · num_phrases rows.
 
-    A negative that does not exist (`has_negative` False) contributes nothing, so that the loss of a batch is the mean
-    of the losses of its parts.
+    A negative that does not exist contributes nothing, so that the loss of a batch is the mean of those of its parts.
 
     Args:
         itm_logits: (num_phrases, 2). negative_itm_logits: (2 * num_phrases, 2). has_negative: (2 * num_phrases,).
@@ -628,17 +577,15 @@ def itm_loss(itm_logits: Tensor, negative_itm_logits: Tensor, has_negative: Tens
     return loss.where(torch.cat([torch.ones_like(has_negative[: len(itm_logits)]), has_negative]), 0).mean()
 
 
-def known_to_fit(targets: MomentumTargets) -> tuple[Tensor, Tensor]:
-    """Which texts are known to fit each image, and which images each text: all of these are no negatives.
-
-    A text fits an image if any pair of the step or the queue says so: equal images share their texts, equal texts
-    their images.
+def known_to_fit(targets: MomentumTargets) -> TwoTensors:
+    """Which texts fit each image, and which images each text, by what any pair of the step or the queue says.
 
     Returns: two (num_phrases, num_candidates) of bool: image i with text j, text i with image j.
     """
-    same_image = targets.image_ids[:, None] == targets.candidate_image_ids
-    same_text = targets.text_ids[:, None] == targets.candidate_text_ids
-    return spread(same_image, targets.candidate_text_ids), spread(same_text, targets.candidate_image_ids)
+    pairs, candidates = targets.pairs, targets.candidates
+    same_image = pairs.image_ids[:, None] == candidates.image_ids
+    same_text = pairs.text_ids[:, None] == candidates.text_ids
+    return spread(same_image, candidates.text_ids), spread(same_text, candidates.image_ids)
 
 
 def spread(chosen: Tensor, ids: Tensor) -> Tensor:
@@ -648,22 +595,17 @@ def spread(chosen: Tensor, ids: Tensor) -> Tensor:
     return chosen_groups[:, group] > 0
 
 
-def draw_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """Hard negatives: for each row one allowed column, drawn by softmax of its similarity (ALBEF, §3.2).
+def draw_negatives(similarity: Tensor, allowed: Tensor, hardest: bool = False) -> Tensor:
+    """For each row one allowed column: drawn by softmax of its similarity (ALBEF, §3.2), or the most similar.
 
-    Args: (num_phrases, num_phrases). A row without an allowed column, or with a similarity that is not finite (of a
-    step
-        that is about to be skipped), gets an arbitrary one.
+    A row without an allowed column, or with a similarity that is not finite, gets an arbitrary one.
     """
-    # Of a row of -inf alone, too, the softmax is not a number.
-    probabilities = similarity.masked_fill(~allowed, -torch.inf).softmax(dim=1)
+    similarity = similarity.masked_fill(~allowed, -torch.inf)
+    if hardest:
+        return similarity.argmax(dim=1)
+    probabilities = similarity.softmax(dim=1)  # of a row of -inf alone not a number
     is_drawable = probabilities.isfinite().all(dim=1, keepdim=True)
     return torch.multinomial(probabilities.where(is_drawable, 1.0), num_samples=1)[:, 0]
-
-
-def hardest_negatives(similarity: Tensor, allowed: Tensor) -> Tensor:
-    """For each row the allowed column of the highest similarity; arguments as of `draw_negatives`."""
-    return similarity.masked_fill(~allowed, -torch.inf).argmax(dim=1)
 
 
 def text_fingerprints(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -689,6 +631,3 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     distributed.all_gather(gathered, padded)
     everything = torch.cat([part[:count] for part, count in zip(gathered, counts)])
     return everything, sum(counts[: distributed.get_rank()])
-
-
-__all__ = ["AlbefForPreTraining", "AlbefForPreTrainingOutput", "MomentumTargets"]

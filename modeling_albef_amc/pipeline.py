@@ -1,7 +1,4 @@
-"""`PhraseGrounder`: images and phrases in; scores, points, boxes and heatmaps in image pixels out. It alone knows how.
-
-`pipeline("visual-grounding")`, `AutoGrounder`, evaluation, the layer sweep and the Space are thin on top of it.
-"""
+"""`PhraseGrounder`, the engine: images and phrases in; scores, points, boxes and heatmaps in image pixels out."""
 
 import os
 import threading
@@ -23,13 +20,15 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .gradcam import PhraseAttention, attention_map, choose_tokens, gradcam
 from .images import ImageSource, is_image, open_image
-from .processing_albef import post_process_grounding, tokenize_captions, tokenize_phrases
+from .processing_albef import TOKENIZED, Span, post_process_grounding
 from .tokenization_albef import check_characters
 from .visualization import mark, overlay
 
 # A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
 Phrase = str | Mapping[str, Any]
 Phrases = Phrase | list[Phrase]
+Answer = dict[str, Any]
+Explain = Callable[..., PhraseAttention]
 ANSWER_OPTIONS = "threshold", "output_heatmaps", "output_pictures"
 
 
@@ -38,8 +37,7 @@ class Tokens:
     """Phrases, tokenized.
 
     - `phrases`: what is looked for; of a phrase in its caption the words of it.
-    - `input_ids`, `attention_mask` (num_phrases, num_tokens), padded on the right.
-    - `heatmap_token_mask` (num_phrases, num_tokens): 1 for the tokens whose maps are averaged; None: all there are.
+    - The others (num_phrases, num_tokens), padded on the right. `heatmap_token_mask`: None for all tokens.
     """
 
     phrases: list[str]
@@ -58,13 +56,12 @@ class Tokens:
         def padded(columns: Iterable[Tensor]) -> Tensor:
             return pad_sequence([row for column in columns for row in column], batch_first=True)
 
-        chosen = None
-        if any(part.heatmap_token_mask is not None for part in parts):
-            masks = [part.heatmap_token_mask for part in parts]
-            chosen = padded(part.attention_mask if mask is None else mask for part, mask in zip(parts, masks))
         phrases = [phrase for part in parts for phrase in part.phrases]
         ids, mask = padded(part.input_ids for part in parts), padded(part.attention_mask for part in parts)
-        return cls(phrases, ids, mask, chosen)
+        if all(part.heatmap_token_mask is None for part in parts):
+            return cls(phrases, ids, mask)
+        chosen = (part.attention_mask if part.heatmap_token_mask is None else part.heatmap_token_mask for part in parts)
+        return cls(phrases, ids, mask, padded(chosen))
 
 
 @dataclass
@@ -95,18 +92,13 @@ class PhraseGrounder:
         encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
             phrases. Default: `model.encode_images`, where `explain` is the model's own.
 
-    Attributes:
-        autocast: makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
-
-    Raises:
-        ValueError: the model does not explain itself, and no function for it is given.
-
     >>> grounder = PhraseGrounder(model, processor)
     >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
     (212, 140)
     """
 
     keeps_encodings = False  # from call to call
+    # Makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
     autocast: Callable[[], AbstractContextManager] = nullcontext
     # By `method`, what turns the explanation of a pass into heatmaps.
     methods: dict[str, Callable[..., Tensor]] = {"gradcam": gradcam, "attention": attention_map}
@@ -115,14 +107,13 @@ class PhraseGrounder:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        explain: Callable[..., PhraseAttention] | None = None,
+        explain: Explain | None = None,
         encode_images: Callable[..., Tensor] | None = None,
     ):
         if explain is None:
             if not hasattr(model, "explain"):
-                raise ValueError(
-                    f"No explanation is known for models of type {model.config.model_type!r}: pass explain"
-                )
+                model_type = model.config.model_type
+                raise ValueError(f"No explanation is known for models of type {model_type!r}: pass explain")
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
         self.tokenizing = threading.Lock()  # a tokenizer keeps state in a call
@@ -141,18 +132,15 @@ class PhraseGrounder:
         num_workers: int = 0,
         timeout: float = 30,
         **options: Any,
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator[list[dict[str, Any]]]:
+    ) -> Any:
         """
         Args:
-            images: an image (a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, 3) or
-                (3, height, width)); or a dictionary of "image" and "phrases"; or several of either, in a list, or as
-                what can only be gone through (a data set, a column of one, a generator).
+            images: an image, see `open_image`; or a dictionary of "image" and "phrases"; or several of either, in a
+                list, or as what can only be gone through (a data set, a column of one, a generator).
             phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. A
-                phrase may be words of a caption, of `caption.split(" ")`: {"caption": "a man in a red hat",
-                "caption_span": (3, 6)}.
+                phrase may be words of a caption: {"caption": "a man in a red hat", "caption_span": (3, 6)}.
             batch_size, num_workers: images a pass, and processes that read them. timeout: seconds to wait for a URL.
-            options: of `answers`: `threshold`, `output_heatmaps`, `output_pictures`; of `explain_phrases`: `method`,
-                `explanation`, `grounding_layer`, `phrase_batch_size`, `explain`, `output_points`.
+            options: of `answer`: `threshold`, `output_heatmaps`, `output_pictures`; and of `explain_phrases`.
 
         Returns: a list of answers for one image, a list of such lists for a list of images, an iterator over such
             lists for a data set or a generator. One answer a phrase, a dictionary:
@@ -162,9 +150,8 @@ class PhraseGrounder:
             - "heatmap": (height, width) float32 array, not normalised.
             - "picture": the image under its heatmap, with point and box (Pillow, with `output_pictures`).
 
-        Raises:
-            FileNotFoundError, ConnectionError: there is no such image, or the URL cannot be had.
-            ValueError: an image is unreadable, a phrase is empty or too long, phrases and images do not match.
+        Raises FileNotFoundError, ConnectionError: there is no such image. ValueError: an image is unreadable, a phrase
+            is empty or too long, phrases and images do not match.
         """
         run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
         if is_image(images) or isinstance(images, Mapping):
@@ -179,9 +166,7 @@ class PhraseGrounder:
         return run(as_record(*pair) for pair in pairs)
 
     def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
-        """The probability in [0, 1] that each phrase fits its image, in the layout of `ground`; nothing is
-        explained.
-        """
+        """The probability in [0, 1] that each phrase fits its image, in the layout of `ground`; no heatmaps."""
         answers = self.ground(images, phrases, output_points=False, **options)
         if isinstance(answers, Iterator):
             return map(scores_of, answers)
@@ -189,7 +174,7 @@ class PhraseGrounder:
 
     def _run(
         self, records: Any, batch_size: int, num_workers: int, timeout: float, **options: Any
-    ) -> Iterator[list[dict[str, Any]]]:
+    ) -> Iterator[list[Answer]]:
         explaining = {name: options.pop(name) for name in tuple(options) if name not in ANSWER_OPTIONS}
         # What is not indexed cannot be divided among processes.
         wrapper, num_workers = (PipelineDataset, num_workers) if isinstance(records, Sized) else (PipelineIterator, 1)
@@ -204,25 +189,19 @@ class PhraseGrounder:
         return image, self.processor(images=[image], return_tensors="pt")["pixel_values"]
 
     def tokenize(self, phrases: list[Phrase]) -> Tokens:
-        """Phrases, or words of captions, as the model takes them; several threads may call it.
-
-        Raises ValueError: a phrase is empty or too long, or its span is not in its caption.
-        """
+        """Phrases, or words of captions, as the model takes them; several threads may call it."""
         texts, spans = map(list, zip(*map(text_and_span, phrases), strict=True))
         with self.tokenizing:
-            if any(span is not None for span in spans):
-                inputs = tokenize_captions(self.processor, texts, spans)
-            else:
-                inputs = tokenize_phrases(self.processor, texts)
+            inputs = self._tokenize(texts, None if all(span is None for span in spans) else spans)
         num_tokens, most = inputs["attention_mask"].sum(dim=1), self.max_tokens
         if num_tokens.max() > most:
             longest = texts[num_tokens.argmax()]
             raise ValueError(f"the phrase {longest!r} has {num_tokens.max()} word pieces, the model takes {most}")
-        words = [
-            text if span is None else " ".join(text.split(" ")[slice(*span)])
-            for text, span in zip(texts, spans, strict=True)
-        ]
+        words = [" ".join(text.split(" ")[slice(*(span or [None]))]) for text, span in zip(texts, spans)]
         return Tokens(words, inputs["input_ids"], inputs["attention_mask"], inputs.get("heatmap_token_mask"))
+
+    def _tokenize(self, texts: list[str], spans: list[Span] | None) -> Mapping[str, Tensor]:
+        return self.processor(text=texts, phrase_spans=spans, **TOKENIZED)
 
     def prepare(self, record: dict[str, Any], timeout: float = 30) -> GroundedImage:
         """A record of `as_record`, read and tokenized."""
@@ -236,20 +215,16 @@ class PhraseGrounder:
         phrase_batch_size: int = 64,
         method: str = "gradcam",
         output_points: bool = True,
-        explain: Callable[..., PhraseAttention] | None = None,
+        explain: Explain | None = None,
         explanation: str | None = None,
         grounding_layer: int | None = None,
     ) -> Sequence[GroundedImage]:
-        """Scores the phrases of a batch of images, and computes their heatmaps over the grid of patches.
+        """Fills in the `scores` and `heatmaps`, over the grid of patches, of a batch of images.
 
         Args:
-            phrase_batch_size: phrases a pass.
-            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient). output_points: False:
-                nothing.
-            explain: a function to use instead of the model's.
-            explanation, grounding_layer: another score or layer than the model's own.
-
-        Returns: the images, their `scores` and `heatmaps` filled in.
+            phrase_batch_size: phrases a pass. output_points: False for scores alone.
+            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient).
+            explain, explanation, grounding_layer: another function, score or layer than the model's own.
         """
         asked = [image for image in images if image.tokens is not None]
         if not asked:
@@ -259,9 +234,9 @@ class PhraseGrounder:
         options = {"explanation": explanation, "layer": grounding_layer}
         options = {name: value for name, value in options.items() if value is not None}
         own_explain, heatmaps_of = self.method_functions(method, tokens.heatmap_token_mask is not None)
-        attend = partial(self.attend, torch.cat([image.pixel_values for image in asked]), tokens, index)
+        pixel_values, explain = torch.cat([image.pixel_values for image in asked]), explain or own_explain
         scores, heatmaps = [], []
-        for attention in attend(phrase_batch_size, explain=explain or own_explain, **options):
+        for attention in self.attend(pixel_values, tokens, index, phrase_batch_size, explain, **options):
             if attention.probability is None:
                 raise ValueError("the explain function gives no probability: see PhraseAttention")
             heatmaps += heatmaps_of(attention).cpu() if output_points else [None] * len(attention.probability)
@@ -272,10 +247,8 @@ class PhraseGrounder:
             image.heatmaps, heatmaps = heatmaps[:count], heatmaps[count:]
         return images
 
-    def method_functions(
-        self, method: str, in_captions: bool = False
-    ) -> tuple[Callable[..., PhraseAttention], Callable[..., Tensor]]:
-        """What explains a pass, and what turns that into heatmaps. ValueError: there is no such method."""
+    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., Tensor]]:
+        """What explains a pass, and what turns that into heatmaps."""
         if method not in self.methods:
             raise ValueError(f"method {method!r}: choose one of {', '.join(self.methods)}.")
         return self.explain, self.methods[method]
@@ -286,14 +259,14 @@ class PhraseGrounder:
         tokens: Tokens,
         image_index: Tensor,
         phrase_batch_size: int = 64,
-        explain: Callable[..., PhraseAttention] | None = None,
+        explain: Explain | None = None,
         **options: Any,
     ) -> Iterator[PhraseAttention]:
         """What the model looks at, and how well each phrase fits, pass by pass.
 
         Args:
             pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
-            options: of `explain`, such as `layer` and `explanation`.
+            options: of `explain`, such as `layer`.
         """
         device, explain = self.model.device, explain or self.explain
         pixel_values, image_embeds = pixel_values.to(device), None
@@ -306,8 +279,7 @@ class PhraseGrounder:
             images = slice(int(index[0]), int(index[-1]) + 1)  # those between are all that is needed
             if image_embeds is not None:
                 options["image_embeds"] = image_embeds[images]
-            inputs = part.input_ids, part.attention_mask, index - images.start
-            inputs = [tensor.to(device) for tensor in inputs]
+            inputs = (tensor.to(device) for tensor in (part.input_ids, part.attention_mask, index - images.start))
             with self.autocast():
                 attention = explain(self.model, pixel_values[images], *inputs, **options)
             chosen = part.heatmap_token_mask
@@ -319,10 +291,9 @@ class PhraseGrounder:
         with self.autocast():
             return self.encode_images(self.model, pixel_values)
 
-    def answers(self, grounded: GroundedImage, **options: Any) -> list[dict[str, Any]]:
+    def answers(self, grounded: GroundedImage, **options: Any) -> list[Answer]:
         """One answer a phrase, in pixels of the image; see `ground`. Options: of `answer`."""
-        count = len(grounded.tokens.phrases) if grounded.tokens else 0
-        return [self.answer(grounded, number, **options) for number in range(count)]
+        return [self.answer(grounded, number, **options) for number in range(len(grounded.scores))]
 
     def answer(
         self,
@@ -331,25 +302,24 @@ class PhraseGrounder:
         threshold: float = 0.5,
         output_heatmaps: bool = True,
         output_pictures: bool = False,
-    ) -> dict[str, Any]:
-        """The answer of one phrase.
+    ) -> Answer:
+        """The answer of one phrase, by its number among those of the image.
 
         Args:
-            number: of the phrase, among those of the image.
             threshold: heat at the edge of a box, see `post_process_grounding`.
-            output_heatmaps, output_pictures: with "heatmap" (of many phrases on large images rather False), with
-                "picture".
+            output_heatmaps, output_pictures: with "heatmap" (False saves memory), with "picture".
         """
         heatmap = grounded.heatmaps[number]
         answer = {"phrase": grounded.tokens.phrases[number], "score": grounded.scores[number]}
-        if heatmap is not None:
-            (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
-            heat = found["heatmap"].numpy()
-            answer |= {"point": found["point"], "box": found["box"]}
-            if output_heatmaps:
-                answer["heatmap"] = heat
-            if output_pictures:
-                answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
+        if heatmap is None:
+            return answer
+        (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
+        answer |= {"point": found["point"], "box": found["box"]}
+        heat = found["heatmap"].numpy()
+        if output_heatmaps:
+            answer["heatmap"] = heat
+        if output_pictures:
+            answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
         return answer
 
 
@@ -367,14 +337,14 @@ def encode_itself(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return model.encode_images(pixel_values)
 
 
-def scores_of(answers: list[dict[str, Any]]) -> list[float]:
+def scores_of(answers: list[Answer]) -> list[float]:
     return [answer["score"] for answer in answers]
 
 
 class Records(Dataset):
     """Images and their phrases as records {"image", "phrases"}, read one by one."""
 
-    def __init__(self, images: Any, phrases: Phrases | list[Phrases] | None):
+    def __init__(self, images: Any, phrases: Any):
         if is_nested(phrases) and len(phrases) != len(images):
             raise ValueError(f"{len(phrases)} lists of phrases for {len(images)} images: pass one list an image")
         self.images, self.phrases = images, phrases
@@ -390,7 +360,7 @@ def is_nested(phrases: Any) -> bool:
     return isinstance(phrases, list | tuple) and any(isinstance(item, list | tuple) for item in phrases)
 
 
-def as_record(image: ImageSource, phrases: Phrases | None) -> dict[str, Any]:
+def as_record(image: Any, phrases: Any) -> dict[str, Any]:
     """{"image", "phrases"} with the phrases, none of them empty, in a list."""
     if isinstance(image, Mapping) and not {"bytes", "path"} & image.keys():
         phrases = image.get("phrases") if phrases is None else phrases
@@ -409,7 +379,7 @@ def as_record(image: ImageSource, phrases: Phrases | None) -> dict[str, Any]:
     return {"image": image, "phrases": phrases}
 
 
-def text_and_span(phrase: Phrase) -> tuple[str, list[int] | None]:
+def text_and_span(phrase: Phrase) -> tuple[str, Span]:
     """What the model is asked, and the (first, end) of the words in it that are to be found; None for all of it."""
     if not isinstance(phrase, Mapping):
         return phrase, None
@@ -422,11 +392,9 @@ def text_and_span(phrase: Phrase) -> tuple[str, list[int] | None]:
 class VisualGroundingPipeline(Pipeline):
     """transformers' way to a `PhraseGrounder`, whose options for `ground` are options of the pipeline or of a call.
 
-        >>> ground = pipeline("visual-grounding", model="org/albef-amc", trust_remote_code=True)
-        >>> for answer in ground("photo.jpg", ["a black cat", "the remote on the left"]):
-        ...     print(answer["phrase"], answer["score"], answer["point"], answer["box"])
-
-    After `import modeling_albef_amc` a checkpoint's own code is not needed, nor `trust_remote_code`.
+    >>> ground = pipeline("visual-grounding", model="org/albef-amc", trust_remote_code=True)
+    >>> ground("photo.jpg", ["a black cat", "the remote on the left"])[0]["point"]
+    (212, 140)
     """
 
     grounder_class = PhraseGrounder
@@ -434,11 +402,7 @@ class VisualGroundingPipeline(Pipeline):
     _load_tokenizer = _load_image_processor = _load_feature_extractor = _load_video_processor = False
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin | None = None,
-        explain: Callable[..., PhraseAttention] | None = None,
-        **kwargs: Any,
+        self, model: PreTrainedModel, processor: ProcessorMixin | None = None, explain: Explain | None = None, **kwargs
     ):
         if processor is None:
             raise ValueError("the pipeline needs the processor too: pipeline(..., model=model, processor=processor)")
@@ -453,19 +417,13 @@ class VisualGroundingPipeline(Pipeline):
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         return options, {}, {}
 
-    def preprocess(self, record: dict[str, Any], **options: Any) -> GroundedImage:
-        return self.grounder.prepare(record, **options)
+    def _unused(self, *args: Any, **options: Any) -> Any:
+        """The steps that transformers asks for are the engine's."""
+        raise NotImplementedError
 
-    def _forward(self, image: GroundedImage, **options: Any) -> GroundedImage:
-        return self.grounder.explain_phrases([image], **options)[0]
-
-    def postprocess(self, image: GroundedImage, **options: Any) -> list[dict[str, Any]]:
-        return self.grounder.answers(image, **options)
+    preprocess = _forward = postprocess = _unused
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """The model with its code, and its processor."""
         self.model.save_pretrained(save_directory, *args, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-__all__ = ["GroundedImage", "PhraseGrounder", "Tokens", "VisualGroundingPipeline"]

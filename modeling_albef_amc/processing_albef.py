@@ -1,7 +1,6 @@
 """Processor of ALBEF: images and phrases in, heatmaps, points and boxes in the images' own pixels out."""
 
-from bisect import bisect_right
-from collections import defaultdict
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,21 +13,20 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
 from .gradcam import upsample_heatmaps
-from .tokenization_albef import albef_tokenizer, clean_text, cleaned_span, span_characters
+from .tokenization_albef import albef_tokenizer, clean_text, cleaned_span
 
 # (first, end): the words `caption.split(" ")[first:end]`; None for all of it.
 Span = Sequence[int] | None
-# Options of tokenizers that a phrase has no use for: it is cleaned and cut into words here, one row of tokens a phrase.
+# Options of tokenizers that a phrase has no use for: it is cleaned here, and is one row of tokens.
 REFUSED = {
     "is_split_into_words": "a list of strings is a list of phrases: join the words of each phrase with blanks",
     "return_overflowing_tokens": "every phrase is one row of tokens: cut the phrases yourself",
     "text_pair": "a phrase is one text: join both",
-    "text_target": "a phrase has no target text",
-    "text_pair_target": "a phrase has no target text",
+    **dict.fromkeys(("text_target", "text_pair_target"), "a phrase has no target text"),
 }
 
 
-class AlbefCallKwargs(ProcessingKwargs, total=False):
+class AlbefCallKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict that mypy skips
     # Not in `valid_processor_kwargs`: its default is an argument of `__init__`, since only those are saved.
     max_words: int | None
 
@@ -40,8 +38,6 @@ class AlbefProcessor(ProcessorMixin):
         image_processor: `AlbefImageProcessorPil` or its torchvision twin.
         tokenizer: any BERT tokenizer; the processor keeps a copy of it that adds no [SEP].
         max_words: words kept of a phrase: 50, and 30 for referring expressions. Calls can override it.
-
-    Raises ValueError: the tokenizer has no [CLS] or no padding token, or `max_words` is not positive.
 
     >>> from PIL import Image
     >>> from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, tokenizer_from_texts
@@ -80,22 +76,19 @@ class AlbefProcessor(ProcessorMixin):
             kwargs: `return_tensors`, `max_words`, `max_length` (tokens, [CLS] included; without it no phrase is cut),
                 and whatever the image processor and the tokenizer take.
 
-        Returns: with images, `pixel_values` (num_images, 3, height, width). With text, `input_ids` and
-            `attention_mask` (num_phrases, num_tokens), and `image_index` (num_phrases,), each phrase's image, when the
-            phrases come in lists of lists or are several on one image. With `phrase_spans`, `heatmap_token_mask`
-            (num_phrases, num_tokens), 1 for the word pieces whose maps the model averages.
+        Returns: `pixel_values` (num_images, 3, height, width); `input_ids`, `attention_mask` (num_phrases, num_tokens);
+            `image_index` (num_phrases,), where phrases come in lists of lists or are several on one image; with
+            `phrase_spans`, `heatmap_token_mask` (num_phrases, num_tokens), 1 for the word pieces of the spans.
 
-        Raises:
-            ValueError: a phrase, or a span, has nothing left after cleaning and cutting; a span is not in its caption;
-                phrases, spans and images do not match in number; an option asks for another layout of the tokens.
+        Raises ValueError: a phrase, or a span, has nothing left after cleaning and cutting; phrases, spans and images
+            do not match; an option asks for another layout of the tokens.
         """
         if images is None and text is None:
             raise ValueError("pass images, text or both: there is nothing to process")
         if text is None and phrase_spans is not None:
             raise ValueError("phrase_spans needs the captions that they are spans of: pass them as text")
         max_words = kwargs.pop("max_words", None)
-        if max_words is None:
-            max_words = self.max_words
+        max_words = self.max_words if max_words is None else max_words
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         data = {}
         if text is not None:
@@ -104,10 +97,10 @@ class AlbefProcessor(ProcessorMixin):
             data.update(self._tokenize(phrases, spans, max_words, **merged["text_kwargs"]))
         if images is not None:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
-        if images is not None and text is not None:
-            image_index = match_phrases(text, phrases, image_index, len(data["pixel_values"]))
-        if text is not None and image_index is not None:
-            data["image_index"] = image_index
+        if text is not None:
+            if images is not None:
+                image_index = match_phrases(text, phrases, image_index, len(data["pixel_values"]))
+            data |= {} if image_index is None else {"image_index": image_index}
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def _tokenize(self, phrases: list[str], spans: list[Span] | None, max_words: int, **text_kwargs) -> dict[str, Any]:
@@ -140,18 +133,15 @@ class AlbefProcessor(ProcessorMixin):
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         # Belongs to the files alone: a processor is the same before and after it is saved.
         for saved in (self, self.image_processor):
-            vars(saved).pop("auto_map", None)
+            saved.__dict__.pop("auto_map", None)
         return files
 
     def post_process_grounding(self, heatmaps: Any, target_sizes: Any, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """The function of this name."""
         return post_process_grounding(heatmaps, target_sizes, threshold)
 
 
-def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str], list[int] | None]:
+def flatten_phrases(text: Any) -> tuple[list[str], list[int] | None]:
     """The phrases in one list, and each one's image when they came in lists of lists.
-
-    Raises ValueError: `text` is no phrase, no list of phrases and no list of lists, or has no phrase.
 
     >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
     (['a dog', 'red', 'a tree'], [0, 0, 2])
@@ -170,7 +160,7 @@ def flatten_phrases(text: str | list[str] | list[list[str]]) -> tuple[list[str],
     return phrases, [image for image, item in enumerate(text) for _ in item] if nested else None
 
 
-def match_spans(phrase_spans: Any, text: str | list[str] | list[list[str]]) -> list[Span]:
+def match_spans(phrase_spans: Any, text: Any) -> list[Span]:
     """One span a phrase, in one list, from spans that are laid out like `text`."""
     if isinstance(text, str):
         return [phrase_spans]
@@ -180,19 +170,12 @@ def match_spans(phrase_spans: Any, text: str | list[str] | list[list[str]]) -> l
 
 
 def span_tokens(
-    offsets: list[list[tuple[int, int]]],
-    attention_mask: list[list[int]],
-    captions: list[str],
-    spans: list[Span],
-    characters: Callable[[str, Sequence[int]], tuple[int, int]],
+    offsets: Sequence, attention_mask: Sequence, captions: list[str], spans: list[Span], characters: Callable
 ) -> list[list[int]]:
     """Which tokens are word pieces of the spans: 1, others 0, one row a caption; without a span, its attention mask.
 
-    Args:
-        offsets: of each caption's tokens, (start, end) in characters of the text that the tokenizer was given.
-        characters: caption, span → (start, end) of the span's words in that text.
-
-    Raises ValueError: a span has no token; the message names the caption.
+    `offsets` are those of the tokens, (start, end) in the text that was tokenized; `characters` gives those of a span:
+    caption, span → (start, end).
     """
     rows = []
     for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
@@ -213,33 +196,6 @@ def span_tokens(
 
 # However a tokenizer was saved: models look for a phrase's first token at place 0.
 TOKENIZED = {"padding": True, "padding_side": "right", "return_attention_mask": True, "return_tensors": "pt"}
-
-
-def cleans_text(processor: ProcessorMixin) -> bool:
-    """Whether it is an `AlbefProcessor`, be it of this package or of a checkpoint's own code."""
-    return hasattr(processor, "max_words")
-
-
-def tokenize_phrases(processor: ProcessorMixin, phrases: list[str], max_length: int | None = None) -> BatchFeature:
-    """`input_ids` and `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases."""
-    # Other processors hand the text on to the tokenizer, some with places for an image.
-    tokenize = processor if cleans_text(processor) else processor.tokenizer
-    cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    return tokenize(text=phrases, **TOKENIZED, **cut)
-
-
-def tokenize_captions(processor: ProcessorMixin, captions: list[str], spans: list[Span]) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `heatmap_token_mask` (num_captions, num_tokens) of any processor.
-
-    Args:
-        spans: the words of each caption that are to be grounded, as `AlbefProcessor` takes them.
-    """
-    if cleans_text(processor):
-        return dict(processor(text=captions, phrase_spans=spans, **TOKENIZED))
-    encoded = dict(processor.tokenizer(captions, return_offsets_mapping=True, **TOKENIZED))
-    offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
-    chosen = span_tokens(offsets, attention_mask, captions, spans, span_characters)
-    return {**encoded, "heatmap_token_mask": torch.tensor(chosen)}
 
 
 def match_phrases(text: Any, phrases: list[str], image_index: list[int] | None, num_images: int) -> list[int] | None:
@@ -265,15 +221,12 @@ def post_process_grounding(
     Args:
         heatmaps: (num_phrases, rows, columns), or a list of (rows, columns).
         target_sizes: (num_phrases, 2), the (height, width) in pixels of each phrase's image, or one pair for all.
-            A Pillow image's `size` is the other way round.
         threshold: how far up from the map's minimum (0) to its maximum (1) a pixel must be to belong to the box.
 
     Returns: one dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
         "point": (x, y), the pixel of its first maximum in row order. "box": (x1, y1, x2, y2), half-open, in pixels,
         around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
         a constant map is the whole image.
-
-    Raises ValueError: wrong dimensions or numbers, a size that is not positive, a map with NaN or infinity.
 
     >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
@@ -282,20 +235,14 @@ def post_process_grounding(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    maps = check_heatmaps(heatmaps)
-    sizes = check_target_sizes(target_sizes, len(maps))
-    groups = defaultdict(list)
-    for index, (heatmap, size) in enumerate(zip(maps, sizes, strict=True)):
-        groups[size, heatmap.shape, heatmap.device].append(index)
-    results = [{} for _ in maps]
-    for (size, _, _), indices in groups.items():
-        upsampled = upsample_heatmaps(torch.stack([maps[index] for index in indices]), size)
-        for index, heatmap in zip(indices, upsampled, strict=True):
-            y, x = divmod(heatmap.argmax().item(), heatmap.shape[-1])
-            # Upsampled, a constant map is not quite constant any more; it has no region of its own.
-            constant = maps[index].min() == maps[index].max()
-            box = (0, 0, size[1], size[0]) if constant else box_around_point(heatmap, (x, y), threshold)
-            results[index] = {"heatmap": heatmap, "point": (x, y), "box": box}
+    maps, results = check_heatmaps(heatmaps), []
+    for heatmap, size in zip(maps, check_target_sizes(target_sizes, len(maps)), strict=True):
+        upsampled = upsample_heatmaps(heatmap[None], size)[0]
+        y, x = divmod(upsampled.argmax().item(), size[1])
+        # Upsampled, a constant map is not quite constant any more; it has no region of its own.
+        is_constant = heatmap.min() == heatmap.max()
+        box = (0, 0, size[1], size[0]) if is_constant else box_around_point(upsampled, (x, y), threshold)
+        results.append({"heatmap": upsampled, "point": (x, y), "box": box})
     return results
 
 
@@ -313,7 +260,6 @@ def check_heatmaps(heatmaps: Tensor | list[Tensor]) -> list[Tensor]:
 
 
 def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
-    """(height, width) in pixels for every map."""
     sizes = torch.as_tensor(target_sizes)
     sizes = sizes.expand(num_maps, 2) if sizes.shape == (2,) else sizes
     if sizes.ndim != 2 or sizes.shape[1] != 2:
@@ -327,18 +273,12 @@ def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]
 
 
 def box_around_point(heatmap: Tensor, point: tuple[int, int], threshold: float) -> tuple[int, int, int, int]:
-    """The tight box, half-open xyxy, of the 4-connected region around `point` where the heatmap reaches the threshold.
-
-    Args:
-        heatmap: (height, width). point: (x, y) of a pixel that reaches the threshold.
-        threshold: in [0, 1], between the map's minimum and maximum.
-    """
+    """The tight box, half-open xyxy, of the 4-connected region around `point` (x, y) that reaches the threshold."""
     low, high = heatmap.aminmax()
     inside = (heatmap - low >= threshold * (high - low)).cpu().numpy()
     # Whole runs instead of pixels: a smooth map has few.
     rows, starts, stops = horizontal_runs(inside)
-    of_row = np.searchsorted(rows, np.arange(len(inside) + 1)).tolist()
-    rows, starts, stops = rows.tolist(), starts.tolist(), stops.tolist()
+    of_row = [bisect_left(rows, row) for row in range(len(inside) + 1)]
     x, y = point
     waiting = [bisect_right(starts, x, of_row[y], of_row[y + 1]) - 1]
     reached = set(waiting)
@@ -352,21 +292,15 @@ def box_around_point(heatmap: Tensor, point: tuple[int, int], threshold: float) 
                     reached.add(touching)
                     waiting.append(touching)
                 touching += 1
-    return (
-        min(starts[run] for run in reached),
-        min(rows[run] for run in reached),
-        max(stops[run] for run in reached),
-        max(rows[run] for run in reached) + 1,
-    )
+    rows_reached = [rows[run] for run in reached]
+    left, right = min(starts[run] for run in reached), max(stops[run] for run in reached)
+    return left, min(rows_reached), right, max(rows_reached) + 1
 
 
-def horizontal_runs(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def horizontal_runs(inside: np.ndarray) -> tuple[list[int], list[int], list[int]]:
     """Of every unbroken run of True in a (height, width) array: row, first column, column after the last; in order."""
     width = inside.shape[1] + 1
     closed = np.zeros((len(inside), width + 1), dtype=bool)
     closed[:, 1:-1] = inside
     edges = np.flatnonzero(closed[:, 1:] != closed[:, :-1]).reshape(-1, 2)
-    return edges[:, 0] // width, edges[:, 0] % width, edges[:, 1] % width
-
-
-__all__ = ["AlbefProcessor"]
+    return (edges[:, 0] // width).tolist(), (edges[:, 0] % width).tolist(), (edges[:, 1] % width).tolist()

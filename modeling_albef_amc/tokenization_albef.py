@@ -1,7 +1,6 @@
 """How ALBEF reads a phrase: its cleaning, and BERT's word pieces with [CLS] in front and no [SEP] at the end.
 
-The tokenizer is a plain `PreTrainedTokenizerFast` whose whole behaviour is in its `tokenizer.json`, so that
-`AutoTokenizer` loads it without this code. `BertTokenizer` would not do: it puts the [SEP] back whenever it is loaded.
+The tokenizer is a plain `PreTrainedTokenizerFast`: `BertTokenizer` puts the [SEP] back whenever it is loaded.
 """
 
 import re
@@ -30,8 +29,6 @@ def clean_text(text: str, max_words: int = 50) -> str:
         max_words: number of words kept: 50, and 30 for referring expressions.
 
     Returns: the words, parted by single blanks; "" where nothing is left.
-
-    Raises ValueError: `max_words` is not positive; half a character is in the text, which no tokenizer takes.
 
     >>> clean_text("A <person>'s two-story house!")
     'a persons two story house'
@@ -64,9 +61,6 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
 
     Returns: (start, end) in characters of `clean_text(text, max_words)`.
 
-    Raises:
-        ValueError: as of `span_characters`; no word of the span is left after cleaning, or among the first `max_words`.
-
     >>> start, end = cleaned_span("A two-story house!", (1, 3))
     >>> clean_text("A two-story house!")[start:end]
     'two story house'
@@ -84,12 +78,7 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
 
 
 def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
-    """(start, end) in characters of the words `text.split(" ")[first:end]`.
-
-    Args:
-        span: (first, end).
-
-    Raises ValueError: `span` is not two whole numbers with 0 <= first < end <= the number of words.
+    """(start, end) in characters of the words `text.split(" ")[first:end]`, where `span` is (first, end).
 
     >>> span_characters("a red dog", (1, 3))
     (2, 9)
@@ -104,15 +93,7 @@ def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
 
 
 def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """A copy of a BERT tokenizer that puts [CLS] in front and nothing at the end, as ALBEF's weights were trained.
-
-    Args:
-        tokenizer: a BERT tokenizer, or any other of the tokenizers library that has a [CLS] and a padding token.
-
-    Returns: a plain `PreTrainedTokenizerFast` with the same vocabulary, special tokens and defaults of calls.
-
-    Raises ValueError: it is not backed by the tokenizers library, or has no [CLS] or no padding token.
-    """
+    """A copy of a tokenizer that puts [CLS] in front and nothing at the end, as ALBEF's weights were trained."""
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is not backed by the tokenizers library: pass a BertTokenizer")
     if tokenizer.cls_token is None or tokenizer.pad_token is None:
@@ -133,8 +114,7 @@ def albef_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
 def init_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What a plain `PreTrainedTokenizerFast` of the same backend must be built with to do as this tokenizer does now.
 
-    Not what its backend holds (`do_lower_case`), nor what was meant for an image processor loaded by the same call: a
-    processor would give it to that again, whatever was set since.
+    Not what was meant for an image processor loaded by the same call: a processor would give it to that again.
     """
     loaded = tokenizer.init_kwargs
     defaults = set(TextKwargs.__annotations__) & set(loaded)
@@ -149,6 +129,3 @@ def init_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
     }
-
-
-__all__ = ["albef_tokenizer", "clean_text", "cleaned_span", "span_characters"]

@@ -23,12 +23,8 @@ def colour_table() -> np.ndarray:
 
 
 def overlay(image: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Image.Image:
-    """The image under its heatmap.
-
-    Args:
-        image: RGB. opacity: in [0, 1].
-        heatmap: (height, width) of the image; its minimum lets the image through, its maximum covers it by `opacity`.
-            A constant heatmap shows nothing.
+    """The image (RGB) under its heatmap (height, width), whose minimum lets it through and whose maximum covers it by
+    `opacity`, in [0, 1]. A constant heatmap shows nothing.
     """
     if heatmap.shape != (image.height, image.width):
         raise ValueError(f"a heatmap of {heatmap.shape} does not fit an image of {(image.height, image.width)}")
@@ -42,17 +38,11 @@ def overlay(image: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Im
 
 
 def mark(
-    image: Image.Image,
-    point: tuple[int, int] | None = None,
-    boxes: Sequence[Sequence[int]] = (),
-    colour: str = MARK,
+    image: Image.Image, point: tuple[int, int] | None = None, boxes: Sequence[Sequence[int]] = (), colour: str = MARK
 ) -> Image.Image:
-    """A copy of the image with half-open boxes (x1, y1, x2, y2) and a point (x, y) drawn in, in its pixels.
+    """A copy of the image with half-open boxes (x1, y1, x2, y2) and a point (x, y) of this colour, in its pixels.
 
     The lines grow with the image and have a dark rim, to be seen on light and dark alike.
-
-    Args:
-        colour: of the point.
     """
     image = image.copy()
     draw = ImageDraw.Draw(image)
@@ -68,6 +58,3 @@ def mark(
         draw.circle(point, 2.5 * width, fill=colour)
         draw.point(point, fill=colour)
     return image
-
-
-__all__ = ["mark", "overlay"]

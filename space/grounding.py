@@ -10,9 +10,10 @@ from PIL import Image
 from errors import VisitorError
 from modeling_albef_amc import clean_text, gradcam
 from modeling_albef_amc.families.auto import AutoGrounder
+from modeling_albef_amc.families.processors import cleans_text, tokenize_phrases
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.gradcam import average_tokens
-from modeling_albef_amc.processing_albef import cleans_text, post_process_grounding, tokenize_phrases
+from modeling_albef_amc.processing_albef import post_process_grounding
 from models import Loaded, ModelStore
 
 MAX_PHRASES = 16

@@ -15,16 +15,16 @@ from transformers import AutoModel, BertTokenizer
 from dataset_scripts.flickr30k_entities import read_sentences
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
 from modeling_albef_amc.families.fusion import blip
+from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.pipeline import explain_itself as albef
-from modeling_albef_amc.processing_albef import post_process_grounding, tokenize_captions
+from modeling_albef_amc.processing_albef import post_process_grounding
 from modeling_albef_amc.tokenization_albef import clean_text
 from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.helpers.evaluation import IN_TWO_PROCESSES, evaluate, files, rows, run_ground, save_checkpoint
+from tests.helpers.evaluation import evaluate, files, rows, run_ground, save_checkpoint
+from tests.helpers.grounding import build, same
 from tests.helpers.models import tiny_blip
-from tests.helpers.runs import torchrun
-from tests.test_pipeline import build, same
 from trainer.blocks import by_image
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
@@ -66,27 +66,6 @@ def test_spans_by_hand(processor, caption, span, pieces, mask):
     assert processor.tokenizer.convert_ids_to_tokens(encoded["input_ids"][0]) == pieces.split()
     assert encoded["heatmap_token_mask"] == [[int(value) for value in mask]]
     assert encoded["input_ids"] == processor(text=caption)["input_ids"]
-
-
-def test_random_captions(processor):
-    """Words with a known number of word pieces, so that the positions follow from counting."""
-    words = {"A": 1, "Dogs!": 2, "two-story": 2, "...": 0, "house/Tree": 2, "&": 1, "'": 0, "--": 0, "Red,": 1, "": 0}
-    random.seed(0)
-    captions, spans, expected = [], [], []
-    while len(captions) < 300:
-        caption = random.choices(list(words), k=random.randint(1, 9))
-        first, end = sorted(random.sample(range(len(caption) + 1), 2))
-        before, inside, after = (
-            sum(words[word] for word in part) for part in (caption[:first], caption[first:end], caption[end:])
-        )
-        if inside:
-            captions.append(" ".join(caption))
-            spans.append((first, end))
-            expected.append([0] + [0] * before + [1] * inside + [0] * after)
-    encoded = processor(text=captions, phrase_spans=spans, return_tensors="pt")
-    longest = max(map(len, expected))
-    assert encoded["heatmap_token_mask"].tolist() == [row + [0] * (longest - len(row)) for row in expected]
-    assert encoded["attention_mask"].sum(dim=1).tolist() == [len(row) for row in expected]
 
 
 @pytest.mark.shared
@@ -149,17 +128,14 @@ def test_spans_are_laid_out_like_text(processor):
         ([["a dog"], ["red"]], [[(0, 1)], None], r"None does not fit \['red'\]"),
         ([["a dog"], ["red"]], [[(0, 1)], [None, None]], "laid out like text"),
         (None, (0, 1), "phrase_spans needs the captions"),
+        (["a red", "a red dog"], [(1, 2), (2, 3)], r"phrase 1 .*no token is left of the words of the span \(2, 3\)"),
     ],
 )
 def test_spans_that_are_refused(processor, caption, span, message):
-    photo = Image.new("RGB", (8, 8)) if caption is None else None
+    image = Image.new("RGB", (8, 8)) if caption is None else None
+    cut = {"max_length": 3} if "2, 3" in message else {"max_words": 2}
     with pytest.raises(ValueError, match=message):
-        processor(images=photo, text=caption, phrase_spans=span, max_words=2)
-
-
-def test_a_span_behind_the_tokens_that_are_kept(processor):
-    with pytest.raises(ValueError, match=r"phrase 1 .*no token is left of the words of the span \(2, 3\)"):
-        processor(text=["a red", "a red dog"], phrase_spans=[(1, 2), (2, 3)], max_length=3)
+        processor(images=image, text=caption, phrase_spans=span, **cut)
 
 
 # --- their maps ------------------------------------------------------------------------------------------------------
@@ -194,12 +170,12 @@ def test_processor_and_model_average_the_maps_of_the_words():
 
 def test_other_families_are_asked_as_they_stand():
     model, processor = tiny_blip().eval(), blip_processor()
-    inputs = tokenize_captions(processor, [CAPTION, "red square"], [(2, 6), None])
+    inputs = tokenize_phrases(processor, [CAPTION, "red square"], spans=[(2, 6), None])
     assert inputs.keys() == {"input_ids", "attention_mask", "heatmap_token_mask"}
     assert inputs["heatmap_token_mask"][0].nonzero()[:, 0].tolist() == POSITIONS[2, 6][1]
     assert inputs["heatmap_token_mask"][1].tolist() == inputs["attention_mask"][1].tolist()
     with pytest.raises(ValueError, match=r"phrase 0 .*the span \(9, 12\) must be"):
-        tokenize_captions(processor, [CAPTION], [(9, 12)])
+        tokenize_phrases(processor, [CAPTION], spans=[(9, 12)])
     pixels = processor(images=picture(), return_tensors="pt")["pixel_values"]
     explained = blip(model, pixels, inputs["input_ids"], inputs["attention_mask"])
     with pytest.raises(ValueError, match=r"\(2, 3\) tokens to choose from \(2, 14\)"):
@@ -277,16 +253,6 @@ def test_records_of_both_kinds_do_not_mix(checkpoint, data, tmp_path):
     assert files(tmp_path / "out") == whole
     run_ground(checkpoint, data, tmp_path / "alone")
     assert files(tmp_path / "alone") != whole
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(checkpoint, data, tmp_path):
-    (tmp_path / "wrapper.py").write_text(IN_TWO_PROCESSES)
-    command = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--cpu", "--in_caption"]
-    command += ["--block_size", "2", "--batch_size", "4", "--save_heatmaps", "--output", str(tmp_path / "two")]
-    torchrun(str(tmp_path / "wrapper.py"), "trainer.ground_dataset", *command, cwd=tmp_path)
-    run_ground(checkpoint, data, tmp_path / "one", "--in_caption", "--block_size", "2", "--save_heatmaps")
-    assert len(files(tmp_path / "two")) == 4 and files(tmp_path / "one") == files(tmp_path / "two")
 
 
 def test_records_that_cannot_be_used(checkpoint, tmp_path):

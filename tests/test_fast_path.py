@@ -44,9 +44,9 @@ def calls(monkeypatch) -> list[tuple[str, str, int]]:
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, name, watched(name, default))
     explained = module.explained_interface
 
-    def interface(layer, explained_layer, create_graph, default):
-        chosen = explained(layer, explained_layer, create_graph, default)
-        return chosen if chosen is None else watched(chosen.__name__, chosen)
+    def interface(layer, explained_layer, create_graph):
+        chosen = explained(layer, explained_layer, create_graph)
+        return chosen if chosen is None else watched("twice" if create_graph else "leaf", chosen)
 
     monkeypatch.setattr(module, "explained_interface", interface)
     return seen
@@ -87,7 +87,7 @@ def test_evaluation_copies_no_keys_but_those_of_the_explained_layer(config, call
     image_index = torch.tensor([0, 1, 1, 0, 1, 1])
     gradcam(albef(model, torch.randn(2, 3, 32, 32), torch.randint(1, 40, (6, 4)), None, image_index))
     for layer in range(FUSION, LAYERS):
-        expected = [("leaf_attention_forward", 6)] if layer == EXPLAINED else [("sdpa", 2)]
+        expected = [("leaf", 6)] if layer == EXPLAINED else [("sdpa", 2)]
         assert cross(calls, layer) == expected
     assert all(kind == "sdpa" for kind, name, _ in calls if "cross" not in name)
     assert [rows for _, name, rows in calls if "vision" in name] == [2, 2], "each image once"
@@ -105,7 +105,7 @@ def test_training_writes_out_only_what_is_differentiated_twice(config, calls):
     assert student == ["sdpa", "sdpa"], "each image once, for all passes"
     # The true pairs, then the negatives and the masked phrases in one pass that shares the images' keys.
     for layer in range(FUSION, LAYERS):
-        first = "eager_attention_forward" if layer >= EXPLAINED else "eager"
+        first = "twice" if layer >= EXPLAINED else "eager"
         assert cross(calls, layer) == [(first, 3), ("eager", 3)]
     calls.clear()
     output.heatmaps.sum().backward()

@@ -14,9 +14,8 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
 from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
 from modeling_albef_amc.families.registry import FAMILIES
-from tests.conftest import tiny_blip
 from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.helpers.models import check_by_finite_differences
+from tests.helpers.models import check_by_finite_differences, tiny_batch, tiny_blip
 from tests.helpers.training import (
     RUN,
     Watcher,
@@ -72,15 +71,12 @@ def adapted(base: str, is_random: bool = True, **options):
     return model
 
 
-def batch_of(num_phrases: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(num_phrases, 3, 32, 32, generator=generator, dtype=dtype)
-    texts = tiny_processor().tokenizer(PHRASES[:num_phrases], return_tensors="pt", padding=True)
-    return {"pixel_values": pixels, "input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"]}
+def upper_half() -> torch.Tensor:
+    return torch.tensor([1.0, 1, 0, 0])[None, :, None].expand(4, 4, 4)
 
 
 def heatmaps(model: AlbefModel, **options) -> torch.Tensor:
-    return model(**batch_of(), output_heatmaps=True, **options).heatmaps.detach()
+    return model(**tiny_batch(), output_heatmaps=True, **options).heatmaps.detach()
 
 
 # What is adapted ------------------------------------------------------------------------------------------------------
@@ -168,9 +164,8 @@ def test_only_adapters_and_heads_have_gradients_with_amc(base, tmp_path):
 def test_adapters_above_the_explained_layer_alone(base):
     """All of them lie behind the attention that is explained, whose graph begins there."""
     model = adapted(base, pattern=r"text_model\.layers\.4\..*\.query").train()
-    masks = torch.zeros(4, 4, 4)
-    masks[:, :2] = 1
-    maps = model(**batch_of(), output_heatmaps=True).heatmaps
+    masks = upper_half()
+    maps = model(**tiny_batch(), output_heatmaps=True).heatmaps
     sum(attention_mask_consistency_loss(maps, masks).values()).backward()
     layer = model.albef.text_model.layers[4].self_attention.query
     assert layer.lora_A["default"].weight.grad.abs().max() > 0
@@ -178,8 +173,7 @@ def test_adapters_above_the_explained_layer_alone(base):
 
 def test_second_order_gradients_through_adapters(base):
     model = adapted(base).double().eval()
-    batch, masks = batch_of(dtype=torch.float64), torch.zeros(4, 4, 4, dtype=torch.float64)
-    masks[:, :2] = 1
+    batch, masks = tiny_batch(dtype=torch.float64), upper_half().double()
 
     def loss_of():
         maps = model.albef(**batch, output_heatmaps=True, create_graph=True).heatmaps
@@ -197,7 +191,7 @@ def test_the_teacher_follows_the_adapted_student(base):
     model = adapted(base).train()
     model.config.momentum = 0.9
     before = snapshot(model.momentum_encoder)
-    model.momentum_step([batch_of()])
+    model.momentum_step([tiny_batch()])
     layer = model.albef.text_model.layers[3].cross_attention.key
     student = layer.base_layer.weight + 4 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     name = "text_model.layers.3.cross_attention.key"

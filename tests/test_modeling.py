@@ -1,13 +1,7 @@
 """ALBEF as a transformers model: configuration, saving and loading, attention implementations, shapes, errors."""
 
-import doctest
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -20,14 +14,12 @@ from modeling_albef_amc import (
     AlbefVisionConfig,
     AlbefVisionModel,
     PhraseAttention,
-    modeling_albef,
-    modeling_albef_pretraining,
 )
 from modeling_albef_amc.attention_albef import eager_attention_forward
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import attention_map, average_tokens, choose_tokens, resolve_image_index
-from tests.helpers.models import tiny_batch, tiny_config
+from tests.helpers.models import masked_batch, tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
 
@@ -35,22 +27,12 @@ def grounding_model(**overrides) -> AlbefModel:
     return AlbefModel(tiny_config(**overrides)).eval()
 
 
-def masked_batch() -> dict[str, torch.Tensor]:
-    batch = tiny_batch()
-    labels = torch.full_like(batch["input_ids"], -100)
-    labels[:, 1:3] = batch["input_ids"][:, 1:3]
-    return {
-        **batch,
-        "image_ids": torch.arange(4),
-        "mlm_input_ids": batch["input_ids"].where(labels == -100, 3),
-        "mlm_labels": labels,
-    }
-
-
-def amc_total(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+def amc_total(model, batch, output_heatmaps: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
     """All objectives with AMC, as in training, and the heatmaps."""
     model.choose_negatives = lambda *_: (torch.tensor([1, 2, 3, 0]),) * 2
-    output = model(**batch, output_heatmaps=True, alpha=0.4)
+    output = model(**batch, image_ids=torch.arange(4), output_heatmaps=output_heatmaps, alpha=0.4)
+    if not output_heatmaps:
+        return output.loss, None
     masks = torch.zeros(4, 16, 16)
     masks[:, 4:9, 3:12] = 1
     return output.loss + sum(attention_mask_consistency_loss(output.heatmaps, masks).values()), output.heatmaps
@@ -81,6 +63,10 @@ def test_the_defaults_are_albef_base():
 
 def test_the_size_of_albef_base():
     """209.3 million parameters, counted from the sizes of the paper's parts."""
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
     with torch.device("meta"):
         model = AlbefForPreTraining(AlbefConfig())
     width, mlp = 768, 3072
@@ -98,28 +84,14 @@ def test_the_size_of_albef_base():
     assert tuple(model.image_queue.shape) == (65536, 256)
 
 
-def count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"grounding_layer": 1}, r"grounding_layer 1 has no cross-attention: choose one of 2\.\.4"),
-        ({"grounding_layer": 5}, "grounding_layer 5"),
-        ({"vision_grounding_layer": 2}, "vision_grounding_layer 2 is outside the 2 layers"),
-        ({"mlm_distillation_axis": "batch"}, "mlm_distillation_axis"),
-        ({"queue_size": "many"}, "queue_size"),
-    ],
-)
-def test_configurations_that_are_refused(change, message):
-    with pytest.raises(Exception, match=message):  # the types are checked by huggingface_hub's own error
-        tiny_config(**change)
-
-
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
+        (tiny_config, {"grounding_layer": 1}, r"grounding_layer 1 has no cross-attention: choose one of 2\.\.4"),
+        (tiny_config, {"grounding_layer": 5}, "grounding_layer 5"),
+        (tiny_config, {"vision_grounding_layer": 2}, "vision_grounding_layer 2 is outside the 2 layers"),
+        (tiny_config, {"mlm_distillation_axis": "batch"}, "mlm_distillation_axis"),
+        (tiny_config, {"queue_size": "many"}, "queue_size"),
         (AlbefVisionConfig, {"image_size": 250}, "not a whole number of patches of 16 pixels"),
         (AlbefVisionConfig, {"image_size": (256, 100)}, "not a whole number of patches"),
         (AlbefVisionConfig, {"num_attention_heads": 7}, "hidden_size 768 is not divisible by num_attention_heads 7"),
@@ -127,8 +99,8 @@ def test_configurations_that_are_refused(change, message):
         (AlbefTextConfig, {"fusion_layer": 12}, r"fusion_layer 12 must lie in 0\.\.11"),
     ],
 )
-def test_parts_that_are_refused(config, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_configurations_that_are_refused(config, options, message):
+    with pytest.raises(Exception, match=message):  # the types are checked by huggingface_hub's own error
         config(**options)
 
 
@@ -150,17 +122,10 @@ def test_the_configuration_survives_its_file(tmp_path):
     assert (loaded.momentum, loaded.mlm_distillation_axis) == (0.9, "sequence")
 
 
-def test_the_auto_classes_know_albef():
-    config = AutoConfig.for_model(**tiny_config().to_dict())
-    assert type(config) is AlbefConfig
-    assert type(AutoModel.from_config(config)) is AlbefModel
-    assert type(AutoModelForPreTraining.from_config(config)) is AlbefForPreTraining
-
-
 # Initialisation, saving and loading -----------------------------------------------------------------------------------
 
 
-def test_a_new_model_begins_with_its_teacher_as_a_copy():
+def test_a_new_model_begins_with_its_momentum_encoder_as_a_copy():
     model = AlbefForPreTraining(tiny_config())
     copies = list(model._momentum_pairs())
     assert len(copies) == len(list(model.momentum_encoder.parameters()))
@@ -177,7 +142,7 @@ def test_a_new_model_begins_with_its_teacher_as_a_copy():
 
 def test_saved_and_loaded_the_pretraining_model_is_the_same(tmp_path):
     model = AlbefForPreTraining(tiny_config()).train()
-    amc_total(model, masked_batch())  # the teacher differs from the model, the queues are not new
+    amc_total(model, masked_batch())  # the momentum encoder differs from the model, the queues are not new
     model.eval().save_pretrained(tmp_path)
     loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is AlbefForPreTraining
@@ -186,8 +151,8 @@ def test_saved_and_loaded_the_pretraining_model_is_the_same(tmp_path):
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert loaded.mlm_head.decoder.weight is loaded.get_input_embeddings().weight
-    teacher = loaded.momentum_encoder
-    assert teacher.mlm_head.decoder.weight is teacher.text_model.get_input_embeddings().weight
+    momentum = loaded.momentum_encoder
+    assert momentum.mlm_head.decoder.weight is momentum.text_model.get_input_embeddings().weight
     for one, other in zip(amc_total(loaded, masked_batch()), amc_total(model, masked_batch())):
         assert torch.equal(one, other)
 
@@ -221,42 +186,6 @@ def test_the_grounding_checkpoint_gives_a_pretraining_model(tmp_path):
     assert loaded.mlm_head.dense.weight.std() > 0.1
 
 
-REMOTE_SCRIPT = """
-import sys
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForPreTraining
-
-folder = sys.argv[1]
-assert not any("modeling_albef_amc" in name for name in sys.modules)
-batch = load_file(folder + "/batch.safetensors")
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-heatmaps = model(**batch, output_heatmaps=True).heatmaps
-pretraining = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
-with torch.no_grad():
-    loss_itc = pretraining(**batch, image_ids=torch.arange(4)).loss_itc
-modules = {type(part).__module__.split(".")[0] for part in (model, pretraining, model.config)}
-assert modules == {"transformers_modules"}, modules
-assert not any("modeling_albef_amc" in name for name in sys.modules)
-save_file({"heatmaps": heatmaps, "loss_itc": loss_itc}, folder + "/result.safetensors")
-"""
-
-
-def test_remote_code_in_a_clean_process(tmp_path):
-    model = AlbefForPreTraining(tiny_config()).eval()
-    model.save_pretrained(tmp_path)
-    save_file(tiny_batch(), tmp_path / "batch.safetensors")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", REMOTE_SCRIPT, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = load_file(tmp_path / "result.safetensors")
-    assert torch.equal(result["heatmaps"], model.albef(**tiny_batch(), output_heatmaps=True).heatmaps)
-    with torch.no_grad():
-        assert torch.equal(result["loss_itc"], model(**tiny_batch(), image_ids=torch.arange(4)).loss_itc)
-
-
 @pytest.mark.parametrize("encoder", [AlbefVisionModel, AlbefTextModel])
 def test_an_encoder_of_a_whole_checkpoint(encoder, tmp_path):
     model = grounding_model()
@@ -269,67 +198,61 @@ def test_an_encoder_of_a_whole_checkpoint(encoder, tmp_path):
 # Attention, checkpointing, precision ----------------------------------------------------------------------------------
 
 
-def test_sdpa_equals_eager():
-    results = []
-    state = AlbefForPreTraining(tiny_config()).state_dict()
-    for implementation in ("eager", "sdpa"):
-        model = AlbefForPreTraining(tiny_config()).train()
-        model.load_state_dict(state)
-        model.set_attn_implementation(implementation)
-        assert model.albef.text_model.config._attn_implementation == implementation
-        assert model.albef.vision_model.config._attn_implementation == implementation
+def trained_once(state: dict, prepare=lambda model: None, autocast: bool = False):
+    """The loss, heatmaps and gradients of one step from these weights, and the model."""
+    model = AlbefForPreTraining(tiny_config()).train()
+    model.load_state_dict(state)
+    prepare(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         loss, heatmaps = amc_total(model, masked_batch())
-        loss.backward()
-        results.append((loss.detach(), heatmaps.detach(), gradients(model)))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-7)
-    assert results[0][2].keys() == results[1][2].keys()
-    for name, gradient in results[0][2].items():
-        torch.testing.assert_close(gradient, results[1][2][name], rtol=1e-3, atol=1e-5)
+    loss.backward()
+    return loss.detach(), heatmaps.detach(), gradients(model), model
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_gradient_checkpointing_changes_nothing(implementation):
-    results = []
+def test_sdpa_equals_eager():
     state = AlbefForPreTraining(tiny_config()).state_dict()
+    results = [
+        trained_once(state, lambda model, name=name: model.set_attn_implementation(name)) for name in ("eager", "sdpa")
+    ]
+    for (*_, model), name in zip(results, ("eager", "sdpa")):
+        assert {part.config._attn_implementation for part in (model.albef.text_model, model.albef.vision_model)} == {
+            name
+        }
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(results[1][2], results[0][2], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("implementation", "reentrant"), [("eager", False), ("sdpa", False), ("sdpa", True)])
+def test_activation_checkpointing_changes_nothing(implementation, reentrant):
+    """Reentrant checkpointing cuts the graph of heatmaps: there, of the other objectives alone."""
+    results, state = [], AlbefForPreTraining(tiny_config()).state_dict()
     for checkpointing in (False, True):
-        model = AlbefForPreTraining(tiny_config()).train()
+        model, passes = AlbefForPreTraining(tiny_config()).train(), []
         model.load_state_dict(state)
         model.set_attn_implementation(implementation)
-        passes = []
-        model.albef.vision_model.layers[0].intermediate.register_forward_hook(
-            lambda *_, passes=passes: passes.append(1)
-        )
+        model.albef.vision_model.layers[0].intermediate.register_forward_hook(lambda *_, seen=passes: seen.append(1))
         if checkpointing:
-            model.activation_checkpointing_enable()
-        loss, _ = amc_total(model, masked_batch())
-        loss.backward()
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        total, _ = amc_total(model, masked_batch(), output_heatmaps=not reentrant)
+        total.backward()
         # Computed again in the backward pass: proof that it is on.
         assert len(passes) == 1 + checkpointing
-        results.append((loss.detach(), gradients(model)))
-    torch.testing.assert_close(results[0][0], results[1][0])
-    for name, gradient in results[0][1].items():
-        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-4, atol=1e-6)
+        results.append((total.detach(), gradients(model)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_autocast_trains_with_heatmaps():
-    state, results = AlbefForPreTraining(tiny_config()).state_dict(), []
-    for enabled in (False, True):
-        model = AlbefForPreTraining(tiny_config()).train()
-        model.load_state_dict(state)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            loss, heatmaps = amc_total(model, masked_batch())
-        loss.backward()
-        results.append((loss.item(), gradients(model)))
-        assert heatmaps.dtype == torch.float32
-        assert (heatmaps.amax(dim=(1, 2)) > 0).all()
-        assert all(torch.isfinite(gradient).all() for gradient in results[-1][1].values())
-    assert results[0][0] == pytest.approx(results[1][0], rel=0.03)
+    state = AlbefForPreTraining(tiny_config()).state_dict()
+    (exact, _, expected, _), (loss, heatmaps, found, _) = (trained_once(state, autocast=on) for on in (False, True))
+    assert heatmaps.dtype == torch.float32 and (heatmaps.amax(dim=(1, 2)) > 0).all()
+    assert loss.item() == pytest.approx(exact.item(), rel=0.03)
     # No parameter loses its gradient to a cast that was made without one.
-    assert results[0][1].keys() == results[1][1].keys()
-    for name, gradient in results[0][1].items():
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert found[name].isfinite().all(), name
         if gradient.norm() > 0.1:
-            similarity = torch.nn.functional.cosine_similarity(gradient.flatten(), results[1][1][name].flatten(), dim=0)
+            similarity = torch.nn.functional.cosine_similarity(gradient.flatten(), found[name].flatten(), dim=0)
             assert similarity > 0.7, name
 
 
@@ -343,24 +266,15 @@ def test_eager_attention_hands_out_probabilities_before_dropout():
 # Shapes and recorded outputs ------------------------------------------------------------------------------------------
 
 
-def test_recorded_outputs():
-    """Their shapes are in test_conventions.py."""
-    model, batch = grounding_model(), tiny_batch()
-    model.set_attn_implementation("eager")
-    output = model(**batch, output_attentions=True, output_hidden_states=True)
-    for features in (output.image_features, output.text_features):
-        torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
-    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
-    # The first phrase has two padded slots, which nothing attends to.
-    assert all((attention[0, :, :, -2:] < 1e-6).all() for attention in output.attentions)
-
-
 def test_a_fusion_encoder_without_text_layers_below():
     text = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, fusion_layer=0)
     model = grounding_model(text_config=dict(**text, vocab_size=40), grounding_layer=1)
     model.set_attn_implementation("eager")
     output = model(**tiny_batch(), output_attentions=True, output_hidden_states=True)
     assert (len(output.hidden_states), len(output.attentions), len(output.cross_attentions)) == (4, 3, 3)
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    # The first phrase has two padded slots, which nothing attends to.
+    assert all((attention[0, :, :, -2:] < 1e-6).all() for attention in output.attentions)
     assert model(**tiny_batch(), output_heatmaps=True).heatmaps.shape == (4, 4, 4)
 
 
@@ -385,22 +299,6 @@ def test_image_index_says_which_image_a_phrase_belongs_to():
 
 
 @pytest.mark.parametrize(
-    ("image_index", "message"),
-    [
-        (None, "4 phrases for 2 images: say which belongs to which with image_index"),
-        (torch.tensor([0, 1]), r"image_index must be 4 whole numbers, one a phrase, not \(2,\)"),
-        (torch.zeros(4, 1, dtype=torch.long), "image_index must be 4 whole numbers"),
-        (torch.zeros(4), r"not \(4,\) of torch\.float32"),
-    ],
-)
-def test_wrong_image_indices(image_index, message):
-    batch = tiny_batch()
-    images = batch.pop("pixel_values")[:2]
-    with pytest.raises(ValueError, match=message):
-        grounding_model()(images, **batch, image_index=image_index)
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
         (
@@ -413,12 +311,16 @@ def test_wrong_image_indices(image_index, message):
         ),
         ({"pixel_values": torch.zeros(4, 32, 32)}, r"pixel_values must be"),
         (
-            {"input_ids": torch.ones(4, 21, dtype=torch.long), "attention_mask": None},
+            {"input_ids": torch.ones(4, 21).long(), "attention_mask": None},
             "Text of 21 tokens: at most 20 have a position",
         ),
+        ({"pixel_values": torch.zeros(2, 3, 32, 32)}, "4 phrases for 2 images: say which belongs to which"),
+        ({"image_index": torch.tensor([0, 1])}, r"image_index must be 4 whole numbers, one a phrase, not \(2,\)"),
+        ({"image_index": torch.zeros(4, 1).long()}, "image_index must be 4 whole numbers"),
+        ({"image_index": torch.zeros(4)}, r"not \(4,\) of torch\.float32"),
     ],
 )
-def test_wrong_sizes(change, message):
+def test_inputs_that_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         grounding_model()(**{**tiny_batch(), **change})
 
@@ -432,15 +334,6 @@ def test_the_text_model_takes_words_or_states():
 
 
 # Positions on other grids ---------------------------------------------------------------------------------------------
-
-
-def test_positions_of_the_learned_grid_are_used_as_they_are():
-    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, patch_size=8)
-    embeddings = grounding_model(vision_config=dict(**vision, image_size=(32, 48))).vision_model.embeddings
-    assert embeddings.position_embeddings.shape == (1, 1 + 24, 16)
-    assert embeddings.interpolated_positions((4, 6)) is embeddings.position_embeddings
-    assert embeddings.interpolated_positions((6, 4)).shape == (1, 1 + 24, 16)
-    assert not torch.equal(embeddings.interpolated_positions((6, 4)), embeddings.position_embeddings)
 
 
 def test_positions_vary_along_the_axis_they_were_learned_on():
@@ -468,14 +361,8 @@ def padded_left(batch: dict[str, torch.Tensor], extra: int = 3) -> dict[str, tor
     return {**batch, **moved}
 
 
-@pytest.mark.parametrize("module", [modeling_albef, modeling_albef_pretraining], ids=lambda module: module.__name__)
-def test_examples_run_and_print_what_they_say(module):
-    results = doctest.testmod(module)
-    assert results.failed == 0 < results.attempted
-
-
 def test_padding_on_the_left_changes_nothing():
-    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    model, batch = grounding_model(), tiny_batch()
     for explanation in ("itm", "itc"):
         options = dict(output_heatmaps=True, explanation=explanation)
         expected, found = model(**batch, **options), model(**padded_left(batch), **options)
@@ -487,21 +374,12 @@ def test_padding_on_the_left_changes_nothing():
 
 
 def test_losses_of_phrases_padded_on_the_left():
-    model, batch = AlbefForPreTraining(tiny_config()), tiny_batch()
-    labels = batch["input_ids"].where((torch.arange(6) == 2) & (batch["attention_mask"] == 1), -100)
-    left = padded_left(batch)
-    left_labels = torch.stack(
-        [left["input_ids"][row].where(left["input_ids"][row] == labels[row, 2], -100) for row in range(4)]
-    )
-    results = []
-    for inputs, own_labels in ((batch, labels), (left, left_labels)):
+    model, results = AlbefForPreTraining(tiny_config()), []
+    for inputs in (tiny_batch(), padded_left(tiny_batch())):
         twin = AlbefForPreTraining(tiny_config()).train()
         twin.load_state_dict(model.state_dict())
         twin.choose_negatives = lambda *_: (torch.tensor([1, 2, 3, 0]),) * 2
-        masked = inputs["input_ids"].where(own_labels == -100, 4)
-        results.append(
-            (twin(**inputs, image_ids=torch.arange(4), mlm_input_ids=masked, mlm_labels=own_labels), twin.text_id_queue)
-        )
+        results.append((twin(**inputs, image_ids=torch.arange(4)), twin.text_id_queue))
     (expected, ids), (found, left_ids) = results
     assert torch.equal(ids, left_ids)
     for name in ("loss_itc", "loss_itm"):
@@ -509,7 +387,7 @@ def test_losses_of_phrases_padded_on_the_left():
 
 
 def test_features_of_images_and_phrases_alone():
-    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    model, batch = grounding_model(), tiny_batch()
     both, pixels = model(**batch), batch.pop("pixel_values")
     for features in (model(pixels).image_features, model.get_image_features(pixels).pooler_output):
         torch.testing.assert_close(features, both.image_features)
@@ -532,7 +410,7 @@ def test_features_of_images_and_phrases_alone():
 
 
 def test_positions_that_must_not_be_interpolated():
-    model, batch = AlbefModel(tiny_config()).eval(), tiny_batch()
+    model, batch = grounding_model(), tiny_batch()
     expected = model(**batch)
     torch.testing.assert_close(model(**batch, interpolate_pos_encoding=False).itm_logits, expected.itm_logits)
     larger = {**batch, "pixel_values": torch.randn(4, 3, 48, 32)}
@@ -632,7 +510,7 @@ def test_maps_and_masks_on_two_devices():
 
 @pytest.mark.parametrize(("name", "model_class"), [("vision_model", AlbefVisionModel), ("text_model", AlbefTextModel)])
 def test_an_encoder_is_a_checkpoint_of_its_own(name, model_class, tmp_path):
-    encoder = getattr(AlbefModel(tiny_config()).eval(), name)
+    encoder = getattr(grounding_model(), name)
     encoder.save_pretrained(tmp_path)
     inputs = tiny_batch()
     inputs = {"pixel_values": inputs["pixel_values"]} if name == "vision_model" else {"input_ids": inputs["input_ids"]}

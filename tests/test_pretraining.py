@@ -1,4 +1,4 @@
-"""ALBEF's objectives against slow second implementations, and the rules by which teacher and queues move."""
+"""ALBEF's objectives against slow second implementations, and the rules by which momentum encoder and queues move."""
 
 import copy
 import math
@@ -10,30 +10,23 @@ from torch.nn import functional as F
 from modeling_albef_amc import AlbefForPreTraining
 from modeling_albef_amc.modeling_albef_pretraining import (
     MomentumTargets,
+    PairFeatures,
     draw_negatives,
     itc_loss,
     itm_loss,
     known_to_fit,
     text_fingerprints,
 )
-from tests.helpers.models import tiny_batch, tiny_config
+from tests.helpers.models import masked_batch, tiny_batch, tiny_config
 
 
 def pretraining_model(**overrides) -> AlbefForPreTraining:
-    """In training mode, its teacher a little away from it, as after some steps."""
+    """In training mode, its momentum encoder a little away from it, as after some steps."""
     model = AlbefForPreTraining(tiny_config(**overrides)).train()
     with torch.no_grad():
         for parameter in model.momentum_encoder.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     return model
-
-
-def masked_batch(num_phrases: int = 4) -> dict[str, torch.Tensor]:
-    """With two masked words in every phrase."""
-    batch = tiny_batch(num_phrases)
-    labels = torch.full_like(batch["input_ids"], -100)
-    labels[:, 1:3] = batch["input_ids"][:, 1:3]
-    return {**batch, "mlm_input_ids": batch["input_ids"].where(labels == -100, 3), "mlm_labels": labels}
 
 
 def state_of(model) -> dict[str, torch.Tensor]:
@@ -49,29 +42,29 @@ def log_softmax(values: list[float]) -> list[float]:
     return [value - total for value in values]
 
 
-def naive_contrast(features, teacher, candidates, allowed, own, temperature, alpha) -> float:
+def naive_contrast(features, momentum, candidates, allowed, own, temperature, alpha) -> float:
     """One direction of ITC, the mean over the rows, on plain numbers."""
     total = 0.0
     for i in range(len(features)):
         kept = [j for j in range(len(candidates)) if allowed[i][j] or j == own[i]]
-        student = log_softmax([(features[i] @ candidates[j]).item() / temperature for j in kept])
-        soft = [math.exp(v) for v in log_softmax([(teacher[i] @ candidates[j]).item() / temperature for j in kept])]
-        for j, log_probability, probability in zip(kept, student, soft):
+        online = log_softmax([(features[i] @ candidates[j]).item() / temperature for j in kept])
+        soft = [math.exp(v) for v in log_softmax([(momentum[i] @ candidates[j]).item() / temperature for j in kept])]
+        for j, log_probability, probability in zip(kept, online, soft):
             total -= (alpha * probability + (1 - alpha) * (j == own[i])) * log_probability
     return total / len(features)
 
 
 def naive_itc(image_features, text_features, targets: MomentumTargets, temperature: float, alpha: float) -> float:
     own = [targets.position + i for i in range(len(text_features))]
-    pairs = list(zip(targets.candidate_image_ids.tolist(), targets.candidate_text_ids.tolist()))
+    pairs = list(zip(targets.candidates.image_ids.tolist(), targets.candidates.text_ids.tolist()))
     # A candidate is contrasted unless some pair, here or in the queue, says that it fits.
-    wrong_texts = [[(image, text) not in pairs for _, text in pairs] for image in targets.image_ids.tolist()]
-    wrong_images = [[(image, text) not in pairs for image, _ in pairs] for text in targets.text_ids.tolist()]
-    student, teacher = (image_features, text_features), (targets.image_features, targets.text_features)
-    candidates = targets.text_candidates, targets.image_candidates
+    wrong_texts = [[(image, text) not in pairs for _, text in pairs] for image in targets.pairs.image_ids.tolist()]
+    wrong_images = [[(image, text) not in pairs for image, _ in pairs] for text in targets.pairs.text_ids.tolist()]
+    online, momentum = (image_features, text_features), (targets.pairs.image_features, targets.pairs.text_features)
+    candidates = targets.candidates.text_features, targets.candidates.image_features
     return sum(
         naive_contrast(a.double(), b.double(), c.double(), allowed, own, temperature, alpha) / 2
-        for a, b, c, allowed in zip(student, teacher, candidates, (wrong_texts, wrong_images))
+        for a, b, c, allowed in zip(online, momentum, candidates, (wrong_texts, wrong_images))
     )
 
 
@@ -80,23 +73,13 @@ def contrast(images, texts, targets: MomentumTargets, alpha: float = 0.4):
 
 
 def random_targets(position: int = 0) -> MomentumTargets:
-    """Four pairs among six of a step and five of a queue; the second pair shares its picture, the third its words."""
+    """Four pairs among six of a step and five of a queue; the second pair shares its image, the third its words."""
     image_features, text_features = (F.normalize(torch.randn(11, 8), dim=-1) for _ in range(2))
     image_ids = torch.tensor([1, 2, 3, 4, 5, 2, 9, 2, 9, 9, -1])
     text_ids = torch.tensor([10, 20, 30, 40, 30, 60, 99, 99, 30, 99, -1])
     own = slice(position, position + 4)
-    return MomentumTargets(
-        image_embeds=torch.empty(0),
-        image_features=image_features[own],
-        text_features=text_features[own],
-        image_ids=image_ids[own],
-        text_ids=text_ids[own],
-        image_candidates=image_features,
-        text_candidates=text_features,
-        candidate_image_ids=image_ids,
-        candidate_text_ids=text_ids,
-        position=position,
-    )
+    candidates = PairFeatures(image_features, text_features, image_ids, text_ids)
+    return MomentumTargets(torch.empty(0), PairFeatures(*(rows[own] for rows in candidates)), candidates, position)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
@@ -107,32 +90,12 @@ def test_itc_loss(alpha, position):
     loss, image_to_text, text_to_image = contrast(images, texts, targets, alpha)
     assert loss.item() == pytest.approx(naive_itc(images, texts, targets, 0.07, alpha), rel=1e-5)
     own = slice(position, position + 4)
-    torch.testing.assert_close(image_to_text, images @ targets.text_candidates[own].T / 0.07)
-    torch.testing.assert_close(text_to_image, texts @ targets.image_candidates[own].T / 0.07)
-
-
-def test_equal_pictures_and_captions_are_not_contrasted():
-    """A candidate that a pair must ignore, moved onto the pair's image, changes nothing; any other one costs it."""
-    targets = random_targets()
-    images, texts = (F.normalize(torch.randn(4, 8), dim=-1) for _ in range(2))
-    for pair, ignored in ((1, [5, 6, 7, 9]), (2, [4, 8])):  # what else is said of its picture; its own words
-        alone = copy.copy(targets)
-        for name in ("image_features", "text_features", "image_ids", "text_ids"):
-            setattr(alone, name, getattr(targets, name)[pair : pair + 1])
-        alone.position = pair
-        row = images[pair : pair + 1], texts[pair : pair + 1]
-        before = contrast(*row, alone)[0]
-        for candidate in range(11):
-            if candidate == pair:
-                continue
-            alone.text_candidates = targets.text_candidates.clone()
-            alone.text_candidates[candidate] = row[0][0]
-            after = contrast(*row, alone)[0]
-            assert after == before if candidate in ignored else after > before + 0.1
+    torch.testing.assert_close(image_to_text, images @ targets.candidates.text_features[own].T / 0.07)
+    torch.testing.assert_close(text_to_image, texts @ targets.candidates.image_features[own].T / 0.07)
 
 
 def test_itc_of_the_model_over_two_steps():
-    """The second step meets its own pictures in the queue, where they are ignored."""
+    """The second step meets its own images in the queue, where they are ignored."""
     model, batch = pretraining_model(), tiny_batch(5)
     batch["pixel_values"], batch["image_index"] = batch["pixel_values"][:3], torch.tensor([0, 0, 1, 2, 2])
     batch["input_ids"][4], batch["attention_mask"][4] = batch["input_ids"][2], batch["attention_mask"][2]
@@ -143,23 +106,15 @@ def test_itc_of_the_model_over_two_steps():
         queues = model.image_queue.clone(), model.text_queue.clone()
         output = model(**batch, image_ids=image_ids, alpha=0.3)
         with torch.no_grad():
-            teacher = model.momentum_encoder
-            image_embeds = teacher.vision_model(batch["pixel_values"]).last_hidden_state[index, 0]
-            text_embeds = teacher.text_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
-            image_features = F.normalize(teacher.vision_projection(image_embeds), dim=-1)
-            text_features = F.normalize(teacher.text_projection(text_embeds), dim=-1)
+            momentum = model.momentum_encoder
+            image_embeds = momentum.vision_model(batch["pixel_values"]).last_hidden_state[index, 0]
+            text_embeds = momentum.text_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+            image_features = F.normalize(momentum.vision_projection(image_embeds), dim=-1)
+            text_features = F.normalize(momentum.text_projection(text_embeds), dim=-1)
         texts = torch.tensor([0, 1, 2, 3, 2])  # the fifth caption repeats the third
-        targets = MomentumTargets(
-            image_embeds=None,
-            image_features=image_features,
-            text_features=text_features,
-            image_ids=pairs,
-            text_ids=texts,
-            image_candidates=torch.cat([image_features, queues[0]]),
-            text_candidates=torch.cat([text_features, queues[1]]),
-            candidate_image_ids=torch.cat([pairs, queued_images]),
-            candidate_text_ids=torch.cat([texts, queued_texts]),
-        )
+        own = PairFeatures(image_features, text_features, pairs, texts)
+        queued = queues[0], queues[1], queued_images, queued_texts
+        targets = MomentumTargets(None, own, PairFeatures(*map(torch.cat, zip(own, queued))))
         temperature = model.albef.temperature.item()
         expected = naive_itc(output.image_features[index], output.text_features, targets, temperature, 0.3)
         assert output.loss_itc.item() == pytest.approx(expected, rel=1e-4), step
@@ -205,14 +160,14 @@ def test_itm_with_given_negatives():
 
 
 def test_itm_where_some_pairs_have_no_negative():
-    """(picture 0, A), (picture 0, B), (picture 1, A): A fits both pictures, so the second pair has no negative text."""
+    """(image 0, A), (image 0, B), (image 1, A): A fits both images, so the second pair has no negative text."""
     model, batch = pretraining_model(), tiny_batch(3)
     images = batch.pop("pixel_values")[:2]
     batch["input_ids"][2], batch["attention_mask"][2] = batch["input_ids"][0], batch["attention_mask"][0]
     output = model(pixel_values=images, **batch, image_index=torch.tensor([0, 0, 1]))
     probabilities = pair_logits(model, batch, images).double().log_softmax(dim=-1)
     true = probabilities[0, 0, 1] + probabilities[1, 0, 1] + probabilities[2, 1, 1]
-    # B was never said of picture 1: the second pair's negative image, and the third one's negative text.
+    # B was never said of image 1: the second pair's negative image, and the third one's negative text.
     negative = 2 * probabilities[1, 1, 0]
     assert output.loss_itm.item() == pytest.approx(-(true + negative).item() / 9, rel=1e-5)
 
@@ -235,47 +190,39 @@ def test_the_hardest_negative_is_drawn_by_momentum_similarity():
     with torch.no_grad():
         (targets,) = model.eval().momentum_step([batch])
     diagonal = torch.eye(4, dtype=torch.bool)
-    hard_images = (output.text_features @ targets.image_features.T).masked_fill(diagonal, -9).argmax(dim=1)
-    hard_texts = (output.image_features @ targets.text_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    hard_images = (output.text_features @ targets.pairs.image_features.T).masked_fill(diagonal, -9).argmax(dim=1)
+    hard_texts = (output.image_features @ targets.pairs.text_features.T).masked_fill(diagonal, -9).argmax(dim=1)
     logits, phrases = pair_logits(model, batch, batch["pixel_values"]), torch.arange(4)
     expected = torch.cat([logits[phrases, hard_images], logits[hard_texts, phrases]])
     torch.testing.assert_close(output.negative_itm_logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_negatives_of_the_model_are_never_equal_pairs():
-    model, batch = pretraining_model(), tiny_batch(5)
+def test_what_is_known_to_fit_is_no_negative():
+    """Neither equal images nor equal phrases, in the batch of the model itself."""
+    model, batch, asked = pretraining_model(), tiny_batch(5), []
     batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][1], batch["attention_mask"][1]
-    image_ids = torch.tensor([7, 7, 8, 9, 10])
-    logits = pair_logits(model, batch, batch["pixel_values"])
-    same = torch.eye(5, dtype=torch.bool)
-    same[0, 1] = same[1, 0] = same[1, 3] = same[3, 1] = True
-    seen = torch.zeros(2, 5, 5, dtype=torch.bool)
-    for _ in range(40):
-        with torch.no_grad():
-            drawn = model(**batch, image_ids=image_ids).negative_itm_logits
-        for i in range(5):
-            seen[0, i] |= (logits[i] - drawn[i]).abs().amax(dim=1) < 1e-5
-            seen[1, i] |= (logits[:, i] - drawn[5 + i]).abs().amax(dim=1) < 1e-5
-    assert not seen[0][same].any()
-    assert seen[0].any(dim=1).all()
-    # The first and second picture have the same id but other pixels, the second and fourth phrase the same logits.
-    assert not seen[1][same].any()
-    assert seen[1].any(dim=1).all()
-    assert seen.sum() > 15
+    draw = model.choose_negatives
+    model.choose_negatives = lambda *given: asked.append(given[2:]) or draw(*given)
+    model(**batch, image_ids=torch.tensor([7, 7, 8, 9, 10]))
+    fits = torch.eye(5, dtype=torch.bool)
+    fits[0, 1] = fits[1, 0] = fits[1, 3] = fits[3, 1] = True  # image 7 is two rows, their phrases fit both of them
+    texts, images = fits.clone(), fits.clone()
+    texts[0, 3], images[3, 0] = True, True  # image 7 has the phrase of row 3 by row 1; that phrase fits image 7
+    assert torch.equal(~asked[0][0], texts) and torch.equal(~asked[0][1], images)
 
 
 def test_what_is_known_to_fit():
-    """A picture keeps the texts of all its pairs, a text the pictures of all of its: in the step and in the queue."""
+    """An image keeps the texts of all its pairs, a text the images of all of its: in the step and in the queue."""
     targets = random_targets()
     texts, images = known_to_fit(targets)
-    pairs = set(zip(targets.candidate_image_ids.tolist(), targets.candidate_text_ids.tolist()))
-    for i, (image, text) in enumerate(zip(targets.image_ids.tolist(), targets.text_ids.tolist())):
+    pairs = set(zip(targets.candidates.image_ids.tolist(), targets.candidates.text_ids.tolist()))
+    for i, (image, text) in enumerate(zip(targets.pairs.image_ids.tolist(), targets.pairs.text_ids.tolist())):
         for j, (other_image, other_text) in enumerate(
-            zip(targets.candidate_image_ids.tolist(), targets.candidate_text_ids.tolist())
+            zip(targets.candidates.image_ids.tolist(), targets.candidates.text_ids.tolist())
         ):
             assert texts[i, j] == ((image, other_text) in pairs)
             assert images[i, j] == ((other_image, text) in pairs)
-    # Picture 2 is said to be 20, 60 and 99, and 30 to be pictures 3, 5 and 9.
+    # Image 2 is said to be 20, 60 and 99, and 30 to be images 3, 5 and 9.
     assert texts[1].nonzero().flatten().tolist() == [1, 5, 6, 7, 9]
     assert images[2].nonzero().flatten().tolist() == [2, 4, 6, 8, 9]
 
@@ -326,27 +273,23 @@ def test_mlm_loss(alpha):
     encoder, total = model.momentum_encoder, 0.0
     with torch.no_grad():
         ids, mask = batch["mlm_input_ids"], batch["attention_mask"]
-        student = model.mlm_head(model.albef(batch["pixel_values"], ids, mask).last_hidden_state).double()
+        online = model.mlm_head(model.albef(batch["pixel_values"], ids, mask).last_hidden_state).double()
         key_values = encoder.text_model.project_images(encoder.vision_model(batch["pixel_values"]).last_hidden_state)
         states = encoder.text_model(ids, mask, image_key_values=key_values).last_hidden_state
-        teacher = encoder.mlm_head(states).double()
+        momentum = encoder.mlm_head(states).double()
     for i, j in positions:
-        log_probabilities = log_softmax(student[i, j].tolist())
-        soft = [math.exp(value) for value in log_softmax(teacher[i, j].tolist())]
+        log_probabilities = log_softmax(online[i, j].tolist())
+        soft = [math.exp(value) for value in log_softmax(momentum[i, j].tolist())]
         hard = -log_probabilities[batch["mlm_labels"][i, j]]
         distilled = -sum(p * q for p, q in zip(soft, log_probabilities))
         total += (1 - alpha) * hard + alpha * distilled
     assert output.loss_mlm.item() == pytest.approx(total / len(positions), rel=1e-5)
-    expected = torch.stack([student[position] for position in positions]).float()
+    expected = torch.stack([online[position] for position in positions]).float()
     torch.testing.assert_close(output.mlm_logits, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.loss, output.loss_itc + output.loss_itm + output.loss_mlm)
-
-
-def test_without_labels_there_is_no_mlm():
-    output = pretraining_model()(**tiny_batch())
-    assert output.loss_mlm is None
-    assert output.mlm_logits is None
-    torch.testing.assert_close(output.loss, output.loss_itc + output.loss_itm)
+    without = model(**tiny_batch(), alpha=alpha)
+    assert without.loss_mlm is None and without.mlm_logits is None
+    torch.testing.assert_close(without.loss, without.loss_itc + without.loss_itm)
 
 
 @pytest.mark.parametrize("axis", ["vocabulary", "sequence"])
@@ -359,15 +302,6 @@ def test_no_masked_word_costs_nothing(axis):
     assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
 
 
-def test_alpha_of_zero_spares_the_teachers_words():
-    model, calls = pretraining_model(), []
-    model.momentum_encoder.mlm_head.register_forward_hook(lambda *_: calls.append(1))
-    model(**masked_batch(), alpha=0.0)
-    assert not calls
-    model(**masked_batch(), alpha=0.1)
-    assert len(calls) == 1
-
-
 def test_alpha_comes_from_the_configuration():
     state = pretraining_model().state_dict()
     losses = []
@@ -378,10 +312,10 @@ def test_alpha_comes_from_the_configuration():
     assert losses[0] == losses[1] != losses[2]
 
 
-# Teacher and queues ---------------------------------------------------------------------------------------------------
+# Momentum encoder and queues -----------------------------------------------------------------------------------------
 
 
-def test_the_teacher_moves_a_little_towards_the_model():
+def test_the_momentum_encoder_moves_a_little_towards_the_model():
     model = pretraining_model(momentum=0.9)
     before = state_of(model)
     model(**masked_batch())
@@ -405,7 +339,7 @@ def test_the_queues_go_round():
         with torch.no_grad():
             (targets,) = model.eval().momentum_step([batch])
         model.train()
-        written.append((targets.image_features, targets.text_features, targets.text_ids))
+        written.append((targets.pairs.image_features, targets.pairs.text_features, targets.pairs.text_ids))
         assert model.queue_pointer.tolist() == [[5], [10], [3]][step]
         if step == 0:
             assert torch.equal(model.image_queue[5:], before["image_queue"][5:])
@@ -435,26 +369,20 @@ def test_evaluation_moves_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_the_temperature_stays_in_its_range():
+def test_the_temperature_stays_in_its_range_and_trains_there():
     for value, expected in ((1e-5, 0.001), (2.0, 0.5), (0.2, 0.2)):
         model = pretraining_model()
         with torch.no_grad():
             model.albef.temperature.fill_(value)
-        loss = model(**masked_batch()).loss
-        loss.backward()
+        (model(**masked_batch()).loss + model(**masked_batch()).loss).backward()  # two passes before the backward pass
         assert model.albef.temperature.item() == pytest.approx(expected)
-        assert model.albef.temperature.grad != 0
-
-
-def test_two_forward_passes_can_be_differentiated_together():
-    model = pretraining_model()
-    (model(**masked_batch()).loss + model(**masked_batch()).loss).backward()
+        assert model.albef.temperature.grad.isfinite() and model.albef.temperature.grad != 0
 
 
 def test_one_momentum_step_for_two_micro_batches_equals_the_joined_batch():
     joined_model = pretraining_model()
     model = copy.deepcopy(joined_model)
-    batch = {**masked_batch(), "image_ids": torch.tensor([1, 2, 1, 3])}  # one picture is in both halves
+    batch = {**masked_batch(), "image_ids": torch.tensor([1, 2, 1, 3])}  # one image is in both halves
     joined_model.choose_negatives = lambda *_: (torch.tensor([1, 0, 3, 2]),) * 2
     model.choose_negatives = lambda *_: (torch.tensor([1, 0]),) * 2
     joined = joined_model(**batch, output_heatmaps=True)
@@ -530,9 +458,7 @@ def test_fingerprints_of_different_texts_differ():
     [
         ({"image_ids": torch.arange(5)}, r"image_ids must be 4 numbers, one an image, not \(5,\)"),
         ({"image_index": torch.arange(3)}, "image_index must be 4 whole numbers"),
-        ({"pixel_values": torch.zeros(2, 3, 32, 32)}, "4 phrases for 2 images: say which belongs to which"),
         ({"pixel_values": torch.zeros(4, 3, 32, 36)}, "not a whole number of patches"),
-        ({"pixel_values": torch.zeros(4, 1, 32, 32)}, r"must be \(num_images, 3, height, width\)"),
     ],
 )
 def test_errors_leave_the_queues_alone(change, message):

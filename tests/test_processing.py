@@ -4,10 +4,7 @@ import doctest
 import inspect
 import json
 import re
-import subprocess
-import sys
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +18,17 @@ from transformers import (
     AutoTokenizer,
     BertTokenizer,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
 )
 from transformers.processing_utils import ProcessingKwargs
 
-from modeling_albef_amc import configuration_albef, image_processing_pil_albef, processing_albef, tokenization_albef
+from modeling_albef_amc import (
+    configuration_albef,
+    image_processing_pil_albef,
+    modeling_albef,
+    modeling_albef_pretraining,
+    processing_albef,
+    tokenization_albef,
+)
 from modeling_albef_amc.gradcam import heatmap_points
 from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
 from modeling_albef_amc.processing_albef import AlbefProcessor, box_around_point
@@ -97,14 +100,9 @@ def test_a_stock_bert_tokenizer_loses_its_sep_and_stays_as_it_was(tokenizer):
     assert (ours.mask_token_id, ours.cls_token_id, ours.pad_token_id) == (4, 2, 0)
     assert tokenizer("a dog")["input_ids"] == [2, 5, 7, sep]
     assert albef_tokenizer(ours)("a dogs")["input_ids"] == [2, 5, 7, 8]
-
-
-def test_tokenizers_that_cannot_serve(tokenizer):
-    backend = tokenizer.backend_tokenizer
-    with pytest.raises(ValueError, match="needs a cls_token and a pad_token"):
-        albef_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]"))
-    with pytest.raises(ValueError, match="needs a cls_token and a pad_token"):
-        albef_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]"))
+    for only in ({"pad_token": "[PAD]"}, {"cls_token": "[CLS]"}):
+        with pytest.raises(ValueError, match="needs a cls_token and a pad_token"):
+            albef_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **only))
 
 
 def test_a_tokenizer_from_texts():
@@ -120,6 +118,12 @@ def test_a_tokenizer_from_texts():
 
 
 def test_phrases_are_cut_only_when_asked(processor):
+    with pytest.raises(ValueError, match="max_length must leave room"):
+        processor(text="a dog", max_length=1)
+    with pytest.raises(ValueError, match="max_words must be at least 1"):
+        AlbefProcessor(processor.image_processor, processor.tokenizer, max_words=0)
+    with pytest.raises(ValueError, match="nothing to process"):
+        processor()
     long = "a dog " * 40
     assert len(processor(text=long)["input_ids"][0]) == 51
     assert len(processor(text=long, max_words=30)["input_ids"][0]) == 31
@@ -149,17 +153,6 @@ def test_phrases_that_are_refused(processor, text, message):
         processor(text=text)
 
 
-def test_options_that_are_refused(processor, tokenizer):
-    with pytest.raises(ValueError, match="max_length must leave room"):
-        processor(text="a dog", max_length=1)
-    with pytest.raises(ValueError, match="max_words must be at least 1"):
-        processor(text="a dog", max_words=0)
-    with pytest.raises(ValueError, match="max_words must be at least 1"):
-        AlbefProcessor(processor.image_processor, tokenizer, max_words=0)
-    with pytest.raises(ValueError, match="nothing to process"):
-        processor()
-
-
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -181,43 +174,33 @@ def test_other_layouts_of_tokens_are_refused(processor, option, value, message):
 # --- phrases and images ----------------------------------------------------------------------------------------------
 
 
-def test_one_phrase_one_image(processor, image):
-    batch = processor(images=image, text="Two dogs.", return_tensors="pt")
-    assert set(batch) == {"pixel_values", "input_ids", "attention_mask"}
-    assert batch["pixel_values"].shape == (1, 3, 16, 32)
-    assert batch["input_ids"].tolist() == [[2, 9, 7, 8]]
+@pytest.mark.parametrize(
+    ("images", "text", "input_ids", "image_index"),
+    [
+        (1, "Two dogs.", [[2, 9, 7, 8]], None),
+        (2, ["a dog", "a red dog"], [[2, 5, 7, 0], [2, 5, 6, 7]], None),
+        (1, ["a dog", "red", "house"], [[2, 5, 7], [2, 6, 0], [2, 11, 0]], [0, 0, 0]),
+        (3, [["a dog", "red"], [], ["house"]], [[2, 5, 7], [2, 6, 0], [2, 11, 0]], [0, 0, 2]),
+        (2, [["dog"], ["red"]], [[2, 7], [2, 6]], [0, 1]),
+        (None, [["dog", "red"], ["tree"]], [[2, 7], [2, 6], [2, 12]], [0, 0, 1]),
+        (None, "dog", [[2, 7]], None),
+    ],
+)
+def test_layouts_of_phrases_and_images(processor, image, images, text, input_ids, image_index):
+    batch = processor(images=images and [image] * images, text=text, return_tensors="pt")
+    assert batch["input_ids"].tolist() == input_ids
+    assert batch["attention_mask"].tolist() == [[int(token != 0) for token in row] for row in input_ids]
+    assert batch["pixel_values"].shape == (images, 3, 16, 32) if images else "pixel_values" not in batch
+    if image_index is None:
+        assert set(batch) == set(processor.model_input_names) - (set() if images else {"pixel_values"})
+    else:
+        assert batch["image_index"].tolist() == image_index and batch["image_index"].dtype == torch.long
 
 
-def test_phrase_i_on_image_i(processor, image):
-    batch = processor(images=[image, image], text=["a dog", "a red dog"], return_tensors="pt")
-    assert "image_index" not in batch
-    assert batch["input_ids"].tolist() == [[2, 5, 7, 0], [2, 5, 6, 7]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-
-
-def test_several_phrases_on_one_image(processor, image):
-    batch = processor(images=[image], text=["a dog", "red", "house"], return_tensors="pt")
-    assert batch["image_index"].tolist() == [0, 0, 0]
-    assert batch["image_index"].dtype == torch.long
-    assert len(batch["pixel_values"]) == 1
-
-
-def test_phrases_of_each_image(processor, image):
-    batch = processor(images=[image] * 3, text=[["a dog", "red"], [], ["house"]], return_tensors="pt")
-    assert batch["image_index"].tolist() == [0, 0, 2]
-    assert batch["input_ids"].tolist() == [[2, 5, 7], [2, 6, 0], [2, 11, 0]]
-    assert processor(images=[image] * 2, text=[["dog"], ["red"]])["image_index"] == [0, 1]
-
-
-def test_images_alone_and_text_alone(processor, image):
+def test_images_alone_and_images_nested_by_phrase(processor, image):
     assert set(processor(images=image)) == {"pixel_values"}
-    assert set(processor(text="dog")) == {"input_ids", "attention_mask"}
-    assert processor(text=[["dog", "red"], ["tree"]])["image_index"] == [0, 0, 1]
-
-
-def test_the_input_names_are_what_one_phrase_and_one_image_give(processor, image):
-    assert set(processor.model_input_names) == set(processor(images=image, text="a dog"))
-    assert set(processor.model_input_names) == {"pixel_values", "input_ids", "attention_mask"}
+    nested = processor(images=[[image], [image]], text=["a dog", "red"], return_tensors="pt")
+    assert (len(nested["pixel_values"]), len(nested["input_ids"])) == (2, 2)
 
 
 def test_every_default_has_one_place(processor, image):
@@ -237,36 +220,22 @@ def test_every_default_has_one_place(processor, image):
 
 
 def test_other_options_reach_the_parts(processor, image):
-    batch = processor(
-        images=image,
-        text="dog",
-        size={"height": 8, "width": 8},
-        padding="max_length",
-        max_length=5,
-        return_tensors="np",
-    )
+    options = dict(size={"height": 8, "width": 8}, padding="max_length", max_length=5, return_tensors="np")
+    batch = processor(images=image, text="dog", **options)
     assert batch["pixel_values"].shape == (1, 3, 8, 8)
     assert batch["input_ids"].tolist() == [[2, 7, 0, 0, 0]]
 
 
 def test_numbers_that_do_not_match(processor, image):
-    with pytest.raises(ValueError, match="3 phrases for 2 images"):
-        processor(images=[image] * 2, text=["dog"] * 3)
-    with pytest.raises(ValueError, match="1 phrases for 2 images"):
-        processor(images=[image] * 2, text="dog")
-    with pytest.raises(ValueError, match="2 lists of phrases for 1 images"):
-        processor(images=image, text=[["dog"], ["red"]])
-    with pytest.raises(ValueError, match="no images were given"):
-        processor(images=[], text="dog")
-
-
-def test_images_nested_by_phrase(processor, image):
-    batch = processor(images=[[image], [image]], text=["a dog", "red"], return_tensors="pt")
-    assert (len(batch["pixel_values"]), len(batch["input_ids"])) == (2, 2)
-    with pytest.raises(ValueError, match=r"images\[0\] is an empty group: no image for its phrases"):
-        processor(images=[[], [image], [image]], text=["a dog", "red", "a house"])
-    with pytest.raises(ValueError, match=r"images\[1\] is an empty group"):
-        processor(images=[[image], []], text=["a dog"])
+    for images, text, message in (
+        ([image] * 2, ["dog"] * 3, "3 phrases for 2 images"),
+        ([image] * 2, "dog", "1 phrases for 2 images"),
+        (image, [["dog"], ["red"]], "2 lists of phrases for 1 images"),
+        ([], "dog", "no images were given"),
+        ([[image], []], ["a dog"], r"images\[1\] is an empty group: no image for its phrases"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor(images=images, text=text)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -332,13 +301,6 @@ def test_maps_and_points_are_the_original(processor, shared_dir):
                 assert list(result["point"]) == case["point"]["point"], case["i"]
 
 
-def test_the_first_of_equal_maxima_in_row_order(processor):
-    heatmap = torch.zeros(1, 3, 4)
-    heatmap[0, 0, 3] = heatmap[0, 1, 0] = heatmap[0, 2, 2] = 1
-    assert processor.post_process_grounding(heatmap, (3, 4))[0]["point"] == (3, 0)
-    assert processor.post_process_grounding(torch.zeros(1, 3, 4), (30, 40))[0]["point"] == (0, 0)
-
-
 DRAWN = """
     ..######....
     ..#....#..1.
@@ -365,21 +327,20 @@ def draw(picture: str) -> torch.Tensor:
     ],
 )
 def test_a_box_from_a_drawn_map(processor, threshold, box):
-    # At the map's own size bicubic upsampling is the identity.
-    (result,) = processor.post_process_grounding(draw(DRAWN)[None], (7, 12), threshold=threshold)
-    assert result["point"] == (4, 2)
-    assert result["box"] == box
-
-
-def test_boxes_do_not_depend_on_scale_and_offset(processor):
+    # At the map's own size bicubic upsampling is the identity; scale and offset do not matter.
     heatmaps = torch.stack([draw(DRAWN), draw(DRAWN) * 1e-6 - 3e-6, draw(DRAWN) * 1000 + 5])
-    boxes = [result["box"] for result in processor.post_process_grounding(heatmaps, (7, 12))]
-    assert boxes == [(2, 0, 8, 6)] * 3
+    for result in processor.post_process_grounding(heatmaps, (7, 12), threshold=threshold):
+        assert result["point"] == (4, 2) and result["box"] == box
 
 
-def test_the_box_of_a_constant_map_is_the_image(processor):
-    results = processor.post_process_grounding(torch.stack([torch.zeros(16, 16), torch.full((16, 16), 0.1)]), (64, 48))
-    assert [result["box"] for result in results] == [(0, 0, 48, 64)] * 2
+def test_equal_maxima_and_constant_maps(processor):
+    heatmap = torch.zeros(1, 3, 4)
+    heatmap[0, 0, 3] = heatmap[0, 1, 0] = heatmap[0, 2, 2] = 1
+    assert processor.post_process_grounding(heatmap, (3, 4))[0]["point"] == (3, 0), "the first in row order"
+    constant = torch.stack([torch.zeros(16, 16), torch.full((16, 16), 0.1)])
+    for result in processor.post_process_grounding(constant, (64, 48)):
+        assert result["box"] == (0, 0, 48, 64)
+    assert processor.post_process_grounding(constant[:1], (64, 48))[0]["point"] == (0, 0)
 
 
 def region_box(inside: np.ndarray, point: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -439,12 +400,9 @@ def test_lists_of_maps_of_different_grids(processor):
 def test_answers_that_are_refused(processor, heatmaps, sizes, message):
     with pytest.raises(ValueError, match=message):
         processor.post_process_grounding(heatmaps, sizes)
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
-def test_thresholds_that_are_refused(processor, threshold):
-    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
-        processor.post_process_grounding(torch.rand(1, 4, 4), (5, 5), threshold=threshold)
+    for threshold in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\]"):
+            processor.post_process_grounding(heatmaps, sizes, threshold=threshold)
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------
@@ -550,62 +508,10 @@ def test_a_tokenizer_saved_while_it_cut_phrases_cuts_no_more(processor, tokenize
 def test_saving_leaves_a_processor_as_it_was(folder, tmp_path):
     loaded = AlbefProcessor.from_pretrained(folder)
     before = loaded.to_dict()
-    loaded.save_pretrained(tmp_path / "again")
+    loaded.save_pretrained(tmp_path / "again", False)  # `push_to_hub`, in transformers' place
     assert loaded.to_dict() == before == AlbefProcessor.from_pretrained(tmp_path / "again").to_dict()
     saved = json.loads((tmp_path / "again/processor_config.json").read_text())
     assert saved["auto_map"] == {"AutoProcessor": "processing_albef.AlbefProcessor"}
-
-
-def test_saving_takes_what_transformers_takes_in_the_same_places(processor, tmp_path):
-    ours, theirs = (list(inspect.signature(c.save_pretrained).parameters) for c in (AlbefProcessor, ProcessorMixin))
-    assert ours == theirs
-    processor.save_pretrained(tmp_path, False)
-    processor.image_processor.save_pretrained(tmp_path, False)
-    processor.tokenizer.save_pretrained(tmp_path, None, None, False)
-    assert AutoProcessor.from_pretrained(tmp_path)(text="a dog")["input_ids"] == [[2, 5, 7]]
-
-
-def run_python(code: str, folder: Path, **environment: str) -> str:
-    """The last line that `code` prints in a process of its own, away from this repository."""
-    script = f"folder = {str(folder)!r}\n{code}"
-    completed = subprocess.run(
-        [sys.executable, "-I", "-c", script],
-        cwd=folder,
-        env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "home"), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return completed.stdout.strip().splitlines()[-1]
-
-
-def test_in_a_clean_process_with_the_package(folder):
-    root = str(Path(__file__).parents[1])
-    code = f"""
-import sys; sys.path.insert(0, {root!r})
-import modeling_albef_amc
-from transformers import AutoProcessor
-processor = AutoProcessor.from_pretrained(folder)
-print(type(processor).__module__, processor(text="two dogs")["input_ids"], processor.image_processor.size["width"])
-"""
-    assert run_python(code, folder) == "modeling_albef_amc.processing_albef [[2, 9, 7, 8]] 32"
-
-
-def test_in_a_clean_process_as_remote_code(folder):
-    code = """
-import sys
-from PIL import Image
-from transformers import AutoProcessor, AutoTokenizer
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert not any(name.startswith("modeling_albef_amc") for name in sys.modules)
-assert type(processor).__module__.startswith("transformers_modules")
-batch = processor(images=Image.new("RGB", (9, 5)), text=["two dogs", "a " * 9], return_tensors="pt")
-tokenizer = AutoTokenizer.from_pretrained(folder)
-print(batch["input_ids"].tolist(), tuple(batch["pixel_values"].shape), tokenizer("dog")["input_ids"])
-"""
-    expected = f"[[2, 9, 7, 8, 0, 0, 0, 0], {[2, *[5] * 7]}] (1, 3, 16, 32) [2, 7]"
-    assert run_python(code, folder) == expected
 
 
 # --- what is written about them --------------------------------------------------------------------------------------
@@ -619,7 +525,15 @@ def test_every_field_of_a_configuration_is_explained(name):
     assert fields <= set(re.findall(r"\w+", explained))
 
 
-MODULES = configuration_albef, image_processing_pil_albef, processing_albef, tokenization_albef, vocabulary
+MODULES = (
+    configuration_albef,
+    image_processing_pil_albef,
+    modeling_albef,
+    modeling_albef_pretraining,
+    processing_albef,
+    tokenization_albef,
+    vocabulary,
+)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])

@@ -2,20 +2,39 @@
 
 import copy
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
-from transformers import BlipForConditionalGeneration, pipeline
+from PIL import Image
+from transformers import (
+    BertConfig,
+    BertModel,
+    BlipForConditionalGeneration,
+    BlipProcessor,
+    CLIPConfig,
+    CLIPProcessor,
+    PretrainedConfig,
+    ViltConfig,
+    ViltProcessor,
+    pipeline,
+)
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.blip import BlipImageProcessorPil
+from transformers.models.clip import CLIPImageProcessorPil
+from transformers.models.vilt import ViltImageProcessorPil
 
-from modeling_albef_amc import AutoGrounder, AutoModelForVisualGrounding
+from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
 from modeling_albef_amc.families.auto import load_model
+from modeling_albef_amc.families.fusion import BLIP
+from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
+from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
-from tests.helpers.models import TINY, tiny_batch, tiny_family_processor
+from tests.helpers.models import TINY, tiny_batch, tiny_config, tiny_family_processor
 from tests.helpers.training import collator_of, make_trainer
 from trainer.lora import merge
 
@@ -54,6 +73,8 @@ def test_every_way_to_a_checkpoint(family, folder):
     """By its path, as the class that transformers gives it, and as an object with whatever attention."""
     ground = AutoGrounder.from_pretrained(folder, device="cpu").ground
     expected = ground(picture(), TEXTS)
+    assert all(answer["heatmap"].shape == (36, 40) and answer["heatmap"].max() > 0 for answer in expected)
+    same(ground(picture(), TEXTS[0]), expected[:1])  # nor does it matter what else is asked
     same(pipeline("visual-grounding", model=folder, device="cpu")(picture(), TEXTS), expected)
     model = AutoModelForVisualGrounding.from_pretrained(folder)
     same(AutoGrounder(model, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
@@ -124,6 +145,83 @@ def test_phrases_padded_on_the_left(family):
     batch |= {name: batch[name].roll(2, dims=1) for name in ("input_ids", "attention_mask")}
     with pytest.raises(ValueError, match="pad on the right"):
         explain_function(model)(model, **batch)
+
+
+def test_scores_of_several_images_and_of_what_can_only_be_gone_through():
+    model, processor = build("blip")
+    grounder, images = AutoGrounder(model, processor, device="cpu"), [picture(), picture(20, 40)]
+    expected = [grounder.score(image, TEXTS) for image in images]
+    assert expected[0] == pytest.approx([answer["score"] for answer in grounder.ground(picture(), TEXTS)], rel=1e-5)
+    for scores in (grounder.score(images, TEXTS), list(grounder.score(iter(images), TEXTS))):
+        for actual, of_image in zip(scores, expected, strict=True):
+            assert actual == pytest.approx(of_image, rel=1e-4)
+    assert grounder.score([], TEXTS) == [] and grounder.score(picture(), []) == []
+
+
+def test_a_function_of_ones_own():
+    model, processor = build("blip")
+    first_layer = AutoGrounder(model, processor, partial(BLIP.explain, layer=0), "cpu")
+    default = AutoGrounder(model, processor, device="cpu")
+    ours, theirs = (grounder.ground(picture(), TEXTS) for grounder in (first_layer, default))
+    same(ours, default.ground(picture(), TEXTS, grounding_layer=0))
+    assert not np.allclose(ours[0]["heatmap"], theirs[0]["heatmap"], rtol=0, atol=0.1 * ours[0]["heatmap"].max())
+
+
+@pytest.mark.parametrize("family", ["albef"])
+def test_albef_its_training_class_and_another_size(family, folder):
+    assert type(load_model(folder)).__name__ == "AlbefModel"
+    assert type(load_model(folder, training=True)).__name__ == "AlbefForPreTraining"
+    grounder = AutoGrounder.from_pretrained(folder, device="cpu", image_size=48)
+    assert grounder.processor.image_processor.size["height"] == 48
+    assert len(grounder.score(picture(), TEXTS)) == 2
+
+
+def test_an_unknown_family_is_named(tmp_path):
+    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
+    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"of type 'bert', which cannot be explained here; known are albef, "):
+        AutoGrounder.from_pretrained(str(tmp_path))
+
+
+def test_max_tokens():
+    assert [max_tokens(config) for config in (tiny_config(), ViltConfig(max_position_embeddings=11))] == [20, 11]
+
+
+# Processors -----------------------------------------------------------------------------------------------------------
+
+
+def shown(processor, image: Image.Image) -> np.ndarray:
+    return processor(images=[image], return_tensors="pt")["pixel_values"][0].numpy()
+
+
+@pytest.mark.parametrize(
+    ("processor_class", "image_processor", "config"),
+    [
+        (CLIPProcessor, CLIPImageProcessorPil(), CLIPConfig(vision_config={"image_size": 32})),
+        (ViltProcessor, ViltImageProcessorPil(), ViltConfig(image_size=32)),
+        (BlipProcessor, BlipImageProcessorPil(size={"height": 32, "width": 32}), PretrainedConfig()),
+    ],
+    ids=["clip", "vilt", "blip"],
+)
+def test_the_whole_image_is_shown_and_saved_so(processor_class, image_processor, config, tmp_path):
+    processor = whole_images(processor_class(image_processor, tiny_processor().tokenizer), config)
+    # Grey but for its left and right edges, which a cut would lose.
+    pixels = np.full((30, 90, 3), 127, dtype=np.uint8)
+    pixels[:, :6], pixels[:, -6:] = 255, 0
+    image = Image.fromarray(pixels)
+    seen = shown(processor, image)
+    assert seen.shape == (3, 32, 32)
+    assert (seen[:, :, 0] > seen[:, :, 16]).all() and (seen[:, :, -1] < seen[:, :, 16]).all()
+    processor.save_pretrained(tmp_path)
+    again = whole_images(processor_class.from_pretrained(tmp_path), config)
+    np.testing.assert_array_equal(shown(again, image), seen)
+    assert shown(whole_images(again, config, image_size=64), image).shape == (3, 64, 64)
+
+
+def test_a_pipeline_of_transformers_shows_whole_images_too():
+    processor = CLIPProcessor(CLIPImageProcessorPil(), tiny_processor().tokenizer)
+    AutoGroundingPipeline(TINY["clip"](), processor, task="visual-grounding", device="cpu")
+    assert processor.image_processor.do_center_crop is False
 
 
 # Training -------------------------------------------------------------------------------------------------------------

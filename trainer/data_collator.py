@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 
+from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.images import open_image
-from modeling_albef_amc.processing_albef import tokenize_phrases
 
 from .augmentation import GroundingAugmentation
 from .phrase_rows import Record, check_same_image

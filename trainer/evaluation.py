@@ -23,9 +23,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_albef_amc.families.auto import AutoGrounder, hub_options
 from modeling_albef_amc.families.family import Explain
+from modeling_albef_amc.families.processors import cleans_text
 from modeling_albef_amc.gradcam import gradcam
 from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, Tokens, as_record
-from modeling_albef_amc.processing_albef import cleans_text
 
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks

@@ -79,11 +79,7 @@ def whole_pattern(model: PreTrainedModel, pattern: str, never: str | None) -> st
 
 
 def adapted_names(model: PreTrainedModel, target: str, pattern: str) -> list[str]:
-    """Names of the layers that get adapters: linear ones alone.
-
-    Args:
-        target: regular expression for peft. pattern: what the user knows of it.
-    """
+    """Names of the layers that get adapters; `target` is for peft, `pattern` is what the user knows of it."""
     try:
         matched = {name: module for name, module in model.named_modules() if re.fullmatch(target, name)}
     except re.error as error:
@@ -134,11 +130,7 @@ def save_moving(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
-    """Loads the adapters of a run's checkpoint, and what moved, into a model that has such adapters.
-
-    Raises:
-        ValueError: there are none in the folder, others, or damaged ones.
-    """
+    """Loads the adapters of a run's checkpoint, and what moved, into a model that has such adapters."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     file = folder / ADAPTER_WEIGHTS
@@ -160,11 +152,7 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
 def merge(adapters: str, output: Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
-    Args:
-        adapters: folder or Hub id. hub: of `hub_options`.
-
-    Raises:
-        ValueError: it is no folder of adapters. ImportError: peft is missing.
+    `adapters` is a folder or Hub id, `hub` are its `hub_options`.
     """
     base, base_hub = base_of(adapters, **hub)
     if base == adapters:

@@ -68,7 +68,9 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             shown.update(len(questions))
     unusable, found = gather_object(unusable), gather_object([(num_phrases, num_records, hits)])
     num_phrases, num_records = sum(each[0] for each in found), sum(each[1] for each in found)
-    hits = sum((each[2] for each in found), Counter())
+    hits = Counter()
+    for *_, of_process in found:
+        hits.update(of_process)  # a sum would drop the heads without a hit
     if unusable and accelerator.is_main_process:
         print(f"{len(unusable)} of {num_records} records cannot be used and were left out; the first: {unusable[0]}")
     check_usable(name, len(unusable), num_records, unusable)

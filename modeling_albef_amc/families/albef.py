@@ -1,15 +1,23 @@
 """ALBEF, which explains itself."""
 
+from typing import Any
+
+from ..gradcam import PhraseAttention
 from ..modeling_albef import AlbefModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
-from ..pipeline import encode_itself, explain_itself
+from ..pipeline import encode_itself
 from ..processing_albef import AlbefProcessor
-from .family import AdaptedModules, Family, layers_of_text
+from .family import AdaptedModules, Family, layers_of_images, layers_of_text
 from .relevance import albef_modules
 
-ALBEF = Family(
+
+class SelfExplainingFamily(Family):
+    def explain(self, model: AlbefModel | AlbefForPreTraining, *inputs: Any, **options: Any) -> PhraseAttention:
+        return model.explain(*inputs, **options)
+
+
+ALBEF = SelfExplainingFamily(
     title="ALBEF",
-    explain=explain_itself,
     model_class="AlbefModel",
     processor_class="AlbefProcessor",
     training_class="AlbefForPreTraining",
@@ -19,7 +27,10 @@ ALBEF = Family(
         never=r"momentum_encoder\.|mlm_head\.decoder",
         moving=r"momentum_encoder\..*|(image|text|image_id|text_id)_queue|queue_pointer",
     ),
-    layers=lambda model: layers_of_text(model)[model.config.text_config.fusion_layer :],
+    layers={
+        "itm": lambda model: layers_of_text(model)[model.config.text_config.fusion_layer :],
+        "itc": layers_of_images,
+    },
     modules=albef_modules,
     encode_images=encode_itself,
     attn_implementation=None,

@@ -1,10 +1,9 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
-import argparse
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 from ..pipeline import PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
-from .processors import whole_images
+from .processors import tokenize_phrases, whole_images
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 
@@ -46,10 +45,10 @@ class AutoGrounder(PhraseGrounder):
         device: str | torch.device | None = None,
         max_encodings: int = 0,
     ):
-        family = FAMILIES.get(model.config.model_type)
-        encode_images = family.encode_images if family is not None and explain is None else None
+        family, encode_images = FAMILIES.get(model.config.model_type), None
         if family is not None:
             processor = whole_images(processor, model.config)
+            encode_images = family.encode_images if explain is None else None
         model = explainable(model if device is None else model.to(device))
         super().__init__(model, processor, explain or explain_function(model), encode_images)
         self.keeps_encodings, self.max_encodings = max_encodings > 0, max_encodings
@@ -74,7 +73,7 @@ class AutoGrounder(PhraseGrounder):
                 alike; and of the model's alone, such as `dtype` or `attn_implementation`.
 
         Raises:
-            ValueError: the family is unknown, or the checkpoint has no weights for a score of image and text.
+            ValueError: the family is unknown, a file is damaged, or there are no weights for a score of image and text.
         """
         model = load_model(path, **options)
         processor = load_processor(path, model, image_size, **hub_options(options))
@@ -87,6 +86,9 @@ class AutoGrounder(PhraseGrounder):
         if in_captions:
             raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
         return explain_function(self.model, method), METHODS[method]
+
+    def _tokenize(self, texts: list[str], spans: list | None) -> Mapping[str, torch.Tensor]:
+        return tokenize_phrases(self.processor, texts, spans=spans)
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not self.keeps_encodings:
@@ -106,14 +108,11 @@ class AutoGrounder(PhraseGrounder):
 class AutoGroundingPipeline(VisualGroundingPipeline):
     """`VisualGroundingPipeline` of any family of `FAMILIES`."""
 
-    grounder_class = AutoGrounder
+    grounder_class: type[PhraseGrounder] = AutoGrounder
 
 
 def known_family(model_type: str | None, path: str) -> Family:
-    """
-    Raises:
-        ValueError: `model_type` is none of `FAMILIES`.
-    """
+    """ValueError: `model_type`, of the checkpoint at `path`, is none of `FAMILIES`."""
     if not isinstance(model_type, str):
         raise ValueError(f"{path} is no checkpoint: it has no config.json that says of what type its model is.")
     if model_type not in FAMILIES:
@@ -131,23 +130,8 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
-def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
-    parser.add_argument("--token", help="for private models of the Hub; default: HF_TOKEN, or that of `hf auth login`")
-
-
 def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
-    """The checkpoint that LoRA adapters belong to, and options for it; of any other checkpoint itself.
-
-    Args:
-        path: folder or Hub id. hub: `hub_options`, of `path`.
-
-    Returns: folder or Hub id, and its own `hub_options`: revision and subfolder are those that the adapters name.
-
-    Raises:
-        ImportError: it has adapters, and peft is missing.
-        ValueError: the adapters do not say so.
-    """
+    """The checkpoint that LoRA adapters belong to, with its own `hub_options`; of any other checkpoint itself."""
     file = find_adapter_config_file(path, **hub)
     folder = Path(path, hub.get("subfolder", ""))
     if file is None or (folder / "config.json").is_file():  # with both, transformers takes the weights beside them
@@ -162,7 +146,7 @@ def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
 
 
 def load_model(
-    path: str, *, training: bool = False, attn_implementation: str | None = None, **options: Any
+    path: str, *, training: bool = False, attn_implementation: str | dict[str, str] | None = None, **options: Any
 ) -> PreTrainedModel:
     """A checkpoint as the class of its family that scores phrases, in evaluation mode. No code of its own is run.
 
@@ -170,48 +154,34 @@ def load_model(
         path: folder or Hub id; also of LoRA adapters, which are put into their base model.
         training: with the family's own training objectives, where it has some.
         attn_implementation: default: "eager" of all but ALBEF, since the others hand out attention only so.
-        options: of `from_pretrained`.
-
-    Raises:
-        ValueError: see `AutoGrounder.from_pretrained`.
+        options: of `from_pretrained`. Errors: as of `AutoGrounder.from_pretrained`.
     """
     hub = hub_options(options)
     base, base_hub = base_of(path, **hub)
-    folders = Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))
-    # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
-    with naming_damage(*folders):
-        config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
-        model_type = config.get("model_type")
-    family = known_family(model_type, path)
-    # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
     options = {name: value for name, value in options.items() if name not in hub} | base_hub
-    options |= {"attn_implementation": attn_implementation or family.attn_implementation}
-    is_training = training and family.training_class is not None
-    model_class = family.load(family.training_class if is_training else family.model_class)
-    with naming_damage(*folders):
+    with naming_damage(Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))):
+        # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
+        config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
+        family = known_family(config.get("model_type"), path)
+        is_training = training and family.training_class is not None
+        model_class = family.load(family.training_class if is_training else family.model_class)
+        # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
+        options["attn_implementation"] = attn_implementation or family.attn_implementation
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
-    if not is_training:
-        check_complete(path, model, loading["missing_keys"])
-    if base != path:
-        with naming_damage(*folders):
-            missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys
-        if missing:  # of DoRA, which transformers does not find
-            raise ValueError(
-                f"{path}: {min(missing)} of its adapters cannot be loaded. Merge them into a plain checkpoint: "
-                f"albef-amc merge {path} --output FOLDER."
-            )
+        if not is_training:
+            check_complete(path, model, loading["missing_keys"])
+        # DoRA's, transformers does not find.
+        missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys if base != path else ()
+    if missing:
+        raise ValueError(
+            f"{path}: {min(missing)} of its adapters cannot be loaded. Merge them into a plain checkpoint: "
+            f"albef-amc merge {path} --output FOLDER."
+        )
     return explainable(model.eval())
 
 
 def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None, **hub: Any) -> ProcessorMixin:
-    """The processor of a checkpoint, set to show the model whole images.
-
-    Args:
-        hub: `hub_options`.
-
-    Raises:
-        ValueError: one of its files is damaged; the message names it.
-    """
+    """The processor of a checkpoint, set to show the model whole images. ValueError: a file of it is damaged."""
     with naming_damage(Path(path, hub.get("subfolder", ""))):
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
     return whole_images(processor, model.config, image_size)

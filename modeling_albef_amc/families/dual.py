@@ -7,6 +7,7 @@ apart is the gradient of the similarity.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import transformers
@@ -16,14 +17,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..gradcam import PhraseAttention
 from ..modeling_albef_pretraining import gather_rows, text_fingerprints
-from .family import AdaptedModules, Family, Size, layers_of_images
+from .family import AdaptedModules, Family, Pass, Size, layers_of_images
 from .fusion import BERT_ATTENTION
-from .hooks import Pass, family_function, graph_from, record_attention, without_dropout
+from .hooks import explained_attention
 from .objectives import fits
 from .relevance import clip_modules
 
 
-@family_function(layers_of_images, "itc", share=1)
 def clip(given: Pass) -> PhraseAttention:
     """CLIP and its like: the scaled cosine, by the [CLS] row of the self-attention of an image-encoder layer.
 
@@ -45,7 +45,6 @@ def siglip_layers(model: PreTrainedModel) -> range:
     return range(model.config.vision_config.num_hidden_layers + model.vision_model.use_head)
 
 
-@family_function(siglip_layers, "itc", share=1)
 def siglip(given: Pass) -> PhraseAttention:
     """SigLIP: the log-odds of a pair, by the attention of its pooling head, whose one query stands for the image.
 
@@ -70,11 +69,7 @@ def explained_cosine(given: Pass, start: nn.Module, attention: nn.Module) -> tup
     """The cosines (num_phrases,), and the probabilities of the attention in module `start` of the image encoder."""
     with torch.set_grad_enabled(given.create_graph):
         text = text_features(given.model, given.input_ids, given.attention_mask)
-    with (
-        graph_from(start, given.create_graph, given.image_index),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
+    with explained_attention(start, attention, given.create_graph, given.image_index) as recorded:
         images = image_features(given.model, given.pixel_values)
         return (images * text.to(images.device)).sum(dim=-1), recorded[0]
 
@@ -110,11 +105,7 @@ def image_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.
 
 
 def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """(num_phrases, projection_dim), unit length.
-
-    Raises:
-        ValueError: a phrase is longer than SigLIP takes, or lacks the end token that CLIP reads.
-    """
+    """(num_phrases, projection_dim), unit length."""
     if model.config.model_type == "siglip":
         input_ids, attention_mask = padded_as_trained(model, input_ids, attention_mask), None
     elif model.config.model_type == "clip":
@@ -175,8 +166,7 @@ def pairs_of_step(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]
     several processes every one of them must call this: features are gathered from all.
 
     Args:
-        model: what `groundable` returned, in whatever wrapper it is called.
-        micro_batches: arguments of its `forward`.
+        model: what `groundable` returned, in whatever wrapper it is called. micro_batches: arguments of its `forward`.
 
     Returns: one entry a micro-batch; None where there is one only.
     """
@@ -226,20 +216,15 @@ def own_pairs(
 
 
 def contrasted(model: PreTrainedModel, batch: tuple, step_pairs: StepPairs | None) -> tuple[StepPairs, torch.Tensor]:
-    """The pairs to contrast, those of this micro-batch in the graph, and their similarities.
-
-    Args:
-        batch: arguments of `own_pairs`.
+    """The pairs to contrast, those of this micro-batch (`own_pairs`) in the graph, and their similarities.
 
     Returns: the pairs, and the scaled cosines (num_step_pairs, num_step_pairs) of each phrase with each image. All
         micro-batches compute all of them: each gives the scale its share of the gradient.
     """
     scale = model.logit_scale.exp()
-    if step_pairs is None:
-        pairs = own_pairs(model, *batch)
-    else:
-        with seeded(step_pairs.seed, batch[0].device):
-            own = own_pairs(model, *batch)
+    with seeded(None if step_pairs is None else step_pairs.seed, batch[0].device):
+        pairs = own = own_pairs(model, *batch)
+    if step_pairs is not None:
         before, after = slice(step_pairs.position), slice(step_pairs.position + len(own.texts), None)
         images, texts = (
             torch.cat([everything[before], rows, everything[after]])
@@ -257,11 +242,7 @@ def share(value: torch.Tensor, num_parts: int) -> torch.Tensor:
 
 
 def mean_of_part(losses: torch.Tensor, pairs: StepPairs, num_own: int) -> torch.Tensor:
-    """The mean loss of a micro-batch's pairs, with the gradient that the losses of all pairs of the step give it.
-
-    Args:
-        losses: (num_step_pairs,). num_own: pairs of the micro-batch.
-    """
+    """The mean of `num_own` of the losses (num_step_pairs,), with the gradient that all of them give its pairs."""
     own, total = losses[pairs.position : pairs.position + num_own].mean(), losses.sum() / num_own
     return own.detach() + (total - total.detach())
 
@@ -307,31 +288,12 @@ def ignored_pairs(pairs: StepPairs) -> torch.Tensor:
     return known & ~torch.eye(len(known), dtype=torch.bool, device=known.device)
 
 
-def small_clip(size: Size, **options) -> PreTrainedConfig:
-    text = {name: value for name, value in size.text.items() if "dropout" not in name}
-    return transformers.CLIPConfig(
-        text_config=text, vision_config=size.encoder | size.images | options, projection_dim=size.width
-    )
-
-
-def small_altclip(size: Size, **options) -> PreTrainedConfig:
-    text = size.text | dict(project_dim=size.width)
-    text["max_position_embeddings"] += size.pad + 1
-    return transformers.AltCLIPConfig(
-        text_config=text, vision_config=size.encoder | size.images | options, projection_dim=size.width
-    )
-
-
-def small_chinese_clip(size: Size, **options) -> PreTrainedConfig:
-    return transformers.ChineseCLIPConfig(
-        text_config=size.text, vision_config=size.encoder | size.images | options, projection_dim=size.width
-    )
-
-
-def small_siglip(size: Size, **options) -> PreTrainedConfig:
-    text = {name: value for name, value in size.text.items() if "dropout" not in name}
-    return transformers.SiglipConfig(
-        text_config=text | dict(projection_size=size.width), vision_config=size.encoder | size.images | options
+def small_dual(config_class: str, more_text: Callable[[Size], dict], size: Size, **options) -> PreTrainedConfig:
+    """`more_text`: what its text encoder has beside, or other than, a BERT; `options`: of the image encoder."""
+    return getattr(transformers, config_class)(
+        text_config=size.text | more_text(size),
+        vision_config=size.encoder | size.images | options,
+        projection_dim=size.width,
     )
 
 
@@ -341,14 +303,16 @@ CLIP_VISION = rf"vision_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
 
 CLIP = Family(
     title="CLIP",
-    explain=clip,
     model_class="CLIPModel",
     processor_class="CLIPProcessor",
+    function=clip,
+    layers={"itc": layers_of_images},
+    depth=1,
     adapted=AdaptedModules(CLIP_ENCODERS),
     loss=contrastive_loss,
     has_token_maps=False,
     modules=clip_modules,
-    small_config=small_clip,
+    small_config=partial(small_dual, "CLIPConfig", lambda size: {}),
 )
 ALTCLIP = replace(
     CLIP,
@@ -356,7 +320,12 @@ ALTCLIP = replace(
     model_class="AltCLIPModel",
     processor_class="AltCLIPProcessor",
     adapted=AdaptedModules(rf"{CLIP_VISION}|text_model\.roberta\.encoder\.layers\.\d+\.{BERT_ATTENTION}"),
-    small_config=small_altclip,
+    small_config=partial(
+        small_dual,
+        "AltCLIPConfig",
+        # Its positions begin behind the padding's.
+        lambda size: dict(project_dim=size.width, max_position_embeddings=size.max_tokens + size.pad + 1),
+    ),
 )
 CHINESE_CLIP = replace(
     CLIP,
@@ -364,15 +333,16 @@ CHINESE_CLIP = replace(
     model_class="ChineseCLIPModel",
     processor_class="ChineseCLIPProcessor",
     adapted=AdaptedModules(rf"{CLIP_VISION}|text_model\.encoder\.layer\.\d+\.{BERT_ATTENTION}"),
-    small_config=small_chinese_clip,
+    small_config=partial(small_dual, "ChineseCLIPConfig", lambda size: {}),
 )
-SIGLIP = Family(
+SIGLIP = replace(
+    CLIP,
     title="SigLIP",
-    explain=siglip,
     model_class="SiglipModel",
     processor_class="SiglipProcessor",
-    adapted=AdaptedModules(CLIP_ENCODERS),
+    function=siglip,
+    layers={"itc": siglip_layers},
     loss=sigmoid_loss,
-    has_token_maps=False,
-    small_config=small_siglip,
+    modules=None,
+    small_config=partial(small_dual, "SiglipConfig", lambda size: dict(projection_size=size.width)),
 )

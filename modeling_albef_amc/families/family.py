@@ -8,11 +8,40 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from ..gradcam import PhraseAttention
+from ..gradcam import PhraseAttention, resolve_image_index, uncompiled
+from .hooks import unwrapped
 from .objectives import matching_loss
 from .relevance import Modules
 
 Explain = Callable[..., PhraseAttention]
+Layers = Callable[[PreTrainedModel], Sequence[int]]
+
+
+class Pass(NamedTuple):
+    """What `Family.function` is called with: the arguments of `Family.explain`, checked and filled in.
+
+    - `attention_mask`, of ones where none was given; `image_index`: None where phrase i belongs to image i.
+    - `image_embeds`: of `Family.encode_images`, or None.
+    """
+
+    model: PreTrainedModel
+    pixel_values: torch.Tensor
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    image_index: torch.Tensor | None
+    create_graph: bool
+    layer: int
+    image_embeds: torch.Tensor | None = None
+
+    def own_images(self, of_images: torch.Tensor) -> torch.Tensor:
+        """(num_images, …) → (num_phrases, …)"""
+        return of_images if self.image_index is None else of_images[self.image_index]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        patch_size = getattr(self.model.config, "vision_config", self.model.config).patch_size
+        return self.pixel_values.shape[2] // patch_size, self.pixel_values.shape[3] // patch_size
 
 
 class AdaptedModules(NamedTuple):
@@ -76,16 +105,15 @@ class Family:
 
     Args:
         title: what people call it.
-        explain: runs the model once: `explain(model, pixel_values, input_ids, attention_mask, image_index,
-            create_graph)` returns which score was computed from which attention, tokens, patches and grid. `layer`
-            explains another layer and `explanation` another score.
         model_class, processor_class: names in transformers, or of `own_classes`. The model is the one whose score is
             explained; heads for other tasks have others, or none.
+        layers: the scores that can be explained, the default first, and by which layers of a model each.
         adapted: what LoRA trains.
+        function: runs the model once, and says which score was computed from which attention, tokens, patches and grid.
+        depth: how far up the default layer is; 1: the last.
         loss: what it learns from a batch, beside AMC.
         training_class: with objectives of its own instead, where there is one.
         has_token_maps: the rows of the explained attention are the phrase's tokens, each of which has a map.
-        layers: what `layer` of `explain` may be; None: as its `family_function` says.
         modules: all attentions of a pass, for `relevance`; None: that is not worked out for the family.
         encode_images: what `explain` takes as `image_embeds`; None: it encodes images itself.
         attn_implementation: in which it hands out attention probabilities; None: in any.
@@ -93,34 +121,62 @@ class Family:
     """
 
     title: str
-    explain: Explain
     model_class: str
     processor_class: str
+    layers: dict[str, Layers]
     adapted: AdaptedModules
+    function: Callable[[Pass], PhraseAttention] | None = None
+    depth: float = 2 / 3
     loss: Callable[..., torch.Tensor] = matching_loss
     training_class: str | None = None
     has_token_maps: bool = True
-    layers: Callable[[PreTrainedModel], Sequence[int]] | None = None
     modules: Callable[[PreTrainedModel], Modules] | None = None
     encode_images: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] | None = None
     attn_implementation: str | None = "eager"
-    small_config: Callable[[Size], transformers.PreTrainedConfig] | None = None
+    small_config: Callable[..., transformers.PreTrainedConfig] | None = None
     own_classes: dict[str, type] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.layers is None:
-            object.__setattr__(self, "layers", self.explain.layers)
+    @uncompiled  # its score is differentiated by an attention inside the model
+    def explain(  # noqa: PLR0913  those of a model's `forward`, and what is explained
+        self,
+        model: PreTrainedModel,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        create_graph: bool = False,
+        layer: int | None = None,
+        explanation: str | None = None,
+        image_embeds: torch.Tensor | None = None,
+    ) -> PhraseAttention:
+        """Of models in wrappers and for callers without gradients too; `create_graph` reaches down to the weights."""
+        if explanation not in (None, *self.layers):
+            known = " or ".join(map(repr, self.layers))
+            raise ValueError(f"explanation {explanation!r}: this family is explained by {known} only.")
+        model = unwrapped(model)
+        layers = self.layers_of(model, explanation)
+        layer = layers[min(int(self.depth * len(layers)), len(layers) - 1)] if layer is None else layer
+        if layer not in layers:
+            raise ValueError(f"layer {layer} is none of this model's: choose one of {', '.join(map(str, layers))}.")
+        if attention_mask is not None and not attention_mask[:, 0].all():
+            raise ValueError("A phrase is padded on the left, which the model does not read: pad on the right.")
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        image_index = resolve_image_index(pixel_values, input_ids, image_index)
+        with torch.enable_grad():
+            return self.function(
+                Pass(model, pixel_values, input_ids, mask, image_index, create_graph, layer, image_embeds)
+            )
+
+    def layers_of(self, model: PreTrainedModel, explanation: str | None = None) -> Sequence[int]:
+        """The layers that can explain a score of the model; None: its own."""
+        return self.layers[explanation or next(iter(self.layers))](model)
 
     def load(self, name: str) -> Any:
         """A class of this record by its name; transformers imports its own when they are asked for."""
         return self.own_classes.get(name) or getattr(transformers, name)
 
     def small_model(self, size: Size | None = None, **options: Any) -> PreTrainedModel:
-        """A small random model in evaluation mode.
-
-        Args:
-            options: of the configuration of the part whose attention is explained.
-        """
+        """A small random model in evaluation mode; `options`: of the part whose attention is explained."""
         size = size or Size()
         config = self.small_config(size, **options)
         model = self.load(self.model_class)._from_config(config, attn_implementation=self.attn_implementation)

@@ -9,12 +9,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..gradcam import PhraseAttention
-from .family import AdaptedModules, Family, Size, layers_of_text
-from .hooks import Pass, family_function, graph_from, record_attention, without_dropout
+from .family import AdaptedModules, Family, Pass, Size, layers_of_text
+from .hooks import explained_attention, graph_from, record_attention
 from .relevance import blip_modules, vilt_modules
 
 
-@family_function(layers_of_text, "itm")
 def blip(given: Pass) -> PhraseAttention:
     """BLIP with its matching head: the match logit, by the cross-attention of a text layer.
 
@@ -45,7 +44,6 @@ def cross_attention_layers(model: PreTrainedModel) -> list[int]:
     return [index for index, block in enumerate(model.qformer.encoder.layer) if block.has_cross_attention]
 
 
-@family_function(cross_attention_layers, "itm")
 def blip_2(given: Pass) -> PhraseAttention:
     """BLIP-2 with its matching head: the match logit, by the cross-attention of a Q-Former layer.
 
@@ -53,12 +51,7 @@ def blip_2(given: Pass) -> PhraseAttention:
     default layer is two thirds up those that look at the image, which every other layer does.
     """
     model, layer = given.model, given.model.qformer.encoder.layer[given.layer]
-    attention = layer.crossattention.attention
-    with (
-        graph_from(layer, given.create_graph),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
+    with explained_attention(layer, layer.crossattention.attention, given.create_graph) as recorded:
         image_embeds = given.own_images(encoded_images(given))
         queries = model.query_tokens.expand(len(given.input_ids), -1, -1)
         query_mask = given.attention_mask.new_ones(queries.shape[:2])
@@ -72,11 +65,6 @@ def blip_2(given: Pass) -> PhraseAttention:
         return matched(given, itm_logits, recorded[0], query_mask)
 
 
-def joint_layers(model: PreTrainedModel) -> range:
-    return range(model.config.num_hidden_layers)
-
-
-@family_function(joint_layers, "itm")
 def vilt(given: Pass) -> PhraseAttention:
     """ViLT with its ranking head: the rank logit, by what the words attend to among the patches in a layer.
 
@@ -84,12 +72,7 @@ def vilt(given: Pass) -> PhraseAttention:
     here it gets all of them, row by row. Its attention comes after dropout, which is off in the explained layer.
     """
     model, layer, mask = given.model, given.model.vilt.encoder.layer[given.layer], given.attention_mask
-    attention = layer.attention.attention
-    with (
-        graph_from(layer, given.create_graph),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
+    with explained_attention(layer, layer.attention.attention, given.create_graph) as recorded:
         image_embeds = given.own_images(patches_in_order(model.vilt.embeddings, given.pixel_values))
         pooled = model.vilt(
             input_ids=given.input_ids,
@@ -117,11 +100,6 @@ def patches_in_order(embeddings: torch.nn.Module, pixel_values: torch.Tensor) ->
     return embeddings.dropout(patches + torch.cat([cls_position, positions], dim=1))
 
 
-def bridgetower_layers(model: PreTrainedModel) -> range:
-    return range(len(model.bridgetower.cross_modal_text_layers))
-
-
-@family_function(bridgetower_layers, "itm")
 def bridgetower(given: Pass) -> PhraseAttention:
     """BridgeTower with its matching head: the match logit, by the cross-attention of a text layer.
 
@@ -129,12 +107,7 @@ def bridgetower(given: Pass) -> PhraseAttention:
     side in one pass, so that an image is encoded for each of its phrases.
     """
     layer = given.model.bridgetower.cross_modal_text_layers[given.layer]
-    attention = layer.crossattention.self
-    with (
-        graph_from(layer, given.create_graph),
-        without_dropout(attention),
-        record_attention(attention) as recorded,
-    ):
+    with explained_attention(layer, layer.crossattention.self, given.create_graph) as recorded:
         itm_logits = given.model(
             input_ids=given.input_ids,
             attention_mask=given.attention_mask,
@@ -198,9 +171,10 @@ JOINT_ATTENTION = r"vision_model\.encoder\.layers\.\d+\.self_attn\.(qkv|projecti
 
 BLIP = Family(
     title="BLIP",
-    explain=blip,
     model_class="BlipForImageTextRetrieval",
     processor_class="BlipProcessor",
+    function=blip,
+    layers={"itm": layers_of_text},
     adapted=AdaptedModules(rf"{JOINT_ATTENTION}|text_encoder\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
     modules=blip_modules,
     encode_images=encode_images,
@@ -208,9 +182,10 @@ BLIP = Family(
 )
 BLIP_2 = Family(
     title="BLIP-2",
-    explain=blip_2,
     model_class="Blip2ForImageTextRetrieval",
     processor_class="Blip2Processor",
+    function=blip_2,
+    layers={"itm": cross_attention_layers},
     adapted=AdaptedModules(rf"{JOINT_ATTENTION}|qformer\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
     has_token_maps=False,
     encode_images=encode_images,
@@ -218,18 +193,20 @@ BLIP_2 = Family(
 )
 VILT = Family(
     title="ViLT",
-    explain=vilt,
     model_class="ViltForImageAndTextRetrieval",
     processor_class="ViltProcessor",
+    function=vilt,
+    layers={"itm": lambda model: range(model.config.num_hidden_layers)},
     adapted=AdaptedModules(rf"encoder\.layer\.\d+\.{BERT_ATTENTION}", ("rank_output",)),
     modules=vilt_modules,
     small_config=small_vilt,
 )
 BRIDGETOWER = Family(
     title="BridgeTower",
-    explain=bridgetower,
     model_class="BridgeTowerForImageAndTextRetrieval",
     processor_class="BridgeTowerProcessor",
+    function=bridgetower,
+    layers={"itm": lambda model: range(len(model.bridgetower.cross_modal_text_layers))},
     # The attention of its image encoder is torch's, which never calls the layers that it consists of: the MLPs instead.
     adapted=AdaptedModules(
         rf"(text_model\.encoder\.layer|cross_modal_(text|image)_layers)\.\d+\.{BERT_ATTENTION}"

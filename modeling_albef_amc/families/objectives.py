@@ -18,12 +18,7 @@ def known_matches(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`fits` of the phrases of a batch.
-
-    Args:
-        own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal images.
-        input_ids, attention_mask: (num_phrases, num_tokens).
-    """
+    """`fits` of the phrases of a batch; arguments of `matching_loss`."""
     image_of = own_image if image_ids is None else image_ids[own_image]
     return fits(image_of, text_fingerprints(input_ids, attention_mask))
 
@@ -31,31 +26,21 @@ def known_matches(
 def fits(image_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
     """(num_pairs, num_pairs) of bool: phrase i is known to fit the image of phrase j, its own or an equal phrase's.
 
-    Args:
-        image_ids, text_ids: (num_pairs,), equal for equal images and for equal texts.
+    `image_ids`, `text_ids` (num_pairs,) are equal for equal images and for equal texts.
     """
     same_text, same_image = (ids[:, None] == ids for ids in (text_ids, image_ids))
     return same_text.float() @ same_image.float() > 0
 
 
 def other_image(own_image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """For each phrase an image of the batch that it is not known to fit, drawn at random.
-
-    Args:
-        own_image: (num_phrases,). known: from `known_matches`.
-
-    Returns: image indices (num_phrases,); of a phrase without such an image, an arbitrary one.
-    """
+    """(num_phrases,): for each an image of the batch that it is not known to fit, drawn at random; without one, any."""
     exists = ~known.all(dim=1)
     probabilities = (~known).float().where(exists[:, None], 1.0)
     return own_image[torch.multinomial(probabilities, num_samples=1)[:, 0]]
 
 
 def following_images(own_image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """For each phrase, images of the next phrases of the batch that it is not known to fit, the same every time.
-
-    Returns: image indices (NUM_CANDIDATES, num_phrases); of a phrase without such images, arbitrary ones.
-    """
+    """(NUM_CANDIDATES, num_phrases): as `other_image`, but images of the next phrases, the same every time."""
     rows = torch.arange(len(own_image), device=own_image.device)
     following = (rows[:, None] + rows + 1) % len(rows)
     wrong_first = following.gather(1, known.gather(1, following).int().argsort(dim=1, stable=True))
@@ -107,17 +92,14 @@ def absent_loss(phrases: PhraseAttention, own_image: torch.Tensor, is_absent: to
     """What a model learns from phrases of which people said that nothing in the image fits them; 0 where there is none.
 
     Cross-entropy of "does not fit" where the model has log-odds. One that only compares learns to score them lower than
-    the image's true phrases in the batch: `softplus(absent - true)`.
-
-    Args:
-        phrases: what the family's function gave, in the graph. own_image, is_absent: (num_phrases,).
+    the image's true phrases in the batch: `softplus(absent - true)`. `own_image`, `is_absent`: (num_phrases,).
     """
     if phrases.match_logit is not None:
         losses = F.softplus(phrases.match_logit.float())[is_absent]
-        return losses.sum() / max(len(losses), 1)
-    score = phrases.score.float()
-    is_pair = is_absent[:, None] & ~is_absent & (own_image[:, None] == own_image)
-    losses = F.softplus(score[:, None] - score)[is_pair]
+    else:
+        score = phrases.score.float()
+        is_pair = is_absent[:, None] & ~is_absent & (own_image[:, None] == own_image)
+        losses = F.softplus(score[:, None] - score)[is_pair]
     return losses.sum() / max(len(losses), 1)
 
 

@@ -1,7 +1,13 @@
-"""What the processors of all families must do for grounding: show the model the whole image."""
+"""What the processors of all families must do for grounding: show the whole image, and place phrases alike."""
 
+from collections.abc import Mapping
+
+import torch
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.models.clip import CLIPImageProcessorPil
+
+from ..processing_albef import TOKENIZED, Span, span_tokens
+from ..tokenization_albef import span_characters
 
 
 def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
@@ -25,3 +31,27 @@ def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size
         # BridgeTower's processor asks for a cut in any case: one of all that there is.
         images.do_center_crop, images.crop_size = False, size
     return processor
+
+
+def cleans_text(processor: ProcessorMixin) -> bool:
+    """Whether it is an `AlbefProcessor`, be it of this package or of a checkpoint's own code."""
+    return hasattr(processor, "max_words")
+
+
+def tokenize_phrases(
+    processor: ProcessorMixin, phrases: list[str], max_length: int | None = None, spans: list[Span] | None = None
+) -> Mapping[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases.
+
+    With the `spans` of words that are to be grounded, as `AlbefProcessor` takes them, `heatmap_token_mask` too.
+    """
+    options = TOKENIZED if max_length is None else {**TOKENIZED, "truncation": True, "max_length": max_length}
+    if cleans_text(processor):
+        return processor(text=phrases, phrase_spans=spans, **options)
+    # Other processors hand the text on to the tokenizer, some with places for an image.
+    encoded = dict(processor.tokenizer(phrases, return_offsets_mapping=spans is not None, **options))
+    if spans is not None:
+        offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
+        chosen = span_tokens(offsets, attention_mask, phrases, spans, span_characters)
+        encoded["heatmap_token_mask"] = torch.tensor(chosen)
+    return encoded

@@ -12,7 +12,7 @@ from ..modeling_albef import AlbefModel
 from ..pipeline import PhraseGrounder
 from .albef import ALBEF
 from .dual import ALTCLIP, CHINESE_CLIP, CLIP, SIGLIP
-from .family import Explain, Family, layers_of_images
+from .family import Explain, Family
 from .fusion import BLIP, BLIP_2, BRIDGETOWER, VILT
 from .hooks import unwrapped
 from .relevance import explain_all_layers, relevance
@@ -41,11 +41,7 @@ class AutoModelForVisualGrounding(_BaseAutoModelClass):
 
     @classmethod
     def from_pretrained(cls, path: str, *args, output_loading_info: bool = False, **kwargs):
-        """As of all Auto classes; with `output_loading_info`, missing weights are the caller's to look at.
-
-        Raises:
-            ValueError: the checkpoint has no weights for a score of image and text.
-        """
+        """As of all Auto classes; but missing weights are an error, unless the caller gets the loading info."""
         model, loading = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, loading
@@ -57,10 +53,7 @@ AutoModelForVisualGrounding.register(AlbefModel.config_class, AlbefModel)
 
 
 def check_complete(path: str, model: PreTrainedModel, missing: set[str]) -> None:
-    """
-    Raises:
-        ValueError: weights of `model` are missing in the checkpoint it is of, and random therefore.
-    """
+    """ValueError: weights of `model` are missing in its checkpoint, and random therefore."""
     if missing:
         architecture = (model.config.architectures or ["no architecture"])[0]
         raise ValueError(
@@ -73,9 +66,21 @@ def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain
     """The function of `model`'s family, whose answer `METHODS[method]` turns into heatmaps.
 
     Raises:
-        ValueError: the family is unknown: pass a function of your own; there is no such method for it; or the model is
-            one for another task.
+        ValueError: the family is unknown; there is no such method for it; or the model is one for another task.
     """
+    family = family_of(model)
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}.")
+    if method != "relevance":
+        return family.explain
+    if family.modules is None:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.modules is not None)
+        raise ValueError(f"relevance is not worked out for {model.config.model_type}, only for {known}.")
+    return explain_all_layers(family.explain, family.modules)
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family of a model that has its score. Errors: as of `explain_function`."""
     if model.config.model_type not in FAMILIES:
         raise ValueError(
             f"No explanation is known for models of type {model.config.model_type!r} (known: {', '.join(FAMILIES)}). "
@@ -89,12 +94,7 @@ def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain
             f"{type(unwrapped(model)).__name__} has no score of image and text to explain: load a checkpoint of "
             f"{family.model_class} as that."
         )
-    if heatmap_function(method) is not relevance:
-        return family.explain
-    if family.modules is None:
-        known = ", ".join(name for name, family in FAMILIES.items() if family.modules is not None)
-        raise ValueError(f"relevance is not worked out for {model.config.model_type}, only for {known}.")
-    return explain_all_layers(family.explain, family.modules)
+    return family
 
 
 def explainable(model: PreTrainedModel) -> PreTrainedModel:
@@ -106,26 +106,6 @@ def explainable(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def heatmap_function(method: str) -> Callable[..., torch.Tensor]:
-    """
-    Raises:
-        ValueError: there is no such method.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}.")
-    return METHODS[method]
-
-
 def explained_layers(model: PreTrainedModel, explanation: str | None = None) -> Sequence[int]:
-    """The layers that `explain` of `model`'s family can explain.
-
-    Args:
-        explanation: "itc" for ALBEF's image encoder; None: the family's own.
-
-    Raises:
-        ValueError: the family is unknown.
-    """
-    explain_function(model)
-    if explanation == "itc" and model.config.model_type == "albef":
-        return layers_of_images(model)
-    return FAMILIES[model.config.model_type].layers(model)
+    """The layers that can explain a score ("itm" or "itc"; None: the family's own) of a model of a known family."""
+    return family_of(model).layers_of(model, explanation)

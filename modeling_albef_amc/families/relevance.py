@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from ..gradcam import PhraseAttention, at_least_float32, attention_gradients, resolve_image_index
 from .hooks import record_attention, unwrapped
 
-Modules = list[tuple[str, nn.Module]]
+Kind = Literal["text", "image", "cross", "joint"]
+Modules = list[tuple[Kind, nn.Module]]
 
 
 class LayerAttention(NamedTuple):
@@ -26,16 +27,12 @@ class LayerAttention(NamedTuple):
     - `attention` (num_phrases, num_heads, num_queries, num_keys): probabilities in the graph of the score.
     """
 
-    kind: Literal["text", "image", "cross", "joint"]
+    kind: Kind
     attention: torch.Tensor
 
 
 def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callable[[PreTrainedModel], Modules]):
-    """`explain` of a family, with every attention of the pass in `layers`, for `relevance`.
-
-    Args:
-        explain: the family's function. modules: (kind, module) of all its attentions, in the order of the pass.
-    """
+    """`explain` of a family, with every attention of the pass, that of its `modules`, in `layers`, for `relevance`."""
 
     def explained(
         model: PreTrainedModel,
@@ -103,9 +100,6 @@ def relevance(phrase_attention: PhraseAttention) -> torch.Tensor:
 
     Returns: (num_phrases, rows, columns), at least float32, not negative, not normalised, without a graph.
 
-    Raises:
-        ValueError: it has no layers, or the score has no graph back to them.
-
     Source: arXiv 2103.15679, eq. 5 to 11; images do not read the text here, so that their relevance to it stays 0.
     """
     if not phrase_attention.layers:
@@ -145,7 +139,7 @@ def normalized(relevance: torch.Tensor) -> torch.Tensor:
 
 def albef_modules(model: PreTrainedModel) -> Modules:
     model = getattr(model, model.base_model_prefix, model)
-    modules = [("image", layer.attention) for layer in model.vision_model.layers]
+    modules: Modules = [("image", layer.attention) for layer in model.vision_model.layers]
     for layer in model.text_model.layers:
         modules.append(("text", layer.self_attention))
         if hasattr(layer, "cross_attention"):
@@ -154,7 +148,7 @@ def albef_modules(model: PreTrainedModel) -> Modules:
 
 
 def blip_modules(model: PreTrainedModel) -> Modules:
-    modules = [("image", layer.self_attn) for layer in model.vision_model.encoder.layers]
+    modules = clip_modules(model)
     for layer in model.text_encoder.encoder.layer:
         modules += [("text", layer.attention.self), ("cross", layer.crossattention.self)]
     return modules

@@ -58,7 +58,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
     @torch.compiler.disable
     @leaving_inference_mode
-    def forward(
+    def forward(  # noqa: PLR0913  a batch, and what `step_targets` gives
         model: PreTrainedModel,
         pixel_values: torch.Tensor,
         input_ids: torch.Tensor,
@@ -76,27 +76,27 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         if output_pairs:
             true = torch.ones_like(own_image).bool() if is_absent is None else ~is_absent
             read = true if true.any() else ~true  # no model encodes no phrase at all
-            batch = (None if rows is None else rows[read] for rows in (input_ids, attention_mask, own_image))
-            pairs = own_pairs(model, pixel_values, *batch, image_ids)
+            ids, mask, image = (None if rows is None else rows[read] for rows in (input_ids, attention_mask, own_image))
+            pairs = own_pairs(model, pixel_values, ids, mask, image, image_ids)
             return GroundingOutput(step_pairs=pairs.select(true[read]))
         create_graph = torch.is_grad_enabled()
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
             heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
         losses = {}
-        true_pairs, texts, true_image = attention, (input_ids, attention_mask), own_image
+        true_pairs, ids, mask, true_image = attention, input_ids, attention_mask, own_image
         if is_absent is not None and is_absent.any():
             losses["loss_absent"] = absent_loss(attention, own_image, is_absent)
-            *texts, true_image = (None if rows is None else rows[~is_absent] for rows in (*texts, own_image))
-            of_pairs = {name: getattr(attention, name) for name in ("score", "match_logit")}
-            rows = {name: value[~is_absent] for name, value in of_pairs.items() if value is not None}
-            true_pairs = attention._replace(**rows)
+            ids, mask, true_image, score, match_logit = (
+                None if rows is None else rows[~is_absent]
+                for rows in (ids, mask, own_image, attention.score, attention.match_logit)
+            )
+            true_pairs = attention._replace(score=score, match_logit=match_logit)
         name = "loss_itm" if loss_function is matching_loss else "loss_itc"
         if len(true_image):
             options = {} if step_pairs is None else {"step_pairs": step_pairs}
-            losses[name] = loss_function(
-                model, explain, true_pairs, pixel_values, *texts, true_image, image_ids, **options
-            )
+            batch = pixel_values, ids, mask, true_image, image_ids
+            losses[name] = loss_function(model, explain, true_pairs, *batch, **options)
         else:
             losses[name] = attention.score.sum() * 0
         return GroundingOutput(
@@ -137,10 +137,8 @@ def step_targets(
     """What the micro-batches of one optimizer step must know of each other: arguments of `forward`, one entry each.
 
     Of `AlbefForPreTraining`, whose momentum encoders move, their features of all pairs (`momentum_step`); of a dual
-    encoder its own (`pairs_of_step`); nothing of other models. Every process must call this.
-
-    Args:
-        wrapped: the model as it is called in training, by DDP or FSDP.
+    encoder its own (`pairs_of_step`); nothing of other models. Every process must call this. `wrapped` is the model as
+    it is called in training, by DDP or FSDP.
     """
     names = "pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "is_absent"
     batches = [{name: batch[name] for name in names if name in batch} for batch in micro_batches]

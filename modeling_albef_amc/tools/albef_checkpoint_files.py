@@ -28,26 +28,24 @@ def refusing() -> Iterator[None]:
     """Errors of reading become a `ConversionError`."""
     try:
         yield
-    except ConversionError:
-        raise
     except (ValueError, OSError, SafetensorError) as error:
         raise ConversionError(str(error).splitlines()[0]) from error
 
 
+@refusing()
 def load_original(path: Path) -> tuple[Weights, list[str]]:
-    """The state dictionary of a file or of its shards, and lines that say what else they hold. No code in them is run.
-
-    Raises:
-        ConversionError: no such file, neither of `torch.save` nor safetensors, damaged, or with something else than
-            tensors.
-    """
+    """The state dictionary of a file or of its shards, and lines that say what else they hold; no code of it runs."""
     parts = [read_weights(file) for file in weight_files(path)]
     content, lines = {}, []
     if all(isinstance(part, dict) for part in parts):
         content, lines = state_dictionary({name: value for part in parts for name, value in part.items()})
     if not content:
         raise ConversionError("it holds no state dictionary: expected {'model': {name: tensor}}.")
-    strangers = [str(name)[:80] for name, value in content.items() if not is_plain_tensor(name, value)]
+    strangers = [
+        str(name)[:80]
+        for name, value in content.items()
+        if not (is_named_tensor(name, value) and is_plain_tensor(value))
+    ]
     if strangers:
         raise ConversionError(
             f"its state dictionary holds more than tensors: {listing(strangers)}. Save tensors alone."
@@ -72,16 +70,14 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_weights(path: Path) -> Any:
-    """The content of one file of `torch.save` or safetensors; mapped where that is possible, so that it takes memory
-    only where it is read or changed. A mapped file never changes itself."""
+    """The content of a file of `torch.save` or safetensors, mapped where that is possible."""
     if not path.is_file():
         raise ConversionError(f"no such file: {path}.")
     with path.open("rb") as file:
         head = file.read(9)
     if path.suffix == ".safetensors" or head[8:] == b"{":
-        with refusing():
-            check_safetensors(path)
-            return load_file(path)
+        check_safetensors(path)
+        return load_file(path)
     try:
         # The one class beside torch's own that checkpoints hold: it consists of attributes, and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -99,11 +95,7 @@ def read_weights(path: Path) -> Any:
 
 
 def state_dictionary(content: dict) -> tuple[dict, list[str]]:
-    """What is the state dictionary in what a training script saved, and lines that name what is left aside.
-
-    Raises:
-        ConversionError: there are several, and their names do not tell which to read.
-    """
+    """What is the state dictionary in what a training script saved, and lines that name what is left aside."""
     beside, tensors_beside = [], []
     for _ in range(MAX_WRAPPINGS):
         states = [name for name, value in content.items() if isinstance(name, str) and holds_tensors(value)]
@@ -125,26 +117,23 @@ def state_dictionary(content: dict) -> tuple[dict, list[str]]:
 
 
 def holds_tensors(state: Any) -> bool:
-    if not isinstance(state, dict) or not state:
-        return False
-    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items())
+    return isinstance(state, dict) and len(state) > 0 and all(map(is_named_tensor, state, state.values()))
 
 
-def is_plain_tensor(name: Any, value: Any) -> bool:
-    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-        return False
+def is_named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor)
+
+
+def is_plain_tensor(value: torch.Tensor) -> bool:
     return value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
+@refusing()
 def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
-    """Configuration and weights, under the names of `AlbefForPreTraining`, of a folder of either model class.
-
-    Raises:
-        ConversionError: no such folder, or not of ALBEF, or its weights are missing or damaged.
-    """
+    """Configuration and weights, under the names of `AlbefForPreTraining`, of a folder of either model class."""
     if not (folder / "config.json").is_file():
         raise ConversionError("no folder with a config.json: pass one that save_pretrained wrote.")
-    with refusing(), naming_damage(folder):
+    with naming_damage(folder):
         model_type = read_object(folder / "config.json").get("model_type")
         if model_type != AlbefConfig.model_type:
             raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
@@ -161,8 +150,7 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
 
 def shards(index: Path) -> list[str]:
     """The names of the files of weights that an index lists."""
-    with refusing():
-        weight_map = read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     is_name = re.compile(r"[\w.-]+\.(safetensors|bin)")
     if not names or not all(isinstance(name, str) and is_name.fullmatch(name) for name in names):

@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from functools import partial
 
 import torch
 
@@ -69,11 +70,7 @@ def rename(name: str) -> str:
 
 
 def plain_names(names: list[str]) -> dict[str, str]:
-    """The name that each has without what DDP, FSDP, `torch.compile`, Lightning or weight averaging put before it.
-
-    Raises:
-        ConversionError: only some have the prefix of the others, or they are not the original's.
-    """
+    """The name that each has without what DDP, FSDP, `torch.compile`, Lightning or weight averaging put before it."""
     if "albef.temperature" in names or "temperature" in names:
         raise ConversionError(
             "its names are not the original's, but of a converted model: pass --to_original its folder."
@@ -92,7 +89,7 @@ def plain_names(names: list[str]) -> dict[str, str]:
 def convert_state_dict(original: Weights) -> Weights:
     """The state dictionary of an original checkpoint → one of `AlbefForPreTraining`, without its id queues.
 
-    Prefixes of wrappers, such as "module.", go. Queues become views of (queue_size, projection_dim). Of what the
+    Prefixes of wrappers, such as "module.", go. Queues become (queue_size, projection_dim). Of what the
     original keeps twice, such as AMC's two queue pointers, one copy is left.
 
     Raises:
@@ -114,7 +111,7 @@ def sort_out(original: Weights) -> tuple[Weights, dict[str, str], dict[str, str]
         if reason is not None:
             dropped[name] = reason
             continue
-        converted[new_name] = tensor.transpose(0, -1) if new_name in QUEUES else tensor
+        converted[new_name] = tensor.transpose(0, -1).contiguous() if new_name in QUEUES else tensor
         origin[new_name] = name
     return converted, origin, dropped
 
@@ -167,25 +164,7 @@ def infer_config(
     weights: Weights, vision_heads: int | None, text_heads: int | None, grounding_layer: int | None
 ) -> AlbefConfig:
     """The configuration that these converted weights have; what they cannot tell is ALBEF base's unless it is given."""
-
-    def shape(name: str, ndim: int) -> torch.Size:
-        if rename(name) not in weights:
-            raise ConversionError(f"no ALBEF or AMC checkpoint: it has no {name}.")
-        if weights[rename(name)].ndim != ndim:
-            raise ConversionError(f"{name} has the shape {tuple(weights[rename(name)].shape)}: expected {ndim} axes.")
-        return weights[rename(name)].shape
-
-    def layers(pattern: str) -> list[int]:
-        numbers = sorted({int(found[1]) for name in weights if (found := re.match(pattern, name))})
-        if numbers and numbers[-1] >= len(weights):
-            raise ConversionError(f"it counts {numbers[-1] + 1:,} layers, and has {len(weights)} tensors in all.")
-        return numbers
-
-    def heads(option: str, given: int | None, width: int) -> int:
-        if width % (given or 12):
-            raise ConversionError(f"width {width} is no multiple of {given or 12} heads: say how many with {option}.")
-        return given or 12
-
+    shape = partial(shape_of, weights)
     shape("temp", 0)
     temperature = weights["albef.temperature"]
     if not temperature.is_floating_point():
@@ -195,10 +174,10 @@ def infer_config(
     if num_patches < 1 or math.isqrt(num_patches) ** 2 != num_patches:
         raise ConversionError(f"visual_encoder.pos_embed has {num_patches} patch positions: not a square grid.")
     vocab_size, text_width = shape("text_encoder.bert.embeddings.word_embeddings.weight", 2)
-    fusion_layers = layers(r"albef\.text_model\.layers\.(\d{1,9})\.cross_attention\.")
+    fusion_layers = layer_numbers(weights, r"albef\.text_model\.layers\.(\d{1,9})\.cross_attention\.")
     if not fusion_layers:
         raise ConversionError("no ALBEF or AMC checkpoint: no layer of text_encoder has a crossattention.")
-    last_layer = max(layers(r"albef\.text_model\.layers\.(\d{1,9})\."))
+    last_layer = max(layer_numbers(weights, r"albef\.text_model\.layers\.(\d{1,9})\."))
     grounding_layer = 8 if grounding_layer is None else grounding_layer
     if not fusion_layers[0] <= grounding_layer <= last_layer:
         raise ConversionError(
@@ -209,8 +188,8 @@ def infer_config(
         vision_config=dict(
             hidden_size=vision_width,
             intermediate_size=shape("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0],
-            num_hidden_layers=1 + max(layers(r"albef\.vision_model\.layers\.(\d{1,9})\.")),
-            num_attention_heads=heads("--vision_heads", vision_heads, vision_width),
+            num_hidden_layers=1 + max(layer_numbers(weights, r"albef\.vision_model\.layers\.(\d{1,9})\.")),
+            num_attention_heads=num_heads("--vision_heads", vision_heads, vision_width),
             num_channels=channels,
             image_size=math.isqrt(num_patches) * patch_size,
             patch_size=patch_size,
@@ -220,7 +199,7 @@ def infer_config(
             hidden_size=text_width,
             intermediate_size=shape("text_encoder.bert.encoder.layer.0.intermediate.dense.weight", 2)[0],
             num_hidden_layers=1 + last_layer,
-            num_attention_heads=heads("--text_heads", text_heads, text_width),
+            num_attention_heads=num_heads("--text_heads", text_heads, text_width),
             fusion_layer=fusion_layers[0],
             max_position_embeddings=shape("text_encoder.bert.embeddings.position_embeddings.weight", 2)[0],
             type_vocab_size=shape("text_encoder.bert.embeddings.token_type_embeddings.weight", 2)[0],
@@ -234,3 +213,25 @@ def infer_config(
         return AlbefConfig(**fields)
     except ValueError as error:  # of a size of 0, say
         raise ConversionError(f"its tensors are of no model: {error}") from error
+
+
+def shape_of(weights: Weights, name: str, ndim: int) -> torch.Size:
+    """Of the converted tensor that is called `name` in the original."""
+    if (tensor := weights.get(rename(name))) is None:
+        raise ConversionError(f"no ALBEF or AMC checkpoint: it has no {name}.")
+    if tensor.ndim != ndim:
+        raise ConversionError(f"{name} has the shape {tuple(tensor.shape)}: expected {ndim} axes.")
+    return tensor.shape
+
+
+def layer_numbers(weights: Weights, pattern: str) -> list[int]:
+    numbers = sorted({int(found[1]) for name in weights if (found := re.match(pattern, name))})
+    if numbers and numbers[-1] >= len(weights):
+        raise ConversionError(f"it counts {numbers[-1] + 1:,} layers, and has {len(weights)} tensors in all.")
+    return numbers
+
+
+def num_heads(option: str, given: int | None, width: int) -> int:
+    if width % (given or 12):
+        raise ConversionError(f"width {width} is no multiple of {given or 12} heads: say how many with {option}.")
+    return given or 12

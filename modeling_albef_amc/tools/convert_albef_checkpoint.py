@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,17 +61,16 @@ def convert_checkpoint(
     Args:
         source: a file of `torch.save` or safetensors of ALBEF or AMC, pre-trained, or fine-tuned for retrieval or
             grounding; or the index of its shards, or their folder. See `load_original`.
-        output: the folder. It must not exist, or be empty.
         image_size: side in pixels that the learned positions are interpolated to; None: the one they were learned for.
         tokenizer: name on the Hub or folder (with vocab.txt or tokenizer.json) of the BERT tokenizer.
         vision_heads, text_heads: heads of the encoders' attention; None: 12, as in ALBEF base.
         grounding_layer: the text-encoder layer that heatmaps explain; None: 8, as in ALBEF base.
-        overwrite: replace the folder if it holds a model.
+        overwrite: replace the output if it holds a model; otherwise it must not exist, or be empty.
 
     Returns: a report for people to read.
 
     Raises:
-        ConversionError: the file, an option or the output is not right. Nothing has changed then.
+        ConversionError: the source, an option or the output is not right. Nothing has changed then.
     """
     source, output = Path(source).resolve(), Path(output).resolve()
     original, left_aside = load_original(source)
@@ -92,9 +92,6 @@ def convert_checkpoint(
         processor.image_processor.size = {"height": image_size, "width": image_size}
 
     separate(weights)
-    for name in QUEUES:
-        if name in weights:
-            weights[name] = transpose_in_place(weights[name].T)
     report = [f"{source.name}: {megabytes(*weight_files(source))}, {len(original)} tensors of {dtypes(weights)}"]
     report += [f"Converted: {len(weights)} tensors"]
     report += [f"Dropped: {len(dropped)} tensors", *(f"  {name}: {reason}" for name, reason in dropped.items())]
@@ -125,17 +122,12 @@ def write_original(
     """A folder of `AlbefModel` or `AlbefForPreTraining` to a `.pth` file for the released code.
 
     Args:
-        source: the folder, with config.json and safetensors.
-        output: the file. It must not exist.
         layout: "amc", "albef" or "retrieval": see `original_names`.
         momentum_copies: where the folder has no momentum encoders, write copies of the encoders. The released scripts
             look for them, even to evaluate.
-        overwrite: replace the file.
+        overwrite: replace the file where it exists.
 
-    Returns: a report for people to read.
-
-    Raises:
-        ConversionError: the folder, an option or the output is not right. Nothing has changed then.
+    Returns: a report for people to read. ConversionError: as of `convert_checkpoint`.
     """
     source, output = Path(source).resolve(), Path(output).resolve()
     config, weights = load_folder(source)
@@ -150,11 +142,11 @@ def write_original(
         if copy.replace("decoder.weight", "decoder.bias") in weights:
             weights.setdefault(copy, weights[kept])
 
-    state, written = original_state(weights, config, layout)
+    state = original_state(weights, config, layout)
     with appearing(output) as file, file.open("wb") as stream:
         torch.save({"model": state}, stream)
-    left_out = [name for name in weights if name not in written]
-    if left_out:
+    written = set(map(rename, state))
+    if left_out := [name for name in weights if name not in written]:
         report += ["Left out, as the original has no place for it:", f"  {listing(left_out)}"]
     if momentum_copies:
         report += [f"Written as copies: {part}" for part in absent if "momentum" in part]
@@ -165,23 +157,18 @@ def write_original(
     return "\n".join([*report, f"Written: {output}, {megabytes(output)}, {len(state)} tensors"])
 
 
-def original_state(weights: Weights, config: AlbefConfig, layout: str) -> tuple[Weights, set[str]]:
-    """The original's state dictionary of these weights, and the names of those that are in it."""
-    state, converted = {}, {}
+def original_state(weights: Weights, config: AlbefConfig, layout: str) -> Weights:
+    """The original's state dictionary of these weights."""
+    state = {}
     for name in original_names(config, layout):
         new_name = rename(name)
-        if name.endswith("position_ids"):
-            if new_name.replace("position_ids", "word_embeddings.weight") in weights:
-                state[name] = torch.arange(config.text_config.max_position_embeddings)[None]
-        elif name == "idx_queue":
-            if "image_queue" in weights:
-                state[name] = torch.full((1, config.queue_size), -100)  # of no image
-        elif new_name in weights:
-            if new_name not in converted:
-                tensor = weights[new_name]
-                converted[new_name] = transpose_in_place(tensor) if new_name in QUEUES else tensor
-            state[name] = converted[new_name]
-    return state, set(converted)
+        if new_name in weights:
+            state[name] = weights[new_name].T.contiguous() if new_name in QUEUES else weights[new_name]
+        elif name.endswith("position_ids") and new_name.replace("position_ids", "word_embeddings.weight") in weights:
+            state[name] = torch.arange(config.text_config.max_position_embeddings)[None]
+        elif name == "idx_queue" and "image_queue" in weights:
+            state[name] = torch.full((1, config.queue_size), -100)  # of no image
+    return state
 
 
 def empty_model(model_class: type[AlbefModel | AlbefForPreTraining], config: AlbefConfig):
@@ -191,11 +178,7 @@ def empty_model(model_class: type[AlbefModel | AlbefForPreTraining], config: Alb
 
 
 def check_weights(weights: Weights, model: AlbefForPreTraining, labels: dict[str, str]) -> list[str]:
-    """The parts of `OPTIONAL` that are absent. ConversionError: a tensor too many, missing, or of wrong shape or type.
-
-    Args:
-        labels: how errors call a tensor of the model; default its own name.
-    """
+    """The parts of `OPTIONAL` that are absent; `labels`: how errors call a tensor, if not by its own name."""
     expected = model.state_dict()
     required = [name for name in expected if name not in (*model._tied_weights_keys, *ID_QUEUES)]
     missing, absent = [name for name in required if name not in weights], []
@@ -237,8 +220,7 @@ def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefPr
             f"no tokenizer {str(tokenizer)!r} here or on the Hub: pass --tokenizer a folder with its vocab.txt or "
             f"tokenizer.json. ({reason})"
         ) from error
-    vocab_size = config.text_config.vocab_size
-    if len(bert_tokenizer) != vocab_size:
+    if len(bert_tokenizer) != (vocab_size := config.text_config.vocab_size):
         raise ConversionError(
             f"the tokenizer {str(tokenizer)!r} has {len(bert_tokenizer)} tokens, the weights {vocab_size}: pass the "
             "one they were trained with by --tokenizer."
@@ -248,24 +230,12 @@ def load_processor(tokenizer: str | os.PathLike, config: AlbefConfig) -> AlbefPr
 
 
 def separate(weights: Weights) -> None:
-    """Gives memory of its own to each tensor that overlaps another, as copies of the momentum encoders may."""
-    end = 0
-    for name, tensor in sorted(weights.items(), key=lambda item: item[1].data_ptr()):
-        if tensor.data_ptr() < end:
-            weights[name] = tensor.clone()
-        else:
-            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-            end = tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def transpose_in_place(matrix: torch.Tensor) -> torch.Tensor:
-    """(rows, columns) → (columns, rows), contiguous; in the same memory, since the queues are large.
-
-    The file that the matrix may be mapped from does not change: it is mapped privately.
-    """
-    if not matrix.is_contiguous():
-        return matrix.T.contiguous()
-    return matrix.view(-1).copy_(matrix.T.flatten()).view(matrix.shape[::-1])
+    """Gives each tensor a memory of its own, as safetensors asks: copies of the momentum encoders may share theirs."""
+    seen = set()
+    for name, tensor in weights.items():
+        memory = tensor.untyped_storage().data_ptr()
+        weights[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
 
 
 def interpolate_positions(weights: Weights, config: AlbefConfig, image_size: int) -> None:
@@ -290,7 +260,7 @@ def dtypes(weights: Weights) -> str:
     return ", ".join(name for name, _ in counts.most_common() if not name.startswith("int"))
 
 
-def config_lines(config: AlbefConfig, learned_size: int) -> list[str]:
+def config_lines(config: AlbefConfig, learned_size: Any) -> list[str]:
     vision, text = config.vision_config, config.text_config
     positions = "" if learned_size == vision.image_size else f", interpolated from {learned_size} × {learned_size}"
     return [

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoProcessor, PreTrainedConfig
 
 from ..attention_albef import additive_mask
+from ..families.auto import load_model
 from ..gradcam import average_tokens, gradcam
 from ..modeling_albef import AlbefModel, match_attention
 
@@ -227,11 +228,8 @@ def load_for_export(checkpoint: str, **hub: Any) -> AlbefModel:
     if family != AlbefModel.config_class.model_type:
         raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")
     # A traced SDPA is the kernel of one device: phrases, which are short, do without it.
-    options = {"dtype": torch.float32, "attn_implementation": {"vision_config": "sdpa", "text_config": "eager"}}
-    model, loading = AlbefModel.from_pretrained(checkpoint, **options, **hub, output_loading_info=True)
-    if loading["missing_keys"]:
-        raise ValueError(f"{checkpoint} lacks weights: {', '.join(sorted(loading['missing_keys']))}.")
-    return model.eval().requires_grad_(False)
+    attention = {"vision_config": "sdpa", "text_config": "eager"}
+    return load_model(checkpoint, dtype=torch.float32, attn_implementation=attention, **hub).requires_grad_(False)
 
 
 def export(checkpoint: str, output: str | Path, grounding_layer: int | None = None, **hub: Any) -> dict[str, float]:

@@ -31,7 +31,7 @@ def panel(
     scale = min(width / image.width, max_height / image.height)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if point is not None:
-        point = tuple(int((place + 0.5) * scale) for place in point)
+        point = int((point[0] + 0.5) * scale), int((point[1] + 0.5) * scale)
     corners = [[round(edge * scale) for edge in box] for box in boxes]
     corners = [(x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)) for x1, y1, x2, y2 in corners]
     picture = image if heatmap is None else overlay(image, heatmap)
@@ -71,11 +71,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def sheet(panels: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Panels in rows, from left to right; by default up to three in one row, more in about a square.
-
-    Raises:
-        ValueError: there is no panel.
-    """
+    """Panels in rows, from left to right; by default up to three in one row, more in about a square."""
     if not panels:
         raise ValueError("a sheet needs at least one panel")
     columns = columns or (len(panels) if len(panels) <= 3 else math.ceil(math.sqrt(len(panels))))

@@ -20,14 +20,7 @@ from .figures import panel, sheet
 
 
 def ground(args: argparse.Namespace) -> None:
-    """Everything that can be wrong without the model is looked at before it is loaded.
-
-    Args:
-        args: of the command, see `albef-amc ground --help`.
-
-    Raises:
-        ValueError, OSError: the user has something to mend; the message says what.
-    """
+    """`albef-amc ground`; everything that can be wrong without the model is looked at before it is loaded."""
     # Retries and bars of loading; what goes wrong is told in the end, in one line.
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -44,7 +37,7 @@ def ground(args: argparse.Namespace) -> None:
     image = open_image(args.image)
     grounder = load_grounder(args.model, args.device, **hub_options(vars(args)))
     options = {name: getattr(args, name) for name in ("threshold", "explanation", "grounding_layer", "method")}
-    answers = grounder.ground(image, args.phrases, **options)
+    answers: Any = grounder.ground(image, args.phrases, **options)
     if args.output:
         captions = [f"{answer['phrase']} · {answer['score']:.0%}" for answer in answers]
         panels = [
@@ -75,15 +68,7 @@ def picture_suffixes() -> set[str]:
 
 
 def load_grounder(model: str, device: str | None, **hub: Any) -> AutoGrounder:
-    """
-    Args:
-        model: folder or Hub id.
-        device: as torch names it; None: an accelerator if there is one.
-        hub: of `hub_options`.
-
-    Raises:
-        ValueError: no such device or model, no network, or a checkpoint that cannot be used.
-    """
+    """ValueError: no such device or model, no network, or a checkpoint that cannot be used."""
     check_device(device)
     if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         raise ValueError(f"there is no folder {model}, and a Hub id has the form name or owner/name")

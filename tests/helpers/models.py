@@ -86,6 +86,14 @@ def tiny_batch(
     }
 
 
+def masked_batch(num_phrases: int = 4) -> dict[str, torch.Tensor]:
+    """`tiny_batch` with two masked words in every phrase."""
+    batch = tiny_batch(num_phrases)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, 1:3] = batch["input_ids"][:, 1:3]
+    return {**batch, "mlm_input_ids": batch["input_ids"].where(labels == -100, 3), "mlm_labels": labels}
+
+
 def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1e-6) -> None:
     """Autograd against central differences in float64, for every parameter, along a random direction.
 
