@@ -264,12 +264,11 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> AlbefEncoderOutput:
-        """
+        """Hidden states (num_images, 1 + num_patches, hidden_size) after the final norm.
+
         Args:
             pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
             interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
-
-        Returns: hidden states (num_images, 1 + num_patches, hidden_size) after the final norm.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
@@ -444,8 +443,6 @@ class AlbefTextModel(AlbefPreTrainedModel):
             image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
             explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
             create_graph: the explanation is to be differentiated.
-
-        Returns: hidden states (num_phrases, num_tokens, hidden_size).
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -575,9 +572,7 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_image_features(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state`
-        (num_images, 1 + num_patches, hidden_size), and the states and attentions that are asked for.
-        """
+        """`pooler_output` (num_images, projection_dim): ITC features, unit length. The others: of the image encoder."""
         kwargs = recorded_outputs(self.config, kwargs)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         features = self.itc_image_features(vision.last_hidden_state)
@@ -587,9 +582,7 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state`
-        (num_phrases, num_tokens, hidden_size) of the text layers, and the states and attentions that are asked for.
-        """
+        """`pooler_output` (num_phrases, projection_dim): ITC features, unit length. The others: of the text layers."""
         text = self.text_model(input_ids, attention_mask, **recorded_outputs(self.config, kwargs))
         features = self.itc_text_features(text.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(text.last_hidden_state, features, text.hidden_states, text.attentions)
