@@ -145,8 +145,8 @@ class AlbefVisionAttention(AlbefAttention):
 class AlbefLayer(GradientCheckpointingLayer):
     """A transformer layer with an MLP, whose wide states are computed again in the backward pass."""
 
-    def __init__(self, config: AlbefVisionConfig | AlbefTextConfig):
-        super().__init__()
+    def add_mlp(self, config: AlbefVisionConfig | AlbefTextConfig) -> None:
+        # Behind the attention: weights are drawn in the order of the modules, and a seed is to give the same ones.
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -166,10 +166,11 @@ class AlbefVisionLayer(AlbefLayer):
     """A pre-norm transformer layer."""
 
     def __init__(self, config: AlbefVisionConfig):
-        super().__init__(config)
+        super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = AlbefVisionAttention(config)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.add_mlp(config)
 
     def forward(self, hidden_states: Tensor, attention_interface: Callable | None = None) -> StatesAndAttention:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
@@ -333,10 +334,11 @@ class AlbefTextLayer(AlbefLayer):
     """A BERT layer; in the fusion encoder with cross-attention between self-attention and MLP."""
 
     def __init__(self, config: AlbefTextConfig, is_fusion_layer: bool):
-        super().__init__(config)
+        super().__init__()
         self.self_attention = AlbefTextAttention(config, key_value_size=config.hidden_size)
         if is_fusion_layer:
             self.cross_attention = AlbefTextAttention(config, key_value_size=config.encoder_hidden_size)
+        self.add_mlp(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
