@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling_albef_amc import AlbefModel, PhraseAttention
 from modeling_albef_amc.families.hooks import record_attention
-from modeling_albef_amc.gradcam import gradcam, normalize_heatmaps
+from modeling_albef_amc.gradcam import attention_map, gradcam, normalize_heatmaps
 from tests.helpers.models import tiny_batch, tiny_config
 
 # One phrase, two heads, two tokens, a [CLS] patch and 2 x 2 patches.
@@ -60,6 +60,12 @@ def test_maps_of_single_tokens():
     torch.testing.assert_close(gradcam(hand_made(), per_token=True), torch.tensor([[FIRST_TOKEN, SECOND_TOKEN]]))
     padded = gradcam(hand_made([[1, 0]]), per_token=True)
     torch.testing.assert_close(padded, torch.tensor([[FIRST_TOKEN, [[0.0, 0.0], [0.0, 0.0]]]]))
+
+
+def test_the_attention_alone():
+    expected = torch.tensor([[[0.6, 0.15], [0.2, 0.0]], [[0.35, 0.1], [0.1, 0.1]]])  # of each token, by hand
+    torch.testing.assert_close(attention_map(hand_made(), per_token=True), expected[None])
+    torch.testing.assert_close(attention_map(hand_made()), expected.mean(dim=0, keepdim=True))
 
 
 def test_rows_come_before_columns():
@@ -252,7 +258,8 @@ def test_padding_and_the_rest_of_the_batch_do_not_matter(explanation):
     close_maps(heatmaps_of(model, padded, explanation=explanation).flip(0), expected)
     # The first phrase has two padded slots: without them it is the same, and so is it without a mask.
     alone = {"pixel_values": batch["pixel_values"][:1], "input_ids": batch["input_ids"][:1, :-2]}
-    close_maps(heatmaps_of(model, alone, explanation=explanation), expected[:1])
+    for create_graph in (False, True):
+        close_maps(heatmaps_of(model, alone, explanation=explanation, create_graph=create_graph), expected[:1])
 
 
 def test_a_span_of_tokens():
