@@ -135,9 +135,8 @@ class AlbefConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights outside both encoders.
         tie_word_embeddings: the MLM head's weights are the word embeddings (pre-training only).
 
-    >>> config = AlbefConfig(vision_config={"image_size": 384}, text_config={"fusion_layer": 6}, grounding_layer=8)
-    >>> config.vision_config.grid, config.text_config.encoder_hidden_size
-    ((24, 24), 768)
+    >>> AlbefConfig(vision_config={"image_size": 384}, grounding_layer=8).vision_config.grid
+    (24, 24)
     """
 
     model_type = "albef"

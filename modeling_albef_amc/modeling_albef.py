@@ -145,8 +145,8 @@ class AlbefVisionAttention(AlbefAttention):
 class AlbefLayer(GradientCheckpointingLayer):
     """A transformer layer with an MLP, whose wide states are computed again in the backward pass."""
 
-    def __init__(self, config: AlbefVisionConfig | AlbefTextConfig):
-        super().__init__()
+    def add_mlp(self, config: AlbefVisionConfig | AlbefTextConfig) -> None:
+        # Behind the attention: weights are drawn in the order of the modules, and a seed is to give the same ones.
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -166,10 +166,11 @@ class AlbefVisionLayer(AlbefLayer):
     """A pre-norm transformer layer."""
 
     def __init__(self, config: AlbefVisionConfig):
-        super().__init__(config)
+        super().__init__()
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = AlbefVisionAttention(config)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.add_mlp(config)
 
     def forward(self, hidden_states: Tensor, attention_interface: Callable | None = None) -> StatesAndAttention:
         context, probabilities = self.attention(self.layernorm_before(hidden_states), attention_interface)
@@ -264,12 +265,11 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> AlbefEncoderOutput:
-        """
+        """Hidden states (num_images, 1 + num_patches, hidden_size) after the final norm.
+
         Args:
             pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
             interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
-
-        Returns: hidden states (num_images, 1 + num_patches, hidden_size) after the final norm.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
@@ -334,10 +334,11 @@ class AlbefTextLayer(AlbefLayer):
     """A BERT layer; in the fusion encoder with cross-attention between self-attention and MLP."""
 
     def __init__(self, config: AlbefTextConfig, is_fusion_layer: bool):
-        super().__init__(config)
+        super().__init__()
         self.self_attention = AlbefTextAttention(config, key_value_size=config.hidden_size)
         if is_fusion_layer:
             self.cross_attention = AlbefTextAttention(config, key_value_size=config.encoder_hidden_size)
+        self.add_mlp(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
@@ -444,8 +445,6 @@ class AlbefTextModel(AlbefPreTrainedModel):
             image_index: (num_phrases,), which image each phrase belongs to; none: phrase i belongs to image i.
             explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
             create_graph: the explanation is to be differentiated.
-
-        Returns: hidden states (num_phrases, num_tokens, hidden_size).
         """
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
@@ -575,9 +574,7 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_image_features(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` (num_images, projection_dim), the ITC features of unit length; `last_hidden_state`
-        (num_images, 1 + num_patches, hidden_size), and the states and attentions that are asked for.
-        """
+        """`pooler_output` (num_images, projection_dim): ITC features, unit length. The others: of the image encoder."""
         kwargs = recorded_outputs(self.config, kwargs)
         vision = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         features = self.itc_image_features(vision.last_hidden_state)
@@ -587,9 +584,7 @@ class AlbefModel(AlbefPreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
-        """`pooler_output` (num_phrases, projection_dim), the ITC features of unit length; `last_hidden_state`
-        (num_phrases, num_tokens, hidden_size) of the text layers, and the states and attentions that are asked for.
-        """
+        """`pooler_output` (num_phrases, projection_dim): ITC features, unit length. The others: of the text layers."""
         text = self.text_model(input_ids, attention_mask, **recorded_outputs(self.config, kwargs))
         features = self.itc_text_features(text.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(text.last_hidden_state, features, text.hidden_states, text.attentions)

@@ -352,8 +352,10 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self, image_features: Tensor, text_features: Tensor, targets: MomentumTargets, alpha: float
     ) -> tuple[Tensor, TwoTensors, Tensor]:
         """The ITC loss, the hard negatives of `choose_negatives`, and which of them exist, (2 * num_phrases,)."""
-        matches = known_to_fit(targets)
-        features, temperature = (image_features, text_features), self._temperature()
+        matches, temperature = known_to_fit(targets), self.albef.temperature
+        # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
+        temperature = temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
+        features = image_features, text_features
         loss, image_to_text, text_to_image = itc_loss(*features, targets, matches, temperature, alpha)
         own = slice(targets.position, targets.position + len(text_features))
         allowed_texts, allowed_images = (~known[:, own] for known in matches)
@@ -361,11 +363,6 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         has_negative = torch.cat([allowed_images.any(dim=1), allowed_texts.any(dim=1)])
         negatives = self.choose_negatives(image_to_text, text_to_image, allowed_texts, allowed_images)
         return loss, negatives, has_negative
-
-    def _temperature(self) -> Tensor:
-        # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
-        temperature = self.albef.temperature
-        return temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
 
     def choose_negatives(
         self, image_to_text: Tensor, text_to_image: Tensor, allowed_texts: Tensor, allowed_images: Tensor
@@ -411,17 +408,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         count = masked.sum().clamp(min=1)
         loss = F.cross_entropy(logits, pairs.mlm_labels[masked], reduction="sum") / count
         if alpha > 0:
-            soft_labels = self._momentum_mlm_logits(pairs, targets).softmax(dim=-1)
+            with torch.no_grad():
+                text_model, own_image = self.momentum_encoder.text_model, pairs.own_image
+                images = dict(image_key_values=text_model.project_images(targets.image_embeds), image_index=own_image)
+                states = text_model(pairs.mlm_input_ids, pairs.attention_mask, **images).last_hidden_state
+                soft_labels = self.momentum_encoder.mlm_head(states[masked]).float().softmax(dim=-1)
             loss = (1 - alpha) * loss - alpha * (soft_labels * log_probabilities).sum() / count
         return loss, logits
-
-    @torch.no_grad()
-    def _momentum_mlm_logits(self, pairs: TruePairs, targets: MomentumTargets) -> Tensor:
-        """(num_masked, vocab_size): what the momentum encoder would write at the masked positions."""
-        text_model = self.momentum_encoder.text_model
-        images = dict(image_key_values=text_model.project_images(targets.image_embeds), image_index=pairs.own_image)
-        states = text_model(pairs.mlm_input_ids, pairs.attention_mask, **images).last_hidden_state
-        return self.momentum_encoder.mlm_head(states[pairs.mlm_labels != -100]).float()
 
     @torch.compiler.disable
     @torch.no_grad()

@@ -92,8 +92,7 @@ class PhraseGrounder:
         encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
             phrases. Default: `model.encode_images`, where `explain` is the model's own.
 
-    >>> grounder = PhraseGrounder(model, processor)
-    >>> grounder.ground("photo.jpg", ["a black cat"])[0]["point"]
+    >>> PhraseGrounder(model, processor).ground("photo.jpg", ["a black cat"])[0]["point"]
     (212, 140)
     """
 
@@ -197,7 +196,7 @@ class PhraseGrounder:
         if num_tokens.max() > most:
             longest = texts[num_tokens.argmax()]
             raise ValueError(f"the phrase {longest!r} has {num_tokens.max()} word pieces, the model takes {most}")
-        words = [" ".join(text.split(" ")[slice(*(span or [None]))]) for text, span in zip(texts, spans)]
+        words = [text if span is None else " ".join(text.split(" ")[slice(*span)]) for text, span in zip(texts, spans)]
         return Tokens(words, inputs["input_ids"], inputs["attention_mask"], inputs.get("heatmap_token_mask"))
 
     def _tokenize(self, texts: list[str], spans: list[Span] | None) -> Mapping[str, Tensor]:

@@ -141,11 +141,7 @@ class AlbefProcessor(ProcessorMixin):
 
 
 def flatten_phrases(text: Any) -> tuple[list[str], list[int] | None]:
-    """The phrases in one list, and each one's image when they came in lists of lists.
-
-    >>> flatten_phrases([["a dog", "red"], [], ["a tree"]])
-    (['a dog', 'red', 'a tree'], [0, 0, 2])
-    """
+    """The phrases in one list, and each one's image when they came in lists of lists."""
     if isinstance(text, str):
         return [text], None
     if not isinstance(text, list | tuple) or not text:

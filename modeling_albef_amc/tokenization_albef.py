@@ -54,12 +54,7 @@ def cleaned_words(text: str) -> list[str]:
 
 
 def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[int, int]:
-    """Where words of a caption are after `clean_text`.
-
-    Args:
-        span: (first, end): the words `text.split(" ")[first:end]`. They may become more ("two-story"), or fewer ("&").
-
-    Returns: (start, end) in characters of `clean_text(text, max_words)`.
+    """Where words of a caption, as of `span_characters`, are in `clean_text(text, max_words)`.
 
     >>> start, end = cleaned_span("A two-story house!", (1, 3))
     >>> clean_text("A two-story house!")[start:end]
@@ -78,11 +73,7 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
 
 
 def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:
-    """(start, end) in characters of the words `text.split(" ")[first:end]`, where `span` is (first, end).
-
-    >>> span_characters("a red dog", (1, 3))
-    (2, 9)
-    """
+    """(start, end) in characters of the words `text.split(" ")[first:end]`, where `span` is (first, end)."""
     words = text.split(" ")
     is_pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(number, int) for number in span)
     if not (is_pair and 0 <= span[0] < span[1] <= len(words)):

@@ -6,7 +6,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefModel, attention_albef
 from modeling_albef_amc import modeling_albef as module
-from modeling_albef_amc.attention_albef import group_by_image
 from modeling_albef_amc.gradcam import gradcam
 from modeling_albef_amc.pipeline import explain_itself as albef
 
@@ -111,24 +110,6 @@ def test_training_writes_out_only_what_is_differentiated_twice(config, calls):
     output.heatmaps.sum().backward()
     assert {kind for kind, _, _ in calls} == {"eager"}, "no kernel of a CPU has dropout: only that is computed again"
     assert not any("vision" in name for _, name, _ in calls)
-
-
-@pytest.mark.parametrize("index", [[0, 0, 0], [2, 0, 2, 2, 1], [1], [3, 1]])
-def test_groups_put_every_phrase_beside_those_of_its_image(index):
-    num_images, num_tokens = 4, 3
-    groups = group_by_image(torch.tensor(index), num_images)
-    query = torch.randn(len(index), 2, num_tokens, 5)
-    joined = groups.join(query)
-    most = max(index.count(image) for image in index)
-    assert joined.shape == (num_images, 2, most * num_tokens, 5)
-    for image in range(num_images):
-        own = [phrase for phrase, of in enumerate(index) if of == image]
-        if own:
-            rows = joined[image, :, : len(own) * num_tokens]
-            assert torch.equal(rows, torch.cat([query[phrase] for phrase in own], dim=1))
-    context, probabilities = groups.part(joined.transpose(1, 2), joined, num_tokens)
-    assert torch.equal(context, query.transpose(1, 2)) and torch.equal(probabilities, query)
-    assert groups.part(joined.transpose(1, 2), None, num_tokens)[1] is None
 
 
 def test_shared_keys_give_what_copied_ones_give(config, monkeypatch):

@@ -1,12 +1,14 @@
 """Heatmaps: Grad-CAM by hand on a hand-made attention, and what ALBEF's maps must not depend on."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from modeling_albef_amc import AlbefModel, PhraseAttention
 from modeling_albef_amc.families.hooks import record_attention
-from modeling_albef_amc.gradcam import gradcam, normalize_heatmaps
+from modeling_albef_amc.gradcam import attention_map, gradcam, normalize_heatmaps
 from tests.helpers.models import tiny_batch, tiny_config
 
 # One phrase, two heads, two tokens, a [CLS] patch and 2 x 2 patches.
@@ -58,6 +60,12 @@ def test_maps_of_single_tokens():
     torch.testing.assert_close(gradcam(hand_made(), per_token=True), torch.tensor([[FIRST_TOKEN, SECOND_TOKEN]]))
     padded = gradcam(hand_made([[1, 0]]), per_token=True)
     torch.testing.assert_close(padded, torch.tensor([[FIRST_TOKEN, [[0.0, 0.0], [0.0, 0.0]]]]))
+
+
+def test_the_attention_alone():
+    expected = torch.tensor([[[0.6, 0.15], [0.2, 0.0]], [[0.35, 0.1], [0.1, 0.1]]])  # of each token, by hand
+    torch.testing.assert_close(attention_map(hand_made(), per_token=True), expected[None])
+    torch.testing.assert_close(attention_map(hand_made()), expected.mean(dim=0, keepdim=True))
 
 
 def test_rows_come_before_columns():
@@ -134,11 +142,6 @@ def test_record_attention_records_every_pass_and_leaves_no_hook():
     assert [tensor.item() for tensor in recorded] == [2.0, 4.0]
     assert [tensor.item() for tensor in third] == [3.0, 6.0]
     assert recorded[0].requires_grad
-    assert not module._forward_hooks
-
-
-def test_record_attention_leaves_no_hook_after_an_error():
-    module = Pair()
     with pytest.raises(RuntimeError, match="no value"), record_attention(module):
         assert module._forward_hooks
         module(None)
@@ -167,47 +170,35 @@ def test_no_grad_and_inference_mode(explanation, inputs_made_inside):
         (output.heatmaps * torch.ones((), requires_grad=True)).sum().backward()
 
 
-def trace_layers(model: AlbefModel, explanation: str, create_graph: bool) -> tuple[set[str], set[str], set[str]]:
+def trace_layers(explanation: str, create_graph: bool) -> tuple[set[str], set[str], set[str]]:
     """Names of the layers that ran, whose output has a graph, and that gradients reached. Later passes overwrite."""
-    graphs, reached, handles = {}, set(), []
+    model, graphs, reached = grounding_model(), {}, set()
 
-    def hook(name):
-        def record(module, inputs, output):
-            graphs[name] = output[0].requires_grad
-            if output[0].requires_grad:
-                output[0].register_hook(lambda gradient: reached.add(name))
-
-        return record
+    def record(name, module, inputs, output):
+        graphs[name] = output[0].requires_grad
+        if output[0].requires_grad:
+            output[0].register_hook(lambda gradient: reached.add(name))
 
     layers = {f"vision.{index}": layer for index, layer in enumerate(model.vision_model.layers)}
     layers |= {f"text.{index}": layer for index, layer in enumerate(model.text_model.layers)}
-    layers |= {
-        f"text.3.{name}": getattr(model.text_model.layers[3], name) for name in ("self_attention", "cross_attention")
-    }
+    for part in ("self_attention", "cross_attention"):
+        layers[f"text.3.{part}"] = getattr(model.text_model.layers[3], part)
     for name, layer in layers.items():
-        handles.append(layer.register_forward_hook(hook(name)))
-    model(
-        **tiny_batch(),
-        output_heatmaps=True,
-        explanation=explanation,
-        grounding_layer={"itm": 3, "itc": 1}[explanation],
-        create_graph=create_graph,
-    )
-    for handle in handles:
-        handle.remove()
+        layer.register_forward_hook(partial(record, name))
+    options = dict(explanation=explanation, grounding_layer={"itm": 3, "itc": 1}[explanation])
+    model(**tiny_batch(), output_heatmaps=True, create_graph=create_graph, **options)
     return set(graphs), {name for name, in_graph in graphs.items() if in_graph}, reached
 
 
 def test_nothing_below_the_explained_layer_is_differentiated():
-    model = grounding_model()
-    layers, in_graph, reached = trace_layers(model, "itm", create_graph=False)
+    layers, in_graph, reached = trace_layers("itm", create_graph=False)
     assert len(layers) == 9
     assert reached == {"text.3.cross_attention", "text.3", "text.4"}
     assert in_graph == reached | {"text.3.self_attention"}  # of the explained layer itself
-    _, in_graph, reached = trace_layers(model, "itc", create_graph=False)
+    _, in_graph, reached = trace_layers("itc", create_graph=False)
     assert in_graph == reached == {"vision.1"}
     for explanation in ("itm", "itc"):
-        layers, in_graph, _ = trace_layers(model, explanation, create_graph=True)
+        layers, in_graph, _ = trace_layers(explanation, create_graph=True)
         assert in_graph == layers
 
 
@@ -267,7 +258,8 @@ def test_padding_and_the_rest_of_the_batch_do_not_matter(explanation):
     close_maps(heatmaps_of(model, padded, explanation=explanation).flip(0), expected)
     # The first phrase has two padded slots: without them it is the same, and so is it without a mask.
     alone = {"pixel_values": batch["pixel_values"][:1], "input_ids": batch["input_ids"][:1, :-2]}
-    close_maps(heatmaps_of(model, alone, explanation=explanation), expected[:1])
+    for create_graph in (False, True):
+        close_maps(heatmaps_of(model, alone, explanation=explanation, create_graph=create_graph), expected[:1])
 
 
 def test_a_span_of_tokens():

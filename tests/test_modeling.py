@@ -13,12 +13,10 @@ from modeling_albef_amc import (
     AlbefTextModel,
     AlbefVisionConfig,
     AlbefVisionModel,
-    PhraseAttention,
 )
 from modeling_albef_amc.attention_albef import eager_attention_forward
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.relevance import relevance
-from modeling_albef_amc.gradcam import attention_map, average_tokens, choose_tokens, resolve_image_index
 from tests.helpers.models import masked_batch, tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
@@ -496,16 +494,6 @@ def test_reentrant_checkpointing_says_what_to_set(explanation, grounding_layer):
         model(**tiny_batch(), output_heatmaps=True, explanation=explanation)
     model.activation_checkpointing_enable({"use_reentrant": False})
     model(**tiny_batch(), output_heatmaps=True, explanation=explanation).heatmaps.sum().backward()
-
-
-def test_maps_and_masks_on_two_devices():
-    """Parts of a model may lie on other devices than its inputs: a mask follows the maps, whatever holds them."""
-    maps, mask = torch.zeros(2, 5, 4, 4, device="meta"), torch.ones(2, 5)
-    assert average_tokens(maps, mask).device.type == "meta"
-    attention = PhraseAttention(maps[:, 0, 0, 0], torch.zeros(2, 1, 5, 17, device="meta"), mask, slice(1, None), (4, 4))
-    assert attention_map(attention).device.type == "meta"
-    assert choose_tokens(attention._replace(token_mask=mask.to("meta")), mask).token_mask.device.type == "meta"
-    assert resolve_image_index(torch.zeros(2, 3, device="meta"), torch.zeros(2, 5), torch.tensor([0, 1])).is_meta
 
 
 @pytest.mark.parametrize(("name", "model_class"), [("vision_model", AlbefVisionModel), ("text_model", AlbefTextModel)])

@@ -353,14 +353,6 @@ def test_the_queues_go_round():
         assert model.text_id_queue[position] == written[step][2][row]
 
 
-def test_a_queue_smaller_than_the_batch_holds_its_last_rows():
-    model = pretraining_model(queue_size=3)
-    model.queue_pointer.fill_(2)
-    model(**tiny_batch(5), image_ids=torch.arange(5))
-    assert model.queue_pointer.tolist() == [2]
-    assert model.image_id_queue.tolist() == [3, 4, 2]
-
-
 def test_evaluation_moves_nothing():
     model = pretraining_model().eval()
     before = state_of(model)
