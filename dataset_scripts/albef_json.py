@@ -108,7 +108,6 @@ class AlbefJson(GroundingBuilder):
         for box in listed:
             try:
                 unusable_if(not is_box(box) or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
-                unusable_if(max(map(abs, box)) <= 1, "shares of the image, not pixels")
                 cut = clip_box(box, size)
             except Unusable as reason:
                 self.drop(f"boxes: {reason}", record)

@@ -314,10 +314,11 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
 
     Raises:
         OutsideImage: it lies beside the image.
-        Unusable: it has no area at all, so that nobody knows what it was to surround.
+        Unusable: it has no area at all, so that nobody knows what it was to surround, or is in shares of the image.
     """
     width, height = size or (float("inf"), float("inf"))
     x1, y1, x2, y2 = box
+    unusable_if(min(box) >= -1 and max(box) <= 1 and any(value % 1 for value in box), "box in shares of the image")
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .builder import AnnotationConfig, GroundingBuilder, SourceImage, clip_box, unusable_if
+from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
 from .coco_format import AnnotationFile, CocoImage, contradict, is_box, read_corners, read_id
 from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
@@ -129,7 +129,13 @@ class RefCoco(GroundingBuilder):
         mask = segmentation_to_mask(annotation.get("segmentation"), height, width, drop)
         whole = read_corners(annotation.get("bbox"))
         unusable_if(whole is None and mask is None, "of an object with neither a box nor a mask")
-        box = mask_to_box(mask) if whole is None else clip_box(whole, size)
+        try:
+            box = mask_to_box(mask) if whole is None else clip_box(whole, size)
+        except Unusable as unusable:
+            if mask is None:
+                raise
+            drop(f"boxes: {unusable}; the mask's own is taken")
+            box = mask_to_box(mask)
         if mask is not None and contradict(box, mask_to_box(mask)):
             drop("masks: contradict their box (IoU below 0.5), which is taken alone")
             mask = None

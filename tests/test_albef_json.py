@@ -88,7 +88,7 @@ def test_a_broken_box_is_counted_or_fatal(workshop, bbox):
 def test_shares_of_the_image_are_no_pixels(workshop):
     rows, report = workshop.of([record(bbox=[0.1, 0.2, 0.5, 1]), record("a cat")])
     assert [row["phrase"] for row in rows] == ["a cat"]
-    assert report.dropped["boxes: shares of the image, not pixels"] == 1
+    assert report.dropped["boxes: box in shares of the image"] == 1
 
 
 @pytest.mark.parametrize("name", ["box", "boxes", "segmentation"])

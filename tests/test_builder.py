@@ -173,3 +173,11 @@ def test_by_itself_a_builder_drops_what_no_file_can_hold(tmp_path):
     strict = made("albef_json", options, strict=True)
     with pytest.raises(ValueError, match=r"phrase 'half .ud83d' of 'albef_json/1\.png#.*': rows: half a character"):
         list(strict.storable_rows("train", next(strict.jobs("train"))))
+
+
+@pytest.mark.parametrize("box", [[0.1, 0.2, 0.5, 0.6], [-0.5, 0, 1, 1]])
+def test_a_box_in_shares_of_the_image_is_none(box):
+    """Of whole numbers it could be the first pixel."""
+    with pytest.raises(Unusable, match="shares of the image"):
+        clip_box(box, (WIDTH, HEIGHT))
+    assert clip_box([0, 0, 1, 1], (WIDTH, HEIGHT)) == [0, 0, 1, 1]

@@ -137,6 +137,9 @@ def test_a_row_goes_by_its_box_where_the_mask_is_of_no_use(workshop, changes, bo
 def test_an_object_without_a_box_has_its_masks(workshop, bbox):
     rows, report = workshop.of([ref(1)], instances(annotation(100, bbox=bbox)))
     assert [(row["boxes"], len(row["masks"])) for row in rows["train"]] == [([BOX], 1)] and not report.dropped
+    rows, report = workshop.of([ref(1)], instances(annotation(100, bbox=[1, 1, 0, 0])))
+    assert [(row["boxes"], len(row["masks"])) for row in rows["train"]] == [([BOX], 1)]
+    assert report.dropped == {"boxes: box without area in the image; the mask's own is taken": 1}
     rows, report = workshop.of([ref(1), ref(2)], instances(annotation(100, bbox=bbox, segmentation=None)))
     assert not rows["train"] and report.dropped == {"expressions: of an object with neither a box nor a mask": 2}
 
