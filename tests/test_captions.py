@@ -14,10 +14,10 @@ from transformers import AutoModel, BertTokenizer
 
 from dataset_scripts.flickr30k_entities import read_sentences
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
-from modeling_albef_amc.families.fusion import blip
+from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.processors import tokenize_phrases
+from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
-from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding
 from modeling_albef_amc.tokenization_albef import clean_text
 from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
@@ -177,7 +177,7 @@ def test_other_families_are_asked_as_they_stand():
     with pytest.raises(ValueError, match=r"phrase 0 .*the span \(9, 12\) must be"):
         tokenize_phrases(processor, [CAPTION], spans=[(9, 12)])
     pixels = processor(images=picture(), return_tensors="pt")["pixel_values"]
-    explained = blip(model, pixels, inputs["input_ids"], inputs["attention_mask"])
+    explained = BLIP.explain(model, pixels, inputs["input_ids"], inputs["attention_mask"])
     with pytest.raises(ValueError, match=r"\(2, 3\) tokens to choose from \(2, 14\)"):
         choose_tokens(explained, torch.ones(2, 3))
 
@@ -227,7 +227,7 @@ def test_the_engine_on_another_family(data, tmp_path):
     photos = datasets.load_dataset(str(data), split="test")["image"]
     for row, record, photo in zip(rows(tmp_path / "out"), records_in_captions(), photos, strict=True):
         inputs = processor(images=photo.convert("RGB"), text=[CAPTION], return_tensors="pt")
-        token_heatmaps = gradcam(blip(model, **inputs), per_token=True)[0]
+        token_heatmaps = gradcam(BLIP.explain(model, **inputs), per_token=True)[0]
         close(row["heatmap"], token_heatmaps[POSITIONS[tuple(record["caption_span"])][1]].mean(dim=0))
 
 
@@ -318,7 +318,7 @@ def test_the_pipeline_finds_words_of_a_caption(family):
     close(answers[0]["heatmap"], torch.tensor(alone["heatmap"]))
     assert [answer["phrase"] for answer in answers[1:]] == ["the very-small red square", "on the left", "Here", "red"]
     inputs = ground.processor(images=photo, text=[CAPTION], return_tensors="pt")
-    explained = {"albef": albef, "blip": blip}[family](ground.model, **inputs)
+    explained = FAMILIES[family].explain(ground.model, **inputs)
     token_heatmaps = gradcam(explained, per_token=True)[0]
     for answer, positions in zip(answers[1:], POSITIONS.values(), strict=True):
         expected = token_heatmaps[positions[family == "blip"]].mean(dim=0)

@@ -11,6 +11,7 @@ from datasets import Array2D, ClassLabel, Features, Image, List, Value
 
 from dataset_scripts.build import build
 from dataset_scripts.features import FEATURES
+from tests.helpers.builders import coco
 from tests.helpers.data import picture, tiny_records, write_folder
 from trainer.splits import COLUMNS, fits, open_split
 
@@ -111,11 +112,11 @@ def test_images_that_hide_a_table(tmp_path):
 
 
 def test_builds_are_put_together_without_their_readmes(tmp_path):
-    for name, seed in ("first", 0), ("second", 1):
-        build("scenes", tmp_path / name, train=2, validation=1, test=0, test_relations=0, test_unseen=0, seed=seed)
+    for name in "first", "second":
+        build("coco", tmp_path / name, **coco(tmp_path / f"source of {name}"))
     shutil.copy(tmp_path / "second/data/train-00000.parquet", tmp_path / "first/data/train-00001.parquet")
     with pytest.raises(ValueError, match=r"other rows than its README\.md counts.* remove the README\.md"):
         open_split(str(tmp_path / "first"), None, "train")
     (tmp_path / "first" / "README.md").unlink()
     counts = [len(open_split(str(tmp_path / name), None, "train")) for name in ("first", "second")]
-    assert counts[0] > counts[1] and len(open_split(str(tmp_path / "first"), None, "validation"))
+    assert counts[0] == 2 * counts[1] > 0 and len(open_split(str(tmp_path / "first"), None, "validation"))

@@ -145,6 +145,7 @@ def refcoco(folder: Path) -> dict[str, Any]:
         "categories": [{"id": 3, "name": "dog"}],
         "annotations": [{"id": i, "image_id": i, "bbox": box, **plain} for i, box in boxes.items()],
     }
+    content["annotations"][-1]["segmentation"] = None
     write(folder / "instances.json", content)
     write(folder / "dets.json", {"1": [[0, 0, 5, 5], [3, 3, 4, 4]]})
     sentences = [{"sent": "left dog", "sent_id": 1}]
