@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from unittest.mock import patch
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -291,6 +292,23 @@ def test_masks_come_before_polygons_then_scribbles_then_boxes():
     # The boxes to be scored against stay those of the record.
     assert Region.from_record(given, HEIGHT, WIDTH).boxes.tolist() == [[16, 12, 32, 24]]
     assert Region.from_record(given | {"boxes": []}, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 16, 12]]
+
+
+def test_regions_of_a_data_set_in_torchs_format():
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    mask[:12, :16] = 1
+    of_records = [
+        {"boxes": [[4, 6, 12, 18]]},
+        {"polygons": [[[1, 1, 9, 1, 9, 9], [2, 2, 9, 2, 9, 9, 2, 9]], [[3, 3, 9, 3, 9, 9]]]},
+        {"scribbles": [[3, 4], [8, 8, 9, 9]], "scribble_radius": 4.0},
+        {"masks": [mask]},
+    ]
+    for of_record in of_records:
+        expected = Region.from_record(of_record, HEIGHT, WIDTH)
+        (of_tensors,) = datasets.Dataset.from_list([of_record]).with_format("torch")
+        region = Region.from_record(of_tensors, HEIGHT, WIDTH)
+        np.testing.assert_array_equal(region.boxes, expected.boxes)
+        np.testing.assert_array_equal(region.rasterize(8), expected.rasterize(8))
 
 
 def test_soft_masks_keep_their_values():
