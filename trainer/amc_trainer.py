@@ -347,7 +347,7 @@ class AmcTrainer(PublishingTrainer):
             self.args.metric_for_best_model = f"{metric_key_prefix}_{'pointing_game' if has_points else 'loss'}"
             self.args.greater_is_better = has_points
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
-        self.evaluations[evaluation.split] = evaluation
+        self.evaluations[evaluation.name] = evaluation
         # Later evaluations may be of other data than is drawn, and what is reported to is closed.
         if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
             image, callbacks = self.draw_heatmaps(self), self.callback_handler.callbacks

@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         trainer.log_metrics(split, split_metrics)
         trainer.save_metrics(split, split_metrics)
         metrics |= split_metrics
+        is_beginning = data_args.max_eval_examples is not None
+        trainer.evaluations[split] = replace(trainer.evaluations[split], is_beginning=is_beginning)
     card = {"dataset": data_args.dataset, "dataset_args": data_args.dataset_config}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
