@@ -14,8 +14,8 @@ from transformers import AutoModel, BertTokenizer
 
 from dataset_scripts.flickr30k_entities import read_sentences
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
-from modeling_albef_amc.families.fusion import blip
 from modeling_albef_amc.families.processors import tokenize_phrases
+from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
 from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding
@@ -24,9 +24,10 @@ from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.evaluation import evaluate, files, rows, run_ground, save_checkpoint
 from tests.helpers.grounding import build, same
-from tests.helpers.models import tiny_blip
+from tests.helpers.models import slow_siglip_processor, tiny_blip
 from trainer.blocks import by_image
 
+blip = FAMILIES["blip"].explain
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
 
 
@@ -176,6 +177,8 @@ def test_other_families_are_asked_as_they_stand():
     assert inputs["heatmap_token_mask"][1].tolist() == inputs["attention_mask"][1].tolist()
     with pytest.raises(ValueError, match=r"phrase 0 .*the span \(9, 12\) must be"):
         tokenize_phrases(processor, [CAPTION], spans=[(9, 12)])
+    with pytest.raises(ValueError, match=r"ByT5Tokenizer does not tell which tokens .*: pass phrases without"):
+        tokenize_phrases(slow_siglip_processor(), [CAPTION], spans=[(2, 6)])
     pixels = processor(images=picture(), return_tensors="pt")["pixel_values"]
     explained = blip(model, pixels, inputs["input_ids"], inputs["attention_mask"])
     with pytest.raises(ValueError, match=r"\(2, 3\) tokens to choose from \(2, 14\)"):
