@@ -325,7 +325,9 @@ class PhraseGrounder:
 def max_tokens(config: PreTrainedConfig) -> int:
     """Word pieces of the longest phrase that a model of this configuration reads."""
     text = getattr(config, "qformer_config", None) or config.get_text_config()
-    return text.max_position_embeddings
+    # The positions of a Roberta, as these two have one, begin behind that of the padding.
+    is_roberta = text.model_type in ("altclip_text_model", "bridgetower_text_model")
+    return text.max_position_embeddings - (text.pad_token_id + 1 if is_roberta else 0)
 
 
 def explain_itself(model: PreTrainedModel, *inputs: Tensor, **options: Any) -> PhraseAttention:

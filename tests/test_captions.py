@@ -14,17 +14,17 @@ from transformers import AutoModel, BertTokenizer
 
 from dataset_scripts.flickr30k_entities import read_sentences
 from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
-from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
+from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding
 from modeling_albef_amc.tokenization_albef import clean_text
 from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.evaluation import evaluate, files, rows, run_ground, save_checkpoint
 from tests.helpers.grounding import build, same
-from tests.helpers.models import tiny_blip
+from tests.helpers.models import slow_siglip_processor, tiny_blip
 from trainer.blocks import by_image
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
@@ -176,8 +176,10 @@ def test_other_families_are_asked_as_they_stand():
     assert inputs["heatmap_token_mask"][1].tolist() == inputs["attention_mask"][1].tolist()
     with pytest.raises(ValueError, match=r"phrase 0 .*the span \(9, 12\) must be"):
         tokenize_phrases(processor, [CAPTION], spans=[(9, 12)])
+    with pytest.raises(ValueError, match=r"ByT5Tokenizer does not tell which tokens .*: pass phrases without"):
+        tokenize_phrases(slow_siglip_processor(), [CAPTION], spans=[(2, 6)])
     pixels = processor(images=picture(), return_tensors="pt")["pixel_values"]
-    explained = BLIP.explain(model, pixels, inputs["input_ids"], inputs["attention_mask"])
+    explained = FAMILIES["blip"].explain(model, pixels, inputs["input_ids"], inputs["attention_mask"])
     with pytest.raises(ValueError, match=r"\(2, 3\) tokens to choose from \(2, 14\)"):
         choose_tokens(explained, torch.ones(2, 3))
 
@@ -227,7 +229,7 @@ def test_the_engine_on_another_family(data, tmp_path):
     photos = datasets.load_dataset(str(data), split="test")["image"]
     for row, record, photo in zip(rows(tmp_path / "out"), records_in_captions(), photos, strict=True):
         inputs = processor(images=photo.convert("RGB"), text=[CAPTION], return_tensors="pt")
-        token_heatmaps = gradcam(BLIP.explain(model, **inputs), per_token=True)[0]
+        token_heatmaps = gradcam(FAMILIES["blip"].explain(model, **inputs), per_token=True)[0]
         close(row["heatmap"], token_heatmaps[POSITIONS[tuple(record["caption_span"])][1]].mean(dim=0))
 
 
@@ -318,7 +320,7 @@ def test_the_pipeline_finds_words_of_a_caption(family):
     close(answers[0]["heatmap"], torch.tensor(alone["heatmap"]))
     assert [answer["phrase"] for answer in answers[1:]] == ["the very-small red square", "on the left", "Here", "red"]
     inputs = ground.processor(images=photo, text=[CAPTION], return_tensors="pt")
-    explained = FAMILIES[family].explain(ground.model, **inputs)
+    explained = {"albef": albef, "blip": blip}[family](ground.model, **inputs)
     token_heatmaps = gradcam(explained, per_token=True)[0]
     for answer, positions in zip(answers[1:], POSITIONS.values(), strict=True):
         expected = token_heatmaps[positions[family == "blip"]].mean(dim=0)

@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 from unittest.mock import patch
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.processing_albef import AlbefProcessor
+from tests.helpers.models import own_clip_processor
 from trainer.augmentation import GroundingAugmentation
 from trainer.data_collator import GroundingCollator
 from trainer.regions import Region
@@ -152,6 +154,24 @@ def test_training_cuts_long_phrases_and_evaluation_does_not(processor):
     assert evaluation.box_choice == "all" and evaluation.augmentation is None and evaluation.mask_size == 8
 
 
+@pytest.mark.parametrize(("max_length", "num_tokens"), [(25, 20), (7, 7), (None, None)])
+def test_no_phrase_is_longer_than_the_model_reads(processor, max_length, num_tokens):
+    """It is cut where phrases are cut, and else cannot be used; one of just as many tokens can."""
+    collator = GroundingCollator(processor, mlm_probability=0, max_length=max_length, max_tokens=20, mask_size=8)
+    records = [record(phrase="man " * 19), record(phrase="man " * 20)]
+    if max_length is not None:
+        assert collator(records)["input_ids"].shape == (2, num_tokens)
+        return
+    message = r"image 'a', phrase '(man ){20}': the phrase has 21 word pieces, the model takes 20; shorten it"
+    with pytest.raises(ValueError, match=message):
+        collator(records)
+    batch = replace(collator, strict=False)(records)
+    assert batch["is_placeholder"].tolist() == [False, True] and "the model takes 20" in batch["unusable"][0]
+    # The spare one is cut where it is too long itself.
+    batch = replace(collator, strict=False, spare=records[1])(records[1:])
+    assert batch["input_ids"].shape == (1, 20) and batch["is_placeholder"].tolist() == [True]
+
+
 def test_augmentation_changes_image_masks_boxes_and_phrases_together(processor):
     flip = GroundingAugmentation(flip=1.0, gray=0.0, jitter=0.0)
     collator = GroundingCollator(processor, mask_size=8, mlm_probability=0, augmentation=flip)
@@ -190,6 +210,12 @@ def test_masking_spares_cls_sep_and_pad_and_keeps_its_proportions(tokenizer):
     assert abs(masked / chosen - (0.8 + 0.1 / 16)) < 0.03
     assert abs(unchanged / chosen - (0.1 + 0.1 / 16)) < 0.02
     assert unknown > 0
+
+
+def test_a_tokenizer_without_a_mask_token_masks_nothing():
+    with pytest.raises(ValueError, match=r"CLIPTokenizer has no mask token .*: pass mlm_probability=0"):
+        GroundingCollator(own_clip_processor())
+    assert "mlm_labels" not in GroundingCollator(own_clip_processor(), mlm_probability=0)([record()])
 
 
 def test_draws_depend_on_seed_epoch_and_records_alone(processor):
@@ -291,6 +317,23 @@ def test_masks_come_before_polygons_then_scribbles_then_boxes():
     # The boxes to be scored against stay those of the record.
     assert Region.from_record(given, HEIGHT, WIDTH).boxes.tolist() == [[16, 12, 32, 24]]
     assert Region.from_record(given | {"boxes": []}, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 16, 12]]
+
+
+def test_regions_of_a_data_set_in_torchs_format():
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    mask[:12, :16] = 1
+    of_records = [
+        {"boxes": [[4, 6, 12, 18]]},
+        {"polygons": [[[1, 1, 9, 1, 9, 9], [2, 2, 9, 2, 9, 9, 2, 9]], [[3, 3, 9, 3, 9, 9]]]},
+        {"scribbles": [[3, 4], [8, 8, 9, 9]], "scribble_radius": 4.0},
+        {"masks": [mask]},
+    ]
+    for of_record in of_records:
+        expected = Region.from_record(of_record, HEIGHT, WIDTH)
+        (of_tensors,) = datasets.Dataset.from_list([of_record]).with_format("torch")
+        region = Region.from_record(of_tensors, HEIGHT, WIDTH)
+        np.testing.assert_array_equal(region.boxes, expected.boxes)
+        np.testing.assert_array_equal(region.rasterize(8), expected.rasterize(8))
 
 
 def test_soft_masks_keep_their_values():

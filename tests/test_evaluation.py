@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from dataset_scripts.features import FEATURES, encode_png
-from modeling_albef_amc import AlbefProcessor
+from modeling_albef_amc import AlbefProcessor, AutoGrounder
 from modeling_albef_amc.processing_albef import post_process_grounding
 from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.evaluation import (
@@ -35,6 +35,7 @@ from tests.helpers.evaluation import (
     save_checkpoint,
     write_files,
 )
+from tests.helpers.models import own_tokenizer_model, slow_siglip_processor
 from tests.helpers.runs import torchrun
 from trainer import benchmarks, evaluate_grounding, ground_dataset
 from trainer.blocks import Blocks, by_image, open_blocks
@@ -457,6 +458,23 @@ def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, cap
         pixels = np.asarray(Image.open(output / f"gallery-tiny-{split}.png").convert("RGB")).astype(int)
         assert pixels.shape[0] > 255 and pixels.shape[1] >= 460
         assert ((pixels[..., 0] < 40) & (pixels[..., 1:] > 220).all(axis=-1)).sum() > 100, "no cyan box"
+
+
+def test_a_slow_tokenizer(data, tmp_path):
+    model, processor = own_tokenizer_model("siglip"), slow_siglip_processor()
+    for folder in (tmp_path / "siglip", tmp_path / "moved"):
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    run_ground(tmp_path / "siglip", data, tmp_path / "out")
+    expected = AutoGrounder(model, processor)
+    for row, record in zip(rows(tmp_path / "out"), records_with_everything(), strict=True):
+        (answer,) = expected.ground(record["image"], [record["phrase"]])
+        assert row["point"] == list(answer["point"]) and row["score"] == pytest.approx(answer["score"], rel=1e-4)
+    run_ground(tmp_path / "moved", data, tmp_path / "out")  # the same tokenizer elsewhere
+    processor.tokenizer.add_tokens(["square"])
+    processor.save_pretrained(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"other settings \(processor: "):
+        run_ground(tmp_path / "moved", data, tmp_path / "out")
 
 
 def test_any_data_set_is_grounded(checkpoint, tmp_path, capsys):

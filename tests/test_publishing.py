@@ -37,7 +37,7 @@ from tests.helpers.data import (
 from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
 from tests.helpers.models import tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
-from tests.helpers.training import RUN, TINY_MODEL
+from tests.helpers.training import RUN, TINY_MODEL, make_trainer
 
 ROOT = Path(__file__).parents[1]
 PHRASES = ["red square on the left", "very small blue square on the right"]
@@ -307,6 +307,24 @@ def test_the_card_is_made_from_the_run(pushed):
         assert text in card.text
     with Image.open(pushed / "heatmaps.png") as drawn:
         assert drawn.size == (484, 741) and "(heatmaps.png)" in card.text
+
+
+def test_the_card_says_which_rows_were_evaluated(data, tmp_path):
+    """Random rows of a split are not its first ones; several evaluations of a split are told apart by name."""
+    whole = datasets.load_dataset(str(data), split="train", cache_dir=str(tmp_path))
+    parts = whole.cast_column("image", datasets.Image(decode=False)).train_test_split(0.25, seed=0)
+    easy, hard = parts["test"], parts["train"].select(range(2, 5))
+    trainer = make_trainer(tmp_path / "run", dataset=parts["train"])
+    trainer.evaluate(easy)
+    assert {each.name: each.rows for each in trainer.evaluations.values()} == {"train": "2 of 8"}
+    trainer.evaluate({"easy": easy, "hard": hard})
+    trainer.evaluate(whole, metric_key_prefix="whole")
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    rows = {result.dataset_split: result.metric_args["rows"] for result in card.data.eval_results}
+    expected = {"train": "2 of 8", "eval_easy": "2 of 8 of train", "eval_hard": "3 of 8 of train"}
+    assert rows == {**expected, "whole": "all 8 of train"}
+    assert all(f"| {name} | {text} |" in card.text for name, text in rows.items())
 
 
 REVISIONS = """

@@ -20,7 +20,7 @@ import train
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor
 from tests.helpers.data import tiny_records, write_folder
-from tests.helpers.models import tiny_config
+from tests.helpers.models import own_clip_processor, own_tokenizer_model, slow_siglip_processor, tiny_config
 from tests.helpers.training import RUN, TINY_MODEL, write_yaml
 from trainer import evaluate_grounding, training
 from trainer.amc_config import AmcConfig
@@ -223,6 +223,22 @@ def test_from_yaml_to_checkpoint_to_scores_and_picture(config, data, tmp_path, c
     printed = capsys.readouterr().out
     assert "| pointing accuracy, %" in printed and f"{100 * results['second']['test']:.1f}" in printed
     check_picture(tmp_path / "out" / "heatmaps.png", columns=3, rows=3)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_families_with_tokenizers_of_their_own_train_by_default(data, tmp_path, family):
+    """These mask no words; a phrase of the evaluation that is too long for the model is left out."""
+    own_tokenizer_model(family).save_pretrained(tmp_path / "model")
+    processor = own_clip_processor() if family == "clip" else slow_siglip_processor()
+    processor.save_pretrained(tmp_path / "model")
+    records = tiny_records(5)
+    records[1]["phrase"] = "red square " * 20
+    write_folder(tmp_path / "data", train=tiny_records(8), validation=records)
+    settings = {**RUN, "model": tmp_path / "model", "dataset": tmp_path / "data", "output_dir": tmp_path / "run"}
+    metrics = train.main([write_yaml(tmp_path, **settings), "--report_to", "tensorboard"])
+    assert metrics["validation_num_phrases"] == 4 and "validation_loss_mlm" not in metrics
+    evaluated = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert all(math.isfinite(entry["loss_itc"]) for entry in evaluated if "loss" in entry)
 
 
 def check_picture(path: Path, columns: int, rows: int) -> None:

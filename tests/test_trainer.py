@@ -5,12 +5,16 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BlipForImageTextRetrieval, TrainerCallback
 
+from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining
+from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import (
     PHRASES,
     blip_processor,
@@ -21,7 +25,14 @@ from tests.helpers.data import (
     tiny_processor,
     tiny_records,
 )
-from tests.helpers.models import TINY, relative_difference, tiny_blip
+from tests.helpers.models import (
+    TINY,
+    own_clip_processor,
+    own_tokenizer_model,
+    relative_difference,
+    tiny_blip,
+    tiny_family_processor,
+)
 from tests.helpers.training import (
     ONLY,
     FixedDraws,
@@ -384,6 +395,37 @@ def test_the_pointing_game_equals_a_naive_one(tmp_path):
     assert metrics["eval_pointing_game"] == pytest.approx(sum(hits) / len(hits))
     assert metrics["eval_num_phrases"] == 12
     assert trainer.predict(dataset).predictions[0].tolist() == [list(point) for point in points]
+
+
+def test_images_are_not_cut_in_training_and_evaluation(tmp_path):
+    """Though the processor, as CLIP's does, cuts out the middle; the square is at the edge."""
+    pixels = np.zeros((40, 120, 3), np.uint8)
+    pixels[10:20, :20] = 255
+    record = make_row(encode_png(pixels), "wide", "red square", [[0, 10, 20, 20]])
+    trainer = make_trainer(
+        tmp_path, own_tokenizer_model("clip"), collator=collator_of(own_clip_processor(), mlm_probability=0)
+    )
+    loader = trainer.get_eval_dataloader([record])
+    for batch in (trainer.data_collator([record]), next(iter(loader))):
+        (image,) = batch["pixel_values"]
+        assert image[:, 8:16, :5].min() > image[:, :, 8:].max() and batch["masks"][0, 4:8, :2].min() == 1
+
+
+@pytest.mark.parametrize("family", ["albef", *TINY])
+def test_an_evaluation_goes_on_without_a_phrase_that_is_too_long(tmp_path, family):
+    model = tiny_albef() if family == "albef" else TINY[family]()
+    most = max_tokens(model.config)
+    records = tiny_records(5)
+    for record, num_words in zip(records[1:], (most - 1, most)):
+        record["phrase"] = "red " * num_words  # and [CLS]
+    dataset = datasets.Dataset.from_list(records, features=FEATURES).cast_column("image", datasets.Image(decode=False))
+    processor = tiny_processor() if family == "albef" else tiny_family_processor(family, [*PHRASES, "very small here"])
+    trainer = make_trainer(tmp_path, model, dataset, collator_of(processor, mlm_probability=0, strict=False))
+    metrics = trainer.evaluate()
+    assert metrics["eval_num_phrases"] == 4
+    (message,) = trainer.unusable
+    assert message.startswith("image 'scene-2', phrase 'red red") and f"the model takes {most}" in message
+    assert trainer.train().metrics["num_unusable"] == 1
 
 
 def test_evaluation_and_prediction_use_the_collator_without_augmentation(tmp_path):

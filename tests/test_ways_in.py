@@ -10,10 +10,12 @@ import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from transformers import (
+    AltCLIPConfig,
     BertConfig,
     BertModel,
     BlipForConditionalGeneration,
     BlipProcessor,
+    BridgeTowerConfig,
     CLIPConfig,
     CLIPProcessor,
     PretrainedConfig,
@@ -185,6 +187,7 @@ def test_an_unknown_family_is_named(tmp_path):
 
 def test_max_tokens():
     assert [max_tokens(config) for config in (tiny_config(), ViltConfig(max_position_embeddings=11))] == [20, 11]
+    assert [max_tokens(config()) for config in (AltCLIPConfig, BridgeTowerConfig)] == [512, 512]
 
 
 # Processors -----------------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
+from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets, with_own_forward
 from modeling_albef_amc.gradcam import heatmap_points
+from modeling_albef_amc.pipeline import max_tokens
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
@@ -56,7 +58,8 @@ class AmcTrainer(PublishingTrainer):
         shuffle_buffer: streamed phrases that each worker holds in memory to shuffle them.
         draw_heatmaps: called as `draw_heatmaps(trainer)` after each evaluation while training, for `report_to`, and for
             the model card; returns an image.
-        data_collator: a `GroundingCollator`, or what gives such batches.
+        data_collator: a `GroundingCollator`, or what gives such batches. The former is set to show the model whole
+            images (`whole_images`) and phrases as long as it reads, if its family is known.
         eval_data_collator: default: `data_collator.for_evaluation`, masking as many words; of a collator of another
             class, a copy.
         Everything else as in `Trainer`.
@@ -114,6 +117,8 @@ class AmcTrainer(PublishingTrainer):
             plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
         # compute_loss divides by the items of the whole step already.
         self.loss_is_scaled_for_ga = True
+        for collator in (data_collator, eval_data_collator):
+            self.fit_collator(collator)
         self.eval_data_collator = eval_data_collator or evaluation_collator(data_collator)
         self.phrases_per_image = phrases_per_image
         self.shuffle_buffer = shuffle_buffer
@@ -138,6 +143,13 @@ class AmcTrainer(PublishingTrainer):
             raise ValueError(f"Several adapters are active, {active}, and only one can be saved: set_adapter chooses.")
         check_objectives(model, self.args)
         return model
+
+    def fit_collator(self, collator: Callable | None) -> None:
+        """Sets a `GroundingCollator` to what a model of a known family reads: whole images, and phrases so long."""
+        config = self.model.config
+        if isinstance(collator, GroundingCollator) and config.model_type in FAMILIES:
+            whole_images(collator.processor, config)
+            collator.max_tokens = max_tokens(config)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return self.explained(super().call_model_init(trial))
@@ -347,7 +359,7 @@ class AmcTrainer(PublishingTrainer):
             self.args.metric_for_best_model = f"{metric_key_prefix}_{'pointing_game' if has_points else 'loss'}"
             self.args.greater_is_better = has_points
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
-        self.evaluations[evaluation.split] = evaluation
+        self.evaluations[evaluation.name] = evaluation
         # Later evaluations may be of other data than is drawn, and what is reported to is closed.
         if self.draw_heatmaps is not None and self.is_in_train and self.is_world_process_zero():
             image, callbacks = self.draw_heatmaps(self), self.callback_handler.callbacks

@@ -1,7 +1,7 @@
 """Turns records `{image, image_id, phrase, boxes, polygons, masks, …}` into the batch of the model and the loss."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -68,6 +68,8 @@ class GroundingCollator:
             region, replaces it, so that batches keep their size; `unusable` says why.
         spare: The placeholder where no record of the batch can be used.
         box_format: What the records' boxes are, of BOX_FORMATS; the batch's are xyxy in pixels.
+        max_tokens: Tokens of the longest phrase that the model reads; a longer one that is not cut cannot be used. None
+            does not look. `AmcTrainer` sets it for the families it knows.
     """
 
     processor: ProcessorMixin
@@ -81,6 +83,7 @@ class GroundingCollator:
     strict: bool = True
     spare: Record | None = None
     box_format: str = "xyxy"
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.box_format not in BOX_FORMATS:
@@ -91,6 +94,9 @@ class GroundingCollator:
             raise ValueError(f'box_choice must be "all" or "random", got {self.box_choice!r}')
         if not 0 <= self.mlm_probability <= 1:
             raise ValueError(f"mlm_probability must lie in [0, 1], got {self.mlm_probability}")
+        if self.mlm_probability > 0 and self.processor.tokenizer.mask_token_id is None:
+            name = type(self.processor.tokenizer).__name__
+            raise ValueError(f"{name} has no mask token to mask words with: pass mlm_probability=0")
 
     def for_evaluation(self, mlm_probability: float = 0.0) -> "GroundingCollator":
         """The same collator with nothing changed and nothing cut: no augmentation, all boxes, whole phrases; words are
@@ -145,7 +151,9 @@ class GroundingCollator:
         regions = [examples[row].region if row in examples else None for row in range(len(records))]
         usable = [examples.get(row, placeholder) for row in range(len(records))]
         if unusable:
-            encoded = tokenize_phrases(self.processor, [example.phrase for example in usable], self.max_length)
+            # Cut in any case, for the spare one may be longer than the model reads.
+            phrases = [example.phrase for example in usable]
+            encoded = tokenize_phrases(self.processor, phrases, self._longest)
         images = list({id(example.source): example.source for example in usable}.values())
         places = {id(source): place for place, source in enumerate(images)}
         # Trainer takes the batch size from the first tensor: a phrase, not an image, is an example.
@@ -204,21 +212,33 @@ class GroundingCollator:
 
     def _encode_phrases(
         self, records: Sequence[Record], examples: dict[int, Example], unusable: dict[int, str]
-    ) -> dict[str, torch.Tensor]:
+    ) -> Mapping[str, torch.Tensor]:
         """Tokens of the phrases there are. One that cannot be tokenized leaves `examples`; nothing comes back then."""
         phrases = [examples[row].phrase for row in sorted(examples)]
         try:
-            return tokenize_phrases(self.processor, phrases, self.max_length) if phrases else {}
+            return self._tokenize(phrases) if phrases else {}
         except ValueError:
             # The processor cannot name the record: ask it again, phrase by phrase.
             for row in sorted(examples):
                 with self._refusing({row: records[row]}, unusable):
-                    tokenize_phrases(self.processor, [examples[row].phrase], self.max_length)
+                    self._tokenize([examples[row].phrase])
                 if row in unusable:
                     del examples[row]
             if not unusable:
                 raise
             return {}
+
+    def _tokenize(self, phrases: list[str]) -> Mapping[str, torch.Tensor]:
+        encoded = tokenize_phrases(self.processor, phrases, None if self.max_length is None else self._longest)
+        num_tokens = encoded["attention_mask"].sum(dim=1).max().item()
+        if self.max_tokens is not None and num_tokens > self.max_tokens:
+            raise ValueError(f"the phrase has {num_tokens} word pieces, the model takes {self.max_tokens}; shorten it")
+        return encoded
+
+    @property
+    def _longest(self) -> int | None:
+        """Tokens that a phrase which is cut has at most."""
+        return min((length for length in (self.max_length, self.max_tokens) if length is not None), default=None)
 
     def _placeholder(self, examples: dict[int, Example]) -> Example:
         """The first example there is, or else the spare one."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from modeling_albef_amc.families.auto import AutoGrounder, hub_options
 from modeling_albef_amc.families.family import Explain
@@ -291,8 +291,17 @@ def model_settings(model: PreTrainedModel, processor: ProcessorMixin) -> dict[st
     weights.update(json.dumps(config, sort_keys=True, default=str).encode())
     prepared = hashlib.blake2b(digest_size=16)
     prepared.update(processor.image_processor.to_json_string().encode())
-    prepared.update(processor.tokenizer.backend_tokenizer.to_str().encode())
+    prepared.update(tokenizer_state(processor.tokenizer).encode())
     return {"model": weights.hexdigest(), "processor": prepared.hexdigest()}
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that its tokens depend on; the same wherever its files are."""
+    if tokenizer.is_fast:
+        return tokenizer.backend_tokenizer.to_str()
+    places = "name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only"
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
+    return json.dumps([type(tokenizer).__name__, tokenizer.get_vocab(), settings], sort_keys=True, default=str)
 
 
 def numbered_batches(

@@ -41,17 +41,22 @@ NOT_SCORES = "loss", "num_", "runtime", "samples_per_second", "steps_per_second"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one evaluation, their names without prefix, and the rows they are of.
+    """Metrics of one evaluation, and the rows they are of.
 
     Attributes:
-        split: of the data set; the prefix of the metrics where the data does not know its split.
-        num_rows, split_rows: rows evaluated, and rows the split has, where that is known.
+        name: the prefix of the metrics; the split of the data set, where it has one and the prefix is Trainer's own.
+        num_rows: rows evaluated.
+        metrics: their names without the prefix.
+        split, split_rows: that the rows are of, and how many it has, where that is known.
+        is_beginning: the rows are known to be the first of the split.
     """
 
-    split: str
+    name: str
     num_rows: int
-    split_rows: int | None
     metrics: dict[str, float]
+    split: str | None = None
+    split_rows: int | None = None
+    is_beginning: bool = False
 
     @classmethod
     def of(cls, dataset: Any, prefix: str, output: EvalLoopOutput) -> "Evaluation":
@@ -60,7 +65,8 @@ class Evaluation:
         splits = {} if split is None else dataset.info.splits or {}
         split_rows = splits[split].num_examples if split in splits else None
         metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
-        return cls(prefix if split is None else str(split), output.num_samples, split_rows, metrics)
+        split = None if split is None else str(split)
+        return cls(split or prefix if prefix == "eval" else prefix, output.num_samples, metrics, split, split_rows)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -69,9 +75,12 @@ class Evaluation:
 
     @property
     def rows(self) -> str:
-        if self.split_rows is None or self.num_rows == self.split_rows:
-            return f"all {self.num_rows:,}"
-        return f"the first {self.num_rows:,} of {self.split_rows:,}"
+        rows = f"the first {self.num_rows:,}" if self.is_beginning else f"{self.num_rows:,}"
+        if self.num_rows == self.split_rows or (self.split_rows is None and not self.is_beginning):
+            rows = f"all {self.num_rows:,}"
+        elif self.split_rows is not None:
+            rows = f"{rows} of {self.split_rows:,}"
+        return rows if self.split in (None, self.name) else f"{rows} of {self.split}"
 
 
 def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
@@ -146,7 +155,7 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
         objectives=[(name, args.loss_weights[name], OBJECTIVES[name].format(args=args)) for name in used],
         settings=settings(trainer, used),
         data_title=title,
-        measured_splits=" and ".join(each.split for each in evaluations if each.scores) or "no split",
+        measured_splits=" and ".join(each.name for each in evaluations if each.scores) or "no split",
     )
 
 
@@ -190,7 +199,7 @@ def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None
             dataset_type=dataset,
             dataset_name=dataset,
             dataset_config=config,
-            dataset_split=evaluation.split,
+            dataset_split=evaluation.name,
             metric_type=name,
             metric_value=round(value, 4),
             metric_name=name.replace("_", " ").capitalize(),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from modeling_albef_amc.images import load_image
 
@@ -157,7 +158,13 @@ class Region:
         return np.maximum.reduce([draw(each) for each in (instances if instance is None else [instances[instance]])])
 
 
+def _as_array(value: Any) -> Any:
+    """A tensor, which records of a data set in torch's format hold, as an array; anything else as it is."""
+    return value.numpy(force=True) if isinstance(value, Tensor) else value
+
+
 def _items(value: Any, name: str) -> list:
+    value = _as_array(value)
     if value is not None and not isinstance(value, list | tuple | np.ndarray):
         raise ValueError(f"{name} is no list, but {value!r:.80}")
     return [] if value is None else list(value)
@@ -177,7 +184,7 @@ def to_xyxy(boxes: np.ndarray, box_format: str, height: float = 1, width: float 
 def _numbers(given: Any, name: str, form: str, most: float = _FAR) -> np.ndarray:
     """A list of finite numbers, none farther from 0 than `most`."""
     try:
-        numbers = np.array(given, dtype=np.float64)
+        numbers = np.array(_as_array(given), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         numbers = None
     if numbers is None or numbers.ndim != 1 or not (np.abs(numbers) <= most).all():
@@ -248,6 +255,7 @@ def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.
 
 
 def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
+    mask = _as_array(mask)
     if isinstance(mask, np.ndarray):
         if mask.dtype.kind not in "bfui" or not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
             raise ValueError(f"mask {index} has values outside [0, 1]; divide an 8-bit mask by 255")
@@ -278,6 +286,7 @@ def _read_scribble(given: Any, index: int, height: int, width: int) -> np.ndarra
 
 
 def _read_radius(radius: Any) -> float:
+    radius = radius.item() if isinstance(radius, Tensor) else radius
     if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius <= _FAR:
         raise ValueError(
             f"scribbles need a scribble_radius above 0, in pixels, how far from them the object reaches; got {radius!r}"

@@ -21,6 +21,8 @@ from modeling_albef_amc import (
     tokenizer_from_texts,
 )
 from modeling_albef_amc.families.auto import hub_options, load_model, load_processor
+from modeling_albef_amc.families.training import has_own_objectives
+from modeling_albef_amc.pipeline import max_tokens
 
 from .amc_config import AmcConfig
 from .amc_trainer import AmcTrainer
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             "(--model), or merge (albef-amc merge) and upload the merged folder."
         )
 
-    collator = make_collator(processor, data_args, args)
+    collator = make_collator(processor, data_args, args, model)
     if args.uses_amc:
         check_regions(train_dataset, data_args.box_format)
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
@@ -90,6 +92,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         trainer.log_metrics(split, split_metrics)
         trainer.save_metrics(split, split_metrics)
         metrics |= split_metrics
+        is_beginning = data_args.max_eval_examples is not None
+        trainer.evaluations[split] = replace(trainer.evaluations[split], is_beginning=is_beginning)
     card = {"dataset": data_args.dataset, "dataset_args": data_args.dataset_config}
     if args.push_to_hub:
         trainer.push_to_hub(**card)
@@ -98,13 +102,17 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def make_collator(processor: ProcessorMixin, data_args: DataArguments, args: AmcConfig) -> GroundingCollator:
+def make_collator(
+    processor: ProcessorMixin, data_args: DataArguments, args: AmcConfig, model: PreTrainedModel
+) -> GroundingCollator:
+    masks_words = args.mlm_weight > 0 and has_own_objectives(model)  # of the others none learns by them
     return GroundingCollator(
         processor,
         mask_size=data_args.mask_size,
         box_choice=data_args.box_choice,
-        mlm_probability=data_args.mlm_probability if args.mlm_weight > 0 else 0.0,
+        mlm_probability=data_args.mlm_probability if masks_words else 0.0,
         max_length=data_args.max_text_length,
+        max_tokens=max_tokens(model.config),
         augmentation=GroundingAugmentation(
             flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
         ),

@@ -48,6 +48,9 @@ def tokenize_phrases(
     options = TOKENIZED if max_length is None else {**TOKENIZED, "truncation": True, "max_length": max_length}
     if cleans_text(processor):
         return processor(text=phrases, phrase_spans=spans, **options)
+    if spans is not None and not processor.tokenizer.is_fast:
+        name = type(processor.tokenizer).__name__
+        raise ValueError(f"{name} does not tell which tokens are words of a span: pass phrases without their captions")
     # Other processors hand the text on to the tokenizer, some with places for an image.
     encoded = dict(processor.tokenizer(phrases, return_offsets_mapping=spans is not None, **options))
     if spans is not None:

@@ -1,11 +1,22 @@
 """Tiny models of every family, for images of 32 x 32 pixels in 4 x 4 patches and the phrases of `tiny_batch`."""
 
+from dataclasses import replace
 from functools import partial
+from string import ascii_lowercase
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForImageTextRetrieval, ProcessorMixin
+from transformers import (
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    ByT5Tokenizer,
+    CLIPProcessor,
+    CLIPTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+    SiglipProcessor,
+)
 from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.bridgetower import BridgeTowerImageProcessorPil
 from transformers.models.clip import CLIPImageProcessorPil
@@ -28,6 +39,24 @@ def tiny_family_processor(family: str, texts: list[str]) -> ProcessorMixin:
     size = {"size": {"height": 32, "width": 32}} if image_processor_class is BlipImageProcessorPil else {}
     processor_class = FAMILIES[family].load(FAMILIES[family].processor_class)
     return processor_class(image_processor_class(**size), tokenizer_from_texts(texts))
+
+
+def own_clip_processor() -> CLIPProcessor:
+    """With CLIP's own tokenizer, of single letters and without a mask token, and its default cut of the middle."""
+    letters = [letter + end for letter in ascii_lowercase for end in ("", "</w>")]
+    vocabulary = {token: number for number, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return CLIPProcessor(images, CLIPTokenizer(vocab=vocabulary, merges=[]))
+
+
+def slow_siglip_processor() -> SiglipProcessor:
+    """With a tokenizer of bytes, which is slow and without a mask token, as SigLIP's own that needs sentencepiece."""
+    return SiglipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), ByT5Tokenizer())
+
+
+def own_tokenizer_model(family: str) -> PreTrainedModel:
+    """CLIP or SigLIP for the two processors above."""
+    return FAMILIES[family].small_model(replace(SIZE, vocab_size=400, max_tokens=60, eos=1, pad=1))
 
 
 def tiny_config(**overrides) -> AlbefConfig:
