@@ -2,11 +2,13 @@
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from transformers import (
@@ -27,6 +29,7 @@ from transformers.models.clip import CLIPImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
 
 from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
+from modeling_albef_amc.families import registry
 from modeling_albef_amc.families.auto import load_model
 from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.processors import whole_images
@@ -80,6 +83,35 @@ def test_every_way_to_a_checkpoint(family, folder):
     same(AutoGrounder(model, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
     trainable = groundable(AutoModelForVisualGrounding.from_pretrained(folder))
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+    same(AutoGrounder(trainable, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
+    assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+
+
+@every_family
+def test_offloaded_weights(family, folder, tmp_path):
+    """Each is brought to the device when its module runs; some are used without that."""
+    expected = AutoGrounder.from_pretrained(folder, device="cpu").ground(picture(), TEXTS)
+    grounder = AutoGrounder(cpu_offload(load_model(folder), torch.device("cpu")), build(family)[1])
+    for _ in range(2):  # the hooks are there afterwards
+        same(grounder.ground(picture(), TEXTS), expected)
+    assert {parameter.device.type for parameter in grounder.model.parameters()} == {"meta"}
+    own = {name: "cpu" for name, _ in load_model(folder).named_parameters() if "." not in name}
+    parts = own | {name: "disk" for name, _ in load_model(folder).named_children()}
+    parts[min(parts)] = "cpu"
+    grounder = AutoGrounder.from_pretrained(folder, device_map=parts, offload_folder=tmp_path / "offload")
+    same(grounder.ground(picture(), TEXTS), expected)
+
+
+@every_family
+def test_several_threads(family):
+    grounder = AutoGrounder(*build(family), device="cpu")
+    calls = [{"phrases": TEXTS[:1]}, {"phrases": TEXTS}, {"phrases": TEXTS[1], "method": "attention"}]
+    calls += [{"phrases": TEXTS, "method": "relevance"}] if registry.FAMILIES[family].modules else []
+    expected = [grounder.ground(picture(), **call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda call: grounder.ground(picture(), **call), calls * 10))
+    for one, other in zip(found, expected * 10, strict=True):
+        same(one, other)
 
 
 def test_a_model_for_another_task_is_refused(tmp_path):

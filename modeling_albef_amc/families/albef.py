@@ -5,15 +5,16 @@ from typing import Any
 from ..gradcam import PhraseAttention
 from ..modeling_albef import AlbefModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
-from ..pipeline import encode_itself
+from ..pipeline import encode_itself, explain_itself
 from ..processing_albef import AlbefProcessor
 from .family import AdaptedModules, Family, layers_of_images, layers_of_text
+from .hooks import with_own_forward
 from .relevance import albef_modules
 
 
 class SelfExplainingFamily(Family):
     def explain(self, model: AlbefModel | AlbefForPreTraining, *inputs: Any, **options: Any) -> PhraseAttention:
-        return model.explain(*inputs, **options)
+        return with_own_forward(explain_itself)(model, *inputs, **options)
 
 
 ALBEF = SelfExplainingFamily(

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..gradcam import PhraseAttention, at_least_float32, attention_gradients, resolve_image_index
-from .hooks import record_attention, unwrapped
+from .hooks import own_pass, record_attention, unwrapped
 
 Kind = Literal["text", "image", "cross", "joint"]
 Modules = list[tuple[Kind, nn.Module]]
@@ -51,6 +51,7 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
         images = images.detach().requires_grad_()
         found = modules(model)
         with ExitStack() as stack:
+            stack.enter_context(own_pass(model))
             stack.enter_context(eager_attention(model))
             stack.enter_context(words_with_graph(model))
             recorded = [stack.enter_context(record_attention(module)) for _, module in found]

@@ -2,17 +2,16 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import wraps
 from types import MethodType
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
+from ..gradcam import gradcam, leaving_inference_mode, resolve_image_index
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
-from .hooks import unwrapped
+from .hooks import unwrapped, with_own_forward
 from .objectives import absent_loss, matching_loss
 from .registry import FAMILIES, explain_function, explainable
 
@@ -109,21 +108,6 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
     model.forward = MethodType(forward, model)
     return model
-
-
-def with_own_forward(explain: Explain) -> Explain:
-    """`explain`, which may call the model: it finds the forward pass that the model had before `groundable`."""
-
-    @wraps(explain)
-    def explained(model: PreTrainedModel, *args, **kwargs) -> PhraseAttention:
-        replaced = vars(model).pop("forward", None)
-        try:
-            return explain(model, *args, **kwargs)
-        finally:
-            if replaced is not None:
-                model.forward = replaced
-
-    return explained
 
 
 def has_own_objectives(model: PreTrainedModel) -> bool:
