@@ -50,6 +50,9 @@ def tokenize_phrases(
         return processor(text=phrases, phrase_spans=spans, **options)
     # Other processors hand the text on to the tokenizer, some with places for an image.
     encoded = dict(processor.tokenizer(phrases, return_offsets_mapping=spans is not None, **options))
+    if processor.tokenizer.is_fast:  # else cutting and padding would be saved with it, and come back by themselves
+        processor.tokenizer.backend_tokenizer.no_truncation()
+        processor.tokenizer.backend_tokenizer.no_padding()
     if spans is not None:
         offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
         chosen = span_tokens(offsets, attention_mask, phrases, spans, span_characters)
