@@ -36,7 +36,7 @@ from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from modeling_albef_amc.pipeline import max_tokens
-from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
 from tests.helpers.models import TINY, tiny_batch, tiny_config, tiny_family_processor
 from tests.helpers.training import collator_of, make_trainer
 from trainer.lora import merge
@@ -256,6 +256,19 @@ def test_a_pipeline_of_transformers_shows_whole_images_too():
     assert processor.image_processor.do_center_crop is False
 
 
+@every_family
+def test_a_processor_that_cut_phrases_is_saved_as_it_was(family, folder):
+    """BLIP-2's of a checkpoint for matching could not take an image afterwards."""
+    expected = AutoGrounder.from_pretrained(folder, device="cpu").ground(picture(), TEXTS)
+    processor = build(family)[1]
+    collator_of(processor, max_length=3, mlm_probability=0.0)(tiny_records(2))
+    processor.save_pretrained(folder)
+    grounder = AutoGrounder.from_pretrained(folder, device="cpu")
+    tokenizer = grounder.processor.tokenizer.backend_tokenizer
+    assert tokenizer.truncation is None and tokenizer.padding is None
+    same(grounder.ground(picture(), TEXTS), expected)
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +295,37 @@ def test_albef_in_peft_is_trained_by_all_of_its_objectives(adapters, tmp_path):
         trainer.model.restart_momentum_encoder()
     for name, parameter in teacher.vision_model.named_parameters():
         torch.testing.assert_close(parameter, student.vision_model.get_parameter(name))
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"bridgetower"}))  # which cannot be checkpointed
+def test_adapters_with_activation_checkpointing(family, tmp_path):
+    """The words then begin a graph, in a leaf that BLIP and BLIP-2 would add to in place."""
+    plain = tiny_albef() if family == "albef" else build(family)[0]
+    logs = []
+    for name in ("not", "by setting", "by hand"):
+        model = copy.deepcopy(plain)
+        if name == "by hand":
+            model.activation_checkpointing_enable()
+        torch.manual_seed(0)
+        found, trainer = first_step(get_peft_model(model, LORA), tmp_path, gradient_checkpointing=name == "by setting")
+        logs.append({name: found[name] for name in ("loss", "grad_norm", "loss_amc_max")})
+        assert AutoGrounder(trainer.model, build(family)[1]).score(picture(), TEXTS)
+    assert logs[1] == logs[2] == pytest.approx(logs[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["albef", "clip"])
+def test_trained_adapters_are_merged_as_of_peft(family, tmp_path):
+    plain = tiny_albef() if family == "albef" else build(family)[0]
+    adapted = get_peft_model(plain, LORA)
+    first_step(adapted, tmp_path / "adapted")
+    expected = explain_function(adapted)(adapted.eval(), **tiny_batch()).score
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    found = load_model(str(tmp_path / "merged"))
+    torch.testing.assert_close(explain_function(found)(found, **tiny_batch()).score, expected, rtol=1e-4, atol=1e-5)
+    _, trainer = first_step(merged, tmp_path / "more")
+    trainer.save_model()
+    assert (tmp_path / "more" / "model.safetensors").exists()
 
 
 def test_adapters_that_cannot_be_saved_or_loaded_as_they_are(tmp_path):

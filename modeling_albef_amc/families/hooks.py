@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 PASSES: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
@@ -131,6 +132,16 @@ def onloaded(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module in hooked:
             module._hf_hook.post_forward(module, None)
+
+
+def words_begin_graph(model: nn.Module) -> list[RemovableHandle]:
+    """What words are embedded as begins a graph, even where all parameters are frozen, until the hooks are removed."""
+
+    def begin(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        # A copy, since some models add to it in place, which a leaf does not allow.
+        return output.requires_grad_().clone() if output.is_leaf else output
+
+    return [module.register_forward_hook(begin) for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
