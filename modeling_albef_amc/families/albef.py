@@ -5,16 +5,18 @@ from typing import Any
 from ..gradcam import PhraseAttention
 from ..modeling_albef import AlbefModel
 from ..modeling_albef_pretraining import AlbefForPreTraining
-from ..pipeline import encode_itself, explain_itself
+from ..pipeline import encode_itself
 from ..processing_albef import AlbefProcessor
 from .family import AdaptedModules, Family, layers_of_images, layers_of_text
-from .hooks import with_own_forward
+from .hooks import onloaded, own_pass, unwrapped
 from .relevance import albef_modules
 
 
 class SelfExplainingFamily(Family):
     def explain(self, model: AlbefModel | AlbefForPreTraining, *inputs: Any, **options: Any) -> PhraseAttention:
-        return with_own_forward(explain_itself)(model, *inputs, **options)
+        model = unwrapped(model)
+        with own_pass(model), onloaded(getattr(model, model.base_model_prefix, model)):  # its temperature
+            return model.explain(*inputs, **options)
 
 
 ALBEF = SelfExplainingFamily(
