@@ -267,7 +267,7 @@ class PhraseGrounder:
             pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
             options: of `explain`, such as `layer`.
         """
-        device, explain = self.model.device, explain or self.explain
+        device, explain = input_device(self.model), explain or self.explain
         pixel_values, image_embeds = pixel_values.to(device), None
         is_reused = len(image_index) > phrase_batch_size or self.keeps_encodings
         if is_reused and explain is self.explain and self.encode_images is not None:
@@ -328,6 +328,13 @@ def max_tokens(config: PreTrainedConfig) -> int:
     # The positions of a Roberta, as these two have one, begin behind that of the padding.
     is_roberta = text.model_type in ("altclip_text_model", "bridgetower_text_model")
     return text.max_position_embeddings - (text.pad_token_id + 1 if is_roberta else 0)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs: its own device, or the one that accelerate brings offloaded weights to."""
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules() if model.device.type == "meta")
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(device) for device in devices if device is not None), model.device)
 
 
 def explain_itself(model: PreTrainedModel, *inputs: Tensor, **options: Any) -> PhraseAttention:

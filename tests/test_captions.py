@@ -17,7 +17,6 @@ from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
 from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
-from modeling_albef_amc.pipeline import explain_itself as albef
 from modeling_albef_amc.processing_albef import post_process_grounding
 from modeling_albef_amc.tokenization_albef import clean_text
 from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
@@ -320,7 +319,7 @@ def test_the_pipeline_finds_words_of_a_caption(family):
     close(answers[0]["heatmap"], torch.tensor(alone["heatmap"]))
     assert [answer["phrase"] for answer in answers[1:]] == ["the very-small red square", "on the left", "Here", "red"]
     inputs = ground.processor(images=photo, text=[CAPTION], return_tensors="pt")
-    explained = {"albef": albef, "blip": blip}[family](ground.model, **inputs)
+    explained = FAMILIES[family].explain(ground.model, **inputs)
     token_heatmaps = gradcam(explained, per_token=True)[0]
     for answer, positions in zip(answers[1:], POSITIONS.values(), strict=True):
         expected = token_heatmaps[positions[family == "blip"]].mean(dim=0)

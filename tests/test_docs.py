@@ -19,8 +19,9 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 from transformers import PretrainedConfig
 
-from modeling_albef_amc import gradcam, groundable
-from modeling_albef_amc.families.training import with_own_forward
+from modeling_albef_amc import AutoGrounder, gradcam, groundable
+from modeling_albef_amc.families.hooks import with_own_forward
+from tests.helpers.data import picture, tiny_processor
 from tests.helpers.models import tiny_batch
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -74,7 +75,7 @@ def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
     code, names = blocks("python")["docs/families.md-0"], {}
     assert len(code[code.index("class Toy") :].strip().splitlines()) <= 25
     exec(code, names)
-    model, batch = names["Toy"](PretrainedConfig()), tiny_batch()
+    model, batch = names["Toy"](PretrainedConfig(max_position_embeddings=20)), tiny_batch()
     heatmaps = gradcam(names["toy"](model, **batch))
     assert heatmaps.shape == (4, 4, 4) and (heatmaps.amax(dim=(1, 2)) > 0).all()
     swapped = {name: value.flip(0) for name, value in batch.items()}
@@ -82,6 +83,9 @@ def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
     forward = model.forward
     output = groundable(model, names["toy"])(**batch, output_heatmaps=True)
     assert torch.equal(gradcam(with_own_forward(names["toy"])(model, **batch)), heatmaps) and model.forward != forward
+    grounder = AutoGrounder(model, tiny_processor(), names["toy"])
+    (found,), (again,) = (grounder.ground(picture(), "a dog", **each) for each in ({}, {"explain": names["toy"]}))
+    assert found["heatmap"].max() > 0 and (found["heatmap"] == again["heatmap"]).all()
     (output.loss + output.heatmaps.square().sum()).backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in (model.words.weight, model.patches.weight))
 

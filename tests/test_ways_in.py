@@ -2,11 +2,13 @@
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 from transformers import (
@@ -29,13 +31,14 @@ from transformers.models.clip import CLIPImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
 
 from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
+from modeling_albef_amc.families import registry
 from modeling_albef_amc.families.auto import load_model
 from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from modeling_albef_amc.pipeline import max_tokens
-from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
 from tests.helpers.models import TINY, tiny_batch, tiny_config, tiny_family_processor
 from tests.helpers.training import collator_of, make_trainer
 from trainer.lora import merge
@@ -82,6 +85,36 @@ def test_every_way_to_a_checkpoint(family, folder):
     same(AutoGrounder(model, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
     trainable = groundable(AutoModelForVisualGrounding.from_pretrained(folder))
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+    same(AutoGrounder(trainable, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
+    assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+
+
+@every_family
+def test_offloaded_weights(family, folder, tmp_path):
+    """Each is brought to the device when its module runs; some are used without that."""
+    plain = AutoGrounder.from_pretrained(folder, device="cpu")
+    grounder = AutoGrounder(cpu_offload(load_model(folder, training=True), torch.device("cpu")), build(family)[1])
+    for explanation in 2 * [*registry.FAMILIES[family].layers]:  # the hooks are there afterwards
+        found, expected = (each.ground(picture(), TEXTS, explanation=explanation) for each in (grounder, plain))
+        same(found, expected)
+    assert {parameter.device.type for parameter in grounder.model.parameters()} == {"meta"}
+    own = {name: "cpu" for name, _ in load_model(folder).named_parameters() if "." not in name}
+    parts = own | {name: "disk" for name, _ in load_model(folder).named_children()}
+    parts[min(parts)] = "cpu"
+    grounder = AutoGrounder.from_pretrained(folder, device_map=parts, offload_folder=tmp_path / "offload")
+    same(grounder.ground(picture(), TEXTS), plain.ground(picture(), TEXTS))
+
+
+@every_family
+def test_several_threads(family):
+    grounder = AutoGrounder(*build(family), device="cpu")
+    calls = [{"phrases": TEXTS[:1]}, {"phrases": TEXTS}, {"phrases": TEXTS[1], "method": "attention"}]
+    calls += [{"phrases": TEXTS, "method": "relevance"}] if registry.FAMILIES[family].modules else []
+    expected = [grounder.ground(picture(), **call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda call: grounder.ground(picture(), **call), calls * 10))
+    for one, other in zip(found, expected * 10, strict=True):
+        same(one, other)
 
 
 def test_a_model_for_another_task_is_refused(tmp_path):
@@ -227,6 +260,19 @@ def test_a_pipeline_of_transformers_shows_whole_images_too():
     assert processor.image_processor.do_center_crop is False
 
 
+@every_family
+def test_a_processor_that_cut_phrases_is_saved_as_it_was(family, folder):
+    """BLIP-2's of a checkpoint for matching could not take an image afterwards."""
+    expected = AutoGrounder.from_pretrained(folder, device="cpu").ground(picture(), TEXTS)
+    processor = build(family)[1]
+    collator_of(processor, max_length=3, mlm_probability=0.0)(tiny_records(2))
+    processor.save_pretrained(folder)
+    grounder = AutoGrounder.from_pretrained(folder, device="cpu")
+    tokenizer = grounder.processor.tokenizer.backend_tokenizer
+    assert tokenizer.truncation is None and tokenizer.padding is None
+    same(grounder.ground(picture(), TEXTS), expected)
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +299,37 @@ def test_albef_in_peft_is_trained_by_all_of_its_objectives(adapters, tmp_path):
         trainer.model.restart_momentum_encoder()
     for name, parameter in teacher.vision_model.named_parameters():
         torch.testing.assert_close(parameter, student.vision_model.get_parameter(name))
+
+
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"bridgetower"}))  # which cannot be checkpointed
+def test_adapters_with_activation_checkpointing(family, tmp_path):
+    """The words then begin a graph, in a leaf that BLIP and BLIP-2 would add to in place."""
+    plain = tiny_albef() if family == "albef" else build(family)[0]
+    logs = []
+    for name in ("not", "by setting", "by hand"):
+        model = copy.deepcopy(plain)
+        if name == "by hand":
+            model.activation_checkpointing_enable()
+        torch.manual_seed(0)
+        found, trainer = first_step(get_peft_model(model, LORA), tmp_path, gradient_checkpointing=name == "by setting")
+        logs.append({name: found[name] for name in ("loss", "grad_norm", "loss_amc_max")})
+        assert AutoGrounder(trainer.model, build(family)[1]).score(picture(), TEXTS)
+    assert logs[1] == logs[2] == pytest.approx(logs[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["albef", "clip"])
+def test_trained_adapters_are_merged_as_of_peft(family, tmp_path):
+    plain = tiny_albef() if family == "albef" else build(family)[0]
+    adapted = get_peft_model(plain, LORA)
+    first_step(adapted, tmp_path / "adapted")
+    expected = explain_function(adapted)(adapted.eval(), **tiny_batch()).score
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    found = load_model(str(tmp_path / "merged"))
+    torch.testing.assert_close(explain_function(found)(found, **tiny_batch()).score, expected, rtol=1e-4, atol=1e-5)
+    _, trainer = first_step(merged, tmp_path / "more")
+    trainer.save_model()
+    assert (tmp_path / "more" / "model.safetensors").exists()
 
 
 def test_adapters_that_cannot_be_saved_or_loaded_as_they_are(tmp_path):

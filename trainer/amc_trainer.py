@@ -16,9 +16,10 @@ from transformers.trainer_utils import BestRun, TrainOutput
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
+from modeling_albef_amc.families.hooks import with_own_forward
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
-from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets, with_own_forward
+from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
 from modeling_albef_amc.gradcam import heatmap_points
 from modeling_albef_amc.pipeline import max_tokens
 

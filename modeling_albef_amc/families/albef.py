@@ -8,12 +8,15 @@ from ..modeling_albef_pretraining import AlbefForPreTraining
 from ..pipeline import encode_itself
 from ..processing_albef import AlbefProcessor
 from .family import AdaptedModules, Family, layers_of_images, layers_of_text
+from .hooks import onloaded, own_pass, unwrapped
 from .relevance import albef_modules
 
 
 class SelfExplainingFamily(Family):
     def explain(self, model: AlbefModel | AlbefForPreTraining, *inputs: Any, **options: Any) -> PhraseAttention:
-        return model.explain(*inputs, **options)
+        model = unwrapped(model)
+        with own_pass(model), onloaded(getattr(model, model.base_model_prefix, model)):  # its temperature
+            return model.explain(*inputs, **options)
 
 
 ALBEF = SelfExplainingFamily(

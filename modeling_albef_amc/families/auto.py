@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
 
-from ..pipeline import PhraseGrounder, VisualGroundingPipeline
+from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
+from .hooks import with_own_forward
 from .processors import tokenize_phrases, whole_images
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
@@ -48,9 +49,11 @@ class AutoGrounder(PhraseGrounder):
         family, encode_images = FAMILIES.get(model.config.model_type), None
         if family is not None:
             processor = whole_images(processor, model.config)
-            encode_images = family.encode_images if explain is None else None
+            if explain is None and family.encode_images is not None:
+                encode_images = with_own_forward(family.encode_images)
         model = explainable(model if device is None else model.to(device))
-        super().__init__(model, processor, explain or explain_function(model), encode_images)
+        explain = explain_function(model) if explain is None else with_own_forward(explain)
+        super().__init__(model, processor, explain, encode_images)
         self.keeps_encodings, self.max_encodings = max_encodings > 0, max_encodings
         self.encodings, self.lock = OrderedDict(), threading.Lock()
 
@@ -77,7 +80,9 @@ class AutoGrounder(PhraseGrounder):
         """
         model = load_model(path, **options)
         processor = load_processor(path, model, image_size, **hub_options(options))
-        return cls(model, processor, explain, device or torch.accelerator.current_accelerator() or "cpu")
+        if device is None and not hasattr(model, "hf_device_map"):  # else its parts are where they belong
+            device = torch.accelerator.current_accelerator() or "cpu"
+        return cls(model, processor, explain, device)
 
     def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., torch.Tensor]]:
         """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
@@ -86,6 +91,9 @@ class AutoGrounder(PhraseGrounder):
         if in_captions:
             raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
         return explain_function(self.model, method), METHODS[method]
+
+    def explain_phrases(self, *args: Any, explain: Explain | None = None, **options: Any) -> Sequence[GroundedImage]:
+        return super().explain_phrases(*args, explain=explain and with_own_forward(explain), **options)
 
     def _tokenize(self, texts: list[str], spans: list | None) -> Mapping[str, torch.Tensor]:
         return tokenize_phrases(self.processor, texts, spans=spans)

@@ -19,7 +19,7 @@ from ..gradcam import PhraseAttention
 from ..modeling_albef_pretraining import gather_rows, text_fingerprints
 from .family import AdaptedModules, Family, Pass, Size, layers_of_images
 from .fusion import BERT_ATTENTION
-from .hooks import explained_attention
+from .hooks import explained_attention, replaced_forward
 from .objectives import fits
 from .relevance import clip_modules
 
@@ -91,11 +91,8 @@ def eager_pooling(vision: nn.Module) -> Iterator[None]:
         probabilities = (query @ key.mT * attention.head_dim**-0.5).softmax(dim=-1)
         return attention.out_proj((probabilities @ value).transpose(1, 2).flatten(2)), probabilities
 
-    attention.forward = forward
-    try:
+    with replaced_forward(attention, forward):
         yield
-    finally:
-        del attention.forward
 
 
 def image_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

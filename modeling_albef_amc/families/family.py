@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..gradcam import PhraseAttention, resolve_image_index, uncompiled
-from .hooks import unwrapped
+from .hooks import own_pass, unwrapped
 from .objectives import matching_loss
 from .relevance import Modules
 
@@ -162,7 +162,7 @@ class Family:
             raise ValueError("A phrase is padded on the left, which the model does not read: pad on the right.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
-        with torch.enable_grad():
+        with torch.enable_grad(), own_pass(model):
             return self.function(
                 Pass(model, pixel_values, input_ids, mask, image_index, create_graph, layer, image_embeds)
             )

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..gradcam import PhraseAttention
 from .family import AdaptedModules, Family, Pass, Size, layers_of_text
-from .hooks import explained_attention, graph_from, record_attention
+from .hooks import explained_attention, graph_from, onloaded, record_attention
 from .relevance import blip_modules, vilt_modules
 
 
@@ -55,8 +55,10 @@ def blip_2(given: Pass) -> PhraseAttention:
         image_embeds = given.own_images(encoded_images(given))
         queries = model.query_tokens.expand(len(given.input_ids), -1, -1)
         query_mask = given.attention_mask.new_ones(queries.shape[:2])
+        with onloaded(model.embeddings.word_embeddings):  # it asks for their device before it calls them
+            embedded = model.embeddings(input_ids=given.input_ids, query_embeds=queries)
         states = model.qformer(
-            query_embeds=model.embeddings(input_ids=given.input_ids, query_embeds=queries),
+            query_embeds=embedded,
             query_length=queries.shape[1],
             attention_mask=torch.cat([query_mask, given.attention_mask], dim=1),
             encoder_hidden_states=image_embeds,
@@ -73,7 +75,8 @@ def vilt(given: Pass) -> PhraseAttention:
     """
     model, layer, mask = given.model, given.model.vilt.encoder.layer[given.layer], given.attention_mask
     with explained_attention(layer, layer.attention.attention, given.create_graph) as recorded:
-        image_embeds = given.own_images(patches_in_order(model.vilt.embeddings, given.pixel_values))
+        with onloaded(model.vilt.embeddings):
+            image_embeds = given.own_images(patches_in_order(model.vilt.embeddings, given.pixel_values))
         pooled = model.vilt(
             input_ids=given.input_ids,
             attention_mask=mask,
@@ -107,7 +110,11 @@ def bridgetower(given: Pass) -> PhraseAttention:
     side in one pass, so that an image is encoded for each of its phrases.
     """
     layer = given.model.bridgetower.cross_modal_text_layers[given.layer]
-    with explained_attention(layer, layer.crossattention.self, given.create_graph) as recorded:
+    blocks = given.model.bridgetower.vision_model.visual.transformer.resblocks
+    with (
+        onloaded(*(block.attn.out_proj for block in blocks)),  # torch's attention uses its weights without calling it
+        explained_attention(layer, layer.crossattention.self, given.create_graph) as recorded,
+    ):
         itm_logits = given.model(
             input_ids=given.input_ids,
             attention_mask=given.attention_mask,

@@ -1,10 +1,18 @@
 """What the functions of model families share: hooks for one pass, a graph that begins late, wrappers taken off."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from types import MethodType
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+PASSES: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -74,6 +82,66 @@ def without_dropout(attention: nn.Module) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+@contextmanager
+def own_pass(model: nn.Module) -> Iterator[None]:
+    """The model's own forward pass, not that of `groundable`, and for one thread at a time: hooks of two would meet."""
+    with (
+        PASSES.setdefault(model, threading.RLock()),
+        replaced_forward(model, MethodType(type(model).forward, model)),
+        onloaded(model),
+    ):
+        yield
+
+
+def with_own_forward(function: Callable) -> Callable:
+    """`function`, which takes a model first and may call it, in an `own_pass` of it."""
+
+    @wraps(function)
+    def run(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with own_pass(unwrapped(model)):
+            return function(model, *args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """`module` runs `forward` in here, inside accelerate's hooks where it has some."""
+    name = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+    before = vars(module).get(name)
+    setattr(module, name, forward)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, before)
+
+
+@contextmanager
+def onloaded(*modules: nn.Module) -> Iterator[None]:
+    """Own parameters of these can be used in here without calling them, also where accelerate has offloaded them."""
+    hooked = [module for module in modules if hasattr(module, "_hf_hook")]
+    for module in hooked:
+        module._hf_hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module in hooked:
+            module._hf_hook.post_forward(module, None)
+
+
+def words_begin_graph(model: nn.Module) -> list[RemovableHandle]:
+    """What words are embedded as begins a graph, even where all parameters are frozen, until the hooks are removed."""
+
+    def begin(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        # A copy, since some models add to it in place, which a leaf does not allow.
+        return output.requires_grad_().clone() if output.is_leaf else output
+
+    return [module.register_forward_hook(begin) for module in model.modules() if isinstance(module, nn.Embedding)]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,7 +1,5 @@
 """What the processors of all families must do for grounding: show the whole image, and place phrases alike."""
 
-from collections.abc import Mapping
-
 import torch
 from transformers import PreTrainedConfig, ProcessorMixin
 from transformers.models.clip import CLIPImageProcessorPil
@@ -40,19 +38,22 @@ def cleans_text(processor: ProcessorMixin) -> bool:
 
 def tokenize_phrases(
     processor: ProcessorMixin, phrases: list[str], max_length: int | None = None, spans: list[Span] | None = None
-) -> Mapping[str, torch.Tensor]:
+) -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases.
 
     With the `spans` of words that are to be grounded, as `AlbefProcessor` takes them, `heatmap_token_mask` too.
     """
     options = TOKENIZED if max_length is None else {**TOKENIZED, "truncation": True, "max_length": max_length}
     if cleans_text(processor):
-        return processor(text=phrases, phrase_spans=spans, **options)
+        return dict(processor(text=phrases, phrase_spans=spans, **options))
     if spans is not None and not processor.tokenizer.is_fast:
         name = type(processor.tokenizer).__name__
         raise ValueError(f"{name} does not tell which tokens are words of a span: pass phrases without their captions")
     # Other processors hand the text on to the tokenizer, some with places for an image.
     encoded = dict(processor.tokenizer(phrases, return_offsets_mapping=spans is not None, **options))
+    if processor.tokenizer.is_fast:  # else cutting and padding would be saved with it, and come back by themselves
+        processor.tokenizer.backend_tokenizer.no_truncation()
+        processor.tokenizer.backend_tokenizer.no_padding()
     if spans is not None:
         offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
         chosen = span_tokens(offsets, attention_mask, phrases, spans, span_characters)

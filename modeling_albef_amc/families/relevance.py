@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..gradcam import PhraseAttention, at_least_float32, attention_gradients, resolve_image_index
-from .hooks import record_attention, unwrapped
+from .hooks import own_pass, record_attention, unwrapped, words_begin_graph
 
 Kind = Literal["text", "image", "cross", "joint"]
 Modules = list[tuple[Kind, nn.Module]]
@@ -51,8 +51,10 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
         images = images.detach().requires_grad_()
         found = modules(model)
         with ExitStack() as stack:
+            stack.enter_context(own_pass(model))
             stack.enter_context(eager_attention(model))
-            stack.enter_context(words_with_graph(model))
+            for handle in words_begin_graph(model):
+                stack.callback(handle.remove)
             recorded = [stack.enter_context(record_attention(module)) for _, module in found]
             explanation = explain(model, images, input_ids, attention_mask, None, True)
         layers = (LayerAttention(kind, *attention) for (kind, _), attention in zip(found, recorded) if attention)
@@ -73,23 +75,6 @@ def eager_attention(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-@contextmanager
-def words_with_graph(model: PreTrainedModel) -> Iterator[None]:
-    """What words are embedded as begins a graph in here, even where all parameters are frozen."""
-
-    def begin(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        # A copy, since some models add to it in place, which a leaf does not allow.
-        return output if output.requires_grad else output.requires_grad_().clone()
-
-    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    handles = [module.register_forward_hook(begin) for module in embeddings]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def relevance(phrase_attention: PhraseAttention) -> torch.Tensor:

@@ -2,17 +2,16 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import wraps
 from types import MethodType
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
+from ..gradcam import gradcam, leaving_inference_mode, resolve_image_index
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
-from .hooks import unwrapped
+from .hooks import unwrapped, with_own_forward, words_begin_graph
 from .objectives import absent_loss, matching_loss
 from .registry import FAMILIES, explain_function, explainable
 
@@ -48,7 +47,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     """
     has_adapters, model = hasattr(model, "get_base_model"), explainable(unwrapped(model))
     if has_adapters:
-        model._hf_peft_config_loaded = True
+        model._hf_peft_config_loaded = HasAdapters(model)
     if has_own_objectives(model):
         model.drop_momentum_adapters()
         return model
@@ -108,22 +107,26 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         )
 
     model.forward = MethodType(forward, model)
+    model.enable_input_require_grads = MethodType(enable_input_require_grads, model)
+    if vars(model).get("_require_grads_hooks"):  # of transformers, from before
+        model.enable_input_require_grads()
     return model
 
 
-def with_own_forward(explain: Explain) -> Explain:
-    """`explain`, which may call the model: it finds the forward pass that the model had before `groundable`."""
+def enable_input_require_grads(model: PreTrainedModel) -> None:
+    """transformers', for adapters with activation checkpointing; BLIP adds to what words are embedded as in place."""
+    model.disable_input_require_grads()
+    model._require_grads_hooks = words_begin_graph(model)
 
-    @wraps(explain)
-    def explained(model: PreTrainedModel, *args, **kwargs) -> PhraseAttention:
-        replaced = vars(model).pop("forward", None)
-        try:
-            return explain(model, *args, **kwargs)
-        finally:
-            if replaced is not None:
-                model.forward = replaced
 
-    return explained
+class HasAdapters:
+    """True as long as peft's adapters are in the model: who merges them tells peft, and transformers nothing."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __bool__(self) -> bool:
+        return hasattr(self.model, "peft_config")
 
 
 def has_own_objectives(model: PreTrainedModel) -> bool:
