@@ -90,7 +90,12 @@ class Coco(GroundingBuilder):
         other = Path(self.config.data_dir, self.config.categories) if self.config.categories else None
         file = AnnotationFile(self._path(), other)
         images, annotations = file.images, file.table()
-        self.categories = {number: in_words(name) for number, name in file.categories.items()}
+        first: dict[str, str] = {}  # what is read the same by an uncased tokenizer has one row
+        names = {number: in_words(name) for number, name in file.categories.items()}
+        self.categories = {
+            number: first.setdefault(" ".join(name.casefold().replace("-", " ").split()), name)
+            for number, name in names.items()
+        }
         if again := _take_together(images, annotations, file.with_tokens):
             self.report.kept["images that are listed again, taken together with the first"] += again
         usable = []
@@ -158,7 +163,7 @@ class Coco(GroundingBuilder):
                 (number, self.categories[category], read_record(file, place))
                 for number, _, category, *place in annotations.tolist()
             ]
-        if any("tokens_positive" in record for *_, record in records):
+        if image.dataset_name in _EXPRESSIONS or any("tokens_positive" in record for *_, record in records):
             yield from self._instances_by_words([(number, record) for number, _, record in records], image)
             return
         in_part = {self.categories.get(number) for number in image.not_exhaustive}

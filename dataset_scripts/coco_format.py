@@ -94,8 +94,11 @@ def in_words(category: str) -> str:
     What stands in brackets tells a dictionary's meanings apart, and nobody says it. Categories that are called the same
     without it have one row in an image, as all of them are what the phrase says.
     """
-    words = category.replace("_", " ")
-    return " ".join((re.sub(r"\([^()]*\)", " ", words).strip() or words).split())
+    words, more = category.replace("_", " "), 1
+    spoken = words
+    while more:  # brackets in brackets
+        spoken, more = re.subn(r"\([^()]*\)", " ", spoken)
+    return " ".join((spoken.strip() or words).split())
 
 
 def contradict(box: Sequence[float], mask_box: Sequence[float]) -> bool:

@@ -35,7 +35,7 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int, drop: Calla
     mask, polygons, outline = None, [], 0.0
     for part in segmentation if is_list else [segmentation]:
         try:
-            if isinstance(part, dict) and part:  # one at a time, as there may be any number
+            if isinstance(part, dict) and part.keys() & {"size", "counts"}:  # one at a time, as there may be any number
                 found = _run_lengths_to_mask(part, height, width)
                 mask = found if mask is None else np.logical_or(mask, found, out=mask)
                 continue
@@ -62,7 +62,8 @@ def _polygon(part: Any, height: int, width: int) -> list[float]:
     unusable_if(part in ([], {}, ""), "empty")
     unusable_if(not isinstance(part, list), "neither polygon nor run lengths")
     if all(map(_is_point, part)):
-        part = [value for point in part for value in (point.values() if isinstance(point, dict) else point)]
+        points = ([point["x"], point["y"]] if isinstance(point, dict) else point for point in part)
+        part = [value for point in points for value in point]
     unusable_if(len(part) % 2, "polygon with an odd number of coordinates")
     unusable_if(len(part) < 6, "polygon of fewer than three points")
     polygon = part if all(map(is_number, part)) else [read_number(value) for value in part]
@@ -76,7 +77,7 @@ def _polygon(part: Any, height: int, width: int) -> list[float]:
 def _is_point(value: Any) -> bool:
     """Whether it is `[x, y]` or `{"x", "y"}`, of which some tools make polygons."""
     if isinstance(value, dict):
-        return list(value) == ["x", "y"]
+        return value.keys() == {"x", "y"}
     return isinstance(value, list) and len(value) == 2
 
 

@@ -105,9 +105,9 @@ class VisualGenome(GroundingBuilder):
         return None
 
     def _place(self, image: _Image) -> str:
-        """Where an image is in `images_dir`: at its address, or in either folder."""
+        """Where an image is in `images_dir`: at its address, in either folder, or in none."""
         name = Path(image.place).name
-        places = [image.place, *(f"{folder}/{name}" for folder in _FOLDERS)]
+        places = [image.place, *(f"{folder}/{name}" for folder in _FOLDERS), name]
         folder = self.config.images_dir or ""
         return next((place for place in places if os.path.isfile(os.path.join(folder, place))), image.place)
 

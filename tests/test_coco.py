@@ -71,6 +71,14 @@ def test_categories_of_one_name_have_one_row(workshop):
     assert row["phrase"] == "bow" and len(row["boxes"]) == 2
 
 
+@pytest.mark.parametrize("other", ["Traffic Light", "traffic-light", "traffic_light (sign (big))"])
+def test_categories_that_are_read_the_same_have_one_row(workshop, other):
+    data = content(annotation(10), annotation(12, category_id=2, **SECOND))
+    data["categories"][1]["name"] = other
+    (row,) = workshop.of(data)[0]["train"]
+    assert row["phrase"] == "traffic light" and len(row["boxes"]) == 2
+
+
 @pytest.mark.parametrize("crowd", [1, "1", True])
 def test_a_crowd_is_part_of_the_region(workshop, crowd):
     runs = {"size": [HEIGHT, WIDTH], "counts": [0, 6, 42]}
@@ -246,6 +254,13 @@ def test_places_that_are_none_are_dropped(workshop, tokens):
     assert reason.startswith("instances: tokens_positive") and count == 1
     with pytest.raises(ValueError, match="annotation 1: instances: tokens_positive"):
         workshop.of(captioned([[15, 26]], tokens), strict=True)
+
+
+def test_a_caption_of_the_refcoco_sets_is_an_expression_without_places_too(workshop):
+    data = captioned([[0, 3]])
+    data["images"][0]["dataset_name"] = "refcoco"
+    del data["annotations"][0]["tokens_positive"]
+    assert [row["phrase"] for row in workshop.of(data)[0]["train"]] == [" ".join(CAPTION.split())]
 
 
 def test_places_need_a_caption_and_a_caption_places(workshop):

@@ -70,6 +70,7 @@ def open_split(
     Raises:
         ValueError: it cannot be read, or has no such split or column, or a column holds something else.
     """
+    check_folder(path)
     with told(f"Split {split} of {path}"):
         dataset = load_dataset(path, config, split=split, streaming=streaming)
     if dataset.column_names is None:
@@ -147,7 +148,13 @@ def known_columns(
     return dataset, is_listed
 
 
+def check_folder(path: str) -> None:
+    if os.path.isfile(path):
+        raise ValueError(f"{path} is a file: name the folder that it is in ({os.path.dirname(path) or '.'}).")
+
+
 def split_names(path: str, config: str | None) -> list[str]:
+    check_folder(path)
     with told(path):
         return get_dataset_split_names(path, config)
 
@@ -157,12 +164,15 @@ def data_files(path: str, config: str | None, split: str) -> list[str]:
 
 
 def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Schema) -> pa.Table:
-    """The paths in these columns as images in files; relative ones are of the folder."""
+    """The paths in these columns as images in files; relative ones are of the folder, addresses stay as they are."""
 
     def place(path: str | list | None) -> dict | list | None:
         if isinstance(path, list):
             return [place(each) for each in path]
-        return None if path is None else {"bytes": None, "path": path and os.path.join(folder, path)}
+        if path and "://" not in path:
+            whole = os.path.join(folder, path)
+            path = whole if "\\" not in path or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
+        return None if path is None else {"bytes": None, "path": path}
 
     for name in names:
         images = pa.array(place(table[name].to_pylist()), schema.field(name).type)
