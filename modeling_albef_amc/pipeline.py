@@ -267,7 +267,7 @@ class PhraseGrounder:
             pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
             options: of `explain`, such as `layer`.
         """
-        device, explain = input_device(self.model), explain or self.explain
+        device, explain = input_device(self.model.eval()), explain or self.explain  # it may have been trained since
         pixel_values, image_embeds = pixel_values.to(device), None
         is_reused = len(image_index) > phrase_batch_size or self.keeps_encodings
         if is_reused and explain is self.explain and self.encode_images is not None:

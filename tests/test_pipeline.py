@@ -427,3 +427,10 @@ def test_another_family_is_saved_without_code(tmp_path):
     assert not list(tmp_path.glob("*.py"))
     again = pipeline("visual-grounding", model=str(tmp_path), device="cpu")
     same(again(picture(), PHRASES), ground(picture(), PHRASES))
+
+
+def test_a_model_that_was_trained_since_answers_without_dropout():
+    grounder = build("albef").grounder
+    expected = grounder.ground(picture(), ["red"])[0]["score"]
+    grounder.model.train()
+    assert grounder.ground(picture(), ["red"])[0]["score"] == expected and not grounder.model.training
