@@ -216,9 +216,9 @@ def main(
     options = vars(_parser(prog, name, parser_class).parse_args(arguments[1:]))
     repo_id, private = options.pop("push_to_hub"), options.pop("private")
 
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.errors import HTTPError
 
-    hub_errors = httpx.HTTPError, OSError, ValueError  # refused, not reached, offline on purpose, no such name
+    hub_errors = HTTPError, OSError, ValueError  # refused, not reached, offline on purpose, no such name
     try:
         if repo_id is not None:
             repo_id = create_repository(repo_id, private)

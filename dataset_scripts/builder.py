@@ -306,7 +306,7 @@ def read_inside(folder: Path, name: str) -> bytes:
 
 
 def _draw(image_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4]) / 2**32
+    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4], "big") / 2**32
 
 
 def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:

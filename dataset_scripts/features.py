@@ -14,7 +14,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Required, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from datasets import Features, Image, Value
@@ -44,9 +44,9 @@ FEATURES = Features(
 
 
 class PhraseFields(TypedDict, total=False):
-    """What a builder knows of a phrase: arguments of `make_row`."""
+    """What a builder knows of a phrase: arguments of `make_row`, of which only `phrase` is needed."""
 
-    phrase: Required[str]
+    phrase: str
     boxes: Sequence[Sequence[float]]
     masks: Sequence[dict[str, Any]]
     caption: str | None

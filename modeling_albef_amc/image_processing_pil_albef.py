@@ -64,6 +64,24 @@ def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
     return image
 
 
+def pillow_to_rgb(image: Image.Image) -> Image.Image:
+    """RGB of eight bits; transparent pixels are laid on white."""
+    image = pillow_to_eight_bit(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def tensor_to_rgb(image: Tensor, axis: int) -> Tensor:
+    """Grey is repeated along the axis of the channels; transparent pixels are laid on white."""
+    if image.shape[axis] != 4:
+        return image.repeat_interleave(3, axis) if image.shape[axis] == 1 else image
+    white = 1 if image.is_floating_point() else 255
+    colors, alpha = image.split((3, 1), axis)
+    blended = (colors - white) * (alpha / white) + white
+    return blended if white == 1 else blended.round().to(image.dtype)
+
+
 def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
     """Booleans, integers and floating point values → the uint8 values that `rescale_factor` 1/255 belongs to.
 
@@ -126,6 +144,7 @@ class AlbefImageInputs:
         images: ImageInput,
         *args,
         do_rescale: bool | None = None,
+        do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         **kwargs,
     ) -> list[Any]:
@@ -137,12 +156,14 @@ class AlbefImageInputs:
                 if isinstance(image, str):
                     image = self.fetch_images(image)
                 if isinstance(image, Image.Image):
-                    image = pillow_to_eight_bit(image)
+                    image = pillow_to_rgb(image) if do_convert_rgb else pillow_to_eight_bit(image)
                 else:
                     if image.ndim == 2:
                         image, data_format = image[None], ChannelDimension.FIRST
                     data_format = data_format or channel_axis_format(image)
                     image = array_to_eight_bit(image, do_rescale)
+                    if do_convert_rgb:
+                        image = tensor_to_rgb(image, 0 if data_format == ChannelDimension.FIRST else -1)
                 prepared.append(self.process_image(image, *args, input_data_format=data_format, **kwargs))
             except (ValueError, OSError) as error:  # Pillow reports truncated and unknown files as OSError.
                 raise ValueError(f"image {index}: {error}") from error

@@ -9,10 +9,9 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import ChannelDimension
 
-from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_eight_bit
+from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_rgb
 
 ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor | Mapping[str, Any]
 # What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
@@ -45,8 +44,7 @@ def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
         return image_from_array(source)
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = {"bytes": download(source, timeout), "path": source}
-    image = load_image(source)
-    return Image.fromarray(convert_to_rgb(pillow_to_eight_bit(image), return_numpy=True))
+    return pillow_to_rgb(load_image(source))
 
 
 def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> Image.Image:
@@ -109,5 +107,4 @@ def image_from_array(array: np.ndarray | Tensor) -> Image.Image:
     if array.ndim == 3 and channel_axis_format(array) == ChannelDimension.FIRST:
         array = array.transpose(1, 2, 0) if isinstance(array, np.ndarray) else array.permute(1, 2, 0)
     pixels = array_to_eight_bit(array, do_rescale=True).cpu().numpy()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-    return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+    return pillow_to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))

@@ -194,7 +194,7 @@ class AlbefVisionEmbeddings(nn.Module):
     def interpolated_positions(self, grid: tuple[int, int]) -> Tensor:
         """The learned positions on another grid of patches (bicubic), (1, 1 + rows * columns, hidden_size)."""
         # An exported program serves all grids: it may not be built for the one that it was traced with.
-        if not torch.compiler.is_exporting() and grid == self.config.grid:
+        if not torch.compiler.is_compiling() and grid == self.config.grid:
             return self.position_embeddings
         cls_position, patch_positions = self.position_embeddings.split([1, self.position_embeddings.shape[1] - 1], 1)
         patch_positions = patch_positions.unflatten(1, self.config.grid).permute(0, 3, 1, 2)

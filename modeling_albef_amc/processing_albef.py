@@ -51,8 +51,6 @@ class AlbefProcessor(ProcessorMixin):
     '[CLS] the tree [PAD]'
     """
 
-    text_kwargs = {"padding": True}
-
     def __init__(self, image_processor, tokenizer, max_words: int = 50):
         if max_words < 1:
             raise ValueError(f"max_words must be at least 1, got {max_words}")
@@ -89,7 +87,8 @@ class AlbefProcessor(ProcessorMixin):
             raise ValueError("phrase_spans needs the captions that they are spans of: pass them as text")
         max_words = kwargs.pop("max_words", None)
         max_words = self.max_words if max_words is None else max_words
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_kwargs(ProcessingKwargs, self.tokenizer.init_kwargs, **kwargs)
+        merged["text_kwargs"].setdefault("padding", True)
         data = {}
         if text is not None:
             phrases, image_index = flatten_phrases(text)

@@ -3,12 +3,12 @@
 import os
 import re
 import sys
-import tomllib
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version

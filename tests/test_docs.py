@@ -8,11 +8,11 @@ import runpy
 import shlex
 import subprocess
 import sys
-import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tomllib
 import torch
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -137,11 +138,24 @@ def test_a_pattern_of_ones_own_loads_in_the_base_model_too(base, tmp_path):
 def test_without_peft_the_error_says_so(base, tmp_path, monkeypatch):
     adapted(base).save_pretrained(tmp_path / "adapters")
     monkeypatch.setattr(auto, "is_peft_available", lambda: False)
-    monkeypatch.setattr(lora, "is_peft_available", lambda: False)
-    with pytest.raises(ImportError, match="adapters has LoRA adapters, which need peft: pip install peft"):
+    with pytest.raises(ImportError, match=r"adapters has LoRA adapters, which need peft: pip install 'albef-amc\[lora"):
         load_model(str(tmp_path / "adapters"))
     with pytest.raises(ImportError, match="lora_rank needs peft"):
         add_adapters(load_model(base), rank=2)
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "fits"),
+    [
+        ("transformers", "5.17.0", "LoRA goes with transformers 5.18"),
+        ("peft", "0.17.0", "peft 0.20 .* with transformers"),
+    ],
+)
+def test_of_versions_that_do_not_fit_the_error_says_which_do(package, version, fits, monkeypatch):
+    installed = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: version if name == package else installed(name))
+    with pytest.raises(ImportError, match=rf"{package}>=.* but found {package}=={version}.\n.*{fits}"):
+        auto.check_peft("lora_rank needs")
 
 
 # Training -------------------------------------------------------------------------------------------------------------

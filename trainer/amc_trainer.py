@@ -199,7 +199,7 @@ class AmcTrainer(PublishingTrainer):
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # of transformers 5.8
         )
         if not is_streamed:
             sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)

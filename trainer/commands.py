@@ -1,11 +1,12 @@
 """The command `albef-amc`: which commands there are, and what each can be told.
 
 Importing this imports no torch: what does the work is imported by its name when it is run. With several processes
-`accelerate launch` runs that module, such as `accelerate launch -m trainer.evaluate_grounding …`.
+`accelerate launch` runs that module, such as `accelerate launch -m albef_amc.trainer.evaluate_grounding …`.
 """
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -31,12 +32,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """`run` names "package.module:function" of the parsed arguments, or of the unparsed ones where `add` is None; `add`
-    adds options to a parser; `check` completes the parsed ones, or raises a ValueError if they do not fit together.
+    """`run` names "module:function" of the parsed arguments, or of the unparsed ones where `add` is None; `extra` is
+    what it needs installed; `add` adds options to a parser; `check` completes the parsed ones, or raises a ValueError
+    if they do not fit together.
     """
 
     help: str
     run: str
+    extra: str | None = None
     add: Callable[[argparse.ArgumentParser], None] | None = None
     check: Callable[[argparse.Namespace], None] = lambda args: None
 
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser(
         prog="albef-amc",
         description="Vision-language models that point.",
-        epilog=f"commands:\n{listed}\n\nalbef-amc COMMAND --help tells what each can be told.",
+        epilog=f"commands:\n{listed}\n\nalbef-amc COMMAND --help tells what each can be told; --quiet hides progress.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
@@ -56,9 +59,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["--version"]:
         print(f"albef-amc {load('importlib.metadata:version')('albef-amc')}")
         return
+    set_progress(is_quiet="--quiet" in arguments)
+    arguments = [word for word in arguments if word != "--quiet"]
     name = parser.parse_args(arguments[:1]).command
     options = parse(name, arguments[1:]) if COMMANDS[name].add else arguments[1:]
-    run_script(lambda: load(COMMANDS[name].run)(options))
+    run_script(lambda: run(name, options))
+
+
+def set_progress(is_quiet: bool) -> None:
+    """By the variables that tqdm and the libraries on it read: no bars, or in a log a line now and then."""
+    if is_quiet:
+        names = "TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"
+        os.environ |= {**dict.fromkeys(names, "1"), "TRANSFORMERS_VERBOSITY": "error"}
+    elif not sys.stderr.isatty():
+        os.environ |= {"TQDM_MININTERVAL": "30", "TQDM_ASCII": "1"} | os.environ
+
+
+def run(name: str, options: Any) -> None:
+    """ImportError: what the command needs is not installed."""
+    try:
+        load(COMMANDS[name].run)(options)
+    except ModuleNotFoundError as error:
+        extra = COMMANDS[name].extra
+        if extra is None:
+            raise
+        raise ImportError(f"{error}, which albef-amc {name} needs: pip install 'albef-amc[{extra}]'.") from error
 
 
 def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,8 +100,9 @@ def parse(name: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
 
 
 def load(name: str) -> Any:
+    """What "module:name" names; a module that begins with a dot is of this package."""
     module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(module, __package__), attribute)
 
 
 def with_underscores(word: str) -> str:
@@ -136,13 +162,18 @@ def add_ground(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("image", help="file or URL")
     add("phrases", nargs="+", metavar="phrase", help='such as "the remote on the left"')
-    add("--model", required=True, help="folder or Hub id of a checkpoint of any known family")
+    add("--model", help="folder or Hub id of a checkpoint of any known family")
     add("--output", type=Path, metavar="FILE", help="picture to write, one panel a phrase")
     add("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or alone to the standard output")
     add("--threshold", type=float, default=0.5, help="heat at a box's edge, 0 to 1 of its range (default: %(default)s)")
     add("--device", help="cpu, cuda, cuda:1, mps, …; default an accelerator if there is one")
     add_explaining_arguments(parser)
     add_hub_arguments(parser)
+
+
+def check_ground(args: argparse.Namespace) -> None:
+    if args.model is None:
+        raise ValueError("--model is missing: a checkpoint's Hub id, such as Salesforce/blip-itm-base-coco, or folder")
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -260,18 +291,19 @@ With several processes: accelerate launch train.py.
 def train(arguments: list[str]) -> None:
     if not {"-h", "--help"} & set(arguments):
         arguments = ["--help" if with_underscores(word) == "--help_all" else word for word in arguments]
-        load("trainer.training:main")(arguments)
+        load(".training:main")(arguments)
         return
     print(TRAIN_HELP)
     for group in ("ModelArguments", "DataArguments", "AmcArguments"):
-        for field in dataclasses.fields(load(f"trainer.arguments:{group}")):
+        for field in dataclasses.fields(load(f".arguments:{group}")):
             default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
             print(f"  --{field.name} (default: {default})\n      {field.metadata['help']}")
 
 
 def build(arguments: list[str]) -> None:
     try:
-        load("dataset_scripts.build:main")(arguments, prog="albef-amc build", parser_class=OneLineParser)
+        scripts = __package__.removesuffix("trainer") + "dataset_scripts"
+        load(f"{scripts}.build:main")(arguments, prog="albef-amc build", parser_class=OneLineParser)
     except SystemExit as end:
         if isinstance(end.code, str):  # what went wrong; Python itself would end with status 1
             fail(end.code)
@@ -295,24 +327,27 @@ def export(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
-    load("trainer.lora:merge")(args.adapters, args.output, **hub)
+    load(".lora:merge")(args.adapters, args.output, **hub)
     print(f"{args.output} written.")
 
 
 COMMANDS = {
-    "ground": Command("point at what phrases name in an image", "modeling_albef_amc.tools.ground:ground", add_ground),
-    "train": Command("train a model with Attention Mask Consistency", "trainer.commands:train"),
+    "ground": Command("point at what phrases name in an image", "modeling_albef_amc.tools.ground:ground", None,
+                      add_ground, check_ground),
+    "train": Command("train a model with Attention Mask Consistency", ".commands:train", "train"),
     "evaluate": Command("score where checkpoints point, on benchmarks and data of one's own",
-                        "trainer.evaluate_grounding:evaluate", add_evaluate, check_evaluate),
-    "ground-dataset": Command("ground every phrase of a data set, a row a phrase",
-                              "trainer.ground_dataset:ground_dataset", add_ground_dataset, check_ground_dataset),
-    "sweep": Command("find the layer, or the head, that points best", "trainer.sweep_layers:sweep", add_sweep,
+                        ".evaluate_grounding:evaluate", "eval", add_evaluate, check_evaluate),
+    "ground-dataset": Command("ground every phrase of a data set, a row a phrase", ".ground_dataset:ground_dataset",
+                              "eval", add_ground_dataset, check_ground_dataset),
+    "sweep": Command("find the layer, or the head, that points best", ".sweep_layers:sweep", "eval", add_sweep,
                      check_sweep),
-    "build": Command("build a data set from raw annotations", "trainer.commands:build"),
+    "build": Command("build a data set from raw annotations", ".commands:build", "train"),
     "convert": Command("convert original ALBEF and AMC checkpoints to folders for transformers, and back",
-                       "trainer.commands:convert", add_convert, check_convert),
-    "export": Command("export an ALBEF checkpoint as programs of torch.export", "trainer.commands:export", add_export),
-    "merge": Command("write base model and LoRA adapters as one plain checkpoint", "trainer.commands:merge", add_merge),
+                       ".commands:convert", None, add_convert, check_convert),
+    "export": Command("export an ALBEF checkpoint as programs of torch.export", ".commands:export", "export",
+                      add_export),
+    "merge": Command("write base model and LoRA adapters as one plain checkpoint", ".commands:merge", "lora",
+                     add_merge),
 }  # fmt: skip
 
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
-from transformers.utils import is_peft_available
 
-from modeling_albef_amc.families.auto import base_of, load_model
+from modeling_albef_amc.families.auto import base_of, check_peft, load_model
 from modeling_albef_amc.families.checkpoint_checks import check_safetensors
 from modeling_albef_amc.families.family import AdaptedModules
 from modeling_albef_amc.families.registry import FAMILIES
@@ -42,8 +41,7 @@ def add_adapters(
             has adapters already, or came from no checkpoint; dropout where it cannot be.
         ImportError: peft is missing.
     """
-    if not is_peft_available():
-        raise ImportError("lora_rank needs peft: pip install peft, or pip install albef-amc[train].")
+    check_peft("lora_rank needs")
     from peft import LoraConfig
 
     if model._hf_peft_config_loaded:

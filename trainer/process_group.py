@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 # Packages whose errors say what their user can mend.
-OWN = "modeling_albef_amc", "trainer", "dataset_scripts"
+OWN = "modeling_albef_amc", "albef_amc", "trainer", "dataset_scripts"  # installed, or in a clone of the repository
 
 
 def check_restart() -> None:
@@ -40,6 +40,11 @@ def run_script(main: Callable[[], Any]) -> None:
 def fail(message: str, *notes: str) -> NoReturn:
     print(" ".join(message.split()), *notes, sep="\n", file=sys.stderr)
     sys.exit(2)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """What Python 3.11 has as a method of errors."""
+    error.__dict__.setdefault("__notes__", []).append(note)
 
 
 def end_process_group() -> None:

@@ -19,6 +19,7 @@ from .amc_config import AmcConfig
 from .checkpoints import begin, check_shared, checkpoints, discard, is_complete, resumed, rotate, sync
 from .lora import MOMENTUM, load_checkpoint, save_moving
 from .model_card import model_card
+from .process_group import add_note
 
 logger = logging.get_logger(__name__)
 # Files of a checkpoint that a run goes on from, and that are no part of the model.
@@ -79,14 +80,14 @@ class PublishingTrainer(Trainer):
         if could_not_save and isinstance(error, Exception):
             found = checkpoints(run)
             advice = f" {found[-1]} is complete: make room, then go on with resume_from_checkpoint." if found else ""
-            error.add_note(f"{self.checkpoint} could not be saved.{advice}")
+            add_note(error, f"{self.checkpoint} could not be saved.{advice}")
             return
         is_search = self.hp_search_backend is not None  # nobody goes on with its trials
         # Of several processes the others may wait for this one elsewhere: nothing can be saved together.
         if self.accelerator.num_processes == 1 and self.has_unsaved_steps and not is_search:
             self.save_checkpoint()
             advice = "continue with resume_from_checkpoint."
-            error.add_note(f"The {self.state.global_step} steps before it are in {run}: {advice}")
+            add_note(error, f"The {self.state.global_step} steps before it are in {run}: {advice}")
 
     def save_checkpoint(self) -> None:
         """Saves a checkpoint now, as Trainer does it when one is due."""
@@ -236,5 +237,5 @@ def noting(advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(advice)
+        add_note(error, advice)
         raise

@@ -164,7 +164,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     def _generator(self, purpose: int) -> torch.Generator:
         text = f"{self.seed} {self.epoch} {purpose}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def as_it_is(batch: Any) -> Any:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import find_adapter_config_file, is_peft_available
+from transformers.utils.versions import require_version
 
 from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline
 from .checkpoint_checks import naming_damage, read_object
@@ -138,14 +140,25 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
+def check_peft(needs: str) -> None:
+    """ImportError, which begins with what `needs` it: peft is missing, or does not fit the transformers installed."""
+    if not is_peft_available():
+        raise ImportError(f"{needs} peft: pip install 'albef-amc[lora]'.")
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    # Older ones do not load what was trained in full beside adapters, and say nothing.
+    require_version("transformers>=5.18", "LoRA goes with transformers 5.18 and newer.")
+    hint = f"transformers {transformers.__version__} goes with it, peft 0.20 and 0.21 with transformers 5.18 to 5.23."
+    require_version(f"peft>={MIN_PEFT_VERSION}", hint)
+
+
 def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     """The checkpoint that LoRA adapters belong to, with its own `hub_options`; of any other checkpoint itself."""
     file = find_adapter_config_file(path, **hub)
     folder = Path(path, hub.get("subfolder", ""))
     if file is None or (folder / "config.json").is_file():  # with both, transformers takes the weights beside them
         return path, hub
-    if not is_peft_available():
-        raise ImportError(f"{path} has LoRA adapters, which need peft: pip install peft.")
+    check_peft(f"{path} has LoRA adapters, which need")
     settings = read_object(Path(file))
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
