@@ -6,7 +6,10 @@ SECONDS ?= 60
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
-EXTRAS := train,eval,space,dev
+EXTRAS := train,lora,eval,space,dev
+# LoRA needs a newer transformers than everything else.
+LOWEST_EXTRAS := train,eval,space,dev
+OLDER := 2026-05-01
 SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -16,11 +19,11 @@ PYTEST = -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(
 TORCH ?= $(shell grep ^torch== constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-lowest test-newest audit bench chaos fuzz lint space clean
+.PHONY: help train test test-lowest test-older test-newest audit bench chaos fuzz lint space clean
 
 # Nothing but the installation, and the audit, needs the network.
-train test test-lowest test-newest bench chaos space: export HF_HUB_OFFLINE := 1
-train test test-lowest test-newest bench chaos space: export HF_HUB_DISABLE_TELEMETRY := 1
+train test test-lowest test-older test-newest bench chaos space: export HF_HUB_OFFLINE := 1
+train test test-lowest test-older test-newest bench chaos space: export HF_HUB_DISABLE_TELEMETRY := 1
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,9 +36,12 @@ train: $(SCENES)/base/done  ## build scenes, train a base model, then it without
 test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
-# Both install gigabytes. LOWEST=1: tests/test_dependencies.py checks that every lower bound is what is installed.
+# Each installs gigabytes. LOWEST=1: tests/test_dependencies.py checks that every lower bound is what is installed.
 test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that pyproject.toml admits
 	@LOWEST=1 OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST)
+
+test-older: .venv-older/installed  ## the tests with the versions of half a year ago
+	@OMP_NUM_THREADS=1 .venv-older/bin/python $(PYTEST)
 
 test-newest: .venv-newest/installed  ## the tests with the newest versions; of torch as well: make test-newest TORCH=torch
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST)
@@ -78,11 +84,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[$(EXTRAS)]"
 	@touch $@
 
-.venv-lowest/installed: pyproject.toml
-	@echo "Installing the lowest versions into .venv-lowest."
+.venv-lowest/installed: UV := --resolution lowest-direct -e ".[$(LOWEST_EXTRAS)]"
+.venv-older/installed: UV := --exclude-newer $(OLDER) -e ".[$(LOWEST_EXTRAS)]"
+.venv-lowest/installed .venv-older/installed: pyproject.toml
+	@echo "Installing older versions into $(@D)."
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq uv
-	@$(@D)/bin/uv pip install -q --python $(@D)/bin/python --resolution lowest-direct -e ".[$(EXTRAS)]"
+	@$(@D)/bin/uv pip install -q --python $(@D)/bin/python $(UV)
 	@touch $@
 
 # New versions come without a change here: remove .venv-newest for them.

@@ -194,7 +194,7 @@ def training_memory(variant: str, device: str, quick: bool) -> int:
     scale = scale_of(place, quick)
     model, batch = build_albef(scale, place, pretraining=True), training_batch(scale, place)
     if variant == "checkpointing":
-        model.gradient_checkpointing_enable()
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # the older name
     losses = baseline.training_losses if variant == "baseline" else training_losses
     step = TrainingStep(model, batch, losses, variant == "bf16")
     step()

@@ -114,7 +114,7 @@ def init_arguments(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         defaults -= OF_LAST_PADDING if "pad_token_type_id" in loaded else set()
     return {
         **{name: loaded[name] for name in defaults},
-        **{name: value for name in KEPT if (value := getattr(tokenizer, name))},
+        **{name: value for name in KEPT if (value := getattr(tokenizer, name, None))},
         **tokenizer.special_tokens_map,
         "model_max_length": tokenizer.model_max_length,
         "padding_side": tokenizer.padding_side,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 from PIL import Image, ImageFont
 from transformers import pipeline
 
@@ -17,11 +16,11 @@ from modeling_albef_amc.tools import albef_checkpoint_layout
 from modeling_albef_amc.tools.figures import panel, sheet, wrap
 from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay
 from tests.helpers.data import picture, tiny_albef, tiny_processor
+from tests.helpers.source import PROJECT
 from trainer import commands, record_store, regions
 from trainer.commands import COMMANDS, main, parse, with_underscores
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PHRASES = ["the red square on the left", "the blue square"]
 
 

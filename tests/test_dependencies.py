@@ -8,14 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.helpers.source import OURS, ROOT, imports
+from tests.helpers.source import OURS, PROJECT, ROOT, imports
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = "core"
 GROUPS = {CORE: PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 # What each group is for, as patterns of files. These, and all of ours that they import, need no more than the core and

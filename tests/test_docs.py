@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import tomllib
 import torch
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image
@@ -23,6 +22,7 @@ from modeling_albef_amc import AutoGrounder, gradcam, groundable
 from modeling_albef_amc.families.hooks import with_own_forward
 from tests.helpers.data import picture, tiny_processor
 from tests.helpers.models import tiny_batch
+from tests.helpers.source import PROJECT
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
 
@@ -118,7 +118,7 @@ NOT_PARSED = {
     "export": "of the shell",
     "source": "of the shell",
 }
-SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["albef-amc"]
+SCRIPT = PROJECT["scripts"]["albef-amc"]
 
 
 def command_lines() -> list[str]:

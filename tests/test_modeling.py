@@ -17,7 +17,7 @@ from modeling_albef_amc import (
 from modeling_albef_amc.attention_albef import eager_attention_forward
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.relevance import relevance
-from tests.helpers.models import masked_batch, tiny_batch, tiny_config
+from tests.helpers.models import enable_checkpointing, masked_batch, tiny_batch, tiny_config
 from trainer.amc_loss import attention_mask_consistency_loss
 
 
@@ -231,7 +231,7 @@ def test_activation_checkpointing_changes_nothing(implementation, reentrant):
         model.set_attn_implementation(implementation)
         model.albef.vision_model.layers[0].intermediate.register_forward_hook(lambda *_, seen=passes: seen.append(1))
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            enable_checkpointing(model, {"use_reentrant": reentrant})
         total, _ = amc_total(model, masked_batch(), output_heatmaps=not reentrant)
         total.backward()
         # Computed again in the backward pass: proof that it is on.
@@ -489,10 +489,10 @@ def test_saving_takes_what_transformers_takes_in_its_order(model_class, tmp_path
 def test_reentrant_checkpointing_says_what_to_set(explanation, grounding_layer):
     """Also where no checkpointed layer lies between the explained one and the score."""
     model = AlbefModel(tiny_config(grounding_layer=grounding_layer)).train()
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    enable_checkpointing(model, {"use_reentrant": True})
     with pytest.raises(RuntimeError, match=r"use_reentrant.*False"):
         model(**tiny_batch(), output_heatmaps=True, explanation=explanation)
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_checkpointing(model, {"use_reentrant": False})
     model(**tiny_batch(), output_heatmaps=True, explanation=explanation).heatmaps.sum().backward()
 
 

@@ -39,7 +39,14 @@ from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
-from tests.helpers.models import TINY, tiny_batch, tiny_config, tiny_family_processor
+from tests.helpers.models import (
+    CHECKPOINTING,
+    TINY,
+    enable_checkpointing,
+    tiny_batch,
+    tiny_config,
+    tiny_family_processor,
+)
 from tests.helpers.training import collator_of, make_trainer
 from trainer.lora import merge
 
@@ -309,9 +316,9 @@ def test_adapters_with_activation_checkpointing(family, tmp_path):
     for name in ("not", "by setting", "by hand"):
         model = copy.deepcopy(plain)
         if name == "by hand":
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         torch.manual_seed(0)
-        found, trainer = first_step(get_peft_model(model, LORA), tmp_path, gradient_checkpointing=name == "by setting")
+        found, trainer = first_step(get_peft_model(model, LORA), tmp_path, **{CHECKPOINTING: name == "by setting"})
         logs.append({name: found[name] for name in ("loss", "grad_norm", "loss_amc_max")})
         assert AutoGrounder(trainer.model, build(family)[1]).score(picture(), TEXTS)
     assert logs[1] == logs[2] == pytest.approx(logs[0], rel=1e-4)

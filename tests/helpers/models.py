@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
     SiglipProcessor,
+    TrainingArguments,
 )
 from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.bridgetower import BridgeTowerImageProcessorPil
@@ -31,6 +32,13 @@ SIZE = Size(width=16, heads=2, image_size=32, patch_size=8, vocab_size=40, max_t
 TINY = {name: partial(family.small_model, SIZE) for name, family in FAMILIES.items() if name != "albef"}
 IMAGE_PROCESSORS = {"vilt": ViltImageProcessorPil, "bridgetower": BridgeTowerImageProcessorPil}
 IMAGE_PROCESSORS |= dict.fromkeys(("clip", "altclip", "chinese_clip"), CLIPImageProcessorPil)
+# What transformers calls it, and called it before 5.22.
+IS_NEW = hasattr(TrainingArguments, "activation_checkpointing")
+CHECKPOINTING = f"{'activation' if IS_NEW else 'gradient'}_checkpointing"
+
+
+def enable_checkpointing(model: PreTrainedModel, options: dict | None = None) -> None:
+    getattr(model, f"{CHECKPOINTING}_enable")(options)
 
 
 def tiny_family_processor(family: str, texts: list[str]) -> ProcessorMixin:

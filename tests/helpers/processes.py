@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from dataset_scripts.features import FEATURES
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
 from tests.helpers.data import scattered_boxes, tiny_albef, tiny_dataset, tiny_records
-from tests.helpers.models import TINY
+from tests.helpers.models import CHECKPOINTING, TINY
 from tests.helpers.training import FixedDraws, Watcher, collator_of, make_trainer, training_logs
 from trainer.fsdp import left_out
 from trainer.loss_means import count_items
@@ -24,7 +24,7 @@ from trainer.process_group import end_process_group
 
 ROWS = 12
 ABSENT, WITHOUT_REGION = (6, 7, 8), (4, 9, 10, 11)  # of four processes, the third and the fourth have nothing else
-COMBINED = dict(gradient_accumulation_steps=2, bf16=True, gradient_checkpointing=True)
+COMBINED = dict(gradient_accumulation_steps=2, bf16=True, **{CHECKPOINTING: True})
 OFF = dict(itc_weight=0.0, itm_weight=0.0)
 
 
@@ -82,7 +82,7 @@ def by_dual_encoder(folder: Path, family: str, per_device: int, accumulation: in
 def with_checkpointing(folder: Path, family: str) -> float:
     """The loss of the third step, where parameters have no gradient: of MLM, of BLIP's other heads."""
     model = tiny_albef() if family == "albef" else TINY[family]()
-    options = dict(mlm_weight=0.0, activation_checkpointing=True, max_steps=3, per_device_train_batch_size=2)
+    options = dict(mlm_weight=0.0, max_steps=3, per_device_train_batch_size=2, **{CHECKPOINTING: True})
     trainer = make_trainer(folder, model, tiny_dataset(12), collator_of(mlm_probability=0.0), **options)
     trainer.train()
     return training_logs(trainer)[-1]["loss"]

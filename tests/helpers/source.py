@@ -3,7 +3,13 @@
 import ast
 from pathlib import Path
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # of Python 3.10; pytest brings it
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = "modeling_albef_amc", "trainer", "dataset_scripts", "space"
 # A Space starts its app.py as a script: its modules find each other without a package.
 IN_SPACE = {path.stem for path in (ROOT / "space").glob("*.py")}
