@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import AnnotationFile, CocoImage, contradict, is_box, read_corners, read_id
+from .coco_format import AnnotationFile, CocoImage, contradict, read_box, read_corners, read_id
 from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
 from .options import RefCocoOptions
@@ -283,8 +283,8 @@ def _first_fours(boxes: Any, record: str) -> Boxes:
     """Boxes that a score or category may follow: their first four numbers."""
     fours = []
     for box in boxes if isinstance(boxes, list) else [None]:
-        four = box[:4] if isinstance(box, list) else box
-        if not is_box(four):
-            raise ValueError(f"{record}: {str(four)[:80]!r} is not a box, [x, y, width, height]")
+        four = read_box(box[:4] if isinstance(box, list) else box)
+        if four is None:
+            raise ValueError(f"{record}: {str(box)[:80]!r} is not a box, [x, y, width, height]")
         fours.append(four)
     return fours
