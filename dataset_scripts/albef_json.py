@@ -108,6 +108,7 @@ class AlbefJson(GroundingBuilder):
             for box in filter(None, map(read_box, _listed(record.get("bbox")))):
                 count += 1
                 try:
+                    unusable_if(max(map(abs, box)) <= 1, "box in shares of the image")  # of the whole image, too
                     clip_box(box, None)
                 except OutsideImage:
                     continue

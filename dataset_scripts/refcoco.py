@@ -211,19 +211,21 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not a list of refs")
     ids = set()
     for number, ref in enumerate(refs):
-        problem = _problem_of_ref(ref) or ("its id occurs twice" if ref["ref_id"] in ids else None)
+        problem = _problem_of_ref(ref)
+        if problem is None:
+            ref |= {key: read_id(ref[key]) for key in ("ref_id", "image_id", "ann_id")}
+            problem = "its id occurs twice" if ref["ref_id"] in ids else None
         if problem:
             raise ValueError(f"{path}: ref {ref.get('ref_id')!r:.80} (number {number} in the file): {problem}")
         ids.add(ref["ref_id"])
-        ref["ann_id"] = read_id(ref["ann_id"])
     return refs
 
 
 def _problem_of_ref(ref: dict[str, Any]) -> str | None:
     for key in ("ref_id", "image_id"):
-        if type(ref.get(key)) is not int:
+        if type(read_id(ref.get(key))) is not int:
             return f"{key} is not a whole number"
-    if type(ref.get("ann_id")) not in (int, str):  # text in ReferIt: "8756_2"
+    if read_id(ref.get("ann_id")) is None:  # text in ReferIt: "8756_2"
         return "ann_id is neither a whole number nor text"
     if not isinstance(ref.get("split"), str):
         return "split is not text"

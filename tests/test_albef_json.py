@@ -105,6 +105,13 @@ def test_boxes_of_another_format_are_refused_where_they_are_many(workshop, bbox,
         workshop.of([record(bbox=bbox), WHOLE, record(bbox=[bbox])])
 
 
+def test_a_whole_image_in_shares_is_not_its_first_pixel(workshop):
+    with pytest.raises(
+        ValueError, match=r"1 of 1 boxes are none \(record 0, \[0, 0, 1, 1\]: box in shares of the image"
+    ):
+        workshop.of([record(bbox=[0, 0, 1, 1])])
+
+
 def test_numbers_may_be_text(workshop):
     rows, _ = workshop.of([record(bbox=["1", "2.5", " 3 ", "4e0"]), record(bbox=[["1", 2, 3, "4"]])], strict=True)
     assert [row["boxes"] for row in rows] == [[[1, 2.5, 3, 4]], [[1, 2, 3, 4]]]
