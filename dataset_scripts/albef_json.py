@@ -113,7 +113,7 @@ class AlbefJson(GroundingBuilder):
                 except OutsideImage:
                     continue
                 except Unusable as reason:
-                    wrong.append(f"record {number}, {box}: {reason}")
+                    wrong.append(f"record {number}, {box!s:.80}: {reason}")
         if len(wrong) > SIZEABLE * count:
             raise ValueError(
                 f"{self.config.annotations}: {len(wrong):,} of {count:,} boxes are none ({'; '.join(wrong[:3])}): bbox "

@@ -373,8 +373,9 @@ def read_annotation(path: Path) -> Annotation:
         raise ValueError(f"{path} {reason}") from None
     if root.tag != "annotation":
         raise ValueError(f"{path} is an XML file of <{root.tag}>, not of an <annotation>")
-    sides = root.findtext("size/width"), root.findtext("size/height")
-    return Annotation(_size(*sides, str(path)), [_read_object(item, path) for item in root.iterfind("object")])
+    width, height = (root.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    objects = [found for item in root.iterfind("object") for found in _read_objects(item, path)]
+    return Annotation(_size(width, height, str(path)), objects)
 
 
 def _size(width: Any, height: Any, place: str) -> tuple[int, int] | None:
@@ -385,16 +386,18 @@ def _size(width: Any, height: Any, place: str) -> tuple[int, int] | None:
     return size if min(size) else None
 
 
-def _read_object(item: Element, path: Path) -> Object:
+def _read_objects(item: Element, path: Path) -> list[Object]:
+    """An object, one for each of its boxes."""
     chains = list(dict.fromkeys((name.text or "").strip() for name in item.iterfind("name")))
     if not chains or not all(chains):
         raise ValueError(f"{path}: an object has no <name>, the chain that it belongs to")
-    box = item.find("bndbox")
-    if box is None:
+    boxes = item.findall("bndbox")
+    if not boxes:
         flags = [item.find(tag) is not None and _number(item, tag, path) > 0 for tag in ("scene", "nobndbox")]
-        return Object(chains, None, *flags)
-    x1, y1, x2, y2 = (_number(box, corner, path) for corner in ("xmin", "ymin", "xmax", "ymax"))
-    return Object(chains, [x1 - 1, y1 - 1, x2, y2])
+        return [Object(chains, None, *flags)]
+    names = "xmin", "ymin", "xmax", "ymax"
+    corners = ([_number(box, name, path) for name in names] for box in boxes)
+    return [Object(chains, [x1 - 1, y1 - 1, x2, y2]) for x1, y1, x2, y2 in corners]
 
 
 def _number(element: Element, tag: str, path: Path) -> float:

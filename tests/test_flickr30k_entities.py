@@ -190,7 +190,12 @@ def test_boxes_without_area_are_dropped(tmp_path, corners):
 
 @pytest.mark.parametrize(
     "size",
-    ["", "<size><width>0</width><height>0</height></size>", "<size><width>40</width></size>", "<size><width/></size>"],
+    [
+        "",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>40</width></size>",
+        "<size><width> </width></size>",
+    ],
 )
 def test_a_size_that_nobody_filled_in_is_that_of_the_image(tmp_path, size):
     write_one(tmp_path, one_image([Thing(["1"], (31, 21, 45, 32))], [[phrase("1")]]))
@@ -209,6 +214,14 @@ def test_a_phrase_has_all_boxes_of_its_chain(tmp_path):
     rows, _ = rows_of(tmp_path, *things, captions=[[phrase("1"), phrase("2")], [phrase("1")]])
     first, second = [[0, 0, 4, 4], [4, 4, 9, 9]], [[4, 4, 9, 9], [5, 5, 8, 8]]
     assert [row["boxes"] for row in rows] == [first, second, first]
+
+
+def test_an_object_may_have_several_boxes(tmp_path):
+    write_one(tmp_path, one_image([BOX], [[phrase("1")]]))
+    path = tmp_path / "Annotations" / "7.xml"
+    second = "<bndbox><xmin>6</xmin><ymin>7</ymin><xmax>8</xmax><ymax>9</ymax></bndbox>"
+    path.write_text(path.read_text().replace("</bndbox>", "</bndbox>" + second))
+    assert [row["boxes"] for row in build(tmp_path)[0]["train"]] == [[[0, 0, 4, 4], [5, 6, 8, 9]]]
 
 
 def test_a_chain_that_lost_a_box_has_none(tmp_path):
