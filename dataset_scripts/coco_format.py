@@ -259,7 +259,8 @@ class AnnotationFile:
         require("bbox", box in (None, []) or read_corners(box) or record.get("segmentation"))
         require("iscrowd", is_crowd(record) is not None)
         self._columns.extend((number, self._image_numbers[image], self.category_numbers[category], *place))
-        self._corners.extend(read_region(record)[0] or [math.nan] * 4)
+        corners = read_region(record)[0]
+        self._corners.extend(corners if corners and all(map(is_number, corners)) else [math.nan] * 4)
         coordinates = _coordinates(record)
         if any(coordinates):
             is_small = max(map(abs, coordinates)) <= 1

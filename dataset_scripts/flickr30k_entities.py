@@ -375,14 +375,18 @@ def read_annotation(path: Path) -> Annotation:
         raise ValueError(f"{path} is an XML file of <{root.tag}>, not of an <annotation>")
     width, height = (root.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
     objects = [found for item in root.iterfind("object") for found in _read_objects(item, path)]
-    return Annotation(_size(width, height, str(path)), objects)
+    try:
+        size = _size(width, height)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Annotation(size, objects)
 
 
-def _size(width: Any, height: Any, place: str) -> tuple[int, int] | None:
+def _size(width: Any, height: Any) -> tuple[int, int] | None:
     """An image's size; None where nobody has filled it in: it is missing, empty or 0."""
     size = read_whole(width or 0), read_whole(height or 0)
     if None in size or min(size) < 0:
-        raise ValueError(f"{place}: an image cannot have {width!r:.80} x {height!r:.80} pixels")
+        raise ValueError(f"an image cannot have {width!r:.80} x {height!r:.80} pixels")
     return size if min(size) else None
 
 
@@ -465,7 +469,7 @@ def _processed_phrase(words: list[str], phrase: dict[str, Any]) -> Phrase:
 def _processed_annotation(entry: Any, place: str) -> Annotation:
     """An image's boxes as InfoGround's JSON has them: corners from 0, both of them part of the box."""
     with _in_format(place):
-        size = _size(entry.get("width"), entry.get("height"), place)
+        size = _size(entry.get("width"), entry.get("height"))
         objects = [Object([chain], _half_open(box)) for chain, boxes in entry["boxes"].items() for box in boxes]
         objects += [Object([chain], None, is_scene=True) for chain in _chains(entry["scene"])]
         objects += [Object([chain], None, is_unboxed=True) for chain in _chains(entry["nobox"])]

@@ -239,7 +239,7 @@ def test_numbers_of_every_kind_mean_the_same(workshop):
         near = relationship(thing(1, "auto") | box | {"object_id": kind(1)}, "near", TREE)
         workshop.put("relationships", [ids | {"relationships": [near]}])
         rows, _ = workshop.rows(strict=True)
-        assert rows == expected and len(rows) == 5
+        assert rows == expected and len(rows) == 6
 
 
 def test_all_takes_what_is_there_and_a_named_kind_must_be(workshop):
