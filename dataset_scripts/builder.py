@@ -318,13 +318,16 @@ def _area(box: list[float]) -> float:
     return (x2 - x1) * (y2 - y1)
 
 
-def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
+def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5) -> list[float]:
     """`[x1, y1, x2, y2]` in pixels, cut to an image of (width, height); where that is unknown, to positive numbers.
+
+    Args:
+        least: the share of its area that must be in the image.
 
     Raises:
         OutsideImage: it lies beside the image.
-        Unusable: it has no area at all, or less of it in the image than beside it, so that nobody knows whether the
-            image shows what it was to surround; or it is in shares of the image.
+        Unusable: it has no area at all, or too little in the image, so that nobody knows whether the image shows what
+            it was to surround; or it is in shares of the image.
     """
     width, height = size or (float("inf"), float("inf"))
     x1, y1, x2, y2 = box
@@ -332,5 +335,5 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
-    unusable_if(2 * _area(cut) < _area(box), "box that is mostly outside of the image")
+    unusable_if(_area(cut) < least * _area(box), "box that is mostly outside of the image")
     return cut

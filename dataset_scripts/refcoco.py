@@ -165,7 +165,7 @@ class RefCoco(GroundingBuilder):
         usable = []
         for box in map(read_corners, proposals):
             with self.dropping("proposals", f"image {image.id} ({image.file_name})"):
-                clip_box(box, image.size)
+                clip_box(box, image.size, least=0)
                 usable.append(box)
         return usable
 

@@ -150,8 +150,8 @@ def test_a_box_that_is_turned_is_a_mask(workshop, degrees, box, pixels):
 
 
 def test_a_box_over_the_edge_is_cut_and_counted(workshop):
-    (row,), report = workshop.rows(annotation(1, bbox=[-2, -1, 5, 4], segmentation=None))
-    assert row["boxes"] == [[0, 0, 3, 3]] and report.kept["boxes over the edge of the image, cut"] == 1
+    (row,), report = workshop.rows(annotation(1, bbox=[-1, -1, 5, 4], segmentation=None))
+    assert row["boxes"] == [[0, 0, 4, 3]] and report.kept["boxes over the edge of the image, cut"] == 1
 
 
 def test_a_box_does_not_give_way_to_a_mask_that_lost_a_part(workshop):

@@ -455,7 +455,7 @@ PROCESSED = [
     ("sentences", lambda entry: entry["phrases"][0].update(phrase_type=[3]), "phrase_type that is no text"),
     ("bounding_boxes", lambda entry: entry.pop("boxes"), "KeyError"),
     ("bounding_boxes", lambda entry: entry["boxes"].update({"1": [[1, 2, 3]]}), "a box cannot be"),
-    ("bounding_boxes", lambda entry: entry["boxes"].update({"1": [[1, 2, 3, "4"]]}), "a box cannot be"),
+    ("bounding_boxes", lambda entry: entry["boxes"].update({"1": [[1, 2, 3, "4px"]]}), "a box cannot be"),
     ("bounding_boxes", lambda entry: entry.update(scene=[1]), "chains must be a list of texts"),
     ("bounding_boxes", lambda entry: entry.update(width=-1), "an image cannot have -1 x"),
 ]

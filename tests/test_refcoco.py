@@ -163,9 +163,9 @@ def test_numbers_and_ids_may_be_text(workshop):
 
 
 def test_a_box_is_cut_to_the_image_and_an_unlisted_category_left_out(workshop):
-    plain = annotation(100, bbox=[-2, -1.5, 5, 4], segmentation=None, category_id=9)
+    plain = annotation(100, bbox=[-1, -0.5, 5, 4], segmentation=None, category_id=9)
     (row,) = workshop.of([ref(1)], instances(plain))[0]["train"]
-    assert (row["boxes"], row["categories"]) == ([[0, 0, 3, 2.5]], [])
+    assert (row["boxes"], row["categories"]) == ([[0, 0, 4, 3.5]], [])
 
 
 @pytest.mark.parametrize("folder", ["", "train2014/"])
@@ -294,7 +294,7 @@ def test_proposals_stay_as_the_detector_gave_them_unless_they_have_no_area(works
     [
         ({"9": [[1, 1, 3, 3]]}, "has no box for any image .*COCO_train2014_000000000001.jpg.*another data set"),
         ({"1": [[1, 1, 3]]}, r"image 1: '\[1, 1, 3\]' is not a box"),
-        ({"1": [[1, 1, 3, "3"]]}, "image 1: .* is not a box"),
+        ({"1": [[1, 1, 3, "3px"]]}, "image 1: .* is not a box"),
         ({"1": None}, "image 1: .* is not a box"),
         ([{"image_id": 1, "box": {"x": 1}}], "detection 0: .* is not a box"),
         ([{"image_id": 1, "bbox": [1, 1, 3, 3]}], "in no known layout of proposals"),
