@@ -335,5 +335,5 @@ def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5)
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
-    unusable_if(_area(cut) < least * _area(box), "box that is mostly outside of the image")
+    unusable_if(cut != box and _area(cut) < least * _area(box), "box that is mostly outside of the image")
     return cut
