@@ -169,7 +169,7 @@ def test_a_frozen_model_is_evaluated_but_not_trained(tmp_path):
     for model in (tiny_albef().requires_grad_(False), adapted, disabled):
         trainer = make_trainer(tmp_path, model)
         assert trainer.evaluate()["eval_loss"] > 0
-        with pytest.raises(ValueError, match="All weights of the model are frozen .* is_trainable=True"):
+        with pytest.raises(ValueError, match=r"All weights of the model are frozen .* is_trainable=True"):
             trainer.train()
         assert trainer.state.global_step == 0
 

@@ -36,8 +36,8 @@ class AutoGrounder(PhraseGrounder):
         processor: its processor; it is set to show the model whole images, see `whole_images`.
         explain: a function to use instead of the family's, see `Family.explain`.
         device: as of `torch.device`; default: the model's.
-        max_encodings: encoded images that are kept from call to call, for more phrases of the same image, as long as the
-            weights stay as they are.
+        max_encodings: encoded images that are kept from call to call, for more phrases of the same image, as long
+            as the weights stay as they are.
     """
 
     methods = METHODS
