@@ -1,7 +1,7 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import table_cast
 
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
 IMAGES = "image", "masks"
+IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
@@ -73,6 +75,9 @@ def open_split(
     check_folder(path)
     with told(f"Split {split} of {path}"):
         dataset = load_dataset(path, config, split=split, streaming=streaming)
+        features = without_nulls(dataset.features, renamed or {})
+        if features != dataset.features:
+            dataset = load_dataset(path, config, split=split, streaming=streaming, features=features)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
@@ -107,6 +112,47 @@ def open_split(
     return dataset
 
 
+def without_nulls(features: Features | None, renamed: dict[str, str]) -> Features | None:
+    """The same, with known columns of nothing but nulls, in the first file at least, as what they should be."""
+    if features is None:
+        return None
+    names = {column: renamed.get(column, column) for column in features}
+    is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
+    wanted = LISTED if is_listed else COLUMNS
+    return Features(
+        {
+            column: feature_of(wanted[names[column]]) if is_null(feature) and names[column] in wanted else feature
+            for column, feature in features.items()
+        }
+    )
+
+
+def feature_of(wanted: Any) -> FeatureType:
+    """Of what is wanted of a column, the widest kind; of an image, its path."""
+    if isinstance(wanted, list):
+        return List(feature_of(wanted[0]))
+    kinds = map(Value, ("string", "float64", "int64", "bool"))
+    return next(kind for kind in kinds if fits(kind, wanted))
+
+
+def is_null(feature: FeatureType) -> bool:
+    """Whether it holds nothing but nulls, in lists or not."""
+    if isinstance(feature, List | LargeList):
+        return is_null(feature.feature)
+    return isinstance(feature, Value) and pa.types.is_null(feature.pa_type)
+
+
+def named_shards(dataset: IterableDataset, files: list[str]) -> list[str]:
+    """What messages call each shard of a streamed data set: its file, if each is one."""
+    return files if len(files) == dataset.num_shards else ["The data set"] * dataset.num_shards
+
+
+def reading(rows: Iterable[Any], what: str) -> Iterator[Any]:
+    """The rows or tables of a streamed data set, errors as of `told`."""
+    with told(what):
+        yield from rows
+
+
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """What keeps `datasets` from reading a data set, as a ValueError that names it."""
@@ -119,7 +165,7 @@ def told(what: str) -> Iterator[None]:
         ) from error
     except StopIteration as error:  # where it looks for the first row
         raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
-    except (ValueError, OSError, DatasetsError) as error:
+    except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
         raise ValueError(f"{what} cannot be had: {error.__cause__ or error}") from error
 
@@ -131,7 +177,7 @@ def known_columns(
     others = [column for column in dataset.column_names if column not in COLUMNS]
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
-            f"AMC needs regions, and {path} has none of the columns {', '.join(REGIONS)}; not understood: "
+            f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
             f"{', '.join(others) or 'none'}. Rename its column of regions, or train without AMC: --amc_mean_weight 0 "
             "--amc_max_weight 0."
         )
@@ -169,10 +215,12 @@ def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Sche
     def place(path: str | list | None) -> dict | list | None:
         if isinstance(path, list):
             return [place(each) for each in path]
-        if path and "://" not in path:
+        if not path:
+            return None
+        if "://" not in path:
             whole = os.path.join(folder, path)
             path = whole if "\\" not in path or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
-        return None if path is None else {"bytes": None, "path": path}
+        return {"bytes": None, "path": path}
 
     for name in names:
         images = pa.array(place(table[name].to_pylist()), schema.field(name).type)
@@ -189,7 +237,8 @@ def is_text(feature: FeatureType) -> bool:
 
 def folder_of_files(path: str, config: str | None, split: str) -> str:
     """The folder on this machine that all files of a split are in; empty where they are not on this machine."""
-    folders = {os.path.dirname(file) for file in data_files(path, config, split) if os.path.exists(file)}
+    tables = [file for file in data_files(path, config, split) if not file.lower().endswith(IMAGE_FILES)]
+    folders = {os.path.dirname(file) for file in tables if os.path.exists(file)}
     if len(folders) > 1:
         raise ValueError(f"Files of {path} in several folders name images by relative paths: keep them in one.")
     return folders.pop() if folders else ""
