@@ -372,10 +372,12 @@ BOX = [[1.5, 1, 9, 9]]
         (line(0, boxes=BOX), line(1, boxes=None), [BOX, None]),
         (line(0, boxes=BOX), line(1), [BOX, None]),
         (line(0, boxes=BOX), "", [BOX]),
+        (line(0, boxes=[[1, 1, 9, 9]]), line(1, boxes=BOX), [[[1, 1, 9, 9]], BOX]),
     ],
 )
-def test_streamed_files_of_which_one_has_nothing_in_a_column(tmp_path, first, second, boxes):
+def test_files_of_which_one_has_nothing_in_a_column_or_whole_numbers(tmp_path, first, second, boxes):
     folder = str(write_lines(tmp_path / "data", **{"train-0": first, "train-1": second}))
+    assert [record["boxes"] for record in open_split(folder, None, "train")] == boxes
     assert [record["boxes"] for record in StreamedRows.open(folder, None, "train")] == boxes
     blocks = open_blocks(folder, None, "train", streaming=True)
     assert [each["boxes"] for block in range(len(blocks)) for group in blocks[block] for each in group] == boxes

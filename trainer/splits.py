@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,13 @@ def open_split(
     """
     check_folder(path)
     with told(f"Split {split} of {path}"):
-        dataset = load_dataset(path, config, split=split, streaming=streaming)
-        features = without_nulls(dataset.features, renamed or {})
-        if features != dataset.features:
-            dataset = load_dataset(path, config, split=split, streaming=streaming, features=features)
+        load = partial(load_dataset, path, config, split=split)
+        # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
+        is_look = os.path.isdir(path) and split.isidentifier() and not streaming  # nor is a slice streamed
+        dataset = load(streaming=streaming or is_look)
+        features = widened(dataset.features, renamed or {})
+        if is_look or features != dataset.features:
+            dataset = load(streaming=streaming, features=None if features == dataset.features else features)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
@@ -112,16 +116,16 @@ def open_split(
     return dataset
 
 
-def without_nulls(features: Features | None, renamed: dict[str, str]) -> Features | None:
-    """The same, with known columns of nothing but nulls, in the first file at least, as what they should be."""
+def widened(features: Features | None, renamed: dict[str, str]) -> Features | None:
+    """The same, with known columns of nothing but nulls, or of whole numbers, as what other rows may hold in them."""
     if features is None:
         return None
     names = {column: renamed.get(column, column) for column in features}
     is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
-    wanted = LISTED if is_listed else COLUMNS
+    wanted = {column: (LISTED if is_listed else COLUMNS).get(name) for column, name in names.items()}
     return Features(
         {
-            column: feature_of(wanted[names[column]]) if is_null(feature) and names[column] in wanted else feature
+            column: feature_of(wanted[column]) if wanted[column] and is_narrow(feature, wanted[column]) else feature
             for column, feature in features.items()
         }
     )
@@ -135,11 +139,14 @@ def feature_of(wanted: Any) -> FeatureType:
     return next(kind for kind in kinds if fits(kind, wanted))
 
 
-def is_null(feature: FeatureType) -> bool:
-    """Whether it holds nothing but nulls, in lists or not."""
+def is_narrow(feature: FeatureType, wanted: Any) -> bool:
+    """Whether it can hold nothing but nulls, or nothing but whole numbers where any are wanted."""
     if isinstance(feature, List | LargeList):
-        return is_null(feature.feature)
-    return isinstance(feature, Value) and pa.types.is_null(feature.pa_type)
+        return isinstance(wanted, list) and is_narrow(feature.feature, wanted[0])
+    is_value = isinstance(feature, Value)
+    return is_value and (
+        pa.types.is_null(feature.pa_type) or (wanted == NUMBERS and pa.types.is_integer(feature.pa_type))
+    )
 
 
 def named_shards(dataset: IterableDataset, files: list[str]) -> list[str]:
