@@ -52,11 +52,11 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     """Returns: "layers": layer → head, or all of them → accuracy; "best": the best layer and its accuracy."""
     accelerator = make_accelerator(args)
     protocol = Protocol(metrics=("pointing_game",), in_caption=args.in_caption)
-    grounder, _ = load_grounder(args.model, args, protocol, accelerator, HeadGrounder)
-    layers = explained_layers(grounder.grounder.model, args.explanation)
     source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
     blocks, name = open_blocks(*source, needs_regions=True), f"Split {args.split} of {args.dataset}"
     check_boxes(blocks.dataset, args.box_format, name)
+    grounder, _ = load_grounder(args.model, args, protocol, accelerator, HeadGrounder)
+    layers = explained_layers(grounder.grounder.model, args.explanation)
     own = share(list(range(len(blocks))), accelerator)
     hits, unusable, num_phrases, num_records = Counter(), [], 0, 0
     with tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process) as shown:
