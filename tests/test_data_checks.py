@@ -303,7 +303,7 @@ def test_lists_of_phrases_in_another_format(name):
     for records in (records_of(dataset[0]), list(PhraseRows(dataset))[:2]):
         assert [record["phrase"] for record in records] == row["phrase"]
         assert [bool(record["absent"]) for record in records] == [True, True]
-        assert [np.array(record["boxes"]).tolist() for record in records] == row["boxes"]
+        assert [[list(map(float, box)) for box in record["boxes"]] for record in records] == row["boxes"]
     assert PhraseRows(dataset)["boxes"] == row["boxes"] * 2
 
 

@@ -66,7 +66,7 @@ def record(**changes):
 def test_a_batch_by_hand(collator):
     first, second = photo(1), photo(2, size=(20, 10))
     records = [
-        record(image=first, image_id="x", phrase="The man", boxes=[[0, 0, 16, 12], [16, 12, 40, 30]], masks=[]),
+        record(image=first, image_id="x", phrase="The man", boxes=[[0, 0, 16, 12], [16, 12, 36, 28]], masks=[]),
         record(image=second, image_id="y", phrase="a red car", boxes=[], masks=[]),
         record(image=first, image_id="x", phrase="dog", boxes=[[8, 6, 16, 12]]),
     ]

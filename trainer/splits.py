@@ -174,7 +174,8 @@ def told(what: str) -> Iterator[None]:
         raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
     except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
-        raise ValueError(f"{what} cannot be had: {error.__cause__ or error}") from error
+        cause = error.__cause__ if isinstance(error, DatasetsError) else None
+        raise ValueError(f"{what} cannot be had: {cause or error}") from error
 
 
 def known_columns(
