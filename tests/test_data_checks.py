@@ -443,6 +443,12 @@ def test_a_users_mistake_is_told_in_a_line(tmp_path, monkeypatch, capsys, main, 
     assert ended.value.code == 2 and last.startswith("error: ") and message in last
 
 
+def test_files_that_are_not_utf_8_are_told_in_a_line(capsys):
+    with pytest.raises(SystemExit):
+        run_script(lambda: b"caf\xe9".decode())
+    assert capsys.readouterr().err.startswith("error: 'utf-8' codec can't decode byte 0xe9")
+
+
 def test_train_py_tells_it_in_a_line(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--output_dir", "run", "--report_to", "none"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
