@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import is_box
+from .coco_format import SIZEABLE, read_box
 from .features import PhraseFields
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
@@ -37,7 +37,8 @@ class AlbefJson(GroundingBuilder):
     Boxes are cut to the image where there are images, and to positive numbers where not. Dropped and counted are
     records without image or caption, empty captions, boxes that lie beside the image, captions all of whose boxes were
     dropped (they were meant to have a region) and images that cannot be used. Where a box is none or has no area at
-    all, its captions are dropped too, as nobody knows where a part of what they say is.
+    all, or is mostly outside of the image, its captions are dropped too, as nobody knows where a part of what they say
+    is. A list of which more than a quarter of the boxes are no corners in pixels raises a `ValueError`.
 
     Records of an image that follow each other are taken together. Where they are apart, so are their rows, and the
     image is stored with each: sort such a list by image first.
@@ -47,6 +48,7 @@ class AlbefJson(GroundingBuilder):
     source = "A list of images with captions and boxes in ALBEF's JSON form that the builder was given."
 
     def split_names(self) -> list[str]:
+        self._check_boxes()
         return [self.config.split]
 
     def images(self, split: str) -> Iterator[Records]:
@@ -99,15 +101,34 @@ class AlbefJson(GroundingBuilder):
                 )
             yield number, record
 
+    def _check_boxes(self) -> None:
+        """Raises a ValueError where too many boxes are none of corners in pixels for chance to explain it."""
+        count, wrong = 0, []
+        for number, record in self._records():
+            for box in filter(None, map(read_box, _listed(record.get("bbox")))):
+                count += 1
+                try:
+                    unusable_if(max(map(abs, box)) <= 1, "box in shares of the image")  # of the whole image, too
+                    clip_box(box, None)
+                except OutsideImage:
+                    continue
+                except Unusable as reason:
+                    wrong.append(f"record {number}, {box!s:.80}: {reason}")
+        if len(wrong) > SIZEABLE * count:
+            raise ValueError(
+                f"{self.config.annotations}: {len(wrong):,} of {count:,} boxes are none ({'; '.join(wrong[:3])}): bbox "
+                "is expected to be [x1, y1, x2, y2] in pixels, not [x, y, width, height], nor in shares of the image"
+            )
+
     def _boxes(self, record: str, bbox: Any, size: tuple[int, int] | None) -> list[list[float]]:
         """A record's boxes, cut to the image; Unusable if it has boxes, and none is of use, or one is lost."""
-        if bbox is None or bbox == []:
+        listed = _listed(bbox)
+        if not listed:
             return []
-        listed = bbox if isinstance(bbox, list) and isinstance(bbox[0], list) else [bbox]
         boxes, is_whole = [], True
-        for box in listed:
+        for box in map(read_box, listed):
             try:
-                unusable_if(not is_box(box) or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
+                unusable_if(box is None or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
                 cut = clip_box(box, size)
             except Unusable as reason:
                 self.drop(f"boxes: {reason}", record)
@@ -119,6 +140,13 @@ class AlbefJson(GroundingBuilder):
         unusable_if(not boxes, "none of their boxes is of use")
         unusable_if(not is_whole, "one of their boxes is lost")
         return boxes
+
+
+def _listed(bbox: Any) -> list[Any]:
+    """A box, or several, as a list of them."""
+    if bbox is None or bbox == []:
+        return []
+    return bbox if isinstance(bbox, list) and isinstance(bbox[0], list) else [bbox]
 
 
 def _image_of(record: dict[str, Any]) -> str | None:

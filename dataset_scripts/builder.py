@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ IMAGE_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than memory
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+_ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
+_FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 
 
@@ -288,6 +291,7 @@ def read_inside(folder: Path, name: str) -> bytes:
     Raises:
         Unusable: `name` leads out of the folder (an absolute path, "..", a link), or is of no file that can be read.
     """
+    unusable_if(_ADDRESS.match(name), "images: named by an address; download them, and name the files instead")
     root = os.path.realpath(folder)
     if "\\" in name and not os.path.isfile(os.path.join(root, name)):
         name = name.replace("\\", "/")  # as Windows writes it
@@ -309,12 +313,21 @@ def _draw(image_id: str) -> float:
     return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4], "big") / 2**32
 
 
-def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
+def _area(box: list[float]) -> float:
+    x1, y1, x2, y2 = (min(max(value, -_FARTHEST), _FARTHEST) for value in box)
+    return (x2 - x1) * (y2 - y1)
+
+
+def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5) -> list[float]:
     """`[x1, y1, x2, y2]` in pixels, cut to an image of (width, height); where that is unknown, to positive numbers.
+
+    Args:
+        least: the share of its area that must be in the image.
 
     Raises:
         OutsideImage: it lies beside the image.
-        Unusable: it has no area at all, so that nobody knows what it was to surround, or is in shares of the image.
+        Unusable: it has no area at all, or too little in the image, so that nobody knows whether the image shows what
+            it was to surround; or it is in shares of the image.
     """
     width, height = size or (float("inf"), float("inf"))
     x1, y1, x2, y2 = box
@@ -322,4 +335,5 @@ def clip_box(box: list[float], size: tuple[int, int] | None) -> list[float]:
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
+    unusable_if(cut != box and _area(cut) < least * _area(box), "box that is mostly outside of the image")
     return cut

@@ -32,7 +32,7 @@ from .coco_format import (
     read_region,
     read_whole,
 )
-from .features import PhraseFields, encode_png, mask_to_box
+from .features import PhraseFields, encode_png, mask_to_box, plain_name
 from .json_files import read_record
 from .options import CocoOptions
 from .segmentations import segmentation_to_mask
@@ -58,9 +58,9 @@ class CocoConfig(CocoOptions, DrawnSplitsConfig):
 class Coco(GroundingBuilder):
     """`datasets` builder of images with COCO annotations; rows as in `features.FEATURES`.
 
-    A broken file (missing keys, the same id twice, coordinates that are shares of the image) raises a `ValueError` that
-    names it and its record. What is of no use is dropped and counted: an annotation whose image or category is not
-    listed or whose `tokens_positive` are no words of a caption, an image that cannot be used.
+    A broken file (missing keys, the same id twice, coordinates that are shares of the image, corners in place of sizes)
+    raises a `ValueError` that names it and its record. What is of no use is dropped and counted: an annotation whose
+    image or category is not listed or whose `tokens_positive` are no words of a caption, an image that cannot be used.
 
     Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out; where
     nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
@@ -69,9 +69,10 @@ class Coco(GroundingBuilder):
     has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape.
 
     A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
-    lies beside the image is not among them. One with neither a mask nor a box with an area is somewhere, nobody knows
-    where: its row is left out, as is that of a category that LVIS says is marked in part. LVIS's images have no
-    `file_name`, but COCO's address: they are looked for in COCO's folders, `val2017/<name>`.
+    lies beside the image is not among them. One with neither a mask nor a box with an area, or one that is mostly
+    outside of the image, is somewhere, nobody knows where: its row is left out, as is that of a category that LVIS says
+    is marked in part. LVIS's images have no `file_name`, but COCO's address: they are looked for in COCO's folders,
+    `val2017/<name>`.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
@@ -276,7 +277,7 @@ def _place(token: Any, caption: str) -> tuple[int, int]:
 
 def _drawn_by(image: CocoImage) -> str:
     """What its split is drawn by; MDETR's files list an image anew for each caption, by other ids."""
-    return str(image.id) if image.caption is None else image.file_name
+    return str(image.id) if image.caption is None else plain_name(image.file_name)
 
 
 def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, with_tokens: set[int]) -> int:
@@ -288,7 +289,7 @@ def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, with_t
     again: dict[int, int] = {}
     for number, image in images.items():
         if number not in with_tokens:
-            same = first.setdefault((image.file_name, *image.size), number)
+            same = first.setdefault((plain_name(image.file_name), *image.size), number)
             if same != number:
                 again[number] = same
     for number in again:

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .json_files import read_json, stream_json_lists
+from .json_files import read_json, read_record, stream_json_lists
 
 _ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _LONGEST_NUMBER, _LONGEST_ID = 40, 200  # characters
 _EXACT = 2**53  # from here on floats leave out whole numbers
-_SIZEABLE = 0.25  # a share of the annotations that chance does not explain
+SIZEABLE = 0.25  # a share of the annotations that chance does not explain
+_BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
+_EXAMPLES = 3  # records that a message names
 _LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not drawn leave more, another object less
 
 
@@ -30,11 +32,6 @@ _LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not d
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite float, or an int that one can hold."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def is_box(value: Any) -> bool:
-    """Whether `value` is a list of four finite numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def read_number(value: Any) -> float | None:
@@ -59,11 +56,18 @@ def read_id(value: Any) -> int | str | None:
     return read_whole(value) if type(value) is float else None
 
 
-def read_corners(value: Any) -> list[float] | None:
-    """`[x1, y1, x2, y2]` of a box `[x, y, width, height]`, whose numbers may be written as text."""
+def read_box(value: Any) -> list[float] | None:
+    """Four finite numbers in a list, which may be written as text."""
     if not isinstance(value, list) or len(value) != 4 or None in (numbers := list(map(read_number, value))):
         return None
-    x, y, width, height = numbers
+    return numbers
+
+
+def read_corners(value: Any) -> list[float] | None:
+    """`[x1, y1, x2, y2]` of a box `[x, y, width, height]`."""
+    if (box := read_box(value)) is None:
+        return None
+    x, y, width, height = box
     return [x, y, x + width, y + height]
 
 
@@ -154,6 +158,7 @@ class AnnotationFile:
         self.records: dict[int | str, dict[str, Any]] = {}  # annotations by id
         self.category_numbers, self._image_numbers = _Numbers(), _Numbers()
         self._columns, self._ids, self._text_ids = array("q"), array("q"), set()
+        self._corners = array("f")  # x1, y1, x2, y2 of an annotation's box
         self.with_tokens: set[int] = set()  # numbers of the images that annotations mark words in the caption of
         # Annotations with coordinates; those with none above 1; of these, those with one that is not whole.
         self._num_located = self._num_small = self._num_shares = 0
@@ -179,14 +184,34 @@ class AnnotationFile:
         return np.array(self._columns, np.int64).reshape(-1, 5)
 
     def _check_all(self) -> None:
-        if self._num_shares > _SIZEABLE * self._num_located or 0 < self._num_small == self._num_located:
+        if self._num_shares > SIZEABLE * self._num_located or 0 < self._num_small == self._num_located:
             raise ValueError(
                 f"{self.path}: no coordinate of {self._num_small:,} of {self._num_located:,} annotations is above 1: "
                 "they seem to be shares of the image, not pixels. Multiply them by its width and height"
             )
+        self._check_sizes()
         unique, counts = np.unique(np.array(self._ids, np.int64), return_counts=True)
         if (counts > 1).any():
             raise ValueError(f"{self.path}: annotation id {unique[counts > 1][0]} occurs twice")
+
+    def _check_sizes(self) -> None:
+        """Corners in place of sizes: as `[x, y, width, height]` they end beyond the image, as corners inside it."""
+        table, corners = self.table(), np.array(self._corners, np.float32).reshape(-1, 4)
+        sizes = np.full((len(self._image_numbers), 2), np.inf, np.float32)
+        for number, image in self.images.items():
+            sizes[number] = image.size
+        start, end, limit = corners[:, :2], corners[:, 2:], _BEYOND * sizes[table[:, 1]]
+        with np.errstate(invalid="ignore"):  # of what is infinite in 32 bits
+            width = end - start
+        is_over, is_inside = (end > limit).any(1), ((start >= 0) & (start < width) & (width <= limit)).all(1)
+        wrong = np.flatnonzero(is_over & is_inside)
+        if len(wrong) > SIZEABLE * np.isfinite(corners).all(1).sum():
+            with self.path.open("rb") as file:
+                first = [name_of(read_record(file, place), n) for n, _, _, *place in table[wrong[:_EXAMPLES]].tolist()]
+            raise ValueError(
+                f"{self.path}: {len(wrong):,} boxes ({', '.join(first)}{', …' * (len(wrong) > len(first))}) end beyond "
+                "their image, and would not as corners [x1, y1, x2, y2]: COCO's boxes are [x, y, width, height]"
+            )
 
     def _add_image(self, record: Any) -> None:
         number = self._image_numbers[_check_id(self.path, "image", record)]
@@ -234,6 +259,8 @@ class AnnotationFile:
         require("bbox", box in (None, []) or read_corners(box) or record.get("segmentation"))
         require("iscrowd", is_crowd(record) is not None)
         self._columns.extend((number, self._image_numbers[image], self.category_numbers[category], *place))
+        corners = read_region(record)[0]
+        self._corners.extend(corners if corners and all(map(is_number, corners)) else [math.nan] * 4)
         coordinates = _coordinates(record)
         if any(coordinates):
             is_small = max(map(abs, coordinates)) <= 1

@@ -12,6 +12,7 @@ name.
 
 import hashlib
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -92,10 +93,15 @@ def make_row(  # noqa: PLR0913 - the columns
     }
 
 
+def plain_name(name: str) -> str:
+    r"""A file's name as it is compared: `.\below\a.jpg` and `below//a.jpg` are `below/a.jpg`."""
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
 def make_image_id(builder: str, name: str, content: bytes | None, folder: str | None = None) -> str:
     """The id of an image of this name in its source, marked by its bytes, or without these by the data folder."""
     mark = folder if content is None else hashlib.sha256(content).hexdigest()[:12]
-    return f"{builder}/{name}#{mark}"
+    return f"{builder}/{plain_name(name)}#{mark}"
 
 
 def why_not_storable(row: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser, fromstring
 
 from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box
-from .coco_format import is_box
+from .coco_format import read_box, read_whole
 from .features import PhraseFields
 from .json_files import read_json, read_text
 from .options import Flickr30kEntitiesOptions
@@ -32,7 +32,7 @@ _PIECE = re.compile(r"\[/EN#[^\[\]]*|\[[^\[\]]*\]|[^\[\]]+|[\[\]]")
 
 _SCENE = "phrases: of the scene as a whole, which has no box"
 _NO_BOX = "phrases: of what has no box"
-_NO_AREA = "phrases: of boxes without area in the image"
+_NO_AREA = "phrases: of boxes that were dropped"
 _LOST = "phrases: of a chain that lost one of its boxes"
 _UNKNOWN = "phrases: of a chain that the annotations do not have"
 
@@ -97,10 +97,10 @@ class Flickr30kEntities(GroundingBuilder):
     and y2 here, so that both layouts give the same half-open boxes, whose last column and row of pixels are inside.
 
     A chain that is marked as the scene, or as one without a box, and has boxes all the same keeps them. A box beside
-    the image is no part of its chain; where one has no area at all, the phrases of the chain are dropped, as are those
-    of chain 0 ("there", "each other") and the captions of UNRELATED_CAPTIONS. The counts of phrases, kept and dropped,
-    add up to all phrases of the images that have annotations. A file that is missing, cut off or not in its format
-    raises a `ValueError` that names it and line or record.
+    the image is no part of its chain; where one has no area at all, or is mostly outside of the image, the phrases of
+    the chain are dropped, as are those of chain 0 ("there", "each other") and the captions of UNRELATED_CAPTIONS. The
+    counts of phrases, kept and dropped, add up to all phrases of the images that have annotations. A file that is
+    missing, cut off or not in its format raises a `ValueError` that names it and line or record.
     """
 
     BUILDER_CONFIG_CLASS = Flickr30kEntitiesConfig
@@ -150,7 +150,9 @@ class Flickr30kEntities(GroundingBuilder):
 
     def phrases(self, content: Content, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image_id, sentences, annotation = content
-        boxes, reasons = self._boxes_by_chain(image_id, annotation)
+        if size is None:
+            self.report.kept["images of unknown size, whose boxes are cut to positive numbers alone"] += 1
+        boxes, reasons = self._boxes_by_chain(image_id, annotation.objects, size)
         for number, sentence in enumerate(sentences, start=1):
             if (image_id, number) in self._unrelated:
                 lost = {"phrases: in captions unrelated to their image": len(sentence.phrases)}
@@ -207,12 +209,14 @@ class Flickr30kEntities(GroundingBuilder):
 
     # Rows
 
-    def _boxes_by_chain(self, image_id: str, annotation: Annotation) -> tuple[dict[str, Boxes], dict[str, str]]:
+    def _boxes_by_chain(
+        self, image_id: str, objects: list[Object], image_size: tuple[int, int] | None
+    ) -> tuple[dict[str, Boxes], dict[str, str]]:
         """By chain: all its boxes, cut to the image, or none; and why there is none, or not all; counts the objects."""
         kept, lost = self.report.kept, set()
         boxes: dict[str, Boxes] = {}
         reasons: dict[str, str] = {}
-        for chains, box, is_scene, is_unboxed in annotation.objects:
+        for chains, box, is_scene, is_unboxed in objects:
             if box is None:
                 marked = {"scene": is_scene, "nobndbox": is_unboxed}
                 self.lose({f"objects: without a box, marked {flag}": is_set for flag, is_set in marked.items()})
@@ -220,7 +224,7 @@ class Flickr30kEntities(GroundingBuilder):
                 reasons = reasons | own if is_scene else own | reasons
                 continue
             try:
-                clipped = clip_box(box, annotation.size)
+                clipped = clip_box(box, image_size)
             except Unusable as reason:
                 self.drop(f"objects: {reason}", f"image {image_id}, box {box} of chain {chains[0]}")
                 reasons = dict.fromkeys(chains, _NO_AREA) | reasons
@@ -369,25 +373,35 @@ def read_annotation(path: Path) -> Annotation:
         raise ValueError(f"{path} {reason}") from None
     if root.tag != "annotation":
         raise ValueError(f"{path} is an XML file of <{root.tag}>, not of an <annotation>")
-    size = root.find("size")
-    if size is not None:
-        size = _number(size, "width", path), _number(size, "height", path)
-        if not all(side >= 1 and side == int(side) for side in size):
-            raise ValueError(f"{path}: an image cannot have {size[0]:g} x {size[1]:g} pixels")
-        size = int(size[0]), int(size[1])
-    return Annotation(size, [_read_object(item, path) for item in root.iterfind("object")])
+    width, height = (root.findtext(f"size/{side}", "").strip() for side in ("width", "height"))
+    objects = [found for item in root.iterfind("object") for found in _read_objects(item, path)]
+    try:
+        size = _size(width, height)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Annotation(size, objects)
 
 
-def _read_object(item: Element, path: Path) -> Object:
+def _size(width: Any, height: Any) -> tuple[int, int] | None:
+    """An image's size; None where nobody has filled it in: it is missing, empty or 0."""
+    size = read_whole(width or 0), read_whole(height or 0)
+    if None in size or min(size) < 0:
+        raise ValueError(f"an image cannot have {width!r:.80} x {height!r:.80} pixels")
+    return size if min(size) else None
+
+
+def _read_objects(item: Element, path: Path) -> list[Object]:
+    """An object, one for each of its boxes."""
     chains = list(dict.fromkeys((name.text or "").strip() for name in item.iterfind("name")))
     if not chains or not all(chains):
         raise ValueError(f"{path}: an object has no <name>, the chain that it belongs to")
-    box = item.find("bndbox")
-    if box is None:
+    boxes = item.findall("bndbox")
+    if not boxes:
         flags = [item.find(tag) is not None and _number(item, tag, path) > 0 for tag in ("scene", "nobndbox")]
-        return Object(chains, None, *flags)
-    x1, y1, x2, y2 = (_number(box, corner, path) for corner in ("xmin", "ymin", "xmax", "ymax"))
-    return Object(chains, [x1 - 1, y1 - 1, x2, y2])
+        return [Object(chains, None, *flags)]
+    names = "xmin", "ymin", "xmax", "ymax"
+    corners = ([_number(box, name, path) for name in names] for box in boxes)
+    return [Object(chains, [x1 - 1, y1 - 1, x2, y2]) for x1, y1, x2, y2 in corners]
 
 
 def _number(element: Element, tag: str, path: Path) -> float:
@@ -455,9 +469,7 @@ def _processed_phrase(words: list[str], phrase: dict[str, Any]) -> Phrase:
 def _processed_annotation(entry: Any, place: str) -> Annotation:
     """An image's boxes as InfoGround's JSON has them: corners from 0, both of them part of the box."""
     with _in_format(place):
-        size = (entry["width"], entry["height"])
-        if not all(type(side) is int and side > 0 for side in size):
-            raise ValueError(f"width and height cannot be {size}")
+        size = _size(entry.get("width"), entry.get("height"))
         objects = [Object([chain], _half_open(box)) for chain, boxes in entry["boxes"].items() for box in boxes]
         objects += [Object([chain], None, is_scene=True) for chain in _chains(entry["scene"])]
         objects += [Object([chain], None, is_unboxed=True) for chain in _chains(entry["nobox"])]
@@ -471,7 +483,8 @@ def _chains(listed: Any) -> list[str]:
 
 
 def _half_open(box: Any) -> list[float]:
-    if not is_box(box):
+    corners = read_box(box)
+    if corners is None:
         raise ValueError(f"a box cannot be {str(box)[:80]}")
-    x1, y1, x2, y2 = box
+    x1, y1, x2, y2 = corners
     return [x1, y1, x2 + 1, y2 + 1]

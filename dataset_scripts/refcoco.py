@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import AnnotationFile, CocoImage, contradict, is_box, read_corners, read_id
+from .coco_format import AnnotationFile, CocoImage, contradict, read_box, read_corners, read_id
 from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
 from .options import RefCocoOptions
@@ -165,7 +165,7 @@ class RefCoco(GroundingBuilder):
         usable = []
         for box in map(read_corners, proposals):
             with self.dropping("proposals", f"image {image.id} ({image.file_name})"):
-                clip_box(box, image.size)
+                clip_box(box, image.size, least=0)
                 usable.append(box)
         return usable
 
@@ -211,19 +211,21 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not a list of refs")
     ids = set()
     for number, ref in enumerate(refs):
-        problem = _problem_of_ref(ref) or ("its id occurs twice" if ref["ref_id"] in ids else None)
+        problem = _problem_of_ref(ref)
+        if problem is None:
+            ref |= {key: read_id(ref[key]) for key in ("ref_id", "image_id", "ann_id")}
+            problem = "its id occurs twice" if ref["ref_id"] in ids else None
         if problem:
             raise ValueError(f"{path}: ref {ref.get('ref_id')!r:.80} (number {number} in the file): {problem}")
         ids.add(ref["ref_id"])
-        ref["ann_id"] = read_id(ref["ann_id"])
     return refs
 
 
 def _problem_of_ref(ref: dict[str, Any]) -> str | None:
     for key in ("ref_id", "image_id"):
-        if type(ref.get(key)) is not int:
+        if type(read_id(ref.get(key))) is not int:
             return f"{key} is not a whole number"
-    if type(ref.get("ann_id")) not in (int, str):  # text in ReferIt: "8756_2"
+    if read_id(ref.get("ann_id")) is None:  # text in ReferIt: "8756_2"
         return "ann_id is neither a whole number nor text"
     if not isinstance(ref.get("split"), str):
         return "split is not text"
@@ -283,8 +285,8 @@ def _first_fours(boxes: Any, record: str) -> Boxes:
     """Boxes that a score or category may follow: their first four numbers."""
     fours = []
     for box in boxes if isinstance(boxes, list) else [None]:
-        four = box[:4] if isinstance(box, list) else box
-        if not is_box(four):
-            raise ValueError(f"{record}: {str(four)[:80]!r} is not a box, [x, y, width, height]")
+        four = read_box(box[:4] if isinstance(box, list) else box)
+        if four is None:
+            raise ValueError(f"{record}: {str(box)[:80]!r} is not a box, [x, y, width, height]")
         fours.append(four)
     return fours

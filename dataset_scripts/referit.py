@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import is_box
+from .coco_format import read_box
 from .features import PhraseFields
 from .json_files import read_json, read_text
 from .options import ReferItOptions
@@ -123,8 +123,9 @@ def _read_record(path: Path, image: int) -> tuple[list[float], list[str]]:
         raise Unusable("that are no JSON, or were cut off") from error
     unusable_if(not isinstance(record, dict), "that are no JSON object")
     unusable_if(record.get("img_id") != f"{image}.jpg", "that name another image (img_id) than their file does")
-    unusable_if(not is_box(record.get("bbox")), "without a box of four numbers (bbox)")
+    box = read_box(record.get("bbox"))
+    unusable_if(box is None, "without a box of four numbers (bbox)")
     expressions = record.get("query")
     is_list = isinstance(expressions, list) and all(isinstance(expression, str) for expression in expressions)
     unusable_if(not is_list, "without a list of expressions (query)")
-    return record["bbox"], expressions
+    return box, expressions

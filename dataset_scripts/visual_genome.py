@@ -7,9 +7,12 @@ There are three kinds of phrases, told apart by the column `categories`:
 - relation: the same and what the object has to do with another one, "red car next to tree", one for each attribute of
   a relationship's subject. The box is the subject's.
 
-The latter two are put together here, in lower case. The files are Visual Genome's own, of any version:
-`image_data.json` and, for the three kinds, `region_descriptions.json`, `attributes.json`, `relationships.json` (with
-`attributes.json`). Images are looked for in `VG_100K` and `VG_100K_2`.
+The latter two are put together here, in lower case; what is called the same in an image has one row with the boxes of
+all its objects. A region description is of the one region it was written about, and has a row of its own.
+
+The files are Visual Genome's own, of any version: `image_data.json` and, for the three kinds,
+`region_descriptions.json`, `attributes.json`, `relationships.json` (with `attributes.json`). Images are looked for in
+`VG_100K` and `VG_100K_2`.
 
 Many of the images are in COCO too, and some in Flickr30k: leave out those of an evaluation split by its list of ids.
 """
@@ -17,7 +20,6 @@ Many of the images are in COCO too, and some in Flickr30k: leave out those of an
 import heapq
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,7 +27,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .builder import DrawnSplitsConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
+from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
+from .coco_format import read_box, read_whole
 from .features import PhraseFields
 from .json_files import first_character, read_text, stream_json_lists, stream_json_records
 from .options import VisualGenomeOptions
@@ -34,11 +37,14 @@ from .options import VisualGenomeOptions
 _KINDS = {"regions": ["regions"], "attributes": ["attributes"], "relations": ["attributes", "relationships"]}
 _FOLDERS = ("VG_100K", "VG_100K_2")
 
+_AGAIN = "phrase and box that the image has already"
+
 _region_box = itemgetter("x", "y", "width", "height")
 _object_box = itemgetter("x", "y", "w", "h")
 
 Records = dict[str, list[Any]]  # of an image, by list
-Found = Iterator[tuple[str, str, Any, str]]  # kind, phrase, box as x, y, width, height, the record's name in messages
+Found = Iterator[tuple[str, str, list[float], str]]  # kind, phrase, box as x, y, width, height, the record's name
+Objects = dict[tuple[str, str], list[list[float]]]  # (kind, phrase) → boxes
 
 
 @dataclass
@@ -64,8 +70,9 @@ class VisualGenome(GroundingBuilder):
     """`datasets` builder of Visual Genome's phrases and boxes; rows as in `features.FEATURES`.
 
     Boxes are cut to the image, phrases cleaned of stray blanks; both is counted. Dropped and counted are records
-    without a phrase, an attribute, a name or a box, boxes without area in the image, the same phrase and box twice in
-    an image, images that `image_data.json` does not list, and those that cannot be used.
+    without a phrase, an attribute, a name or a box, boxes without area in the image or mostly outside of it (of an
+    attribute or relation with all that is called the same), the same phrase and box twice in an image, images that
+    `image_data.json` does not list, and those that cannot be used.
 
     The files are streamed side by side, so they must have their images in the order of `image_data.json`, as Visual
     Genome's have; a file that has not can be built alone (`kinds`). Broken files raise a `ValueError` that names them.
@@ -164,26 +171,47 @@ class VisualGenome(GroundingBuilder):
 
     def phrases(self, content: tuple[int, Records], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """Regions, attributes, relations of an image, in the order of the files."""
-        kept, seen = self.report.kept, set()
+        kept = self.report.kept
+        objects: Objects = {}
+        lost: set[tuple[str, str]] = set()
         width, height = self._images[content[0]].size
         for kind, phrase, (x, y, w, h), record in self._found(*content):
             try:
                 box = clip_box([x, y, x + w, y + h], (width, height))
             except Unusable as reason:
                 self.drop(f"{kind}s: {reason}", record)
+                if not isinstance(reason, OutsideImage):
+                    lost.add((kind, phrase))
                 continue
             # Two counts, as they have two causes: negative corners, and sides that are too long.
             if x < 0 or y < 0:
                 kept["boxes that began left of or above the image, cut"] += 1
             if x + w > width or y + h > height:
                 kept["boxes that ended right of or below the image, cut"] += 1
-            key = (phrase, *box)
-            if key in seen:
-                self.report.dropped[f"{kind}s: phrase and box that the image has already"] += 1
+            own = objects.setdefault((kind, phrase), [])
+            if box in own:
+                self.report.dropped[f"{kind}s: {_AGAIN}"] += 1
                 continue
-            seen.add(key)
-            kept[f"rows: {kind}s"] += 1
-            yield {"phrase": phrase, "boxes": [box], "categories": [kind]}
+            own.append(box)
+            if kind == "region":
+                kept["rows: regions"] += 1
+                yield {"phrase": phrase, "boxes": [box], "categories": [kind]}
+        yield from self._together(objects, lost)
+
+    def _together(self, objects: Objects, lost: set[tuple[str, str]]) -> Iterator[PhraseFields]:
+        """Attributes and relations, each with all that is called so in an image."""
+        dropped = self.report.dropped
+        for (kind, phrase), boxes in objects.items():
+            if kind == "region":
+                continue
+            regions = objects.get(("region", phrase), [])
+            if (kind, phrase) in lost:
+                dropped[f"{kind}s: beside one that was lost, without which the row would not be of all"] += len(boxes)
+            elif all(box in regions for box in boxes):
+                dropped[f"{kind}s: {_AGAIN}"] += len(boxes)
+            else:
+                self.report.kept[f"rows: {kind}s"] += 1
+                yield {"phrase": phrase, "boxes": boxes, "categories": [kind]}
 
     def _found(self, image_id: int, records: Records) -> Found:
         """All phrases that can be used."""
@@ -201,7 +229,7 @@ class VisualGenome(GroundingBuilder):
             with self.dropping("regions", record):
                 box = _box(region, _region_box)
                 phrase = region.get("phrase")
-                is_other = region.get("image_id", region.get("image", image_id)) != image_id
+                is_other = read_whole(region.get("image_id", region.get("image", image_id))) != image_id
                 unusable_if(is_other, "of another image than the record they are in")
                 unusable_if(not isinstance(phrase, str), "without phrase")
                 clean = " ".join(phrase.split())
@@ -250,18 +278,15 @@ class VisualGenome(GroundingBuilder):
 
 def _id_of(record: Any) -> int | None:
     """An image's id: `image_id` in newer files, `id` in older ones and in the region descriptions."""
-    found = record.get("image_id", record.get("id")) if isinstance(record, dict) else None
-    return found if type(found) is int else None
+    return read_whole(record.get("image_id", record.get("id"))) if isinstance(record, dict) else None
 
 
-def _box(record: Any, get: itemgetter) -> tuple[float, float, float, float]:
+def _box(record: Any, get: itemgetter) -> list[float]:
     try:
-        box = get(record)
+        box = read_box(list(get(record)))
     except (KeyError, TypeError) as error:
         raise Unusable("without box") from error
-    # Python's whole numbers have no end, floats have; that of a NaN shows where boxes are cut.
-    is_box = {int, float}.issuperset(map(type, box)) and not any(abs(number) > sys.float_info.max for number in box)
-    unusable_if(not is_box, "with a box that is not four numbers")
+    unusable_if(box is None, "with a box that is not four numbers")
     return box
 
 
@@ -274,10 +299,10 @@ def _name(thing: Any) -> str:
     return _lower(names[0])
 
 
-def _identity(thing: dict[str, Any], name: str, box: tuple[float, ...]) -> Any:
+def _identity(thing: dict[str, Any], name: str, box: list[float]) -> Any:
     """What tells objects of an image apart; older files have no ids of objects, but give them the same box."""
-    object_id = thing.get("object_id")
-    return object_id if type(object_id) is int else (name, *box)
+    object_id = read_whole(thing.get("object_id"))
+    return (name, *box) if object_id is None else object_id
 
 
 def _is_text(value: Any) -> bool:
@@ -300,9 +325,12 @@ def _read_images(path: Path, coco: set[int], flickr: set[int]) -> dict[int, _Ima
             raise ValueError(f"{path}: record {rank} needs a whole number as image_id or id")
         if image_id in images:
             raise ValueError(f"{path}: image {image_id} occurs twice")
-        size = record.get("width"), record.get("height")
-        if not all(type(side) is int and side > 0 for side in size):
-            raise ValueError(f"{path}: image {image_id} has no usable width and height: {size[0]!r}, {size[1]!r}")
+        width, height = (read_whole(record.get(side)) or 0 for side in ("width", "height"))
+        if width <= 0 or height <= 0:
+            raise ValueError(
+                f"{path}: image {image_id} has no usable width and height: "
+                f"{record.get('width')!r:.80}, {record.get('height')!r:.80}"
+            )
         excluded = None
         if _other_id(path, image_id, record, "coco_id") in coco:
             excluded = "images: excluded by their COCO id"
@@ -310,18 +338,17 @@ def _read_images(path: Path, coco: set[int], flickr: set[int]) -> dict[int, _Ima
             excluded = "images: excluded by their Flickr id"
         address = re.search(r"/(VG_100K(?:_2)?)/[^/]+$", str(record.get("url")))
         folder = address[1] if address else _FOLDERS[0]
-        images[image_id] = _Image(rank, size, f"{folder}/{image_id}.jpg", excluded)
+        images[image_id] = _Image(rank, (width, height), f"{folder}/{image_id}.jpg", excluded)
     return images
 
 
 def _other_id(path: Path, image_id: int, record: dict[str, Any], key: str) -> int | None:
     """An id that may be null, or written as text."""
     value = record.get(key)
-    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
-        return int(value)
-    if value is not None and type(value) is not int:
+    other = read_whole(value)
+    if value is not None and other is None:
         raise ValueError(f"{path}: image {image_id}: {key} cannot be {str(value)[:80]!r}")
-    return value
+    return other
 
 
 def _read_id_files(names: str | None) -> set[int]:

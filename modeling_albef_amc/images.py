@@ -66,7 +66,8 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
     elif not isinstance(source, Image.Image):
         raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {type(source).__name__}")
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
-        raise FileNotFoundError(f"there is no image {name}")
+        advice = ": of a data set no address is fetched, download its images first" if "://" in name else ""
+        raise FileNotFoundError(f"there is no image {name}{advice}")
     try:
         image = file if isinstance(file, Image.Image) else open_file(file)
         image.load()

@@ -135,7 +135,7 @@ class PhraseGrounder:
         """
         Args:
             images: an image, see `open_image`; or a dictionary of "image" and "phrases"; or several of either, in a
-                list, or as what can only be gone through (a data set, a column of one, a generator).
+                list, of pandas, or as what can only be gone through (a data set, a column of one, a generator).
             phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. A
                 phrase may be words of a caption: {"caption": "a man in a red hat", "caption_span": (3, 6)}.
             batch_size, num_workers: images a pass, and processes that read them. timeout: seconds to wait for a URL.
@@ -153,6 +153,9 @@ class PhraseGrounder:
             is empty or too long, phrases and images do not match.
         """
         run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
+        phrases = phrases.tolist() if hasattr(phrases, "tolist") else phrases  # of numpy or pandas
+        if hasattr(images, "iloc"):  # of pandas, whose rows have names
+            images = images.to_dict("records") if hasattr(images, "columns") else images.tolist()
         if is_image(images) or isinstance(images, Mapping):
             return next(run([as_record(images, phrases)]))
         if isinstance(images, list | tuple | np.ndarray | Tensor):
@@ -365,7 +368,7 @@ class Records(Dataset):
 
 
 def is_nested(phrases: Any) -> bool:
-    return isinstance(phrases, list | tuple) and any(isinstance(item, list | tuple) for item in phrases)
+    return isinstance(phrases, list | tuple) and any(isinstance(item, list | tuple | np.ndarray) for item in phrases)
 
 
 def as_record(image: Any, phrases: Any) -> dict[str, Any]:

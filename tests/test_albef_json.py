@@ -66,13 +66,13 @@ def test_captions_and_boxes_in_every_form(workshop):
 
 def test_boxes_are_cut_to_the_image_where_there_is_one(workshop):
     workshop.image("1.png")
-    for images, expected in (True, [0, 0, 8, 6]), (False, [0, 0, 90, 60]):
-        rows, report = workshop.of([record(bbox=[[-5, -5, 90, 60]])], images)
+    for images, expected in (True, [0, 0, 8, 6]), (False, [0, 0, 9, 7]):
+        rows, report = workshop.of([record(bbox=[[-1, -1, 9, 7]])], images)
         assert [row["boxes"] for row in rows] == [[expected]]
         assert report.kept["boxes over the edge of the image, cut"] == 1
 
 
-NO_BOXES = [[1, 2, 3], ["1", 2, 3, 4], [True, 2, 3, 4], [1, 2, float("nan"), 4], "box", {}, [[]], [3, [1]]]
+NO_BOXES = [[1, 2, 3], ["1a", 2, 3, 4], [True, 2, 3, 4], [1, 2, float("nan"), 4], "box", {}, [[]], [3, [1]]]
 NO_BOXES += [[1, 2, 3, 10**20], [1, 2, 3, 10**400]]
 
 
@@ -85,10 +85,36 @@ def test_a_broken_box_is_counted_or_fatal(workshop, bbox):
         workshop.of([record(bbox=bbox)], strict=True)
 
 
-def test_shares_of_the_image_are_no_pixels(workshop):
-    rows, report = workshop.of([record(bbox=[0.1, 0.2, 0.5, 1]), record("a cat")])
-    assert [row["phrase"] for row in rows] == ["a cat"]
-    assert report.dropped["boxes: box in shares of the image"] == 1
+WHOLE = record("a cat", bbox=[[1, 2, 3, 4]] * 3)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([0.1, 0.2, 0.5, 1], "box in shares of the image"),
+        (["0.1", "0.2", "0.5", "1"], "box in shares of the image"),
+        ([5, 4, 3, 2], "box without area in the image"),  # x, y, width, height
+    ],
+)
+def test_boxes_of_another_format_are_refused_where_they_are_many(workshop, bbox, reason):
+    """A quarter of them may be a mistake, which is counted."""
+    rows, report = workshop.of([record(bbox=bbox), WHOLE])
+    assert [row["phrase"] for row in rows] == ["a cat"] and report.dropped[f"boxes: {reason}"] == 1
+    message = rf"train\.json: 2 of 5 boxes are none \(record 0, .*: {reason}; record 2, .*\): bbox is expected to be"
+    with pytest.raises(ValueError, match=message):
+        workshop.of([record(bbox=bbox), WHOLE, record(bbox=[bbox])])
+
+
+def test_a_whole_image_in_shares_is_not_its_first_pixel(workshop):
+    with pytest.raises(
+        ValueError, match=r"1 of 1 boxes are none \(record 0, \[0, 0, 1, 1\]: box in shares of the image"
+    ):
+        workshop.of([record(bbox=[0, 0, 1, 1])])
+
+
+def test_numbers_may_be_text(workshop):
+    rows, _ = workshop.of([record(bbox=["1", "2.5", " 3 ", "4e0"]), record(bbox=[["1", 2, 3, "4"]])], strict=True)
+    assert [row["boxes"] for row in rows] == [[[1, 2.5, 3, 4]], [[1, 2, 3, 4]]]
 
 
 @pytest.mark.parametrize("name", ["box", "boxes", "segmentation"])
@@ -98,11 +124,13 @@ def test_regions_by_another_name_are_not_passed_over(workshop, name):
     assert workshop.of([record(**{name: []}), record(bbox=[1, 2, 3, 4], **{name: [[1, 2, 3, 4]]})])[0]
 
 
-@pytest.mark.parametrize(("other", "is_lost"), [([1, 2, 3], True), ([5, 5, 5, 9], True), ([-9, 2, -3, 4], False)])
+@pytest.mark.parametrize(
+    ("other", "is_lost"), [([1, 2, 3], True), ([5, 5, 5, 9], True), ([-9, 2, 3, 4], True), ([-9, 2, -3, 4], False)]
+)
 def test_a_caption_that_lost_a_box_is_left_out(workshop, other, is_lost):
     """Its row would not be of all that it says; a box beside the image leaves the others."""
-    rows, report = workshop.of([record(bbox=[other, [1, 2, 3, 4]]), record("a cat")])
-    assert [row["boxes"] for row in rows] == ([[]] if is_lost else [[[1, 2, 3, 4]], []])
+    rows, report = workshop.of([record(bbox=[other, [1, 2, 3, 4]]), WHOLE])
+    assert [row["boxes"] for row in rows] == ([] if is_lost else [[[1, 2, 3, 4]]]) + [WHOLE["bbox"]]
     assert report.dropped["captions: one of their boxes is lost"] == is_lost
     assert sum(report.dropped.values()) == 1 + is_lost
 

@@ -117,8 +117,8 @@ def test_bad_options_are_named(tree):
 @pytest.mark.parametrize(
     ("box", "expected", "unknown_size"),
     [
-        ([-5, -5, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]),
-        ([30, 20, 50, 60], [30, 20, 40, 30], [30, 20, 50, 60]),
+        ([-2, -2, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]),
+        ([30, 20, 50, 30], [30, 20, 40, 30], [30, 20, 50, 30]),
         ([1.5, 2.5, 3.5, 5.5], [1.5, 2.5, 3.5, 5.5], [1.5, 2.5, 3.5, 5.5]),
         ([41, 0, 50, 10], OutsideImage, [41, 0, 50, 10]),
         ([40, 0, 50, 10], OutsideImage, [40, 0, 50, 10]),
@@ -137,6 +137,16 @@ def test_boxes_are_cut_to_what_is_known_of_the_image(box, expected, unknown_size
             with pytest.raises(Unusable, match="box without area in the image") as error:
                 clip_box(box, size)
             assert type(error.value) is cut
+
+
+@pytest.mark.parametrize(
+    ("box", "size"), [([20, 20, 41, 61], (40, 30)), ([-11, 0, 10, 10], None), ([0, 0, 10.0, 10**300], (40, 30))]
+)
+def test_a_box_with_most_of_its_area_outside_is_none(box, size):
+    """Nobody knows whether the image shows the object."""
+    with pytest.raises(Unusable, match="mostly outside of the image") as error:
+        clip_box(box, size)
+    assert type(error.value) is Unusable
 
 
 @pytest.mark.parametrize(

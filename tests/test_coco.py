@@ -150,8 +150,8 @@ def test_a_box_that_is_turned_is_a_mask(workshop, degrees, box, pixels):
 
 
 def test_a_box_over_the_edge_is_cut_and_counted(workshop):
-    (row,), report = workshop.rows(annotation(1, bbox=[-2, -1, 5, 4], segmentation=None))
-    assert row["boxes"] == [[0, 0, 3, 3]] and report.kept["boxes over the edge of the image, cut"] == 1
+    (row,), report = workshop.rows(annotation(1, bbox=[-1, -1, 5, 4], segmentation=None))
+    assert row["boxes"] == [[0, 0, 4, 3]] and report.kept["boxes over the edge of the image, cut"] == 1
 
 
 def test_a_box_does_not_give_way_to_a_mask_that_lost_a_part(workshop):
@@ -180,6 +180,19 @@ def test_a_row_that_lost_an_instance_is_left_out(workshop, case):
     beside = "instances: beside one that was lost, without which the row would not be of all"
     reason = "instances: neither a box nor a mask" if case == "no box" else "instances: box without area in the image"
     assert report.dropped[beside] == 2 and report.dropped[reason] == 1 and report.kept["instances"] == 1
+
+
+def test_an_instance_that_is_mostly_outside_of_the_image_is_lost(workshop):
+    """Of its area just a half is enough. Where there is a mask, this tells what the image shows."""
+    half, less = annotation(2, bbox=[6, 0, 4, 3], segmentation=None), dict(bbox=[6, 0, 5, 3], segmentation=None)
+    (row,), report = workshop.rows(annotation(1), half)
+    assert row["boxes"] == [[1, 1, 4, 4], [6, 0, 8, 3]] and not report.dropped
+    rows, report = workshop.rows(annotation(1), annotation(2, **less))
+    assert not rows and report.dropped["instances: box that is mostly outside of the image"] == 1
+    (row,), report = workshop.rows(annotation(1, bbox=less["bbox"]))
+    assert row["boxes"] == [[1, 1, 4, 4]] and list(report.dropped) == [
+        "boxes: box that is mostly outside of the image; the mask's own is taken"
+    ]
 
 
 def test_an_instance_beside_the_image_is_not_of_it(workshop):
@@ -358,6 +371,24 @@ def test_names_of_images_as_other_machines_write_them(workshop):
     assert name_in_source(row["image_id"]) == "two.png"
 
 
+@pytest.mark.parametrize("other", ["below\\one.png", "./below/one.png", ".\\below\\one.png", "below//one.png"])
+def test_names_of_one_image_are_one(workshop, other):
+    workshop.image("below/one.png")
+    images = [image(1, "below/one.png"), image(2, other)]
+    for order in images, images[::-1]:
+        data = content(annotation(1), annotation(2, image_id=2, **SECOND), images=order)
+        for has_images in True, False:
+            (row,) = workshop.of(data, has_images)[0]["train"]
+            assert len(row["boxes"]) == 2 and name_in_source(row["image_id"]) == "below/one.png"
+
+
+def test_an_image_named_by_an_address_must_be_downloaded(workshop):
+    data = content(annotation(1), images=[image(1, "https://images.org/one.png")])
+    rows, report = workshop.of(data)
+    assert not rows["train"]
+    assert report.dropped["images: named by an address; download them, and name the files instead"] == 1
+
+
 def test_other_categories_replace_those_of_the_file(workshop):
     workshop.write("names.json", [{"id": 3, "name": "lamp"}])
     rows, report = workshop.rows(annotation(1), annotation(2, category_id=2), categories="names.json")
@@ -515,6 +546,29 @@ def test_shares_of_the_image_are_no_pixels(workshop, shares):
     (row,), report = workshop.rows(annotation(1, segmentation=[[0.1, 0.1, 0.6, 0.1, 0.6, 0.9]]))
     assert row["boxes"] == [[1, 1, 4, 4]] and row["masks"] == []  # the box in pixels
     assert report.dropped == {"mask parts: polygon in shares of the image, not pixels": 1}
+
+
+CORNERS = [[1, 1, 4, 4], [5, 3, 8, 6], [2, 1, 7, 3], [0, 0, 8, 6]]  # of an image of 8 x 6
+
+
+@pytest.mark.parametrize("images_first", [True, False])
+def test_corners_are_no_sizes(workshop, images_first):
+    """As sizes two of the four end beyond the image, and would be cut to boxes that are too large."""
+    data = content(*(annotation(i, bbox=box, segmentation=None) for i, box in enumerate(CORNERS)))
+    if not images_first:
+        data["images"] = data.pop("images")
+    message = r"instances\.json: 2 boxes \(annotation 1, annotation 2\) end beyond .* are \[x, y, width, height\]"
+    with pytest.raises(ValueError, match=message):
+        workshop.of(data)
+
+
+def test_sizes_over_the_edge_are_sizes(workshop):
+    """Beyond the right edge, beyond all edges, rounded; and a single one that could be corners."""
+    over = [[5, 3, 4, 2], [-1, -1, 10, 8], [1, 1, 7.2, 5.2], [5, 3, 8, 6], [1, 1, 2, 2]]
+    rows, report = workshop.rows(*(annotation(i, bbox=box, segmentation=None) for i, box in enumerate(over[:3])))
+    assert rows[0]["boxes"] == [[5, 3, 8, 5], [0, 0, 8, 6], [1, 1, 8, 6]]
+    assert report.kept["boxes over the edge of the image, cut"] == 3
+    assert workshop.rows(*(annotation(i, bbox=box) for i, box in enumerate(over)))[0]
 
 
 def test_bad_options_are_named(workshop):

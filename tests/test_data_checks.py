@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 
 import train
+from dataset_scripts.features import encode_png
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.training import collator_of
 from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
 from trainer.blocks import by_image, open_blocks
 from trainer.data_checks import check_regions
-from trainer.phrase_rows import PhraseRows
+from trainer.phrase_rows import PhraseRows, records_of
 from trainer.process_group import run_script
 from trainer.regions import BOX_FORMATS, Region
 from trainer.splits import open_split
@@ -120,15 +121,44 @@ def test_boxes_in_other_units_are_refused_until_said_to_be(model, tmp_path, conv
     assert scored == score(model, plain, tmp_path / "plainly")
 
 
-@pytest.mark.parametrize("count", [8, 5], ids=["all", "most"])
-def test_boxes_in_shares_are_not_scored_as_the_first_pixel(model, tmp_path, count):
-    records = with_boxes(as_shares)[:count] + tiny_records(8)[count:]
-    folder = write_folder(tmp_path / "data", validation=records)
-    message = "no record that can be used" if count == 8 else "5 of 8 records cannot be used"
-    with pytest.raises(ValueError, match=rf"{message}.*no coordinate above 1.*--box_format|{message}.*xyxy_normalized"):
-        score(model, folder, tmp_path / "scored")
+@pytest.mark.parametrize(
+    ("convert", "count", "boxes"),
+    [(as_shares, 8, 12), (as_shares, 5, 7), (lambda *_: [0, 0, 1, 1], 8, 12)],
+    ids=["all", "most", "whole images"],
+)
+def test_boxes_in_shares_are_not_scored_as_the_first_pixel(tmp_path, convert, count, boxes):
+    """Before any model is looked for."""
+    folder = write_folder(tmp_path / "data", validation=with_boxes(convert)[:count] + tiny_records(8)[count:])
+    message = rf"(?i)^{boxes} of 12 boxes of split validation of .* no coordinate above 1: .*xyxy_normalized"
     with pytest.raises(ValueError, match=message):
-        sweep_layers.main(["--model", model, "--dataset", str(folder), "--cpu"])
+        score("nowhere", folder, tmp_path / "scored")
+    with pytest.raises(ValueError, match=message):
+        sweep_layers.main(["--model", "nowhere", "--dataset", str(folder), "--cpu"])
+
+
+def test_scores_need_regions_before_any_model_is_looked_for(tmp_path):
+    table = pa.table({"image": [tiny_records(1)[0]["image"]["bytes"]], "phrase": ["a"], "bbox": [[[1, 2, 3, 4]]]})
+    pq.write_table(table, tmp_path / "validation.parquet")
+    for score_it in (
+        lambda: score("nowhere", tmp_path, tmp_path / "scored"),
+        lambda: sweep_layers.main(["--model", "nowhere", "--dataset", str(tmp_path), "--cpu"]),
+    ):
+        with pytest.raises(ValueError, match=r"scores do; .* has none of the columns boxes, .*not understood: bbox"):
+            score_it()
+
+
+def test_what_contradicts_itself_is_neither_trained_on_nor_scored(model, tmp_path):
+    records = tiny_records(8)
+    for record in records[:6]:
+        width, height = Image.open(io.BytesIO(record["image"]["bytes"])).size
+        mask = np.zeros((height, width), bool)
+        mask[30:, 35:] = True
+        record["masks"] = [encode_png(mask)]
+    folder = write_folder(tmp_path / "data", train=records, validation=records)
+    with pytest.raises(ValueError, match=r"6 of 8 records .* cannot be used: image 'scene-0', .* contradict its masks"):
+        run(model, folder, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"6 of 8 records cannot be used, .*'scene-0.* contradict its masks"):
+        score(model, folder, tmp_path / "scored")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +295,18 @@ def test_a_row_without_its_list_of_phrases_is_one_unusable_record(model, tmp_pat
     run(model, folder, tmp_path / "run", "--streaming", streaming)
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_lists_of_phrases_in_another_format(name):
+    """One `absent` for all phrases of a row; a list of them in the other column."""
+    row = {"phrase": ["a dog", "a cat"], "absent": True, "boxes": [[[1.0, 2, 3, 4]], [[5.0, 6, 7, 8]]]}
+    dataset = datasets.Dataset.from_list([row, row]).with_format(name)
+    for records in (records_of(dataset[0]), list(PhraseRows(dataset))[:2]):
+        assert [record["phrase"] for record in records] == row["phrase"]
+        assert [bool(record["absent"]) for record in records] == [True, True]
+        assert [[list(map(float, box)) for box in record["boxes"]] for record in records] == row["boxes"]
+    assert PhraseRows(dataset)["boxes"] == row["boxes"] * 2
+
+
 def test_different_pictures_under_one_id_are_an_error():
     records = tiny_records(3)
     records[1]["image_id"] = records[0]["image_id"]
@@ -305,6 +347,64 @@ def test_images_and_masks_by_their_paths_read_and_streamed(model, tmp_path, monk
         run(model, tmp_path / "data", tmp_path / streaming, "--streaming", streaming, "--strict", "true")
 
 
+def write_lines(folder: Path, **files: str) -> Path:
+    """JSON Lines by the names of their files, and the images that they name."""
+    folder.mkdir()
+    for number in range(4):
+        picture(40 + number).save(folder / f"{number}.png")
+    for name, lines in files.items():
+        (folder / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+def line(number: int, **columns) -> str:
+    return json.dumps({"image": f"{number}.png", "phrase": "a dog", **columns}) + "\n"
+
+
+BOX = [[1.5, 1, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "boxes"),
+    [
+        (line(0, boxes=None), line(1, boxes=BOX), [None, BOX]),
+        (line(0, boxes=[]), line(1, boxes=BOX), [[], BOX]),
+        (line(0, boxes=BOX), line(1, boxes=None), [BOX, None]),
+        (line(0, boxes=BOX), line(1), [BOX, None]),
+        (line(0, boxes=BOX), "", [BOX]),
+        (line(0, boxes=[[1, 1, 9, 9]]), line(1, boxes=BOX), [[[1, 1, 9, 9]], BOX]),
+    ],
+)
+def test_files_of_which_one_has_nothing_in_a_column_or_whole_numbers(tmp_path, first, second, boxes):
+    folder = str(write_lines(tmp_path / "data", **{"train-0": first, "train-1": second}))
+    assert [record["boxes"] for record in open_split(folder, None, "train")] == boxes
+    assert [record["boxes"] for record in StreamedRows.open(folder, None, "train")] == boxes
+    blocks = open_blocks(folder, None, "train", streaming=True)
+    assert [each["boxes"] for block in range(len(blocks)) for group in blocks[block] for each in group] == boxes
+
+
+@pytest.mark.parametrize("second", ['{"image": "1.p', line(1, boxes=[["a"]])], ids=["cut off", "of texts"])
+def test_a_streamed_file_that_cannot_be_read_is_named(tmp_path, second):
+    folder = str(write_lines(tmp_path / "data", **{"train-0": line(0, boxes=BOX), "train-1": second}))
+    with pytest.raises(ValueError, match=r"train-1\.jsonl cannot be had: "):
+        list(StreamedRows.open(folder, None, "train"))
+    with pytest.raises(ValueError, match=r"train-1\.jsonl cannot be had: "):
+        list(open_blocks(folder, None, "train", streaming=True)[1])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_masks_beside_the_metadata_of_an_imagefolder(tmp_path, streaming):
+    folder = tmp_path / "train"
+    for name, image in {"images": picture(), "masks": Image.fromarray(np.full((36, 40), 255, np.uint8))}.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(2):
+            image.save(folder / name / f"{number}.png")
+    lines = [{"file_name": f"images/{n}.png", "phrase": "a dog", "masks": [f"masks/{n}.png"]} for n in range(2)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    batch = collator_of()(list(open_split(str(tmp_path), None, "train", streaming)))
+    assert batch["boxes"].tolist() == [[[0, 0, 40, 36]]] * 2
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_an_empty_file_is_named(tmp_path, streaming):
     (tmp_path / "train.jsonl").write_text("")
@@ -341,6 +441,12 @@ def test_a_users_mistake_is_told_in_a_line(tmp_path, monkeypatch, capsys, main, 
         run_script(main)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == 2 and last.startswith("error: ") and message in last
+
+
+def test_files_that_are_not_utf_8_are_told_in_a_line(capsys):
+    with pytest.raises(SystemExit):
+        run_script(lambda: b"caf\xe9".decode())
+    assert capsys.readouterr().err.startswith("error: 'utf-8' codec can't decode byte 0xe9")
 
 
 def test_train_py_tells_it_in_a_line(tmp_path):

@@ -66,7 +66,7 @@ def record(**changes):
 def test_a_batch_by_hand(collator):
     first, second = photo(1), photo(2, size=(20, 10))
     records = [
-        record(image=first, image_id="x", phrase="The man", boxes=[[0, 0, 16, 12], [16, 12, 40, 30]], masks=[]),
+        record(image=first, image_id="x", phrase="The man", boxes=[[0, 0, 16, 12], [16, 12, 36, 28]], masks=[]),
         record(image=second, image_id="y", phrase="a red car", boxes=[], masks=[]),
         record(image=first, image_id="x", phrase="dog", boxes=[[8, 6, 16, 12]]),
     ]
@@ -283,40 +283,75 @@ def test_the_union_of_instances_and_a_whole_image():
     expected = np.zeros((20, 20))
     expected[:10, :10] = expected[5:, 5:] = 1
     np.testing.assert_allclose(region.rasterize(20), expected, atol=1e-6)
-    whole = Region.from_record({"boxes": [[-5, -5, 1000, 1000]]}, 37, 53)
+    whole = Region.from_record({"boxes": [[-5, -5, 60, 40]]}, 37, 53)
     assert whole.boxes.tolist() == [[0, 0, 53, 37]] and (whole.rasterize(256) == 1).all()
-
-
-def test_a_polygon_that_passes_by_a_corner_of_the_image():
-    """Its points, clipped to the image, have a box there."""
-    region = Region.from_record({"polygons": [[[-30, 20, 20, -30, -30, -30]]]}, 40, 40)
-    expected = np.zeros((8, 8))
-    expected[:4, :4] = 1
-    np.testing.assert_array_equal(region.rasterize(8), expected)
 
 
 def test_masks_come_before_polygons_then_scribbles_then_boxes():
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
-    mask[:12, :16] = 1
+    mask[:12] = 1
     given = {
-        "boxes": [[16, 12, 32, 24]],
+        "boxes": [[0, 0, 32, 24]],
         "scribbles": [[8, 18]],
         "scribble_radius": 4,
-        "polygons": [[[16, 0, 32, 0, 32, 12, 16, 12]]],
+        "polygons": [[[0, 0, 16, 0, 16, 24, 0, 24]]],
         "masks": [mask],
     }
 
-    def quadrant(annotation):
+    def quadrants(annotation):
         drawn = Region.from_record(annotation, HEIGHT, WIDTH).rasterize(2)
         return [tuple(cell) for cell in np.argwhere(drawn > 0.9).tolist()]
 
-    assert quadrant(given) == [(0, 0)]
-    assert quadrant(given | {"masks": []}) == [(0, 1)]
-    assert quadrant(given | {"masks": None, "polygons": []}) == [(1, 0)]
-    assert quadrant({"boxes": given["boxes"], "scribbles": []}) == [(1, 1)]
+    assert quadrants(given) == [(0, 0), (0, 1)]
+    assert quadrants(given | {"masks": []}) == [(0, 0), (1, 0)]
+    assert quadrants(given | {"masks": None, "polygons": []}) == [(1, 0)]
+    assert len(quadrants({"boxes": given["boxes"], "scribbles": []})) == 4
     # The boxes to be scored against stay those of the record.
-    assert Region.from_record(given, HEIGHT, WIDTH).boxes.tolist() == [[16, 12, 32, 24]]
-    assert Region.from_record(given | {"boxes": []}, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 16, 12]]
+    assert Region.from_record(given, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 32, 24]]
+    assert Region.from_record(given | {"boxes": []}, HEIGHT, WIDTH).boxes.tolist() == [[0, 0, 32, 12]]
+
+
+def outline(x1, y1, x2, y2):
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+ONE, OTHER, BOTH = [0, 0, 8, 8], [20, 10, 30, 20], [0, 0, 30, 20]
+
+
+@pytest.mark.parametrize(
+    "agreeing",
+    [
+        {"boxes": [ONE, OTHER], "polygons": [outline(*OTHER), outline(*ONE)]},
+        {"boxes": [BOTH], "polygons": [outline(*ONE), outline(*OTHER)]},
+        {"boxes": [ONE, OTHER], "polygons": [[*outline(*ONE), *outline(*OTHER)]]},
+        {"boxes": [ONE], "polygons": [outline(0, 0, 8, 4)]},
+        {"boxes": [BOTH], "scribbles": [[1, 1, 2, 2]], "scribble_radius": 1},
+        {"boxes": [ONE], "scribbles": [[1, 1, 2, 2, 9, 9]], "scribble_radius": 1},
+    ],
+)
+def test_boxes_beside_another_kind_in_the_same_place(agreeing):
+    region = Region.from_record(agreeing, HEIGHT, WIDTH)
+    assert region.boxes.tolist() == agreeing["boxes"] and region.kind in agreeing and region.kind != "boxes"
+
+
+FULL = np.pad(np.ones((8, 8)), ((0, 16), (0, 24)))
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "instances"),
+    [
+        ({"boxes": [ONE], "polygons": [[]]}, "boxes", 1),
+        ({"boxes": [ONE], "polygons": [[[]]]}, "boxes", 1),
+        ({"boxes": [ONE], "polygons": [None], "scribbles": [[]]}, "boxes", 1),
+        ({"boxes": [ONE], "masks": [None], "polygons": [outline(*ONE)]}, "polygons", 1),
+        ({"boxes": [ONE], "masks": [{"bytes": None, "path": None}]}, "boxes", 1),
+        ({"boxes": [ONE, OTHER], "masks": [FULL, None]}, "boxes", 2),
+        ({"boxes": [ONE], "polygons": [[[], *outline(*ONE)]]}, "polygons", 1),
+    ],
+)
+def test_an_instance_of_nothing_has_its_box_and_then_all_have(given, kind, instances):
+    region = Region.from_record(given, HEIGHT, WIDTH)
+    assert (region.kind, region.num_instances) == (kind, instances) and region.boxes.tolist() == given["boxes"]
 
 
 def test_regions_of_a_data_set_in_torchs_format():
@@ -394,6 +429,13 @@ def broken_image():
         ({"boxes": [[4, 6, 12, 18], [4, 18, 12, 18]]}, "box 1 has no area"),
         ({"boxes": [[40, 6, 50, 18]]}, "box 0 lies outside the image of 32x24"),
         ({"boxes": [[-9, 6, 0, 18]]}, "box 0 lies outside"),
+        ({"boxes": [[20, 6, 60, 18]]}, "box 0 lies outside the image of 32x24 pixels, most of it .*box_format"),
+        ({"polygons": [[[16, 1, 30, 1, 30, 9]]]}, r"boxes \[\[4.0, 6.0, .* contradict its polygons, .*\[\[16.0, 1.0"),
+        ({"masks": [FULL]}, "boxes .* contradict its masks, .*box_format"),
+        ({"boxes": [ONE, OTHER], "polygons": [outline(*ONE), outline(9, 9, 12, 12)]}, "contradict its polygons"),
+        ({"boxes": [ONE], "polygons": [outline(*ONE), outline(*OTHER)]}, "contradict its polygons"),
+        ({"scribbles": [[20, 20, 30, 22, 5, 7]], "scribble_radius": 2}, "scribble 0 lies outside its boxes"),
+        ({"masks": [FULL, None]}, "mask 1 is empty: None; drop it, or give a box for each"),
         ({"boxes": [[4, 6, float("nan"), 18]]}, "four"),
         ({"boxes": [[4, 6, float("inf"), 18]]}, "four"),
         ({"boxes": [[4, 6, 12]]}, "four"),
@@ -403,10 +445,12 @@ def broken_image():
         ({"polygons": [[[1, 1, 5, 1, 5]]]}, "polygon 0 must be pairs"),
         ({"polygons": [[[1, 1, 5, 1]]]}, "at least 3"),
         ({"polygons": [[[1, 1, 5, 1, 5, float("nan")]]]}, "finite numbers, a flat list"),
-        ({"polygons": [[]]}, "polygon 0 has no parts"),
+        ({"boxes": [], "polygons": [[]]}, "polygon 0 has no parts"),
+        ({"polygons": [[], [[1, 1, 5, 1, 5, 5]]]}, "polygon 0 has no parts"),
         ({"polygons": [[1, 1, 5, 1, 5, 5]]}, "finite numbers, a flat list"),
         ({"polygons": [[["x", 1, 5, 1, 5, 5]]]}, "finite numbers, a flat list"),
-        ({"polygons": [[[40, 1, 50, 1, 50, 5]]]}, "polygon 0 has no area"),
+        ({"polygons": [[[40, 1, 50, 1, 50, 5]]]}, "polygon 0 lies outside the image"),
+        ({"polygons": [[[20, 1, 60, 1, 60, 9]]]}, "polygon 0 lies outside the image"),
         ({"polygons": [[[1, 1, 5, 1, 9, 1]]]}, "polygon 0 has no area"),
         ({"masks": [np.ones((24, 31))]}, r"mask 0 has shape \(24, 31\)"),
         ({"masks": [np.ones((24, 32, 1))]}, "mask 0 has shape"),

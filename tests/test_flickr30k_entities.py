@@ -179,7 +179,7 @@ def test_boxes_without_area_are_dropped(tmp_path, corners):
     rows, report = rows_of(tmp_path, Thing(["1"], corners), captions=[[phrase("1")]])
     assert not rows and report.dropped == {
         "objects: box without area in the image": 1,
-        "phrases: of boxes without area in the image": 1,
+        "phrases: of boxes that were dropped": 1,
     }
     with pytest.raises(ValueError, match=r"image 7, box .* of chain 1"):
         build(tmp_path, strict=True)
@@ -188,11 +188,40 @@ def test_boxes_without_area_are_dropped(tmp_path, corners):
     assert len(build(tmp_path)[0]["train"]) == (corners[0] == 41)
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        "",
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>40</width></size>",
+        "<size><width> </width></size>",
+    ],
+)
+def test_a_size_that_nobody_filled_in_is_that_of_the_image(tmp_path, size):
+    write_one(tmp_path, one_image([Thing(["1"], (31, 21, 45, 32))], [[phrase("1")]]))
+    path = tmp_path / "Annotations" / "7.xml"
+    path.write_text(re.sub(r"<size>.*</size>", size, path.read_text(), flags=re.S))
+    unknown = "images of unknown size, whose boxes are cut to positive numbers alone"
+    for options, box, count in ({}, [30, 20, 45, 32], 1), ({"images_dir": str(tmp_path)}, [30, 20, 40, 30], 0):
+        if options:
+            write_image(tmp_path / "7.jpg", (40, 30))
+        rows, report = build(tmp_path, **options)
+        assert [row["boxes"] for row in rows["train"]] == [[box]] and report.kept[unknown] == count
+
+
 def test_a_phrase_has_all_boxes_of_its_chain(tmp_path):
     things = [BOX, Thing(["2", "1"], (5, 5, 9, 9)), Thing(["2", "2"], (6, 6, 8, 8))]
     rows, _ = rows_of(tmp_path, *things, captions=[[phrase("1"), phrase("2")], [phrase("1")]])
     first, second = [[0, 0, 4, 4], [4, 4, 9, 9]], [[4, 4, 9, 9], [5, 5, 8, 8]]
     assert [row["boxes"] for row in rows] == [first, second, first]
+
+
+def test_an_object_may_have_several_boxes(tmp_path):
+    write_one(tmp_path, one_image([BOX], [[phrase("1")]]))
+    path = tmp_path / "Annotations" / "7.xml"
+    second = "<bndbox><xmin>6</xmin><ymin>7</ymin><xmax>8</xmax><ymax>9</ymax></bndbox>"
+    path.write_text(path.read_text().replace("</bndbox>", "</bndbox>" + second))
+    assert [row["boxes"] for row in build(tmp_path)[0]["train"]] == [[[0, 0, 4, 4], [5, 6, 8, 9]]]
 
 
 def test_a_chain_that_lost_a_box_has_none(tmp_path):
@@ -223,7 +252,7 @@ UNBOXED_CAPTION = [phrase(chain, "the", f"thing{chain}") for chain in "012345678
 UNBOXED_REASONS = {
     "phrases: of the scene as a whole, which has no box": 3,
     "phrases: of what has no box": 2,
-    "phrases: of boxes without area in the image": 1,
+    "phrases: of boxes that were dropped": 1,
     "phrases: of a chain that the annotations do not have": 1,
 }
 
@@ -340,7 +369,7 @@ ANNOTATIONS = [
     (XML.replace("<name>1</name>", "<name> </name>"), "an object has no <name>"),
     (XML.replace("<xmin>2</xmin>", ""), "<xmin> of <bndbox> cannot be None"),
     (XML.replace("<xmin>2</xmin>", "<xmin>two</xmin>"), "<xmin> of <bndbox> cannot be 'two'"),
-    (XML.replace("<width>40</width>", "<width>0</width>"), "an image cannot have 0 x 30 pixels"),
+    (XML.replace("<width>40</width>", "<width>4.5</width>"), "an image cannot have .4.5. x .30. pixels"),
     (XML.replace("<scene>0", "<scene>no"), "<scene> of <object> cannot be 'no'"),
 ]
 SENTENCES = [
@@ -426,9 +455,9 @@ PROCESSED = [
     ("sentences", lambda entry: entry["phrases"][0].update(phrase_type=[3]), "phrase_type that is no text"),
     ("bounding_boxes", lambda entry: entry.pop("boxes"), "KeyError"),
     ("bounding_boxes", lambda entry: entry["boxes"].update({"1": [[1, 2, 3]]}), "a box cannot be"),
-    ("bounding_boxes", lambda entry: entry["boxes"].update({"1": [[1, 2, 3, "4"]]}), "a box cannot be"),
+    ("bounding_boxes", lambda entry: entry["boxes"].update({"1": [[1, 2, 3, "4px"]]}), "a box cannot be"),
     ("bounding_boxes", lambda entry: entry.update(scene=[1]), "chains must be a list of texts"),
-    ("bounding_boxes", lambda entry: entry.update(width=None), "width and height cannot be"),
+    ("bounding_boxes", lambda entry: entry.update(width=-1), "an image cannot have -1 x"),
 ]
 
 

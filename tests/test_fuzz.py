@@ -38,6 +38,6 @@ def test_a_fault_is_noticed(tmp_path, error):
 
 def test_a_broken_reader_fails_its_target(tmp_path, monkeypatch):
     run, _ = TARGETS["refcoco/dets.json"](tmp_path)
-    monkeypatch.setattr("dataset_scripts.refcoco.is_box", lambda box: True)
+    monkeypatch.setattr("dataset_scripts.refcoco.read_box", lambda box: box)
     with pytest.raises((TypeError, ValueError, Fault)):
         run(b'{"1": [["a", 1, 1, 1]]}')

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -228,6 +229,7 @@ def test_data_sets(ground):
     photos, phrases = list(dataset["image"]), list(dataset["phrase"])
     expected = [ground(photo, phrase) for photo, phrase in zip(photos, phrases)]
     rows = dataset.rename_column("phrase", "phrases")
+    frame = pd.DataFrame({"image": photos, "phrases": phrases}, index=range(7, 11))  # as after a selection
     given = {
         "rows": ground(rows, batch_size=3),
         "streamed rows": ground(rows.to_iterable_dataset(), batch_size=3),
@@ -236,9 +238,12 @@ def test_data_sets(ground):
         "a generator": ground({"image": photo, "phrases": [phrase]} for photo, phrase in zip(photos, phrases)),
         "an iterator": ground(iter(photos), [[phrase] for phrase in phrases]),
         "a list of records": ground([{"image": photo, "phrases": phrase} for photo, phrase in zip(photos, phrases)]),
+        "a list of pandas' columns": ground(frame["image"], frame["phrases"].map(lambda phrase: [phrase])),
+        "a list of arrays": ground(photos, pd.Series([np.array([phrase], dtype=object) for phrase in phrases])),
+        "a list of pandas' rows": ground(frame),
     }
     for name, found in given.items():
-        assert isinstance(found, list) == (name == "a list of records"), name
+        assert isinstance(found, list) == name.startswith("a list of"), name
         for answers, wanted in zip(found, expected, strict=True):
             same(answers, wanted)
     same(ground({"image": photos[0], "phrases": phrases[0]}), expected[0])
@@ -275,6 +280,7 @@ def test_a_data_set_is_read_as_it_is_needed(ground):
         (iter([picture()] * 3), [["a dog"], ["a cat"]], "zip"),
         ({"photo": picture(), "phrases": "a dog"}, None, 'a record needs "image" and "phrases", this one has'),
         ({"image": picture()}, None, "no phrases were given"),
+        (pd.DataFrame({"photo": ["a.png"], "phrases": "a dog"}), None, 'a record needs "image" and "phrases", this'),
         ([3], "a dog", "an image must be a path, a URL, a Pillow image or an array"),
         (3, "a dog", "images must be an image, several images or a data set"),
         (np.zeros((0, 4, 3)), "a dog", r"an array of the shape \(0, 4, 3\) is no image"),
@@ -291,6 +297,8 @@ def test_bad_input(ground, images, phrases, message):
 def test_bad_files(ground, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no image .*missing\.png"):
         ground(tmp_path / "missing.png", PHRASES)
+    with pytest.raises(FileNotFoundError, match=r"http://a\.b/c\.jpg: of a data set no address is fetched, download"):
+        ground({"image": {"bytes": None, "path": "http://a.b/c.jpg"}, "phrases": "a dog"})
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png is not a readable image: it is of no kind that is known"):
         ground(tmp_path / "text.png", PHRASES)

@@ -63,6 +63,15 @@ def image_of(row: dict) -> int:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [str, float])
+def test_ids_of_every_kind_mean_the_same(workshop, kind):
+    expected = workshop.of([ref(7)])[0]["train"]
+    ids = {"ref_id": kind(7), "ann_id": kind(100), "image_id": kind(1)}
+    assert workshop.of([ref(7) | ids], strict=True)[0]["train"] == expected and len(expected) == 1
+    with pytest.raises(ValueError, match="its id occurs twice"):
+        workshop.of([ref(7), ref(kind(7))])
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_a_row_for_each_expression(workshop, protocol):
     workshop.put([ref(7, "left dog", " the  big dog ")], protocol=protocol)
@@ -154,9 +163,9 @@ def test_numbers_and_ids_may_be_text(workshop):
 
 
 def test_a_box_is_cut_to_the_image_and_an_unlisted_category_left_out(workshop):
-    plain = annotation(100, bbox=[-2, -1.5, 5, 4], segmentation=None, category_id=9)
+    plain = annotation(100, bbox=[-1, -0.5, 5, 4], segmentation=None, category_id=9)
     (row,) = workshop.of([ref(1)], instances(plain))[0]["train"]
-    assert (row["boxes"], row["categories"]) == ([[0, 0, 3, 2.5]], [])
+    assert (row["boxes"], row["categories"]) == ([[0, 0, 4, 3.5]], [])
 
 
 @pytest.mark.parametrize("folder", ["", "train2014/"])
@@ -218,7 +227,7 @@ BROKEN_REFS = {
     "ref id twice": ([ref(1), ref(1)], r"ref 1 \(number 1 in the file\): its id occurs twice"),
     "ref id missing": ([{}], r"ref None \(number 0 in the file\): ref_id is not a whole number"),
     "no annotation": ([ref(1, ann_id=None)], "ann_id is neither"),
-    "image id is text": ([ref(1, image_id="1")], "image_id is not a whole number"),
+    "image id is a name": ([ref(1, image_id="one")], "image_id is not a whole number"),
     "no split": ([ref(1, split=None)], "split is not text"),
     "no sentences": ([ref(1, sentences=None)], "sentences is not a list"),
     "sentence is text": ([ref(1, sentences=["left dog"])], "sentences is not a list"),
@@ -285,7 +294,7 @@ def test_proposals_stay_as_the_detector_gave_them_unless_they_have_no_area(works
     [
         ({"9": [[1, 1, 3, 3]]}, "has no box for any image .*COCO_train2014_000000000001.jpg.*another data set"),
         ({"1": [[1, 1, 3]]}, r"image 1: '\[1, 1, 3\]' is not a box"),
-        ({"1": [[1, 1, 3, "3"]]}, "image 1: .* is not a box"),
+        ({"1": [[1, 1, 3, "3px"]]}, "image 1: .* is not a box"),
         ({"1": None}, "image 1: .* is not a box"),
         ([{"image_id": 1, "box": {"x": 1}}], "detection 0: .* is not a box"),
         ([{"image_id": 1, "bbox": [1, 1, 3, 3]}], "in no known layout of proposals"),

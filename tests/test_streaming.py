@@ -144,7 +144,7 @@ def test_data_that_cannot_be_streamed(tmp_path):
         StreamedRows.open(folder, None, "other")
     (tmp_path / "empty").mkdir()
     pq.write_table(FEATURES.arrow_schema.empty_table(), tmp_path / "empty" / "train.parquet")
-    with pytest.raises(ValueError, match=r"Split train of .* cannot be read"):
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had"):
         StreamedRows.open(str(tmp_path / "empty"), None, "train")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "train.csv").write_text("phrase,number\na,1\n")

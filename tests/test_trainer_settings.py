@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
-from tests.helpers.data import blip_processor, tiny_albef, tiny_dataset
+from modeling_albef_amc.families.auto import load_model, load_processor
+from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
 from tests.helpers.models import TINY
 from tests.helpers.training import ONLY, collator_of, is_equal, make_trainer, snapshot, training_logs
 from trainer.amc_config import AmcConfig
@@ -155,6 +157,39 @@ def test_phrases_share_images_only_where_the_rows_say_which(tmp_path):
 
 def card_of(trainer: AmcTrainer) -> str:
     return model_card(trainer, model_name="a").text
+
+
+def test_a_frozen_model_is_evaluated_but_not_trained(tmp_path):
+    adapted = get_peft_model(tiny_albef(), LoraConfig(target_modules=["query"], r=2))
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(False)
+    disabled = tiny_albef()
+    disabled.add_adapter(LoraConfig(target_modules=["query"], r=2))
+    disabled.disable_adapters()
+    for model in (tiny_albef().requires_grad_(False), adapted, disabled):
+        trainer = make_trainer(tmp_path, model)
+        assert trainer.evaluate()["eval_loss"] > 0
+        with pytest.raises(ValueError, match=r"All weights of the model are frozen .* is_trainable=True"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
+def test_the_collators_processor_is_saved(tmp_path):
+    """Of a collator of another class too."""
+
+    def collator(rows):
+        return collator.of_this_project(rows)
+
+    collator.of_this_project = collator_of()
+    collator.processor = collator.of_this_project.processor
+    for each in (collator, collator.of_this_project):
+        trainer = make_trainer(tmp_path / type(each).__name__, collator=each, save_strategy="steps", save_steps=1)
+        trainer.train()
+        trainer.save_model()
+        for folder in (trainer.args.output_dir, f"{trainer.args.output_dir}/checkpoint-1"):
+            saved = load_processor(folder, load_model(folder))
+            expected = collator.processor(text=["a red dog"], images=[picture()])
+            assert saved(text=["a red dog"], images=[picture()])["input_ids"] == expected["input_ids"]
 
 
 def test_amc_without_a_column_of_regions_does_not_start(tmp_path):

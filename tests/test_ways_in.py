@@ -167,6 +167,46 @@ def test_in_wrappers(family):
     assert not torch.allclose(*(explain_function(each)(each, **tiny_batch()).score for each in (model, merged)))
 
 
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_kept_encodings_are_those_of_the_weights(family):
+    adapted, processor = build(family)
+    adapted = get_peft_model(adapted, LORA)
+    torch.nn.init.normal_(next(each for name, each in adapted.named_parameters() if "lora_B" in name))
+    optimizer = torch.optim.AdamW(adapted.parameters(), 0.1, foreach=True)
+    keeping = AutoGrounder(adapted, processor, device="cpu", max_encodings=4)
+
+    def check(num_kept: int) -> list[float]:
+        found = keeping.score(picture(), TEXTS)
+        assert found == AutoGrounder(adapted, processor, device="cpu").score(picture(), TEXTS)
+        assert len(keeping.encodings) == num_kept
+        return found
+
+    def step():
+        for parameter in adapted.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+
+    check(1)
+    check(1)
+    with adapted.disable_adapter():
+        check(2)
+    step()
+    check(3)
+    adapted.load_state_dict(
+        {name: 0.9 * value for name, value in adapted.state_dict().items() if value.ndim > 1}, False
+    )
+    check(4)
+    adapted.add_adapter("second", LORA)
+    adapted.set_adapter("second")
+    check(4)
+    keeping.encodings.clear()
+    adapted.merge_adapter(["default"])
+    check(1)
+    with torch.inference_mode():
+        adapted.register_buffer("of_inference", torch.ones(1))
+    check(2)
+
+
 def test_what_adapts_the_input_is_refused():
     sizes = dict(num_virtual_tokens=2, token_dim=16, num_layers=3, num_attention_heads=2, num_transformer_submodules=1)
     wrapped = get_peft_model(TINY["clip"](), PromptTuningConfig(task_type="FEATURE_EXTRACTION", **sizes))

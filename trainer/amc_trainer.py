@@ -63,7 +63,7 @@ class AmcTrainer(PublishingTrainer):
             images (`whole_images`) and phrases as long as it reads, if its family is known.
         eval_data_collator: default: `data_collator.for_evaluation`, masking as many words; of a collator of another
             class, a copy.
-        Everything else as in `Trainer`.
+        Everything else as in `Trainer`; `processing_class` is the collator's `processor` by default.
 
     Every loss is the mean over its items in the whole optimizer step, and contrasts go over all pairs of the step:
     neither the number of processes nor gradient accumulation changes the gradient. Only hard negatives, and what dual
@@ -99,6 +99,7 @@ class AmcTrainer(PublishingTrainer):
         if args.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         kwargs.setdefault("compute_metrics", PointingScores())
+        kwargs.setdefault("processing_class", getattr(data_collator, "processor", None))
         self.given_explain, self.args = explain, args
         model = None if model is None else self.explained(model)
         super().__init__(model, args, data_collator, callbacks=callbacks, **kwargs)
@@ -177,8 +178,14 @@ class AmcTrainer(PublishingTrainer):
         `num_bad_steps`: steps, of the whole run, that were skipped for want of a finite gradient.
 
         Raises:
-            ValueError: before anything is trained, if no example can have a region, which AMC needs.
+            ValueError: before anything is trained, if no weight is to be trained, or if no example can have a region,
+                which AMC needs.
         """
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ValueError(
+                "All weights of the model are frozen (requires_grad is False), so nothing would be trained: load "
+                "adapters with is_trainable=True, enable those that are disabled, or call model.requires_grad_()."
+            )
         if self.args.uses_amc:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps = 0

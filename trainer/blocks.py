@@ -13,7 +13,7 @@ import pyarrow as pa
 from datasets import Dataset, IterableDataset, Value
 
 from .phrase_rows import PhraseRows, Record, check_same_image, records_of
-from .splits import IMAGES, data_files, open_split
+from .splits import IMAGES, data_files, named_shards, open_split, reading
 
 
 class Blocks:
@@ -64,20 +64,20 @@ class FileBlocks:
     """Blocks of a streamed data set: one file each, as its builder wrote them. Methods: as of `Blocks`."""
 
     def __init__(self, dataset: IterableDataset, files: list[str]):
-        self.dataset, self.files = dataset, files
+        self.dataset, self.files, self.names = dataset, files, named_shards(dataset, files)
 
     def __len__(self) -> int:
         return self.dataset.num_shards
 
     def __getitem__(self, block: int) -> Iterator[list[Record]]:
-        return by_image(self.dataset.shard(num_shards=len(self), index=block))
+        return by_image(reading(self.dataset.shard(num_shards=len(self), index=block), self.names[block]))
 
     def num_rows(self, blocks: Iterable[int]) -> int | None:
         return None
 
     def records_at(self, positions: Iterable[int]) -> list[Record]:
         positions = list(positions)
-        records = enumerate(record for row in self.dataset for record in records_of(row))
+        records = enumerate(record for block in range(len(self)) for group in self[block] for record in group)
         found = {position: record for position, record in records if position in positions}
         return [found[position] for position in positions]
 
@@ -95,6 +95,7 @@ def open_blocks(
     streaming: bool = False,
     block_size: int = 1024,
     renamed: dict[str, str] | None = None,
+    needs_regions: bool = False,
 ) -> Blocks | FileBlocks:
     """One split of a data set in blocks; see `open_split`.
 
@@ -104,7 +105,7 @@ def open_blocks(
     """
     if streaming and limit is not None:
         raise ValueError("A streamed data set is taken whole: leave out streaming to take a part of it.")
-    dataset = open_split(path, config, split, streaming, renamed)
+    dataset = open_split(path, config, split, streaming, renamed, needs_regions)
     if streaming:
         return FileBlocks(dataset, data_files(path, config, split))
     dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))

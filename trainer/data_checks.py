@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from .phrase_rows import PhraseRows, Record, phrase_counts
 from .regions import REGIONS, to_xyxy
+from .splits import told
 from .streaming import StreamedRows
 
 logger = logging.get_logger(__name__)
@@ -39,7 +40,7 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
             f"{', '.join(columns)}. Rename its column of regions, or train without AMC: amc_mean_weight and "
             "amc_max_weight 0."
         )
-    found = look_at_regions(dataset, columns_of_regions, box_format)
+    found = check_boxes(dataset, box_format, "the training data")
     # Of streamed data only the first rows were looked at: others may have regions.
     is_whole = not isinstance(dataset, StreamedRows | datasets.IterableDataset)
     if found.num_with_region == 0 and is_whole:
@@ -51,18 +52,25 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
         share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
         phrases = "training phrases" if is_whole else "first training phrases"
         logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region: AMC learns from these only.")
+
+
+def check_boxes(dataset: Any, box_format: str, name: str) -> "RegionStatistics":
+    """What is found of the regions of data `name`; ValueError: boxes are no boxes of that format."""
+    with told(name):
+        found = look_at_regions(dataset, [kind for kind in REGIONS if kind in columns_of(dataset)], box_format)
     first = "; ".join(found.first)
     if found.num_shares > SIZEABLE * found.num_boxes:
         raise ValueError(
-            f"{found.num_shares:,} of {found.num_boxes:,} boxes of the training data have no coordinate above 1: they "
+            f"{found.num_shares:,} of {found.num_boxes:,} boxes of {name} have no coordinate above 1: they "
             "seem to be shares of the image, not pixels. Say so by box_format, e.g. --box_format xyxy_normalized. "
             f"First: {first}."
         )
     if found.num_flat > SIZEABLE * found.num_boxes:
         raise ValueError(
-            f"{found.num_flat:,} of {found.num_boxes:,} boxes of the training data have no area as {box_format}: they "
+            f"{found.num_flat:,} of {found.num_boxes:,} boxes of {name} have no area as {box_format}: they "
             f"seem to be of another format. Say which by box_format, e.g. --box_format xywh. First: {first}."
         )
+    return found
 
 
 @dataclass

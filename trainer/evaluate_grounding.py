@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from .benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from .blocks import Blocks, FileBlocks, open_blocks
 from .commands import parse
+from .data_checks import check_boxes
 from .evaluation import RecordGrounder, load_grounder, make_accelerator, progress_title, share
 from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
@@ -41,7 +42,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for split in args.splits or protocol.splits:
         check_split(split)
         source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
-        splits[split] = open_blocks(*source)
+        splits[split] = open_blocks(*source, needs_regions=True)
+        check_boxes(splits[split].dataset, args.box_format, f"split {split} of {args.dataset}")
     report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
     chosen, columns = [], {}  # the records of the picture, and each model's heatmaps of them
     for name, path in args.models.items():

@@ -164,9 +164,7 @@ class RecordGrounder:
 
     def _regions(self, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """True boxes and proposals, see `Question`; ValueError: one of them cannot be used."""
-        # Masks and polygons count where there are no boxes only: decoding masks takes time.
-        marked = {"boxes": record["boxes"]} if record.get("boxes") else record
-        region = Region.from_record(marked, *size, self.box_format)
+        region = Region.from_record(record, *size, self.box_format)
         boxes = NO_BOXES if region is None else region.boxes
         proposals = np.array(record.get("proposals") or [], dtype=np.float64).reshape(-1, 4)
         if not (np.isfinite(proposals).all() and (proposals[:, :2] < proposals[:, 2:]).all()):

@@ -22,12 +22,12 @@ def records_of(row: Record) -> list[Record]:
     Raises ValueError, which names the row: it has not as many regions, spans or the like as phrases.
     """
     phrases = row.get("phrase")
-    if not isinstance(phrases, list):
+    if not isinstance(phrases, list | np.ndarray):
         return [row]
     columns = {"phrase": phrases}
     for name in OF_PHRASES[1:]:
         values = row.get(name)
-        if values is None or (name == "absent" and isinstance(values, bool)):
+        if values is None or (name == "absent" and np.ndim(values) == 0):
             continue
         if len(values) != len(phrases):
             raise ValueError(
@@ -72,7 +72,8 @@ class PhraseRows:
     """
 
     def __init__(self, dataset: Dataset, rows: np.ndarray | None = None, numbers: np.ndarray | None = None):
-        self.dataset, self.split, self.info = dataset, dataset.split, dataset.info
+        self.dataset = dataset.with_format(None)  # whose columns are lists
+        self.split, self.info = dataset.split, dataset.info
         self.column_names = dataset.column_names
         if rows is None:
             counts = [1 if phrases is None else len(phrases) for phrases in dataset["phrase"]]

@@ -31,7 +31,7 @@ def run_script(main: Callable[[], Any]) -> None:
         # Files, the Hub and what is installed are the user's, whoever looks for them; of other errors, our own are.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         package = frame.f_globals["__name__"].split(".")[0]
-        if not isinstance(error, OSError | ImportError) and package not in (*OWN, main.__module__):
+        if not isinstance(error, OSError | ImportError | UnicodeError) and package not in (*OWN, main.__module__):
             raise
         fail(f"error: {error}", *getattr(error, "__notes__", []))
     end_process_group()

@@ -21,6 +21,7 @@ BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "c
 # cell.
 _POLYGON_OVERSAMPLING = 4
 _THINNEST = 1e-6  # pixels: of less, the share of a cell that is covered could be 0 by rounding
+_LEAST_AGREEMENT = 0.5  # IoU of boxes and the boxes around masks or polygons; and the share of a box in the image
 _FAR = 2.0**24  # pixels: farther than any image is wide, and as far as float32 counts them
 
 
@@ -55,7 +56,8 @@ class Region:
         """Reads and checks `masks`, `polygons`, `scribbles` and `boxes` of a record; None when it has none of them.
 
         Boxes are clipped to the image. Without boxes in the record, `boxes` are the tight boxes of the masks, polygons
-        or scribbles. Soft masks count as inside from 0.5 on when a box is taken around them.
+        or scribbles. Soft masks count as inside from 0.5 on when a box is taken around them. Of a kind in which an
+        instance is None or empty nothing is taken if the record has a box for each instance.
 
         Args:
             record: May hold `boxes` (a list of xyxy), `polygons` (per instance a list of flat `[x0, y0, x1, y1, …]`),
@@ -69,6 +71,10 @@ class Region:
             ValueError, FileNotFoundError: A region is unusable; the message says which and what to do.
         """
         boxes, polygons, masks, scribbles = (_items(record.get(kind), kind) for kind in REGIONS)
+        polygons, masks, scribbles = (
+            [] if len(kind) <= len(boxes) and any(map(_is_empty, kind)) else kind
+            for kind in (polygons, masks, scribbles)
+        )
         if not (boxes or polygons or masks or scribbles):
             return None
         size = height, width
@@ -80,8 +86,36 @@ class Region:
             scribbles=tuple(_read_scribble(points, i, *size) for i, points in enumerate(scribbles)),
             scribble_radius=_read_radius(record.get("scribble_radius")) if scribbles else 0.0,
         )
-        read = [_read_box(box, i, *size, box_format) for i, box in enumerate(boxes)]
-        return replace(region, boxes=np.array(read or next(filter(None, region._tight_boxes())), dtype=np.float64))
+        if not boxes:
+            return replace(region, boxes=np.array(next(filter(None, region._tight_boxes())), dtype=np.float64))
+        region = replace(region, boxes=np.array([_read_box(box, i, *size, box_format) for i, box in enumerate(boxes)]))
+        region._check_agreement()
+        return region
+
+    def _check_agreement(self) -> None:
+        """ValueError: boxes and masks or polygons, or scribbles, are of different places.
+
+        As many boxes as instances: each has one that it agrees with, in whatever order. Else all together are compared.
+        A scribble may be as small as it likes in a box.
+        """
+        for kind, own in zip(("masks", "polygons"), map(np.array, self._tight_boxes())):
+            boxes = self.boxes if len(own) == len(self.boxes) else _hull(self.boxes)
+            own = own if len(own) == len(self.boxes) or not len(own) else _hull(own)
+            overlaps = np.array([[_overlap(box, other) for other in own] for box in boxes])
+            if len(own) and min(overlaps.max(axis=0).min(), overlaps.max(axis=1).min()) < _LEAST_AGREEMENT:
+                raise ValueError(
+                    f"its boxes {self.boxes.tolist()} contradict its {kind}, around which they would be {own.tolist()} "
+                    f"(IoU below {_LEAST_AGREEMENT}): drop what is wrong, or say the format of the boxes (box_format)"
+                )
+        for index, points in enumerate(self.scribbles):
+            x, y = points.T[..., None]
+            x1, y1, x2, y2 = self.boxes.T
+            is_inside = ((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any(axis=1)
+            if is_inside.mean() < 0.5:
+                raise ValueError(
+                    f"scribble {index} lies outside its boxes {self.boxes.tolist()}: drop what is wrong, or say the "
+                    "format of the boxes (box_format)"
+                )
 
     def _tight_boxes(self) -> list[list[tuple[float, float, float, float]]]:
         """The boxes around masks (from 0.5 on), around polygons, and around scribbles."""
@@ -104,8 +138,7 @@ class Region:
     @property
     def extent(self) -> tuple[float, float, float, float]:
         """The smallest xyxy box, in pixels, that holds everything: masks (from 0.5 on), scribbles, polygons, boxes."""
-        boxes = np.array([*self.boxes, *(box for kind in self._tight_boxes() for box in kind)])
-        return (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
+        return tuple(_hull(np.array([*self.boxes, *(box for kind in self._tight_boxes() for box in kind)]))[0].tolist())
 
     def mirrored(self) -> "Region":
         """The region in the image mirrored left to right: the span [x1, x2) becomes [width - x2, width - x1)."""
@@ -158,6 +191,21 @@ class Region:
         return np.maximum.reduce([draw(each) for each in (instances if instance is None else [instances[instance]])])
 
 
+def _hull(boxes: np.ndarray) -> np.ndarray:
+    """(1, 4): the box around boxes (num_boxes, 4)."""
+    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])[None]
+
+
+def _area(box: np.ndarray) -> float:
+    return float(np.prod(np.maximum(box[2:] - box[:2], 0)))
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    both = _area(np.concatenate([np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])]))
+    return both / (_area(box) + _area(other) - both)
+
+
 def _as_array(value: Any) -> Any:
     """A tensor, which records of a data set in torch's format hold, as an array; anything else as it is."""
     return value.numpy(force=True) if isinstance(value, Tensor) else value
@@ -168,6 +216,15 @@ def _items(value: Any, name: str) -> list:
     if value is not None and not isinstance(value, list | tuple | np.ndarray):
         raise ValueError(f"{name} is no list, but {value!r:.80}")
     return [] if value is None else list(value)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether it is None, or a list, an array or an undecoded image of nothing else."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(map(_is_empty, value))
+    return value is None or (isinstance(value, np.ndarray | Tensor) and 0 in value.shape)
 
 
 def to_xyxy(boxes: np.ndarray, box_format: str, height: float = 1, width: float = 1) -> np.ndarray:
@@ -206,9 +263,18 @@ def _is_thin(box: Sequence[float] | np.ndarray) -> bool:
 
 def _outside(name: str, given: Any, height: int, width: int) -> ValueError:
     return ValueError(
-        f"{name} lies outside the image of {width}x{height} pixels: {given!r:.80}; check that it belongs to this image "
-        "and is in its pixels, or drop it"
+        f"{name} lies outside the image of {width}x{height} pixels, most of it at least: {given!r:.80}; check that "
+        "it belongs to this image and is in its pixels (boxes: or say their box_format), or drop it"
     )
+
+
+def _clipped(box: np.ndarray, name: str, height: int, width: int) -> np.ndarray:
+    """What of a box is in the image; ValueError: less than half, so that it is of another image or unit."""
+    clipped = np.clip(box, 0, [width, height, width, height])
+    share = (clipped[2:] - clipped[:2]) / (box[2:] - box[:2])
+    if _is_thin(clipped) or share.prod() < _LEAST_AGREEMENT:
+        raise _outside(name, box.tolist(), height, width)
+    return clipped
 
 
 def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
@@ -224,10 +290,7 @@ def _read_box(given: Any, index: int, height: int, width: int, box_format: str) 
             f"{name} has no area as {box_format}: {np.array(given).tolist()}; give x1 < x2 and y1 < y2, say that the "
             "boxes are of another format (box_format), or drop it"
         )
-    clipped = np.clip(box, 0, [width, height, width, height])
-    if _is_thin(clipped):
-        raise _outside(name, box.tolist(), height, width)
-    return clipped
+    return _clipped(box, name, height, width)
 
 
 def _check_units(coordinates: np.ndarray, name: str, height: int, width: int, remedy: str = "multiply them") -> None:
@@ -241,20 +304,21 @@ def _check_units(coordinates: np.ndarray, name: str, height: int, width: int, re
 
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
     name = f"polygon {index}"
-    checked = [_points(part, name, 3) for part in _items(parts, name)]
+    checked = [_points(part, name, 3) for part in _items(parts, name) if not _is_empty(part)]
     if not checked:
         raise ValueError(f"{name} has no parts; drop it")
     points = np.concatenate(checked)
     _check_units(points, name, height, width)
-    if _is_thin(_box_around(points, 0, height, width)):
-        raise ValueError(
-            f"{name} has no area within the image of {width}x{height} pixels; check that it belongs to this image and "
-            "is in its pixels, or drop it"
-        )
+    box = np.concatenate([points.min(axis=0), points.max(axis=0)])
+    if _is_thin(box):
+        raise ValueError(f"{name} has no area: {box.tolist()} holds all of it; mend or drop it")
+    _clipped(box, name, height, width)
     return tuple(checked)
 
 
 def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
+    if _is_empty(mask):
+        raise ValueError(f"mask {index} is empty: {mask!r}; drop it, or give a box for each instance")
     mask = _as_array(mask)
     if isinstance(mask, np.ndarray):
         if mask.dtype.kind not in "bfui" or not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):

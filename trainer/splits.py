@@ -1,8 +1,9 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import table_cast
 
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
 IMAGES = "image", "masks"
+IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
@@ -72,7 +75,13 @@ def open_split(
     """
     check_folder(path)
     with told(f"Split {split} of {path}"):
-        dataset = load_dataset(path, config, split=split, streaming=streaming)
+        load = partial(load_dataset, path, config, split=split)
+        # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
+        is_look = os.path.isdir(path) and split.isidentifier() and not streaming  # nor is a slice streamed
+        dataset = load(streaming=streaming or is_look)
+        features = widened(dataset.features, renamed or {})
+        if is_look or features != dataset.features:
+            dataset = load(streaming=streaming, features=None if features == dataset.features else features)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
@@ -107,6 +116,50 @@ def open_split(
     return dataset
 
 
+def widened(features: Features | None, renamed: dict[str, str]) -> Features | None:
+    """The same, with known columns of nothing but nulls, or of whole numbers, as what other rows may hold in them."""
+    if features is None:
+        return None
+    names = {column: renamed.get(column, column) for column in features}
+    is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
+    wanted = {column: (LISTED if is_listed else COLUMNS).get(name) for column, name in names.items()}
+    return Features(
+        {
+            column: feature_of(wanted[column]) if wanted[column] and is_narrow(feature, wanted[column]) else feature
+            for column, feature in features.items()
+        }
+    )
+
+
+def feature_of(wanted: Any) -> FeatureType:
+    """Of what is wanted of a column, the widest kind; of an image, its path."""
+    if isinstance(wanted, list):
+        return List(feature_of(wanted[0]))
+    kinds = map(Value, ("string", "float64", "int64", "bool"))
+    return next(kind for kind in kinds if fits(kind, wanted))
+
+
+def is_narrow(feature: FeatureType, wanted: Any) -> bool:
+    """Whether it can hold nothing but nulls, or nothing but whole numbers where any are wanted."""
+    if isinstance(feature, List | LargeList):
+        return isinstance(wanted, list) and is_narrow(feature.feature, wanted[0])
+    is_value = isinstance(feature, Value)
+    return is_value and (
+        pa.types.is_null(feature.pa_type) or (wanted == NUMBERS and pa.types.is_integer(feature.pa_type))
+    )
+
+
+def named_shards(dataset: IterableDataset, files: list[str]) -> list[str]:
+    """What messages call each shard of a streamed data set: its file, if each is one."""
+    return files if len(files) == dataset.num_shards else ["The data set"] * dataset.num_shards
+
+
+def reading(rows: Iterable[Any], what: str) -> Iterator[Any]:
+    """The rows or tables of a streamed data set, errors as of `told`."""
+    with told(what):
+        yield from rows
+
+
 @contextmanager
 def told(what: str) -> Iterator[None]:
     """What keeps `datasets` from reading a data set, as a ValueError that names it."""
@@ -119,9 +172,10 @@ def told(what: str) -> Iterator[None]:
         ) from error
     except StopIteration as error:  # where it looks for the first row
         raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
-    except (ValueError, OSError, DatasetsError) as error:
+    except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
-        raise ValueError(f"{what} cannot be had: {error.__cause__ or error}") from error
+        cause = error.__cause__ if isinstance(error, DatasetsError) else None
+        raise ValueError(f"{what} cannot be had: {cause or error}") from error
 
 
 def known_columns(
@@ -131,7 +185,7 @@ def known_columns(
     others = [column for column in dataset.column_names if column not in COLUMNS]
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
-            f"AMC needs regions, and {path} has none of the columns {', '.join(REGIONS)}; not understood: "
+            f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
             f"{', '.join(others) or 'none'}. Rename its column of regions, or train without AMC: --amc_mean_weight 0 "
             "--amc_max_weight 0."
         )
@@ -169,10 +223,12 @@ def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Sche
     def place(path: str | list | None) -> dict | list | None:
         if isinstance(path, list):
             return [place(each) for each in path]
-        if path and "://" not in path:
+        if not path:
+            return None
+        if "://" not in path:
             whole = os.path.join(folder, path)
             path = whole if "\\" not in path or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
-        return None if path is None else {"bytes": None, "path": path}
+        return {"bytes": None, "path": path}
 
     for name in names:
         images = pa.array(place(table[name].to_pylist()), schema.field(name).type)
@@ -189,7 +245,8 @@ def is_text(feature: FeatureType) -> bool:
 
 def folder_of_files(path: str, config: str | None, split: str) -> str:
     """The folder on this machine that all files of a split are in; empty where they are not on this machine."""
-    folders = {os.path.dirname(file) for file in data_files(path, config, split) if os.path.exists(file)}
+    tables = [file for file in data_files(path, config, split) if not file.lower().endswith(IMAGE_FILES)]
+    folders = {os.path.dirname(file) for file in tables if os.path.exists(file)}
     if len(folders) > 1:
         raise ValueError(f"Files of {path} in several folders name images by relative paths: keep them in one.")
     return folders.pop() if folders else ""

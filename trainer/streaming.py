@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from .blocks import by_image
 from .phrase_rows import Record, phrase_counts, records_of
-from .splits import open_split
+from .splits import data_files, named_shards, open_split, reading, told
 
 _ROWS_AT_A_TIME = 100  # that are turned into Python's objects
 
@@ -22,38 +22,40 @@ class StreamedRows:
     """A streamed data set in parts that can be read in any order: row groups of Parquet, whole files of other kinds.
 
     Args:
-        dataset: its images undecoded.
+        dataset: its images undecoded. files: it is read from, for messages.
     """
 
-    def __init__(self, dataset: IterableDataset):
+    def __init__(self, dataset: IterableDataset, files: Sequence[str] = ()):
         self.dataset = dataset.with_format("arrow")
-        num_files = self.dataset.num_shards
+        num_files, self.names = self.dataset.num_shards, named_shards(dataset, list(files))
         # File by file: of a data set in thousands of parts, datasets takes its time to pick one.
         self.files = [self.dataset.shard(num_shards=num_files, index=file).reshard() for file in range(num_files)]
         self.parts = [(file, part) for file, parts in enumerate(self.files) for part in range(parts.num_shards)]
         # Records of each part; for that, a narrow column is read through.
-        self.sizes = [sum(map(num_records, column_tables(self._part(part)))) for part in range(len(self.parts))]
+        self.sizes = [sum(map(num_records, self._tables(part, "phrase"))) for part in range(len(self.parts))]
 
     @classmethod
     def open(cls, path: str, config: str | None, split: str, needs_regions: bool = False) -> "StreamedRows":
         """One split of a folder, or of a Hub id; errors as of `open_split`, and if it has no row."""
         dataset = open_split(path, config, split, streaming=True, needs_regions=needs_regions)
-        try:
-            rows = cls(dataset)
-        except (ValueError, OSError) as error:  # of pyarrow
-            raise ValueError(f"Split {split} of {path} cannot be read: {error}") from error
+        with told(f"Split {split} of {path}"):
+            rows = cls(dataset, data_files(path, config, split))
         if len(rows) == 0:
             raise ValueError(f"Split {split} of {path} is empty.")
         return rows
 
-    def _part(self, number: int) -> IterableDataset:
+    def _tables(self, number: int, *columns: str) -> Iterator[pa.Table]:
+        """A part; of these columns, or of all, with fewer rows at a time."""
         file, part = self.parts[number]
-        return self.files[file].shard(num_shards=self.files[file].num_shards, index=part)
+        rows = self.files[file].shard(num_shards=self.files[file].num_shards, index=part)
+        if columns:
+            rows = rows.select_columns(list(columns)).with_format("arrow")
+        # By `iter`: iterating over the data set itself would deal it to the workers of a loader once more.
+        return reading(rows.iter(batch_size=10_000 if columns else _ROWS_AT_A_TIME), self.names[file])
 
     def part(self, number: int) -> Iterator[Record]:
         """The records of a part, one a phrase, in the order of the file."""
-        # By `iter`: iterating over the data set itself would deal it to the workers of a loader once more.
-        for table in self._part(number).iter(batch_size=_ROWS_AT_A_TIME):
+        for table in self._tables(number):
             for row in table.to_pylist():
                 yield from records_of(row)
 
@@ -67,13 +69,10 @@ class StreamedRows:
 
     def __getitem__(self, column: str) -> Iterator[Any]:
         """A column of all records."""
-        for table in column_tables(self.dataset, column):
-            for row in table.to_pylist():
-                yield from (record[column] for record in records_of(row))
-
-
-def column_tables(dataset: IterableDataset, column: str = "phrase") -> Iterator[pa.Table]:
-    return dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000)
+        for number in range(len(self.parts)):
+            for table in self._tables(number, column):
+                for row in table.to_pylist():
+                    yield from (record[column] for record in records_of(row))
 
 
 def num_records(table: pa.Table) -> int:

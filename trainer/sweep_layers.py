@@ -25,6 +25,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 from .benchmarks import Protocol, table
 from .blocks import open_blocks
 from .commands import parse
+from .data_checks import check_boxes
 from .evaluation import ImageQuestions, RecordGrounder, load_grounder, make_accelerator, share
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
@@ -51,10 +52,11 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     """Returns: "layers": layer → head, or all of them → accuracy; "best": the best layer and its accuracy."""
     accelerator = make_accelerator(args)
     protocol = Protocol(metrics=("pointing_game",), in_caption=args.in_caption)
+    source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
+    blocks, name = open_blocks(*source, needs_regions=True), f"Split {args.split} of {args.dataset}"
+    check_boxes(blocks.dataset, args.box_format, name)
     grounder, _ = load_grounder(args.model, args, protocol, accelerator, HeadGrounder)
     layers = explained_layers(grounder.grounder.model, args.explanation)
-    source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
-    blocks, name = open_blocks(*source), f"Split {args.split} of {args.dataset}"
     own = share(list(range(len(blocks))), accelerator)
     hits, unusable, num_phrases, num_records = Counter(), [], 0, 0
     with tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process) as shown:

@@ -74,7 +74,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         eval_dataset=first_eval_dataset,
         data_collator=collator,
         eval_data_collator=eval_collator,
-        processing_class=processor,
         phrases_per_image=data_args.phrases_per_image,
         shuffle_buffer=data_args.shuffle_buffer,
         draw_heatmaps=heatmap_drawer(first_eval_dataset, eval_collator, args.num_logged_heatmaps),

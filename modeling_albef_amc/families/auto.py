@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from .hooks import with_own_forward
 from .processors import tokenize_phrases, whole_images
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
+# What peft's layers and wrappers of modules are switched by.
+OF_ADAPTERS = "_active_adapter", "_disable_adapters", "merged_adapters", "scaling"
+
 
 class AutoGrounder(PhraseGrounder):
     """A `PhraseGrounder` of any family of `FAMILIES`.
@@ -35,7 +38,8 @@ class AutoGrounder(PhraseGrounder):
         processor: its processor; it is set to show the model whole images, see `whole_images`.
         explain: a function to use instead of the family's, see `Family.explain`.
         device: as of `torch.device`; default: the model's.
-        max_encodings: encoded images that are kept from call to call, for more phrases of the same image.
+        max_encodings: encoded images that are kept from call to call, for more phrases of the same image, as long
+            as the weights stay as they are.
     """
 
     methods = METHODS
@@ -103,7 +107,8 @@ class AutoGrounder(PhraseGrounder):
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not self.keeps_encodings:
             return super().encode(pixel_values)
-        key = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest(), tuple(pixel_values.shape)
+        digest = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest()
+        key = digest, tuple(pixel_values.shape), weights_state(self.model)
         with self.lock:
             encoded = self.encodings.pop(key, None)
         if encoded is None:
@@ -119,6 +124,18 @@ class AutoGroundingPipeline(VisualGroundingPipeline):
     """`VisualGroundingPipeline` of any family of `FAMILIES`."""
 
     grounder_class: type[PhraseGrounder] = AutoGrounder
+
+
+def weights_state(model: PreTrainedModel) -> tuple[Hashable, ...]:
+    """What is another after weights were changed in place or replaced, or adapters switched or merged."""
+    state: list[Hashable] = []
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:  # inference tensors count no changes
+                state += tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+        if OF_ADAPTERS[0] in vars(module):  # peft merges past the count
+            state.append(str([vars(module).get(name) for name in OF_ADAPTERS]))
+    return tuple(state)
 
 
 def known_family(model_type: str | None, path: str) -> Family:

@@ -168,7 +168,7 @@ def referit(folder: Path) -> dict[str, Any]:
 
 
 def albef_json(folder: Path) -> dict[str, Any]:
-    two = {"image": "1.png", "caption": ["a dog", "zwei Hündchen"], "bbox": [[1, 2, 10, 20], [5.5, 3, 7.25, 4]]}
+    two = {"image": "1.png", "caption": ["a dog", "zwei Hündchen"], "bbox": [[1, 2, 9, 7], [5.5, 3, 7.25, 4]]}
     write(folder / "train.json", [two, {"image": "2.png", "caption": "a tree"}])
     for i in (1, 2):
         write_image(folder / "images" / f"{i}.png")
