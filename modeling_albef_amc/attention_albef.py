@@ -22,11 +22,8 @@ def eager_attention_forward(
     starts_graph: bool = False,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention that can be differentiated twice. The probabilities returned are before dropout.
-
-    Args:
-        attention_mask: of bool, True where to look, or to add to the scores.
-        starts_graph: the probabilities start a new graph: what lies below them is never differentiated.
+    """Attention that can be differentiated twice; the probabilities returned are before dropout. `attention_mask` is of
+    bool, True where to look, or added to scores; `starts_graph`: nothing below the probabilities has a gradient.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and not starts_graph):
         scores = query @ key.transpose(-2, -1) * scaling

@@ -22,12 +22,9 @@ CHANNEL_COUNTS = (1, 3, 4)
 
 
 def flatten_images(images: Any, name: str = "images") -> list[Any]:
-    """Images in any nesting → a flat list of paths, URLs, Pillow images and arrays of two or three dimensions.
-
-    Args:
-        images: a path, a URL, a Pillow image, an array or tensor (height, width), (height, width, channels) or
-            (channels, height, width), a batch of either (four dimensions), or lists and tuples of these.
-        name: what errors call `images`.
+    """Images, called `name` in errors, in any nesting of lists and tuples → a flat list of paths, URLs, Pillow images,
+    and arrays or tensors (height, width), (height, width, channels) or (channels, height, width); batches of these
+    (four dimensions) are taken apart.
     """
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]

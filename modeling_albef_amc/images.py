@@ -50,8 +50,7 @@ def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
 def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> Image.Image:
     """A decoded and upright image of whatever mode it is stored in, as masks are read. Errors: as of `open_image`.
 
-    Args:
-        source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
+    Args: source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
     """
     if source is None:
         raise ValueError("there is no image: was the data set built without images? Build it with --images_dir.")

@@ -265,11 +265,8 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
     ) -> AlbefEncoderOutput:
-        """Hidden states (num_images, 1 + num_patches, hidden_size) after the final norm.
-
-        Args:
-            pixel_values: (num_images, num_channels, height, width); any size that is a multiple of the patch size.
-            interpolate_pos_encoding: False allows images of the configuration's `image_size` only.
+        """Hidden states (num_images, 1 + num_patches, hidden_size), after the final norm, of images (num_images,
+        num_channels, height, width): multiples of the patch size; without `interpolate_pos_encoding`, of `image_size`.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
@@ -676,10 +673,8 @@ class AlbefModel(AlbefPreTrainedModel):
         explanation: Literal["itm", "itc"] = "itm",
         image_embeds: Tensor | None = None,
     ) -> PhraseAttention:
-        """What `gradcam` makes heatmaps of, and the probability that each phrase fits. Arguments: as of `forward`.
-
-        Args:
-            layer: `grounding_layer` of `forward`. image_embeds: of `encode_images`, to encode no image again.
+        """What `gradcam` makes heatmaps of, and the probability that each phrase fits. Arguments: as of `forward`,
+        whose `grounding_layer` is `layer`; and `image_embeds`, of `encode_images`, to encode no image again.
         """
         inputs = pixel_values, input_ids, attention_mask, image_index
         with torch.set_grad_enabled(create_graph):

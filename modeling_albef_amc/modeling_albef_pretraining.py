@@ -557,12 +557,9 @@ def itc_loss(
 
 
 def itm_loss(itm_logits: Tensor, negative_itm_logits: Tensor, has_negative: Tensor) -> Tensor:
-    """ITM: binary cross-entropy over each phrase's true pair and its two negatives, the mean over 3 · num_phrases rows.
-
-    A negative that does not exist contributes nothing, so that the loss of a batch is the mean of those of its parts.
-
-    Args:
-        itm_logits: (num_phrases, 2). negative_itm_logits: (2 * num_phrases, 2). has_negative: (2 * num_phrases,).
+    """ITM: binary cross-entropy over each phrase's true pair, of `itm_logits` (num_phrases, 2), and its two negatives,
+    of `negative_itm_logits` (2 * num_phrases, 2): the mean over 3 · num_phrases rows. A negative that does not exist
+    contributes nothing, so that the loss of a batch is the mean of those of its parts.
     """
     logits = torch.cat([itm_logits, negative_itm_logits]).float()
     is_true = torch.arange(len(logits), device=logits.device) < len(itm_logits)

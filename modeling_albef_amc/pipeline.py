@@ -264,11 +264,8 @@ class PhraseGrounder:
         explain: Explain | None = None,
         **options: Any,
     ) -> Iterator[PhraseAttention]:
-        """What the model looks at, and how well each phrase fits, pass by pass.
-
-        Args:
-            pixel_values: (num_images, 3, height, width). image_index: (num_phrases,), each phrase's image, ascending.
-            options: of `explain`, such as `layer`.
+        """What is looked at in images (num_images, 3, height, width), and how well each phrase fits, pass by pass.
+        `image_index` (num_phrases,) is each phrase's image, ascending; `options` are of `explain`, such as `layer`.
         """
         device, explain = input_device(self.model.eval()), explain or self.explain  # it may have been trained since
         pixel_values, image_embeds = pixel_values.to(device), None
@@ -305,11 +302,8 @@ class PhraseGrounder:
         output_heatmaps: bool = True,
         output_pictures: bool = False,
     ) -> Answer:
-        """The answer of one phrase, by its number among those of the image.
-
-        Args:
-            threshold: heat at the edge of a box, see `post_process_grounding`.
-            output_heatmaps, output_pictures: with "heatmap" (False saves memory), with "picture".
+        """The answer of one phrase, by its number among those of the image; `threshold`: heat at its box's edge, see
+        `post_process_grounding`; `output_heatmaps`, `output_pictures`: with "heatmap" (which takes memory), "picture".
         """
         heatmap = grounded.heatmaps[number]
         answer = {"phrase": grounded.tokens.phrases[number], "score": grounded.scores[number]}

@@ -167,10 +167,8 @@ def match_spans(phrase_spans: Any, text: Any) -> list[Span]:
 def span_tokens(
     offsets: Sequence, attention_mask: Sequence, captions: list[str], spans: list[Span], characters: Callable
 ) -> list[list[int]]:
-    """Which tokens are word pieces of the spans: 1, others 0, one row a caption; without a span, its attention mask.
-
-    `offsets` are those of the tokens, (start, end) in the text that was tokenized; `characters` gives those of a span:
-    caption, span → (start, end).
+    """Which tokens, at `offsets` (start, end) of the tokenized texts, are word pieces of the spans: 1, others 0, a row
+    a caption; without a span, its attention mask. `characters`: caption, span → (start, end) in the tokenized text.
     """
     rows = []
     for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
