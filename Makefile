@@ -19,7 +19,7 @@ PYTEST = -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile $(
 TORCH ?= $(shell grep ^torch== constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help train test test-lowest test-older test-newest audit bench chaos fuzz lint space clean
+.PHONY: help train test test-lowest test-older test-newest audit dist bench chaos fuzz lint space clean
 
 # Nothing but the installation, and the audit, needs the network.
 train test test-lowest test-older test-newest bench chaos space: export HF_HUB_OFFLINE := 1
@@ -51,6 +51,12 @@ audit:  ## known vulnerabilities in the versions of constraints.txt, asked of th
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip --disable-pip-version-check install -qq --upgrade pip-audit
 	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+# Offline but for what builds, whose setuptools is the one of constraints.txt.
+dist:  ## the wheel and the source distribution, checked
+	@$(PYTHON) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip --disable-pip-version-check install -qq build twine "$$(grep ^setuptools== constraints.txt)"
+	@rm -rf dist build *.egg-info && .venv-dist/bin/python -m build --no-isolation && .venv-dist/bin/twine check --strict dist/*
 
 bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some of it: make bench BENCH="--only training"
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
@@ -86,18 +92,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 .venv-lowest/installed: UV := --resolution lowest-direct -e ".[$(LOWEST_EXTRAS)]"
 .venv-older/installed: UV := --exclude-newer $(OLDER) -e ".[$(LOWEST_EXTRAS)]"
-.venv-lowest/installed .venv-older/installed: pyproject.toml
-	@echo "Installing older versions into $(@D)."
+# New versions come without a change here: remove .venv-newest for them.
+.venv-newest/installed: UV := "$(TORCH)" -e ".[$(EXTRAS)]"
+.venv-lowest/installed .venv-older/installed .venv-newest/installed: pyproject.toml
+	@echo "Installing other versions than those of constraints.txt into $(@D)."
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq uv
 	@$(@D)/bin/uv pip install -q --python $(@D)/bin/python $(UV)
-	@touch $@
-
-# New versions come without a change here: remove .venv-newest for them.
-.venv-newest/installed: pyproject.toml
-	@echo "Installing the newest versions into .venv-newest."
-	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/python -m pip --disable-pip-version-check install -qq "$(TORCH)" -e ".[$(EXTRAS)]"
 	@touch $@
 
 # The folder appears when it is complete.

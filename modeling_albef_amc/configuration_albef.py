@@ -9,8 +9,15 @@ from transformers.activations import ACT2FN
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 if TYPE_CHECKING:
-    # `save_pretrained` copies what a file imports: this puts pipeline.py into every checkpoint, for `custom_pipelines`.
+    # `save_pretrained` copies what a file imports: this puts pipeline.py into every checkpoint, for `custom_pipelines`;
+    # and what that imports, which transformers before 5.9 does not look for in a folder.
+    from .gradcam import gradcam  # noqa: F401
+    from .image_processing_pil_albef import AlbefImageProcessorPil  # noqa: F401
+    from .images import open_image  # noqa: F401
     from .pipeline import VisualGroundingPipeline  # noqa: F401
+    from .processing_albef import AlbefProcessor  # noqa: F401
+    from .tokenization_albef import clean_text  # noqa: F401
+    from .visualization import overlay  # noqa: F401
 
 # `custom_pipelines` of config.json: task → its class, in a file beside it, and the class that loads its model.
 PIPELINES = {"visual-grounding": {"impl": "pipeline.VisualGroundingPipeline", "pt": ["AutoModel"]}}
@@ -182,7 +189,6 @@ class AlbefConfig(PreTrainedConfig):
         return deepcopy(PIPELINES) if __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else {}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        # What is written into config.json.
         return {**super().to_diff_dict(), "custom_pipelines": deepcopy(PIPELINES)}
 
 

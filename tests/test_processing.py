@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AddedToken,
-    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     BertTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ProcessingKwargs
 
 from modeling_albef_amc import (

@@ -184,7 +184,7 @@ class AmcTrainer(PublishingTrainer):
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise ValueError(
                 "All weights of the model are frozen (requires_grad is False), so nothing would be trained: load "
-                "adapters with is_trainable=True, enable those that are disabled, or call model.requires_grad_()."
+                "adapters with is_trainable=True, enable those that are disabled, or load anew what was merged."
             )
         if self.args.uses_amc:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))

@@ -1,0 +1,52 @@
+"""What the installed wheel does without the repository: every command once, and the Space, in an empty folder.
+
+python -m tests.installed .venv-lowest     # `make dist` first; the wheel takes the place of what is installed there
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.helpers.space import served
+
+ROOT = Path(__file__).parents[1]
+SMALL = "--train 24 --validation 8 --test 8 --test_relations 0 --test_unseen 0 --captions 0"
+COMMANDS = f"""
+build scenes --output data {SMALL}
+train --dataset data --model space/checkpoints/base --output_dir run --max_steps 2 --use_cpu true
+evaluate --models run=run --dataset data --splits test --output scores --cpu
+sweep --model run --dataset data --cpu
+ground space/examples/scene_1.png star --model run --output out.png
+ground-dataset --model run --dataset data --split test --output rows --cpu
+convert run run.pth --to_original
+convert run.pth again --tokenizer run --text_heads 4 --vision_heads 4 --grounding_layer 1
+ground space/examples/scene_1.png star --model again
+export run programs
+train --dataset data --model run --output_dir lora --lora_rank 2 --max_steps 1 --use_cpu true --report_to none
+merge lora --output merged
+"""
+
+
+def run(environment: Path, folder: Path) -> None:
+    """Raises CalledProcessError: a command fails."""
+    bin_folder = environment.resolve() / "bin"
+    (wheel,) = (ROOT / "dist").glob("*.whl")
+    install = [sys.executable, "-m", "pip", "--python", bin_folder / "python", "install", "-qq", "--no-deps"]
+    subprocess.run([*install, "--force-reinstall", wheel], check=True)
+    shutil.copytree(ROOT / "space", folder / "space")
+    has_peft = not subprocess.run([bin_folder / "python", "-c", "import peft"], capture_output=True).returncode
+    for command in COMMANDS.strip().splitlines():
+        words = command.split()
+        if not has_peft and ("lora" in words or words[0] == "merge"):
+            continue
+        print("albef-amc", command, flush=True)
+        subprocess.run([bin_folder / "albef-amc", *words, "--quiet"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    with served([bin_folder / "python", "app.py"], folder / "space") as (address, _):
+        print("the Space answers at", address)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        run(Path(sys.argv[1]), Path(folder))
