@@ -318,7 +318,7 @@ def _lower(text: str) -> str:
 
 
 def _read_images(path: Path, lists: dict[str, str | None]) -> dict[int, _Image]:
-    """Images by id, in the order of the file; those whose other id (`coco_id`, …) is in its lists are marked as such."""
+    """Images by id, in the order of the file; those with another id (`coco_id`, …) in its lists are marked."""
     files = [(key, name.strip()) for key, names in lists.items() if names for name in names.split(",")]
     ids, unused = {file: read_ids(Path(file[1])) for file in files}, set(files)
     images: dict[int, _Image] = {}
