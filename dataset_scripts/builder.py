@@ -30,6 +30,7 @@ MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than mem
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _WHOLE_PATH = re.compile("/|[A-Za-z]:/")  # the latter of Windows
+MOSTLY_OUTSIDE = "box that is mostly outside of the image"
 _FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 
@@ -56,6 +57,9 @@ class AnnotationConfig(AnnotationOptions, datasets.BuilderConfig):
         super().__post_init__()
         if not self.data_dir:
             raise ValueError(f"{type(self).__name__} needs data_dir, the folder that holds the annotations")
+        split = getattr(self, "split", None)  # of builders that are told it
+        if split is not None and not re.fullmatch(r"(?!all$)\w+(\.\w+)*", split):
+            raise ValueError(f"split: {split!r} is no name of a split: letters, digits, _ and single dots, but not all")
         for name in ("data_dir", "images_dir"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
@@ -341,5 +345,5 @@ def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5)
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
-    unusable_if(cut != box and _area(cut) < least * _area(box), "box that is mostly outside of the image")
+    unusable_if(cut != box and _area(cut) < least * _area(box), MOSTLY_OUTSIDE)
     return cut

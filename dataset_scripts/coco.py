@@ -21,7 +21,16 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
+from .builder import (
+    MOSTLY_OUTSIDE,
+    DrawnSplitsConfig,
+    GroundingBuilder,
+    OutsideImage,
+    SourceImage,
+    Unusable,
+    clip_box,
+    unusable_if,
+)
 from .coco_format import (
     AnnotationFile,
     CocoImage,
@@ -29,6 +38,7 @@ from .coco_format import (
     in_words,
     is_crowd,
     name_of,
+    read_corners,
     read_region,
     read_whole,
 )
@@ -49,11 +59,6 @@ Record = tuple[CocoImage, np.ndarray]  # an image, and the columns of its annota
 class CocoConfig(CocoOptions, DrawnSplitsConfig):
     """The options, checked."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.split is not None:
-            datasets.NamedSplit(self.split)  # raises where no file could be named so
-
 
 class Coco(GroundingBuilder):
     """`datasets` builder of images with COCO annotations; rows as in `features.FEATURES`.
@@ -66,7 +71,7 @@ class Coco(GroundingBuilder):
     nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
     cannot be read or has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a
     half), the mask is taken and the box is its own; of a mask that has lost a part the box is taken. A box that CVAT
-    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape.
+    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape, and in the image like a straight one.
 
     A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
     lies beside the image is not among them. One with neither a mask nor a box with an area, or one that is mostly
@@ -229,6 +234,12 @@ class Coco(GroundingBuilder):
         for reason in lost:
             drop(reason)
         if whole is None:
+            if (turned := read_corners(annotation.get("bbox"))) and not annotation.get("segmentation"):
+                xs, ys = segmentation[0][::2], segmentation[0][1::2]
+                around = [min(xs), min(ys), max(xs), max(ys)]
+                is_whole = clip_box(around, size, least=0) == around
+                area = (turned[2] - turned[0]) * (turned[3] - turned[1])
+                unusable_if(not is_whole and (mask is None or mask.sum() < area / 2), MOSTLY_OUTSIDE)
             unusable_if(mask is None, "neither a box nor a mask")
             if annotation.get("bbox") and annotation.get("segmentation"):
                 drop("boxes: not four finite numbers; the mask's own is taken")

@@ -344,7 +344,9 @@ def _read_images(path: Path, lists: dict[str, str | None]) -> dict[int, _Image]:
         folder = address[1] if address else _FOLDERS[0]
         images[image_id] = _Image(rank, (width, height), f"{folder}/{image_id}.jpg", excluded)
     for key, name in sorted(unused):
-        raise ValueError(f"{name}: none of its ids is the {key} of an image in {path}: are they of another data set?")
+        raise ValueError(
+            f"{name}: none of its ids is the {key} of an image in {path}: give the right list, or leave it out"
+        )
     return images
 
 
@@ -391,4 +393,4 @@ def _entry_of(image: dict[str, Any]) -> Any:
 def _id_in(entry: Any) -> int | None:
     name = plain_name(str(entry)).rsplit("/", 1)[-1] if type(entry) in (int, str) else ""
     found = _ID.fullmatch(name)
-    return found and int(found[1] or found[2])
+    return int(found[1] or found[2]) if found else None

@@ -145,6 +145,12 @@ def test_a_box_that_is_turned_is_a_mask(workshop, degrees, box, pixels):
         assert np.allclose(found, [2.5, 1.5, 4.5, 4.5], atol=0.6)
         return
     assert found == box and all(decoded(mask)[y, x] for x, y in pixels) and decoded(mask).sum() == 6
+    for bbox, reason in (
+        ([8, -2, 2, 10], "box that is mostly outside of the image"),
+        ([20, 1, 6, 4], "box without area in"),
+    ):
+        rows, report = workshop.rows(turned, turned | {"id": 2, "bbox": bbox})  # as if it were straight
+        assert len(rows) == ("without" in reason) and any(f"instances: {reason}" in each for each in report.dropped)
     straight, _ = workshop.rows(annotation(1, segmentation=[], attributes={"rotation": 0.0}))
     assert straight[0]["boxes"] == [[1, 1, 4, 4]] and straight[0]["masks"] == []
 
@@ -614,5 +620,6 @@ def test_sizes_over_the_edge_are_sizes(workshop):
 def test_bad_options_are_named(workshop):
     with pytest.raises(ValueError, match=r"other\.json: No such file"):
         workshop.of(content(), annotations="other.json")
-    with pytest.raises(ValueError, match="Split name"):
-        workshop.rows(annotation(1), split="my-split")
+    for split in "my-split", "all", "train+x", "train[:5]", "", "a..b":
+        with pytest.raises(ValueError, match=f"split: {re.escape(repr(split))} is no name of a split"):
+            workshop.rows(annotation(1), split=split)
