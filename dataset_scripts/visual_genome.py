@@ -90,7 +90,9 @@ class VisualGenome(GroundingBuilder):
         """train, and validation where it is asked for; reads the table of the images."""
         config = self.config
         lists = {"coco_id": config.exclude_coco_ids, "flickr_id": config.exclude_flickr_ids}
-        self._images = _read_images(Path(config.data_dir, "image_data.json"), lists)
+        self._images, unused = _read_images(Path(config.data_dir, "image_data.json"), lists)
+        for name in unused:
+            self.report.kept[f"images, all: no id in {name} is here; is it the right list?"] = len(self._images)
         self._kinds = self._chosen_kinds()
         self.draw_splits((str(record[0]), record) for record in self._by_image())
         return ["train", "validation"] if config.validation_fraction else ["train"]
@@ -317,8 +319,10 @@ def _lower(text: str) -> str:
 # The table of the images ----------------------------------------------------------------------------------------------
 
 
-def _read_images(path: Path, lists: dict[str, str | None]) -> dict[int, _Image]:
-    """Images by id, in the order of the file; those with another id (`coco_id`, …) in its lists are marked."""
+def _read_images(path: Path, lists: dict[str, str | None]) -> tuple[dict[int, _Image], list[str]]:
+    """Images by id, in the order of the file; those with another id (`coco_id`, …) in its lists are marked. And the
+    lists that mark none.
+    """
     files = [(key, name.strip()) for key, names in lists.items() if names for name in names.split(",")]
     ids, unused = {file: read_ids(Path(file[1])) for file in files}, set(files)
     images: dict[int, _Image] = {}
@@ -343,11 +347,7 @@ def _read_images(path: Path, lists: dict[str, str | None]) -> dict[int, _Image]:
         address = re.search(r"/(VG_100K(?:_2)?)/[^/]+$", str(record.get("url")))
         folder = address[1] if address else _FOLDERS[0]
         images[image_id] = _Image(rank, (width, height), f"{folder}/{image_id}.jpg", excluded)
-    for key, name in sorted(unused):
-        raise ValueError(
-            f"{name}: none of its ids is the {key} of an image in {path}: give the right list, or leave it out"
-        )
-    return images
+    return images, [name for _, name in sorted(unused)]
 
 
 def _other_id(path: Path, image_id: int, record: dict[str, Any], key: str) -> int | None:

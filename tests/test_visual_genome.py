@@ -452,7 +452,6 @@ def test_the_real_split_list_can_be_read_as_ids(shared_dir):
         ('{"images": [7]}', r"'\[7\]' is no id of an image"),
         ("[72", "is not JSON, or was cut off"),
         ("[]", "has no ids"),
-        ("71\n36979", r"none of its ids is the coco_id of an image in .*image_data\.json"),
     ],
 )
 def test_a_list_of_ids_that_is_none_is_refused(overlapping, text, message):
@@ -461,6 +460,13 @@ def test_a_list_of_ids_that_is_none_is_refused(overlapping, text, message):
         overlapping.build(exclude_coco_ids=str(overlapping.folder / "ids"))
     with pytest.raises(ValueError, match=r"nowhere\.txt"):
         overlapping.build(exclude_flickr_ids=str(overlapping.folder / "nowhere.txt"))
+
+
+def test_a_list_that_excludes_nothing_is_told(overlapping):
+    (overlapping.folder / "ids").write_text("71\n36979")
+    assert f"no id in {overlapping.folder / 'ids'} is here" in str(
+        overlapping.build(exclude_coco_ids=str(overlapping.folder / "ids"))[1]
+    )
 
 
 def test_splits_are_drawn_by_id_and_few_images_leave_none_empty(workshop):
