@@ -34,7 +34,7 @@ OPTIONAL = {"train": ["lora"]}
 # The groups that constraints.txt has the versions of; the fuzzer is not made for every machine that runs the tests.
 PINNED = [group for group in GROUPS if group != "fuzz"]
 # Modules that are not named as what is installed for them, or come with it in one version.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio", "tomli": "pytest"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio", "tomli": "pytest", "tomllib": "pytest"}
 NOT_IMPORTED = {
     "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
