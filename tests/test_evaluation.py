@@ -229,7 +229,6 @@ ground_dataset.main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_record_for_record(checkpoint, data, tmp_path):
     (tmp_path / "wrapper.py").write_text(IN_TWO_PROCESSES)
     scored = ["--models", f"tiny={checkpoint}", "--num_pictured", "3", "--dataset", str(data), "--cpu"]

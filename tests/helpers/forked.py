@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
-TORCH = "torch._dynamo torch.distributed.fsdp torch.distributed.run torch.utils.data pandas pyarrow.parquet PIL.Image"
-OTHERS = "yaml httpx fsspec multiprocess safetensors.torch tokenizers"
-PROJECT = "trainer.training trainer.evaluate_grounding trainer.ground_dataset peft evaluate"
+TORCH = "torch._dynamo torch.distributed.fsdp torch.distributed.run torch.utils.data safetensors.torch tokenizers"
+OTHERS = "pandas pyarrow.dataset pyarrow.parquet PIL.Image yaml jinja2 requests fsspec multiprocess xxhash psutil"
+PROJECT = "trainer.training trainer.evaluate_grounding trainer.ground_dataset"
 
 
 @functools.cache
