@@ -27,6 +27,11 @@ def shared_dir() -> Path:
     return SHARED
 
 
+def pytest_collection_modifyitems(items):
+    """Slow files first: begun last, one would keep a process busy alone."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     """A test of the reference data that is skipped although the data is there has failed."""

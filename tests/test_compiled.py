@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from tests.helpers.models import masked_batch, tiny_batch, tiny_config
 
+pytestmark = pytest.mark.slow
 SHALLOW = dict(num_hidden_layers=3, fusion_layer=1, hidden_size=24, intermediate_size=48, num_attention_heads=2)
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 import train
 from dataset_scripts.features import encode_png
+from tests.helpers import forked
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.training import collator_of
 from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
@@ -450,8 +451,7 @@ def test_files_that_are_not_utf_8_are_told_in_a_line(capsys):
 
 
 def test_train_py_tells_it_in_a_line(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--output_dir", "run", "--report_to", "none"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = forked.run([ROOT / "train.py", "--output_dir", "run", "--report_to", "none"], tmp_path, os.environ)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: Say which data set to use")
 

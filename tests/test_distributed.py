@@ -3,15 +3,13 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from modeling_albef_amc.modeling_albef_pretraining import gather_rows
-from tests.helpers import processes
+from tests.helpers import forked, processes
 from tests.helpers.data import tiny_dataset, tiny_records, write_folder
 from tests.helpers.models import relative_difference
 from tests.helpers.runs import torchrun
@@ -161,6 +159,6 @@ def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     scored += ["--splits", "validation", "train", "--batch_size", "2", "--cpu", "--output"]
     torchrun(*scored, str(tmp_path / "two"), cwd=tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *scored, str(tmp_path / "one")], env=environment, check=True, capture_output=True)
+    assert not forked.run([*scored, tmp_path / "one"], tmp_path, environment).returncode
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
     assert two == one and one["run"]["validation"] == pytest.approx(metrics["validation_pointing_game"])

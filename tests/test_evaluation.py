@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformers import AutoModel
 from dataset_scripts.features import FEATURES, encode_png
 from modeling_albef_amc import AlbefProcessor, AutoGrounder
 from modeling_albef_amc.processing_albef import post_process_grounding
+from tests.helpers import forked
 from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.evaluation import (
     IN_TWO_PROCESSES,
@@ -230,7 +229,6 @@ ground_dataset.main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one_record_for_record(checkpoint, data, tmp_path):
     (tmp_path / "wrapper.py").write_text(IN_TWO_PROCESSES)
     scored = ["--models", f"tiny={checkpoint}", "--num_pictured", "3", "--dataset", str(data), "--cpu"]
@@ -285,7 +283,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, caps
     command = ground_arguments(checkpoint, data, output, *options)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run_ground(checkpoint, data, tmp_path / "whole", *options)
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, timeout=300)
+    killed = forked.run(["-c", KILLED, *command], tmp_path, environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     whole, left = files(tmp_path / "whole"), files(output)
     assert list(left) == list(whole)[:2] and len(whole) == 4

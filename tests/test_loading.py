@@ -1,7 +1,6 @@
 """Checkpoints as users load them: in shards, in another precision, spread over devices, with a chosen attention."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
+from tests.helpers import forked
 from tests.helpers.models import tiny_batch, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -103,8 +103,7 @@ def test_a_disk_that_fills_while_saving_leaves_what_was_there(tmp_path):
     model.save_pretrained(tmp_path / "checkpoint")
     before = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
     assert len(before) > 100_000
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "checkpoint")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = forked.run(["-c", FULL_DISK, tmp_path / "checkpoint"], ROOT, os.environ)
     assert done.returncode != 0 and "File too large" in done.stderr.splitlines()[-1]
     assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == before
     loaded = AlbefForPreTraining.from_pretrained(tmp_path / "checkpoint")

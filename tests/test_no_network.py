@@ -5,12 +5,12 @@ The environment is a user's: no HF_HUB_OFFLINE, no variable that switches teleme
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests.helpers import forked
 from tests.helpers.data import picture, save_with_adapters, tiny_records, write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -99,12 +99,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def run(codes: dict[str, str], folder: Path) -> subprocess.CompletedProcess:
+def run(codes: dict[str, str], folder: Path) -> CompletedProcess:
     hidden = "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_DATASETS_OFFLINE", "GRADIO_ANALYTICS_ENABLED"
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'space'}", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home")}
-    command = [sys.executable, "-c", FORBIDDEN + EACH % codes]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return forked.run(["-c", FORBIDDEN + EACH % codes], folder, environment)
 
 
 @pytest.mark.parametrize("codes", [PACKAGE, SPACE], ids=["package", "space"])

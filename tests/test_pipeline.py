@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,6 +18,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_albef_amc import AlbefForPreTraining, AutoGroundingPipeline, PhraseAttention, VisualGroundingPipeline
 from modeling_albef_amc.images import open_image
+from tests.helpers import forked
 from tests.helpers.data import EXIF_ORIENTATION, blip_processor, picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.helpers.grounding import build, same
 from tests.helpers.models import tiny_blip
@@ -387,9 +386,9 @@ def in_a_clean_process(script: str, folder: Path, *arguments: Path, **environmen
     """What the script prints last, as JSON, about a photo and `UNCLEAN`."""
     picture().save(folder / "photo.png")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    command = [sys.executable, "-c", script, str(folder / "photo.png"), json.dumps(UNCLEAN), *map(str, arguments)]
+    command = ["-c", script, folder / "photo.png", json.dumps(UNCLEAN), *arguments]
     environment = kept | {"HF_HUB_OFFLINE": "1", **environment}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = forked.run(command, folder, environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

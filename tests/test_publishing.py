@@ -39,6 +39,7 @@ from tests.helpers.models import tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
 from tests.helpers.training import RUN, TINY_MODEL, make_trainer
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PHRASES = ["red square on the left", "very small blue square on the right"]
 # What makes the project impossible to import: its modules are in sys.modules, as nothing.

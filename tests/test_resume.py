@@ -19,6 +19,8 @@ from tests.helpers.training import collator_of, make_trainer
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

@@ -17,6 +17,7 @@ from dataset_scripts.scenes import ScenesConfig, draw_scene
 from tests.helpers.browser import DESKTOP, PHONE, Locator, chromium, expect, visits
 from tests.helpers.space import SPACE, space_module
 
+pytestmark = pytest.mark.slow
 app, models = map(space_module, ("app", "models"))
 
 # Scene 1 of the split `test`: what its phrases mean is known from drawing it.

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.helpers import forked
 
 TOKEN, READ_TOKEN = "hf_writer", "hf_reader"
 KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}  # as in /api/… → as in the other URLs
@@ -363,8 +364,7 @@ def environment(hub: str, home: Path, token: str | None = TOKEN, **more: str) ->
 
 
 def run(arguments: list, folder: Path, variables: dict[str, str], fails: bool = False) -> subprocess.CompletedProcess:
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    done = forked.run(arguments, folder, variables)
     assert (done.returncode != 0) == fails, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return done
 

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers import forked
 from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +57,7 @@ def start(
     script: str = "train.py",
     environment: Mapping[str, str] = {},
     **settings,
-) -> subprocess.Popen:
+) -> forked.Forked:
     """A run in the background, into `folder/run`; its log is `folder/run.log`.
 
     Args:
@@ -67,16 +66,10 @@ def start(
     """
     torchrun = ["-m", "torch.distributed.run", *launch, f"--nproc_per_node={processes}"]
     is_alone = processes == 1 and list(launch) == ["--standalone"]
-    common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    log = open(folder / f"{run}.log", "a")  # noqa: SIM115 (it outlives this function, with the process)
-    return subprocess.Popen(
-        [sys.executable, *([] if is_alone else torchrun), script, *options(folder, run, **settings)],
-        cwd=ROOT,
-        stdout=log,
-        stderr=log,
-        env=os.environ | common | environment,
-        start_new_session=True,
-    )
+    common = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [*([] if is_alone else torchrun), script, *options(folder, run, **settings)]
+    with open(folder / f"{run}.log", "a") as log:
+        return forked.Forked(command, ROOT, os.environ | common | environment, log, log)
 
 
 def finish(folder: Path, run: str, processes: int = 1, **settings) -> None:
@@ -89,7 +82,7 @@ def finish(folder: Path, run: str, processes: int = 1, **settings) -> None:
         raise RuntimeError((folder / f"{run}.log").read_text()[-3000:])
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: forked.Forked) -> None:
     """kill -9, as when a machine loses its power: of all processes that it has started, torchrun's workers too."""
     everyone = suspended(psutil.Process(process.pid))
     for one in everyone:
@@ -140,8 +133,8 @@ def torchrun(*command: str, cwd: Path, processes: int = 2) -> str:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     options = ["--nproc_per_node", str(processes), "--master_port", str(port)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *options]
+    launcher = ["-m", "torch.distributed.run", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    done = forked.run([*launcher, *command], cwd, environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout

@@ -1,0 +1,151 @@
+"""Python commands in processes of their own that need not import torch again: forked from a server that has.
+
+A command has its own session, folder, environment and streams, and ends as an interpreter ends. What reads HF_* when it
+is imported is there beforehand for those commands alone whose HF_* are the tests' own.
+"""
+
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+TORCH = "torch._dynamo torch.distributed.fsdp torch.distributed.run torch.utils.data safetensors.torch tokenizers"
+OTHERS = "pandas pyarrow.dataset pyarrow.parquet PIL.Image yaml jinja2 requests fsspec multiprocess xxhash psutil"
+PROJECT = "trainer.training trainer.evaluate_grounding trainer.ground_dataset"
+
+
+@functools.cache
+def server(modules: str) -> socket.socket:
+    """The end to ask of a process that has imported these; it goes when its caller does."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, str(there.fileno()), *modules.split()]
+    subprocess.Popen(command, env=variables, pass_fds=[there.fileno()])
+    there.close()
+    return here
+
+
+class Forked:
+    """`python ARGUMENTS…`, with what the tests need of subprocess.Popen."""
+
+    def __init__(self, arguments, cwd, env, stdout, stderr, channel: socket.socket | None = None) -> None:
+        theirs, ours = ({name: text for name, text in each.items() if name[:3] == "HF_"} for each in (env, os.environ))
+        channel = channel or server(f"{TORCH} {OTHERS} {PROJECT if theirs == ours else ''}")
+        self.args, self.returncode = list(map(str, arguments)), None
+        self.status, written = os.pipe()
+        request = json.dumps([self.args, str(cwd), dict(env)]).encode()
+        socket.send_fds(channel, [request], [written, stdout.fileno(), stderr.fileno()])
+        os.close(written)
+        self.pid = int(os.read(self.status, 10))
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self.status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = int(os.read(self.status, 10))
+            os.close(self.status)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def run(arguments, cwd, env, timeout: float = 300) -> subprocess.CompletedProcess:
+    """As `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = Forked(arguments, cwd, env, out, errors)
+        try:
+            process.wait(timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        texts = [file.seek(0) or file.read() for file in (out, errors)]
+        return subprocess.CompletedProcess(process.args, process.returncode, *texts)
+
+
+def serve(channel: socket.socket) -> list[str]:
+    """Forks for each command. In that process alone it returns: the command's arguments."""
+    while True:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        request, streams, *_ = socket.recv_fds(channel, 1 << 20, 3)
+        if not request:
+            os._exit(0)
+        if not os.fork():
+            break
+        for stream in streams:
+            os.close(stream)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    channel.close()
+    if command := os.fork():  # this one tells its end, however it ends
+        os.write(streams[0], b"%10d" % command)
+        os.write(streams[0], b"%d" % os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+        os._exit(0)
+    arguments, folder, variables = json.loads(request)
+    os.setsid()
+    os.chdir(folder)
+    for number, stream in enumerate(streams):
+        if number:
+            os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.path[0] = folder
+    sys.path[1:1] = [path for path in variables.get("PYTHONPATH", "").split(":") if path]
+    return arguments
+
+
+def started_by_torchrun(channel: socket.socket):
+    """In the place of what starts its workers: a server of its own, below it."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
+
+    def start(self, args, env):
+        return Forked(args[1:], os.getcwd(), env, self._stdout or sys.stdout, self._stderr or sys.stderr, channel)
+
+    SubprocessHandler._popen = start
+
+
+def execute(arguments: list[str]) -> None:
+    if "torch.distributed.run" in arguments:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork():
+            there.close()
+            started_by_torchrun(here)
+        else:
+            here.close()
+            return execute(serve(there))
+    while arguments[0] == "-u":
+        del arguments[0]
+    match arguments:
+        case ["-c", code, *rest]:
+            sys.argv = ["-c", *rest]
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(code, "<string>", "exec"), vars(main))
+        case ["-m", module, *rest]:
+            sys.argv = [module, *rest]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case [script, *rest]:
+            sys.argv, sys.path[0] = [script, *rest], str(Path(script).resolve().parent)
+            runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    gc.freeze()  # collecting all that has been imported would take each command a second
+    execute(serve(channel))
