@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,13 +91,15 @@ def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
     assert all(parameter.grad.abs().max() > 0 for parameter in (model.words.weight, model.patches.weight))
 
 
-def test_the_notebook_runs(monkeypatch):
-    """Cell by cell; the last expression of a cell is what it shows."""
+def test_the_notebook_runs(monkeypatch, tmp_path):
+    """Cell by cell, with fewer steps; the last expression of a cell is what it shows."""
     notebook = ROOT / "examples" / "grounding.ipynb"
-    assert notebook.stat().st_size < 200_000
+    text = notebook.read_text()
+    assert len(text) < 200_000 and text.count("STEPS = 100") == 1
     monkeypatch.chdir(notebook.parent)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names, shown = {}, []
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(text.replace("STEPS = 100", "STEPS = 40"))["cells"]:
         if cell["cell_type"] == "code":
             *body, last = ast.parse("".join(cell["source"])).body
             exec(compile(ast.Module(body, []), "<cell>", "exec"), names)
@@ -104,9 +107,9 @@ def test_the_notebook_runs(monkeypatch):
             last = ast.Expression(last.value) if is_shown else ast.Module([last], [])
             shown.append(eval(compile(last, "<cell>", "eval" if is_shown else "exec"), names))
     pictures = [value for value in shown if isinstance(value, Image.Image)]
-    assert len(pictures) == 3 and all(min(picture.size) > 100 for picture in pictures)
+    assert len(pictures) == 2 and all(min(picture.size) > 100 for picture in pictures)
     accuracy = names["accuracy"]
-    assert accuracy["with AMC"] > accuracy["base"] + 30
+    assert accuracy["with AMC"] > max(accuracy["before"], accuracy["without AMC"]) + 20
 
 
 # Command lines --------------------------------------------------------------------------------------------------------
