@@ -72,7 +72,7 @@ def set_progress(is_quiet: bool) -> None:
         names = "TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"
         os.environ |= {**dict.fromkeys(names, "1"), "TRANSFORMERS_VERBOSITY": "error"}
     elif not sys.stderr.isatty():
-        os.environ |= {"TQDM_MININTERVAL": "30", "TQDM_ASCII": "1"} | os.environ
+        os.environ |= {"TQDM_MININTERVAL": "30", "TQDM_ASCII": " #"} | os.environ
 
 
 def run(name: str, options: Any) -> None:
