@@ -117,6 +117,7 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
 NOT_PARSED = {
     "hf": "huggingface_hub's; the commands of docs/publishing.md are run by tests/test_publishing.py",
     "pip": "installs over the network",
+    ".venv-dist/bin/twine": "uploads over the network",
     "git": "clones over the network",
     "export": "of the shell",
     "source": "of the shell",
@@ -146,7 +147,7 @@ def only_parse(monkeypatch):
 
     def parse(parser, *arguments, **options):
         namespace = parse_args(parser, *arguments, **options)
-        if set(vars(namespace)) in ({"command"}, {"dataset"}):  # a name, whose own parser comes next
+        if set(vars(namespace)) in ({"version", "command"}, {"dataset"}):  # a name, whose own parser comes next
             return namespace
         raise Parsed
 
@@ -192,16 +193,18 @@ def test_command_lines_name_what_there_is(line, only_parse, monkeypatch):
         if rest[:2] == ["build", "NAME"]:
             rest[1] = "coco"
         run_module(monkeypatch, SCRIPT.removesuffix(":main"), [*rest, *(["--help"] if len(rest) == 1 else [])])
-    else:
-        assert words[1] == "-m", line
-        assert find_spec(words[2]), f"no module {words[2]}"
-        run_module(monkeypatch, words[2], words[3:])
+    else:  # python -m, accelerate launch -m
+        module, *arguments = words[words.index("-m") + 1 :]
+        assert find_spec(module), f"no module {module}"
+        run_module(monkeypatch, module, arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_check_of_command_lines_can_fail(only_parse, monkeypatch):
     with pytest.raises(AssertionError, match="2"):
         run_module(monkeypatch, "dataset_scripts.build", ["coco", "--no_such_option"])
+    with pytest.raises(AssertionError, match="2"):
+        run_module(monkeypatch, SCRIPT.removesuffix(":main"), ["evaluate", "--no_such_option"])
     with pytest.raises(ValueError, match="no_such_option"):
         parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=["--no_such_option", "1"])
     run_module(monkeypatch, "dataset_scripts.build", ["scenes", "--output", "x"])
