@@ -284,7 +284,7 @@ TRAIN_HELP = """usage: albef-amc train [CONFIG.yaml] [--name value ...]
 
 Trains a model with Attention Mask Consistency. These are the settings of the project; all of transformers'
 TrainingArguments, such as --output_dir and --max_steps, are taken too: --help_all lists them.
-With several processes: accelerate launch -m albef_amc.trainer.commands train; in a clone accelerate launch train.py too.
+With several processes: accelerate launch -m albef_amc.trainer.commands train, in a clone accelerate launch train.py.
 """
 
 
