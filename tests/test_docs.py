@@ -91,6 +91,7 @@ def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
     assert all(parameter.grad.abs().max() > 0 for parameter in (model.words.weight, model.patches.weight))
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch, tmp_path):
     """Cell by cell, with fewer steps; the last expression of a cell is what it shows."""
     notebook = ROOT / "examples" / "grounding.ipynb"
