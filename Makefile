@@ -7,8 +7,8 @@ SECONDS ?= 60
 BIN := .venv/bin
 INSTALLED := .venv/installed
 EXTRAS := train,lora,eval,space,dev
-# LoRA needs a newer transformers than everything else.
-LOWEST_EXTRAS := train,eval,space,dev
+# The extra for LoRA needs a newer transformers than everything else.
+LOWEST := -e ".[train,eval,space,dev]" "peft>=0.19"
 OLDER := 2026-05-01
 SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.
@@ -90,8 +90,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[$(EXTRAS)]"
 	@touch $@
 
-.venv-lowest/installed: UV := --resolution lowest-direct -e ".[$(LOWEST_EXTRAS)]"
-.venv-older/installed: UV := --exclude-newer $(OLDER) -e ".[$(LOWEST_EXTRAS)]"
+.venv-lowest/installed: UV := --resolution lowest-direct $(LOWEST)
+.venv-older/installed: UV := --exclude-newer $(OLDER) $(LOWEST)
 # New versions come without a change here: remove .venv-newest for them.
 .venv-newest/installed: UV := "$(TORCH)" -e ".[$(EXTRAS)]"
 .venv-lowest/installed .venv-older/installed .venv-newest/installed: pyproject.toml

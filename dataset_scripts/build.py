@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,9 @@ from .options import BUILDERS
 
 if TYPE_CHECKING:
     from .builder import GroundingBuilder
+
+
+_WRITTEN = re.compile(r"README\.md|data|data/[\w.]+-\d{5}\.parquet")  # what a build leaves in its folder
 
 
 def builder_class(name: str) -> type[GroundingBuilder]:
@@ -52,7 +57,7 @@ def build(
     """Builds the dataset `name` into the folder `output`: `README.md` and `data/<split>-<job>.parquet`.
 
     The folder appears under its name when it is complete, or not at all. A call that was killed is gone on with by the
-    same call, unless files of `data_dir` have changed since; what it has done lies in the hidden folder
+    same call, unless files that it reads have changed since; what it has done lies in the hidden folder
     `.<output>.building` beside the output.
 
     Args:
@@ -69,7 +74,8 @@ def build(
     Raises:
         ValueError: Bad options or bad data, an unknown split, or not one row came out.
         RuntimeError: A process was killed, as when memory runs out.
-        FileExistsError: `output` is not empty, and `overwrite` is not given or it holds what no build wrote.
+        FileExistsError: `output` is not empty, and `overwrite` is not given or it holds what no build wrote; it cannot
+            be replaced; or another call is building it.
     """
     from .data_card import data_card
     from .parquet_writer import write_splits
@@ -83,20 +89,43 @@ def build(
     with tempfile.TemporaryDirectory() as cache:
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
-    settings = {"name": name, "splits": splits, "limit": limit, **options, "files": _state_of(options.get("data_dir"))}
-    folder = _begin_or_go_on(scratch, json.dumps(settings, default=str, sort_keys=True))
-    try:
-        write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
-    except ValueError:
-        shutil.rmtree(scratch)  # of data that must be mended first; what else ends a build leaves it to go on
-        raise
-    data_card(builder, name, _command(name, splits, limit, options), repo_id).save(folder / "README.md")
-    shutil.rmtree(folder / "notes")
-    if output.exists():
-        output.rename(scratch / "replaced")
-    folder.rename(output)
-    shutil.rmtree(scratch)
+    settings = {"name": name, "splits": splits, "limit": limit, **options, "files": _state_of(options)}
+    with _locked(scratch, output):
+        folder = _begin_or_go_on(scratch, json.dumps(settings, default=str, sort_keys=True))
+        try:
+            write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
+        except ValueError:
+            shutil.rmtree(scratch)  # of data that must be mended first; what else ends a build leaves it to go on
+            raise
+        data_card(builder, name, _command(name, splits, limit, options), repo_id).save(folder / "README.md")
+        shutil.rmtree(folder / "notes")
+        if output.exists():
+            output.rename(scratch / "replaced")
+        folder.rename(output)
+        shutil.rmtree(scratch)
     return builder
+
+
+@contextmanager
+def _locked(scratch: Path, output: Path) -> Iterator[None]:
+    """A block that no other process is in with this scratch folder, for an output that can be replaced."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
+        except BlockingIOError as error:
+            raise FileExistsError(f"{output} is being built by another call: wait for it to end") from error
+        try:
+            if output.exists():
+                output.rename(scratch / "probe").rename(output)
+        except OSError as error:
+            with suppress(OSError):
+                scratch.rmdir()
+            raise FileExistsError(f"{output} cannot be replaced ({error.strerror}): choose a folder in it") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _begin_or_go_on(scratch: Path, settings: str) -> Path:
@@ -105,33 +134,53 @@ def _begin_or_go_on(scratch: Path, settings: str) -> Path:
     if record.exists() and record.read_text() == settings and folder.is_dir():
         print(f"Going on with what an earlier call left in {scratch}.")
         return folder
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    folder.mkdir(parents=True)
+    record.unlink(missing_ok=True)
+    for name in ("dataset", "replaced"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
+    folder.mkdir()
     record.write_text(settings)
     return folder
 
 
-def _state_of(folder: str | Path | None) -> str:
-    """Another text when a file in the folder has changed: what an earlier call wrote is then of the old ones."""
-    if folder is None:
-        return ""
-    with os.scandir(folder) as entries:
-        files = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    states = sorted((name, state.st_size, state.st_mtime_ns) for name, state in files)
+def _state_of(options: dict[str, Any]) -> str:
+    """Another text when a file that is read has changed or come: what an earlier call wrote is then of the old ones."""
+    data_dir, images_dir, records = (options.get(key) or "" for key in ("data_dir", "images_dir", "records"))
+    words = [word.strip() for value in options.values() for word in str(value).split(",")]
+    files = {path for word in words for path in (word, os.path.join(data_dir, word))}
+    seen = set()
+    for top in filter(None, (data_dir, images_dir, records and os.path.join(data_dir, records))):
+        for folder, folders, names in os.walk(top, followlinks=True):
+            # Hidden folders hold no data, but what builds write; of links, one may lead back.
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            place = os.path.realpath(folder)
+            if place in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            files.update(os.path.join(folder, name) for name in names)
+    found = ((path, os.stat(path)) for path in files if os.path.isfile(path))
+    states = sorted((path, state.st_size, state.st_mtime_ns) for path, state in found)
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
+    if re.search(r"[\[\]*?]", str(output)):
+        raise ValueError(f"{output}: load_dataset takes [, ], * and ? in a path for patterns; choose another folder")
     if not output.exists():
         return
     if not output.is_dir():
         raise FileExistsError(f"{output} is a file: name a folder")
-    found = {path.name for path in output.iterdir()}
-    if found and not overwrite:
+    if not any(output.iterdir()):
+        return
+    if not overwrite:
         raise FileExistsError(f"{output} is not empty: choose another folder, or say --overwrite")
-    if strangers := sorted(found - {"README.md", "data"}):
-        raise FileExistsError(f"{output} will not be replaced: it holds {strangers[0]!r}, which no build wrote")
+    for path in sorted(output.rglob("*")):
+        name = path.relative_to(output).as_posix()
+        if not _WRITTEN.fullmatch(name) or path.is_dir() != (name == "data"):
+            raise FileExistsError(f"{output} will not be replaced: it holds {name!r}, which no build wrote")
+    card = output / "README.md"
+    if not card.exists() or b"albef-amc" not in card.read_bytes():
+        raise FileExistsError(f"{output} will not be replaced: it has no README.md that a build wrote")
 
 
 def _command(name: str, splits: Sequence[str] | None, limit: int | None, options: dict[str, Any]) -> str:

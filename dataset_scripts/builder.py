@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image, ImageOps
 
-from .features import FEATURES, BuildReport, PhraseFields, make_image_id, make_row, why_not_storable
+from .features import FEATURES, BuildReport, PhraseFields, make_image_id, make_row, plain_name, why_not_storable
 from .options import AnnotationOptions
 
 # What images are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
@@ -29,6 +29,8 @@ MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than mem
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
+_WHOLE_PATH = re.compile("/|[A-Za-z]:/")  # the latter of Windows
+MOSTLY_OUTSIDE = "box that is mostly outside of the image"
 _FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 
@@ -55,6 +57,9 @@ class AnnotationConfig(AnnotationOptions, datasets.BuilderConfig):
         super().__post_init__()
         if not self.data_dir:
             raise ValueError(f"{type(self).__name__} needs data_dir, the folder that holds the annotations")
+        split = getattr(self, "split", None)  # of builders that are told it
+        if split is not None and not re.fullmatch(r"(?!all$)\w+(\.\w+)*", split):
+            raise ValueError(f"split: {split!r} is no name of a split: letters, digits, _ and single dots, but not all")
         for name in ("data_dir", "images_dir"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
@@ -202,13 +207,18 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             if count:
                 self.report.dropped[what.format(reason)] += count
 
-    def image_id(self, name: str, image: LoadedImage) -> str:
-        """The id of an image by its name in the source, as of `features.make_image_id`; no folder of this machine."""
-        if os.path.isabs(name):
+    def name_in_id(self, name: str) -> str:
+        """What an image's id calls it, by its name in the source: without a folder of this machine."""
+        name = plain_name(name)
+        if _WHOLE_PATH.match(name):
             root = self.config.images_dir and os.path.abspath(self.config.images_dir)
-            name = os.path.relpath(name, root) if root and Path(name).is_relative_to(root) else os.path.basename(name)
-        folder = os.path.basename(os.path.abspath(self.config.data_dir))
-        return make_image_id(self.name, name, image.stored["bytes"] if image.stored else None, folder)
+            name = os.path.relpath(name, root) if root and Path(name).is_relative_to(root) else name.rsplit("/", 1)[-1]
+        return name
+
+    def image_id(self, name: str, image: LoadedImage) -> str:
+        """The id of an image by its name in the source, marked by its bytes or, without these, by where it is."""
+        place = os.path.join(os.path.abspath(self.config.data_dir), plain_name(name)).encode(errors="surrogatepass")
+        return make_image_id(self.name, self.name_in_id(name), image.stored["bytes"] if image.stored else place)
 
     def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.
@@ -335,5 +345,5 @@ def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5)
     cut = [max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)]
     if not (cut[2] > cut[0] and cut[3] > cut[1]):
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
-    unusable_if(cut != box and _area(cut) < least * _area(box), "box that is mostly outside of the image")
+    unusable_if(cut != box and _area(cut) < least * _area(box), MOSTLY_OUTSIDE)
     return cut

@@ -21,7 +21,16 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
+from .builder import (
+    MOSTLY_OUTSIDE,
+    DrawnSplitsConfig,
+    GroundingBuilder,
+    OutsideImage,
+    SourceImage,
+    Unusable,
+    clip_box,
+    unusable_if,
+)
 from .coco_format import (
     AnnotationFile,
     CocoImage,
@@ -29,6 +38,7 @@ from .coco_format import (
     in_words,
     is_crowd,
     name_of,
+    read_corners,
     read_region,
     read_whole,
 )
@@ -49,11 +59,6 @@ Record = tuple[CocoImage, np.ndarray]  # an image, and the columns of its annota
 class CocoConfig(CocoOptions, DrawnSplitsConfig):
     """The options, checked."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.split is not None:
-            datasets.NamedSplit(self.split)  # raises where no file could be named so
-
 
 class Coco(GroundingBuilder):
     """`datasets` builder of images with COCO annotations; rows as in `features.FEATURES`.
@@ -66,7 +71,7 @@ class Coco(GroundingBuilder):
     nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
     cannot be read or has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a
     half), the mask is taken and the box is its own; of a mask that has lost a part the box is taken. A box that CVAT
-    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape.
+    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape, and in the image like a straight one.
 
     A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
     lies beside the image is not among them. One with neither a mask nor a box with an area, or one that is mostly
@@ -97,12 +102,13 @@ class Coco(GroundingBuilder):
             number: first.setdefault(" ".join(name.casefold().replace("-", " ").split()), name)
             for number, name in names.items()
         }
-        if again := _take_together(images, annotations, file.with_tokens):
+        by_words = file.with_tokens | {number for number, image in images.items() if image.dataset_name in _EXPRESSIONS}
+        if again := _take_together(images, annotations, by_words):
             self.report.kept["images that are listed again, taken together with the first"] += again
         usable = []
         with self._path().open("rb") as file:
             for number, image, category, *place in annotations.tolist():
-                if image in images and category in self.categories:
+                if image in images and (category in self.categories or image in by_words):
                     usable.append(number)
                     continue
                 missing = "an image that is not listed"
@@ -117,15 +123,16 @@ class Coco(GroundingBuilder):
         rank = {id_: number for number, id_ in enumerate(images)}
         order = {name: number for number, name in enumerate(self.categories.values())}
         image_ranks = np.array([rank[image] for image in annotations[:, 1].tolist()], int)
-        name_ranks = np.array([order[self.categories[category]] for category in annotations[:, 2].tolist()], int)
+        names = map(self.categories.get, annotations[:, 2].tolist())
+        name_ranks = np.array([order.get(name, len(order)) for name in names], int)  # of words of captions, any
         by_image = np.lexsort((name_ranks, image_ranks))  # keeps the order of the file among equals
         ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
         records = list(zip(images.values(), np.split(annotations[by_image], ends)))
         if not self.config.split:
-            self.draw_splits((_drawn_by(image), (image, own)) for image, own in records if len(own))
+            self.draw_splits((self.name_in_id(image.file_name), (image, own)) for image, own in records if len(own))
         splits: dict[str, list[Record]] = {}
         for image, own in records:
-            split = self.config.split or self.drawn_split(_drawn_by(image))
+            split = self.config.split or self.drawn_split(self.name_in_id(image.file_name))
             splits.setdefault(split, []).append((image, own))
         return splits
 
@@ -161,7 +168,7 @@ class Coco(GroundingBuilder):
         """The phrases of an image, each with its place in the caption, if there is one, and its own annotations."""
         with self._path().open("rb") as file:
             records = [
-                (number, self.categories[category], read_record(file, place))
+                (number, self.categories.get(category), read_record(file, place))
                 for number, _, category, *place in annotations.tolist()
             ]
         if image.dataset_name in _EXPRESSIONS or any("tokens_positive" in record for *_, record in records):
@@ -227,6 +234,12 @@ class Coco(GroundingBuilder):
         for reason in lost:
             drop(reason)
         if whole is None:
+            if (turned := read_corners(annotation.get("bbox"))) and not annotation.get("segmentation"):
+                xs, ys = segmentation[0][::2], segmentation[0][1::2]
+                around = [min(xs), min(ys), max(xs), max(ys)]
+                is_whole = clip_box(around, size, least=0) == around
+                area = (turned[2] - turned[0]) * (turned[3] - turned[1])
+                unusable_if(not is_whole and (mask is None or mask.sum() < area / 2), MOSTLY_OUTSIDE)
             unusable_if(mask is None, "neither a box nor a mask")
             if annotation.get("bbox") and annotation.get("segmentation"):
                 drop("boxes: not four finite numbers; the mask's own is taken")
@@ -275,23 +288,20 @@ def _place(token: Any, caption: str) -> tuple[int, int]:
     return start, end
 
 
-def _drawn_by(image: CocoImage) -> str:
-    """What its split is drawn by; MDETR's files list an image anew for each caption, by other ids."""
-    return str(image.id) if image.caption is None else plain_name(image.file_name)
-
-
-def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, with_tokens: set[int]) -> int:
+def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, by_words: set[int]) -> int:
     """Gives the annotations of images that are listed again, by another id, to the first; returns how many those are.
 
-    MDETR's images, in whose captions annotations mark words, are listed anew for each caption, and stay.
+    MDETR's images, whose phrases are words of their captions, are listed anew for each caption, and stay.
     """
     first: dict[tuple[str, int, int], int] = {}
     again: dict[int, int] = {}
     for number, image in images.items():
-        if number not in with_tokens:
+        if number not in by_words:
             same = first.setdefault((plain_name(image.file_name), *image.size), number)
             if same != number:
                 again[number] = same
+                in_part = images[same].not_exhaustive + image.not_exhaustive
+                images[same] = images[same]._replace(not_exhaustive=in_part)
     for number in again:
         del images[number]
     if again:

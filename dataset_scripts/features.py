@@ -6,8 +6,8 @@ is shown, turned upright where its Exif data says so, `[x1, y1, x2, y2]`, half-o
 leaves out the row of a phrase that has lost one of them.
 
 An image's id is `<builder>/<name in the source>#<mark>`, so that the rows of any two builds can be put together:
-`coco/000000000139.jpg#5f3c07a1b2d4`. The mark is of the image's bytes, or in a build without images the data folder's
-name.
+`coco/000000000139.jpg#5f3c07a1b2d4`. The mark is a hash of the image's bytes, or in a build without images of its path
+from the data folder's.
 """
 
 import hashlib
@@ -98,10 +98,9 @@ def plain_name(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 
 
-def make_image_id(builder: str, name: str, content: bytes | None, folder: str | None = None) -> str:
-    """The id of an image of this name in its source, marked by its bytes, or without these by the data folder."""
-    mark = folder if content is None else hashlib.sha256(content).hexdigest()[:12]
-    return f"{builder}/{plain_name(name)}#{mark}"
+def make_image_id(builder: str, name: str, content: bytes) -> str:
+    """The id of an image of this name in its source, marked by its bytes, or by what else tells it from others."""
+    return f"{builder}/{plain_name(name)}#{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def why_not_storable(row: dict[str, Any]) -> str | None:

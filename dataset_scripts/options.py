@@ -13,7 +13,7 @@ def option(default: Any, text: str) -> Any:
 
 
 VALIDATION_HELP = (
-    "Share of the images, drawn by a hash of their id, that validation gets; of two or more, at least one each for "
+    "Share of the images, drawn by a hash of their name, that validation gets; of two or more, at least one each for "
     "train and validation."
 )
 

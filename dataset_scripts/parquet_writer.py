@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -89,7 +90,8 @@ def _processes(builder: GroundingBuilder, folder: Path, num_proc: int) -> Iterat
     except BrokenProcessPool as error:
         raise RuntimeError(
             "A process ended before its job did; memory may have run out. The same command goes on with what is left; "
-            f"--num_proc {num_proc // 2} needs less memory."
+            f"--num_proc {num_proc // 2} needs less memory. A script that calls build itself must do so under "
+            'if __name__ == "__main__":, as each process runs it, too.'
         ) from error
     finally:
         gc.set_threshold(*threshold)
@@ -129,7 +131,14 @@ _worker: dict[str, Any] = {}  # the builder and the folder of a worker process
 
 def _start_worker(builder: GroundingBuilder, folder: Path) -> None:
     _worker.update(builder=builder, folder=folder)
+    Thread(target=_end_with_parent, daemon=True).start()
     gc.set_threshold(_COLLECT_AFTER)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for jobs for ever, after it wrote where the same call goes on."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _do_job_in_worker(split: str, number: int, job: list[Any]) -> dict[str, Any]:

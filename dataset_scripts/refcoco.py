@@ -255,7 +255,7 @@ def read_proposals(path: Path) -> dict[str, Boxes]:
             proposals: dict[str, Boxes] = {}
             for number, detection in enumerate(content):
                 boxes = _first_fours([detection["box"]], f"{path}: detection {number}")
-                proposals.setdefault(str(detection["image_id"]), []).extend(boxes)
+                proposals.setdefault(str(read_id(detection["image_id"])), []).extend(boxes)
             return proposals
         if all("pred_boxes" in record and "pred_boxes_img_id" in record for record in content):
             return _by_expression(content, path)

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import read_box, read_whole
-from .features import PhraseFields
+from .coco_format import read_box, read_number, read_whole
+from .features import PhraseFields, plain_name
 from .json_files import first_character, read_text, stream_json_lists, stream_json_records
 from .options import VisualGenomeOptions
 
@@ -39,11 +39,13 @@ _FOLDERS = ("VG_100K", "VG_100K_2")
 
 _AGAIN = "phrase and box that the image has already"
 
-_region_box = itemgetter("x", "y", "width", "height")
-_object_box = itemgetter("x", "y", "w", "h")
+_SIDES = {"region": ("x", "y", "width", "height"), "attribute": tuple("xywh"), "relation": tuple("xywh")}  # of boxes
+_OTHER_IDS = {"coco_id": "COCO", "flickr_id": "Flickr"}
+# A number, or the name of COCO's, Flickr30k's or Roboflow's file of the image.
+_ID = re.compile(r"(?:COCO_[a-z]+\d{4}_(\d{12})(?:_\d+)?|(\d{1,18}))(?:[._](?:jpe?g|png)(?:\.rf\.\w+\.\w+)?)?")
 
 Records = dict[str, list[Any]]  # of an image, by list
-Found = Iterator[tuple[str, str, list[float], str]]  # kind, phrase, box as x, y, width, height, the record's name
+Found = Iterator[tuple[str, str, dict[str, Any], str]]  # kind, phrase, what has the box, the record's name
 Objects = dict[tuple[str, str], list[list[float]]]  # (kind, phrase) → boxes
 
 
@@ -87,8 +89,10 @@ class VisualGenome(GroundingBuilder):
     def split_names(self) -> list[str]:
         """train, and validation where it is asked for; reads the table of the images."""
         config = self.config
-        coco, flickr = _read_id_files(config.exclude_coco_ids), _read_id_files(config.exclude_flickr_ids)
-        self._images = _read_images(Path(config.data_dir, "image_data.json"), coco, flickr)
+        lists = {"coco_id": config.exclude_coco_ids, "flickr_id": config.exclude_flickr_ids}
+        self._images, unused = _read_images(Path(config.data_dir, "image_data.json"), lists)
+        for name in unused:
+            self.report.kept[f"images, all: no id in {name} is here; is it the right list?"] = len(self._images)
         self._kinds = self._chosen_kinds()
         self.draw_splits((str(record[0]), record) for record in self._by_image())
         return ["train", "validation"] if config.validation_fraction else ["train"]
@@ -175,8 +179,9 @@ class VisualGenome(GroundingBuilder):
         objects: Objects = {}
         lost: set[tuple[str, str]] = set()
         width, height = self._images[content[0]].size
-        for kind, phrase, (x, y, w, h), record in self._found(*content):
+        for kind, phrase, thing, record in self._found(*content):
             try:
+                x, y, w, h = _box(thing, _SIDES[kind])
                 box = clip_box([x, y, x + w, y + h], (width, height))
             except Unusable as reason:
                 self.drop(f"{kind}s: {reason}", record)
@@ -227,7 +232,7 @@ class VisualGenome(GroundingBuilder):
         for number, region in enumerate(regions):
             record = f"image {image_id}, region {number}"
             with self.dropping("regions", record):
-                box = _box(region, _region_box)
+                unusable_if(not isinstance(region, dict), "that are no records")
                 phrase = region.get("phrase")
                 is_other = read_whole(region.get("image_id", region.get("image", image_id))) != image_id
                 unusable_if(is_other, "of another image than the record they are in")
@@ -237,12 +242,12 @@ class VisualGenome(GroundingBuilder):
                 if clean != phrase:
                     where = "at an end" if phrase.strip() != phrase else "only inside"
                     self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
-                yield "region", clean, box, record
+                yield "region", clean, region, record
 
     def _attributes(self, thing: Any, record: str, attributes_of: dict[Any, list[str]]) -> Found:
         """The phrases of one object; its attributes are added to `attributes_of`."""
         with self.dropping("attributes", record):
-            box, name = _box(thing, _object_box), _name(thing)
+            name = _name(thing)
             attributes = thing.get("attributes") or []
             unusable_if(not isinstance(attributes, list), "that are no list")
             if not attributes:
@@ -253,24 +258,24 @@ class VisualGenome(GroundingBuilder):
                     self.drop("attributes: empty or no text", record)
                     continue
                 attribute = _lower(attribute)
-                known = attributes_of.setdefault(_identity(thing, name, box), [])
+                known = attributes_of.setdefault(_identity(thing, name), [])
                 if attribute not in known:
                     known.append(attribute)
                 if "attributes" in self._kinds:
-                    yield "attribute", f"{attribute} {name}", box, record
+                    yield "attribute", f"{attribute} {name}", thing, record
 
     def _relations(self, relationship: Any, record: str, attributes_of: dict[Any, list[str]]) -> Found:
         with self.dropping("relations", record):
             unusable_if(not isinstance(relationship, dict), "that are no records")
             predicate, subject = relationship.get("predicate"), relationship.get("subject")
-            box, name, other = _box(subject, _object_box), _name(subject), _name(relationship.get("object"))
+            name, other = _name(subject), _name(relationship.get("object"))
             unusable_if(not _is_text(predicate), "without predicate")
-            attributes = attributes_of.get(_identity(subject, name, box), [])
+            attributes = attributes_of.get(_identity(subject, name), [])
             if not attributes:
                 self.report.dropped["relations: whose subject has no attribute"] += 1
             rest = f"{name} {_lower(predicate)} {other}"
             for attribute in attributes:
-                yield "relation", f"{attribute} {rest}", box, f"{record} ({rest})"
+                yield "relation", f"{attribute} {rest}", subject, f"{record} ({rest})"
 
 
 # Parts of records -----------------------------------------------------------------------------------------------------
@@ -281,11 +286,9 @@ def _id_of(record: Any) -> int | None:
     return read_whole(record.get("image_id", record.get("id"))) if isinstance(record, dict) else None
 
 
-def _box(record: Any, get: itemgetter) -> list[float]:
-    try:
-        box = read_box(list(get(record)))
-    except (KeyError, TypeError) as error:
-        raise Unusable("without box") from error
+def _box(record: dict[str, Any], sides: tuple[str, ...]) -> list[float]:
+    unusable_if(not record.keys() >= set(sides), "without box")
+    box = read_box([record[side] for side in sides])
     unusable_if(box is None, "with a box that is not four numbers")
     return box
 
@@ -299,10 +302,10 @@ def _name(thing: Any) -> str:
     return _lower(names[0])
 
 
-def _identity(thing: dict[str, Any], name: str, box: list[float]) -> Any:
+def _identity(thing: dict[str, Any], name: str) -> Any:
     """What tells objects of an image apart; older files have no ids of objects, but give them the same box."""
     object_id = read_whole(thing.get("object_id"))
-    return (name, *box) if object_id is None else object_id
+    return (name, *map(read_number, map(thing.get, "xywh"))) if object_id is None else object_id
 
 
 def _is_text(value: Any) -> bool:
@@ -316,8 +319,12 @@ def _lower(text: str) -> str:
 # The table of the images ----------------------------------------------------------------------------------------------
 
 
-def _read_images(path: Path, coco: set[int], flickr: set[int]) -> dict[int, _Image]:
-    """Images by id, in the order of the file; those with one of the COCO or Flickr ids are marked as excluded."""
+def _read_images(path: Path, lists: dict[str, str | None]) -> tuple[dict[int, _Image], list[str]]:
+    """Images by id, in the order of the file; those with another id (`coco_id`, …) in its lists are marked. And the
+    lists that mark none.
+    """
+    files = [(key, name.strip()) for key, names in lists.items() if names for name in names.split(",")]
+    ids, unused = {file: read_ids(Path(file[1])) for file in files}, set(files)
     images: dict[int, _Image] = {}
     for rank, record in enumerate(stream_json_records(path, lines=False)):
         image_id = _id_of(record)
@@ -332,14 +339,15 @@ def _read_images(path: Path, coco: set[int], flickr: set[int]) -> dict[int, _Ima
                 f"{record.get('width')!r:.80}, {record.get('height')!r:.80}"
             )
         excluded = None
-        if _other_id(path, image_id, record, "coco_id") in coco:
-            excluded = "images: excluded by their COCO id"
-        elif _other_id(path, image_id, record, "flickr_id") in flickr:
-            excluded = "images: excluded by their Flickr id"
+        others = {key: _other_id(path, image_id, record, key) for key in lists}
+        for key, name in files:
+            if others[key] in ids[key, name]:
+                unused.discard((key, name))
+                excluded = excluded or f"images: excluded by their {_OTHER_IDS[key]} id"
         address = re.search(r"/(VG_100K(?:_2)?)/[^/]+$", str(record.get("url")))
         folder = address[1] if address else _FOLDERS[0]
         images[image_id] = _Image(rank, (width, height), f"{folder}/{image_id}.jpg", excluded)
-    return images
+    return images, [name for _, name in sorted(unused)]
 
 
 def _other_id(path: Path, image_id: int, record: dict[str, Any], key: str) -> int | None:
@@ -351,33 +359,38 @@ def _other_id(path: Path, image_id: int, record: dict[str, Any], key: str) -> in
     return other
 
 
-def _read_id_files(names: str | None) -> set[int]:
-    return set().union(*(read_ids(Path(name.strip())) for name in names.split(","))) if names else set()
-
-
 def read_ids(path: Path) -> set[int]:
     """Ids of images from a text file (one a line), a JSON list, or the images of an `instances.json`.
 
-    In place of an id there may be COCO's or Flickr30k's file name: `COCO_train2014_000000000072.jpg`, `36979.jpg`.
+    In place of an id there may be COCO's or Flickr30k's file name: `COCO_train2014_000000000072.jpg`, `36979.jpg`. In
+    an `instances.json` that, or MDETR's `original_id` or `original_img_id`, is taken before `id`: copies number anew.
     A ValueError names a file that is missing or none of these, has something else for an id, or has none.
     """
     first = first_character(path)
     if first == "{":
         images = (image for _, image, _ in stream_json_lists(path, ["images"]))
-        entries = (image.get("id") if isinstance(image, dict) else [image] for image in images)
+        entries = (_entry_of(image) if isinstance(image, dict) else [image] for image in images)
     elif first == "[":
         entries = stream_json_records(path)
     else:
         entries = (line.strip() for line in read_text(path).splitlines() if line.strip())
     ids = set()
     for entry in entries:
-        found = None
-        if type(entry) in (int, str):
-            name = str(entry).rsplit("/", 1)[-1]
-            found = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_(\d{12})(?:_\d+)?\.jpg)|(?:(\d{1,18})(?:\.jpg)?)", name)
-        if found is None:
+        id_ = _id_in(entry)
+        if id_ is None:
             raise ValueError(f"{path}: {str(entry)[:80]!r} is no id of an image")
-        ids.add(int(found[1] or found[2]))
+        ids.add(id_)
     if not ids:
         raise ValueError(f"{path} has no ids")
     return ids
+
+
+def _entry_of(image: dict[str, Any]) -> Any:
+    others = (image.get(key) for key in ("file_name", "original_id", "original_img_id"))
+    return next((other for other in others if _id_in(other) is not None), image.get("id"))
+
+
+def _id_in(entry: Any) -> int | None:
+    name = plain_name(str(entry)).rsplit("/", 1)[-1] if type(entry) in (int, str) else ""
+    found = _ID.fullmatch(name)
+    return int(found[1] or found[2]) if found else None

@@ -636,12 +636,11 @@ class AlbefModel(AlbefPreTrainedModel):
             token_heatmaps = gradcam(phrase_attention, create_graph, per_token=True)
             if heatmap_token_mask is not None:
                 phrase_attention = choose_tokens(phrase_attention, heatmap_token_mask)
-            output.heatmaps = average_tokens(token_heatmaps, phrase_attention.token_mask)
-            output.token_heatmaps = token_heatmaps if output_token_heatmaps else None
+            found = {"heatmaps": average_tokens(token_heatmaps, phrase_attention.token_mask)}
+            found |= {"token_heatmaps": token_heatmaps} if output_token_heatmaps else {}
             if not create_graph:
-                output.itm_logits = output.itm_logits.detach()
-                output.last_hidden_state = output.last_hidden_state.detach()
-        return output
+                found |= {name: output[name].detach() for name in ("itm_logits", "last_hidden_state")}
+        return AlbefOutput(**{**output, **found})  # what is set on an output is lost when torch 2.6 compiles
 
     def _encode_alone(
         self, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs

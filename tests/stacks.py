@@ -1,14 +1,14 @@
 """Runs the tests on four sets of versions, and writes what came out as the table of docs/versions.md.
 
-python -m tests.stacks             # hours, and gigabytes of installations
-python -m tests.stacks lowest      # these only; the other rows stay as they are
+python -m tests.stacks                  # hours, and gigabytes of installations
+python -m tests.stacks test-lowest      # these only; the other rows stay as they are
 """
 
+import argparse
 import json
 import os
 import re
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def replaced(page: str, row: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    for each in STACKS:
-        if len(sys.argv) == 1 or STACKS[each][0].split()[-1] in sys.argv or each in sys.argv:
-            PAGE.write_text(replaced(PAGE.read_text(), run(each)))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("targets", nargs="*", default=list(STACKS), help="of the Makefile (default: all of STACKS)")
+    for target in parser.parse_args().targets:
+        PAGE.write_text(replaced(PAGE.read_text(), run(target)))

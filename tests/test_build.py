@@ -1,12 +1,14 @@
 """`dataset_scripts.build`: the folder it writes, and what `load_dataset` reads from it."""
 
 import dataclasses
+import errno
 import io
 import json
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -137,11 +139,47 @@ def test_an_output_is_not_overwritten_unless_asked(tmp_path):
         build("scenes", output, overwrite=True, **COUNTS)
     assert (output / "thesis.txt").read_text() == "mine"
     assert [path.name for path in output.parent.iterdir()] == ["out"]
+    (output / "thesis.txt").unlink()
+    (output / "data" / "precious.jpg").write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=r"data/precious\.jpg"):
+        build("scenes", output, overwrite=True, **COUNTS)
+    (output / "data" / "precious.jpg").unlink()
+    (output / "README.md").write_text("My own files.")
+    with pytest.raises(FileExistsError, match=r"no README\.md that a build wrote"):
+        build("scenes", output, overwrite=True, **COUNTS)
+    assert (output / "README.md").read_text() == "My own files." and len(files_of(output)) > 1
+    with pytest.raises(ValueError, match="for patterns; choose another folder"):
+        build("scenes", tmp_path / "scenes [1]", **COUNTS)
     with pytest.raises(FileExistsError, match="is a file"):
         build("scenes", output / "README.md", **COUNTS)
     (tmp_path / "empty").mkdir()
     build("scenes", tmp_path / "empty", limit=1, **COUNTS)
     assert (tmp_path / "empty" / "README.md").exists()
+
+
+def test_what_cannot_be_replaced_is_found_out_before_the_work(tmp_path, monkeypatch):
+    """As a mount point; the system says so of a folder when it is renamed."""
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError(errno.EBUSY, "Device or resource busy")))
+    monkeypatch.setattr(builder_class("scenes"), "rows", Mock(side_effect=AssertionError))
+    with pytest.raises(
+        FileExistsError, match=r"out cannot be replaced \(Device or resource busy\): choose a folder in"
+    ):
+        build("scenes", tmp_path / "out", **COUNTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_builds_of_one_folder_do_not_mix(tmp_path, monkeypatch):
+    def start_again(self, split, job):
+        with pytest.raises(FileExistsError, match="out is being built by another call"):
+            build("scenes", tmp_path / "out", **COUNTS)
+        return rows(self, split, job)
+
+    scenes = builder_class("scenes")
+    rows = scenes.rows
+    monkeypatch.setattr(scenes, "rows", start_again)
+    build("scenes", tmp_path / "out", **COUNTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_nothing_is_left_of_a_build_that_fails(tmp_path, monkeypatch):

@@ -145,6 +145,12 @@ def test_a_box_that_is_turned_is_a_mask(workshop, degrees, box, pixels):
         assert np.allclose(found, [2.5, 1.5, 4.5, 4.5], atol=0.6)
         return
     assert found == box and all(decoded(mask)[y, x] for x, y in pixels) and decoded(mask).sum() == 6
+    for bbox, reason in (
+        ([8, -2, 2, 10], "box that is mostly outside of the image"),
+        ([20, 1, 6, 4], "box without area in"),
+    ):
+        rows, report = workshop.rows(turned, turned | {"id": 2, "bbox": bbox})  # as if it were straight
+        assert len(rows) == ("without" in reason) and any(f"instances: {reason}" in each for each in report.dropped)
     straight, _ = workshop.rows(annotation(1, segmentation=[], attributes={"rotation": 0.0}))
     assert straight[0]["boxes"] == [[1, 1, 4, 4]] and straight[0]["masks"] == []
 
@@ -227,6 +233,11 @@ def test_a_category_that_is_marked_in_part_has_no_row(workshop):
     data["categories"][1]["name"] = "traffic_light_(toy)"
     rows, report = workshop.of(data, images=False)
     assert not rows["train"] and report.dropped == {reason: 3}
+    data["images"].append(data["images"][0] | {"id": 2, "not_exhaustive_category_ids": [2]})
+    data["images"][0]["not_exhaustive_category_ids"] = []
+    data["categories"][1]["name"] = "dog"
+    rows, report = workshop.of(data, images=False)  # of both listings of an image, what either says
+    assert [row["phrase"] for row in rows["train"]] == ["traffic light"] and report.dropped == {reason: 1}
 
 
 # MDETR's and GoldG's files --------------------------------------------------------------------------------------------
@@ -274,6 +285,27 @@ def test_a_caption_of_the_refcoco_sets_is_an_expression_without_places_too(works
     data["images"][0]["dataset_name"] = "refcoco"
     del data["annotations"][0]["tokens_positive"]
     assert [row["phrase"] for row in workshop.of(data)[0]["train"]] == [" ".join(CAPTION.split())]
+
+
+def test_expressions_for_one_image_stay_apart_without_places(workshop):
+    """Each is of its own box; the categories need not be listed."""
+    images = [image(i, "one.png", caption=f"the {i}", dataset_name="refcoco+") for i in range(3)]
+    parts = [annotation(i, image_id=i, bbox=[i, 1, 3, 3], segmentation=None, category_id=9) for i in range(3)]
+    rows, report = workshop.of(content(*parts, images=images), strict=True)
+    assert [(row["phrase"], row["boxes"]) for row in rows["train"]] == [
+        (f"the {i}", [[i, 1, i + 3, 4]]) for i in range(3)
+    ]
+    assert not report.dropped
+
+
+def test_words_of_captions_need_no_category(workshop):
+    data = captioned([[15, 26]], [[0, 9]])
+    expected = workshop.of(data)[0]
+    assert len(expected["train"]) == 2
+    data["annotations"][1]["category_id"] = 9
+    assert workshop.of(data, strict=True)[0] == expected
+    data["categories"] = []
+    assert workshop.of(data, strict=True)[0] == expected
 
 
 def test_places_need_a_caption_and_a_caption_places(workshop):
@@ -367,8 +399,15 @@ def test_names_of_images_as_other_machines_write_them(workshop):
         (row,) = workshop.of(content(annotation(1), images=[image(1, name)]))[0]["train"]
         assert row["image"]["bytes"] == (workshop.images / "below" / "two.png").read_bytes()
         assert str(workshop.images) not in row["image_id"]
-    (row,) = workshop.of(content(annotation(1), images=[image(1, "/home/me/two.png")]), images=False)[0]["train"]
-    assert name_in_source(row["image_id"]) == "two.png"
+    places = "/home/me/two.png", "/home/you/two.png", "C:\\\\me\\\\two.png", "D:/me/two.png"
+    data = content(
+        *(annotation(i, image_id=i) for i in range(4)), images=[image(i, name) for i, name in enumerate(places)]
+    )
+    ids = {row["image_id"] for row in workshop.of(data, images=False)[0]["train"]}
+    assert len(ids) == 4 and {name_in_source(id_) for id_ in ids} == {"two.png"}
+    own = [each.rows(annotation(1), images=False)[0] for each in (workshop, CocoWorkshop(workshop.images))]
+    assert [name_in_source(row["image_id"]) for (row,) in own] == ["one.png"] * 2
+    assert own[0][0]["image_id"] != own[1][0]["image_id"]  # of data folders of one name
 
 
 @pytest.mark.parametrize("other", ["below\\one.png", "./below/one.png", ".\\below\\one.png", "below//one.png"])
@@ -409,7 +448,7 @@ def few(*ids):
     return content(*(annotation(i, image_id=i) for i in ids), images=[image(i) for i in ids])
 
 
-def test_images_are_split_by_their_id_alone(workshop):
+def test_images_are_split_by_their_name_alone(workshop):
     data = few(*range(1, 201))
     options = dict(images=False, split=None, validation_fraction=0.25)
     rows, _ = workshop.of(data, **options)
@@ -422,6 +461,13 @@ def test_images_are_split_by_their_id_alone(workshop):
     assert [name_in_source(row["image_id"]) for row in rows["validation"]] == [
         i for i in ids["validation"] if int(i) > 100
     ]
+    again = [image(1000 + i, f"{i}", caption="A light") for i in range(1, 201)]  # with captions, and other ids
+    marked = [annotation(1000 + i, image_id=1000 + i, tokens_positive=[[2, 7]]) for i in range(1, 201)]
+    for images, own in (again, marked), ([*data["images"], *again], [*data["annotations"], *marked]):
+        rows, _ = workshop.of(content(*own, images=images), **options)
+        assert {split: {name_in_source(row["image_id"]) for row in rows[split]} for split in rows} == {
+            split: set(own) for split, own in ids.items()
+        }
     assert set(workshop.of(data, **options | {"validation_fraction": 0})[0]) == {"train"}
     rows, _ = workshop.of(data, images=False, split="test")
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
@@ -574,5 +620,6 @@ def test_sizes_over_the_edge_are_sizes(workshop):
 def test_bad_options_are_named(workshop):
     with pytest.raises(ValueError, match=r"other\.json: No such file"):
         workshop.of(content(), annotations="other.json")
-    with pytest.raises(ValueError, match="Split name"):
-        workshop.rows(annotation(1), split="my-split")
+    for split in "my-split", "all", "train+x", "train[:5]", "", "a..b":
+        with pytest.raises(ValueError, match=f"split: {re.escape(repr(split))} is no name of a split"):
+            workshop.rows(annotation(1), split=split)

@@ -21,16 +21,20 @@ GROUPS = {CORE: PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 USES = {
     CORE: ["modeling_albef_amc/**/*.py", "trainer/commands.py"],
     "train": ["train.py", "trainer/**/*.py", "dataset_scripts/*.py"],
+    "lora": ["trainer/lora.py"],
+    "export": ["modeling_albef_amc/tools/export_albef.py"],
     "eval": [f"trainer/{name}.py" for name in ("evaluate_grounding", "ground_dataset", "sweep_layers")],
     "space": ["space/*.py"],
     "dev": ["tests/**/*.py", "benchmarks/*.py"],
     "fuzz": ["tests/fuzz/*.py"],
 }
 DEVELOPERS = {"dev", "fuzz"}
+# Groups that another one imports where it is asked for what they are for, and says so where they are missing.
+OPTIONAL = {"train": ["lora"]}
 # The groups that constraints.txt has the versions of; the fuzzer is not made for every machine that runs the tests.
 PINNED = [group for group in GROUPS if group != "fuzz"]
-# Modules that are not named as what is installed for them.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio"}  # gradio requires one version of it
+# Modules that are not named as what is installed for them, or come with it in one version.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "gradio_client": "gradio", "tomli": "pytest", "tomllib": "pytest"}
 NOT_IMPORTED = {
     "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
@@ -50,7 +54,7 @@ def lines_of(name: str) -> list[str]:
 
 def declared(group: str) -> set[str]:
     """Names of all that is installed for a group."""
-    groups = GROUPS if group in DEVELOPERS else (CORE, group)
+    groups = GROUPS if group in DEVELOPERS else (CORE, group, *OPTIONAL.get(group, ()))
     return {name for each in groups for name in requirements(GROUPS[each])}
 
 

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_scripts.build import build
+from dataset_scripts.build import _state_of, build
 from dataset_scripts.parquet_writer import write_splits
 from dataset_scripts.scenes import SPLITS, Scenes
 from tests.helpers.builders import write
@@ -84,7 +84,7 @@ def test_a_process_that_dies_is_reported_and_its_job_left(tmp_path):
     assert not list((tmp_path / "out" / "data").glob("*.parquet"))
 
 
-# All its processes die by SIGKILL, which nothing can catch, with two jobs done and a part of others.
+# It dies by SIGKILL, which nothing can catch, with two jobs done and a part of others; its other processes end, too.
 KILLED = """
 import os, signal, time
 from dataset_scripts import build, parquet_writer, scenes
@@ -99,7 +99,8 @@ def do_two_jobs(builder, folder, split, number, job, limit):
     def then_die(split, job):
         for count, row in enumerate(rows(split, job)):
             if count == 260:  # one group of rows is written
-                os.killpg(0, signal.SIGKILL)
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(600)
             yield row
     builder.storable_rows = then_die
     return do_job(builder, folder, split, number, job, limit)
@@ -134,11 +135,13 @@ def test_a_build_that_was_killed_goes_on(tmp_path, tmp_path_factory, monkeypatch
     assert digests(tmp_path / "out") == digests(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("name", ["train.json", "below/train.json", "../train.json"])
 @pytest.mark.parametrize("mended", [False, True, None])
-def test_rows_of_files_or_options_that_were_changed_are_not_gone_on_with(tmp_path, monkeypatch, capsys, mended):
+def test_rows_of_files_or_options_that_were_changed_are_not_gone_on_with(tmp_path, monkeypatch, capsys, mended, name):
     """Who sees a fault, stops the build and mends the file wants rows of the mended one."""
-    path = write(tmp_path / "data" / "train.json", [{"image": "1.png", "caption": "a dgo"}])
-    call = partial(build, "albef_json", tmp_path / "out", data_dir=str(tmp_path / "data"), num_proc=1)
+    (tmp_path / "data").mkdir()
+    path = write(tmp_path / "data" / name, [{"image": "1.png", "caption": "a dgo"}])
+    call = partial(build, "albef_json", tmp_path / "out", data_dir=str(tmp_path / "data"), annotations=name, num_proc=1)
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
         patches.setattr("dataset_scripts.data_card.data_card", Mock(side_effect=KeyboardInterrupt))
         call()
@@ -148,3 +151,23 @@ def test_rows_of_files_or_options_that_were_changed_are_not_gone_on_with(tmp_pat
     assert ("Going on" in capsys.readouterr().out) == (mended is False)
     (written,) = (tmp_path / "out" / "data").iterdir()
     assert pq.ParquetFile(written).read()["phrase"].to_pylist() == ["a dog" if mended else "a dgo"]
+
+
+def test_files_that_came_or_went_change_what_a_build_reads(tmp_path):
+    """In any folder, by any option, of another name or size; not what builds write beside them."""
+    images, lists = tmp_path / "images", tmp_path / "ids.txt"
+    (images / "train2014").mkdir(parents=True)
+    (tmp_path / "data" / "Sentences").mkdir(parents=True)
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    options = dict(
+        data_dir=str(tmp_path / "data"), images_dir=str(images), exclude_coco_ids=f"{tmp_path}/x.txt, {lists}"
+    )
+    states = [_state_of(options)]
+    for path in images / "train2014" / "1.jpg", tmp_path / "data" / "Sentences" / "1.txt", lists:
+        write(path, "1")
+        states.append(_state_of(options))
+    write(lists, "1\n2")
+    states.append(_state_of(options))
+    assert len(set(states)) == 5
+    write(tmp_path / "data" / ".out.building" / "settings.json", "{}")
+    assert _state_of(options) == states[-1] and _state_of({}) == _state_of({"seed": 3})

@@ -263,6 +263,7 @@ LAYOUTS = {
         {"det_id": 1, "image_id": 1, "box": TWO[0], "score": 0.9, "category_id": 17},
         {"det_id": 2, "image_id": 1, "box": TWO[1], "score": 0.8, "category_id": 1},
     ],
+    "by detection, ids with a point": [{"image_id": 1.0, "box": box} for box in TWO],
     "by expression": [
         {"sent": "a", "gt_box": TWO[0], "pred_boxes": TWO, "pred_boxes_img_id": [CUT_OUT(0), CUT_OUT(1)]},
         {"sent": "b", "gt_box": TWO[0], "pred_boxes": TWO[1:], "pred_boxes_img_id": [CUT_OUT(1)]},

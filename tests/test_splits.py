@@ -13,7 +13,7 @@ from dataset_scripts.build import build
 from dataset_scripts.features import FEATURES
 from tests.helpers.builders import coco
 from tests.helpers.data import picture, tiny_records, write_folder
-from trainer.splits import COLUMNS, fits, open_split
+from trainer.splits import COLUMNS, data_files, fits, open_split, split_names
 
 TEXT, NUMBER, COUNT = Value("string"), Value("float32"), Value("int64")
 
@@ -120,6 +120,24 @@ def test_builds_are_put_together_without_their_readmes(tmp_path):
     (tmp_path / "first" / "README.md").unlink()
     counts = [len(open_split(str(tmp_path / name), None, "train")) for name in ("first", "second")]
     assert counts[0] == 2 * counts[1] > 0 and len(open_split(str(tmp_path / "first"), None, "validation"))
+
+
+def test_files_of_builds_say_the_split_that_they_are_of(tmp_path):
+    """By key words datasets would know no testA, take test_unseen for test, and pass over captions."""
+    names, (record,) = ["captions", "test", "testA", "test_unseen", "train", "val.2"], tiny_records(1)
+    first, second = (
+        write_folder(tmp_path / part, **{name: [record | {"phrase": f"{name} {part}"}] for name in names}) / "data"
+        for part in ("first", "second")
+    )
+    for name in names:
+        shutil.copy(second / f"{name}-00000.parquet", first / f"{name}-00001.parquet")
+    path = str(tmp_path / "first")
+    assert sorted(split_names(path, None)) == names
+    for name in names:
+        for streaming in False, True:
+            phrases = [row["phrase"] for row in open_split(path, None, name, streaming)]
+            assert phrases == [f"{name} first", f"{name} second"]
+        assert [Path(file).name for file in data_files(path, None, name)] == [f"{name}-{i:05d}.parquet" for i in (0, 1)]
 
 
 def test_paths_as_other_machines_write_them(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from dataset_scripts.features import FEATURES, make_row
 from dataset_scripts.visual_genome import VisualGenome, read_ids
-from tests.helpers.builders import Workshop, name_in_source
+from tests.helpers.builders import Workshop, id_without_image, name_in_source
 
 WIDTH, HEIGHT = 40, 30
 
@@ -127,7 +127,8 @@ def test_both_layouts_of_the_regions_give_the_same_rows(workshop):
     assert workshop.rows(regions_file="v1.json")[0] == newer
     expected = [("a red car", [1, 2, 11, 22]), ("a tree", [20, 0, 25, 30])]
     assert newer == [
-        make_row(None, "visual_genome/1#data", phrase, [box], categories=["region"]) for phrase, box in expected
+        make_row(None, id_without_image("visual_genome", workshop.folder, "1"), phrase, [box], categories=["region"])
+        for phrase, box in expected
     ]
 
 
@@ -211,13 +212,24 @@ def test_what_is_called_the_same_has_one_row(workshop):
     }
 
 
-@pytest.mark.parametrize(("box", "is_lost"), [((1, 2, 0, 20), True), ((39, 0, 9, 9), True), ((40, 0, 9, 9), False)])
-def test_a_row_that_lost_an_object_is_left_out(workshop, box, is_lost):
-    workshop.objects(thing(1, "car", "red"), thing(2, "car", "red", box=box), thing(3, "car", "blue"))
+@pytest.mark.parametrize("id_", [2, None])
+@pytest.mark.parametrize(
+    ("box", "is_lost"),
+    [
+        ((40, 0, 9, 9), False),
+        *((box, True) for box in ((1, 2, 0, 20), (39, 0, 9, 9), (1, 2, None, 20), ("?", 2, 9, 20), None)),
+    ],
+)
+def test_a_row_that_lost_an_object_is_left_out(workshop, box, is_lost, id_):
+    lost = thing(id_, "car", "red", box=box or (1, 2, 9, 20))
+    lost = lost if box else {key: value for key, value in lost.items() if key not in "xywh"}
+    workshop.objects(thing(1, "car", "red"), lost, thing(3, "car", "blue"))
+    workshop.relationships(*(relationship(car, "near", TREE) for car in (thing(1, "car"), lost, thing(3, "car"))))
     rows, report = workshop.rows()
-    assert [row["phrase"] for row in rows] == (["blue car"] if is_lost else ["red car", "blue car"])
-    reason = "attributes: beside one that was lost, without which the row would not be of all"
-    assert report.dropped[reason] == is_lost
+    whole = ["red car", "blue car", "red car near tree", "blue car near tree"]
+    assert [row["phrase"] for row in rows] == (whole[1::2] if is_lost else whole)
+    for kind in "attributes", "relations":
+        assert report.dropped[f"{kind}: beside one that was lost, without which the row would not be of all"] == is_lost
 
 
 def test_numbers_of_every_kind_mean_the_same(workshop):
@@ -301,7 +313,7 @@ BROKEN = {
     "no phrase": ("regions", region(None), "regions: without phrase"),
     "phrase that is a list": ("regions", region(["a car"]), "regions: without phrase"),
     "no box": ("regions", {"phrase": "a car", "x": 1, "y": 2, "width": 3}, "regions: without box"),
-    "no record": ("regions", "a car", "regions: without box"),
+    "no record": ("regions", "a car", "regions: that are no records"),
     "box of text": ("regions", region(box=(1, 2, "10px", 20)), "regions: with a box that is not four numbers"),
     "box that is no number": ("regions", region(box=(float("nan"), 5, 1, 1)), "regions: with a box that is not four"),
     "box of truth": ("regions", region(box=(1, 2, True, 20)), "regions: with a box that is not four numbers"),
@@ -312,8 +324,12 @@ BROKEN = {
     "attribute that is blank": ("attributes", thing(1, "car", " "), "attributes: empty or no text"),
     "relation without predicate": ("relationships", relationship(CAR, " ", TREE), "relations: without predicate"),
     "relation without object": ("relationships", relationship(CAR, "on", None), "relations: of an object without name"),
-    "relation without subject": ("relationships", {"predicate": "on", "object": TREE}, "relations: without box"),
-    "relation of null": ("relationships", relationship(None, "on", TREE), "relations: without box"),
+    "relation without subject": (
+        "relationships",
+        {"predicate": "on", "object": TREE},
+        "relations: of an object without name",
+    ),
+    "relation of null": ("relationships", relationship(None, "on", TREE), "relations: of an object without name"),
     "relation that is none": ("relationships", 7, "relations: that are no records"),
 }
 
@@ -384,6 +400,20 @@ COCO_LISTS = {
     "JSON": "[72, 581857]",
     "JSON of texts": '["72", "581857.jpg"]',
     "instances": json.dumps({"images": [{"id": 72, "file_name": "x"}, {"id": 581857}], "annotations": []}),
+    "instances numbered anew": json.dumps(
+        {
+            "images": [
+                {"id": 0, "file_name": "COCO_train2014_000000581857.jpg"},
+                {"id": 1, "file_name": "000000000072.jpg"},
+            ]
+        }
+    ),
+    "MDETR's": json.dumps(
+        {"images": [{"id": 0, "file_name": "x", "original_id": 72}, {"id": 9, "original_img_id": "581857"}]}
+    ),
+    "Roboflow's": json.dumps(
+        {"images": [{"id": 0, "file_name": "a\\000000000072_jpg.rf.5e0a.jpg"}, {"id": 1, "file_name": "581857.png"}]}
+    ),
 }
 
 
@@ -430,6 +460,13 @@ def test_a_list_of_ids_that_is_none_is_refused(overlapping, text, message):
         overlapping.build(exclude_coco_ids=str(overlapping.folder / "ids"))
     with pytest.raises(ValueError, match=r"nowhere\.txt"):
         overlapping.build(exclude_flickr_ids=str(overlapping.folder / "nowhere.txt"))
+
+
+def test_a_list_that_excludes_nothing_is_told(overlapping):
+    (overlapping.folder / "ids").write_text("71\n36979")
+    assert f"no id in {overlapping.folder / 'ids'} is here" in str(
+        overlapping.build(exclude_coco_ids=str(overlapping.folder / "ids"))[1]
+    )
 
 
 def test_splits_are_drawn_by_id_and_few_images_leave_none_empty(workshop):

@@ -100,7 +100,7 @@ class AmcConfig(AmcArguments, TrainingArguments):
 
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.
-        return {**super().__getstate__(), "hub_token": None}
+        return {**vars(self), "hub_token": None}
 
 
 def weight_name(loss: str) -> str:

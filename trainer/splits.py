@@ -1,6 +1,7 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -75,7 +76,7 @@ def open_split(
     """
     check_folder(path)
     with told(f"Split {split} of {path}"):
-        load = partial(load_dataset, path, config, split=split)
+        load = partial(load_dataset, path, config, data_files=named_files(path), split=split)
         # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
         is_look = os.path.isdir(path) and split.isidentifier() and not streaming  # nor is a slice streamed
         dataset = load(streaming=streaming or is_look)
@@ -207,14 +208,22 @@ def check_folder(path: str) -> None:
         raise ValueError(f"{path} is a file: name the folder that it is in ({os.path.dirname(path) or '.'}).")
 
 
+def named_files(path: str) -> dict[str, str] | None:
+    """Split → its files, of builds put together without a README.md; by their names, of which datasets knows few."""
+    files = [] if Path(path, "README.md").exists() else Path(path, "data").glob("*.parquet")
+    splits = [re.fullmatch(r"(\w+(?:\.\w+)*)-\d+\.parquet", file.name) for file in files]
+    return {split[1]: f"data/{split[1]}-*.parquet" for split in splits} if splits and all(splits) else None
+
+
 def split_names(path: str, config: str | None) -> list[str]:
     check_folder(path)
     with told(path):
-        return get_dataset_split_names(path, config)
+        return get_dataset_split_names(path, config, data_files=named_files(path))
 
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
-    return (load_dataset_builder(path, config).config.data_files or {}).get(split, [])
+    builder = load_dataset_builder(path, config, data_files=named_files(path))
+    return (builder.config.data_files or {}).get(split, [])
 
 
 def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Schema) -> pa.Table:

@@ -87,7 +87,7 @@ class AutoGrounder(PhraseGrounder):
         model = load_model(path, **options)
         processor = load_processor(path, model, image_size, **hub_options(options))
         if device is None and not hasattr(model, "hf_device_map"):  # else its parts are where they belong
-            device = torch.accelerator.current_accelerator() or "cpu"
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         return cls(model, processor, explain, device)
 
     def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., torch.Tensor]]:

@@ -1,5 +1,6 @@
 """Data folders for the builders: a workshop to write them by hand, and a small tree for each builder."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -29,6 +30,11 @@ Rows = list[dict[str, Any]]
 def name_in_source(image_id: str) -> str:
     """What a row's image is called in its source, by the row's `image_id`."""
     return re.fullmatch(r"[a-z0-9_]+/(.+)#[^#/]+", image_id, re.S)[1]
+
+
+def id_without_image(builder: str, folder: Path, name: str) -> str:
+    """An image's id in a build without images."""
+    return f"{builder}/{name}#{hashlib.sha256(f'{folder}/{name}'.encode()).hexdigest()[:12]}"
 
 
 def decoded(mask: dict[str, Any]) -> np.ndarray:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN, READ_TOKEN = "hf_writer", "hf_reader"
@@ -93,7 +93,7 @@ class HubServer(ThreadingHTTPServer):
         self.slow: dict[str, float] = {}
         self.lock = threading.Lock()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "HubServer":
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
