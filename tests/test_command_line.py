@@ -258,8 +258,10 @@ BUILD = "from trainer.commands import main; main()"
 
 
 @pytest.mark.parametrize("options", [[], ["--quiet"]])
-def test_progress_in_a_log(options, tmp_path):
+def test_progress_in_a_log(options, tmp_path, monkeypatch):
     """A line at the beginning and one at the end, with a rate; none if quiet, and the same results."""
+    for name in ("TQDM_MININTERVAL", "TQDM_ASCII"):  # of commands that other tests have run
+        monkeypatch.delenv(name, raising=False)
     sizes = "--train 6 --validation 0 --test 0 --test_relations 0 --test_unseen 0 --captions 0"
     for code, arguments in ((BAR, ""), (BUILD, f"build scenes --output {tmp_path / 'data'} {sizes}")):
         command = [sys.executable, "-c", code, *arguments.split(), *options]
