@@ -3,6 +3,7 @@
 python -m tests.installed .venv-lowest     # `make dist` first; the wheel takes the place of what is installed there
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -48,5 +49,8 @@ def run(environment: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("environment", type=Path, help="folder of a virtual environment with the extras")
+    environment = parser.parse_args().environment
     with tempfile.TemporaryDirectory() as folder:
-        run(Path(sys.argv[1]), Path(folder))
+        run(environment, Path(folder))

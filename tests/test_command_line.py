@@ -1,6 +1,7 @@
 """`albef-amc`: what its commands print and write, and how they fail; and the pictures that they draw."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,7 @@ def test_choices_are_those_of_the_modules():
     [
         ([], "albef-amc: error: the following arguments are required: COMMAND (see albef-amc --help)"),
         (["fly"], "albef-amc: error: argument COMMAND: invalid choice: 'fly'"),
+        (["ground", "photo.jpg", "a dog"], "albef-amc ground: error: --model is missing: a checkpoint's Hub id"),
         (["evaluate", "--dataset", "x"], "albef-amc evaluate: error: the following arguments are required: --models"),
         (["evaluate", "--models", "run", "--dataset", "x"], "--models takes NAME=CHECKPOINT pairs"),
         (["evaluate", "--models", "a/b=run", "--dataset", "x"], "names in --models become names of folders"),
@@ -218,6 +220,63 @@ def test_mistakes_of_every_command_are_told_in_a_line(capsys, tmp_path, monkeypa
     assert end.value.code == 2
     output, errors = capsys.readouterr()
     assert output == "" and message in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "missing", "extra"),
+    [
+        (["train", "--dataset", "x"], "trainer.training", "datasets", "train"),
+        (["build", "scenes", "--output", "x"], "dataset_scripts.scenes", "datasets", "train"),
+        (["evaluate", "--models", "a=b", "--dataset", "x"], "trainer.evaluate_grounding", "pyarrow", "eval"),
+        (["ground-dataset", "--model", "a", "--dataset", "x", "--output", "y"], "trainer.ground_dataset",
+         "accelerate.utils", "eval"),
+        (["sweep", "--model", "a", "--dataset", "x"], "trainer.sweep_layers", "accelerate.utils", "eval"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_named_in_a_line(capsys, tmp_path, monkeypatch, arguments, module, missing, extra):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it is a ModuleNotFoundError
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.count("\n") == 1 and errors.startswith(f"error: import of {missing} halted")
+    assert errors.endswith(f", which albef-amc {arguments[0]} needs: pip install 'albef-amc[{extra}]'.\n")
+
+
+# In a log, ten steps of 0.15 seconds: by tqdm's own interval each would be drawn.
+BAR = """
+import sys, time
+from trainer.commands import set_progress
+set_progress("--quiet" in sys.argv)
+from tqdm.auto import tqdm
+for _ in tqdm(range(10)):
+    time.sleep(0.15)
+"""
+BUILD = "from trainer.commands import main; main()"
+
+
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_progress_in_a_log(options, tmp_path, monkeypatch):
+    """A line at the beginning and one at the end, with a rate; none if quiet, and the same results."""
+    for name in ("TQDM_MININTERVAL", "TQDM_ASCII"):  # of commands that other tests have run
+        monkeypatch.delenv(name, raising=False)
+    sizes = "--train 6 --validation 0 --test 0 --test_relations 0 --test_unseen 0 --captions 0"
+    for code, arguments in ((BAR, ""), (BUILD, f"build scenes --output {tmp_path / 'data'} {sizes}")):
+        command = [sys.executable, "-c", code, *arguments.split(), *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = done.stderr.replace("\r", "\n").split("\n")
+        drawn = [line.strip() for line in lines if line.strip()]
+        if options:
+            assert drawn == []
+        else:
+            assert 1 <= len(drawn) <= 2 and re.search(r"\d ?\S+/s\]$", drawn[-1]) and drawn[-1].isascii()
+    assert "attribute phrases of train" in done.stdout and (tmp_path / "data" / "data").is_dir()
+
+
+def test_importing_warns_of_nothing():
+    subprocess.run([sys.executable, "-W", "error", "-c", "import modeling_albef_amc"], cwd=ROOT, check=True)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------

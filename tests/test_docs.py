@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,13 +91,16 @@ def test_a_family_of_ones_own_is_a_function_of_a_few_lines():
     assert all(parameter.grad.abs().max() > 0 for parameter in (model.words.weight, model.patches.weight))
 
 
-def test_the_notebook_runs(monkeypatch):
-    """Cell by cell; the last expression of a cell is what it shows."""
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch, tmp_path):
+    """Cell by cell, with fewer steps; the last expression of a cell is what it shows."""
     notebook = ROOT / "examples" / "grounding.ipynb"
-    assert notebook.stat().st_size < 200_000
+    text = notebook.read_text()
+    assert len(text) < 200_000 and text.count("STEPS = 100") == 1
     monkeypatch.chdir(notebook.parent)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names, shown = {}, []
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(text.replace("STEPS = 100", "STEPS = 40"))["cells"]:
         if cell["cell_type"] == "code":
             *body, last = ast.parse("".join(cell["source"])).body
             exec(compile(ast.Module(body, []), "<cell>", "exec"), names)
@@ -104,9 +108,9 @@ def test_the_notebook_runs(monkeypatch):
             last = ast.Expression(last.value) if is_shown else ast.Module([last], [])
             shown.append(eval(compile(last, "<cell>", "eval" if is_shown else "exec"), names))
     pictures = [value for value in shown if isinstance(value, Image.Image)]
-    assert len(pictures) == 3 and all(min(picture.size) > 100 for picture in pictures)
+    assert len(pictures) == 2 and all(min(picture.size) > 100 for picture in pictures)
     accuracy = names["accuracy"]
-    assert accuracy["with AMC"] > accuracy["base"] + 30
+    assert accuracy["with AMC"] > max(accuracy["before"], accuracy["without AMC"]) + 20
 
 
 # Command lines --------------------------------------------------------------------------------------------------------
@@ -114,6 +118,7 @@ def test_the_notebook_runs(monkeypatch):
 NOT_PARSED = {
     "hf": "huggingface_hub's; the commands of docs/publishing.md are run by tests/test_publishing.py",
     "pip": "installs over the network",
+    ".venv-dist/bin/twine": "uploads over the network",
     "git": "clones over the network",
     "export": "of the shell",
     "source": "of the shell",
@@ -143,7 +148,7 @@ def only_parse(monkeypatch):
 
     def parse(parser, *arguments, **options):
         namespace = parse_args(parser, *arguments, **options)
-        if set(vars(namespace)) in ({"command"}, {"dataset"}):  # a name, whose own parser comes next
+        if set(vars(namespace)) in ({"version", "command"}, {"dataset"}):  # a name, whose own parser comes next
             return namespace
         raise Parsed
 
@@ -189,16 +194,18 @@ def test_command_lines_name_what_there_is(line, only_parse, monkeypatch):
         if rest[:2] == ["build", "NAME"]:
             rest[1] = "coco"
         run_module(monkeypatch, SCRIPT.removesuffix(":main"), [*rest, *(["--help"] if len(rest) == 1 else [])])
-    else:
-        assert words[1] == "-m", line
-        assert find_spec(words[2]), f"no module {words[2]}"
-        run_module(monkeypatch, words[2], words[3:])
+    else:  # python -m, accelerate launch -m
+        module, *arguments = words[words.index("-m") + 1 :]
+        assert find_spec(module), f"no module {module}"
+        run_module(monkeypatch, module, arguments)
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_the_check_of_command_lines_can_fail(only_parse, monkeypatch):
     with pytest.raises(AssertionError, match="2"):
         run_module(monkeypatch, "dataset_scripts.build", ["coco", "--no_such_option"])
+    with pytest.raises(AssertionError, match="2"):
+        run_module(monkeypatch, SCRIPT.removesuffix(":main"), ["evaluate", "--no_such_option"])
     with pytest.raises(ValueError, match="no_such_option"):
         parse_arguments(ModelArguments, DataArguments, AmcConfig, arguments=["--no_such_option", "1"])
     run_module(monkeypatch, "dataset_scripts.build", ["scenes", "--output", "x"])

@@ -72,7 +72,7 @@ def set_progress(is_quiet: bool) -> None:
         names = "TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"
         os.environ |= {**dict.fromkeys(names, "1"), "TRANSFORMERS_VERBOSITY": "error"}
     elif not sys.stderr.isatty():
-        os.environ |= {"TQDM_MININTERVAL": "30", "TQDM_ASCII": "1"} | os.environ
+        os.environ |= {"TQDM_MININTERVAL": "30", "TQDM_ASCII": " #"} | os.environ
 
 
 def run(name: str, options: Any) -> None:
@@ -284,7 +284,7 @@ TRAIN_HELP = """usage: albef-amc train [CONFIG.yaml] [--name value ...]
 
 Trains a model with Attention Mask Consistency. These are the settings of the project; all of transformers'
 TrainingArguments, such as --output_dir and --max_steps, are taken too: --help_all lists them.
-With several processes: accelerate launch train.py.
+With several processes: accelerate launch -m albef_amc.trainer.commands train, in a clone accelerate launch train.py.
 """
 
 

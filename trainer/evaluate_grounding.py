@@ -2,7 +2,7 @@
 
     albef-amc evaluate --models base=outputs/scenes/base with_amc=outputs/scenes/with_amc \\
         --dataset outputs/scenes/data --splits validation test --output outputs/scenes
-    accelerate launch -m trainer.evaluate_grounding --benchmark refcoco+ --models mine=outputs/run --dataset data/x
+    accelerate launch -m albef_amc.trainer.evaluate_grounding --models mine=outputs/run --dataset data/x
 
 Every phrase leaves a row in OUTPUT/records/NAME/SPLIT.parquet; a split that has its file is not scored again.
 """

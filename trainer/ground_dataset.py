@@ -1,7 +1,7 @@
 """Grounds every phrase of a data set: images and phrases in, one row a phrase out, with score, point and box.
 
     albef-amc ground-dataset --model outputs/run --dataset data/mine --split train --output outputs/grounded
-    accelerate launch -m trainer.ground_dataset … --shard 3/8      # on the fourth of eight machines
+    accelerate launch -m albef_amc.trainer.ground_dataset … --shard 3/8      # on the fourth of eight machines
 
 `datasets.load_dataset(OUTPUT)` reads the rows. A run that was cut off goes on when it is started again; machines may
 share OUTPUT, or their OUTPUT/data are put together afterwards.

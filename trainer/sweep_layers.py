@@ -1,7 +1,7 @@
 """Which layer? Scores every layer of a checkpoint, with --heads every head too, by the pointing game; names the best.
 
     albef-amc sweep --model outputs/scenes/with_amc --dataset outputs/scenes/data --split validation
-    accelerate launch -m trainer.sweep_layers --model Salesforce/blip-itm-base-coco --dataset data/mine --heads
+    accelerate launch -m albef_amc.trainer.sweep_layers --model Salesforce/blip-itm-base-coco --dataset data/x --heads
 
 Choose by a split that you do not report on.
 """

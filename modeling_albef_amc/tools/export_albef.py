@@ -7,6 +7,7 @@ together with any number of phrases.
 import json
 import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.fx.experimental import _config as symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from transformers import AutoProcessor, PreTrainedConfig
+from transformers.utils import logging
 
 from ..attention_albef import additive_mask
 from ..families.auto import load_model
@@ -258,8 +260,12 @@ def export(checkpoint: str, output: str | Path, grounding_layer: int | None = No
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         folder = Path(scratch) / output.name
         processor.save_pretrained(folder)
-        torch.export.save(export_image_encoder(model), folder / IMAGE_ENCODER)
-        torch.export.save(export_phrase_grounder(model, layer), folder / PHRASE_GROUNDER)
+        programs = {
+            IMAGE_ENCODER: partial(export_image_encoder, model),
+            PHRASE_GROUNDER: partial(export_phrase_grounder, model, layer),
+        }
+        for name, program in logging.tqdm(programs.items(), desc="Exporting", unit=" programs"):
+            torch.export.save(program(), folder / name)
         differences = largest_differences(folder, model, layer)
         if not all(difference <= TOLERANCE for difference in differences.values()):
             raise ArithmeticError(f"The programs differ from the model by more than {TOLERANCE}: {differences}.")
