@@ -115,6 +115,6 @@ $(SCENES)/%/done: trainer/configs/scenes_%.yaml | $(INSTALLED)
 	@touch $@
 
 $(SCENES)/results.json: $(SCENES)/without_amc/done $(SCENES)/with_amc/done trainer/evaluate_grounding.py | $(INSTALLED)
-	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) -m trainer.evaluate_grounding \
+	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) -m albef_amc.trainer.evaluate_grounding \
 		--models base=$(SCENES)/base without_amc=$(SCENES)/without_amc with_amc=$(SCENES)/with_amc \
 		--dataset $(SCENES)/data --splits validation test test_relations test_unseen --output $(@D) --overwrite
