@@ -246,7 +246,7 @@ def test_rows_of_a_transform_are_asked_for_what_they_become(tmp_path):
     trainer = make_trainer(tmp_path, dataset=raw.with_transform(rows))
     trainer.train()
     assert trainer.evaluate()["eval_num_phrases"] == 8 and "trained with Attention Mask" in card_of(trainer)
-    with pytest.raises(ValueError, match="it has image, phrase. Rename"):
+    with pytest.raises(ValueError, match=r"it has image, phrase\. Rename"):
         dataset = raw.with_transform(lambda batch: {"image": batch["image"], "phrase": batch["text"]})
         make_trainer(tmp_path, dataset=dataset).train()
 
