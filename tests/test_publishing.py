@@ -353,6 +353,7 @@ def test_a_base_model_that_cannot_be_asked_costs_its_licence_alone(tmp_path, mon
     trainer = make_trainer(tmp_path)
     trainer.model.name_or_path = base
     trainer.create_model_card()
+    monkeypatch.undo()
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.license is None and data.base_model == (base if base == "org/private" else None)
 
