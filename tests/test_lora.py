@@ -318,6 +318,22 @@ def test_train_ground_go_on_and_merge_by_command(family, request, tmp_path):
         train.main([config, "--model", start, "--lora_rank", "2", *options])
 
 
+@pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config"])
+def test_adapters_of_ones_own_go_on(base, tmp_path, kind):
+    """Which `get_peft_model` puts into the teacher too."""
+    import peft
+
+    more = {"r": 2} if kind == "LoraConfig" else {"feedforward_modules": []}
+    model = peft.get_peft_model(load_model(base, training=True), getattr(peft, kind)(target_modules=["query"], **more))
+    trainer = make_trainer(tmp_path, model)
+    trainer.train()
+    trainer.save_model(tmp_path / "adapters")
+    again = make_trainer(tmp_path, load_model(str(tmp_path / "adapters"), training=True))
+    one, other = ({n: v for n, v in t.model.state_dict().items() if "query" in n and "momentum" not in n}
+                  for t in (trainer, again))  # fmt: skip
+    assert is_equal(one, other) and one
+
+
 def test_loaded_adapters_train_with_a_teacher_of_their_own(base, tmp_path):
     adapted(base).save_pretrained(tmp_path / "adapters")
     model = load_model(str(tmp_path / "adapters"), training=True)

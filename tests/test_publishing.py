@@ -328,6 +328,37 @@ def test_the_card_says_which_rows_were_evaluated(data, tmp_path):
     assert all(f"| {name} | {text} |" in card.text for name, text in rows.items())
 
 
+def test_the_card_has_the_scores_of_the_weights_that_are_saved(tmp_path):
+    settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=4)
+    # By the highest loss: of the first step.
+    best = dict(load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True)
+    trainer = make_trainer(tmp_path, learning_rate=0.05, **settings, **best)
+    trainer.evaluate(metric_key_prefix="before")
+    trainer.train()
+    claimed = trainer.evaluations
+    assert trainer.state.best_global_step == 1 and list(claimed) == ["eval"]
+    trainer.create_model_card()
+    measured, card = trainer.evaluate(), (tmp_path / "README.md").read_text()
+    assert claimed["eval"].metrics["loss"] == pytest.approx(measured["eval_loss"], rel=1e-5)
+    assert claimed["eval"].scores == {"pointing_game": measured["eval_pointing_game"]}
+    assert f"| {measured['eval_loss']:.4f} |" in card
+    assert "| steps | 4 (2.00 epochs); the weights are those after step 1, the best |" in card
+
+
+@pytest.mark.parametrize("base", ["org/private", "/gone/base", "a/b/c/base", "./base"])
+def test_a_base_model_that_cannot_be_asked_costs_its_licence_alone(tmp_path, monkeypatch, base):
+    def refuse(*args, **kwargs):
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr("trainer.model_card.RepoCard.load", refuse)
+    trainer = make_trainer(tmp_path)
+    trainer.model.name_or_path = base
+    trainer.create_model_card()
+    monkeypatch.undo()
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.license is None and data.base_model == (base if base == "org/private" else None)
+
+
 REVISIONS = """
 import json, sys
 from modeling_albef_amc import AutoGrounder

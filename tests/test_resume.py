@@ -1,5 +1,6 @@
 """A run that was killed and goes on ends as if nothing had been: bit by bit; and no checkpoint is half one."""
 
+import copy
 import errno
 import json
 import os
@@ -7,13 +8,16 @@ import re
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 import train
-from tests.helpers.data import tiny_dataset
+from tests.helpers.data import tiny_albef, tiny_dataset
 from tests.helpers.runs import everything, finish, kill, options, prepare, start
 from tests.helpers.training import collator_of, make_trainer
 from trainer import checkpoints
@@ -210,12 +214,63 @@ def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == left
 
 
+class Stopping(TrainerCallback):
+    """Interrupts the fourth step, or asks in it for a checkpoint as SIGTERM does, at one of its events."""
+
+    def __init__(self, event: str):
+        self.trainer, self.by_signal = None, event.startswith("signal")
+        setattr(self, event.removeprefix("signal "), self.stop)
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 3 and not self.by_signal:
+            raise KeyboardInterrupt
+        if state.global_step == 3:
+            (jit,) = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, JITCheckpointCallback)]
+            jit.jit_manager.execute_jit_checkpoint()
+            control.should_training_stop = True
+
+
+@pytest.mark.parametrize("per_epoch", [2, 3])
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "signal on_pre_optimizer_step"])
+def test_a_checkpoint_in_the_middle_of_a_step_is_of_the_last_whole_one(tmp_path, event, per_epoch):
+    """In the middle of an epoch and at its beginning; the teacher, which was not its student's copy, moves once."""
+    model = tiny_albef(momentum=0.9)
+    for part in (model.config.text_config, model.config.vision_config):
+        part.hidden_dropout_prob = part.attention_probs_dropout_prob = 0.1
+    with torch.no_grad():
+        for parameter in model.momentum_encoder.parameters():
+            parameter.mul_(1.5)
+
+    def begin(run, **settings):
+        given = dict(dataset=tiny_dataset(4 * per_epoch), max_steps=6, save_strategy="steps", save_steps=6, **settings)
+        return make_trainer(tmp_path / run, copy.deepcopy(model), **given, train_sampling_strategy="random")
+
+    begin("whole").train()
+    stopping = Stopping(event)
+    stopped = begin("stopped", watcher=stopping, enable_jit_checkpoint=stopping.by_signal)
+    stopping.trainer = stopped
+    with nullcontext() if stopping.by_signal else pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "stopped")] == ["checkpoint-3"]
+    begin("stopped").train(resume_from_checkpoint=True)
+    expected, found = (everything(tmp_path / run / "checkpoint-6") for run in ("whole", "stopped"))
+    assert [key for key in expected if expected[key] != found.get(key)] == [] and expected.keys() == found.keys()
+
+
+def test_weights_alone_are_not_gone_on_from(tmp_path):
+    settings = dict(save_strategy="steps", save_steps=1, max_steps=2)
+    make_trainer(tmp_path, save_only_model=True, **settings).train()
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no optimizer and schedule to go on with \(save_only_model"):
+        make_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+
+
 def test_auto_begins_or_goes_on(folder):
     settings = {"save_steps": 2, "resume_from_checkpoint": "auto"}
     for steps in (2, 4):
         train.main(options(folder, "auto", max_steps=steps, **settings))
     state = json.loads((folder / "auto" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
+    assert checkpoints.resumed(folder / "auto", "false") is None
     with pytest.raises(ValueError, match=r"no checkpoint in .* to go on from"):
         train.main(options(folder, "none", resume_from_checkpoint="true"))
 

@@ -192,6 +192,12 @@ def test_a_part_of_streamed_data_is_refused(folder, tmp_path):
         run(folder, tmp_path, "--model", str(folder / "model"), "--max_train_examples", "3")
 
 
+def test_rows_that_fill_no_batch_are_refused(folder, tmp_path):
+    more = "--per_device_train_batch_size", "11", "--dataloader_drop_last", "true"
+    with pytest.raises(ValueError, match="dataloader_drop_last leaves nothing of 10 rows a process in batches of 11"):
+        run(folder, tmp_path, "--model", str(folder / "model"), *more)
+
+
 def test_accumulation_and_workers_see_every_batch(folder, tmp_path):
     more = "--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2", "--max_steps", "4"
     run(folder, tmp_path, "--model", str(folder / "model"), *more)

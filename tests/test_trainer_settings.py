@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from modeling_albef_amc.families.auto import load_model, load_processor
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
-from tests.helpers.models import TINY
+from tests.helpers.models import TINY, tiny_blip
 from tests.helpers.training import ONLY, collator_of, is_equal, make_trainer, snapshot, training_logs
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
@@ -45,6 +45,13 @@ class Rows(torch.utils.data.Dataset):
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices must be True"),
         ({"include_num_input_tokens_seen": "all"}, "include_num_input_tokens_seen must be no"),
         ({"use_liger_kernel": True}, "use_liger_kernel must be False"),
+        ({"bf16_full_eval": True}, "bf16_full_eval must be False, .* it rounds the weights themselves"),
+        ({"fp16_full_eval": True}, "fp16_full_eval must be False"),
+        ({"ddp_static_graph": True}, "ddp_static_graph must be None or False"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "greater_is_better": False},
+            "greater_is_better is known of the default metric_for_best_model",
+        ),
         ({"batch_eval_metrics": True}, "batch_eval_metrics must be False"),
         ({"eval_use_gather_object": True}, "eval_use_gather_object must be False"),
         ({"dataloader_persistent_workers": True}, "dataloader_persistent_workers must be False"),
@@ -71,7 +78,7 @@ def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
         {"neftune_noise_alpha": 5.0},
         {"include_for_metrics": ["inputs", "loss"]},
         {"prediction_loss_only": True},
-        {"bf16_full_eval": True},
+        {"bf16": True},
         {"eval_accumulation_steps": 1},
         {"full_determinism": True},
         {"dataloader_drop_last": True},
@@ -119,6 +126,9 @@ def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):
     trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
     trainer.train()
     assert sizes[0] == 4 and sizes[-2:] == [2, 2] and trainer.state.global_step == 2
+    assert "| phrases a step | 2 (batches of 2 " in card_of(trainer)
+    # Of what did not fit nothing is left in the queues: two steps of two.
+    assert trainer.model.queue_pointer == 4 and (trainer.model.image_id_queue >= 0).sum() == 4
 
 
 def test_arguments_of_another_kind(tmp_path, monkeypatch):
@@ -174,6 +184,27 @@ def test_a_frozen_model_is_evaluated_but_not_trained(tmp_path):
         assert trainer.state.global_step == 0
 
 
+def test_weights_in_half_precision_are_not_trained_as_they_are(tmp_path):
+    """Loaded by path they are in float32; frozen ones below adapters may stay."""
+    tiny_albef().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    assert load_model(str(tmp_path / "model")).dtype == torch.bfloat16
+    model = load_model(str(tmp_path / "model"), training=True)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(ValueError, match=f"is {dtype}, where most .* dtype=torch.float32"):
+            make_trainer(tmp_path, tiny_albef().to(dtype)).train()
+    adapted = get_peft_model(tiny_blip().to(torch.bfloat16), LoraConfig(target_modules=["query"], r=2))
+    trainer = make_trainer(tmp_path, adapted, collator=collator_of(blip_processor(), mlm_probability=0.0), bf16=True)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_noise_in_the_embeddings_needs_a_model_that_names_them(tmp_path):
+    collator = collator_of(blip_processor(), mlm_probability=0.0)
+    with pytest.raises(ValueError, match="neftune_noise_alpha must be None for CLIPModel"):
+        make_trainer(tmp_path, TINY["clip"](), collator=collator, neftune_noise_alpha=5.0)
+
+
 def test_the_collators_processor_is_saved(tmp_path):
     """Of a collator of another class too."""
 
@@ -202,6 +233,22 @@ def test_amc_without_a_column_of_regions_does_not_start(tmp_path):
     trainer = make_trainer(tmp_path, dataset=dataset, amc_mean_weight=0, amc_max_weight=0)
     trainer.train()
     assert "trained on images and phrases alone" in card_of(trainer)
+
+
+def test_rows_of_a_transform_are_asked_for_what_they_become(tmp_path):
+    raw = tiny_dataset().rename_columns({"phrase": "text", "boxes": "shares"}).remove_columns("masks")
+    raw = raw.map(lambda row: {"shares": [[x / 99, y / 99, z / 99, w / 99] for x, y, z, w in row["shares"]]})
+
+    def rows(batch):
+        boxes = [[[99 * value for value in box] for box in boxes] for boxes in batch["shares"]]
+        return {"image": batch["image"], "image_id": batch["image_id"], "phrase": batch["text"], "boxes": boxes}
+
+    trainer = make_trainer(tmp_path, dataset=raw.with_transform(rows))
+    trainer.train()
+    assert trainer.evaluate()["eval_num_phrases"] == 8 and "trained with Attention Mask" in card_of(trainer)
+    with pytest.raises(ValueError, match=r"it has image, phrase\. Rename"):
+        dataset = raw.with_transform(lambda batch: {"image": batch["image"], "phrase": batch["text"]})
+        make_trainer(tmp_path, dataset=dataset).train()
 
 
 def test_amc_that_met_no_region_says_so_and_claims_nothing(tmp_path, caplog):
@@ -246,6 +293,18 @@ def test_training_ends_when_it_gets_no_better(tmp_path):
     assert trainer.state.global_step == len(losses) and (len(losses) == 9 or waited[-2:] == [True, True])
 
 
+def test_how_long_it_got_no_better_outlives_a_resume(tmp_path):
+    settings = dict(learning_rate=0.0, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    settings |= dict(max_steps=9, early_stopping_patience=2)
+    trainer = make_trainer(tmp_path, **settings)
+    for _ in range(2):  # the second training counts anew
+        trainer.train()
+        assert trainer.state.global_step == 3
+    again = make_trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 3
+
+
 # A model for every training -------------------------------------------------------------------------------------------
 
 
@@ -268,6 +327,14 @@ def test_every_training_begins_with_a_model_of_its_own(tmp_path, family):
     losses = [[log["loss"] for log in training_logs(each)] for each in (trainer, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert trainer.evaluate()["eval_num_phrases"] == 8
+
+
+def test_a_training_without_a_model_makes_one(tmp_path):
+    """As after a trial of a search: transformers has dropped its model."""
+    trainer = make_trainer(tmp_path, None, model_init=lambda: tiny_albef())
+    trainer.model = None
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 @pytest.mark.parametrize(("direction", "metric"), [("minimize", "eval_loss"), ("maximize", "eval_pointing_game")])

@@ -14,6 +14,8 @@ LEFT: dict[str, tuple[tuple, str]] = {
     "train_sampling_strategy": (("random", "sequential"), "phrases are tokenized in their batch, not before"),
     "average_tokens_across_devices": ((True,), "a loss is the mean over its items on all processes"),
     "include_num_input_tokens_seen": (("no", False), "Trainer would count the pixels of images"),
+    "bf16_full_eval": ((False,), "it rounds the weights themselves, which are saved later; bf16 is for evaluation too"),
+    "fp16_full_eval": ((False,), "it rounds the weights themselves, which are saved later; fp16 is for evaluation too"),
     "use_liger_kernel": ((False,), "Liger has no kernels for these models"),
     "batch_eval_metrics": ((False,), "the scores are of all phrases at once; a phrase takes five numbers of memory"),
     "eval_use_gather_object": ((False,), "what is gathered are tensors"),
@@ -23,6 +25,7 @@ LEFT: dict[str, tuple[tuple, str]] = {
     ),
     "save_on_each_node": ((False,), "machines share output_dir; see docs/reliability.md"),
     "debug": ((None, "", []), "Trainer's hooks cannot read masks; steps without a finite gradient are named as it is"),
+    "ddp_static_graph": ((None, False), "which weights a batch trains depends on its regions and absent phrases"),
     "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
     "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
 }
@@ -50,6 +53,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
         by_schedule = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")  # which expect something to fall
         names_best = self.load_best_model_at_end or self.save_strategy == "best" or self.early_stopping_patience > 0
         if self.metric_for_best_model is None and names_best and not by_schedule:
+            if self.greater_is_better is not None:
+                raise ValueError("greater_is_better is known of the default metric_for_best_model: name another one.")
             self.metric_for_best_model = BEST_BY_DEFAULT
         super().__post_init__()
         self._check_loading()

@@ -2,8 +2,8 @@
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any
 
@@ -28,8 +28,10 @@ from .amc_loss import attention_mask_consistency_loss
 from .data_checks import check_groups, check_regions
 from .data_collator import PADDING, GroundingCollator
 from .fsdp import left_out
+from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
+from .model_checks import check_objectives, check_trained
 from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
@@ -38,8 +40,6 @@ from .scores import PointingScores
 from .streaming import StreamedBatches, StreamedRows, as_it_is
 
 logger = logging.get_logger(__name__)
-# By which `accelerate launch --dynamo_backend` asks for a compiled model.
-COMPILER = "ACCELERATE_DYNAMO_BACKEND"
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
@@ -130,7 +130,9 @@ class AmcTrainer(PublishingTrainer):
         self.evaluations: dict[str, Evaluation] = {}
         self.trained_losses: set[str] = set()
         self.unusable: set[str] = set()
-        self.bad_steps = 0
+        self.bad_steps, self.epoch = 0, -1
+        self.random_state: tuple | None = None  # at the beginning of an epoch
+        self.teacher_has_moved = False  # for the step to come, before a checkpoint in its middle
         self._step_records: list[str] = []
         self.means = {"train": LossMeans(), "eval": LossMeans()}
 
@@ -178,21 +180,24 @@ class AmcTrainer(PublishingTrainer):
         `num_bad_steps`: steps, of the whole run, that were skipped for want of a finite gradient.
 
         Raises:
-            ValueError: before anything is trained, if no weight is to be trained, or if no example can have a region,
-                which AMC needs.
+            ValueError: before anything is trained, if no weight is to be trained, or weights in half precision, or if
+                no example can have a region, which AMC needs.
         """
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise ValueError(
-                "All weights of the model are frozen (requires_grad is False), so nothing would be trained: load "
-                "adapters with is_trainable=True, enable those that are disabled, or load anew what was merged."
-            )
         if self.args.uses_amc:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
-        self.bad_steps = 0
+        self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
         output = super().train(*args, **kwargs)
+        best = self.state.best_global_step
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            evaluations = {name: each.of_step(best, self.state) for name, each in self.evaluations.items()}
+            self.evaluations = {name: each for name, each in evaluations.items() if each is not None}
         output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
         output.metrics["num_bad_steps"] = sum("bad_step" in entry for entry in self.state.log_history)
         return output
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        check_trained(self.model)
+        return super().create_optimizer(*args, **kwargs)
 
     # Data
 
@@ -264,8 +269,12 @@ class AmcTrainer(PublishingTrainer):
             self._name_unusable(batch)
         model = self.accelerator.unwrap_model(self.model)
         model.train()
-        with self.compute_loss_context_manager():
+        self.before_step = self.random_state or random_state(), kept_buffers(model)
+        self.random_state = None
+        has_moved = self.teacher_has_moved and has_own_objectives(model)
+        with self.compute_loss_context_manager(), teacher_stands(model) if has_moved else nullcontext():
             targets = step_targets(model, batches, self.model_wrapped)
+        self.teacher_has_moved = False
         for batch, target in zip(batches, targets):
             batch.update(target)
         totals = count_items(batches)
@@ -321,7 +330,8 @@ class AmcTrainer(PublishingTrainer):
         """The weight of the soft labels now: it rises from 0 over the first epochs, and stays."""
         if not self.args.alpha_ramp_epochs:
             return self.args.alpha
-        return self.args.alpha * min(1.0, (self.state.epoch or 0.0) / self.args.alpha_ramp_epochs)
+        epoch = max(self.epoch, self.state.epoch or 0.0)  # the latter is none of data without a length
+        return self.args.alpha * min(1.0, epoch / self.args.alpha_ramp_epochs)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clips; a gradient that is not finite, on whichever process, empties the step instead."""
@@ -362,7 +372,8 @@ class AmcTrainer(PublishingTrainer):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         losses = self.means["eval"].drain(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
-        if self.args.metric_for_best_model == BEST_BY_DEFAULT and self.is_in_train:
+        is_of_run = self.is_in_train and f"{metric_key_prefix}_".startswith("eval_")  # and no callback's own
+        if self.args.metric_for_best_model == BEST_BY_DEFAULT and is_of_run:
             has_points = f"{metric_key_prefix}_pointing_game" in output.metrics
             self.args.metric_for_best_model = f"{metric_key_prefix}_{'pointing_game' if has_points else 'loss'}"
             self.args.greater_is_better = has_points
@@ -399,10 +410,25 @@ class Hooks(TrainerCallback):
     def __init__(self, trainer: AmcTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Begins to count, or goes on as the checkpoint says; takes back half a step of a batch that did not fit."""
+        trainer = self.trainer
+        trainer.epoch, trainer.teacher_has_moved = -1, TEACHER_HAS_MOVED in state.stateful_callbacks
+        if trainer.before_step is not None:
+            restore_buffers(trainer.accelerator.unwrap_model(trainer.model), trainer.before_step[1])
+            trainer.teacher_has_moved = True
+        saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
+        patient = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        for callback, entry in zip(patient, saved if isinstance(saved, list) else [saved]):
+            name = "early_stopping_patience_counter"
+            setattr(callback, name, entry["attributes"][name] if state.global_step else 0)
+
     def on_epoch_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Tells the collator, or the streamed batches, the epoch: their random draws depend on it."""
         loader = kwargs["train_dataloader"]
-        epoch = math.floor((state.epoch or 0) + 1e-6)
+        # Counted, since Trainer's are no whole ones of data without a length.
+        self.trainer.epoch = epoch = max(math.floor((state.epoch or 0) + 1e-6), self.trainer.epoch + 1)
+        self.trainer.random_state = random_state()  # before the loader draws from it
         if isinstance(loader.dataset, StreamedBatches):
             steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
             trained = 0 if args.ignore_data_skip else state.global_step % steps
@@ -410,31 +436,15 @@ class Hooks(TrainerCallback):
         elif hasattr(loader.collate_fn, "epoch"):
             loader.collate_fn.epoch = epoch
 
+    def on_optimizer_step(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.trainer.before_step = None
+
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if args.uses_amc and "loss_amc_mean" not in self.trainer.trained_losses:
             logger.warning(
                 "No example trained on so far had a region: AMC has not begun. Look at the columns "
                 f"{', '.join(REGIONS)} of the training data."
             )
-
-
-def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
-    """Refuses a model that lacks what it would be trained by, or that cannot be compiled."""
-    if has_own_objectives(model):
-        return
-    family = FAMILIES.get(model.config.model_type)
-    weights = [name for name in ("itc_weight", "mlm_weight") if getattr(args, name) > 0]
-    if family is not None and family.training_class is not None and weights:
-        raise ValueError(
-            f"{type(model).__name__} has no ITC and no MLM: load {family.training_class} with from_pretrained, or set "
-            f"{' and '.join(weights)} to 0 to train it by matching and AMC alone."
-        )
-    if args.torch_compile or os.environ.get(COMPILER, "no").lower() != "no":
-        name = "torch_compile must be False" if args.torch_compile else f"{COMPILER}, of accelerate, must be no"
-        raise ValueError(
-            f"{name} for {type(model).__name__}: heatmaps are differentiated twice, which compiled code cannot be; "
-            "only AlbefForPreTraining compiles what lies below them."
-        )
 
 
 def evaluation_collator(collator: Callable) -> Callable:

@@ -80,12 +80,15 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
     """The checkpoint that a run goes on from; None if it begins. Every process must call this.
 
     Args:
-        wanted: a folder; "true" for the newest complete one; "auto" for the newest complete one if there is one.
+        wanted: a folder; "true" for the newest complete one; "auto" for the newest complete one if there is one;
+            "false" for none.
 
     Raises:
         ValueError: there is none; or processes, of several machines, find different ones.
     """
-    if wanted is None or wanted.lower() not in ("true", "auto"):
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() not in ("true", "auto"):
         return wanted
     newest = next(iter(checkpoints(folder)[::-1]), None)
     found = gather_object([newest and newest.name])
@@ -100,6 +103,15 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
         for checkpoint in set(all_checkpoints(folder)) - set(checkpoints(folder)):
             discard(checkpoint)
     return str(newest) if newest else None
+
+
+def check_whole(checkpoint: Path) -> None:
+    """ValueError: a folder of weights alone, from which a run would go on with another schedule and optimizer."""
+    if checkpoint.is_dir() and not ((checkpoint / "scheduler.pt").is_file() and any(checkpoint.glob("optimizer*"))):
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} has no optimizer and schedule to go on with (save_only_model saves "
+            "none). Begin a new run from its weights, or go on from another checkpoint."
+        )
 
 
 def check_shared(folder: Path, is_main: bool) -> None:

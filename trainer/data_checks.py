@@ -40,6 +40,8 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
             f"{', '.join(columns)}. Rename its column of regions, or train without AMC: amc_mean_weight and "
             "amc_max_weight 0."
         )
+    if is_transformed(dataset):  # what it holds is not what is read
+        return
     found = check_boxes(dataset, box_format, "the training data")
     # Of streamed data only the first rows were looked at: others may have regions.
     is_whole = not isinstance(dataset, StreamedRows | datasets.IterableDataset)
@@ -182,5 +184,12 @@ def columns_of(dataset: Any) -> list[str] | None:
     """None where a data set does not know them."""
     if isinstance(dataset, StreamedRows):
         dataset = dataset.dataset
+    if is_transformed(dataset):
+        return list(dataset[0])
     known = isinstance(dataset, datasets.Dataset | datasets.IterableDataset | PhraseRows)
     return dataset.column_names if known else None
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether its rows come out of a function, of `with_transform` or `set_transform`."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"

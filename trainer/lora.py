@@ -157,7 +157,7 @@ def merge(adapters: str, output: Path, **hub: Any) -> None:
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
     from peft import PeftModel
 
-    model = load_model(base, training=True, **base_hub)
+    model = load_model(base, training=True, dtype="auto", **base_hub)
     model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
     if known_modules(model).moving is not None:
         model.restart_momentum_encoder()

@@ -1,7 +1,7 @@
 """The model card of a run: what was trained, on what, how well it points, how to use it, and what is not known."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,8 @@ import datasets
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from transformers import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from modeling_albef_amc.families.registry import FAMILIES
@@ -45,13 +46,14 @@ class Evaluation:
 
     Attributes:
         name: the prefix of the metrics; the split of the data set, where it has one and the prefix is Trainer's own.
-        num_rows: rows evaluated.
+        prefix, num_rows: of the metrics; rows evaluated.
         metrics: their names without the prefix.
         split, split_rows: that the rows are of, and how many it has, where that is known.
         is_beginning: the rows are known to be the first of the split.
     """
 
     name: str
+    prefix: str
     num_rows: int
     metrics: dict[str, float]
     split: str | None = None
@@ -66,7 +68,15 @@ class Evaluation:
         split_rows = splits[split].num_examples if split in splits else None
         metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
         split = None if split is None else str(split)
-        return cls(split or prefix if prefix == "eval" else prefix, output.num_samples, metrics, split, split_rows)
+        name = split or prefix if prefix == "eval" else prefix
+        return cls(name, prefix, output.num_samples, metrics, split, split_rows)
+
+    def of_step(self, step: int, state: TrainerState) -> "Evaluation | None":
+        """The evaluation of the same rows at that step, as far as it was logged."""
+        logged = {name: value for entry in state.log_history if entry["step"] == step for name, value in entry.items()}
+        names = {name: f"{self.prefix}_{name}" for name in self.metrics}
+        metrics = {name: logged[given] for name, given in names.items() if given in logged}
+        return replace(self, metrics=metrics) if metrics else None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -160,18 +170,22 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it is no folder on this machine."""
+    """Whether it is no folder on this machine, and cannot have been one."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
     return not Path(name).exists()
 
 
 def card_of(name: str) -> dict[str, Any]:
-    """The metadata of the card of a Hub id or folder; nothing where there is none, or none at hand."""
+    """The metadata of the card of a Hub id or folder; nothing where there is none, or none at hand or readable."""
     path = Path(name, "README.md")
     if not is_hub_id(name) and not path.is_file():
         return {}
     try:
         return RepoCard.load(name if is_hub_id(name) else path).data.to_dict()
-    except EntryNotFoundError:
+    except Exception:  # of the Hub, the network, YAML; the run that is described ended well
         return {}
 
 
@@ -250,7 +264,8 @@ def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
 def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     """The hyper-parameters of the run, for people."""
     args, state = trainer.args, trainer.state
-    batch, processes, accumulated = args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps
+    batch, processes, accumulated = trainer._train_batch_size, args.world_size, args.gradient_accumulation_steps
+    is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
     of_schedule: Any = args.lr_scheduler_kwargs or {}
     schedule = [
         SchedulerType(args.lr_scheduler_type).value,
@@ -262,7 +277,8 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
     rows = {
         "phrases": f"{len(trainer.train_dataset):,}" if has_length(trainer.train_dataset) else "as many as came",
-        "steps": f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)",
+        "steps": f"{state.global_step:,} ({state.epoch or 0:.2f} epochs)"
+        + (f"; the weights are those after step {state.best_global_step:,}, the best" if is_best else ""),
         "phrases a step": f"{batch * processes * accumulated} (batches of {batch} × {processes} processes × "
         f"{accumulated} accumulated), up to {trainer.phrases_per_image} of an image together",
         "optimizer": f"{args.optim.value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -16,7 +17,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import PushInProgress, logging
 
 from .amc_config import AmcConfig
-from .checkpoints import begin, check_shared, checkpoints, discard, is_complete, resumed, rotate, sync
+from .checkpoints import begin, check_shared, check_whole, checkpoints, discard, is_complete, resumed, rotate, sync
+from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, set_random_state
 from .lora import MOMENTUM, load_checkpoint, save_moving
 from .model_card import model_card
 from .process_group import add_note
@@ -34,11 +36,12 @@ class PublishingTrainer(Trainer):
     draw_heatmaps: Callable[[Any], Any] | None
     checkpoint: Path | None = None
     has_unsaved_steps = False
+    before_step: tuple[tuple, list[torch.Tensor]] | None = None  # random numbers and buffers, in the middle of a step
     _pushed: Path | None = None
 
     def __init__(self, model: PreTrainedModel | None, args: AmcConfig, *arguments, **kwargs):
         self.save_total_limit, self.hub_strategy = args.save_total_limit, args.hub_strategy
-        # Trainer would push and delete checkpoints before all processes have written theirs: `SaveHooks` does it.
+        # Trainer would push and delete checkpoints before all processes have written: `_save_checkpoint` does it after.
         settings = copy.copy(args)
         settings.hub_token = args.hub_token  # which copies leave out, see `AmcConfig.__getstate__`
         settings.save_total_limit, settings.hub_strategy = None, HubStrategy.END
@@ -59,6 +62,8 @@ class PublishingTrainer(Trainer):
             check_shared(run, self.is_world_process_zero())
         if resume_from_checkpoint is True:
             resume_from_checkpoint = resumed(run, "true")
+        if resume_from_checkpoint:
+            check_whole(Path(resume_from_checkpoint))
         loads_best = self.args.load_best_model_at_end
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -86,7 +91,8 @@ class PublishingTrainer(Trainer):
         # Of several processes the others may wait for this one elsewhere: nothing can be saved together.
         if self.accelerator.num_processes == 1 and self.has_unsaved_steps and not is_search:
             self.save_checkpoint()
-            advice = "continue with resume_from_checkpoint."
+            begins = "begin a new run from their weights."
+            advice = begins if self.args.save_only_model else "continue with resume_from_checkpoint."
             add_note(error, f"The {self.state.global_step} steps before it are in {run}: {advice}")
 
     def save_checkpoint(self) -> None:
@@ -106,6 +112,37 @@ class PublishingTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if is_checkpoint and self.args.should_save and self.has_adapters():
             save_moving(self.model, self.checkpoint)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Makes the checkpoint last, pushes it and deletes older ones when all processes have written."""
+        # Private: of a checkpoint that SIGTERM asks for (enable_jit_checkpoint) no public hook hears.
+        with self.as_before_step():
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        self.has_unsaved_steps = False
+        if self.args.should_save:
+            sync(self.checkpoint)
+        if self.args.push_to_hub:
+            self.push_checkpoint(self.checkpoint)
+        self.rotate_checkpoints(self.checkpoint)
+
+    @contextmanager
+    def as_before_step(self) -> Iterator[None]:
+        """In here, what moves before the optimizer does is as after the last whole step, see `half_steps`."""
+        self.state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
+        if self.before_step is None:
+            yield
+            return
+        self.state.stateful_callbacks[TEACHER_HAS_MOVED] = {}
+        model = self.accelerator.unwrap_model(self.model)
+        numbers, buffers = random_state(), kept_buffers(model)
+        set_random_state(self.before_step[0])
+        restore_buffers(model, self.before_step[1])
+        try:
+            yield
+        finally:
+            set_random_state(numbers)
+            restore_buffers(model, buffers)
 
     def rotate_checkpoints(self, *spared: Path) -> None:
         if self.args.should_save and self.checkpoint is not None:
@@ -205,7 +242,7 @@ class PublishingTrainer(Trainer):
 
 
 class SaveHooks(TrainerCallback):
-    """What happens to a checkpoint when all processes have written theirs."""
+    """What happens to checkpoints at the ends of a training."""
 
     def __init__(self, trainer: PublishingTrainer):
         self.trainer = trainer
@@ -213,17 +250,6 @@ class SaveHooks(TrainerCallback):
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self.trainer.has_adapters():  # which Trainer cannot load: `train` does
             args.load_best_model_at_end = False
-
-    def on_save(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Makes the checkpoint last, pushes it and deletes older ones, now that all processes have written."""
-        trainer = self.trainer
-        trainer.accelerator.wait_for_everyone()
-        trainer.has_unsaved_steps = False
-        if args.should_save:
-            sync(trainer.checkpoint)
-        if args.push_to_hub:
-            trainer.push_checkpoint(trainer.checkpoint)
-        trainer.rotate_checkpoints(trainer.checkpoint)
 
     def on_train_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.finish_push()

@@ -116,6 +116,11 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         full, left = divmod(self.num_rows, batch_size)
         self.batch_sizes = [batch_size] * full + [left] * (left > 0)
         self.num_batches = full if drop_last else len(self.batch_sizes)
+        if self.num_batches == 0:
+            raise ValueError(
+                f"dataloader_drop_last leaves nothing of {self.num_rows} rows a process in batches of {batch_size}: "
+                "lower per_device_train_batch_size, or set it to False."
+            )
 
     def begin_epoch(self, epoch: int, passed_over: int = 0) -> None:
         """So many batches have been trained on already: they come as None, and no image is decoded."""

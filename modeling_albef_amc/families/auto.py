@@ -190,7 +190,7 @@ def load_model(
 
     Args:
         path: folder or Hub id; also of LoRA adapters, which are put into their base model.
-        training: with the family's own training objectives, where it has some.
+        training: with the family's own training objectives, where it has some, and in float32 unless `dtype` says else.
         attn_implementation: default: "eager" of all but ALBEF, since the others hand out attention only so.
         options: of `from_pretrained`. Errors: as of `AutoGrounder.from_pretrained`.
     """
@@ -204,12 +204,14 @@ def load_model(
         is_training = training and family.training_class is not None
         model_class = family.load(family.training_class if is_training else family.model_class)
         # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.
+        options |= {} if not training else {"dtype": options.get("dtype") or torch.float32}
         options["attn_implementation"] = attn_implementation or family.attn_implementation
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
         if not is_training:
             check_complete(path, model, loading["missing_keys"])
         # DoRA's, transformers does not find.
         missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys if base != path else ()
+        missing = [name for name in missing if "momentum_encoder." not in name]  # which `groundable` drops
     if missing:
         raise ValueError(
             f"{path}: {min(missing)} of its adapters cannot be loaded. Merge them into a plain checkpoint: "

@@ -1,0 +1,55 @@
+"""What a model must be to be trained, asked before anything is."""
+
+import os
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from modeling_albef_amc.families.registry import FAMILIES
+from modeling_albef_amc.families.training import has_own_objectives
+
+from .amc_config import AmcConfig
+
+# By which `accelerate launch --dynamo_backend` asks for a compiled model.
+COMPILER = "ACCELERATE_DYNAMO_BACKEND"
+
+
+def check_trained(model: nn.Module) -> None:
+    """Refuses a model of which nothing would be trained, or what an optimizer's small steps would not move."""
+    trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise ValueError(
+            "All weights of the model are frozen (requires_grad is False), so nothing would be trained: load "
+            "adapters with is_trainable=True, enable those that are disabled, or load anew what was merged."
+        )
+    for name, dtype in trained.items():
+        if dtype.itemsize < 4:
+            raise ValueError(
+                f"{name} is {dtype}, where most of an optimizer's steps are rounded off: load the model with "
+                "dtype=torch.float32, or call its float(). To compute in half precision, set bf16 or fp16."
+            )
+
+
+def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
+    """Refuses a model that lacks what it would be trained by, or that cannot be compiled."""
+    if args.neftune_noise_alpha is not None:
+        try:
+            model.get_input_embeddings()
+        except NotImplementedError as error:
+            name = type(model).__name__
+            raise ValueError(f"neftune_noise_alpha must be None for {name}, which names no embeddings.") from error
+    if has_own_objectives(model):
+        return
+    family = FAMILIES.get(model.config.model_type)
+    weights = [name for name in ("itc_weight", "mlm_weight") if getattr(args, name) > 0]
+    if family is not None and family.training_class is not None and weights:
+        raise ValueError(
+            f"{type(model).__name__} has no ITC and no MLM: load {family.training_class} with from_pretrained, or set "
+            f"{' and '.join(weights)} to 0 to train it by matching and AMC alone."
+        )
+    if args.torch_compile or os.environ.get(COMPILER, "no").lower() != "no":
+        name = "torch_compile must be False" if args.torch_compile else f"{COMPILER}, of accelerate, must be no"
+        raise ValueError(
+            f"{name} for {type(model).__name__}: heatmaps are differentiated twice, which compiled code cannot be; "
+            "only AlbefForPreTraining compiles what lies below them."
+        )
