@@ -154,6 +154,7 @@ class PhraseGrounder:
         """
         run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
         phrases = phrases.tolist() if hasattr(phrases, "tolist") else phrases  # of numpy or pandas
+        phrases = list(phrases) if isinstance(phrases, Sequence) and not isinstance(phrases, str) else phrases
         if hasattr(images, "iloc"):  # of pandas, whose rows have names
             images = images.to_dict("records") if hasattr(images, "columns") else images.tolist()
         if is_image(images) or isinstance(images, Mapping):

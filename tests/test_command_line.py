@@ -191,6 +191,8 @@ def test_choices_are_those_of_the_modules():
         (["ground", "photo.jpg", "a dog"], "albef-amc ground: error: --model is missing: a checkpoint's Hub id"),
         (["evaluate", "--dataset", "x"], "albef-amc evaluate: error: the following arguments are required: --models"),
         (["evaluate", "--models", "run", "--dataset", "x"], "--models takes NAME=CHECKPOINT pairs"),
+        (["evaluate", "--models", "a=x", "a=y", "--dataset", "x"], "--models takes each name once"),
+        (["sweep", "--model", "a", "--dataset", "x", "--batch_size", "0"], "--batch_size and --max_examples must be"),
         (["evaluate", "--models", "a/b=run", "--dataset", "x"], "names in --models become names of folders"),
         (["evaluate", "--models", "a=b", "--dataset", "x", "--method", "relevance", "--in-caption"], "a whole text"),
         (["sweep", "--model", "a", "--dataset", "x", "--method", "relevance"], "gradcam or attention"),

@@ -320,6 +320,68 @@ def test_different_pictures_under_one_id_are_an_error():
         assert len(collator_of()(same)["pixel_values"]) == 1
 
 
+def test_one_picture_in_whatever_form_is_the_same(tmp_path):
+    path = tmp_path / "0.png"
+    picture().save(path)
+    forms = [str(path), path, f"{tmp_path}/./0.png", {"bytes": path.read_bytes(), "path": None}, picture(),
+             {"bytes": None, "path": str(path)}, Image.open(path), np.array(picture())]  # fmt: skip
+    same = [{"image": image, "image_id": 7, "phrase": "red square"} for image in forms]
+    assert len(collator_of()(same)["pixel_values"]) == 1
+    picture(41).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match="two different images have the image_id 7"):
+        collator_of()([same[0], {**same[1], "image": tmp_path / "1.png"}])
+
+
+def test_a_transform_of_lists_of_phrases_is_refused():
+    dataset = datasets.Dataset.from_list([{"phrase": ["a dog"], "boxes": [[[1.0, 2, 3, 4]]]}])
+    with pytest.raises(ValueError, match=r"know no with_transform .*use map instead"):
+        PhraseRows(dataset.with_transform(lambda batch: batch))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "renamed", [{"caption": "phrase"}, {"caption": "phrase", "phrase": "caption"}, {"image_id": "phrase"}]
+)
+def test_a_column_takes_the_name_of_another(tmp_path, streaming, renamed):
+    folder = write_lines(
+        tmp_path / "data", train=line(0, caption="a", image_id="b") + line(1, caption="c", image_id="d")
+    )
+    found = list(open_split(str(folder), None, "train", streaming, renamed))
+    assert [row["phrase"] for row in found] == (["b", "d"] if "image_id" in renamed else ["a", "c"])
+    assert [row.get("caption") for row in found] == {1: [None] * 2, 2: ["a dog"] * 2}[
+        len(renamed)
+    ] or "image_id" in renamed
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_keys_that_only_some_rows_have(tmp_path, streaming):
+    folder = write_lines(tmp_path / "data", train=line(0, boxes=BOX, absent=False), train2=line(1, boxes=BOX))
+    (folder / "train2.jsonl").rename(folder / "train-2.jsonl")
+    message = r"only some of its rows have the keys absent: write these into every row"
+    with pytest.raises(ValueError, match=message):
+        list(StreamedRows.open(str(folder), None, "train") if streaming else open_split(str(folder), None, "train"))
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+@pytest.mark.parametrize("undecoded", [False, True])
+def test_relative_paths_of_slices_are_of_the_folder(tmp_path, monkeypatch, name, undecoded):
+    """Never of the working directory, which has other images of these names."""
+    folder = write_lines(tmp_path / "data", train="")
+    (folder / "train.jsonl").unlink()
+    rows = [{"image": f"{n}.png", "phrase": "a dog"} for n in range(4)]
+    rows = [{**row, "image": {"bytes": None, "path": row["image"]}} for row in rows] if undecoded else rows
+    if name.endswith("jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    write_lines(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for split, places in (("train", [0, 1, 2, 3]), ("train[:75%]", [0, 1, 2]), ("train[3:]+train[:1]", [3, 0])):
+        found = open_split(str(folder), None, split)
+        assert [row["image"]["path"] for row in found] == [str(folder / f"{n}.png") for n in places]
+    assert [row["image"]["path"] for row in open_split(str(folder), None, "train", True)][3] == str(folder / "3.png")
+
+
 # Files and splits -----------------------------------------------------------------------------------------------------
 
 

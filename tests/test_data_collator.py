@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import pickle
 from dataclasses import replace
 from unittest.mock import patch
@@ -434,7 +435,23 @@ def broken_image():
         ({"masks": [FULL]}, "boxes .* contradict its masks, .*box_format"),
         ({"boxes": [ONE, OTHER], "polygons": [outline(*ONE), outline(9, 9, 12, 12)]}, "contradict its polygons"),
         ({"boxes": [ONE], "polygons": [outline(*ONE), outline(*OTHER)]}, "contradict its polygons"),
+        # A box without its polygon; boxes in two corners, polygons in the other two.
+        ({"boxes": [[0, 0, 18, 12], [20, 4, 28, 10]], "polygons": [outline(0, 0, 18, 12)]}, "contradict its polygons"),
+        (
+            {
+                "boxes": [[0, 0, 8, 8], [24, 16, 32, 24], [25, 17, 32, 24]],
+                "polygons": [outline(24, 0, 32, 8), outline(0, 16, 8, 24)],
+            },
+            "contradict its polygons",
+        ),
         ({"scribbles": [[20, 20, 30, 22, 5, 7]], "scribble_radius": 2}, "scribble 0 lies outside its boxes"),
+        (
+            {"boxes": [ONE, OTHER], "scribbles": [[1, 1]], "scribble_radius": 2},
+            r"boxes \[\[20.* have no scribble in them",
+        ),
+        ({"boxes": None, "masks": [np.ones((WIDTH, HEIGHT))]}, "resize the mask, or turn it.*EXIF"),
+        ({"absent": "false", "boxes": None}, "absent must be true or false, got 'false'"),
+        ({"absent": 2, "boxes": None}, "absent must be true or false, got 2"),
         ({"masks": [FULL, None]}, "mask 1 is empty: None; drop it, or give a box for each"),
         ({"boxes": [[4, 6, float("nan"), 18]]}, "four"),
         ({"boxes": [[4, 6, float("inf"), 18]]}, "four"),
@@ -498,3 +515,25 @@ def test_an_empty_batch_is_refused(collator):
 def test_wrong_options_are_named(processor, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GroundingCollator(processor, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, False), (math.nan, False), (np.float64("nan"), False), (0, False), (np.False_, False), (1.0, True),
+     (True, True), (torch.tensor(True), True), (np.array([1])[0], True)],
+)  # fmt: skip
+def test_absent_of_any_library_and_missing_ids_of_pandas(processor, value, expected):
+    records = [record(absent=value, boxes=None, image_id=math.nan), record(image=photo(seed=1), image_id=math.nan)]
+    batch = GroundingCollator(processor, mask_size=8)(records)
+    assert batch["is_absent"].tolist() == [expected, False] and batch["image_index"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("radius", [4, np.int64(4), np.float32(4), torch.tensor(4)])
+def test_a_radius_of_any_library(radius):
+    region = Region.from_record({"scribbles": [[8, 8]], "scribble_radius": radius}, HEIGHT, WIDTH)
+    assert region.boxes.tolist() == [[4, 4, 12, 12]]
+
+
+def test_an_unknown_format_of_boxes():
+    with pytest.raises(ValueError, match=r"box_format must be one of xyxy, .* got 'COCO'"):
+        Region.from_record({"boxes": [ONE]}, HEIGHT, WIDTH, "COCO")

@@ -38,7 +38,7 @@ from tests.helpers.models import own_tokenizer_model, slow_siglip_processor
 from tests.helpers.runs import torchrun
 from trainer import benchmarks, evaluate_grounding, ground_dataset
 from trainer.blocks import Blocks, by_image, open_blocks
-from trainer.evaluation import ahead, batches_of
+from trainer.evaluation import RecordGrounder, ahead, batches_of
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("pointing_game", "box_accuracy", "heatmap_box")
@@ -126,6 +126,53 @@ def test_fingerprints_tell_data_sets_apart(data, tmp_path):
     copy = write_folder(tmp_path / "copy", test=records)
     assert open_blocks(str(copy), None, "test", block_size=5).fingerprint() == same
     assert open_blocks(str(copy), None, "test", limit=22).fingerprint() != same
+    moved = write_folder(tmp_path / "moved", test=[{**records[0], "image": records[-1]["image"]}, *records[1:]])
+    assert open_blocks(str(moved), None, "test").fingerprint() != same
+
+
+@pytest.mark.parametrize("changed", ["0.png", "mask.png", "test.jsonl"])
+def test_fingerprints_see_that_a_file_was_corrected(tmp_path, changed):
+    for name in ("0.png", "mask.png"):
+        Image.new("L", (8, 8), 255).save(tmp_path / name)
+    (tmp_path / "test.jsonl").write_text('{"image": "0.png", "phrase": "a dog", "masks": ["mask.png"]}\n')
+    streaming = changed == "test.jsonl"
+    before = open_blocks(str(tmp_path), None, "test", streaming=streaming).fingerprint()
+    assert open_blocks(str(tmp_path), None, "test", streaming=streaming).fingerprint() == before
+    content = (tmp_path / changed).read_bytes()
+    (tmp_path / changed).write_bytes(content.replace(b"dog", b"cat"))  # as large as before
+    os.utime(tmp_path / changed, ns=(0, 10**18))
+    assert open_blocks(str(tmp_path), None, "test", streaming=streaming).fingerprint() != before
+
+
+def test_a_missing_mask_is_one_unusable_record(checkpoint, tmp_path):
+    for number in range(3):
+        Image.new("L", (8, 8), 255).save(tmp_path / f"{number}.png")
+    row = {"image": "0.png", "phrase": "a dog"}
+    given = [{**row, "masks": [f"{number}.png"]} for number in (1, 2, 3)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in given))
+    evaluate(checkpoint, tmp_path, tmp_path / "output")
+    found = [row["error"] for row in rows(tmp_path / "output")]
+    assert found[:2] == [None, None] and found[2].startswith("there is no image") and found[2].endswith("3.png")
+
+
+@pytest.mark.parametrize(
+    ("given", "box_format", "expected"),
+    [
+        ([[2, 4, 6, 8]], "xywh", [[2, 4, 8, 12]]),
+        ([[0.25, 0.25, 0.5, 1]], "xyxy_normalized", [[5, 4, 10, 16]]),
+        ([[1, 2, 30], [31, 3, 5], [30, 31, 2], [3, 30, 31]], "xyxy", "proposal 0 must be four numbers"),
+        ([[1, 2, 9, 9], [100, 200, 300, 400]], "xyxy", "proposal 1 lies outside the image of 20x16"),
+        ([[0.1, 0.2, 0.5, 0.6]], "xyxy", "proposal 0 has no coordinate above 1"),
+    ],
+)
+def test_proposals_are_read_as_boxes_are(given, box_format, expected):
+    settings = {"batch_size": 1, "num_workers": 0, "heatmaps": None, "strict": False}
+    grounder = RecordGrounder(None, benchmarks.Protocol(), {}, box_format=box_format, **settings)
+    question = grounder._question({"image": None, "phrase": "a dog", "proposals": given}, (16, 20))
+    if isinstance(expected, str):
+        assert question.error.startswith(expected)
+    else:
+        assert question.error is None and question.proposals.tolist() == expected
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_the_summary_by_hand():
     people, other = {"accuracy": 0.5, "num_phrases": 2}, {"accuracy": 0.0, "num_phrases": 1}
     assert summary(
         (True, True, ["people"], None),
-        (False, None, ["people", "people", "other"], None),
+        (False, None, ["people", "people", None, "other"], None),
         (True, False, [], None),
         (None, None, ["people"], None),
         (None, None, [], "broken"),

@@ -7,6 +7,8 @@ import torch
 
 import train
 from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
+from trainer.amc_config import AmcConfig
+from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator
 
 BROKEN = {"bytes": b"\x89PNG, and no more", "path": None}
@@ -60,6 +62,21 @@ def test_where_nothing_is_left_the_spare_one_is_the_placeholder():
         GroundingCollator(tiny_processor(), strict=True)(with_broken(1))
 
 
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_losses_of_an_evaluation_leave_placeholders_out(tmp_path, batch_size):
+    """The second batch of four is of placeholders alone."""
+    args = AmcConfig(tmp_path, use_cpu=True, report_to="none", per_device_eval_batch_size=batch_size, mlm_weight=0)
+    collator = GroundingCollator(tiny_processor(), mask_size=16, strict=False, spare=tiny_records(6)[5])
+    trainer = AmcTrainer(tiny_albef(), args, data_collator=collator)
+    found, expected = (
+        {name: value for name, value in trainer.evaluate(records).items() if "loss_" in name or name == "eval_loss"}
+        for records in (with_broken(4, 5, 6, 7), tiny_records(8)[:4])
+    )
+    assert found.keys() == expected.keys() and len(found) > 3
+    for name in found.keys() - {"eval_loss_mlm"}:
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 def run(folder, output, *more: str, dataset=None) -> dict:
     source = [
         "--dataset",
@@ -101,4 +118,10 @@ def test_strict_stops_the_run(data, tmp_path):
 def test_data_without_a_usable_record(data, tmp_path):
     write_folder(tmp_path / "data", train=with_broken(0, 1, count=2), validation=tiny_records(2))
     with pytest.raises(ValueError, match=r"2 of 2 records of the training .* cannot be used: image 'scene-0'"):
+        run(data, tmp_path / "run", dataset=tmp_path / "data")
+
+
+def test_validation_data_without_enough_usable_records(data, tmp_path):
+    write_folder(tmp_path / "data", train=tiny_records(4), validation=with_broken(0, 1, 2, count=4))
+    with pytest.raises(ValueError, match=r"3 of 4 records of split validation .* cannot be used: image 'scene-0'"):
         run(data, tmp_path / "run", dataset=tmp_path / "data")

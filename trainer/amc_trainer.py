@@ -42,6 +42,7 @@ from .streaming import StreamedBatches, StreamedRows, as_it_is
 logger = logging.get_logger(__name__)
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
+OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
 # Parameters that no weight decay should pull to zero; biases and norms are spared by transformers already.
 NO_DECAY = ("temperature", "logit_scale", "cls_token", "class_embedding", "position_embedding")
 
@@ -371,6 +372,7 @@ class AmcTrainer(PublishingTrainer):
         self.means["eval"] = LossMeans()
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         losses = self.means["eval"].drain(self.accelerator)
+        losses["loss"] = sum(self.args.loss_weights[name] * value for name, value in losses.items())
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
         is_of_run = self.is_in_train and f"{metric_key_prefix}_".startswith("eval_")  # and no callback's own
         if self.args.metric_for_best_model == BEST_BY_DEFAULT and is_of_run:
@@ -391,17 +393,25 @@ class AmcTrainer(PublishingTrainer):
         """The loss; the point (x, y) of each phrase in pixels and how likely it fits; its boxes and if it is absent."""
         inputs = self._prepare_inputs(inputs)
         self._name_unusable(inputs)
+        # Losses are of usable records; of a batch without any the model is asked all the same, for its points' shapes.
+        is_usable, sums = ~inputs["is_placeholder"], self.means["eval"].sums.copy()
+        rows = is_usable if is_usable.any() else ~is_usable
+        asked = {name: value[rows] if name not in OF_IMAGES and torch.is_tensor(value) else value
+                 for name, value in inputs.items()}  # fmt: skip
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+            loss, outputs = self.compute_loss(model, asked, return_outputs=True)
+            if not is_usable.any():
+                self.means["eval"].sums = sums
             if prediction_loss_only:
                 return loss.detach(), None, None
-            points = heatmap_points(outputs.heatmaps, inputs["image_sizes"])
+            points = heatmap_points(outputs.heatmaps, asked["image_sizes"])
             probability = outputs.get("probability")
             if probability is None:
                 probability = outputs.itm_logits.float().softmax(dim=-1)[:, 1]
             # A placeholder has no region, and is neither true nor absent: it scores nothing.
             is_absent = inputs["is_absent"].long().masked_fill(inputs["is_placeholder"], PADDING)
-            return loss.detach(), (points, probability), (inputs["boxes"], is_absent)
+            answers = (of.new_zeros((len(rows), *of.shape[1:])).index_put((rows,), of) for of in (points, probability))
+            return loss.detach(), tuple(answers), (inputs["boxes"], is_absent)
 
 
 class Hooks(TrainerCallback):

@@ -6,8 +6,10 @@ come out however many processes there are.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, Value
@@ -47,10 +49,12 @@ class Blocks:
         return [records[position] for position in positions]
 
     def fingerprint(self) -> str:
-        """A hash of everything but the images: phrases, boxes and so on, and their order."""
-        digest = hashlib.blake2b(digest_size=16)
-        names = [name for name in self.dataset.column_names if name not in IMAGES]
-        for table in self.dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000):
+        """A hash of all columns and the order of rows; of images in files, of their paths, sizes and times."""
+        digest, stamp_of_file = hashlib.blake2b(digest_size=16), cache(file_stamp)
+        for table in self.dataset.with_format("arrow").iter(batch_size=1000):
+            for name in set(IMAGES) & set(table.column_names):
+                stamps = pa.array([repr(stamp(image, stamp_of_file)) for image in table[name].to_pylist()])
+                table = table.set_column(table.column_names.index(name), name, stamps)
             sink = pa.BufferOutputStream()
             # Metadata of the schema differs between versions of datasets; chunks are an accident of reading.
             table = table.replace_schema_metadata(None).combine_chunks()
@@ -82,8 +86,8 @@ class FileBlocks:
         return [found[position] for position in positions]
 
     def fingerprint(self) -> str:
-        """A hash of the files' names, and of the sizes of those that are on disk."""
-        named = [(os.path.basename(f), os.path.getsize(f)) if os.path.exists(f) else f for f in self.files]
+        """A hash of the files' names, and of the sizes and times of those that are on disk."""
+        named = [(os.path.basename(file), *file_stamp(file)) if os.path.exists(file) else file for file in self.files]
         return hashlib.blake2b(repr(named).encode(), digest_size=16).hexdigest()
 
 
@@ -131,6 +135,21 @@ def by_image(rows: Iterable[Record]) -> Iterator[list[Record]]:
         group = records
     if group:
         yield group
+
+
+def file_stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of a file; None of an address, and where there is none."""
+    return (os.path.getsize(path), os.stat(path).st_mtime_ns) if os.path.exists(path) else None
+
+
+def stamp(image: Any, stamp_of_file: Callable[[str], Any]) -> Any:
+    """What changes when an undecoded image does, or one of a list of them."""
+    if isinstance(image, list):
+        return [stamp(each, stamp_of_file) for each in image]
+    if isinstance(image, dict) and image["bytes"] is not None:
+        return hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
+    path = image["path"] if isinstance(image, dict) else image
+    return path and (os.path.abspath(path), stamp_of_file(path))
 
 
 def first_rows(dataset: Dataset) -> list[int]:

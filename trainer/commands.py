@@ -149,6 +149,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_run(args: argparse.Namespace) -> None:
+    if args.batch_size < 1 or (args.max_examples is not None and args.max_examples < 1):
+        raise ValueError("--batch_size and --max_examples must be at least 1")
     if args.in_caption and args.method == "relevance":
         raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method")
 
@@ -213,7 +215,10 @@ def check_ground_dataset(args: argparse.Namespace) -> None:
     args.shard = int(index), int(number)
     if args.overwrite and args.shard != (0, 1):
         raise ValueError("--overwrite would delete what other machines made: delete the folder, then start the shards")
-    args.columns = {theirs: ours for ours, theirs in pairs("--columns", "OURS=THEIRS", args.columns).items()}
+    columns = pairs("--columns", "OURS=THEIRS", args.columns)
+    args.columns = {theirs: ours for ours, theirs in columns.items()}
+    if len(args.columns) < len(columns):
+        raise ValueError(f"--columns takes each column of the data once: {' '.join(map('='.join, columns.items()))}")
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +231,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def check_sweep(args: argparse.Namespace) -> None:
+    check_run(args)
     if args.method == "relevance" or args.grounding_layer is not None:
         raise ValueError("layers are compared by --method gradcam or attention, without --grounding_layer")
 
@@ -275,7 +281,10 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 def pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
     if any("=" not in value for value in values):
         raise ValueError(f"{option} takes {form} pairs")
-    return dict(value.split("=", 1) for value in values)
+    found = dict(value.split("=", 1) for value in values)
+    if len(found) < len(values):
+        raise ValueError(f"{option} takes each name once: {' '.join(values)}")
+    return found
 
 
 # What is short enough to stand here -----------------------------------------------------------------------------------

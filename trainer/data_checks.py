@@ -134,16 +134,19 @@ def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
     return pa.array(values, column.type.value_type)
 
 
-def check_sample(dataset: Any, collate: Callable[[list[Record]], Any]) -> Record:
+def check_sample(
+    dataset: Any, collate: Callable[[list[Record]], Any], name: str = "the training data", most: float = SIZEABLE
+) -> Record:
     """Reads a sample of the records, spread over the data set or, if it is streamed, from its beginning.
 
     Args:
         collate: a strict collator.
+        most: share of them that may be unusable.
 
     Returns: the first record that can be used.
 
     Raises:
-        ValueError: a sizeable share of them cannot be used, or none.
+        ValueError: more of them cannot be used, or none can.
     """
     if isinstance(dataset, StreamedRows):
         records = list(islice(dataset, SAMPLE))
@@ -158,10 +161,10 @@ def check_sample(dataset: Any, collate: Callable[[list[Record]], Any]) -> Record
             problems.append(str(error))
         else:
             usable = usable or record
-    if usable is None or len(problems) > SIZEABLE * len(records):
+    if usable is None or len(problems) > most * len(records):
         named = "; ".join(problems[:NAMED])
         raise ValueError(
-            f"{len(problems)} of {len(records)} records of the training data that were tried cannot be used: {named}. "
+            f"{len(problems)} of {len(records)} records of {name} that were tried cannot be used: {named}. "
             "Mend or drop such records. If their boxes are not [x1, y1, x2, y2] in pixels, say what they are by "
             "--box_format."
         )

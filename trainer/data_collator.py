@@ -15,7 +15,7 @@ from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.images import open_image
 
 from .augmentation import GroundingAugmentation
-from .phrase_rows import Record, check_same_image
+from .phrase_rows import Record, check_same_image, image_id_of, is_absent
 from .regions import BOX_FORMATS, Region
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
@@ -137,7 +137,7 @@ class GroundingCollator:
     def _collate(self, records: Sequence[Record]) -> dict[str, Any]:
         groups: dict[Any, list[int]] = {}
         for row, record in enumerate(records):
-            image_id = record.get("image_id")
+            image_id = image_id_of(record)
             group = groups.setdefault(("row", row) if image_id is None else ("id", str(image_id)), [])
             if group:
                 check_same_image(records[group[0]], record)
@@ -183,7 +183,7 @@ class GroundingCollator:
         examples: dict[int, Example] = {}
         first, source = next(iter(records.values())), None
         with self._refusing(records, unusable):
-            image, image_id = open_image(first.get("image")), first.get("image_id")
+            image, image_id = open_image(first.get("image")), image_id_of(first)
             source = SourceImage(image, _hash(image.tobytes() if image_id is None else str(image_id).encode()))
         if source is None:
             return {}
@@ -265,13 +265,13 @@ class GroundingCollator:
 
 
 def _read_example(record: Record, source: SourceImage, box_format: str) -> Example:
-    phrase, is_absent = record.get("phrase"), bool(record.get("absent"))
+    phrase = record.get("phrase")
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")
     region = Region.from_record(record, source.image.height, source.image.width, box_format)
-    if is_absent and region is not None:
+    if is_absent(record) and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
-    return Example(source, phrase, region, is_absent)
+    return Example(source, phrase, region, is_absent(record))
 
 
 def record_name(record: Record) -> str:

@@ -30,8 +30,8 @@ from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, T
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
 from .data_collator import record_name
-from .phrase_rows import Record
-from .regions import Region
+from .phrase_rows import Record, is_absent
+from .regions import Region, read_boxes
 from .scoring import score_answer
 
 NO_BOXES = np.zeros((0, 4))
@@ -55,6 +55,7 @@ class Question:
 
     record: Record
     error: str | None = None
+    is_absent: bool = False
     tokens: Tokens | None = None
     number: int | None = None
     boxes: np.ndarray = field(default_factory=lambda: NO_BOXES)
@@ -145,10 +146,11 @@ class RecordGrounder:
     def _question(self, record: Record, size: tuple[int, int]) -> Question:
         question = Question(record)
         try:
+            question.is_absent = is_absent(record)
             as_record(record["image"], [record["phrase"], self._phrase(record)])
             if self.protocol.metrics:
                 question.boxes, question.proposals = self._regions(record, size)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             question.error = str(error)
         return question
 
@@ -166,10 +168,8 @@ class RecordGrounder:
         """True boxes and proposals, see `Question`; ValueError: one of them cannot be used."""
         region = Region.from_record(record, *size, self.box_format)
         boxes = NO_BOXES if region is None else region.boxes
-        proposals = np.array(record.get("proposals") or [], dtype=np.float64).reshape(-1, 4)
-        if not (np.isfinite(proposals).all() and (proposals[:, :2] < proposals[:, 2:]).all()):
-            raise ValueError("a proposal is not [x1, y1, x2, y2] with x1 < x2 and y1 < y2; drop it")
-        if record.get("absent") and len(boxes):
+        proposals = read_boxes(record.get("proposals"), "proposal", *size, self.box_format)
+        if is_absent(record) and len(boxes):
             raise ValueError("it is absent and has a region; drop one of them")
         if self.protocol.one_box and len(boxes) > 1:
             raise ValueError(f"it has {len(boxes)} boxes; {self.protocol.name} has one a phrase")
@@ -208,7 +208,7 @@ class RecordGrounder:
             "image_id": None if record.get("image_id") is None else str(record["image_id"]),
             "phrase": record["phrase"] if isinstance(record["phrase"], str) else None,
             "categories": record.get("categories") or [],
-            "absent": bool(record.get("absent")),
+            "absent": question.is_absent,
             "error": question.error,
         }
         if question.error is not None:

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
-from PIL import Image
 
-from .regions import REGIONS
+from modeling_albef_amc.images import open_image
+
+from .regions import REGIONS, as_number
 
 Record = dict[str, Any]
 # Of a row with a list of phrases, these hold one value a phrase; the others are of all its phrases.
@@ -53,15 +54,35 @@ def check_same_image(one: Record, other: Record) -> None:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two images as records have them, undecoded, Pillow's or arrays, are the same bytes or pixels."""
-    if one is other:
+    """Whether two images as records have them, in whatever form, are the same bytes, file or pixels."""
+    sources = [
+        value if not isinstance(value, Mapping) else value.get("bytes") or value.get("path") for value in (one, other)
+    ]
+    if one is other or (all(isinstance(each, bytes | str | None) for each in sources) and sources[0] == sources[1]):
         return True
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        names = ("bytes",) if one.get("bytes") is not None and other.get("bytes") is not None else ("bytes", "path")
-        return all(one.get(name) == other.get(name) for name in names)
-    if type(one) is not type(other):
+    try:
+        one, other = open_image(one), open_image(other)
+    except (ValueError, OSError):
         return False
-    return one == other if isinstance(one, Image.Image) else np.array_equal(one, other)
+    return one == other
+
+
+def is_absent(record: Record) -> bool:
+    """Whether the phrase fits nothing in its image; missing, which NaN is too, it does not say so.
+
+    Raises ValueError: `absent` is no truth value and neither 0 nor 1.
+    """
+    value = record.get("absent")
+    number = 0.0 if value is None else as_number(value)
+    if number not in (0, 1) and number == number:
+        raise ValueError(f"absent must be true or false, got {value!r:.80}")
+    return number == 1
+
+
+def image_id_of(record: Record) -> Any:
+    """None where it is missing, for which pandas has NaN."""
+    image_id = record.get("image_id")
+    return image_id if image_id == image_id else None
 
 
 class PhraseRows:
@@ -72,6 +93,8 @@ class PhraseRows:
     """
 
     def __init__(self, dataset: Dataset, rows: np.ndarray | None = None, numbers: np.ndarray | None = None):
+        if dataset.format["type"] == "custom":
+            raise ValueError("rows with lists of phrases know no with_transform and no set_transform: use map instead")
         self.dataset = dataset.with_format(None)  # whose columns are lists
         self.split, self.info = dataset.split, dataset.info
         self.column_names = dataset.column_names

@@ -88,34 +88,37 @@ class Region:
         )
         if not boxes:
             return replace(region, boxes=np.array(next(filter(None, region._tight_boxes())), dtype=np.float64))
-        region = replace(region, boxes=np.array([_read_box(box, i, *size, box_format) for i, box in enumerate(boxes)]))
+        region = replace(region, boxes=read_boxes(boxes, "box", *size, box_format))
         region._check_agreement()
         return region
 
     def _check_agreement(self) -> None:
         """ValueError: boxes and masks or polygons, or scribbles, are of different places.
 
-        As many boxes as instances: each has one that it agrees with, in whatever order. Else all together are compared.
-        A scribble may be as small as it likes in a box.
+        As many boxes as instances: each has one that it agrees with, in whatever order. Else those that overlap are
+        compared together. A scribble may be as small as it likes in a box, which needs one if they are the region.
         """
         for kind, own in zip(("masks", "polygons"), map(np.array, self._tight_boxes())):
-            boxes = self.boxes if len(own) == len(self.boxes) else _hull(self.boxes)
-            own = own if len(own) == len(self.boxes) or not len(own) else _hull(own)
-            overlaps = np.array([[_overlap(box, other) for other in own] for box in boxes])
-            if len(own) and min(overlaps.max(axis=0).min(), overlaps.max(axis=1).min()) < _LEAST_AGREEMENT:
+            if len(own) and _agreement(self.boxes, own) < _LEAST_AGREEMENT:
                 raise ValueError(
                     f"its boxes {self.boxes.tolist()} contradict its {kind}, around which they would be {own.tolist()} "
-                    f"(IoU below {_LEAST_AGREEMENT}): drop what is wrong, or say the format of the boxes (box_format)"
+                    f"(IoU below {_LEAST_AGREEMENT}): drop what is wrong, add what is missing, or say the format of "
+                    "the boxes (box_format)"
                 )
+        has_scribble = np.full(len(self.boxes), self.kind != "scribbles")
         for index, points in enumerate(self.scribbles):
             x, y = points.T[..., None]
             x1, y1, x2, y2 = self.boxes.T
-            is_inside = ((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any(axis=1)
-            if is_inside.mean() < 0.5:
+            is_inside = (x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)
+            has_scribble |= is_inside.any(axis=0)
+            if is_inside.any(axis=1).mean() < 0.5:
                 raise ValueError(
                     f"scribble {index} lies outside its boxes {self.boxes.tolist()}: drop what is wrong, or say the "
                     "format of the boxes (box_format)"
                 )
+        if not has_scribble.all():
+            bare = self.boxes[~has_scribble].tolist()
+            raise ValueError(f"its boxes {bare} have no scribble in them: draw one in each box, or drop these boxes")
 
     def _tight_boxes(self) -> list[list[tuple[float, float, float, float]]]:
         """The boxes around masks (from 0.5 on), around polygons, and around scribbles."""
@@ -196,19 +199,42 @@ def _hull(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])[None]
 
 
-def _area(box: np.ndarray) -> float:
-    return float(np.prod(np.maximum(box[2:] - box[:2], 0)))
+def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(num_boxes, num_others): intersection over union."""
+    first, last = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    both = np.maximum(last - first, 0).prod(axis=-1)
+    return both / (_areas(boxes)[:, None] + _areas(others) - both)
 
 
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
-    both = _area(np.concatenate([np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])]))
-    return both / (_area(box) + _area(other) - both)
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
+
+def _agreement(boxes: np.ndarray, others: np.ndarray) -> float:
+    """As many boxes as others: the least IoU of one with its best match. Else the least of groups, each around all that
+    hang together by overlaps, of which one without a box or without another has 0."""
+    overlaps = _overlaps(boxes, others)
+    if len(boxes) != len(others):
+        touching = overlaps > 0
+        if not (touching.any(axis=0).all() and touching.any(axis=1).all()):
+            return 0.0
+        groups = touching @ touching.T
+        for _ in range(len(boxes).bit_length()):
+            groups = groups @ groups
+        hulls = [(_hull(boxes[group]), _hull(others[touching[group].any(axis=0)])) for group in groups]
+        overlaps = np.concatenate([_overlaps(*both) for both in hulls])
+    return float(min(overlaps.max(axis=0).min(), overlaps.max(axis=1).min()))
 
 
 def _as_array(value: Any) -> Any:
     """A tensor, which records of a data set in torch's format hold, as an array; anything else as it is."""
     return value.numpy(force=True) if isinstance(value, Tensor) else value
+
+
+def as_number(value: Any) -> float | None:
+    """A number of whatever library, or a truth value; None of anything else."""
+    value = np.asarray(_as_array(value)) if isinstance(value, bool | int | float | np.generic | Tensor) else None
+    return float(value) if value is not None and value.ndim == 0 and value.dtype.kind in "biuf" else None
 
 
 def _items(value: Any, name: str) -> list:
@@ -229,6 +255,8 @@ def _is_empty(value: Any) -> bool:
 
 def to_xyxy(boxes: np.ndarray, box_format: str, height: float = 1, width: float = 1) -> np.ndarray:
     """Boxes `(..., 4)` of one of BOX_FORMATS as xyxy; normalized ones in pixels of an image of that size."""
+    if box_format not in BOX_FORMATS:
+        raise ValueError(f"box_format must be one of {', '.join(BOX_FORMATS)}, got {box_format!r}")
     first, second = boxes[..., :2], boxes[..., 2:]
     if box_format.startswith("cxcywh"):
         first, second = first - second / 2, first + second / 2
@@ -277,8 +305,13 @@ def _clipped(box: np.ndarray, name: str, height: int, width: int) -> np.ndarray:
     return clipped
 
 
-def _read_box(given: Any, index: int, height: int, width: int, box_format: str) -> np.ndarray:
-    name = f"box {index}"
+def read_boxes(given: Any, name: str, height: int, width: int, box_format: str) -> np.ndarray:
+    """(num_boxes, 4), xyxy in pixels, clipped to the image; ValueError: one cannot be used."""
+    boxes = [_read_box(box, f"{name} {i}", height, width, box_format) for i, box in enumerate(_items(given, name))]
+    return np.array(boxes).reshape(-1, 4)
+
+
+def _read_box(given: Any, name: str, height: int, width: int, box_format: str) -> np.ndarray:
     box = _numbers(given, name, f"four as {box_format}", most=float(np.finfo(np.float64).max))
     if box.shape != (4,):
         raise ValueError(f"{name} must be four numbers, {box_format}; got {given!r:.80}")
@@ -330,8 +363,11 @@ def _read_mask(mask: Any, index: int, height: int, width: int) -> np.ndarray:
             raise ValueError(f'mask {index} has mode "{mask.mode}"; store masks as 8-bit gray ("L") with 0 and 255')
         mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
     if mask.shape != (height, width):
+        remedy = "resize the mask"
+        if mask.shape == (width, height):
+            remedy += ", or turn it, if the image is turned upright by its EXIF and the mask is not"
         raise ValueError(
-            f"mask {index} has shape {mask.shape}, the image is (height, width) = ({height}, {width}); resize the mask"
+            f"mask {index} has shape {mask.shape}, the image is (height, width) = ({height}, {width}); {remedy}"
         )
     if mask.max() < 0.5:
         raise ValueError(
@@ -349,13 +385,13 @@ def _read_scribble(given: Any, index: int, height: int, width: int) -> np.ndarra
     return points
 
 
-def _read_radius(radius: Any) -> float:
-    radius = radius.item() if isinstance(radius, Tensor) else radius
-    if isinstance(radius, bool) or not isinstance(radius, int | float) or not 0 < radius <= _FAR:
+def _read_radius(given: Any) -> float:
+    radius = as_number(given)
+    if radius is None or isinstance(given, bool) or not 0 < radius <= _FAR:
         raise ValueError(
-            f"scribbles need a scribble_radius above 0, in pixels, how far from them the object reaches; got {radius!r}"
+            f"scribbles need a scribble_radius above 0, in pixels, how far from them the object reaches; got {given!r}"
         )
-    return float(radius)
+    return radius
 
 
 def _box_around(points: np.ndarray, radius: float, height: int, width: int) -> tuple[float, float, float, float]:

@@ -105,7 +105,7 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         rank = auroc(np.array(scores[False]), np.array(scores[True]))
         summary["absent"] = {"auroc": rank, "num_phrases": len(scores[True])}
     scored = [row for row in usable if any(row[metric] is not None for metric in metrics)]
-    categories = sorted({category for row in scored for category in row["categories"] or ()})
+    categories = sorted({category for row in scored for category in row["categories"] or ()} - {None})
     for metric in metrics:
         num_unanswered = sum(row[metric] is None for row in scored)
         if num_unanswered == len(scored):

@@ -25,7 +25,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.table import table_cast
+from datasets.table import CastError, table_cast
 
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
@@ -68,7 +68,7 @@ def open_split(
 
     Args:
         streaming: read files as they come instead of preparing the data set on disk first.
-        renamed: the data set's column → ours, where they differ.
+        renamed: the data set's column → ours, where they differ; instead of a column that has our name.
         needs_regions: a data set without any column of regions is an error.
 
     Raises:
@@ -88,10 +88,7 @@ def open_split(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
         )
     has = f"it has {', '.join(dataset.column_names)}."
-    for column, ours in (renamed or {}).items():
-        if column not in dataset.column_names:
-            raise ValueError(f"{path} has no column {column}; {has}")
-        dataset = dataset.rename_column(column, ours)
+    dataset = named_as_ours(dataset, renamed or {}, path)
     if missing := {"image", "phrase"} - set(dataset.column_names):
         remedy = "Rename what stands for it; see dataset_scripts/features.py."
         tables = [file for kind in ("jsonl", "json", "csv", "parquet") for file in sorted(Path(path).glob(f"*.{kind}"))]
@@ -105,9 +102,9 @@ def open_split(
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
-    paths = [name for name in kinds if name in features and is_text(dataset.features[name])]
+    paths = [name for name in kinds if name in features and may_be_relative(dataset, name)]
     if paths:
-        place = {"names": paths, "folder": folder_of_files(path, config, split), "schema": features.arrow_schema}
+        place = {"names": paths, "folders": folders_of_files(path, config, split), "schema": features.arrow_schema}
         # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
         dataset = dataset.with_format("arrow").map(place_images, batched=True, features=features, fn_kwargs=place)
         dataset = dataset.with_format(None)
@@ -117,11 +114,35 @@ def open_split(
     return dataset
 
 
+def named_as_ours(dataset: Dataset | IterableDataset, renamed: dict[str, str], path: str) -> Dataset | IterableDataset:
+    """Columns by their new names, in place of those that had these names."""
+    has = dataset.column_names
+    for column in renamed:
+        if column not in has:
+            raise ValueError(f"{path} has no column {column}; it has {', '.join(has)}.")
+    kept = [column for column in has if column in renamed or column not in renamed.values()]
+    if isinstance(dataset, Dataset):
+        return dataset.select_columns(kept).rename_columns(renamed)
+    if not renamed:
+        return dataset
+    names = [renamed.get(column, column) for column in kept]
+    # Table by table, as below.
+    return (
+        dataset.with_format("arrow")
+        .map(
+            lambda table: table.select(kept).rename_columns(names),
+            batched=True,
+            features=Features({name: dataset.features[column] for name, column in zip(names, kept)}),
+        )
+        .with_format(None)
+    )
+
+
 def widened(features: Features | None, renamed: dict[str, str]) -> Features | None:
     """The same, with known columns of nothing but nulls, or of whole numbers, as what other rows may hold in them."""
     if features is None:
         return None
-    names = {column: renamed.get(column, column) for column in features}
+    names = {column: renamed.get(column, None if column in renamed.values() else column) for column in features}
     is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
     wanted = {column: (LISTED if is_listed else COLUMNS).get(name) for column, name in names.items()}
     return Features(
@@ -176,7 +197,11 @@ def told(what: str) -> Iterator[None]:
     except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
         cause = error.__cause__ if isinstance(error, DatasetsError) else None
-        raise ValueError(f"{what} cannot be had: {cause or error}") from error
+        reason = cause or error
+        if isinstance(reason, CastError):
+            keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
+            reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
+        raise ValueError(f"{what} cannot be had: {reason}") from error
 
 
 def known_columns(
@@ -222,21 +247,31 @@ def split_names(path: str, config: str | None) -> list[str]:
 
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
-    builder = load_dataset_builder(path, config, data_files=named_files(path))
-    return (builder.config.data_files or {}).get(split, [])
+    """The files of a split; of slices and sums such as "train[:75%]+test", those of the splits that they name."""
+    files = load_dataset_builder(path, config, data_files=named_files(path)).config.data_files or {}
+    names = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+"))
+    names = files if split == "all" else names
+    return [file for name in names for file in files.get(name, [])]
 
 
-def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Schema) -> pa.Table:
-    """The paths in these columns as images in files; relative ones are of the folder, addresses stay as they are."""
+def place_images(table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema) -> pa.Table:
+    """Paths in these columns, and images that are only a path, as images in files, relative ones of the only folder.
 
-    def place(path: str | list | None) -> dict | list | None:
-        if isinstance(path, list):
-            return [place(each) for each in path]
-        if not path:
-            return None
-        if "://" not in path:
-            whole = os.path.join(folder, path)
-            path = whole if "\\" not in path or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
+    Addresses stay as they are. Raises ValueError: there is a relative path, and another number of folders.
+    """
+
+    def place(image: str | dict | list | None) -> dict | list | None:
+        if isinstance(image, list):
+            return [place(each) for each in image]
+        image = {"bytes": None, "path": image} if isinstance(image, str) else image
+        if not image or image["bytes"] is not None or not is_relative(image["path"]):
+            return image if image and any(image.values()) else None
+        if len(folders) != 1:
+            raise ValueError(
+                f"Files in several folders name images by relative paths, such as {image['path']}: keep them in one."
+            )
+        whole = os.path.join(folders[0], image["path"])
+        path = whole if "\\" not in image["path"] or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
         return {"bytes": None, "path": path}
 
     for name in names:
@@ -245,20 +280,30 @@ def place_images(table: pa.Table, names: list[str], folder: str, schema: pa.Sche
     return table_cast(table, schema)
 
 
-def is_text(feature: FeatureType) -> bool:
-    """Whether it holds texts, in lists or not."""
-    if isinstance(feature, List | LargeList):
-        return is_text(feature.feature)
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+def is_relative(path: str | None) -> bool:
+    return bool(path) and "://" not in path and not os.path.isabs(path)
 
 
-def folder_of_files(path: str, config: str | None, split: str) -> str:
-    """The folder on this machine that all files of a split are in; empty where they are not on this machine."""
+def may_be_relative(dataset: Dataset | IterableDataset, name: str) -> bool:
+    """Whether a column of images may hold relative paths; of undecoded images on disk, whether it does."""
+    feature = dataset.features[name]
+    while isinstance(feature, List | LargeList):
+        feature = feature.feature
+    if isinstance(feature, Value) or isinstance(dataset, IterableDataset):
+        return not isinstance(feature, Value) or feature.dtype in ("string", "large_string")
+    for table in dataset.select_columns([name]).with_format("arrow").iter(batch_size=1000):
+        for images in table[name].chunks:
+            while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
+                images = images.flatten()
+            if any(map(is_relative, images.field("path").filter(images.field("bytes").is_null()).to_pylist())):
+                return True
+    return False
+
+
+def folders_of_files(path: str, config: str | None, split: str) -> list[str]:
+    """Where the files of a split are that may name images, on this machine or on the Hub."""
     tables = [file for file in data_files(path, config, split) if not file.lower().endswith(IMAGE_FILES)]
-    folders = {os.path.dirname(file) for file in tables if os.path.exists(file)}
-    if len(folders) > 1:
-        raise ValueError(f"Files of {path} in several folders name images by relative paths: keep them in one.")
-    return folders.pop() if folders else ""
+    return list(dict.fromkeys(map(os.path.dirname, tables)))
 
 
 def fits(feature: FeatureType, wanted: Any) -> bool:

@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
     collator.spare = None if data_args.strict else first_usable
     eval_collator = collator.for_evaluation(collator.mlm_probability)
+    for split, dataset in eval_datasets.items():
+        check_sample(dataset, replace(eval_collator, mlm_probability=0.0, strict=True), f"split {split}", most=0.5)
     first_eval_dataset = next(iter(eval_datasets.values()), None)
     trainer = AmcTrainer(
         model,
@@ -135,6 +137,8 @@ def load_split(
     path: str, config: str | None, split: str, limit: int | None = None, needs_regions: bool = False
 ) -> Dataset | PhraseRows:
     """One split, a record for each phrase, or the first `limit` of them."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"max_train_examples and max_eval_examples must be at least 1, or be left out; got {limit}")
     dataset = open_split(path, config, split, needs_regions=needs_regions)
     dataset = dataset if isinstance(dataset.features["phrase"], Value) else PhraseRows(dataset)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
