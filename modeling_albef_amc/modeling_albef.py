@@ -778,7 +778,7 @@ class AlbefModel(AlbefPreTrainedModel):
 def tokens_to_explain(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(num_phrases, num_tokens), 1 for the tokens of each phrase."""
     if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(f"Heatmaps need attention_mask (num_phrases, num_tokens), not {tuple(attention_mask.shape)}.")
+        raise ValueError(f"Maps need an attention_mask (num_phrases, num_tokens), not {tuple(attention_mask.shape)}.")
     return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 
