@@ -27,7 +27,7 @@ def is_image(value: object) -> bool:
     """Whether this is one image; an array or tensor of four dimensions is several."""
     if isinstance(value, np.ndarray | Tensor):
         return value.ndim < 4
-    return isinstance(value, str | os.PathLike | Image.Image)
+    return isinstance(value, str | os.PathLike | Image.Image | bytes | io.IOBase)  # those two are refused
 
 
 def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
@@ -63,7 +63,8 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
     elif isinstance(source, str | os.PathLike):
         name = os.fspath(source)
     elif not isinstance(source, Image.Image):
-        raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {type(source).__name__}")
+        kind = f"{type(source).__name__} (PIL.Image.open reads files and io.BytesIO(bytes))"
+        raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {kind}")
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
         advice = ": of a data set no address is fetched, download its images first" if "://" in name else ""
         raise FileNotFoundError(f"there is no image {name}{advice}")

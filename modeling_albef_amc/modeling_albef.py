@@ -651,7 +651,6 @@ class AlbefModel(AlbefPreTrainedModel):
             vision = self.vision_model(pixel_values, **kwargs)
             features = self.itc_image_features(vision.last_hidden_state)
             return AlbefOutput(image_features=features, vision_model_output=vision)
-        kwargs.pop("interpolate_pos_encoding", None)
         text = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         states = dict(hidden_states=text.hidden_states, attentions=text.attentions)
         return AlbefOutput(text_features=text.pooler_output, last_hidden_state=text.last_hidden_state, **states)
@@ -730,9 +729,10 @@ class AlbefModel(AlbefPreTrainedModel):
         first, last = self.config.text_config.fusion_layer, self.config.text_config.num_hidden_layers - 1
         if explained_layer is not None and not first <= explained_layer <= last:
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
-        kwargs.pop("interpolate_pos_encoding", None)
         kwargs |= dict(image_key_values=image_key_values, image_index=image_index, explained_layer=explained_layer)
         encoded = self.text_model(input_ids, attention_mask, **kwargs)
+        if encoded.cross_attentions and len(encoded.cross_attentions) <= last - first:  # of explained layers alone
+            encoded.cross_attentions = ()
         head = self.itm_logits if explained_layer is None else self._explained_itm_logits
         return encoded, head(encoded.last_hidden_state, attention_mask)
 
@@ -777,8 +777,7 @@ class AlbefModel(AlbefPreTrainedModel):
 def tokens_to_explain(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(num_phrases, num_tokens), 1 for the tokens of each phrase."""
     if attention_mask is not None and attention_mask.ndim != 2:
-        shape = tuple(attention_mask.shape)
-        raise ValueError(f"Heatmaps need an attention_mask (num_phrases, num_tokens), not {shape}.")
+        raise ValueError(f"Maps need an attention_mask (num_phrases, num_tokens), not {tuple(attention_mask.shape)}.")
     return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 

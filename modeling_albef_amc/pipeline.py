@@ -153,8 +153,7 @@ class PhraseGrounder:
             is empty or too long, phrases and images do not match.
         """
         run = partial(self._run, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **options)
-        phrases = phrases.tolist() if hasattr(phrases, "tolist") else phrases  # of numpy or pandas
-        phrases = list(phrases) if isinstance(phrases, Sequence) and not isinstance(phrases, str) else phrases
+        phrases = phrases if isinstance(phrases, str | Mapping | None) else list(phrases)  # of an iterator, too
         if hasattr(images, "iloc"):  # of pandas, whose rows have names
             images = images.to_dict("records") if hasattr(images, "columns") else images.tolist()
         if is_image(images) or isinstance(images, Mapping):

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from errors import VisitorError
 from modeling_albef_amc.families.auto import AutoGrounder, load_model
@@ -35,6 +35,7 @@ MAX_BYTES = 2 * 2**30
 MAX_PARAMETERS = 600_000_000
 MAX_LAYERS = 48
 MAX_SIDE = 768
+MAX_PATCHES = 48**2  # of an image: attention takes memory by their square
 MAX_MODELS = 4
 MAX_ENCODINGS = 16  # images a model
 
@@ -195,7 +196,7 @@ def load_folder(entry: Entry, folder: Path) -> Loaded:
     processor = processor_class.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     grounder = AutoGrounder(model.requires_grad_(False), processor, device=device, max_encodings=MAX_ENCODINGS)
-    check_image_size(entry, grounder.processor.image_processor)
+    check_image_size(entry, grounder.processor.image_processor, model.config)
     return Loaded(entry, grounder)
 
 
@@ -212,9 +213,12 @@ def check_configuration(entry: Entry, model_class: type[PreTrainedModel], folder
         raise VisitorError(f"{entry.id} has {millions:.0f} million parameters; at most {most:.0f} are loaded here.")
 
 
-def check_image_size(entry: Entry, images: BaseImageProcessor) -> None:
-    """The processor does not enlarge every image beyond what can be encoded here."""
+def check_image_size(entry: Entry, images: BaseImageProcessor, config: PreTrainedConfig) -> None:
+    """The processor does not enlarge every image beyond what can be encoded here, in pixels and in patches."""
     sizes = [getattr(images, name, None) or {} for name in ("size", "crop_size", "pad_size")]
     largest = max(side or 0 for size in sizes for side in dict(size).values())
     if largest > MAX_SIDE:
         raise VisitorError(f"{entry.id} takes images of {largest} pixels; at most {MAX_SIDE} are encoded here.")
+    patches = (largest // getattr(config, "vision_config", config).patch_size) ** 2
+    if patches > MAX_PATCHES:
+        raise VisitorError(f"{entry.id} takes images of {patches:,} patches; at most {MAX_PATCHES:,} are encoded here.")

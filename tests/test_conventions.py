@@ -48,6 +48,14 @@ def test_hidden_states_and_attentions_have_the_right_shapes(model_class):
     assert model(**tiny_batch()).hidden_states is None
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_heatmaps_add_no_cross_attentions_of_some_layers(create_graph):
+    """SDPA hands out none; the explained layer, and with a graph those above it, are eager for the heatmap alone."""
+    model = AlbefModel._from_config(tiny_config(), attn_implementation="sdpa").eval()
+    output = model(**tiny_batch(), output_heatmaps=True, create_graph=create_graph, output_attentions=True)
+    assert output.cross_attentions == model(**tiny_batch(), output_attentions=True).cross_attentions == ()
+
+
 def test_some_hidden_states_can_be_chosen(model_class):
     model = model_class(tiny_config()).eval()
     everything = model(**tiny_batch(), output_hidden_states=True).hidden_states

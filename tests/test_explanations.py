@@ -125,6 +125,18 @@ def test_relevance_of_a_frozen_model(family):
     assert frozen.config._attn_implementation == before
 
 
+@pytest.mark.parametrize("parts", [{"": "eager", "vision_config": "sdpa"}, {"": "sdpa", "text_config": "eager"}])
+def test_relevance_leaves_the_attention_of_every_part(parts):
+    model = MODELS["albef"]()
+    model.set_attn_implementation("eager")
+    expected = relevance(explain_function(model, "relevance")(model, **tiny_batch()))
+    model.set_attn_implementation(parts)
+    before = [part.config._attn_implementation for part in (model, model.vision_model, model.text_model)]
+    assert set(before) == {"eager", "sdpa"}
+    torch.testing.assert_close(relevance(explain_function(model, "relevance")(model, **tiny_batch())), expected)
+    assert before == [part.config._attn_implementation for part in (model, model.vision_model, model.text_model)]
+
+
 def test_what_cannot_be_explained_says_so():
     model = MODELS["blip-2"]()
     with pytest.raises(ValueError, match=r"relevance is not worked out for blip-2, only for albef, blip, vilt, clip"):
@@ -132,7 +144,7 @@ def test_what_cannot_be_explained_says_so():
     with pytest.raises(ValueError, match="method 'saliency': choose one of gradcam, attention, relevance"):
         explain_function(model, "saliency")
     model = MODELS["albef"]()
-    with pytest.raises(ValueError, match="leave out layer"):
+    with pytest.raises(ValueError, match="leave out grounding_layer"):
         explain_function(model, "relevance")(model, **tiny_batch(), layer=2)
 
 

@@ -281,6 +281,8 @@ def test_a_data_set_is_read_as_it_is_needed(ground):
         ({"image": picture()}, None, "no phrases were given"),
         (pd.DataFrame({"photo": ["a.png"], "phrases": "a dog"}), None, 'a record needs "image" and "phrases", this'),
         ([3], "a dog", "an image must be a path, a URL, a Pillow image or an array"),
+        (b"\x89PNG", "a dog", r"not bytes \(PIL\.Image\.open reads files and io\.BytesIO\(bytes\)\)"),
+        (io.BytesIO(b"\x89PNG"), "a dog", r"a Pillow image or an array, not BytesIO \(PIL\.Image\.open reads"),
         (3, "a dog", "images must be an image, several images or a data set"),
         (np.zeros((0, 4, 3)), "a dog", r"an array of the shape \(0, 4, 3\) is no image"),
         (np.zeros(4), "a dog", r"an array of the shape \(4,\) is no image"),

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from modeling_albef_amc import AlbefModel, modeling_albef
 from modeling_albef_amc.families.registry import explain_function, explainable
+from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import gradcam
 from tests.helpers.models import TINY, tiny_config
 
@@ -66,6 +67,18 @@ def test_all_parts_meet(seconds, explanation, create_graph, monkeypatch):
                 assert output.heatmaps.shape == (3, 4, 4)
                 if create_graph:
                     output.heatmaps.sum().backward()
+
+
+@pytest.mark.parametrize("seconds", SPLITS.values(), ids=SPLITS)
+def test_layers_meet_for_relevance(seconds, monkeypatch):
+    monkeypatch.setattr(modeling_albef, "group_by_image", lambda index, num_images: None)  # as on a GPU
+    with torch.device("meta"):
+        model = AlbefModel(tiny_config()).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        split(model, seconds)
+        phrases = torch.ones(3, 6, dtype=torch.long, device=FIRST)
+        explained = explain_function(model, "relevance")(model, torch.randn(1, 3, 32, 32, device=FIRST), phrases)
+        assert relevance(explained).shape == (3, 4, 4)
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -216,6 +216,7 @@ def test_the_owners_model_comes_first_or_the_page_says_why_not(entries, tmp_path
         ("MAX_PARAMETERS", 1000, "million parameters"),
         ("MAX_LAYERS", 4, "5 layers"),
         ("MAX_SIDE", 31, "images of 32 pixels"),
+        ("MAX_PATCHES", 15, "images of 16 patches"),
     ],
 )
 def test_what_is_too_large_is_not_loaded(entries, monkeypatch, name, bound, sentence):

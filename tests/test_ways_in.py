@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from PIL import Image
 from transformers import (
     AltCLIPConfig,
@@ -21,6 +21,7 @@ from transformers import (
     CLIPConfig,
     CLIPProcessor,
     PretrainedConfig,
+    SiglipConfig,
     ViltConfig,
     ViltProcessor,
     pipeline,
@@ -57,6 +58,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 MODULES = ["query", "value", "qkv", "q_proj", "v_proj"]
 LORA = LoraConfig(target_modules=MODULES, r=2, lora_alpha=8)
 DORA = LoraConfig(target_modules=MODULES, r=2, lora_alpha=8, use_dora=True)
+VERA = VeraConfig(target_modules=["q_proj"], r=2)
 IA3 = IA3Config(target_modules=MODULES, feedforward_modules=[])
 
 
@@ -105,11 +107,18 @@ def test_offloaded_weights(family, folder, tmp_path):
         found, expected = (each.ground(picture(), TEXTS, explanation=explanation) for each in (grounder, plain))
         same(found, expected)
     assert {parameter.device.type for parameter in grounder.model.parameters()} == {"meta"}
+    ground = pipeline("visual-grounding", model=grounder.model, processor=grounder.processor)
+    same(ground(picture(), TEXTS), plain.ground(picture(), TEXTS))
     own = {name: "cpu" for name, _ in load_model(folder).named_parameters() if "." not in name}
     parts = own | {name: "disk" for name, _ in load_model(folder).named_children()}
     parts[min(parts)] = "cpu"
     grounder = AutoGrounder.from_pretrained(folder, device_map=parts, offload_folder=tmp_path / "offload")
     same(grounder.ground(picture(), TEXTS), plain.ground(picture(), TEXTS))
+    parts = {name: where for name, where in sorted(parts.items(), key=lambda part: part[1] == "cpu")}
+    options = {"model_kwargs": {"offload_folder": tmp_path / "offload"}}
+    ground = pipeline("visual-grounding", model=folder, device_map=parts, **options)
+    assert next(iter(ground.model.hf_device_map.values())) == "disk" and ground.device.type == "cpu"
+    same(ground(picture(), TEXTS), plain.ground(picture(), TEXTS))
 
 
 @every_family
@@ -203,8 +212,27 @@ def test_kept_encodings_are_those_of_the_weights(family):
     adapted.merge_adapter(["default"])
     check(1)
     with torch.inference_mode():
-        adapted.register_buffer("of_inference", torch.ones(1))
+        adapted.register_buffer("of_inference", torch.ones(2))
     check(2)
+    # By ways that torch keeps no count of, and in place of tensors whose addresses come back.
+    ways = [
+        lambda factor: adapted.of_inference.data.mul_(factor),
+        lambda factor: np.multiply(adapted.of_inference.numpy(), factor, out=adapted.of_inference.numpy()),
+        lambda factor: adapted.load_state_dict(
+            {name: value * factor for name, value in adapted.state_dict().items()}, assign=True
+        ),
+    ]
+    keeping.max_encodings = 12
+    for number, way in enumerate(3 * ways):
+        way(1 + 1e-6)
+        check(3 + number)
+
+
+def test_offloaded_weights_keep_no_encodings():
+    model, processor = build("albef")
+    expected = AutoGrounder(model, processor, device="cpu").score(picture(), TEXTS)
+    keeping = AutoGrounder(cpu_offload(model, torch.device("cpu")), processor, max_encodings=4)
+    assert keeping.score(picture(), TEXTS) == expected and not keeping.encodings
 
 
 def test_what_adapts_the_input_is_refused():
@@ -237,6 +265,8 @@ def test_scores_of_several_images_and_of_what_can_only_be_gone_through():
     for scores in (grounder.score(images, TEXTS), list(grounder.score(iter(images), TEXTS))):
         for actual, of_image in zip(scores, expected, strict=True):
             assert actual == pytest.approx(of_image, rel=1e-4)
+    for phrases in (iter(TEXTS), map(str, TEXTS), dict.fromkeys(TEXTS).keys()):
+        assert [len(scores) for scores in grounder.score(images, phrases)] == [2, 2]
     assert grounder.score([], TEXTS) == [] and grounder.score(picture(), []) == []
 
 
@@ -256,6 +286,40 @@ def test_albef_its_training_class_and_another_size(family, folder):
     grounder = AutoGrounder.from_pretrained(folder, device="cpu", image_size=48)
     assert grounder.processor.image_processor.size["height"] == 48
     assert len(grounder.score(picture(), TEXTS)) == 2
+
+
+def test_adapters_as_peft_saves_them_have_the_processor_of_their_base(tmp_path):
+    for part in build("clip"):
+        part.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(load_model(str(tmp_path / "base")), LORA)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapters")
+    grounder = AutoGrounder.from_pretrained(str(tmp_path / "adapters"), device="cpu", max_encodings=4)
+    same(
+        grounder.ground(picture(), TEXTS),
+        AutoGrounder(adapted, build("clip")[1], device="cpu").ground(picture(), TEXTS),
+    )
+    assert grounder.max_encodings == 4
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model():
+    model, processor = build("albef")
+    processor.tokenizer.add_tokens([f"thing{number}" for number in range(100)])
+    with pytest.raises(ValueError, match=r"the tokenizer has a token \d+, the model 89 tokens only"):
+        AutoGrounder(model, processor, device="cpu").score(picture(), ["a thing99"])
+
+
+def test_a_model_in_ddp(tmp_path):
+    model, processor = build("albef")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/peers", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        found = AutoGrounder(wrapped, processor).score(picture(), TEXTS)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found == AutoGrounder(model, processor).score(picture(), TEXTS)
 
 
 def test_an_unknown_family_is_named(tmp_path):
@@ -299,6 +363,42 @@ def test_the_whole_image_is_shown_and_saved_so(processor_class, image_processor,
     again = whole_images(processor_class.from_pretrained(tmp_path), config)
     np.testing.assert_array_equal(shown(again, image), seen)
     assert shown(whole_images(again, config, image_size=64), image).shape == (3, 64, 64)
+
+
+ALBEF_32_64 = tiny_config(vision_config={**tiny_config().vision_config.to_dict(), "image_size": [32, 64]})
+SIGLIP_384 = SiglipConfig(vision_config={"image_size": 384, "patch_size": 14})
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "image_size", "expected"),
+    [
+        (ALBEF_32_64, {"height": 40, "width": 24}, None, (40, 24)),
+        (ALBEF_32_64, {"shortest_edge": 32}, None, (32, 64)),
+        (ALBEF_32_64, {"height": 32, "width": 64}, 48, (48, 48)),
+        (SIGLIP_384, {"height": 384, "width": 384}, None, (378, 378)),  # of its 27 x 27 patches
+        (tiny_config(), {"height": 32, "width": 32}, 39, None),
+        (TINY["clip"]().config, {"height": 32, "width": 36}, None, None),
+    ],
+)
+def test_the_size_of_shown_images_is_a_whole_number_of_patches(config, size, image_size, expected):
+    processor = BlipProcessor(BlipImageProcessorPil(size=size), tiny_processor().tokenizer)
+    if expected is None:
+        with pytest.raises(ValueError, match=r"not a whole number of patches of 8\."):
+            whole_images(processor, config, image_size)
+    else:
+        assert shown(whole_images(processor, config, image_size), picture()).shape == (3, *expected)
+
+
+@pytest.mark.parametrize("family", ["vilt", "bridgetower"])
+def test_pixel_values_stay_as_the_processor_says(family):
+    processor = tiny_family_processor(family, TEXTS)
+    processor.image_processor.do_normalize, processor.image_processor.rescale_factor = False, 1 / 51
+    image = Image.new("RGB", (40, 30), (51, 102, 204))
+    expected = shown(processor, image)[:, 0, 0]  # BridgeTower's normalizes in any case
+    if family == "vilt":
+        np.testing.assert_allclose(expected, [1, 2, 4], rtol=1e-6)
+    seen = shown(whole_images(processor, TINY[family]().config), image)
+    np.testing.assert_allclose(seen, np.broadcast_to(expected[:, None, None], (3, 32, 32)), rtol=1e-6)
 
 
 def test_a_pipeline_of_transformers_shows_whole_images_too():
@@ -387,19 +487,27 @@ def test_adapters_that_cannot_be_saved_or_loaded_as_they_are(tmp_path):
     several.base_model.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match="Several adapters are active, default, second"):
         make_trainer(tmp_path / "several", several)
-    base, saved, merged = (str(tmp_path / name) for name in ("base", "dora", "merged"))
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [(DORA, "lora_magnitude_vector.* cannot be loaded. Merge them"), (VERA, "does not support .*VERA.* Merge them")],
+    ids=["DoRA", "VeRA"],
+)
+def test_adapters_that_have_to_be_merged(adapters, message, tmp_path):
+    base, saved, merged = (str(tmp_path / name) for name in ("base", "saved", "merged"))
     for part in build("clip"):
         part.save_pretrained(base)
-    adapted = get_peft_model(load_model(base), DORA)
+    adapted = get_peft_model(load_model(base), adapters)
     with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora" in name:
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
                 parameter.normal_(mean=1, std=0.3)
-    adapted.save_pretrained(saved)
-    build("clip")[1].save_pretrained(saved)
-    with pytest.raises(ValueError, match=r"lora_magnitude_vector.* cannot be loaded. Merge them"):
+    adapted.save_pretrained(saved)  # without a processor
+    with pytest.raises(ValueError, match=message):
         load_model(saved)
     merge(saved, merged)
+    assert len(AutoGrounder.from_pretrained(merged, device="cpu").score(picture(), TEXTS)) == 2
     batch = tiny_batch()
     found, expected = (explain_function(each)(each, **batch).score for each in (load_model(merged), adapted.eval()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
 
-from modeling_albef_amc.families.auto import base_of, check_peft, load_model
+from modeling_albef_amc.families.auto import base_of, check_peft, load_model, processor_source
 from modeling_albef_amc.families.checkpoint_checks import check_safetensors
 from modeling_albef_amc.families.family import AdaptedModules
 from modeling_albef_amc.families.registry import FAMILIES
@@ -162,4 +162,5 @@ def merge(adapters: str, output: Path, **hub: Any) -> None:
     if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
     model.save_pretrained(output)
-    AutoProcessor.from_pretrained(adapters, trust_remote_code=False, **hub).save_pretrained(output)
+    source, hub = processor_source(adapters, **hub)
+    AutoProcessor.from_pretrained(source, trust_remote_code=False, **hub).save_pretrained(output)

@@ -3,17 +3,19 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
-from transformers.utils import find_adapter_config_file, is_peft_available
+from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 from transformers.utils.versions import require_version
 
-from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline
+from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline, input_device
 from .checkpoint_checks import naming_damage, read_object
 from .family import Explain, Family
 from .hooks import with_own_forward
@@ -21,7 +23,8 @@ from .processors import tokenize_phrases, whole_images
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 # What peft's layers and wrappers of modules are switched by.
-OF_ADAPTERS = "_active_adapter", "_disable_adapters", "merged_adapters", "scaling"
+OF_ADAPTERS = "_active_adapter", "_disable_adapters", "scaling"
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class AutoGrounder(PhraseGrounder):
@@ -39,7 +42,7 @@ class AutoGrounder(PhraseGrounder):
         explain: a function to use instead of the family's, see `Family.explain`.
         device: as of `torch.device`; default: the model's.
         max_encodings: encoded images that are kept from call to call, for more phrases of the same image, as long
-            as the weights stay as they are.
+            as the weights stay as they are; none of a model with offloaded weights.
     """
 
     methods = METHODS
@@ -52,6 +55,7 @@ class AutoGrounder(PhraseGrounder):
         device: str | torch.device | None = None,
         max_encodings: int = 0,
     ):
+        model = model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
         family, encode_images = FAMILIES.get(model.config.model_type), None
         if family is not None:
             processor = whole_images(processor, model.config)
@@ -71,13 +75,14 @@ class AutoGrounder(PhraseGrounder):
         explain: Explain | None = None,
         image_size: int | None = None,
         device: str | torch.device | None = None,
+        max_encodings: int = 0,
         **options: Any,
     ) -> "AutoGrounder":
         """
         Args:
             path: folder or Hub id of a checkpoint that transformers, or this project, has saved.
             image_size: side in pixels that images are resized to; default: as the model was trained.
-            explain: see the class. device: default: an accelerator if there is one.
+            explain, max_encodings: see the class. device: default: an accelerator if there is one.
             options: of `from_pretrained`: `revision`, `token`, `cache_dir` and the like, of the model and its processor
                 alike; and of the model's alone, such as `dtype` or `attn_implementation`.
 
@@ -88,7 +93,7 @@ class AutoGrounder(PhraseGrounder):
         processor = load_processor(path, model, image_size, **hub_options(options))
         if device is None and not hasattr(model, "hf_device_map"):  # else its parts are where they belong
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        return cls(model, processor, explain, device)
+        return cls(model, processor, explain, device, max_encodings)
 
     def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., torch.Tensor]]:
         """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
@@ -102,13 +107,22 @@ class AutoGrounder(PhraseGrounder):
         return super().explain_phrases(*args, explain=explain and with_own_forward(explain), **options)
 
     def _tokenize(self, texts: list[str], spans: list | None) -> Mapping[str, torch.Tensor]:
-        return tokenize_phrases(self.processor, texts, spans=spans)
+        inputs = tokenize_phrases(self.processor, texts, spans=spans)
+        config, most = self.model.config, inputs["input_ids"].max()
+        size = getattr(getattr(config, "qformer_config", None) or config.get_text_config(), "vocab_size", None)
+        if size is not None and most >= size:
+            advice = "model.resize_token_embeddings(len(tokenizer)) adds them"
+            raise ValueError(f"the tokenizer has a token {most}, the model {size} tokens only: {advice}")
+        return inputs
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         if not self.keeps_encodings:
             return super().encode(pixel_values)
+        state = weights_state(self.model)
+        if state is None:
+            return super().encode(pixel_values)
         digest = hashlib.sha256(pixel_values.cpu().contiguous().numpy()).digest()
-        key = digest, tuple(pixel_values.shape), weights_state(self.model)
+        key = digest, tuple(pixel_values.shape), state, torch.is_autocast_enabled(pixel_values.device.type)
         with self.lock:
             encoded = self.encodings.pop(key, None)
         if encoded is None:
@@ -121,21 +135,37 @@ class AutoGrounder(PhraseGrounder):
 
 
 class AutoGroundingPipeline(VisualGroundingPipeline):
-    """`VisualGroundingPipeline` of any family of `FAMILIES`."""
+    """`VisualGroundingPipeline` of any family of `FAMILIES`, with weights wherever accelerate has put them."""
 
     grounder_class: type[PhraseGrounder] = AutoGrounder
 
+    def __init__(self, model: PreTrainedModel, *args, device: Any = None, **kwargs):
+        # Pipeline takes the first entry of a device map for a device, which "disk" is none, and else moves the model.
+        placed = vars(model).pop("hf_device_map", None) if device is None else None
+        is_placed = device is None and (placed is not None or model.device.type == "meta")
+        try:
+            super().__init__(model, *args, device=model.device if is_placed else device, **kwargs)
+        finally:
+            if placed is not None:
+                model.hf_device_map = placed
+        if is_placed:
+            self.device = input_device(model)
 
-def weights_state(model: PreTrainedModel) -> tuple[Hashable, ...]:
-    """What is another after weights were changed in place or replaced, or adapters switched or merged."""
-    state: list[Hashable] = []
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:  # inference tensors count no changes
-                state += tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-        if OF_ADAPTERS[0] in vars(module):  # peft merges past the count
-            state.append(str([vars(module).get(name) for name in OF_ADAPTERS]))
-    return tuple(state)
+
+@torch.no_grad()
+def weights_state(model: PreTrainedModel) -> bytes | None:
+    """What is another after weights were changed by whatever means, or adapters switched; None: weights are offloaded.
+
+    All of them are read: a tenth of a second for 200 million on a CPU.
+    """
+    switches = [vars(module).get(name) for module in model.modules() for name in OF_ADAPTERS]
+    digest = hashlib.sha256(repr(switches).encode())
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_meta:
+            return None
+        bits = tensor.view(INTEGERS[tensor.element_size()])
+        digest.update(bits.sum(-1, dtype=bits.dtype).cpu().contiguous().numpy())  # of each row: no change is too small
+    return digest.digest()
 
 
 def known_family(model_type: str | None, path: str) -> Family:
@@ -209,19 +239,29 @@ def load_model(
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
         if not is_training:
             check_complete(path, model, loading["missing_keys"])
-        # DoRA's, transformers does not find.
-        missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys if base != path else ()
+        merge = f"Merge them into a plain checkpoint: albef-amc merge {path} --output FOLDER."
+        try:  # DoRA's, transformers does not find
+            missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys if base != path else ()
+        except ValueError as error:  # VeRA's share matrices
+            raise ValueError(f"{path}: its adapters cannot be loaded ({error}) {merge}") from error
         missing = [name for name in missing if "momentum_encoder." not in name]  # which `groundable` drops
     if missing:
-        raise ValueError(
-            f"{path}: {min(missing)} of its adapters cannot be loaded. Merge them into a plain checkpoint: "
-            f"albef-amc merge {path} --output FOLDER."
-        )
+        raise ValueError(f"{path}: {min(missing)} of its adapters cannot be loaded. {merge}")
     return explainable(model.eval())
+
+
+def processor_source(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
+    """Where the processor of a checkpoint is: beside it, or at the base model of adapters that were saved alone."""
+    kinds = "gated_repo", "missing_entries", "connection_errors"
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    names = "processor_config.json", "preprocessor_config.json"
+    is_beside = any(cached_file(path, name, **hub, **quietly) for name in names)
+    return (path, hub) if is_beside else base_of(path, **hub)
 
 
 def load_processor(path: str, model: PreTrainedModel, image_size: int | None = None, **hub: Any) -> ProcessorMixin:
     """The processor of a checkpoint, set to show the model whole images. ValueError: a file of it is damaged."""
+    path, hub = processor_source(path, **hub)
     with naming_damage(Path(path, hub.get("subfolder", ""))):
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
     return whole_images(processor, model.config, image_size)

@@ -7,23 +7,37 @@ from transformers.models.clip import CLIPImageProcessorPil
 from ..processing_albef import TOKENIZED, Span, span_tokens
 from ..tokenization_albef import span_characters
 
+SIDES = "height", "width"
+# What of an image processor is about neither size nor cutting.
+KEPT = "image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize"
+
 
 def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
-    """Sets a processor to resize images to a square, all of them and nothing but them; it is changed in place.
+    """Sets a processor to resize images to one size, all of them and nothing but them; it is changed in place.
 
     CLIP and its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps
     would lie beside what they show.
 
     Args:
-        config: of the model. image_size: side in pixels; default: the processor's own, or that of the configuration.
+        config: of the model. image_size: side in pixels; default: the processor's own height and width, or those of
+            the configuration.
+
+    Raises:
+        ValueError: the size is no whole number of patches: the model would cut off what is left over.
     """
-    images = processor.image_processor
-    side = image_size or dict(images.size).get("height") or getattr(config, "vision_config", config).image_size
-    size = {"height": side, "width": side}
+    images, vision = processor.image_processor, getattr(config, "vision_config", config)
+    own, patch_size = dict(images.size), getattr(vision, "patch_size", 1)
+    trained = getattr(vision, "image_size", None)
+    trained = [trained] * 2 if trained is None or isinstance(trained, int) else list(trained)
+    height, width = [image_size] * 2 if image_size else (own.get(name) or side for name, side in zip(SIDES, trained))
+    if [height, width] == trained:  # SigLIP was trained on 27 x 27 patches of 14 pixels, cut out of 384 x 384
+        height, width = (side // patch_size * patch_size for side in trained)
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"Images of {height} x {width} pixels are not a whole number of patches of {patch_size}.")
+    size = {"height": height, "width": width}
     if getattr(images, "size_divisor", None) is not None:
         # Theirs can make no squares.
-        values = {name: getattr(images, name) for name in ("image_mean", "image_std", "resample")}
-        images = processor.image_processor = CLIPImageProcessorPil(**values)
+        images = processor.image_processor = CLIPImageProcessorPil(**{name: getattr(images, name) for name in KEPT})
     images.size = size
     if config.model_type == "bridgetower" or getattr(images, "crop_size", None) is not None:
         # BridgeTower's processor asks for a cut in any case: one of all that there is.

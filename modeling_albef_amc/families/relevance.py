@@ -44,7 +44,8 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
         **options,
     ) -> PhraseAttention:
         if options:
-            raise ValueError(f"relevance is of the family's own score by all layers: leave out {', '.join(options)}.")
+            names = ", ".join("grounding_layer" if name == "layer" else name for name in options)
+            raise ValueError(f"relevance is of the family's own score by all layers: leave out {names}.")
         model, image_index = unwrapped(model), resolve_image_index(pixel_values, input_ids, image_index)
         # Each phrase has its image to itself: what it takes from the image encoder is its own.
         images = pixel_values if image_index is None else pixel_values[image_index]
@@ -66,15 +67,16 @@ def explain_all_layers(explain: Callable[..., PhraseAttention], modules: Callabl
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """All attentions hand out their probabilities in here."""
-    before = model.config._attn_implementation
-    if before == "eager":
-        yield
-        return
-    model.set_attn_implementation("eager")
+    # Of each part too: "eager" at the top says nothing of them, nor would setting that back.
+    parts = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
+    before = [part._attn_implementation for part in parts]
+    for part in parts:
+        part._attn_implementation = "eager"
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        for part, implementation in zip(parts, before):
+            part._attn_implementation = implementation
 
 
 def relevance(phrase_attention: PhraseAttention) -> torch.Tensor:
@@ -95,6 +97,7 @@ def relevance(phrase_attention: PhraseAttention) -> torch.Tensor:
         if gradient is None:  # of a branch that the score was not computed from
             continue
         weights = (at_least_float32(attention) * at_least_float32(gradient)).detach().relu().mean(dim=1)
+        weights = weights.to(phrase_attention.score.device)  # of layers on several devices
         if kind == "cross":
             text, image = (taken.get(name, identity(weights, size)) for name, size in zip(("text", "image"), (-2, -1)))
             added = normalized(text).mT @ weights @ normalized(image)
