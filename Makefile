@@ -14,7 +14,8 @@ SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-PYTEST = -m pytest --numprocesses $(THREADS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
+# One more than cores: a third of the time goes into waiting for other processes.
+PYTEST = -m pytest --numprocesses $(shell expr $(THREADS) + 1) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 # Of the newest versions, torch's is the one that is pinned: its own newest brings gigabytes of CUDA along.
 TORCH ?= $(shell grep ^torch== constraints.txt)
 
