@@ -40,7 +40,7 @@ def builder_class(name: str) -> type[GroundingBuilder]:
     """The builder class of a name in `BUILDERS`; imports that builder's module only."""
     if name not in BUILDERS:
         raise ValueError(f"no builder {name!r}, choose from {', '.join(BUILDERS)}")
-    return getattr(import_module(f"dataset_scripts.{name}"), BUILDERS[name][0])
+    return getattr(import_module(f".{name}", __package__), BUILDERS[name][0])
 
 
 def build(
