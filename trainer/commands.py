@@ -327,6 +327,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
+    load("transformers.utils.versions:require_version")("torch>=2.13", "pip install -U 'albef-amc[export]'.")
     hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
     export_albef = load("modeling_albef_amc.tools.export_albef:export")
     for name, difference in export_albef(args.checkpoint, args.output, args.grounding_layer, **hub).items():
