@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import torch
 import transformers
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
@@ -185,7 +187,7 @@ def card_of(name: str) -> dict[str, Any]:
         return {}
     try:
         return RepoCard.load(name if is_hub_id(name) else path).data.to_dict()
-    except Exception:  # of the Hub, the network, YAML; the run that is described ended well
+    except (HTTPError, OSError, ValueError, yaml.YAMLError):  # the run that is described ended well
         return {}
 
 
