@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 import train
 from tests.helpers.data import tiny_albef, tiny_dataset
@@ -215,24 +214,27 @@ def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
 
 
 class Stopping(TrainerCallback):
-    """Interrupts the fourth step, or asks in it for a checkpoint as SIGTERM does, at one of its events."""
+    """Interrupts the fourth step, by Ctrl-C or SIGTERM, at one of its events."""
 
-    def __init__(self, event: str):
-        self.trainer, self.by_signal = None, event.startswith("signal")
-        setattr(self, event.removeprefix("signal "), self.stop)
+    def __init__(self, event: str, number: int):
+        self.number = number
+        setattr(self, event, self.stop)
 
     def stop(self, args, state, control, **kwargs):
-        if state.global_step == 3 and not self.by_signal:
-            raise KeyboardInterrupt
         if state.global_step == 3:
-            (jit,) = [c for c in self.trainer.callback_handler.callbacks if isinstance(c, JITCheckpointCallback)]
-            jit.jit_manager.execute_jit_checkpoint()
-            control.should_training_stop = True
+            signal.raise_signal(self.number)
 
 
 @pytest.mark.parametrize("per_epoch", [2, 3])
-@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "signal on_pre_optimizer_step"])
-def test_a_checkpoint_in_the_middle_of_a_step_is_of_the_last_whole_one(tmp_path, event, per_epoch):
+@pytest.mark.parametrize(
+    ("event", "number", "last"),
+    [
+        ("on_step_begin", signal.SIGINT, 3),
+        ("on_pre_optimizer_step", signal.SIGINT, 3),
+        ("on_step_begin", signal.SIGTERM, 4),
+    ],
+)
+def test_a_run_that_is_stopped_saves_its_last_whole_step(tmp_path, event, number, last, per_epoch):
     """In the middle of an epoch and at its beginning; the teacher, which was not its student's copy, moves once."""
     model = tiny_albef(momentum=0.9)
     for part in (model.config.text_config, model.config.vision_config):
@@ -246,12 +248,12 @@ def test_a_checkpoint_in_the_middle_of_a_step_is_of_the_last_whole_one(tmp_path,
         return make_trainer(tmp_path / run, copy.deepcopy(model), **given, train_sampling_strategy="random")
 
     begin("whole").train()
-    stopping = Stopping(event)
-    stopped = begin("stopped", watcher=stopping, enable_jit_checkpoint=stopping.by_signal)
-    stopping.trainer = stopped
-    with nullcontext() if stopping.by_signal else pytest.raises(KeyboardInterrupt):
+    handler = signal.getsignal(signal.SIGTERM)
+    stopped = begin("stopped", watcher=Stopping(event, number), enable_jit_checkpoint=True)
+    with nullcontext() if number == signal.SIGTERM else pytest.raises(KeyboardInterrupt):
         stopped.train()
-    assert [path.name for path in checkpoints.checkpoints(tmp_path / "stopped")] == ["checkpoint-3"]
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "stopped")] == [f"checkpoint-{last}"]
     begin("stopped").train(resume_from_checkpoint=True)
     expected, found = (everything(tmp_path / run / "checkpoint-6") for run in ("whole", "stopped"))
     assert [key for key in expected if expected[key] != found.get(key)] == [] and expected.keys() == found.keys()

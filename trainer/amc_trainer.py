@@ -424,6 +424,7 @@ class Hooks(TrainerCallback):
         """Begins to count, or goes on as the checkpoint says; takes back half a step of a batch that did not fit."""
         trainer = self.trainer
         trainer.epoch, trainer.teacher_has_moved = -1, TEACHER_HAS_MOVED in state.stateful_callbacks
+        state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
         if trainer.before_step is not None:
             restore_buffers(trainer.accelerator.unwrap_model(trainer.model), trainer.before_step[1])
             trainer.teacher_has_moved = True

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -41,10 +43,12 @@ class PublishingTrainer(Trainer):
 
     def __init__(self, model: PreTrainedModel | None, args: AmcConfig, *arguments, **kwargs):
         self.save_total_limit, self.hub_strategy = args.save_total_limit, args.hub_strategy
-        # Trainer would push and delete checkpoints before all processes have written: `_save_checkpoint` does it after.
+        # Trainer would push and delete checkpoints before all processes have written, and save on SIGTERM without
+        # calling `on_save`: `SaveHooks` does all three.
         settings = copy.copy(args)
         settings.hub_token = args.hub_token  # which copies leave out, see `AmcConfig.__getstate__`
         settings.save_total_limit, settings.hub_strategy = None, HubStrategy.END
+        self.saves_on_sigterm, settings.enable_jit_checkpoint = args.enable_jit_checkpoint, False
         super().__init__(model, settings, *arguments, **kwargs)
         self.add_callback(SaveHooks(self))
 
@@ -65,6 +69,8 @@ class PublishingTrainer(Trainer):
         if resume_from_checkpoint:
             check_whole(Path(resume_from_checkpoint))
         loads_best = self.args.load_best_model_at_end
+        self.is_stopped = False
+        handler = signal.signal(signal.SIGTERM, self._stop) if self.saves_on_sigterm else None
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
@@ -72,9 +78,14 @@ class PublishingTrainer(Trainer):
             raise
         finally:
             self.args.load_best_model_at_end = loads_best
+            if self.saves_on_sigterm:
+                signal.signal(signal.SIGTERM, handler)
         if loads_best and self.has_adapters() and self.state.best_model_checkpoint is not None:
             load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
         return output
+
+    def _stop(self, *_: Any) -> None:
+        self.is_stopped = True
 
     def _rescue(self, error: BaseException) -> None:
         """Removes a checkpoint that could not be written, or else saves the steps since the last one, and says so."""
@@ -97,7 +108,8 @@ class PublishingTrainer(Trainer):
 
     def save_checkpoint(self) -> None:
         """Saves a checkpoint now, as Trainer does it when one is due."""
-        self._save_checkpoint(self.model, trial=None)
+        with self.as_before_step():
+            self._save_checkpoint(self.model, trial=None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -113,23 +125,9 @@ class PublishingTrainer(Trainer):
         if is_checkpoint and self.args.should_save and self.has_adapters():
             save_moving(self.model, self.checkpoint)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Makes the checkpoint last, pushes it and deletes older ones when all processes have written."""
-        # Private: of a checkpoint that SIGTERM asks for (enable_jit_checkpoint) no public hook hears.
-        with self.as_before_step():
-            super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        self.has_unsaved_steps = False
-        if self.args.should_save:
-            sync(self.checkpoint)
-        if self.args.push_to_hub:
-            self.push_checkpoint(self.checkpoint)
-        self.rotate_checkpoints(self.checkpoint)
-
     @contextmanager
     def as_before_step(self) -> Iterator[None]:
         """In here, what moves before the optimizer does is as after the last whole step, see `half_steps`."""
-        self.state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
         if self.before_step is None:
             yield
             return
@@ -141,6 +139,7 @@ class PublishingTrainer(Trainer):
         try:
             yield
         finally:
+            del self.state.stateful_callbacks[TEACHER_HAS_MOVED]
             set_random_state(numbers)
             restore_buffers(model, buffers)
 
@@ -242,7 +241,7 @@ class PublishingTrainer(Trainer):
 
 
 class SaveHooks(TrainerCallback):
-    """What happens to checkpoints at the ends of a training."""
+    """What happens to checkpoints: made last, pushed and rotated when all processes have written; one on SIGTERM."""
 
     def __init__(self, trainer: PublishingTrainer):
         self.trainer = trainer
@@ -250,6 +249,21 @@ class SaveHooks(TrainerCallback):
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self.trainer.has_adapters():  # which Trainer cannot load: `train` does
             args.load_best_model_at_end = False
+
+    def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # The signal comes to all processes, but not to all in the same step.
+        if self.trainer.saves_on_sigterm and any(gather_object([self.trainer.is_stopped])):
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        trainer = self.trainer
+        trainer.accelerator.wait_for_everyone()
+        trainer.has_unsaved_steps = False
+        if args.should_save:
+            sync(trainer.checkpoint)
+        if args.push_to_hub:
+            trainer.push_checkpoint(trainer.checkpoint)
+        trainer.rotate_checkpoints(trainer.checkpoint)
 
     def on_train_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.finish_push()
