@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
 from tests.helpers.models import masked_batch, tiny_batch, tiny_config
+from tests.helpers.versions import needs
 
 pytestmark = pytest.mark.slow
 SHALLOW = dict(num_hidden_layers=3, fusion_layer=1, hidden_size=24, intermediate_size=48, num_attention_heads=2)
@@ -26,12 +27,7 @@ def shallow_config():
     return tiny_config(text_config=text, grounding_layer=1)
 
 
-of_torch_2_8 = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="torch before 2.8 compiles no such code, see docs/versions.md"
-)
-
-
-@of_torch_2_8
+@needs("torch>=2.8", "compiling all of it")
 def test_scoring_is_one_graph():
     model, batch = AlbefModel(shallow_config()).eval(), tiny_batch()
     expected, compiled = model(**batch), torch.compile(model, backend="eager", fullgraph=True)
@@ -63,7 +59,7 @@ def test_heatmaps(mode, explanation):
     assert counters["stats"]["calls_captured"] > 100
 
 
-@of_torch_2_8
+@needs("torch>=2.8", "compiling all of it")
 def test_training_with_heatmaps_gives_the_same_gradients():
     state, batch, results = AlbefForPreTraining(shallow_config()).state_dict(), masked_batch(), []
     for compiled in (False, True):

@@ -17,8 +17,9 @@ from modeling_albef_amc import AlbefModel
 from modeling_albef_amc.tools import export_albef as export
 from tests.helpers.data import PHRASES, tiny_albef, tiny_processor
 from tests.helpers.models import tiny_blip
+from tests.helpers.versions import needs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs("torch>=2.13", "export")]
 ROOT = Path(__file__).parents[1]
 # Programs of every further layer take seconds more to trace and to compile.
 VISION = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.2)

@@ -9,6 +9,7 @@ import pytest
 
 import train
 from tests.helpers.runs import everything, finish, kill, prepare, start
+from tests.helpers.versions import resumes_processes
 from trainer.process_group import check_restart
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,7 @@ def test_when_one_process_dies_the_others_end_within_a_minute(folder):
     assert "Signal 9 (SIGKILL)" in log and log.count("{'loss'") <= 3
 
 
+@resumes_processes
 def test_torchrun_starts_it_again_and_it_goes_on(folder, expected, tmp_path):
     """Killed after step 5, of which step 4 is saved: the end is the same, bit by bit."""
     settings = STEPS | {"resume_from_checkpoint": "auto"}

@@ -19,6 +19,7 @@ import train
 from tests.helpers.data import tiny_albef, tiny_dataset
 from tests.helpers.runs import everything, finish, kill, options, prepare, start
 from tests.helpers.training import collator_of, make_trainer
+from tests.helpers.versions import resumes_processes
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
 
@@ -36,8 +37,12 @@ def folder(tmp_path_factory) -> Path:
     ("processes", "settings"),
     [
         (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "phrases_per_image": 2, "bf16": "true"}),
-        (2, {"gradient_accumulation_steps": 2}),
-        (2, {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2, "phrases_per_image": 2}),
+        pytest.param(2, {"gradient_accumulation_steps": 2}, marks=resumes_processes),
+        pytest.param(
+            2,
+            {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2, "phrases_per_image": 2},
+            marks=resumes_processes,
+        ),
     ],
 )
 def test_killed_and_gone_on_is_the_same(folder, processes, settings):
@@ -205,7 +210,7 @@ def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
     given = dict(eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss")
     given |= dict(max_steps=6, save_strategy="steps", save_steps=2, save_total_limit=limit)
     # By the highest loss: the first one.
-    trainer = make_trainer(tmp_path, **given, learning_rate=0.3, greater_is_better=True)
+    trainer = make_trainer(tmp_path, **given, learning_rate=0.003, greater_is_better=True)
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
     assert best == tmp_path / "checkpoint-2"

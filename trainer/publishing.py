@@ -159,14 +159,14 @@ class PublishingTrainer(Trainer):
 
     # The Hub
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, token: str | None = None, **kwargs) -> None:
         """Creates the repository, and makes sure before training that files can be pushed."""
         with noting(
             f"push_to_hub: the Hub must take files for {self.args.hub_model_id or self.args.output_dir} before "
             "anything is trained. Log in with a token that may write (`hf auth login`, or HF_TOKEN), and check the "
             "name and the network; or do without push_to_hub and upload the folder later."
         ):
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(token=token, **kwargs)
             if self.is_world_process_zero():
                 # A token may be good for reading only, which the Hub does not mind as long as the repository is there.
                 HfApi().preupload_lfs_files(
