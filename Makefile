@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 EXTRAS := train,lora,eval,space,dev
 # The extra for LoRA needs a newer transformers than everything else.
-LOWEST := -e ".[train,eval,space,dev]" "peft>=0.19"
+LOWEST := -e ".[train,eval,space,dev]"
 OLDER := 2026-05-01
 SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.

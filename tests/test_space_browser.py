@@ -16,6 +16,7 @@ import modeling_albef_amc  # noqa: F401  (registers the pipeline)
 from dataset_scripts.scenes import ScenesConfig, draw_scene
 from tests.helpers.browser import DESKTOP, PHONE, Locator, chromium, expect, visits
 from tests.helpers.space import SPACE, space_module
+from tests.helpers.versions import needs
 
 pytestmark = pytest.mark.slow
 app, models = map(space_module, ("app", "models"))
@@ -370,6 +371,7 @@ def test_the_keyboard_alone_does_the_job(visit):
     visitor.expect_phrases(example["lines"].split("\n"))
 
 
+@needs("gradio>=6.28", "the look of the page")
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_looks_right_and_is_accessible(visit, viewport, scheme):
