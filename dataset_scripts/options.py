@@ -58,9 +58,11 @@ class Flickr30kEntitiesOptions(AnnotationOptions):
 
 @dataclass
 class RefCocoOptions(AnnotationOptions):
-    """RefCOCO, RefCOCO+, RefCOCOg, ReferIt: the refer toolkit's pickle and JSON"""
+    """RefCOCO, RefCOCO+, RefCOCOg, ReferIt, gRefCOCO: the refer toolkit's pickle and JSON"""
 
-    splits_by: str | None = option(None, "Whose split: NAME of refs(NAME).p, such as unc; needed if there are several.")
+    splits_by: str | None = option(
+        None, "Whose split: NAME of refs(NAME).p or grefs(NAME).json, such as unc; needed if there are several."
+    )
     proposals: str | None = option(None, "JSON file of a detector's boxes, in the data folder or by its whole path.")
 
 
