@@ -75,9 +75,11 @@ class ReferItOptions(AnnotationOptions):
 
 @dataclass
 class VisualGenomeOptions(AnnotationOptions):
-    """Visual Genome's regions, attributes and relations as phrases"""
+    """Visual Genome's regions, objects, attributes and relations as phrases"""
 
-    kinds: str = option("all", "regions, attributes, relations, with commas between them; all: whose files are there.")
+    kinds: str = option(
+        "all", "regions, objects, attributes, relations, with commas between them; all: whose files are there."
+    )
     regions_file: str = option("region_descriptions.json", "File of the regions, of the older layout or the newer.")
     exclude_coco_ids: str | None = option(
         None,
