@@ -10,73 +10,47 @@ the categories are called. In the files of the RefCOCO sets the caption is an ex
 `tokens_positive` marks its noun only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
+from itertools import groupby, starmap
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 
-from .builder import (
-    MOSTLY_OUTSIDE,
-    DrawnSplitsConfig,
-    GroundingBuilder,
-    OutsideImage,
-    SourceImage,
-    Unusable,
-    clip_box,
-    unusable_if,
-)
-from .coco_format import (
-    AnnotationFile,
-    CocoImage,
-    contradict,
-    in_words,
-    is_crowd,
-    name_of,
-    read_corners,
-    read_region,
-    read_whole,
-)
-from .features import PhraseFields, encode_png, mask_to_box, plain_name
+from .builder import SourceImage, unusable_if
+from .coco_format import AnnotationFile, CocoImage, in_words, is_crowd, name_of, read_region, read_whole
+from .features import PhraseFields, plain_name
 from .json_files import read_record
+from .objects import Instance, ObjectBuilder, ObjectConfig, same_words
 from .options import CocoOptions
-from .segmentations import segmentation_to_mask
+from .segmentations import (
+    segmentation_to_mask,  # noqa: F401 - which `objects` needs (see `builder`)
+)
 
 _EXPRESSIONS = ("refcoco", "refcoco+", "refcocog")  # as `dataset_name`
 _NOT_EXHAUSTIVE = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
-_BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
 
 Numbered = list[tuple[int, dict[str, Any]]]  # annotations with their number in the file
 Record = tuple[CocoImage, np.ndarray]  # an image, and the columns of its annotations
 
 
 @dataclass
-class CocoConfig(CocoOptions, DrawnSplitsConfig):
+class CocoConfig(CocoOptions, ObjectConfig):
     """The options, checked."""
 
 
-class Coco(GroundingBuilder):
+class Coco(ObjectBuilder):
     """`datasets` builder of images with COCO annotations; rows as in `features.FEATURES`.
 
     A broken file (missing keys, the same id twice, coordinates that are shares of the image, corners in place of sizes)
     raises a `ValueError` that names it and its record. What is of no use is dropped and counted: an annotation whose
     image or category is not listed or whose `tokens_positive` are no words of a caption, an image that cannot be used.
 
-    Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out; where
-    nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
-    cannot be read or has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a
-    half), the mask is taken and the box is its own; of a mask that has lost a part the box is taken. A box that CVAT
-    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape, and in the image like a straight one.
-
-    A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
-    lies beside the image is not among them. One with neither a mask nor a box with an area, or one that is mostly
-    outside of the image, is somewhere, nobody knows where: its row is left out, as is that of a category that LVIS says
-    is marked in part. LVIS's images have no `file_name`, but COCO's address: they are looked for in COCO's folders,
+    A box may be turned as CVAT writes it (`attributes.rotation`, degrees clockwise). A row is of all instances, as of
+    `ObjectBuilder`, also where the file lists the image by several ids; that of a category that LVIS says is marked in
+    part is left out. LVIS's images have no `file_name`, but COCO's address: they are looked for in COCO's folders,
     `val2017/<name>`.
     """
 
@@ -87,21 +61,13 @@ class Coco(GroundingBuilder):
         "they were, whatever they show and carry with them (Exif data too)."
     )
 
-    def _info(self) -> datasets.DatasetInfo:
-        info = super()._info()
-        info.license = self.config.license or ""
-        return info
-
     def split_names(self) -> list[str]:
         other = Path(self.config.data_dir, self.config.categories) if self.config.categories else None
         file = AnnotationFile(self._path(), other)
         images, annotations = file.images, file.table()
         first: dict[str, str] = {}  # what is read the same by an uncased tokenizer has one row
         names = {number: in_words(name) for number, name in file.categories.items()}
-        self.categories = {
-            number: first.setdefault(" ".join(name.casefold().replace("-", " ").split()), name)
-            for number, name in names.items()
-        }
+        self.categories = {number: first.setdefault(same_words(name), name) for number, name in names.items()}
         by_words = file.with_tokens | {number for number, image in images.items() if image.dataset_name in _EXPRESSIONS}
         if again := _take_together(images, annotations, by_words):
             self.report.kept["images that are listed again, taken together with the first"] += again
@@ -150,14 +116,8 @@ class Coco(GroundingBuilder):
 
     def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         for phrase, own in self._instances_by_phrase(*content):
-            boxes, masks = self._boxes_and_masks(own, content[0].size)
-            if not boxes:
-                continue
-            self.report.kept[f"rows (an image and a {'phrase' if 'caption' in phrase else 'category'})"] += 1
-            if len(masks) < len(boxes):
-                self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
-                masks = []
-            yield {**phrase, "boxes": boxes, "masks": masks}
+            kind = "phrase" if "caption" in phrase else "category"
+            yield from self.region_rows(phrase, starmap(_instance, own), content[0].size, kind)
 
     def _path(self) -> Path:
         return Path(self.config.data_dir, self.config.annotations)
@@ -180,7 +140,7 @@ class Coco(GroundingBuilder):
             if category in in_part:
                 self.report.dropped[_NOT_EXHAUSTIVE] += len(own)
             else:
-                yield {"phrase": category}, own
+                yield {"phrase": self.phrase_of(category)}, own
 
     def _instances_by_words(self, records: Numbered, image: CocoImage) -> Iterator[tuple[PhraseFields, Numbered]]:
         if image.caption is None:
@@ -197,71 +157,18 @@ class Coco(GroundingBuilder):
         for (words, span), own in phrases.items():
             yield {"phrase": words, "caption": caption if span else None, "caption_span": span}, own
 
-    def _boxes_and_masks(
-        self, annotations: Numbered, size: tuple[int, int]
-    ) -> tuple[list[list[float]], list[dict[str, Any]]]:
-        """Boxes, and such masks as there are, of the instances, which are counted; none if one was lost."""
-        boxes: list[list[float]] = []
-        masks: list[dict[str, Any]] = []
-        crowds, is_whole = 0, True
-        for number, annotation in annotations:
-            record = name_of(annotation, number)
-            try:
-                box, mask = self._box_and_mask(annotation, size, partial(self.drop, record=record))
-            except Unusable as reason:
-                self.drop(f"instances: {reason}", record)
-                is_whole = is_whole and isinstance(reason, OutsideImage)
-                continue
-            boxes.append(box)
-            if mask is not None:
-                masks.append(encode_png(mask))  # of a large image a file is much smaller
-            crowds += bool(is_crowd(annotation))
-        if not boxes or not is_whole:
-            self.lose({_BESIDE_LOST: len(boxes)})
-            return [], []
-        self.report.kept["instances"] += len(boxes)
-        if crowds:
-            self.report.kept["instances that are crowds"] += crowds
-        return boxes, masks
 
-    def _box_and_mask(
-        self, annotation: dict[str, Any], size: tuple[int, int], drop: Callable[[str], None]
-    ) -> tuple[list[float], np.ndarray | None]:
-        """An instance's box, cut to the image, and its mask; Unusable if it has no mask, and no box with an area."""
-        lost: list[str] = []
-        whole, segmentation = read_region(annotation)
-        mask = segmentation_to_mask(segmentation, size[1], size[0], lost.append)
-        for reason in lost:
-            drop(reason)
-        if whole is None:
-            if (turned := read_corners(annotation.get("bbox"))) and not annotation.get("segmentation"):
-                xs, ys = segmentation[0][::2], segmentation[0][1::2]
-                around = [min(xs), min(ys), max(xs), max(ys)]
-                is_whole = clip_box(around, size, least=0) == around
-                area = (turned[2] - turned[0]) * (turned[3] - turned[1])
-                unusable_if(not is_whole and (mask is None or mask.sum() < area / 2), MOSTLY_OUTSIDE)
-            unusable_if(mask is None, "neither a box nor a mask")
-            if annotation.get("bbox") and annotation.get("segmentation"):
-                drop("boxes: not four finite numbers; the mask's own is taken")
-            kind = "whose box is turned" if annotation.get("bbox") else "without a box"
-            self.report.kept[f"instances {kind}, which have their mask's own"] += 1
-            return mask_to_box(mask), mask
-        try:
-            box = clip_box(whole, size)
-        except Unusable as unusable:
-            if mask is None:
-                raise
-            drop(f"boxes: {unusable}; the mask's own is taken")
-            return mask_to_box(mask), mask
-        if box != whole:  # many of them may be corners in place of sizes
-            self.report.kept["boxes over the edge of the image, cut"] += 1
-        if mask is not None and contradict(box, mask_to_box(mask)):
-            if lost:
-                drop("masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone")
-                return box, None
-            drop("boxes: contradict their mask (IoU below 0.5); the mask's own is taken")
-            return mask_to_box(mask), mask
-        return box, mask
+def _instance(number: int, annotation: dict[str, Any]) -> Instance:
+    box, segmentation = read_region(annotation)
+    has_box, has_own = bool(annotation.get("bbox")), bool(annotation.get("segmentation"))
+    return Instance(
+        name_of(annotation, number),
+        box=box,
+        segmentation=segmentation,
+        is_turned=box is None and has_box and not has_own,
+        is_crowd=bool(is_crowd(annotation)),
+        has_bad_box=box is None and has_box and has_own,
+    )
 
 
 def _words_of(caption: str, dataset_name: Any, tokens: Any) -> tuple[str, tuple[int, int] | None]:

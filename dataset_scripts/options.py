@@ -39,14 +39,21 @@ class AlbefJsonOptions(AnnotationOptions):
 
 
 @dataclass
-class CocoOptions(AnnotationOptions):
+class ObjectOptions(AnnotationOptions):
+    """Options of all that reads objects in images."""
+
+    phrase_template: str = option("{}", 'What phrases are made of labels by, e.g. "a photo of a {}".')
+    split: str | None = option(None, "Name of one split for all images, instead of those that are named or drawn.")
+    license: str | None = option(None, "Licence of images and annotations by its name on the Hub, e.g. cc-by-4.0.")
+    validation_fraction: float = option(0.1, VALIDATION_HELP)
+
+
+@dataclass
+class CocoOptions(ObjectOptions):
     """images with COCO's instances.json: a category and all its instances"""
 
     annotations: str = option("instances.json", "Annotation file, in the data folder.")
     categories: str | None = option(None, "JSON file of categories {id, name}, in place of the annotation file's.")
-    split: str | None = option(None, "Name of one split for all images, instead of train and validation.")
-    license: str | None = option(None, "Licence of images and annotations by its name on the Hub, e.g. cc-by-4.0.")
-    validation_fraction: float = option(0.1, VALIDATION_HELP)
 
 
 @dataclass
