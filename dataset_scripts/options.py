@@ -50,9 +50,13 @@ class ObjectOptions(AnnotationOptions):
 
 @dataclass
 class CocoOptions(ObjectOptions):
-    """images with COCO's instances.json: a category and all its instances"""
+    """COCO's format, also LVIS's, Roboflow's, captions, panoptic: a category and all its instances"""
 
-    annotations: str = option("instances.json", "Annotation file, in the data folder.")
+    annotations: str | None = option(
+        None,
+        "Annotation files or folders, in the data folder, with commas between them; none: instances.json, or one for "
+        "each split, as Roboflow and COCO have them.",
+    )
     categories: str | None = option(None, "JSON file of categories {id, name}, in place of the annotation file's.")
 
 

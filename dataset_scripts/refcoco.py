@@ -205,7 +205,7 @@ class RefCoco(GroundingBuilder):
 
 
 class _Image(NamedTuple):
-    """An image with (ref, annotations, categories) of its expressions; proposals `[x, y, width, height]` if asked for."""
+    """An image with (ref, annotations, categories) of its expressions; proposals `[x, y, width, height]`."""
 
     image: CocoImage
     refs: list[tuple[dict[str, Any], list[dict[str, Any]], list[str]]]

@@ -145,7 +145,9 @@ class VisualGenome(GroundingBuilder):
             if (kind in asked or "all" in asked) and not missing:
                 kinds.append(kind)
         if not kinds:
-            raise ValueError(f"{self.config.data_dir} has none of {self._path('regions').name}, objects.json, attributes.json")
+            raise ValueError(
+                f"{self.config.data_dir} has none of {self._path('regions').name}, objects.json, attributes.json"
+            )
         return kinds
 
     def _by_image(self) -> Iterator[tuple[int, Records]]:
