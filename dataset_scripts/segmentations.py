@@ -155,7 +155,10 @@ def read_segment_ids(folder: Path, name: str | None, size: tuple[int, int]) -> n
         Unusable: the file is missing or outside the folder, no PNG file, or of another size.
     """
     unusable_if(name is None, "PNG file of the segments that is missing")
-    data = read_inside(folder, name)
+    try:
+        data = read_inside(folder, name)
+    except Unusable as reason:
+        raise Unusable("PNG file of the segments that cannot be read, or is outside of the data folder") from reason
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             unusable_if(

@@ -211,7 +211,11 @@ def test_an_expression_has_the_boxes_and_masks_of_all_its_targets_and_one_withou
     without = "expressions without a target, as absent phrases"
     assert report.kept == {"images": 1, "objects": 3, "expressions": 4, without: 1} and not report.dropped
     # Written otherwise: alone, as text, without no_target, an id twice, as a pickle, whose file is then taken.
-    refs = [gref(7, ["100", 101, 101], "two pets", "both of them"), gref(7, -1, "the black keyboard"), gref(8, 101, "a")]
+    refs = [
+        gref(7, ["100", 101, 101], "two pets", "both of them"),
+        gref(7, -1, "the black keyboard"),
+        gref(8, 101, "a"),
+    ]
     refs = [{key: value for key, value in ref.items() if key != "no_target"} for ref in refs]
     assert of_grefs(workshop, refs, strict=True)[0] == rows
     workshop.write("grefs(unc).p", pickle.dumps(refs, 2))
