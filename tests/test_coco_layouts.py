@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_scripts.build import main
+from dataset_scripts.build import build, main
 from dataset_scripts.coco import Coco
 from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, WIDTH, Workshop, decoded, name_in_source
 
@@ -124,6 +124,16 @@ def test_cocos_own_folders(workshop, place):
     assert [(phrase, boxes) for _, phrase, boxes in told(both)["train"]] == [("A dog.", []), ("traffic light", [BOX])]
     assert report.kept["images"] == 2
     assert told(workshop.build(True, annotations="annotations")[0]) == told(rows)
+
+
+def test_the_card_tells_which_files_of_the_data_folder_were_taken(workshop, tmp_path):
+    workshop.write("annotations/instances_val2017.json", content(annotation(1), images=[image(0, "0.jpg")]))
+    names = "annotations/instances_val2017.json"
+    for given in names, str(workshop.folder / names):
+        build("coco", tmp_path / "out", data_dir=str(workshop.folder), annotations=given, num_proc=1, overwrite=True)
+        told = names if given == names else "instances_val2017.json"
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f"`albef-amc build coco --data_dir data --annotations {told}" in card and str(tmp_path) not in card
 
 
 LAYOUTS = {
