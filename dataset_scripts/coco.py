@@ -104,7 +104,7 @@ class Coco(ObjectBuilder):
     `ObjectBuilder`, also where the files of a split list the image several times.
 
     Images are looked for in `images_dir`, and there in the folder of the annotation file, in `images` and in what the
-    file's name ends in (`train2017`). LVIS's have no `file_name`, but COCO's address: `val2017/<name>`.
+    file's name ends in (`train2017`); by their `file_name`, or by COCO's address (`coco_url`), as LVIS has it.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
@@ -144,8 +144,10 @@ class Coco(ObjectBuilder):
 
     def _place(self, image: CocoImage, file: int) -> str | None:
         """Where an image lies in `images_dir`, if it does."""
-        root = self.config.images_dir
-        return find_file(root, self.files[file].image_folders, image.file_name) if root else None
+        root, address = self.config.images_dir, image.address or ""
+        # LVIS 0.5 has the names of COCO's edition of 2014, and the addresses of 2017's, which has other names.
+        names = filter(None, (image.file_name, address, address.rpartition("/")[2])) if root else ()
+        return next(filter(None, (find_file(root, self.files[file].image_folders, name) for name in names)), None)
 
     # The files
 

@@ -128,7 +128,8 @@ class CocoImage(NamedTuple):
     """An image's record; the last four fields are MDETR's and LVIS's."""
 
     id: int | str
-    file_name: str
+    file_name: str  # LVIS's have none, but an address
+    address: str | None  # folder and name at the end of COCO's address: "val2017/000000000139.jpg"
     size: tuple[int, int]  # (width, height) in pixels
     caption: str | None
     dataset_name: Any
@@ -230,8 +231,8 @@ class AnnotationFile:
         if number in self.images:
             raise ValueError(f"{self.path}: image id {record['id']} occurs twice")
         file_name, address, caption = (record.get(key) for key in ("file_name", "coco_url", "caption"))
-        if file_name is None and isinstance(address, str):  # LVIS's have no name
-            file_name = "/".join(address.split("/")[-2:])
+        address = "/".join(address.split("/")[-2:]) if isinstance(address, str) else None
+        file_name = address if file_name is None else file_name
         in_part, negative = (record.get(key) or [] for key in _LISTS_OF_LVIS)
         width, height = (read_whole(record.get(side)) or 0 for side in ("width", "height"))
         require = partial(_require, self.path, f"image {record['id']}", record)
@@ -243,6 +244,7 @@ class AnnotationFile:
         self.images[number] = CocoImage(
             read_id(record["id"]),
             file_name,
+            address,
             (width, height),
             caption if isinstance(caption, str) else None,
             record.get("dataset_name"),

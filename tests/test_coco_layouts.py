@@ -258,6 +258,19 @@ def test_a_category_that_is_absent_and_marked_has_its_row_alone(workshop):
         workshop.build()
 
 
+@pytest.mark.parametrize("place", ["val2017/000000266409.jpg", "000000266409.jpg"])
+def test_images_of_lvis_are_named_by_their_address(workshop, place):
+    """In LVIS 0.5 beside the name of another edition, in 1.0 alone."""
+    stored = workshop.image(place)
+    address = "http://images.cocodataset.org/val2017/000000266409.jpg"
+    for name in "COCO_val2014_000000266409.jpg", None:
+        images = [image(0, name, coco_url=address, neg_category_ids=[], not_exhaustive_category_ids=[])]
+        workshop.write("lvis_val_100.json", content(annotation(1, 5), images=images, categories=LVIS))
+        ((row,),) = workshop.build(True, strict=True)[0].values()
+        assert row["image"]["bytes"] == stored
+        assert name_in_source(row["image_id"]) == name or "val2017/000000266409.jpg"
+
+
 @pytest.mark.parametrize("ignore", [1, True, "1", 1.0])
 def test_a_category_with_an_object_to_be_ignored_has_no_row_in_its_image(workshop, ignore):
     """Neither region nor background: pointing at it would be neither right nor wrong."""
