@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .features import plain_name
-from .objects import file_split
+from .objects import file_split, folder_split
 
 # In the order in which they are looked for: exporters' own, Roboflow's, COCO's and CVAT's, then anybody's.
 _NAMES = ("instances.json", "_annotations.coco*.json", "instances_*.json", "*.json")
@@ -76,8 +76,9 @@ def _has_lists(path: Path) -> bool:
 def image_folders(root: str, annotations: str) -> list[str]:
     """The folders in `root` where files may lie that are named by an annotation file, the likeliest first.
 
-    Those are its own and the root, each by itself and in it `images`, `data` and what the file's name ends in:
-    `train2017` of `annotations/instances_train2017.json`.
+    Those are its own, the one above and the root, each by itself and in it `images` and `data`; and before them what is
+    in any of these and called as the file's name ends (`train2017` of `annotations/instances_train2017.json`) or for
+    its split.
 
     Args:
         annotations: path of the annotation file from the data folder.
@@ -86,8 +87,13 @@ def image_folders(root: str, annotations: str) -> list[str]:
     stem = os.path.splitext(name)[0]
     ends = [stem.split("_", count)[-1] for count in range(stem.count("_") + 1)]
     bases = [os.path.join(base, inner) for base in (own, os.path.dirname(own), "") for inner in ("", "images", "data")]
-    folders = (os.path.join(base, end) for end in (*ends, "") for base in bases)
-    return [folder for folder in dict.fromkeys(folders) if os.path.isdir(os.path.join(root, folder))]
+    bases = [base for base in dict.fromkeys(bases) if os.path.isdir(os.path.join(root, base))]
+    folders = [os.path.join(base, end) for end in ends for base in bases]
+    if split := file_split(annotations):
+        for base in bases:
+            names = sorted(entry.name for entry in os.scandir(os.path.join(root, base)) if entry.is_dir())
+            folders += [os.path.join(base, name) for name in names if folder_split(f"{name}/_") == split]
+    return [folder for folder in dict.fromkeys((*folders, *bases)) if os.path.isdir(os.path.join(root, folder))]
 
 
 def find_file(root: str, folders: Iterable[str], name: str) -> str | None:

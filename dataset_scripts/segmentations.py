@@ -164,7 +164,7 @@ def read_segment_ids(folder: Path, name: str | None, size: tuple[int, int]) -> n
             unusable_if(
                 image.size != size or size[0] * size[1] > MAX_PIXELS, "PNG file of the segments of another size"
             )
-            is_gray = image.mode.startswith(("1", "L", "I"))
+            is_gray = image.mode in ("1", "L") or image.mode.startswith("I")
             pixels = np.asarray(image if is_gray else image.convert("RGB")).astype(np.int32)
     except UNREADABLE as error:
         raise Unusable("PNG file of the segments that cannot be decoded") from error

@@ -138,6 +138,8 @@ def test_the_card_tells_which_files_of_the_data_folder_were_taken(workshop, tmp_
 
 LAYOUTS = {
     "CVAT": ("annotations/instances_Train.json", "images/Train/0.jpg", "annotations/instances_Validation.json"),
+    "DETR": ("annotations/custom_train.json", "train2017/0.jpg", "annotations/custom_val.json"),
+    "images by split": ("training.json", "images/train/0.jpg", "validation.json"),
     "two files": ("train.json", "images/0.jpg", "val.json"),
     "LVIS": ("lvis_v1_train.json", "train2017/0.jpg", "lvis_v1_val.json"),
     "a folder each": ("train/annotations.json", "train/images/0.jpg", "val/annotations.json"),
@@ -392,6 +394,8 @@ def test_trouble_with_the_png_file_is_not_trouble_with_the_segments(workshop):
         assert report.examples == {f"masks: {reason}": ["annotation number 0 (without id)"]}
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
     assert list(workshop.build()[1].dropped) == ["masks: PNG file of the segments that cannot be decoded"]
+    Image.new("LA", (WIDTH, HEIGHT)).save(path)
+    assert list(workshop.build()[1].dropped) == ["masks: segment that no pixel of the PNG file is of"]
     path.unlink()
     path.symlink_to("/etc/passwd")
     assert list(workshop.build()[1].dropped) == [
