@@ -184,12 +184,13 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _command(name: str, splits: Sequence[str] | None, limit: int | None, options: dict[str, Any]) -> str:
-    """The command that builds this again: what differs from the defaults, of paths only the last part."""
+    """The command that builds this again: what differs from the defaults, of paths only what is in the data folder."""
     defaults = {field.name: field.default for field in dataclasses.fields(BUILDERS[name][1])}
     words = ["albef-amc", "build", name]
     for key, value in {**options, "limit": limit}.items():
         if value != defaults.get(key) or key == "data_dir":
-            text = Path(value).name if isinstance(value, str | Path) else str(value)
+            is_path = isinstance(value, str | Path) and (key != "annotations" or Path(value).is_absolute())
+            text = Path(value).name if is_path else str(value)
             words += [f"--{key}"] if value is True else [f"--{key}", text]
     if splits is not None:
         words += ["--splits", *splits]

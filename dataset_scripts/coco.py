@@ -4,264 +4,396 @@ The phrase is the category's name in words ("traffic light"; of `traffic_light` 
 its region every instance of it in the image, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and
 a point in it is right. Images are stored as they are.
 
+Files of several splits make one data set: Roboflow's `train/_annotations.coco.json`, `valid/…`, `test/…`, COCO's own
+`annotations/instances_train2017.json`, … A split is named by the file or its folder. Validation, if none is, is drawn
+from train's images, and both of them from those that a file of no such name lists.
+
+Captions (`captions_train2017.json`) are rows without a region. Of a panoptic segmentation the segments are instances,
+of things and stuff alike; their masks are in PNG files, looked for in a folder of the JSON file's name. "tree-merged"
+is a tree; "wall-other" is a wall, but left out beside another kind of wall.
+
+LVIS lists categories that somebody looked for in an image in vain (`neg_category_ids`), which are absent phrases, and
+some that are marked in part (`not_exhaustive_category_ids`), which are left out. So is a category in an image where one
+of its annotations is to be ignored (`ignore`, of Objects365 and others): to COCO's evaluation a find there is neither
+right nor wrong, so that it belongs neither to the region nor to the rest of the image.
+
 MDETR's and GoldG's files are COCO's with captions. Of an image whose annotations have `tokens_positive`, [[start, end],
 …] in characters of the image's `caption`, the phrases are those words, one row for each place in the caption, whatever
 the categories are called. In the files of the RefCOCO sets the caption is an expression for the one box, and
 `tokens_positive` marks its noun only.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
+from itertools import groupby, starmap
 from operator import itemgetter
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 
-from .builder import (
-    MOSTLY_OUTSIDE,
-    DrawnSplitsConfig,
-    GroundingBuilder,
-    OutsideImage,
-    SourceImage,
-    Unusable,
-    clip_box,
-    unusable_if,
-)
+from .builder import SourceImage, Unusable, unusable_if
+from .coco_files import annotation_files, find_file, image_folders
 from .coco_format import (
+    NO_CATEGORY,
     AnnotationFile,
     CocoImage,
-    contradict,
     in_words,
-    is_crowd,
+    is_caption,
     name_of,
     read_corners,
+    read_flag,
+    read_id,
     read_region,
     read_whole,
 )
-from .features import PhraseFields, encode_png, mask_to_box, plain_name
+from .features import PhraseFields, plain_name
 from .json_files import read_record
+from .objects import Instance, ObjectBuilder, ObjectConfig, file_split, same_words
 from .options import CocoOptions
-from .segmentations import segmentation_to_mask
+from .segmentations import mask_to_run_lengths, read_segment_ids
 
 _EXPRESSIONS = ("refcoco", "refcoco+", "refcocog")  # as `dataset_name`
+_NOT_LISTED = "a category that is not listed (see --categories)"
+# Why a category has no row in an image: what the file means, so that no strict build stops at it.
 _NOT_EXHAUSTIVE = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
-_BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
+_IGNORED = "instances: of a category of which one in the image is to be ignored (ignore)"
+_OF_THE_REST = "instances: of a category of the rest (-other) beside another of its kind"
+_AMBIGUOUS = "absent phrases: of a name of several categories, not all of which are absent"
+_STUFF = re.compile("(-other)?(-merged|-stuff)?$")  # what COCO calls categories of stuff beside their name
 
-Numbered = list[tuple[int, dict[str, Any]]]  # annotations with their number in the file
-Record = tuple[CocoImage, np.ndarray]  # an image, and the columns of its annotations
+Called = list[tuple[str, dict[str, Any]]]  # annotations, each with what it is called in messages
+Labelled = Iterator[tuple[int, bool, Instance]]  # with the label's number, and whether it is to be ignored
+
+
+class Record(NamedTuple):
+    """An image. Its lists of categories have numbers of `Coco.labels`."""
+
+    image: CocoImage
+    file: int  # in `Coco.files`
+    name: str  # in its id
+    annotations: np.ndarray  # columns: number in its file, image, label or NO_CATEGORY, first byte, end, file
+
+
+class _File(NamedTuple):
+    path: Path
+    place: str  # in the data folder
+    scope: str  # the folder that its images' names are for; nothing for the data folder
+    split: str | None
+    labels: dict[int | str, int]  # of its categories by their id
+    image_folders: list[str]  # where its images may lie, in `images_dir`
+    mask_folders: list[str]  # and its PNG files, in the data folder
 
 
 @dataclass
-class CocoConfig(CocoOptions, DrawnSplitsConfig):
+class CocoConfig(CocoOptions, ObjectConfig):
     """The options, checked."""
 
 
-class Coco(GroundingBuilder):
+class Coco(ObjectBuilder):
     """`datasets` builder of images with COCO annotations; rows as in `features.FEATURES`.
 
     A broken file (missing keys, the same id twice, coordinates that are shares of the image, corners in place of sizes)
     raises a `ValueError` that names it and its record. What is of no use is dropped and counted: an annotation whose
     image or category is not listed or whose `tokens_positive` are no words of a caption, an image that cannot be used.
 
-    Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out; where
-    nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
-    cannot be read or has no area in the image, has its mask's own. Where the two contradict each other (an IoU below a
-    half), the mask is taken and the box is its own; of a mask that has lost a part the box is taken. A box that CVAT
-    has turned (`attributes.rotation`, degrees clockwise) is a mask of that shape, and in the image like a straight one.
+    A box may be turned as CVAT writes it (`attributes.rotation`, degrees clockwise). A row is of all instances, as of
+    `ObjectBuilder`, also where the files of a split list the image several times.
 
-    A row is of all instances that the image shows, also where the file lists the image by several ids. One whose box
-    lies beside the image is not among them. One with neither a mask nor a box with an area, or one that is mostly
-    outside of the image, is somewhere, nobody knows where: its row is left out, as is that of a category that LVIS says
-    is marked in part. LVIS's images have no `file_name`, but COCO's address: they are looked for in COCO's folders,
-    `val2017/<name>`.
+    Images are looked for in `images_dir`, and there in the folder of the annotation file, in `images` and in what the
+    file's name ends in (`train2017`); by their `file_name`, or by COCO's address (`coco_url`), as LVIS has it.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
     images_per_job = 1000
     source = (
-        "Images and an annotation file in COCO's format that the builder was given. Images are stored byte for byte as "
+        "Images and annotation files in COCO's format that the builder was given. Images are stored byte for byte as "
         "they were, whatever they show and carry with them (Exif data too)."
     )
 
-    def _info(self) -> datasets.DatasetInfo:
-        info = super()._info()
-        info.license = self.config.license or ""
-        return info
-
     def split_names(self) -> list[str]:
-        other = Path(self.config.data_dir, self.config.categories) if self.config.categories else None
-        file = AnnotationFile(self._path(), other)
-        images, annotations = file.images, file.table()
-        first: dict[str, str] = {}  # what is read the same by an uncased tokenizer has one row
-        names = {number: in_words(name) for number, name in file.categories.items()}
-        self.categories = {
-            number: first.setdefault(" ".join(name.casefold().replace("-", " ").split()), name)
-            for number, name in names.items()
-        }
-        by_words = file.with_tokens | {number for number, image in images.items() if image.dataset_name in _EXPRESSIONS}
-        if again := _take_together(images, annotations, by_words):
+        paths = annotation_files(Path(self.config.data_dir), self.config.annotations)
+        self.files: list[_File] = []
+        self.labels: list[str] = []
+        self.others: dict[int, set[int]] = {}  # labels of the rest of a kind → the others of that kind
+        self._is_only = len(paths) == 1
+        images: dict[int, tuple[CocoImage, int]] = {}  # by number, each with its file's
+        by_words: set[int] = set()
+        annotations = np.concatenate([self._read(path, images, by_words) for path in paths])
+        if again := self._take_together(images, annotations, by_words):
             self.report.kept["images that are listed again, taken together with the first"] += again
-        usable = []
-        with self._path().open("rb") as file:
-            for number, image, category, *place in annotations.tolist():
-                if image in images and (category in self.categories or image in by_words):
-                    usable.append(number)
-                    continue
-                missing = "an image that is not listed"
-                if image in images:
-                    missing = "a category that is not listed (see --categories)"
-                self.drop(f"instances: of {missing}", name_of(read_record(file, place), number))
-        self.splits = self._sorted(images, annotations[usable])
+        self.splits = self._sorted(images, annotations)
         return sorted(self.splits)
-
-    def _sorted(self, images: dict[int, CocoImage], annotations: np.ndarray) -> dict[str, list[Record]]:
-        """Split → its images, each with the annotations of its own, sorted by their category's name."""
-        rank = {id_: number for number, id_ in enumerate(images)}
-        order = {name: number for number, name in enumerate(self.categories.values())}
-        image_ranks = np.array([rank[image] for image in annotations[:, 1].tolist()], int)
-        names = map(self.categories.get, annotations[:, 2].tolist())
-        name_ranks = np.array([order.get(name, len(order)) for name in names], int)  # of words of captions, any
-        by_image = np.lexsort((name_ranks, image_ranks))  # keeps the order of the file among equals
-        ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
-        records = list(zip(images.values(), np.split(annotations[by_image], ends)))
-        if not self.config.split:
-            self.draw_splits((self.name_in_id(image.file_name), (image, own)) for image, own in records if len(own))
-        splits: dict[str, list[Record]] = {}
-        for image, own in records:
-            split = self.config.split or self.drawn_split(self.name_in_id(image.file_name))
-            splits.setdefault(split, []).append((image, own))
-        return splits
 
     def images(self, split: str) -> list[Record]:
         """Images, each with the columns of its annotations; the records are read by whoever makes the rows."""
         return self.splits[split]
 
     def image(self, record: Record) -> SourceImage | None:
-        image, annotations = record
-        if not len(annotations):
+        image = record.image
+        if not len(record.annotations) and not image.negative:
             self.report.dropped["images without annotation"] += 1
             return None
-        lost = {"instances: of an image that cannot be used": len(annotations)}
-        return SourceImage(image.file_name, f"image {image.id} ({image.file_name})", record, lost, image.size)
+        place = self._place(image, record.file) or image.file_name
+        lost = {"instances: of an image that cannot be used": len(record.annotations)}
+        called = f"image {image.id} ({image.file_name})"
+        return SourceImage(place, called, record, lost, image.size, record.name)
+
+    def _place(self, image: CocoImage, file: int) -> str | None:
+        """Where an image lies in `images_dir`, if it does."""
+        root, address = self.config.images_dir, image.address or ""
+        # LVIS 0.5 has the names of COCO's edition of 2014, and the addresses of 2017's, which has other names.
+        names = filter(None, (image.file_name, address, address.rpartition("/")[2])) if root else ()
+        return next(filter(None, (find_file(root, self.files[file].image_folders, name) for name in names)), None)
+
+    # The files
+
+    def _read(self, path: Path, images: dict[int, tuple[CocoImage, int]], by_words: set[int]) -> np.ndarray:
+        """Adds the images of a file to those of the files before; returns the columns of its annotations."""
+        folder, others = Path(self.config.data_dir), self.config.categories
+        file = AnnotationFile(path, folder / others if others else None)
+        place = PurePosixPath(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
+        scope = place.parent.parent if place.parent.name == "annotations" else place.parent
+        labels = self._add_labels(file)
+        by_id = {id_: labels[number] for id_, number in file.category_numbers.items() if number in labels}
+        split = self.config.split or file_split(str(place))
+        of_images, of_masks = (
+            image_folders(root, str(place)) if root else [] for root in (self.config.images_dir, self.config.data_dir)
+        )
+        self.files.append(_File(path, str(place), str(scope) if scope.parts else "", split, by_id, of_images, of_masks))
+        first, total = max(images, default=-1) + 1, Counter(labels.values())
+        for number, image in file.images.items():
+            images[first + number] = self._with_labels(image, labels, total), len(self.files) - 1
+        words = file.with_tokens | {
+            number for number, image in file.images.items() if image.dataset_name in _EXPRESSIONS
+        }
+        by_words |= {first + number for number in words}
+        table = file.table()
+        of_image, category = table[:, 1], table[:, 2].copy()
+        label = np.full(len(file.category_numbers) + 1, NO_CATEGORY)  # the last one is NO_CATEGORY's own
+        label[list(labels)] = list(labels.values())
+        table[:, 2] = label[category]
+        is_listed = np.isin(of_image, list(file.images))
+        is_usable = (table[:, 2] >= 0) | (category == NO_CATEGORY) | np.isin(of_image, list(words))
+        with path.open("rb") as opened:
+            for number in np.flatnonzero(~is_listed | ~is_usable).tolist():
+                reason = _NOT_LISTED if is_listed[number] else "an image that is not listed"
+                start, end = table[number, 3:].tolist()
+                self.drop(f"instances: of {reason}", self._called(read_record(opened, (start, end)), number, -1))
+        table = np.column_stack((table, np.full(len(table), len(self.files) - 1)))[is_listed & is_usable]
+        table[:, 1] += first
+        return table
+
+    def _add_labels(self, file: AnnotationFile) -> dict[int, int]:
+        """The labels of a file's categories; what an uncased tokenizer reads the same is one, also of several files."""
+        known = {same_words(label): number for number, label in enumerate(self.labels)}
+        labels: dict[int, int] = {}
+        names = {n: _STUFF.sub("", name) if file.has_segments else name for n, name in file.categories.items()}
+        for number, name in names.items():
+            labels[number] = known.setdefault(same_words(name), len(self.labels))
+            if labels[number] == len(self.labels):
+                self.labels.append(in_words(name))
+        for number, name in names.items():
+            if "-other" in file.categories[number][len(name) :]:
+                kinds = {n: (names[n].split("-")[0], file.kinds.get(n, "").removesuffix("-stuff")) for n in names}
+                own = {labels[n] for n, kind in kinds.items() if name in kind and n != number}
+                self.others.setdefault(labels[number], set()).update(own - {labels[number]})
+        return labels
+
+    def _with_labels(self, image: CocoImage, labels: dict[int, int], total: Counter[int]) -> CocoImage:
+        """The image with labels in place of its categories; absent is what all categories of a label are."""
+        if not image.not_exhaustive and not image.negative:
+            return image
+        in_part = tuple(labels[number] for number in image.not_exhaustive if number in labels)
+        absent: list[int] = []
+        for label, count in Counter(labels.get(number) for number in set(image.negative)).items():
+            if label is None:
+                self.drop(f"absent phrases: of {_NOT_LISTED}", f"image {image.id} ({image.file_name})", count)
+            elif count < total[label]:
+                self.report.dropped[_AMBIGUOUS] += 1
+            else:
+                absent.append(label)
+        return image._replace(not_exhaustive=in_part, negative=tuple(absent))
+
+    def _take_together(
+        self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray, by_words: set[int]
+    ) -> int:
+        """Gives the annotations of images that are listed again to the first of their kind; returns how many those are.
+
+        MDETR's images, whose phrases are words of their captions, are listed anew for each caption, and stay.
+        """
+        first: dict[tuple[Any, ...], int] = {}
+        again: dict[int, int] = {}
+        for number, (image, index) in images.items():
+            if number not in by_words:
+                file = self.files[index]
+                same = first.setdefault((file.split, file.scope, plain_name(image.file_name), *image.size), number)
+                known, its_file = images[same]
+                # By one name two files may mean an image each, which then lie in folders of their own.
+                if same != number and (its_file == index or self._place(known, its_file) == self._place(image, index)):
+                    again[number] = same
+                    in_part, negative = known.not_exhaustive + image.not_exhaustive, known.negative + image.negative
+                    images[same] = known._replace(not_exhaustive=in_part, negative=negative), its_file
+        for number in again:
+            del images[number]
+        if again:
+            annotations[:, 1] = [again.get(number, number) for number in annotations[:, 1].tolist()]
+        return len(again)
+
+    def _sorted(self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray) -> dict[str, list[Record]]:
+        """Split → its images, each with the annotations of its own, sorted by their label."""
+        rank = {number: place for place, number in enumerate(images)}
+        image_ranks = np.array([rank[image] for image in annotations[:, 1].tolist()], int)
+        label_ranks = np.where(annotations[:, 2] < 0, len(self.labels), annotations[:, 2])
+        by_image = np.lexsort((label_ranks, image_ranks))  # keeps the order of the files among equals
+        ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
+        names = self._names(images)
+        parts = zip(images.values(), names, np.split(annotations[by_image], ends))
+        records = [Record(image, index, name, own) for (image, index), name, own in parts]
+        fixed = [file.split for file in self.files]
+        if not self.config.split and "validation" not in fixed:
+            fixed = [None if split == "train" else split for split in fixed]
+        if None in fixed:
+            drawn = (record for record in records if fixed[record.file] is None)
+            full = (record for record in drawn if len(record.annotations) or record.image.negative)
+            self.draw_splits((self.name_in_id(record.image.file_name), record) for record in full)
+        splits: dict[str, list[Record]] = {}
+        for record in records:
+            split = fixed[record.file] or self.drawn_split(self.name_in_id(record.image.file_name))
+            splits.setdefault(split, []).append(record)
+        return splits
+
+    def _names(self, images: dict[int, tuple[CocoImage, int]]) -> list[str]:
+        """What ids call the images: their file's name, which of several files may need its folder or split, too."""
+        if self._is_only:
+            return [image.file_name for image, _ in images.values()]
+        owners: dict[str, set[tuple[str, str | None]]] = {}
+        for image, index in images.values():
+            owners.setdefault(plain_name(image.file_name), set()).add(self.files[index][2:4])
+        names = []
+        for image, index in images.values():
+            file = self.files[index]
+            prefix = (file.scope or file.split) if len(owners[plain_name(image.file_name)]) > 1 else None
+            names.append(f"{prefix}/{self.name_in_id(image.file_name)}" if prefix else image.file_name)
+        return names
+
+    def _called(self, annotation: dict[str, Any], number: int, file: int) -> str:
+        """What an annotation is called in messages."""
+        name = name_of(annotation, number)
+        return name if self._is_only else f"{self.files[file].place}: {name}"
+
+    # Rows
 
     def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
-        for phrase, own in self._instances_by_phrase(*content):
-            boxes, masks = self._boxes_and_masks(own, content[0].size)
-            if not boxes:
-                continue
-            self.report.kept[f"rows (an image and a {'phrase' if 'caption' in phrase else 'category'})"] += 1
-            if len(masks) < len(boxes):
-                self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
-                masks = []
-            yield {**phrase, "boxes": boxes, "masks": masks}
-
-    def _path(self) -> Path:
-        return Path(self.config.data_dir, self.config.annotations)
-
-    def _instances_by_phrase(
-        self, image: CocoImage, annotations: np.ndarray
-    ) -> Iterator[tuple[PhraseFields, Numbered]]:
-        """The phrases of an image, each with its place in the caption, if there is one, and its own annotations."""
-        with self._path().open("rb") as file:
-            records = [
-                (number, self.categories.get(category), read_record(file, place))
-                for number, _, category, *place in annotations.tolist()
-            ]
-        if image.dataset_name in _EXPRESSIONS or any("tokens_positive" in record for *_, record in records):
-            yield from self._instances_by_words([(number, record) for number, _, record in records], image)
+        image, own = content.image, list(self._records(content))
+        if image.dataset_name in _EXPRESSIONS or any("tokens_positive" in record for *_, record in own):
+            called = [(name, record) for _, _, name, record in own]
+            for phrase, found in self._instances_by_words(called, image, self.files[content.file].path):
+                kind = "phrase" if "caption" in phrase else "category"
+                yield from self.region_rows(phrase, starmap(_instance, found), image.size, kind)
             return
-        in_part = {self.categories.get(number) for number in image.not_exhaustive}
-        for category, group in groupby(records, key=itemgetter(1)):
-            own = [(number, record) for number, _, record in group]
-            if category in in_part:
-                self.report.dropped[_NOT_EXHAUSTIVE] += len(own)
+        instances: list[tuple[int, bool, Instance]] = []
+        for label, file, called, record in own:
+            if is_caption(record):
+                yield from self._caption(called, record)
+            elif "segments_info" in record:
+                instances += self._segments(file, called, record, image.size)
             else:
-                yield {"phrase": category}, own
+                instances.append((label, bool(read_flag(record, "ignore")), _instance(called, record)))
+        yield from self._labelled(image, instances)
 
-    def _instances_by_words(self, records: Numbered, image: CocoImage) -> Iterator[tuple[PhraseFields, Numbered]]:
+    def _records(self, content: Record) -> Iterator[tuple[int, _File, str, dict[str, Any]]]:
+        """An image's annotations: label, file, what it is called in messages, and the record."""
+        with ExitStack() as stack:
+            opened: dict[int, Any] = {}
+            for number, _, label, start, end, index in content.annotations.tolist():
+                if index not in opened:
+                    opened[index] = stack.enter_context(self.files[index].path.open("rb"))
+                record = read_record(opened[index], (start, end))
+                yield label, self.files[index], self._called(record, number, index), record
+
+    def _labelled(self, image: CocoImage, instances: list[tuple[int, bool, Instance]]) -> Iterator[PhraseFields]:
+        """A row for each label that an image has, and for each that it has not."""
+        instances.sort(key=itemgetter(0))
+        present = {label for label, *_ in instances}
+        for label, group in groupby(instances, key=itemgetter(0)):
+            own, phrase = list(group), self.phrase_of(self.labels[label])
+            if label in image.not_exhaustive:
+                self.report.dropped[_NOT_EXHAUSTIVE] += len(own)
+            elif any(is_ignored for _, is_ignored, _ in own):
+                self.report.dropped[_IGNORED] += len(own)
+            elif self.others.get(label, set()) & present:
+                self.report.dropped[_OF_THE_REST] += len(own)
+            else:
+                found = (instance for *_, instance in own)
+                yield from self.region_rows({"phrase": phrase}, found, image.size, "category")
+        for label in dict.fromkeys(image.negative):
+            if label in present or label in image.not_exhaustive:
+                self.drop("absent phrases: of a category that is marked in the image", f"image {image.id}")
+                continue
+            self.report.kept["absent phrases (neg_category_ids)"] += 1
+            yield {"phrase": self.phrase_of(self.labels[label]), "absent": True}
+
+    def _caption(self, called: str, record: dict[str, Any]) -> Iterator[PhraseFields]:
+        with self.dropping("captions", called):
+            caption = record["caption"]
+            unusable_if(not isinstance(caption, str) or not caption.split(), "without a word")
+            self.report.kept["captions, as rows without a region"] += 1
+            yield {"phrase": " ".join(caption.split())}
+
+    def _segments(self, file: _File, called: str, record: dict[str, Any], size: tuple[int, int]) -> Labelled:
+        """The segments of an image, each as an instance of its category."""
+        root, ids = self.config.data_dir, None
+        try:
+            ids = read_segment_ids(Path(root), find_file(root, file.mask_folders, record["file_name"]), size)
+        except Unusable as reason:
+            self.drop(f"masks: {reason}", called)
+        for segment in record["segments_info"]:
+            id_, label = read_whole(segment["id"]), file.labels.get(read_id(segment["category_id"]))
+            name, runs = f"{called}, segment {id_}", None
+            if label is None:
+                self.drop(f"instances: of {_NOT_LISTED}", name)
+                continue
+            if ids is not None and (mask := ids == id_).any():
+                runs = mask_to_run_lengths(mask)
+            elif ids is not None:
+                self.drop("masks: segment that no pixel of the PNG file is of", name)
+            box, is_crowd = read_corners(segment.get("bbox")), bool(read_flag(segment, "iscrowd"))
+            yield label, False, Instance(name, box=box, segmentation=runs, is_crowd=is_crowd)
+
+    def _instances_by_words(
+        self, records: Called, image: CocoImage, path: Path
+    ) -> Iterator[tuple[PhraseFields, Called]]:
+        """The phrases of an image, each with its place in the caption, if there is one, and its own annotations."""
         if image.caption is None:
             raise ValueError(
-                f"{self._path()}: image {image.id} has no caption, though its annotations have tokens_positive, places "
+                f"{path}: image {image.id} has no caption, though its annotations have tokens_positive, places "
                 "in it, as MDETR's and GoldG's files do: such a file needs both"
             )
         caption = " ".join(image.caption.split())
-        phrases: dict[tuple[str, tuple[int, int] | None], Numbered] = {}
-        for number, record in records:
-            with self.dropping("instances", name_of(record, number)):
+        phrases: dict[tuple[str, tuple[int, int] | None], Called] = {}
+        for called, record in records:
+            with self.dropping("instances", called):
                 phrase = _words_of(image.caption, image.dataset_name, record.get("tokens_positive"))
-                phrases.setdefault(phrase, []).append((number, record))
+                phrases.setdefault(phrase, []).append((called, record))
         for (words, span), own in phrases.items():
             yield {"phrase": words, "caption": caption if span else None, "caption_span": span}, own
 
-    def _boxes_and_masks(
-        self, annotations: Numbered, size: tuple[int, int]
-    ) -> tuple[list[list[float]], list[dict[str, Any]]]:
-        """Boxes, and such masks as there are, of the instances, which are counted; none if one was lost."""
-        boxes: list[list[float]] = []
-        masks: list[dict[str, Any]] = []
-        crowds, is_whole = 0, True
-        for number, annotation in annotations:
-            record = name_of(annotation, number)
-            try:
-                box, mask = self._box_and_mask(annotation, size, partial(self.drop, record=record))
-            except Unusable as reason:
-                self.drop(f"instances: {reason}", record)
-                is_whole = is_whole and isinstance(reason, OutsideImage)
-                continue
-            boxes.append(box)
-            if mask is not None:
-                masks.append(encode_png(mask))  # of a large image a file is much smaller
-            crowds += bool(is_crowd(annotation))
-        if not boxes or not is_whole:
-            self.lose({_BESIDE_LOST: len(boxes)})
-            return [], []
-        self.report.kept["instances"] += len(boxes)
-        if crowds:
-            self.report.kept["instances that are crowds"] += crowds
-        return boxes, masks
 
-    def _box_and_mask(
-        self, annotation: dict[str, Any], size: tuple[int, int], drop: Callable[[str], None]
-    ) -> tuple[list[float], np.ndarray | None]:
-        """An instance's box, cut to the image, and its mask; Unusable if it has no mask, and no box with an area."""
-        lost: list[str] = []
-        whole, segmentation = read_region(annotation)
-        mask = segmentation_to_mask(segmentation, size[1], size[0], lost.append)
-        for reason in lost:
-            drop(reason)
-        if whole is None:
-            if (turned := read_corners(annotation.get("bbox"))) and not annotation.get("segmentation"):
-                xs, ys = segmentation[0][::2], segmentation[0][1::2]
-                around = [min(xs), min(ys), max(xs), max(ys)]
-                is_whole = clip_box(around, size, least=0) == around
-                area = (turned[2] - turned[0]) * (turned[3] - turned[1])
-                unusable_if(not is_whole and (mask is None or mask.sum() < area / 2), MOSTLY_OUTSIDE)
-            unusable_if(mask is None, "neither a box nor a mask")
-            if annotation.get("bbox") and annotation.get("segmentation"):
-                drop("boxes: not four finite numbers; the mask's own is taken")
-            kind = "whose box is turned" if annotation.get("bbox") else "without a box"
-            self.report.kept[f"instances {kind}, which have their mask's own"] += 1
-            return mask_to_box(mask), mask
-        try:
-            box = clip_box(whole, size)
-        except Unusable as unusable:
-            if mask is None:
-                raise
-            drop(f"boxes: {unusable}; the mask's own is taken")
-            return mask_to_box(mask), mask
-        if box != whole:  # many of them may be corners in place of sizes
-            self.report.kept["boxes over the edge of the image, cut"] += 1
-        if mask is not None and contradict(box, mask_to_box(mask)):
-            if lost:
-                drop("masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone")
-                return box, None
-            drop("boxes: contradict their mask (IoU below 0.5); the mask's own is taken")
-            return mask_to_box(mask), mask
-        return box, mask
+def _instance(called: str, annotation: dict[str, Any]) -> Instance:
+    box, segmentation = read_region(annotation)
+    has_box, has_own = bool(annotation.get("bbox")), bool(annotation.get("segmentation"))
+    return Instance(
+        called,
+        box=box,
+        segmentation=segmentation,
+        is_turned=box is None and has_box and not has_own,
+        is_crowd=bool(read_flag(annotation, "iscrowd")),
+        has_bad_box=box is None and has_box and has_own,
+    )
 
 
 def _words_of(caption: str, dataset_name: Any, tokens: Any) -> tuple[str, tuple[int, int] | None]:
@@ -286,24 +418,3 @@ def _place(token: Any, caption: str) -> tuple[int, int]:
     is_place = start is not None and end is not None and 0 <= start < end <= len(caption)
     unusable_if(not is_place, "tokens_positive are no places in the caption")
     return start, end
-
-
-def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, by_words: set[int]) -> int:
-    """Gives the annotations of images that are listed again, by another id, to the first; returns how many those are.
-
-    MDETR's images, whose phrases are words of their captions, are listed anew for each caption, and stay.
-    """
-    first: dict[tuple[str, int, int], int] = {}
-    again: dict[int, int] = {}
-    for number, image in images.items():
-        if number not in by_words:
-            same = first.setdefault((plain_name(image.file_name), *image.size), number)
-            if same != number:
-                again[number] = same
-                in_part = images[same].not_exhaustive + image.not_exhaustive
-                images[same] = images[same]._replace(not_exhaustive=in_part)
-    for number in again:
-        del images[number]
-    if again:
-        annotations[:, 1] = [again.get(number, number) for number in annotations[:, 1].tolist()]
-    return len(again)

@@ -22,6 +22,7 @@ _LONGEST_NUMBER, _LONGEST_ID = 40, 200  # characters
 _EXACT = 2**53  # from here on floats leave out whole numbers
 SIZEABLE = 0.25  # a share of the annotations that chance does not explain
 _BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
+_LISTS_OF_LVIS = ("not_exhaustive_category_ids", "neg_category_ids")  # of an image
 _EXAMPLES = 3  # records that a message names
 _LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not drawn leave more, another object less
 
@@ -84,9 +85,9 @@ def read_region(annotation: dict[str, Any]) -> tuple[list[float] | None, Any]:
     return None, [[value for dx, dy in corners for value in (x + cos * dx - sin * dy, y + sin * dx + cos * dy)]]
 
 
-def is_crowd(annotation: dict[str, Any]) -> bool | None:
-    """What an annotation's `iscrowd` says, which it need not have."""
-    value = annotation.get("iscrowd")
+def read_flag(annotation: dict[str, Any], key: str) -> bool | None:
+    """What an annotation's `iscrowd` or `ignore` says, which it need not have."""
+    value = annotation.get(key)
     if value is None or isinstance(value, bool):
         return bool(value)
     return {0: False, 1: True}.get(read_whole(value))
@@ -124,14 +125,19 @@ def name_of(annotation: dict[str, Any], number: int) -> str:
 
 
 class CocoImage(NamedTuple):
-    """An image's record; the last three fields are MDETR's and LVIS's."""
+    """An image's record; the last four fields are MDETR's and LVIS's."""
 
     id: int | str
-    file_name: str
+    file_name: str  # LVIS's have none, but an address
+    address: str | None  # folder and name at the end of COCO's address: "val2017/000000000139.jpg"
     size: tuple[int, int]  # (width, height) in pixels
     caption: str | None
     dataset_name: Any
     not_exhaustive: tuple[int, ...]  # numbers of the categories not all of whose instances are marked
+    negative: tuple[int, ...]  # and of those that it was searched for, and has none of
+
+
+NO_CATEGORY = -1  # in place of a category's number
 
 
 class _Numbers(dict[int | str, int]):
@@ -145,6 +151,7 @@ class AnnotationFile:
     """An annotation file, read through and checked.
 
     The outlines of all COCO take gigabytes as Python's lists, so that annotations stay in the file, but for `wanted`.
+    An annotation may also be a caption of its image, or have all segments of it (panoptic): that is of `NO_CATEGORY`.
 
     Args:
         categories_path: a list of categories, by itself or in a file like this one, to take in place of the file's own.
@@ -162,8 +169,10 @@ class AnnotationFile:
         self.with_tokens: set[int] = set()  # numbers of the images that annotations mark words in the caption of
         # Annotations with coordinates; those with none above 1; of these, those with one that is not whole.
         self._num_located = self._num_small = self._num_shares = 0
-        own_categories = () if categories_path else ("categories",)
-        for key, record, place in stream_json_lists(path, ("images", *own_categories, "annotations")):
+        self.has_segments, self._num_captions = False, 0
+        self.kinds: dict[int, str] = {}  # their supercategories, where they have one, by number
+        lists = ("images", *(() if categories_path else ("categories",)), "annotations")
+        for key, record, place in stream_json_lists(path, lists, self._spare_lists):
             if key == "annotations":
                 self._add_annotation(record, place)
             elif key == "images":
@@ -182,6 +191,10 @@ class AnnotationFile:
     def table(self) -> np.ndarray:
         """int64 `(num_annotations, 5)`: number in the list, the image's, the category's, first byte and end."""
         return np.array(self._columns, np.int64).reshape(-1, 5)
+
+    def _spare_lists(self) -> set[str]:
+        """Captions have no categories."""
+        return {"categories"} if 5 * self._num_captions == len(self._columns) > 0 else set()
 
     def _check_all(self) -> None:
         if self._num_shares > SIZEABLE * self._num_located or 0 < self._num_small == self._num_located:
@@ -218,22 +231,24 @@ class AnnotationFile:
         if number in self.images:
             raise ValueError(f"{self.path}: image id {record['id']} occurs twice")
         file_name, address, caption = (record.get(key) for key in ("file_name", "coco_url", "caption"))
-        if file_name is None and isinstance(address, str):  # LVIS's have no name
-            file_name = "/".join(address.split("/")[-2:])
-        in_part = record.get("not_exhaustive_category_ids") or []
+        address = "/".join(address.split("/")[-2:]) if isinstance(address, str) else None
+        file_name = address if file_name is None else file_name
+        in_part, negative = (record.get(key) or [] for key in _LISTS_OF_LVIS)
         width, height = (read_whole(record.get(side)) or 0 for side in ("width", "height"))
         require = partial(_require, self.path, f"image {record['id']}", record)
         require("file_name", isinstance(file_name, str) and file_name)
         require("width", width > 0)
         require("height", height > 0)
-        require("not_exhaustive_category_ids", isinstance(in_part, list))
+        for key, ids in zip(_LISTS_OF_LVIS, (in_part, negative)):
+            require(key, isinstance(ids, list))
         self.images[number] = CocoImage(
             read_id(record["id"]),
             file_name,
+            address,
             (width, height),
             caption if isinstance(caption, str) else None,
             record.get("dataset_name"),
-            tuple(self.category_numbers[read_id(id_)] for id_ in in_part),
+            *(tuple(self.category_numbers[read_id(id_)] for id_ in ids) for ids in (in_part, negative)),
         )
 
     def _add_category(self, record: Any, path: Path) -> None:
@@ -241,6 +256,8 @@ class AnnotationFile:
         name = record.get("name")
         _require(path, f"category {record['id']}", record, "name", isinstance(name, str) and in_words(name))
         known = self.categories.setdefault(number, name)
+        if isinstance(kind := record.get("supercategory"), str):
+            self.kinds[number] = kind
         if in_words(known) != in_words(name):
             raise ValueError(f"{path}: category id {record['id']} occurs twice, as {known!r:.80} and as {name!r:.80}")
 
@@ -252,13 +269,15 @@ class AnnotationFile:
             if id_ not in self.wanted:
                 return
             self.records[id_] = record
-        require = partial(_require, self.path, name_of(record, number), record)
-        image, category, box = read_id(record.get("image_id")), read_id(record.get("category_id")), record.get("bbox")
+        name = name_of(record, number)
+        require = partial(_require, self.path, name, record)
+        image, box = read_id(record.get("image_id")), record.get("bbox")
         require("image_id", image is not None)
-        require("category_id", category is not None)
+        category_number = self._category_of(record, name)
         require("bbox", box in (None, []) or read_corners(box) or record.get("segmentation"))
-        require("iscrowd", is_crowd(record) is not None)
-        self._columns.extend((number, self._image_numbers[image], self.category_numbers[category], *place))
+        for flag in ("iscrowd", "ignore"):
+            require(flag, read_flag(record, flag) is not None)
+        self._columns.extend((number, self._image_numbers[image], category_number, *place))
         corners = read_region(record)[0]
         self._corners.extend(corners if corners and all(map(is_number, corners)) else [math.nan] * 4)
         coordinates = _coordinates(record)
@@ -275,6 +294,41 @@ class AnnotationFile:
             raise ValueError(f"{self.path}: annotation id {id_} occurs twice")
         elif id_ is not None:
             self._text_ids.add(id_)
+
+    def _category_of(self, annotation: dict[str, Any], name: str) -> int:
+        """Its category's number, or that of what has no category of its own."""
+        if is_caption(annotation):
+            self._num_captions += 1
+            return NO_CATEGORY
+        if "segments_info" in annotation:
+            self.has_segments = True
+            _check_segments(self.path, annotation, name)
+            return NO_CATEGORY
+        category = read_id(annotation.get("category_id"))
+        _require(self.path, name, annotation, "category_id", category is not None)
+        return self.category_numbers[category]
+
+
+def is_caption(annotation: dict[str, Any]) -> bool:
+    """Whether it is a sentence about the image as a whole, as in COCO's `captions_train2017.json`."""
+    return "caption" in annotation and not annotation.keys() & {"bbox", "segmentation", "category_id"}
+
+
+def _check_segments(path: Path, record: dict[str, Any], name: str) -> None:
+    """An image's panoptic segmentation: segments are what has the colour of their number in a PNG file."""
+    segments = record["segments_info"]
+    is_list = isinstance(segments, list) and all(isinstance(segment, dict) for segment in segments)
+    _require(path, name, record, "segments_info", is_list)
+    _require(path, name, record, "file_name", isinstance(record.get("file_name"), str))
+    ids: set[int | None] = {None}
+    for number, segment in enumerate(segments):
+        require = partial(_require, path, f"{name}, segment number {number}", segment)
+        id_, box = read_whole(segment.get("id")), segment.get("bbox")
+        require("id", id_ not in ids)
+        require("category_id", read_id(segment.get("category_id")) is not None)
+        require("bbox", box in (None, []) or read_corners(box))
+        require("iscrowd", read_flag(segment, "iscrowd") is not None)
+        ids.add(id_)
 
 
 def _coordinates(annotation: dict[str, Any]) -> list[float]:

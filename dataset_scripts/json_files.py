@@ -6,7 +6,7 @@ beyond 64 bits, loses lone surrogates, and does not tell where in the file a rec
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -64,10 +64,13 @@ def stream_json_records(path: Path, lines: bool = True) -> Iterator[Any]:
             raise ValueError(f"{path} does not begin with {expected} is expected")
 
 
-def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Any, Place]]:
+def stream_json_lists(
+    path: Path, names: Sequence[str], spare: Callable[[], set[str]] = set
+) -> Iterator[tuple[str, Any, Place]]:
     """The records of some lists of a JSON file that is one object, as COCO's: one at a time, in the order of the file.
 
-    All of the lists must be there, once. Yields the name of a list, a record, and where `read_record` finds it again.
+    All of the lists must be there, once, but for those that `spare`, asked at the end, says are not needed. Yields the
+    name of a list, a record, and where `read_record` finds it again.
     """
     listed = f"lists {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else f"list {names[0]}"
     needed = f"{path} needs the {listed}"
@@ -89,7 +92,7 @@ def stream_json_lists(path: Path, names: Sequence[str]) -> Iterator[tuple[str, A
                 if name in found:
                     yield name, record, (reader.start, reader.offset())
         reader.end()
-        if len(found) < len(names):
+        if not found | spare() >= set(names):
             raise ValueError(needed)
 
 

@@ -39,14 +39,25 @@ class AlbefJsonOptions(AnnotationOptions):
 
 
 @dataclass
-class CocoOptions(AnnotationOptions):
-    """images with COCO's instances.json: a category and all its instances"""
+class ObjectOptions(AnnotationOptions):
+    """Options of all that reads objects in images."""
 
-    annotations: str = option("instances.json", "Annotation file, in the data folder.")
-    categories: str | None = option(None, "JSON file of categories {id, name}, in place of the annotation file's.")
-    split: str | None = option(None, "Name of one split for all images, instead of train and validation.")
+    phrase_template: str = option("{}", 'What phrases are made of labels by, e.g. "a photo of a {}".')
+    split: str | None = option(None, "Name of one split for all images, instead of those that are named or drawn.")
     license: str | None = option(None, "Licence of images and annotations by its name on the Hub, e.g. cc-by-4.0.")
     validation_fraction: float = option(0.1, VALIDATION_HELP)
+
+
+@dataclass
+class CocoOptions(ObjectOptions):
+    """COCO's format, also LVIS's, Roboflow's, captions, panoptic: a category and all its instances"""
+
+    annotations: str | None = option(
+        None,
+        "Annotation files or folders, in the data folder, with commas between them; none: instances.json, or one for "
+        "each split, as Roboflow and COCO have them.",
+    )
+    categories: str | None = option(None, "JSON file of categories {id, name}, in place of the annotation file's.")
 
 
 @dataclass
@@ -58,9 +69,11 @@ class Flickr30kEntitiesOptions(AnnotationOptions):
 
 @dataclass
 class RefCocoOptions(AnnotationOptions):
-    """RefCOCO, RefCOCO+, RefCOCOg, ReferIt: the refer toolkit's pickle and JSON"""
+    """RefCOCO, RefCOCO+, RefCOCOg, ReferIt, gRefCOCO: the refer toolkit's pickle and JSON"""
 
-    splits_by: str | None = option(None, "Whose split: NAME of refs(NAME).p, such as unc; needed if there are several.")
+    splits_by: str | None = option(
+        None, "Whose split: NAME of refs(NAME).p or grefs(NAME).json, such as unc; needed if there are several."
+    )
     proposals: str | None = option(None, "JSON file of a detector's boxes, in the data folder or by its whole path.")
 
 
@@ -73,9 +86,11 @@ class ReferItOptions(AnnotationOptions):
 
 @dataclass
 class VisualGenomeOptions(AnnotationOptions):
-    """Visual Genome's regions, attributes and relations as phrases"""
+    """Visual Genome's regions, objects, attributes and relations as phrases"""
 
-    kinds: str = option("all", "regions, attributes, relations, with commas between them; all: whose files are there.")
+    kinds: str = option(
+        "all", "regions, objects, attributes, relations, with commas between them; all: whose files are there."
+    )
     regions_file: str = option("region_descriptions.json", "File of the regions, of the older layout or the newer.")
     exclude_coco_ids: str | None = option(
         None,

@@ -1,9 +1,12 @@
-"""Referring expressions: RefCOCO, RefCOCO+, RefCOCOg and ReferIt as the refer toolkit distributes them.
+"""Referring expressions: RefCOCO, RefCOCO+, RefCOCOg and ReferIt as the refer toolkit distributes them, and gRefCOCO.
 
 The four have one layout: `refs(<whose split>).p`, expressions and splits (unc, google, umd, berkeley), and
 `instances.json`, images and annotations. One row is one expression, in the toolkit's clean form (lower case, no
 punctuation), with the box of its object, the object's mask where it has one, and the object's category. Boxes are cut
 to the image.
+
+gRefCOCO has `grefs(unc).json` (or `.p`) in place of the pickle. Its expressions are of any number of objects: the row
+has the boxes and masks of all of them; one without a target (`ann_id` [-1]) is an absent phrase.
 
 Splits keep the toolkit's names, but `val` is named validation. ReferIt has objects in `testAB` and `testBC`: they are
 in both of the splits that this names, as in the toolkit.
@@ -16,7 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, clip_box, unusable_if
+from .builder import (
+    AnnotationConfig,
+    GroundingBuilder,
+    OutsideImage,
+    SourceImage,
+    Unusable,
+    clip_box,
+    unusable_if,
+)
 from .coco_format import AnnotationFile, CocoImage, contradict, read_box, read_corners, read_id
 from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
@@ -41,9 +52,10 @@ class RefCoco(GroundingBuilder):
     `images_dir` holds the images, or for COCO's a folder `train2014` with them. A broken file (missing keys, an id
     twice, code in the pickle) raises a `ValueError` that names the record. What is of no use is dropped and counted:
     expressions of an annotation that is not there or lies in another image, of an unknown split, without a word, with a
-    box without area in the image, or of an image that cannot be used.
+    box without area in the image, or of an image that cannot be used. Of several objects, one beside the image is left
+    out, and one that is lost otherwise takes the expression along.
 
-    A part of a segmentation that cannot be read is left out; where nothing is left, the row goes by its box alone. An
+    A part of a segmentation that cannot be read is left out; where nothing is left, the row goes by boxes alone. An
     object without a box has its mask's own. Where the two contradict each other (an IoU below a half), the mask is left
     out: by the box the published results are told.
     """
@@ -59,15 +71,17 @@ class RefCoco(GroundingBuilder):
         refs_path = _refs_path(folder, self.config.splits_by)
         refs = _read_refs(refs_path)
         proposals = read_proposals(folder / self.config.proposals) if self.config.proposals else None
-        file = AnnotationFile(folder / "instances.json", wanted={ref["ann_id"] for ref in refs})
+        file = AnnotationFile(folder / "instances.json", wanted={id_ for ref in refs for id_ in ref["ann_id"]})
         images = {image.id: image for image in file.images.values()}
         found: dict[str, dict[int, _Image]] = {}  # split → image's id → the image with its refs
         for ref in refs:
-            splits, annotation = _splits_of(ref["split"]), file.records.get(ref["ann_id"])
+            splits, targets = _splits_of(ref["split"]), [file.records.get(id_) for id_ in ref["ann_id"]]
             reason = None
-            if annotation is None:
+            if None in targets:
                 reason = "of an annotation that is not in instances.json"
-            elif read_id(annotation["image_id"]) != ref["image_id"]:
+            elif ref.get("no_target") not in (None, not targets):
+                reason = "whose ann_id and no_target contradict each other"
+            elif any(read_id(target["image_id"]) != ref["image_id"] for target in targets):
                 reason = "of an annotation in another image"
             elif ref["image_id"] not in images:
                 reason = "of an image that is not in instances.json"
@@ -76,10 +90,10 @@ class RefCoco(GroundingBuilder):
             if reason:
                 self.drop(f"expressions: {reason}", f"{refs_path}: ref {ref['ref_id']}", len(ref["sentences"]))
                 continue
-            category = file.categories.get(file.category_numbers[read_id(annotation["category_id"])])
+            names = [file.categories.get(file.category_numbers[read_id(target["category_id"])]) for target in targets]
             for split in splits:
                 own = found.setdefault(split, {}).setdefault(ref["image_id"], _Image(images[ref["image_id"]], []))
-                own.refs.append((ref, annotation, [category] if category else []))
+                own.refs.append((ref, targets, list(dict.fromkeys(filter(None, names)))))
         self.splits = {split: list(own.values()) for split, own in found.items()}
         if proposals is not None:
             self._join_proposals(proposals)
@@ -97,10 +111,10 @@ class RefCoco(GroundingBuilder):
     def phrases(self, content: "_Image", size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image, refs, proposals = content
         usable = None if proposals is None else self._usable_proposals(proposals, image)
-        for ref, annotation, categories in refs:
+        for ref, targets, categories in refs:
             with self.dropping("expressions", f"ref {ref['ref_id']}", len(ref["sentences"])):
-                box, masks = self._box_and_mask(ref, annotation, image.size)
-                self.report.kept["objects"] += 1
+                boxes, masks = self._boxes_and_masks(ref, targets, image.size)
+                self.report.kept["objects"] += len(boxes)
                 for sentence in ref["sentences"]:
                     phrase = " ".join(sentence["sent"].split())
                     if not phrase:
@@ -108,17 +122,37 @@ class RefCoco(GroundingBuilder):
                         self.drop("expressions: without a word", record)
                         continue
                     self.report.kept["expressions"] += 1
-                    if not masks:
+                    if not boxes:
+                        self.report.kept["expressions without a target, as absent phrases"] += 1
+                    elif not masks:
                         self.report.kept["expressions by a box alone, for want of a mask"] += 1
                     if usable == []:
                         self.report.kept["expressions without proposals"] += 1
                     yield {
                         "phrase": phrase,
-                        "boxes": [box],
+                        "boxes": boxes,
                         "masks": masks,
                         "categories": categories,
                         "proposals": usable or [],
+                        "absent": not boxes,
                     }
+
+    def _boxes_and_masks(
+        self, ref: dict[str, Any], targets: list[dict[str, Any]], size: tuple[int, int]
+    ) -> tuple[Boxes, list[dict[str, Any]]]:
+        """The boxes of all targets in the image, and their masks, if all have one; Unusable if one was lost."""
+        boxes, masks = [], []
+        for number, annotation in enumerate(targets, start=1):
+            try:
+                box, own = self._box_and_mask(ref, annotation, size)
+            except OutsideImage as reason:
+                if number == len(targets) and not boxes:
+                    raise
+                self.drop(f"objects: {reason}", f"ref {ref['ref_id']}, annotation {annotation['id']}")
+                continue
+            boxes.append(box)
+            masks += own
+        return boxes, masks if len(masks) == len(boxes) else []
 
     def _box_and_mask(
         self, ref: dict[str, Any], annotation: dict[str, Any], size: tuple[int, int]
@@ -171,10 +205,10 @@ class RefCoco(GroundingBuilder):
 
 
 class _Image(NamedTuple):
-    """An image with (ref, annotation, categories) of its objects; proposals `[x, y, width, height]` if asked for."""
+    """An image with (ref, annotations, categories) of its expressions; proposals `[x, y, width, height]`."""
 
     image: CocoImage
-    refs: list[tuple[dict[str, Any], dict[str, Any], list[str]]]
+    refs: list[tuple[dict[str, Any], list[dict[str, Any]], list[str]]]
     proposals: Boxes | None = None
 
 
@@ -189,44 +223,58 @@ def _splits_of(name: str) -> list[str]:
 
 
 def _refs_path(folder: Path, splits_by: str | None) -> Path:
-    names = sorted(path.name[5:-3] for path in folder.glob("refs(*).p"))
-    if not names:
-        raise ValueError(f"{folder} has no file refs(<whose split>).p, such as refs(unc).p")
-    if splits_by is None and len(names) == 1:
-        splits_by = names[0]
-    if splits_by not in names:
+    """The file of the expressions; of one in both forms the pickle, which the toolkits take, too."""
+    paths = [path for ending in ("json", "p") for path in sorted(folder.glob(f"*refs(*).{ending}"))]
+    files = {(match[1], match[2]): path for path in paths if (match := re.fullmatch(r"(g?refs)\((.+)\)", path.stem))}
+    if not files:
+        raise ValueError(f"{folder} has no file refs(<whose split>).p, such as refs(unc).p, and no grefs(unc).json")
+    whose = [name for _, name in files]
+    named = {name if whose.count(name) == 1 else path.stem: path for (_, name), path in files.items()}
+    if splits_by is None and len(named) == 1:
+        return next(iter(named.values()))
+    if splits_by not in named:
         problem = "has several splits, say which" if splits_by is None else f"has no split by {splits_by}"
-        raise ValueError(f"{folder} {problem}: splits_by may be {', '.join(names)}")
-    return folder / f"refs({splits_by}).p"
+        raise ValueError(f"{folder} {problem}: splits_by may be {', '.join(sorted(named))}")
+    return named[splits_by]
 
 
 def _read_refs(path: Path) -> list[dict[str, Any]]:
-    """The refs, checked, in the order of the file.
+    """The refs, checked, in the order of the file; `ann_id` is the list of their targets.
 
     Their `file_name` is not read: it names a cut-out of the image (`COCO_train2014_000000581857_16.jpg`), and ReferIt's
     refs have none.
     """
-    refs = load_plain_pickle(path)
+    refs = read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise ValueError(f"{path} is not a list of refs")
     ids = set()
     for number, ref in enumerate(refs):
         problem = _problem_of_ref(ref)
         if problem is None:
-            ref |= {key: read_id(ref[key]) for key in ("ref_id", "image_id", "ann_id")}
-            problem = "its id occurs twice" if ref["ref_id"] in ids else None
+            ref |= {key: read_id(ref[key]) for key in ("ref_id", "image_id")}
+            targets = list(dict.fromkeys(map(read_id, _as_list(ref["ann_id"]))))
+            ref["ann_id"] = [] if targets == [-1] else targets
+            # gRefCOCO's toolkit takes an id that occurs twice, and nothing here goes by it.
+            is_again = ref["ref_id"] in ids and not path.name.startswith("grefs")
+            problem = "its id occurs twice" if is_again else None
         if problem:
             raise ValueError(f"{path}: ref {ref.get('ref_id')!r:.80} (number {number} in the file): {problem}")
         ids.add(ref["ref_id"])
     return refs
 
 
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _problem_of_ref(ref: dict[str, Any]) -> str | None:
     for key in ("ref_id", "image_id"):
         if type(read_id(ref.get(key))) is not int:
             return f"{key} is not a whole number"
-    if read_id(ref.get("ann_id")) is None:  # text in ReferIt: "8756_2"
-        return "ann_id is neither a whole number nor text"
+    if None in map(read_id, _as_list(ref.get("ann_id"))):  # text in ReferIt: "8756_2"
+        return "ann_id is neither a whole number nor text, nor a list of these"
+    if ref.get("no_target") not in (None, False, True):
+        return "no_target is neither true nor false"
     if not isinstance(ref.get("split"), str):
         return "split is not text"
     sentences = ref.get("sentences")

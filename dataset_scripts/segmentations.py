@@ -1,12 +1,15 @@
-"""Segmentations as COCO and the data sets around it write them, as masks: polygons and run lengths."""
+"""Segmentations as COCO and the data sets around it write them, as masks: polygons, run lengths, PNG files."""
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .builder import MAX_PIXELS, Unusable, unusable_if
+from .builder import MAX_PIXELS, UNREADABLE, Unusable, read_inside, unusable_if
 from .coco_format import is_number, read_number, read_whole
 
 _LONGEST_OUTLINE = 2**21  # pixels, of all polygons of an object: what traces them takes a hundred bytes for each
@@ -129,3 +132,40 @@ def _decompress(text: str) -> list[int]:
         value = shift = 0
     unusable_if(shift, _UNREADABLE)
     return counts
+
+
+def mask_to_run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A bool mask `(height, width)` as run lengths that `segmentation_to_mask` reads."""
+    down = mask.T.ravel()
+    ends = np.flatnonzero(down[1:] != down[:-1]) + 1
+    counts = np.diff(ends, prepend=0, append=down.size).tolist()
+    return {"size": list(mask.shape), "counts": [0] * int(down[0]) + counts}
+
+
+def read_segment_ids(folder: Path, name: str | None, size: tuple[int, int]) -> np.ndarray:
+    """The numbers of the segments that an image's pixels are of, from a PNG file of COCO's panoptic format.
+
+    Args:
+        name: of the file in the folder; none of one that is missing.
+        size: (width, height) of the image.
+
+    Returns: int32 `(height, width)`: red + 256 green + 65,536 blue; of a gray file its values.
+
+    Raises:
+        Unusable: the file is missing or outside the folder, no PNG file, or of another size.
+    """
+    unusable_if(name is None, "PNG file of the segments that is missing")
+    try:
+        data = read_inside(folder, name)
+    except Unusable as reason:
+        raise Unusable("PNG file of the segments that cannot be read, or is outside of the data folder") from reason
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            unusable_if(
+                image.size != size or size[0] * size[1] > MAX_PIXELS, "PNG file of the segments of another size"
+            )
+            is_gray = image.mode in ("1", "L") or image.mode.startswith("I")
+            pixels = np.asarray(image if is_gray else image.convert("RGB")).astype(np.int32)
+    except UNREADABLE as error:
+        raise Unusable("PNG file of the segments that cannot be decoded") from error
+    return pixels if pixels.ndim == 2 else pixels @ np.array([1, 256, 65536], np.int32)

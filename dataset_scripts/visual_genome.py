@@ -1,18 +1,19 @@
 """Visual Genome: phrases that people wrote about the parts of 108,077 images, each with the box of its part.
 
-There are three kinds of phrases, told apart by the column `categories`:
+There are four kinds of phrases, told apart by the column `categories`:
 
 - region: the region descriptions, as they were written;
+- object: each of an object's names, "car";
 - attribute: an attribute and its object's name, "red car", one for each attribute of an object;
 - relation: the same and what the object has to do with another one, "red car next to tree", one for each attribute of
   a relationship's subject. The box is the subject's.
 
-The latter two are put together here, in lower case; what is called the same in an image has one row with the boxes of
+The latter three are put together here, in lower case; what is called the same in an image has one row with the boxes of
 all its objects. A region description is of the one region it was written about, and has a row of its own.
 
-The files are Visual Genome's own, of any version: `image_data.json` and, for the three kinds,
-`region_descriptions.json`, `attributes.json`, `relationships.json` (with `attributes.json`). Images are looked for in
-`VG_100K` and `VG_100K_2`.
+The files are Visual Genome's own, of any version: `image_data.json` and, for the four kinds,
+`region_descriptions.json`, `objects.json`, `attributes.json`, `relationships.json` (with `attributes.json`). Images are
+looked for in `VG_100K` and `VG_100K_2`.
 
 Many of the images are in COCO too, and some in Flickr30k: leave out those of an evaluation split by its list of ids.
 """
@@ -34,12 +35,18 @@ from .json_files import first_character, read_text, stream_json_lists, stream_js
 from .options import VisualGenomeOptions
 
 # Kind → the lists that it is made of, each in a file of its own.
-_KINDS = {"regions": ["regions"], "attributes": ["attributes"], "relations": ["attributes", "relationships"]}
+_KINDS = {
+    "regions": ["regions"],
+    "objects": ["objects"],
+    "attributes": ["attributes"],
+    "relations": ["attributes", "relationships"],
+}
 _FOLDERS = ("VG_100K", "VG_100K_2")
 
 _AGAIN = "phrase and box that the image has already"
 
-_SIDES = {"region": ("x", "y", "width", "height"), "attribute": tuple("xywh"), "relation": tuple("xywh")}  # of boxes
+_SIDES = dict.fromkeys(("object", "attribute", "relation"), tuple("xywh"))  # of boxes
+_SIDES["region"] = ("x", "y", "width", "height")
 _OTHER_IDS = {"coco_id": "COCO", "flickr_id": "Flickr"}
 # A number, or the name of COCO's, Flickr30k's or Roboflow's file of the image.
 _ID = re.compile(r"(?:COCO_[a-z]+\d{4}_(\d{12})(?:_\d+)?|(\d{1,18}))(?:[._](?:jpe?g|png)(?:\.rf\.\w+\.\w+)?)?")
@@ -138,7 +145,9 @@ class VisualGenome(GroundingBuilder):
             if (kind in asked or "all" in asked) and not missing:
                 kinds.append(kind)
         if not kinds:
-            raise ValueError(f"{self.config.data_dir} has none of {self._path('regions').name}, attributes.json")
+            raise ValueError(
+                f"{self.config.data_dir} has none of {self._path('regions').name}, objects.json, attributes.json"
+            )
         return kinds
 
     def _by_image(self) -> Iterator[tuple[int, Records]]:
@@ -174,7 +183,7 @@ class VisualGenome(GroundingBuilder):
     # Rows
 
     def phrases(self, content: tuple[int, Records], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
-        """Regions, attributes, relations of an image, in the order of the files."""
+        """Regions, objects, attributes, relations of an image, in the order of the files."""
         kept = self.report.kept
         objects: Objects = {}
         lost: set[tuple[str, str]] = set()
@@ -204,7 +213,7 @@ class VisualGenome(GroundingBuilder):
         yield from self._together(objects, lost)
 
     def _together(self, objects: Objects, lost: set[tuple[str, str]]) -> Iterator[PhraseFields]:
-        """Attributes and relations, each with all that is called so in an image."""
+        """Objects, attributes and relations, each with all that is called so in an image."""
         dropped = self.report.dropped
         for (kind, phrase), boxes in objects.items():
             if kind == "region":
@@ -222,6 +231,8 @@ class VisualGenome(GroundingBuilder):
         """All phrases that can be used."""
         if "regions" in self._kinds:
             yield from self._regions(image_id, records.get("regions", []))
+        for number, thing in enumerate(records.get("objects", [])):
+            yield from self._objects(thing, f"image {image_id}, object {number}")
         attributes_of: dict[Any, list[str]] = {}
         for thing in records.get("attributes", []):
             yield from self._attributes(thing, f"image {image_id}, an object of attributes.json", attributes_of)
@@ -243,6 +254,15 @@ class VisualGenome(GroundingBuilder):
                     where = "at an end" if phrase.strip() != phrase else "only inside"
                     self.report.kept[f"phrases with stray blanks {where}, cleaned"] += 1
                 yield "region", clean, region, record
+
+    def _objects(self, thing: Any, record: str) -> Found:
+        """Every name of one object: it is called all of them."""
+        with self.dropping("objects", record):
+            for name in _names(thing):
+                if _is_text(name):
+                    yield "object", _lower(name), thing, f"{record} ({_lower(name)})"
+                else:
+                    self.drop("objects: of a name that is empty or no text", record)
 
     def _attributes(self, thing: Any, record: str, attributes_of: dict[Any, list[str]]) -> Found:
         """The phrases of one object; its attributes are added to `attributes_of`."""
@@ -294,12 +314,19 @@ def _box(record: dict[str, Any], sides: tuple[str, ...]) -> list[float]:
 
 
 def _name(thing: Any) -> str:
-    """An object's name in lower case: the first of `names` (`object_names` in older files), or `name`."""
+    """An object's name in lower case, of several the first."""
+    name = _names(thing)[0]
+    unusable_if(not _is_text(name), "of an object without name")
+    return _lower(name)
+
+
+def _names(thing: Any) -> list[Any]:
+    """An object's `names` (`object_names` in older files), or `name`; at least one."""
     names = None
     if isinstance(thing, dict):
         names = [thing["name"]] if "name" in thing else thing.get("names", thing.get("object_names"))
-    unusable_if(not isinstance(names, list) or not names or not _is_text(names[0]), "of an object without name")
-    return _lower(names[0])
+    unusable_if(not isinstance(names, list) or not names, "of an object without name")
+    return names
 
 
 def _identity(thing: dict[str, Any], name: str) -> Any:

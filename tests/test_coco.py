@@ -623,3 +623,12 @@ def test_bad_options_are_named(workshop):
     for split in "my-split", "all", "train+x", "train[:5]", "", "a..b":
         with pytest.raises(ValueError, match=f"split: {re.escape(repr(split))} is no name of a split"):
             workshop.rows(annotation(1), split=split)
+
+
+def test_phrases_are_made_by_a_template(workshop):
+    data = content(annotation(1), annotation(2, category_id=2, **SECOND))
+    rows, _ = workshop.of(data, phrase_template="a photo of a {}")
+    assert [row["phrase"] for row in rows["train"]] == ["a photo of a traffic light", "a photo of a dog"]
+    for template in "a photo", "{} and {}", "{0}":
+        with pytest.raises(ValueError, match="phrase_template: .* needs {} once"):
+            workshop.of(data, phrase_template=template)

@@ -48,7 +48,7 @@ class Loaded:
         self.calls["flickr30k_processed"] = "flickr30k_entities", {"data_dir": str(folder / "processed")}
         coco = self.calls["coco"][1]
         self.calls["no folder"] = "coco", {}
-        self.calls["no image"] = "coco", coco | {"images_dir": coco["data_dir"]}
+        self.calls["no image"] = "coco", coco | {"images_dir": str(folder / "processed")}
         self.calls["strict"] = "albef_json", {"data_dir": coco["data_dir"], "annotations": "list.json", "strict": True}
         write(Path(coco["data_dir"]) / "list.json", [{"image": "1.png", "caption": "a dog"}, {"image": "2.png"}])
         write(folder / "calls.json", self.calls)

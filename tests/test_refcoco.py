@@ -176,6 +176,99 @@ def test_images_lie_in_the_folder_or_in_cocos_folder_in_it(workshop, folder):
     assert report.kept["images"] == 1
 
 
+# gRefCOCO -------------------------------------------------------------------------------------------------------------
+
+SECOND = annotation(101, category_id=4, bbox=[5, 0, 2, 2], segmentation=[[5, 0, 7, 0, 7, 2, 5, 2]])
+
+
+def gref(id_: int, targets, *texts: str, **changes):
+    """As in `grefs(unc).json`: `file_name` is a cut-out's name or the image's."""
+    sentences = [{"sent": text, "raw": text, "sent_id": i, "tokens": text.split()} for i, text in enumerate(texts)]
+    categories = [-1 if target == -1 else 3 for target in targets] if isinstance(targets, list) else targets
+    plain = {"ref_id": id_, "ann_id": targets, "category_id": categories, "image_id": 1, "split": "val"}
+    more = {"file_name": "COCO_train2014_000000000001.jpg", "sentences": sentences, "sent_ids": [0]}
+    return plain | more | {"no_target": targets in ([-1], -1)} | changes
+
+
+def of_grefs(workshop, refs, *annotations, **options):
+    workshop.write("grefs(unc).json", refs)
+    content = instances(annotation(100), SECOND, annotation(200, image_id=2), *annotations)
+    content["categories"].append({"id": 4, "name": "cat"})
+    workshop.write("instances.json", content)
+    rows, report = workshop.build(**options)
+    return rows.get("validation"), report
+
+
+def test_an_expression_has_the_boxes_and_masks_of_all_its_targets_and_one_without_is_absent(workshop):
+    refs = [gref(7, [100, 101], "two pets", "both of them"), gref(135, [-1], "the black keyboard"), gref(8, [101], "a")]
+    rows, report = of_grefs(workshop, refs, strict=True)
+    assert [(row["phrase"], row["boxes"], row["categories"], row["absent"]) for row in rows] == [
+        *((phrase, [BOX, [5, 0, 7, 2]], ["dog", "cat"], False) for phrase in ("two pets", "both of them")),
+        ("the black keyboard", [], [], True),
+        ("a", [[5, 0, 7, 2]], ["cat"], False),
+    ]
+    assert [[decoded(mask).sum() for mask in row["masks"]] for row in rows] == [[9, 4], [9, 4], [], [4]]
+    without = "expressions without a target, as absent phrases"
+    assert report.kept == {"images": 1, "objects": 3, "expressions": 4, without: 1} and not report.dropped
+    # Written otherwise: alone, as text, without no_target, an id twice, as a pickle, whose file is then taken.
+    refs = [
+        gref(7, ["100", 101, 101], "two pets", "both of them"),
+        gref(7, -1, "the black keyboard"),
+        gref(8, 101, "a"),
+    ]
+    refs = [{key: value for key, value in ref.items() if key != "no_target"} for ref in refs]
+    assert of_grefs(workshop, refs, strict=True)[0] == rows
+    workshop.write("grefs(unc).p", pickle.dumps(refs, 2))
+    assert of_grefs(workshop, [], strict=True)[0] == rows
+
+
+def test_an_expression_that_lost_a_target_is_left_out_but_not_for_one_beside_the_image(workshop):
+    flat, beside = annotation(300, bbox=[1, 1, 0, 0], segmentation=None), annotation(301, bbox=[9, 1, 3, 3])
+    boxes = annotation(302, segmentation=None), beside | {"segmentation": None}
+    refs = [gref(1, [100, 300], "a", "b"), gref(2, [100, 302], "c"), gref(3, [100, 301], "d"), gref(4, [301], "e")]
+    rows, report = of_grefs(workshop, refs, flat, *boxes)
+    assert [(row["phrase"], row["boxes"], len(row["masks"])) for row in rows] == [("c", [BOX] * 2, 0), ("d", [BOX], 1)]
+    assert report.dropped == {
+        "expressions: box without area in the image": 3,
+        "objects: box without area in the image": 1,
+    }
+    assert report.kept["objects"] == 3 and report.kept["expressions by a box alone, for want of a mask"] == 1
+
+
+def test_targets_that_cannot_be_are_counted_or_refused(workshop):
+    refs = [
+        gref(1, [100, -1], "a"),
+        gref(2, [100, 200], "b"),
+        gref(3, [100], "c", no_target=True),
+        gref(4, [-1], "d", no_target=False),
+        gref(5, [], "e", no_target=True),
+    ]
+    rows, report = of_grefs(workshop, refs)
+    assert [(row["phrase"], row["absent"]) for row in rows] == [("e", True)]
+    assert report.dropped == {
+        "expressions: of an annotation that is not in instances.json": 1,
+        "expressions: of an annotation in another image": 1,
+        "expressions: whose ann_id and no_target contradict each other": 2,
+    }
+    for broken, message in (
+        (gref(1, [None], "a"), "ann_id is neither .* nor a list"),
+        (gref(1, [100], "a", no_target="no"), "no_target is neither"),
+    ):
+        with pytest.raises(ValueError, match=rf"grefs\(unc\)\.json: ref 1 \(number 0 in the file\): {message}"):
+            of_grefs(workshop, [broken])
+    workshop.write("grefs(unc).json", "[{")
+    with pytest.raises(ValueError, match=r"grefs\(unc\)\.json is not JSON, or was cut off"):
+        workshop.build()
+
+
+def test_refs_and_grefs_of_one_name_are_told_apart(workshop):
+    workshop.put([ref(1, "of refs")])
+    with pytest.raises(ValueError, match=r"several splits, say which: splits_by may be grefs\(unc\), refs\(unc\)"):
+        of_grefs(workshop, [gref(1, [100], "of grefs")])
+    assert of_grefs(workshop, [gref(1, [100], "of grefs")], splits_by="grefs(unc)")[0][0]["phrase"] == "of grefs"
+    assert workshop.build(splits_by="refs(unc)")[0]["train"][0]["phrase"] == "of refs"
+
+
 # What is dropped ------------------------------------------------------------------------------------------------------
 
 DROPPED = {

@@ -152,6 +152,41 @@ def test_the_three_kinds_of_an_image_together(workshop):
     assert report.dropped == {"attributes: objects that have none": 1, "relations: whose subject has no attribute": 1}
 
 
+def test_names_of_objects_have_the_boxes_of_all_that_are_called_so(workshop):
+    """As objects.json has them, with synsets; an object with two names is called both."""
+    here, there = (1, 2, 10, 20), (20, 0, 5, 30)
+    things = [thing(1, "Trees", box=here), thing(2, "trees ", box=there), thing(3, "man", box=here)]
+    things[2]["names"] = ["man", "person", " ", 7]
+    for each in things:
+        each |= {"synsets": ["tree.n.01"], "merged_object_ids": []}
+        del each["attributes"]
+    things += [{"names": [], "object_id": 4, **dict(zip("xywh", here))}, 7, thing(5, "trees", box=(-5, 0, 5, 5))]
+    url = "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg"
+    workshop.put("objects", [{"image_id": 1, "objects": things, "image_url": url}])
+    workshop.regions(region("person", here))
+    rows, report = workshop.rows()
+    assert [(row["categories"], row["phrase"], row["boxes"]) for row in rows] == [
+        (["region"], "person", [[1, 2, 11, 22]]),
+        (["object"], "trees", [[1, 2, 11, 22], [20, 0, 25, 30]]),
+        (["object"], "man", [[1, 2, 11, 22]]),
+    ]
+    assert report.kept["rows: objects"] == 2 and report.dropped == {
+        "objects: of an object without name": 2,
+        "objects: of a name that is empty or no text": 2,
+        "objects: box without area in the image": 1,
+        "objects: phrase and box that the image has already": 1,
+    }
+    assert report.examples["objects: of a name that is empty or no text"] == ["image 1, object 2"] * 2
+    assert [row["phrase"] for row in workshop.rows(kinds="objects")[0]] == ["trees", "man", "person"]
+    with pytest.raises(ValueError, match="image 1, object 2: objects: of a name"):
+        workshop.rows(kinds="objects", strict=True)
+    things[1]["w"] = 0  # lost: the row would not be of all
+    workshop.put("objects", [{"id": 1, "objects": things}])
+    assert [row["phrase"] for row in workshop.rows(kinds="objects")[0]] == ["man", "person"]
+    with pytest.raises(ValueError, match=r"kinds: attributes need .*attributes\.json"):
+        workshop.rows(kinds="objects,attributes")
+
+
 def test_older_things_are_their_name_and_their_box(workshop):
     """Without ids: neither alone may lend its attributes to another."""
 
@@ -263,7 +298,7 @@ def test_all_takes_what_is_there_and_a_named_kind_must_be(workshop):
         workshop.build(kinds="relations")
     (workshop.folder / "attributes.json").unlink()
     workshop.relationships(*RELATIONSHIPS)
-    with pytest.raises(ValueError, match=r"has none of region_descriptions\.json, attributes\.json"):
+    with pytest.raises(ValueError, match=r"has none of region_descriptions\.json, objects\.json, attributes\.json"):
         workshop.build()
 
 
@@ -550,7 +585,7 @@ def test_a_broken_file_is_refused_by_name(workshop, name, content, message):
 
 
 def test_bad_options_are_named(workshop):
-    with pytest.raises(ValueError, match="kinds: 'colours' is none of regions, attributes, relations, all"):
+    with pytest.raises(ValueError, match="kinds: 'colours' is none of regions, objects, attributes, relations, all"):
         workshop.builder(kinds="regions,colours")
     (workshop.folder / "image_data.json").unlink()
     workshop.regions(region())
