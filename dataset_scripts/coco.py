@@ -23,11 +23,12 @@ from .builder import SourceImage, unusable_if
 from .coco_format import AnnotationFile, CocoImage, in_words, is_crowd, name_of, read_region, read_whole
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import Instance, ObjectBuilder, ObjectConfig, same_words
+from .objects import ObjectBuilder, ObjectConfig, same_words
 from .options import CocoOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401 - which `objects` needs (see `builder`)
 )
+from .shapes import Instance
 
 _EXPRESSIONS = ("refcoco", "refcoco+", "refcocog")  # as `dataset_name`
 _NOT_EXHAUSTIVE = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"

@@ -18,11 +18,12 @@ from .features import (
     FEATURES,  # noqa: F401
 )
 from .json_files import stream_json_records
-from .objects import Instance, ObjectConfig, Photo, PhotoListBuilder, joined, read_numbers
+from .objects import ObjectConfig, Photo, PhotoListBuilder, joined
 from .options import CreatemlOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
+from .shapes import Instance, read_numbers
 
 
 @dataclass

@@ -22,26 +22,12 @@ from .features import (
 from .json_files import (
     read_json,  # noqa: F401
 )
-from .objects import (
-    Instance,
-    ObjectConfig,
-    Photo,
-    PhotoListBuilder,
-    corners_of,
-    ellipse,
-    file_split,
-    joined,
-    place_mask,
-    polygon,
-    read_numbers,
-    read_points,
-    turn,
-    turned_box,
-)
+from .objects import ObjectConfig, Photo, PhotoListBuilder, file_split, joined
 from .options import CvatOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
+from .shapes import Instance, corners_of, ellipse, place_mask, polygon, read_numbers, read_points, turn, turned_box
 from .xml_files import stream_xml
 
 _WITHOUT_REGION = ("polyline", "points", "skeleton", "cuboid")

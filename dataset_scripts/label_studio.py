@@ -26,25 +26,12 @@ from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import stream_json_records
-from .objects import (
-    IMAGE_SUFFIXES,
-    Instance,
-    ObjectConfig,
-    Photo,
-    PhotoListBuilder,
-    corners_of,
-    ellipse,
-    joined,
-    polygon,
-    read_numbers,
-    read_points,
-    turn,
-    turned_box,
-)
+from .objects import IMAGE_SUFFIXES, ObjectConfig, Photo, PhotoListBuilder, joined
 from .options import LabelStudioOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
+from .shapes import Instance, corners_of, ellipse, polygon, read_numbers, read_points, turn, turned_box
 
 _UPLOADED = re.compile("[0-9a-f]{8}-")
 _KINDS = ("rectangle", "polygon", "brush", "ellipse", "keypoint", "vector")

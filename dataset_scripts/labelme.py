@@ -25,22 +25,12 @@ from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import read_json
-from .objects import (
-    Instance,
-    ObjectConfig,
-    Photo,
-    PhotoFileBuilder,
-    bounds,
-    ellipse,
-    place_mask,
-    polygon,
-    read_points,
-    turned_box,
-)
+from .objects import ObjectConfig, Photo, PhotoFileBuilder
 from .options import LabelmeOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
+from .shapes import Instance, bounds, ellipse, place_mask, polygon, read_points, turned_box
 
 
 @dataclass

@@ -6,11 +6,10 @@ A format has a `Photo` for each image, of a file of its own (`PhotoFileBuilder`)
 drawn.
 """
 
-import math
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .builder import (
-    MAX_PIXELS,
     MOSTLY_OUTSIDE,
     DrawnSplitsConfig,
     GroundingBuilder,
@@ -29,14 +27,14 @@ from .builder import (
     clip_box,
     unusable_if,
 )
-from .coco_format import SIZEABLE, contradict, in_words, read_number
+from .coco_format import SIZEABLE, contradict, in_words
 from .features import PhraseFields, encode_png, mask_to_box, plain_name
 from .options import ObjectOptions
 from .segmentations import segmentation_to_mask
+from .shapes import Instance
 
 _BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
 IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
-_ELLIPSE = 64  # points of a polygon
 _LOOKS = 200  # photos that are read ahead
 _BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"} | {
@@ -45,30 +43,6 @@ _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": 
     "testing": "test",
 }
 _FOLDER = re.compile(r"(?:(?:images|labels|annotations)[_-])?([a-z]+?)(?:\d{4})?(?:[_-](?:images|labels|annotations))?")
-
-
-class Instance(NamedTuple):
-    """An object in an image: its box, its mask, or both.
-
-    Attributes:
-        record: what it is called in messages.
-        label: what it is called in the source; for `group_by_label` alone.
-        box: `[x1, y1, x2, y2]` in pixels, also beyond the image.
-        segmentation: as of `segmentation_to_mask`, or a function that gives the mask: all of a data set are large.
-        is_turned: its box is turned, and stands in `segmentation` as a polygon.
-        is_crowd: it is a crowd of objects.
-        has_bad_box: it has a box that cannot be read.
-        trouble: why it cannot be used.
-    """
-
-    record: str
-    label: str = ""
-    box: list[float] | None = None
-    segmentation: Any = None
-    is_turned: bool = False
-    is_crowd: bool = False
-    has_bad_box: bool = False
-    trouble: str = ""
 
 
 @dataclass
@@ -447,68 +421,3 @@ def joined(folder: str, name: str) -> str:
     """What an image that annotations in a folder call by a name is called in its id."""
     name = plain_name(name)
     return posixpath.join(folder, name.rsplit("/", 1)[-1] if ":/" in name or name.startswith(("/", "..")) else name)
-
-
-def read_points(value: Any) -> list[list[float]]:
-    """Points `[[x, y], …]`; Unusable where a coordinate is no finite number."""
-    points = value if isinstance(value, list) else [None]
-    numbers = [[read_number(each) for each in point] if isinstance(point, list | tuple) else [] for point in points]
-    unusable_if(any(len(point) != 2 or None in point for point in numbers), "with points that are none")
-    return numbers
-
-
-def read_numbers(values: Mapping[str, Any], *keys: str) -> list[float]:
-    """What some keys have; Unusable where that is no finite number."""
-    numbers = [read_number(values.get(key)) for key in keys]
-    unusable_if(None in numbers, "with a coordinate that is no finite number")
-    return numbers  # type: ignore[return-value]
-
-
-def polygon(record: str, label: str, points: list[list[float]]) -> Instance:
-    """An object whose outline is a polygon."""
-    unusable_if(len(points) < 3, "polygon of fewer than three points")
-    return Instance(record, label, bounds(points), [[value for point in points for value in point]])
-
-
-def turned_box(record: str, label: str, corners: list[list[float]]) -> Instance:
-    """An object whose box is turned, or not."""
-    if len({x for x, _ in corners}) == len({y for _, y in corners}) == 2:
-        return Instance(record, label, bounds(corners))
-    return Instance(record, label, segmentation=[[value for point in corners for value in point]], is_turned=True)
-
-
-def place_mask(part: np.ndarray, x: int, y: int, size: tuple[int, int]) -> np.ndarray:
-    """A mask of an image of (width, height) from a part of it `(height, width)` that begins at (x, y)."""
-    unusable_if(size[0] * size[1] > MAX_PIXELS, "masks: of an image of more pixels than any has")
-    mask = np.zeros(size[::-1], bool)
-    top, left = max(y, 0), max(x, 0)
-    part = part[top - y : size[1] - y, left - x : size[0] - x] if y < size[1] and x < size[0] else part[:0]
-    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
-    return mask
-
-
-def corners_of(box: list[float]) -> list[list[float]]:
-    """The corners of a box `[x1, y1, x2, y2]`, clockwise."""
-    x1, y1, x2, y2 = box
-    return [[x1, y1], [x2, y1], [x2, y2], [x1, y2]]
-
-
-def bounds(points: list[list[float]]) -> list[float]:
-    """`[x1, y1, x2, y2]` around points `[x, y]`."""
-    xs, ys = zip(*points)
-    return [min(xs), min(ys), max(xs), max(ys)]
-
-
-def ellipse(place: Sequence[float], degrees: float = 0) -> list[list[float]]:
-    """An ellipse (x, y of its centre, radii along x and y), turned clockwise, as a polygon `[[x, y], …]`."""
-    x, y, radius_x, radius_y = place
-    steps = [2 * math.pi * step / _ELLIPSE for step in range(_ELLIPSE)]
-    return turn([[x + radius_x * math.cos(step), y + radius_y * math.sin(step)] for step in steps], (x, y), degrees)
-
-
-def turn(points: list[list[float]], about: tuple[float, float], degrees: float) -> list[list[float]]:
-    """Points `[x, y]` turned clockwise about one."""
-    if not degrees:
-        return points
-    x, y, cos, sin = *about, math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return [[x + cos * (px - x) - sin * (py - y), y + sin * (px - x) + cos * (py - y)] for px, py in points]

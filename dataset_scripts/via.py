@@ -23,21 +23,12 @@ from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import read_json
-from .objects import (
-    Instance,
-    ObjectConfig,
-    Photo,
-    PhotoListBuilder,
-    ellipse,
-    joined,
-    polygon,
-    read_numbers,
-    read_points,
-)
+from .objects import ObjectConfig, Photo, PhotoListBuilder, joined
 from .options import ViaOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
+from .shapes import Instance, ellipse, polygon, read_numbers, read_points
 
 
 @dataclass

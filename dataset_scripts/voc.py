@@ -22,11 +22,12 @@ from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import read_text
-from .objects import Instance, ObjectConfig, Photo, PhotoFileBuilder, corners_of, turn, turned_box, walk
+from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk
 from .options import VocOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
+from .shapes import Instance, corners_of, turn, turned_box
 from .xml_files import read_xml
 
 _SETS = {"train": "train", "val": "validation", "test": "test", "trainval": "train"}

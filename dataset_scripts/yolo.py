@@ -21,11 +21,12 @@ from .builder import Unusable, unusable_if
 from .coco_format import read_number, read_whole
 from .features import PhraseFields
 from .json_files import read_text
-from .objects import Instance, ObjectConfig, Photo, PhotoFileBuilder, polygon, walk
+from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk
 from .options import YoloOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401 - `objects` needs it (see `builder`)
 )
+from .shapes import Instance, polygon
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}  # by keys of data.yaml
 _OTHER_FILES = ("classes", "train", "val", "valid", "test", "trainval", "requirements", "license")
