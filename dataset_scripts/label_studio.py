@@ -33,7 +33,7 @@ from .segmentations import (
 )
 from .shapes import Instance, corners_of, ellipse, polygon, read_numbers, read_points, turn, turned_box
 
-_UPLOADED = re.compile("[0-9a-f]{8}-")
+_UPLOADED = re.compile("^[0-9a-f]{8}-")
 _KINDS = ("rectangle", "polygon", "brush", "ellipse", "keypoint", "vector")
 
 
@@ -53,6 +53,15 @@ class LabelStudio(PhotoListBuilder):
     source = "Images and Label Studio's JSON that the builder was given, images stored byte for byte as they were."
 
     def read(self, path: Path, name: str) -> Iterator[Photo]:
+        photos = list(self._photos(path, name))
+        called: dict[str, set[str]] = {}
+        for photo in photos:
+            called.setdefault(photo.files[-1], set()).add(photo.files[0])
+        for photo in photos:  # of uploads that were called the same before, only the new name tells which is which
+            is_one = len(called[photo.files[-1]]) == 1
+            yield photo if is_one or len(photo.files) == 1 else photo._replace(files=photo.files[:-1])
+
+    def _photos(self, path: Path, name: str) -> Iterator[Photo]:
         folder = posixpath.dirname(name)
         for number, task in enumerate(stream_json_records(path, lines=False)):
             if not isinstance(task, dict):
@@ -71,7 +80,7 @@ class LabelStudio(PhotoListBuilder):
                 for labels in self._labels(each, results, f"{place}, region {each.get('id', at)}")
             ]
             size = sizes.pop() if len(sizes) == 1 else None
-            yield Photo(joined(folder, files[-1]), f"{place} ({files[-1]})", files, folder, instances, size)
+            yield Photo(joined(folder, files[0]), f"{place} ({files[0]})", files, folder, instances, size)
 
     def _results(self, task: dict[str, Any], place: str) -> list[dict[str, Any]]:
         """What the task's annotation has, or in JSON-MIN all that has a size."""
@@ -110,8 +119,9 @@ def _files(data: dict[str, Any], uploaded: Any) -> tuple[str, ...]:
         return ()
     path = _path_of(image)
     name = path.rsplit("/", 1)[-1]
-    names = dict.fromkeys((path, name, _UPLOADED.sub("", name, count=1) if _UPLOADED.match(name) else name))
-    return tuple(each for each in names if each)
+    if path.startswith("data/upload/"):
+        path = name
+    return tuple(filter(None, dict.fromkeys((path, name, _UPLOADED.sub("", name, count=1)))))
 
 
 def _path_of(address: str) -> str:

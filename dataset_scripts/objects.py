@@ -208,17 +208,24 @@ class ImageFiles:
     def find(self, names: Iterable[str], folder: str) -> str | None:
         """The file that has one of the names, the first that any has; of several, that nearest to `folder`.
 
+        Of folders named for splits, that of another split has other images.
+
         Raises:
             Unusable: several are as near.
         """
+        split, is_double = folder_split(f"{folder}/"), False
         for name in map(plain_name, names):
-            if name in self.paths:
-                return name
-            if found := self._by_name.get(name.rsplit("/", 1)[-1].lower()):
+            for path in (posixpath.normpath(f"{folder}/{name}"), name):
+                if path in self.paths:
+                    return path
+            found = self._by_name.get(name.rsplit("/", 1)[-1].lower(), [])
+            found = [path for path in found if not split or folder_split(path) in (None, split)]
+            if found:
                 nearness = [_nearness(path, name, folder) for path in found]
-                best = max(nearness)
-                unusable_if(nearness.count(best) > 1, "images: several files in the folder of the images are called so")
-                return found[nearness.index(best)]
+                if nearness.count(max(nearness)) == 1:
+                    return found[nearness.index(max(nearness))]
+                is_double = True
+        unusable_if(is_double, "images: several files in the folder of the images are called so")
         return None
 
 
@@ -340,15 +347,15 @@ class PhotoListBuilder(_PhotoBuilder):
             names = [name for name in walk(self.config.data_dir) if name.lower().endswith(self.suffix)]
             if not names:
                 raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
-        photos: dict[str, tuple[str | None, Photo]] = {}
+        photos: dict[tuple[str, str], tuple[str | None, Photo]] = {}
         for name in names:
             for photo in self.read(Path(self.config.data_dir, name), name):
-                split = photo.split or file_split(name)
-                if photo.name in photos:
+                split, key = photo.split or file_split(name), (photo.folder, plain_name(photo.files[0]))
+                if key in photos:
                     self.report.kept["images that are listed again, taken together with the first"] += 1
-                    split, first = photos[photo.name]
+                    split, first = photos[key]
                     photo = first._replace(instances=first.instances + photo.instances)
-                photos[photo.name] = split, photo
+                photos[key] = split, photo
         return ((split, photo.name, photo) for split, photo in photos.values())
 
     def photo(self, record: Photo) -> Photo:
