@@ -148,6 +148,8 @@ def _kind(result: dict[str, Any]) -> str | None:
     value = _value(result)
     named = str(result.get("type", "")) + "".join(key for key in value if key.endswith("labels"))
     kind = next((kind for kind in _KINDS if kind in named), None)
+    if kind is None and re.search(r"[a-z]labels", named.replace("labelslabels", "")):
+        kind = "other"
     return "brush" if "rle" in value else kind
 
 
@@ -177,7 +179,8 @@ def _outline(kind: str, value: dict[str, Any], size: tuple[int, int], record: st
     if kind == "polygon":
         points = [[x * unit_x, y * unit_y] for x, y in read_points(value.get("points"))]
         return polygon(record, label, points)
-    unusable_if(kind != "brush", "a key point or a line, which has no area")
+    unusable_if(kind in ("keypoint", "vector"), "a key point or a line, which has no area")
+    unusable_if(kind != "brush", "of a shape that is not read")
     rle = value.get("rle")
     is_list = isinstance(rle, list) and all(type(each) is int and 0 <= each < 256 for each in rle)
     unusable_if(not is_list, "brush without run lengths")

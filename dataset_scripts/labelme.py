@@ -8,7 +8,6 @@ Splits are folders named train, valid and test. An image is found by the name of
 """
 
 import base64
-import binascii
 import io
 import math
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ def _instance(shape: dict[str, Any], record: str, label: str, size: tuple[int, i
     if kind == "rotation":
         unusable_if(len(points) != 4, "turned box of other than four points")
         return turned_box(record, label, points)
-    if kind == "polygon":
+    if kind in ("polygon", "quadrilateral"):
         return polygon(record, label, points)
     if kind == "circle":
         unusable_if(len(points) != 2, "circle of other than two points")
@@ -96,10 +95,23 @@ def _instance(shape: dict[str, Any], record: str, label: str, size: tuple[int, i
         return polygon(record, label, ellipse([x, y, radius, radius]))._replace(
             box=[x - radius, y - radius, x + radius, y + radius]
         )
-    unusable_if(kind != "mask", "a point or a line, which has no area")
+    unusable_if(kind in ("point", "points", "line", "linestrip"), "a point or a line, which has no area")
+    unusable_if(kind != "mask", "of a shape that LabelMe does not have")
     unusable_if(len(points) != 2 or not isinstance(shape.get("mask"), str), "mask without a picture or its two corners")
     x1, y1, x2, y2 = bounds(points)
-    return Instance(record, label, [x1, y1, x2 + 1, y2 + 1], size and partial(_mask, shape["mask"], x1, y1, size))
+    width, height = _png_size(shape["mask"]) or (x2 - x1 + 1, y2 - y1 + 1)  # the second corner is in it, or was not
+    box = [x1, y1, x1 + width, y1 + height]
+    return Instance(record, label, box, size and partial(_mask, shape["mask"], x1, y1, size))
+
+
+def _png_size(text: str) -> tuple[int, int] | None:
+    """(width, height) of a PNG in base64, by its header."""
+    try:
+        header = base64.b64decode(text[:32])
+    except ValueError:  # binascii's error, or of what is not ASCII
+        return None
+    is_png = header[:4] == b"\x89PNG" and len(header) == 24
+    return (int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:], "big")) if is_png else None
 
 
 def _mask(text: str, x: float, y: float, size: tuple[int, int]) -> np.ndarray:
@@ -108,6 +120,6 @@ def _mask(text: str, x: float, y: float, size: tuple[int, int]) -> np.ndarray:
         with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
             unusable_if(image.width * image.height > MAX_PIXELS, "mask of more pixels than are read")
             part = np.asarray(image.convert("L")) > 0
-    except (*UNREADABLE, binascii.Error) as error:
+    except UNREADABLE as error:
         raise Unusable("mask that is no PNG picture") from error
     return place_mask(part, round(x), round(y), size)

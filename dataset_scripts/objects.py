@@ -348,15 +348,23 @@ class PhotoListBuilder(_PhotoBuilder):
             if not names:
                 raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
         photos: dict[tuple[str, str], tuple[str | None, Photo]] = {}
-        for name in names:
-            for photo in self.read(Path(self.config.data_dir, name), name):
-                split, key = photo.split or file_split(name), (photo.folder, plain_name(photo.files[0]))
-                if key in photos:
-                    self.report.kept["images that are listed again, taken together with the first"] += 1
-                    split, first = photos[key]
-                    photo = first._replace(instances=first.instances + photo.instances)
-                photos[key] = split, photo
+        for name, photo in self._read_all(names):
+            split, key = photo.split or file_split(name), (photo.folder, plain_name(photo.files[0]))
+            if key in photos:
+                self.report.kept["images that are listed again, taken together with the first"] += 1
+                split, first = photos[key]
+                photo = first._replace(instances=first.instances + photo.instances)
+            photos[key] = split, photo
         return ((split, photo.name, photo) for split, photo in photos.values())
+
+    def _read_all(self, names: list[str]) -> Iterator[tuple[str, Photo]]:
+        for name in names:
+            try:
+                yield from ((name, photo) for photo in self.read(Path(self.config.data_dir, name), name))
+            except ValueError as error:
+                if len(names) == 1 or self.config.strict:
+                    raise
+                raise ValueError(f"{error} (--annotations names the one file to read)") from error
 
     def photo(self, record: Photo) -> Photo:
         return record

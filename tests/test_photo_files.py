@@ -204,6 +204,7 @@ def test_labelme_shapes(labelme, drawn, box, pixels):
     ("drawn", "reason"),
     [
         (shape("point", [[1, 1]]), "a point or a line, which has no area"),
+        (shape("cuboid", [[1, 1], [2, 2]]), "of a shape that LabelMe does not have"),
         (shape("linestrip", [[1, 1], [2, 2]]), "a point or a line, which has no area"),
         (shape("rectangle", [[1, 1]]), "rectangle of fewer than two points"),
         (shape("polygon", [[1, 1], [2, 2]]), "polygon of fewer than three points"),

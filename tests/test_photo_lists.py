@@ -193,7 +193,7 @@ def test_via_files_of_another_form_are_refused(via, broken, message):
 
 def test_the_annotation_file_can_be_named(via):
     via.write("other.json", {"about": "something else"})
-    with pytest.raises(ValueError, match=r"other\.json is no JSON of VIA 2"):
+    with pytest.raises(ValueError, match=r"other\.json is no JSON of VIA 2.* \(--annotations names the one file"):
         via.of(images(region(rect())))
     assert len(via.of(images(region(rect())), annotations="a.json")[0]) == 1
     with pytest.raises(ValueError, match=r"none\.json: No such file"):
@@ -432,6 +432,7 @@ def test_label_studio_images_are_found_behind_their_address(studio, address, nam
 @pytest.mark.parametrize(
     ("each", "reason"),
     [
+        (result("bitmask", imageDataURL="data:image/png;base64,"), "of a shape that is not read"),
         (result("keypoint", x=1, y=1, width=0.3), "a key point or a line, which has no area"),
         (result("rectangle", x=1, y=1, width=None, height=2), "with a coordinate that is no finite number"),
         (result("polygon", points=[[1, 1], [2, 2]]), "polygon of fewer than three points"),
