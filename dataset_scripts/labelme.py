@@ -12,7 +12,6 @@ import io
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Labelme(PhotoFileBuilder):
 
     def photo(self, record: str) -> Photo:
         try:
-            content = read_json(Path(self.config.data_dir, record))
+            content = read_json(f"{self.config.data_dir}/{record}")
         except ValueError as error:
             raise Unusable("no JSON that can be read") from error
         shapes = content.get("shapes") if isinstance(content, dict) else None
@@ -118,8 +117,8 @@ def _mask(text: str, x: float, y: float, size: tuple[int, int]) -> np.ndarray:
     """A mask from a PNG in base64 that begins at (x, y); Unusable where that cannot be read."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
-            unusable_if(image.width * image.height > MAX_PIXELS, "mask of more pixels than are read")
+            unusable_if(image.width * image.height > MAX_PIXELS, "mask parts: mask of more pixels than are read")
             part = np.asarray(image.convert("L")) > 0
     except UNREADABLE as error:
-        raise Unusable("mask that is no PNG picture") from error
+        raise Unusable("mask parts: mask that is no PNG picture") from error
     return place_mask(part, round(x), round(y), size)

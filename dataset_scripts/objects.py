@@ -213,7 +213,7 @@ class ImageFiles:
         Raises:
             Unusable: several are as near.
         """
-        split, is_double = folder_split(f"{folder}/"), False
+        split, is_double = folder_split(f"{folder}/name"), False
         for name in map(plain_name, names):
             for path in (posixpath.normpath(f"{folder}/{name}"), name):
                 if path in self.paths:

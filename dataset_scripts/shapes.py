@@ -68,9 +68,9 @@ def place_mask(part: np.ndarray, x: int, y: int, size: tuple[int, int]) -> np.nd
     """A mask of an image of (width, height) from a part of it `(height, width)` that begins at (x, y)."""
     unusable_if(size[0] * size[1] > MAX_PIXELS, "masks: of an image of more pixels than any has")
     mask = np.zeros(size[::-1], bool)
-    top, left = max(y, 0), max(x, 0)
-    part = part[top - y : size[1] - y, left - x : size[0] - x] if y < size[1] and x < size[0] else part[:0]
-    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+    top, left, end, right = max(y, 0), max(x, 0), min(y + part.shape[0], size[1]), min(x + part.shape[1], size[0])
+    if top < end and left < right:
+        mask[top:end, left:right] = part[top - y : end - y, left - x : right - x]
     return mask
 
 

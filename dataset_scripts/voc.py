@@ -63,7 +63,7 @@ class Voc(PhotoFileBuilder):
 
     def photo(self, record: str) -> Photo:
         try:
-            root = read_xml(Path(self.config.data_dir, record))
+            root = read_xml(f"{self.config.data_dir}/{record}")
         except ValueError as error:
             raise Unusable("no XML that can be read") from error
         unusable_if(root.tag != "annotation", "no annotation of Pascal VOC")

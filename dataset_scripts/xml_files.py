@@ -8,10 +8,11 @@ from typing import cast
 _CHUNK = 2**20  # bytes
 
 
-def read_xml(path: Path) -> ET.Element:
+def read_xml(path: str) -> ET.Element:
     """The root of a small XML file; a ValueError names one that is missing, cut off, no XML, or defines entities."""
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            data = file.read()
         if b"<!ENTITY" in data:  # of which a few lines can stand for gigabytes
             raise ValueError(f"{path} defines entities, which annotations need not")
         return ET.fromstring(data)

@@ -10,6 +10,7 @@ it was written; or else folders that are named so. An image is found by the name
 matches best: `train/images` for `train/labels`.
 """
 
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Yolo(PhotoFileBuilder):
 
     def photo(self, record: str) -> Photo:
         try:
-            lines = read_text(Path(self.config.data_dir, record)).splitlines()
+            lines = read_text(f"{self.config.data_dir}/{record}").splitlines()
         except ValueError as error:
             raise Unusable("no text that can be read") from error
         instances = []
@@ -111,9 +112,11 @@ class Yolo(PhotoFileBuilder):
 
     def _is_no_label(self, stem: str) -> bool:
         """Whether a text file is of another kind: those that no image is called like, known by their name."""
-        name = stem.rsplit("/", 1)[-1].lower()
-        is_other = name in _OTHER_FILES or name.startswith("readme")
-        return is_other and self.files.find((stem,), "") is None
+        folder, name = posixpath.split(stem)
+        if "labels" in folder.split("/") or not (name.lower() in _OTHER_FILES or name.lower().startswith("readme")):
+            return False
+        image = self.files.find((stem,), folder)
+        return image is None or posixpath.dirname(image) != folder
 
     def _settings(self) -> dict[str, Any]:
         """What the YAML file that has names says, all of it as texts; nothing if there is none."""

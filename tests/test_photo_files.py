@@ -240,11 +240,11 @@ def test_labelme_mask_that_cannot_be_read_leaves_the_box(labelme):
 
 
 def test_labelme_shapes_of_a_group_are_one_object(labelme):
-    parts = [[[1, 1], [3, 1], [3, 3]], [[5, 3], [7, 3], [7, 5]], [[1, 4], [2, 4], [2, 5]]]
+    parts = [[[1, 1], [3, 1], [3, 3]], [[5, 3], [7, 3], [7, 5]], [[1, 4], [3, 4], [3, 6]]]
     drawn = [shape("polygon", points, group_id=group) for points, group in zip(parts, (1, 1, 2))]
     labelme.write("1.json", labelme_json(*drawn))
     (row,), _ = labelme.rows(split="train")
-    assert row["boxes"] == [[1, 1, 7, 5], [1, 4, 2, 5]] and len(row["masks"]) == 2
+    assert row["boxes"] == [[1, 1, 7, 5], [1, 4, 3, 6]] and len(row["masks"]) == 2
 
 
 def test_labelme_files_of_other_kinds_are_counted_and_windows_paths_are_read(labelme):
@@ -350,7 +350,7 @@ def test_yolo_names_in_a_list(yolo):
     rows, report = yolo.of("1 0.5 0.5 0.5 0.5", None)
     assert found(rows) == [("traffic light", [[2, 1.5, 6, 4.5]])] and not report.dropped
     yolo.write("obj.names", "cat\ndog")
-    with pytest.raises(ValueError, match=r"the names of classes differ: labels/classes\.txt, obj\.names"):
+    with pytest.raises(ValueError, match=r"the names of classes differ: obj\.names, labels/classes\.txt"):
         yolo.of("1 0.5 0.5 0.5 0.5", None)
 
 

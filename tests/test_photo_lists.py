@@ -225,7 +225,7 @@ BOX = '<box label="dog" source="manual" occluded="0" xtl="1.00" ytl="1.00" xbr="
     ("shape", "box", "pixels"),
     [
         (BOX, [1, 1, 4, 4], None),
-        ('<box label="dog" xtl="2.5" ytl="1.5" xbr="4.5" ybr="4.5" rotation="90.0"/>', [2, 2, 5, 4], 6),
+        ('<box label="dog" xtl="2.5" ytl="1.5" xbr="4.5" ybr="4.5" rotation="90.0"/>', [2, 2, 5, 4], None),
         ('<polygon label="dog" points="1.0,1.0;4.0,1.0;4.0,4.0;1.0,4.0"/>', [1, 1, 4, 4], 9),
         ('<ellipse label="dog" cx="3" cy="3" rx="2" ry="2"/>', [1, 1, 5, 5], 12),
         ('<ellipse label="dog" cx="4" cy="3" rx="2" ry="1" rotation="90"/>', [3, 1, 5, 5], None),
@@ -235,7 +235,7 @@ BOX = '<box label="dog" source="manual" occluded="0" xtl="1.00" ytl="1.00" xbr="
 def test_cvat_shapes(cvat, shape, box, pixels):
     (row,), report = cvat.of(annotations(cvat_xml(shape)), name="a.xml")
     assert np.allclose(row["boxes"], [box]) and row["phrase"] == "dog"
-    assert len(row["masks"]) == (shape != BOX)
+    assert len(row["masks"]) == ("<box" not in shape)
     if pixels:
         assert decoded(row["masks"][0]).sum() == pixels
     if "mask" in shape:  # row by row
@@ -264,6 +264,16 @@ def test_cvat_shapes_without_a_region_lose_their_row(cvat, shape, reason):
     rows, report = cvat.of(annotations(cvat_xml(*shapes)), name="a.xml")
     assert found(rows) == [("cat", [[1, 1, 4, 4]])]
     assert report.dropped == {f"instances: {reason}": 1, BESIDE: 1, "tags of whole images": 1}
+
+
+def test_cvat_boxes_that_are_turned_are_masks(cvat):
+    """A square with sides of the root of 8, turned by 45 degrees, has its corners above and beside its centre, (4, 3)."""
+    side = 2**0.5
+    corners = f'xtl="{4 - side}" ytl="{3 - side}" xbr="{4 + side}" ybr="{3 + side}"'
+    (row,), report = cvat.of(annotations(cvat_xml(f'<box label="dog" {corners} rotation="45"/>')), name="a.xml")
+    mask = decoded(row["masks"][0])
+    assert mask[2:4, 2:6].all() and mask[1:5, 3:5].all() and not mask[1, 2] and not mask[4, 5]
+    assert report.kept["instances whose box is turned, which have their mask's own"] == 1
 
 
 @pytest.mark.parametrize("runs", ["", "a", "1,2", "-1, 7", "1, 2, 4", "1" * 50])
@@ -353,7 +363,7 @@ RECTANGLE = result("rectangle", x=12.5, y=50, width=25, height=50, rotation=0)
     [
         (RECTANGLE, [1, 3, 3, 6], None),
         # Turned about its upper left corner, (5, 2): 2 wide and 3 high.
-        (result("rectangle", x=62.5, y=100 / 3, width=25, height=50, rotation=90), [2, 2, 5, 4], 6),
+        (result("rectangle", x=62.5, y=100 / 3, width=25, height=50, rotation=90), [2, 2, 5, 4], None),
         (result("polygon", points=[[12.5, 0], [50, 0], [50, 50], [12.5, 50]], closed=True), [1, 0, 4, 3], 9),
         (result("ellipse", x=50, y=50, radiusX=25, radiusY=100 / 3, rotation=0), [2, 1, 6, 5], None),
         (result("brush", format="rle", rle=packed(SQUARE_MASK)), [1, 1, 4, 4], 9),

@@ -120,12 +120,11 @@ def coco(folder: Path) -> dict[str, Any]:
 
 def yolo(folder: Path) -> dict[str, Any]:
     """As Roboflow has it: a folder a split, names in data.yaml."""
-    for split, lines in (
-        ("train", "1 0.5 0.5 0.5 0.5\n0 0.25 0.25 0.75 0.25 0.75 0.75\n"),
-        ("valid", "1 0.25 0.5 0.5 1"),
-    ):
-        write(folder / split / "labels" / f"{split}.txt", lines)
-        write_image(folder / split / "images" / f"{split}.png")
+    folder /= "set"
+    labels = {"train": "1 0.5 0.5 0.5 0.5\n0 0.25 0.25 0.75 0.25 0.75 0.75\n", "valid": "1 0.25 0.5 0.5 1"}
+    for split, lines in labels.items():
+        write(folder / split / "labels" / f"{split[0]}.txt", lines)
+        write_image(folder / split / "images" / f"{split[0]}.png")
     write(folder / "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['no', 'dog']\n")
     return dict(data_dir=str(folder), images_dir=str(folder))
 
