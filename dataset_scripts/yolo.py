@@ -124,6 +124,8 @@ class Yolo(PhotoFileBuilder):
         for path in walk(self.config.data_dir):
             if path.lower().endswith((".yaml", ".yml")):
                 text = read_text(Path(self.config.data_dir, path))
+                if "names" not in text:
+                    continue
                 try:
                     content = yaml.load(text, yaml.BaseLoader)  # a class may be called "no"
                 except (yaml.YAMLError, RecursionError) as error:

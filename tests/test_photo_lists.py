@@ -267,7 +267,7 @@ def test_cvat_shapes_without_a_region_lose_their_row(cvat, shape, reason):
 
 
 def test_cvat_boxes_that_are_turned_are_masks(cvat):
-    """A square with sides of the root of 8, turned by 45 degrees, has its corners above and beside its centre, (4, 3)."""
+    """A square with sides of the root of 8, turned by 45 degrees about (4, 3): its corners are 2 pixels from there."""
     side = 2**0.5
     corners = f'xtl="{4 - side}" ytl="{3 - side}" xbr="{4 + side}" ybr="{3 + side}"'
     (row,), report = cvat.of(annotations(cvat_xml(f'<box label="dog" {corners} rotation="45"/>')), name="a.xml")
