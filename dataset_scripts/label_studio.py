@@ -206,10 +206,10 @@ def _mask(rle: bytes, size: tuple[int, int]) -> np.ndarray:
 
     unusable_if(read(32) != 4 * width * height, "mask parts: run lengths for another image size")
     word, lengths = read(5) + 1, [read(4) + 1 for _ in range(4)]
-    values, at = np.zeros(4 * width * height, np.uint32), 0
+    values, at = np.zeros(4 * width * height, bool), 0
     while at < len(values):
         is_run, length = read(1), read(lengths[read(2)]) + 1
         unusable_if(at + length > len(values), "mask parts: run lengths that do not add up to the image")
-        values[at : at + length] = read(word) if is_run else [read(word) for _ in range(length)]
+        values[at : at + length] = read(word) > 0 if is_run else [read(word) > 0 for _ in range(length)]
         at += length
-    return (values[3::4] > 0).reshape(height, width)
+    return values[3::4].reshape(height, width)
