@@ -149,7 +149,9 @@ class ObjectBuilder(GroundingBuilder):
             return mask_to_box(mask), mask
         if box != whole:  # many of them may be corners in place of sizes
             self.report.kept["boxes over the edge of the image, cut"] += 1
-        if mask is not None and contradict(box, mask_to_box(mask)):
+        if mask is None or (instance.is_outline and box == whole):
+            return box, mask
+        if contradict(box, mask_to_box(mask)):
             if lost:
                 drop("masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone")
                 return box, None

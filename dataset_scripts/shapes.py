@@ -21,6 +21,7 @@ class Instance(NamedTuple):
         box: `[x1, y1, x2, y2]` in pixels, also beyond the image.
         segmentation: as of `segmentation_to_mask`, or a function that gives the mask: all of a data set are large.
         is_turned: its box is turned, and stands in `segmentation` as a polygon.
+        is_outline: its box is that of its polygons, which may differ from what these cover where they are small.
         is_crowd: it is a crowd of objects.
         has_bad_box: it has a box that cannot be read.
         trouble: why it cannot be used.
@@ -31,6 +32,7 @@ class Instance(NamedTuple):
     box: list[float] | None = None
     segmentation: Any = None
     is_turned: bool = False
+    is_outline: bool = False
     is_crowd: bool = False
     has_bad_box: bool = False
     trouble: str = ""
@@ -54,7 +56,8 @@ def read_numbers(values: Mapping[str, Any], *keys: str) -> list[float]:
 def polygon(record: str, label: str, points: list[list[float]]) -> Instance:
     """An object whose outline is a polygon."""
     unusable_if(len(points) < 3, "polygon of fewer than three points")
-    return Instance(record, label, bounds(points), [[value for point in points for value in point]])
+    outline = [value for point in points for value in point]
+    return Instance(record, label, bounds(points), [outline], is_outline=True)
 
 
 def turned_box(record: str, label: str, corners: list[list[float]]) -> Instance:

@@ -113,10 +113,10 @@ class Yolo(PhotoFileBuilder):
     def _is_no_label(self, stem: str) -> bool:
         """Whether a text file is of another kind: those that no image is called like, known by their name."""
         folder, name = posixpath.split(stem)
-        if "labels" in folder.split("/") or not (name.lower() in _OTHER_FILES or name.lower().startswith("readme")):
+        if name.lower() not in _OTHER_FILES and not name.lower().startswith("readme"):
             return False
         image = self.files.find((stem,), folder)
-        return image is None or posixpath.dirname(image) != folder
+        return image is None or not ("labels" in folder.split("/") or posixpath.dirname(image) == folder)
 
     def _settings(self) -> dict[str, Any]:
         """What the YAML file that has names says, all of it as texts; nothing if there is none."""
