@@ -240,11 +240,12 @@ def test_labelme_mask_that_cannot_be_read_leaves_the_box(labelme):
 
 
 def test_labelme_shapes_of_a_group_are_one_object(labelme):
+    """Of the last triangle, the mask is one pixel, which does not contradict the box around it."""
     parts = [
         [[1, 1], [3, 1], [3, 3]],
         [[5, 3], [7, 3], [7, 5]],
         [[1, 4], [3, 4], [3, 6]],
-    ]  # the last one covers one pixel
+    ]
     drawn = [shape("polygon", points, group_id=group) for points, group in zip(parts, (1, 1, 2))]
     labelme.write("1.json", labelme_json(*drawn))
     (row,), _ = labelme.rows(split="train", strict=True)
