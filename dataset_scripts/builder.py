@@ -243,6 +243,13 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         unusable_if(size not in (None, found), "images: have another size than their record says")
         return LoadedImage({"bytes": data, "path": None}, found)
 
+    def twin(self) -> Any:
+        """One to look ahead with, who counts nothing here and stops at nothing."""
+        twin = copy.copy(self)
+        twin.report, twin.config = BuildReport(), copy.copy(self.config)
+        twin.config.strict = False
+        return twin
+
     def drawn_split(self, key: str) -> str:
         """train or validation, by a hash of the key alone: an image stays where it is when others come or go."""
         return self._moved.get(key) or ("validation" if _draw(key) < self.config.validation_fraction else "train")
@@ -259,9 +266,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         self._moved, fraction = {}, self.config.validation_fraction
         if not fraction:
             return
-        twin = copy.copy(self)
-        twin.report, twin.config = BuildReport(), copy.copy(self.config)  # a look counts nothing and stops at nothing
-        twin.config.strict = False
+        twin = self.twin()
         lowest = highest = None  # (draw, key), of those that have a row
         for key, record in images:
             draw = _draw(key), key

@@ -52,9 +52,14 @@ from .coco_format import (
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import Instance, ObjectBuilder, ObjectConfig, file_split, same_words
+from .objects import ObjectBuilder, ObjectConfig, file_split, same_words
 from .options import CocoOptions
-from .segmentations import mask_to_run_lengths, read_segment_ids
+from .segmentations import (
+    mask_to_run_lengths,
+    read_segment_ids,
+    segmentation_to_mask,  # noqa: F401 - which `objects` needs (see `builder`)
+)
+from .shapes import Instance
 
 _EXPRESSIONS = ("refcoco", "refcoco+", "refcocog")  # as `dataset_name`
 _NOT_LISTED = "a category that is not listed (see --categories)"

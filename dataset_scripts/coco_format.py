@@ -8,7 +8,7 @@ import re
 import sys
 from array import array
 from collections.abc import Collection, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +93,7 @@ def read_flag(annotation: dict[str, Any], key: str) -> bool | None:
     return {0: False, 1: True}.get(read_whole(value))
 
 
+@lru_cache(4096)
 def in_words(category: str) -> str:
     """A category's name as a person would say it: `traffic_light` is a traffic light, `bow_(weapon)` a bow.
 

@@ -19,17 +19,18 @@ _LONGEST_TOKEN = 16
 Place = tuple[int, int]  # of a record in its file: first byte, and the one after the last
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | str) -> str:
     """A text file in UTF-8, with or without a byte order mark; a ValueError names a file that is missing or another."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | str) -> Any:
     """A JSON file; a ValueError names one that is missing, cut off or no JSON."""
     text = read_text(path)
     try:

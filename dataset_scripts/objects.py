@@ -1,13 +1,18 @@
 """The base of the builders of objects in images: one row for each label in an image, with all its instances.
 
 The phrase is the label in words, in `phrase_template` if one is given; its region is every instance in the image.
+A format has a `Photo` for each image, of a file of its own (`PhotoFileBuilder`) or of a file of many
+(`PhotoListBuilder`). Splits are those that folders or files are named for; where none is, train and validation are
+drawn.
 """
 
+import os
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,44 +22,27 @@ from .builder import (
     DrawnSplitsConfig,
     GroundingBuilder,
     OutsideImage,
+    SourceImage,
     Unusable,
     clip_box,
     unusable_if,
 )
-from .coco_format import contradict, in_words
+from .coco_format import SIZEABLE, contradict, in_words
 from .features import PhraseFields, encode_png, mask_to_box, plain_name
 from .options import ObjectOptions
 from .segmentations import segmentation_to_mask
+from .shapes import Instance
 
 _BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
+IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
+_LOOKS = 200  # photos that are read ahead
+_BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
 _SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"} | {
     "validation": "validation",
     "test": "test",
     "testing": "test",
 }
 _FOLDER = re.compile(r"(?:(?:images|labels|annotations)[_-])?([a-z]+?)(?:\d{4})?(?:[_-](?:images|labels|annotations))?")
-
-
-class Instance(NamedTuple):
-    """An object in an image: its box, its mask, or both.
-
-    Attributes:
-        record: what it is called in messages.
-        label: what it is called in the source; for `group_by_label` alone.
-        box: `[x1, y1, x2, y2]` in pixels, also beyond the image.
-        segmentation: as of `segmentation_to_mask`.
-        is_turned: its box is turned, and stands in `segmentation` as a polygon.
-        is_crowd: it is a crowd of objects.
-        has_bad_box: it has a box that cannot be read.
-    """
-
-    record: str
-    label: str = ""
-    box: list[float] | None = None
-    segmentation: Any = None
-    is_turned: bool = False
-    is_crowd: bool = False
-    has_bad_box: bool = False
 
 
 @dataclass
@@ -143,10 +131,11 @@ class ObjectBuilder(GroundingBuilder):
         self, instance: Instance, size: tuple[int, int] | None, drop: Callable[[str], None]
     ) -> tuple[list[float], np.ndarray | None]:
         """An instance's box, cut to the image, and its mask; Unusable if it has no mask, and no box with an area."""
+        unusable_if(instance.trouble, instance.trouble)
         lost: list[str] = []
         whole, mask = instance.box, None
         if size is not None:
-            mask = segmentation_to_mask(instance.segmentation, size[1], size[0], lost.append)
+            mask = _mask(instance.segmentation, size, lost.append)
         for reason in lost:
             drop(reason)
         if whole is None:
@@ -160,7 +149,9 @@ class ObjectBuilder(GroundingBuilder):
             return mask_to_box(mask), mask
         if box != whole:  # many of them may be corners in place of sizes
             self.report.kept["boxes over the edge of the image, cut"] += 1
-        if mask is not None and contradict(box, mask_to_box(mask)):
+        if mask is None or (instance.is_outline and box == whole):
+            return box, mask
+        if contradict(box, mask_to_box(mask)):
             if lost:
                 drop("masks: contradict their box (IoU below 0.5) for want of a part; the box is taken alone")
                 return box, None
@@ -179,6 +170,219 @@ class ObjectBuilder(GroundingBuilder):
         kind = "whose box is turned" if instance.is_turned else "without a box"
         self.report.kept[f"instances {kind}, which have their mask's own"] += 1
         return mask_to_box(mask)
+
+
+class Photo(NamedTuple):
+    """What a source says of an image.
+
+    Attributes:
+        name: of the image in its id, no other's.
+        record: what it is called in messages.
+        files: what the image file may be called; the first that is there is taken.
+        folder: of the annotations in the data folder, which tells image files of one name apart.
+        size: (width, height) in pixels.
+        split: that the record names, if it does.
+    """
+
+    name: str
+    record: str
+    files: tuple[str, ...]
+    folder: str
+    instances: list[Instance]
+    size: tuple[int, int] | None = None
+    split: str | None = None
+
+
+class ImageFiles:
+    """The files of a folder, found by what annotations call them: a path, a name, a name without its suffix."""
+
+    def __init__(self, folder: str):
+        self.paths: set[str] = set()
+        self._by_name: dict[str, list[str]] = {}
+        for path in walk(folder):
+            self.paths.add(path)
+            name = path.rsplit("/", 1)[-1].lower()
+            self._by_name.setdefault(name, []).append(path)
+            stem, _, suffix = name.rpartition(".")
+            if suffix in IMAGE_SUFFIXES:
+                self._by_name.setdefault(stem, []).append(path)
+
+    def find(self, names: Iterable[str], folder: str) -> str | None:
+        """The file that has one of the names, the first that any has; of several, that nearest to `folder`.
+
+        Of folders named for splits, that of another split has other images.
+
+        Raises:
+            Unusable: several are as near.
+        """
+        split, is_double = folder_split(f"{folder}/name"), False
+        for name in map(plain_name, names):
+            for path in (posixpath.normpath(f"{folder}/{name}"), name):
+                if path in self.paths:
+                    return path
+            found = self._by_name.get(name.rsplit("/", 1)[-1].lower(), [])
+            found = [path for path in found if not split or folder_split(path) in (None, split)]
+            if found:
+                nearness = [_nearness(path, name, folder) for path in found]
+                if nearness.count(max(nearness)) == 1:
+                    return found[nearness.index(max(nearness))]
+                is_double = True
+        unusable_if(is_double, "images: several files in the folder of the images are called so")
+        return None
+
+
+class _PhotoBuilder(ObjectBuilder):
+    """A builder of photos: `listed` has their records with their splits, `photo` reads one."""
+
+    def listed(self) -> Iterator[tuple[str | None, str, Any]]:
+        """(split that it is named for, name, record) of each image."""
+        raise NotImplementedError
+
+    def photo(self, record: Any) -> Photo:
+        """What a record says; Unusable where it cannot be read."""
+        raise NotImplementedError
+
+    def split_names(self) -> list[str]:
+        self.files = ImageFiles(self.config.images_dir) if self.config.images_dir else None
+        listed = list(self.listed())
+        self._check_fit([record for *_, record in listed])
+        if not self.config.split and not any(split for split, *_ in listed):
+            self.draw_splits((name, record) for _, name, record in listed)
+            listed = [(self.drawn_split(name), name, record) for _, name, record in listed]
+        self.splits: dict[str, list[Any]] = {}
+        for split, _, record in listed:
+            if split is None and not self.config.split:
+                self.report.kept["images that no split is named for, in train"] += 1
+            self.splits.setdefault(self.config.split or split or "train", []).append(record)
+        return sorted(self.splits)
+
+    def images(self, split: str) -> list[Any]:
+        return self.splits[split]
+
+    def image(self, record: Any) -> SourceImage | None:
+        try:
+            photo = self.photo(record)
+        except Unusable as reason:
+            self.drop(f"files: {reason}", str(record))
+            return None
+        if not photo.instances:
+            self.report.dropped["images without annotation"] += 1
+            return None
+        lost = {"instances: of an image that cannot be used": len(photo.instances)}
+        try:
+            path = self.files and self.files.find(photo.files, photo.folder)
+        except Unusable as reason:
+            self.drop(str(reason), photo.record)
+            self.lose(lost)
+            return None
+        return SourceImage(path or photo.files[0], photo.record, photo, lost, photo.size, photo.name)
+
+    def label_of(self, value: Any, record: str) -> str | None:
+        """A label that is a text with a word; of an object without one nobody knows whose it is: it is counted."""
+        if isinstance(value, str) and in_words(value):
+            return value
+        self.drop("instances: without a label", record)
+        return None
+
+    def phrases(self, content: Photo, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        return self.label_rows(content.instances, size)
+
+    def known_size(self, photo: Photo) -> tuple[float, float] | None:
+        """The size that boxes are held against before the build, of photos some of which cannot be used."""
+        if photo.size is None and self.files and (path := self.files.find(photo.files, photo.folder)):
+            return self.load_image(path).size
+        return photo.size
+
+    def _check_fit(self, records: list[Any]) -> None:
+        """Looks at evenly spread records: where many boxes are beyond their image, something is wrong with all."""
+        count, wrong, twin = 0, [], self.twin()
+        for record in records[:: len(records) // _LOOKS + 1]:
+            try:
+                photo = twin.photo(record)
+                size = twin.known_size(photo)
+            except Unusable:
+                continue
+            for instance in photo.instances if size else ():
+                if instance.box is not None:
+                    count += 1
+                    shares = [value / size[axis % 2] for axis, value in enumerate(instance.box)]
+                    if max(shares) > _BEYOND or min(shares) < 1 - _BEYOND:
+                        wrong.append(f"{instance.record}: {[round(value, 2) for value in instance.box]}")
+        if len(wrong) > SIZEABLE * count:
+            raise ValueError(
+                f"{self.config.data_dir}: {len(wrong):,} of {count:,} boxes that were looked at are beyond their image "
+                f"({'; '.join(wrong[:3])}): they seem to be in other units, or of images of another size"
+            )
+
+
+class PhotoFileBuilder(_PhotoBuilder):
+    """Base of formats of a file for each image. A record is the path of its file in the data folder."""
+
+    suffix = ""
+
+    def listed(self) -> Iterator[tuple[str | None, str, str]]:
+        paths = [path for path in walk(self.config.data_dir) if path.lower().endswith(self.suffix)]
+        if not paths:
+            raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
+        return ((folder_split(path), path[: -len(self.suffix)], path) for path in paths)
+
+    def photo_of(self, path: str, stated: str, instances: list[Instance], size: tuple[int, int] | None = None) -> Photo:
+        """The photo of a file, which is called as the file is, or as it states."""
+        stem, ending = path[: -len(self.suffix)], stated.rpartition(".")[2]
+        name = f"{stem}.{ending}" if ending.lower() in IMAGE_SUFFIXES else stem
+        files = (stem, stated) if stated else (stem,)
+        return Photo(name, path, files, posixpath.dirname(path), instances, size)
+
+
+class PhotoListBuilder(_PhotoBuilder):
+    """Base of formats of files of many images. A record is the photo; images that are listed again are one."""
+
+    suffix = ".json"
+
+    def read(self, path: Path, name: str) -> Iterator[Photo]:
+        """The photos of a file, called `name` in the data folder; ValueError where it is none of the format."""
+        raise NotImplementedError
+
+    def listed(self) -> Iterator[tuple[str | None, str, Photo]]:
+        names = [self.config.annotations]
+        if not self.config.annotations:
+            names = [name for name in walk(self.config.data_dir) if name.lower().endswith(self.suffix)]
+            if not names:
+                raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
+        photos: dict[tuple[str, str], tuple[str | None, Photo]] = {}
+        for name, photo in self._read_all(names):
+            split, key = photo.split or file_split(name), (photo.folder, plain_name(photo.files[0]))
+            if key in photos:
+                self.report.kept["images that are listed again, taken together with the first"] += 1
+                split, first = photos[key]
+                photo = first._replace(instances=first.instances + photo.instances)
+            photos[key] = split, photo
+        return ((split, photo.name, photo) for split, photo in photos.values())
+
+    def _read_all(self, names: list[str]) -> Iterator[tuple[str, Photo]]:
+        for name in names:
+            try:
+                yield from ((name, photo) for photo in self.read(Path(self.config.data_dir, name), name))
+            except ValueError as error:
+                if len(names) == 1 or self.config.strict:
+                    raise
+                raise ValueError(f"{error} (--annotations names the one file to read)") from error
+
+    def photo(self, record: Photo) -> Photo:
+        return record
+
+
+def _mask(segmentation: Any, size: tuple[int, int], drop: Callable[[str], None]) -> np.ndarray | None:
+    if not callable(segmentation):
+        return segmentation_to_mask(segmentation, size[1], size[0], drop)
+    try:
+        mask = segmentation()
+        unusable_if(mask.shape != size[::-1], "mask parts: mask of another image size")
+        unusable_if(not mask.any(), "masks: segmentation that covers no pixel of the image")
+        return mask
+    except Unusable as reason:
+        drop(str(reason))
+        return None
 
 
 def _check_turned(corners: list[float], size: tuple[int, int] | None, mask: np.ndarray | None) -> None:
@@ -208,3 +412,29 @@ def file_split(path: str) -> str | None:
     words = re.findall("[a-z]+", PurePosixPath(plain_name(path).lower()).stem)
     named = {_SPLITS[word] for word in words if word in _SPLITS}
     return named.pop() if len(named) == 1 else folder_split(path)
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files in a folder and those below, in order; none that is hidden."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        below = os.path.relpath(top, folder).replace(os.sep, "/")
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield name if below == "." else f"{below}/{name}"
+
+
+def _nearness(path: str, name: str, folder: str) -> tuple[int, int, int]:
+    """How near a file is to what annotations in a folder call it: parts of the name, of the folder, and no others."""
+    parts, named = path.lower().split("/"), name.lower().split("/")
+    same = 0
+    while same < min(len(parts), len(named)) and parts[-1 - same] == named[-1 - same]:
+        same += 1
+    common = set(parts[:-1]) & set(folder.lower().split("/"))
+    return same, len(common), -len(parts)
+
+
+def joined(folder: str, name: str) -> str:
+    """What an image that annotations in a folder call by a name is called in its id."""
+    name = plain_name(name)
+    return posixpath.join(folder, name.rsplit("/", 1)[-1] if ":/" in name or name.startswith(("/", "..")) else name)

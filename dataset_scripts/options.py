@@ -61,6 +61,50 @@ class CocoOptions(ObjectOptions):
 
 
 @dataclass
+class YoloOptions(ObjectOptions):
+    """YOLO's text files, boxes and polygons, with data.yaml or a list of names"""
+
+
+@dataclass
+class VocOptions(ObjectOptions):
+    """Pascal VOC's XML files, one for each image"""
+
+
+@dataclass
+class LabelmeOptions(ObjectOptions):
+    """LabelMe's JSON files, one for each image"""
+
+
+@dataclass
+class PhotoListOptions(ObjectOptions):
+    """Options of all that reads files of many images."""
+
+    annotations: str | None = option(None, "Annotation file, in the data folder; without it all that are in there.")
+
+
+@dataclass
+class ViaOptions(PhotoListOptions):
+    """VIA's JSON, a project or its annotations"""
+
+    label_attribute: str | None = option(None, "Region attribute that names the object; needed if there are several.")
+
+
+@dataclass
+class CvatOptions(PhotoListOptions):
+    """CVAT's XML for images 1.1"""
+
+
+@dataclass
+class LabelStudioOptions(PhotoListOptions):
+    """Label Studio's JSON: rectangles, polygons, ellipses, brushes"""
+
+
+@dataclass
+class CreatemlOptions(PhotoListOptions):
+    """CreateML's JSON"""
+
+
+@dataclass
 class Flickr30kEntitiesOptions(AnnotationOptions):
     """phrases of Flickr30k's captions, and boxes"""
 
@@ -123,6 +167,13 @@ class ScenesOptions:
 BUILDERS: dict[str, tuple[str, type]] = {
     "scenes": ("Scenes", ScenesOptions),
     "coco": ("Coco", CocoOptions),
+    "yolo": ("Yolo", YoloOptions),
+    "voc": ("Voc", VocOptions),
+    "labelme": ("Labelme", LabelmeOptions),
+    "via": ("Via", ViaOptions),
+    "cvat": ("Cvat", CvatOptions),
+    "label_studio": ("LabelStudio", LabelStudioOptions),
+    "createml": ("Createml", CreatemlOptions),
     "visual_genome": ("VisualGenome", VisualGenomeOptions),
     "flickr30k_entities": ("Flickr30kEntities", Flickr30kEntitiesOptions),
     "refcoco": ("RefCoco", RefCocoOptions),

@@ -630,5 +630,5 @@ def test_phrases_are_made_by_a_template(workshop):
     rows, _ = workshop.of(data, phrase_template="a photo of a {}")
     assert [row["phrase"] for row in rows["train"]] == ["a photo of a traffic light", "a photo of a dog"]
     for template in "a photo", "{} and {}", "{0}":
-        with pytest.raises(ValueError, match="phrase_template: .* needs {} once"):
+        with pytest.raises(ValueError, match=r"phrase_template: .* needs \{\} once"):
             workshop.of(data, phrase_template=template)

@@ -118,6 +118,112 @@ def coco(folder: Path) -> dict[str, Any]:
     return dict(data_dir=str(folder), images_dir=str(folder / "images"), validation_fraction=0.5)
 
 
+def yolo(folder: Path) -> dict[str, Any]:
+    """As Roboflow has it: a folder a split, names in data.yaml."""
+    folder /= "set"
+    labels = {"train": "1 0.5 0.5 0.5 0.5\n0 0.25 0.25 0.75 0.25 0.75 0.75\n", "valid": "1 0.25 0.5 0.5 1"}
+    for split, lines in labels.items():
+        write(folder / split / "labels" / f"{split[0]}.txt", lines)
+        write_image(folder / split / "images" / f"{split[0]}.png")
+    write(folder / "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['no', 'dog']\n")
+    return dict(data_dir=str(folder), images_dir=str(folder))
+
+
+def voc_xml(*objects: tuple[Any, ...], name: str = "1.png", size: tuple[Any, Any] = (WIDTH, HEIGHT)) -> str:
+    """Objects (name, xmin, ymin, xmax, ymax) in an image."""
+    boxes = "".join(
+        f"<object><name>{label}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
+        f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+        for label, x1, y1, x2, y2 in objects
+    )
+    width, height = size
+    return (
+        f"<annotation><folder>VOC</folder><filename>{name}</filename><source><database>Unknown</database></source>"
+        f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size><segmented>0</segmented>{boxes}"
+        "</annotation>"
+    )
+
+
+def voc(folder: Path) -> dict[str, Any]:
+    folder /= "set"
+    for i, split in enumerate(("train", "val")):
+        write(folder / "Annotations" / f"{i}.xml", voc_xml(("dog", 2, 2, 4, 4), name=f"{i}.png"))
+        write_image(folder / "JPEGImages" / f"{i}.png")
+        write(folder / "ImageSets" / "Main" / f"{split}.txt", f"{i}\n")
+    return dict(data_dir=str(folder), images_dir=str(folder))
+
+
+def labelme_json(*shapes: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A file of LabelMe with shapes {label, points, shape_type}."""
+    plain = {"group_id": None, "description": "", "flags": {}, "mask": None}
+    content = {"version": "5.4.1", "flags": {}, "shapes": [plain | shape for shape in shapes], "imagePath": "1.png"}
+    return content | {"imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH} | changes
+
+
+def labelme(folder: Path) -> dict[str, Any]:
+    folder /= "set"
+    box = {"label": "dog", "points": [[1, 1], [4, 4]], "shape_type": "rectangle"}
+    for i in range(4):
+        write(folder / f"{i}.json", labelme_json(box, imagePath=f"{i}.png"))
+        write_image(folder / f"{i}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder), validation_fraction=0.5)
+
+
+def via(folder: Path) -> dict[str, Any]:
+    shape = {"name": "polygon", "all_points_x": SQUARE[::2], "all_points_y": SQUARE[1::2]}
+    region = {"shape_attributes": shape, "region_attributes": {"kind": "dog"}}
+    images = {
+        f"{i}.png9": {"filename": f"{i}.png", "size": 9, "regions": [region], "file_attributes": {}} for i in (1, 2)
+    }
+    write(folder / "via.json", {"_via_settings": {}, "_via_img_metadata": images, "_via_attributes": {"region": {}}})
+    for i in (1, 2):
+        write_image(folder / "images" / f"{i}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
+def cvat(folder: Path) -> dict[str, Any]:
+    shapes = (
+        '<box label="dog" source="manual" occluded="0" xtl="1.0" ytl="1.0" xbr="4.0" ybr="4.0" z_order="0"></box>'
+        '<mask label="cat" source="manual" occluded="0" rle="0, 9" left="1" top="1" width="3" height="3"></mask>'
+    )
+    images = [
+        f'<image id="{i}" name="{i}.png" subset="{subset}" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
+        for i, subset in enumerate(("Train", "Validation"))
+    ]
+    meta = "<meta><project><name>dogs</name><labels><label><name>dog</name></label></labels></project></meta>"
+    write(folder / "annotations.xml", f"<annotations><version>1.1</version>{meta}{''.join(images)}</annotations>")
+    for i in range(2):
+        write_image(folder / "images" / f"{i}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
+def label_studio(folder: Path) -> dict[str, Any]:
+    value = {"x": 12.5, "y": 50, "width": 25, "height": 50, "rotation": 0, "rectanglelabels": ["dog"]}
+    place = {"from_name": "label", "to_name": "image", "original_width": WIDTH, "original_height": HEIGHT}
+    result = {"id": "aB3", "type": "rectanglelabels", "image_rotation": 0, "value": value, **place}
+    tasks = [
+        {
+            "id": i,
+            "data": {"image": f"/data/upload/1/0123abcd-{i}.png"},
+            "annotations": [{"id": i, "was_cancelled": False, "ground_truth": False, "result": [result]}],
+        }
+        for i in (1, 2)
+    ]
+    write(folder / "project-1.json", tasks)
+    for i in (1, 2):
+        write_image(folder / "images" / f"{i}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
+def createml(folder: Path) -> dict[str, Any]:
+    folder /= "set"
+    box = {"label": "dog", "coordinates": {"x": 2.5, "y": 2.5, "width": 3, "height": 3}}
+    for split in "train", "valid":
+        write(folder / split / "_annotations.createml.json", [{"image": f"{split}.png", "annotations": [box]}])
+        write_image(folder / split / f"{split}.png")
+    return dict(data_dir=str(folder), images_dir=str(folder))
+
+
 def visual_genome(folder: Path) -> dict[str, Any]:
     box, place = {"x": 1, "y": 2, "width": 5, "height": 3}, {"x": 1, "y": 2, "w": 5, "h": 3}
     car = {"object_id": 1, "names": ["car"], "attributes": ["red", "parked"], **place}
@@ -182,11 +288,22 @@ def albef_json(folder: Path) -> dict[str, Any]:
 
 
 TREES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    tree.__name__: tree for tree in (scenes, coco, visual_genome, flickr30k_entities, refcoco, referit, albef_json)
+    tree.__name__: tree
+    for tree in (
+        *(scenes, coco, yolo, voc, labelme, via, cvat, label_studio, createml),
+        *(visual_genome, flickr30k_entities, refcoco, referit, albef_json),
+    )
 }
 # Of the trees of annotations: an image of their train split, or of any.
 AN_IMAGE = {
     "coco": "0.png",
+    "yolo": "train/images/t.png",
+    "voc": "JPEGImages/0.png",
+    "labelme": "0.png",
+    "via": "1.png",
+    "cvat": "0.png",
+    "label_studio": "1.png",
+    "createml": "train/train.png",
     "visual_genome": "VG_100K/1.jpg",
     "flickr30k_entities": "1000000.jpg",
     "refcoco": "1.jpg",

@@ -1,0 +1,114 @@
+"""Pascal VOC: a folder of XML files, one for each image, `Annotations/000001.xml` or beside the images.
+
+The phrase is the name of an object, its region all objects of that name in the image, `difficult` ones too. Corners are
+those of pixels, counted from 1, both inside the box, as VOC defines them: `xmin` 1 and `xmax` 500 are all of an image
+500 wide. A file with a corner at 0 or between pixels is of a tool that measures edges from 0, and is read so. Boxes
+that roLabelImg has turned (`robndbox`) are masks of that shape.
+
+`ImageSets/Main/train.txt`, `val.txt` and `test.txt` are the splits; `trainval.txt` is train where neither of the first
+two is there. Without such lists, folders `train`, `valid` and `test` are, as Roboflow has them. An image is found by
+the name of its XML file, as tools pair them, or else by its `filename`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .builder import Unusable, unusable_if
+from .coco_format import read_number, read_whole
+from .features import (
+    FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
+)
+from .json_files import read_text
+from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk
+from .options import VocOptions
+from .segmentations import (
+    segmentation_to_mask,  # noqa: F401
+)
+from .shapes import Instance, corners_of, turn, turned_box
+from .xml_files import read_xml
+
+_SETS = {"train": "train", "val": "validation", "test": "test", "trainval": "train"}
+
+
+@dataclass
+class VocConfig(VocOptions, ObjectConfig):
+    """The options, checked."""
+
+
+class Voc(PhotoFileBuilder):
+    """`datasets` builder of Pascal VOC's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+
+    A file that is no XML, was cut off or defines entities is dropped and counted, as is one in no list of `ImageSets`,
+    where there are lists.
+    """
+
+    BUILDER_CONFIG_CLASS = VocConfig
+    source = "Images and Pascal VOC's XML files that the builder was given, images stored byte for byte as they were."
+    suffix = ".xml"
+
+    def listed(self) -> Iterator[tuple[str | None, str, str]]:
+        sets = self._image_sets()
+        has_sets = bool(sets)
+        for split, name, path in super().listed():
+            place = path.lower().replace("/annotations/", "/").removeprefix("annotations/").removesuffix(self.suffix)
+            if has_sets and place not in sets:
+                self.drop("files: in no list of ImageSets/Main", path)
+            else:
+                yield sets.pop(place, split), name, path
+        for place in sets:
+            self.drop("image sets: images without an XML file", place)
+
+    def photo(self, record: str) -> Photo:
+        try:
+            root = read_xml(f"{self.config.data_dir}/{record}")
+        except ValueError as error:
+            raise Unusable("no XML that can be read") from error
+        unusable_if(root.tag != "annotation", "no annotation of Pascal VOC")
+        width, height = (read_whole(root.findtext(f"size/{side}")) or 0 for side in ("width", "height"))
+        objects = [(number, each) for number, each in enumerate(root.findall("object"))]
+        boxes = [_box(each) for _, each in objects]
+        values = [value for box in boxes for value in box or ()]
+        first = 1 if all(value >= 1 and value == int(value) for value in values) else 0
+        instances = []
+        for (number, each), box in zip(objects, boxes):
+            place = f"{record}, object {number}"
+            if label := self.label_of(each.findtext("name"), place):
+                instances.append(_instance(each, place, label.strip(), box, first))
+        size = (width, height) if width > 0 and height > 0 else None
+        return self.photo_of(record, (root.findtext("filename") or "").strip(), instances, size)
+
+    def _image_sets(self) -> dict[str, str]:
+        """Where an image's file is, without `Annotations` → its split."""
+        lists = {path: Path(path).stem.lower() for path in walk(self.config.data_dir) if path.lower().endswith(".txt")}
+        sets: dict[str, str] = {}
+        for name, split in _SETS.items():
+            for path in (path for path, stem in lists.items() if stem == name):
+                top, _, rest = path.lower().rpartition("imagesets/main/")
+                if rest != f"{name}.txt" or (name == "trainval" and "train" in sets.values()):
+                    continue
+                for line in filter(str.strip, read_text(Path(self.config.data_dir, path)).splitlines()):
+                    stem = line.split()[0].lower().removesuffix(".jpg").removesuffix(".xml")
+                    if sets.setdefault(top + stem, split) != split:
+                        self.drop(f"image sets: images of {split} that are in another split, too", f"{path}: {stem}")
+        return sets
+
+
+def _box(each: Any) -> list[float] | None:
+    """The corners of an object as they stand there."""
+    numbers = [read_number(each.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
+    return None if None in numbers else numbers  # type: ignore[return-value]
+
+
+def _instance(each: Any, record: str, label: str, box: list[float] | None, first: int) -> Instance:
+    if box is not None:
+        x1, y1, x2, y2 = box
+        return Instance(record, label, [x1 - first, y1 - first, x2, y2])
+    numbers = [read_number(each.findtext(f"robndbox/{key}")) for key in ("cx", "cy", "w", "h", "angle")]
+    if None in numbers:
+        return Instance(record, label, trouble="without a box of four numbers (bndbox)")
+    x, y, width, height, angle = numbers
+    corners = corners_of([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    return turned_box(record, label, turn(corners, (x, y), math.degrees(angle)))
