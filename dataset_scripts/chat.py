@@ -16,7 +16,7 @@ from typing import Any
 from .builder import DrawnSplitsConfig, Unusable, unusable_if
 from .chat_text import JSON_STYLES, STYLES, Marked, marks_beginnings, read_text, signs_in
 from .coco_format import SIZEABLE
-from .features import PhraseFields as PhraseFields  # datasets 3 finds what a script itself imports
+from .features import PhraseFields as PhraseFields
 from .json_files import stream_json_records as stream_json_records
 from .options import ChatOptions
 from .phrase_files import PhraseFiles, Region

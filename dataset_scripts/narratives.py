@@ -19,7 +19,7 @@ from typing import Any
 
 from .builder import DrawnSplitsConfig, Unusable, unusable_if
 from .coco_format import read_number
-from .features import PhraseFields as PhraseFields  # datasets 3 finds what a script itself imports
+from .features import PhraseFields as PhraseFields
 from .json_files import stream_json_records as stream_json_records
 from .options import NarrativesOptions
 from .phrase_files import PUNCTUATION, PhraseFiles, Region

@@ -17,7 +17,7 @@ from typing import Any
 
 from .builder import DrawnSplitsConfig, check_corners, unusable_if
 from .coco_format import in_words, listed_boxes, read_box, read_whole
-from .features import PhraseFields as PhraseFields  # datasets 3 finds what a script itself imports
+from .features import PhraseFields as PhraseFields
 from .json_files import read_json
 from .options import OdvgOptions
 from .phrase_files import Box, PhraseFiles, Region, span_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from .builder import DrawnSplitsConfig, Unusable, unusable_if
 from .coco_format import SIZEABLE, read_box, read_corners
-from .features import PhraseFields as PhraseFields  # datasets 3 finds what a script itself imports
+from .features import PhraseFields as PhraseFields
 from .json_files import stream_json_records as stream_json_records
 from .options import XvlmOptions
 from .phrase_files import Box, PhraseFiles, Region

@@ -54,8 +54,8 @@ STYLES = {
     "kosmos2": (
         "<grounding> An image of<phrase> a snowman</phrase><object><patch_index_0044><patch_index_0863></object> "
         "warming himself by<phrase> a fire</phrase><object><patch_index_0005><patch_index_0911></object>, and"
-        "<phrase> stars</phrase><object><patch_index_0000><patch_index_0002></delimiter_of_multi_objects/><patch_index_0033>"
-        "<patch_index_0033></object>",
+        "<phrase> stars</phrase><object><patch_index_0000><patch_index_0002></delimiter_of_multi_objects/>"
+        "<patch_index_0033><patch_index_0033></object>",
         [
             ("a snowman", [[390.625, 23.4375, 984.375, 414.0625]]),
             ("a fire", [[171.875, 7.8125, 484.375, 445.3125]]),
