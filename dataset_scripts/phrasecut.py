@@ -45,7 +45,7 @@ class PhraseCut(PhraseFiles):
         path = Path(self.config.data_dir, _SIZES)
         listed = stream_json_records(path) if path.is_file() else ()
         self.image_sizes = {
-            record.get("image_id"): size
+            read_whole(record.get("image_id")): size
             for record in listed
             if isinstance(record, dict) and (size := super(PhraseCut, self).size_of(record))
         }
