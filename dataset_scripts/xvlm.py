@@ -42,7 +42,8 @@ class Xvlm(PhraseFiles):
         for file in self.files:
             count, wrong = 0, []
             for record, size in self.sizes(file):
-                for number, elem in enumerate(record.get("elems") or []):
+                elems = record.get("elems")
+                for number, elem in enumerate(elems if isinstance(elems, list) else []):
                     bb = read_box(elem.get("bb")) if isinstance(elem, dict) else None
                     if bb is None:
                         continue
