@@ -13,14 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .builder import AnnotationConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import SIZEABLE, read_box
+from .builder import AnnotationConfig, GroundingBuilder, SourceImage, check_corners
+from .coco_format import listed_boxes, read_box
 from .features import PhraseFields
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
 
 _OTHER_NAMES = ("box", "boxes", "bboxes", "region", "regions", "polygons", "segmentation", "masks")
-_FAR = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
 Records = tuple[str | None, list[Numbered]]  # an image's name, and its records
@@ -75,7 +74,7 @@ class AlbefJson(GroundingBuilder):
             captions = fields.get("caption") or fields.get("text")
             captions = captions if isinstance(captions, list) and captions else [captions]
             with self.dropping("captions", place, len(captions)):
-                boxes = self._boxes(place, fields.get("bbox"), size)
+                boxes = self.cut_boxes(map(read_box, listed_boxes(fields.get("bbox"))), size, place)
                 for caption in captions:
                     phrase = " ".join(caption.split()) if isinstance(caption, str) else ""
                     if not phrase:
@@ -103,50 +102,12 @@ class AlbefJson(GroundingBuilder):
 
     def _check_boxes(self) -> None:
         """Raises a ValueError where too many boxes are none of corners in pixels for chance to explain it."""
-        count, wrong = 0, []
-        for number, record in self._records():
-            for box in filter(None, map(read_box, _listed(record.get("bbox")))):
-                count += 1
-                try:
-                    unusable_if(max(map(abs, box)) <= 1, "box in shares of the image")  # of the whole image, too
-                    clip_box(box, None)
-                except OutsideImage:
-                    continue
-                except Unusable as reason:
-                    wrong.append(f"record {number}, {box!s:.80}: {reason}")
-        if len(wrong) > SIZEABLE * count:
-            raise ValueError(
-                f"{self.config.annotations}: {len(wrong):,} of {count:,} boxes are none ({'; '.join(wrong[:3])}): bbox "
-                "is expected to be [x1, y1, x2, y2] in pixels, not [x, y, width, height], nor in shares of the image"
-            )
-
-    def _boxes(self, record: str, bbox: Any, size: tuple[int, int] | None) -> list[list[float]]:
-        """A record's boxes, cut to the image; Unusable if it has boxes, and none is of use, or one is lost."""
-        listed = _listed(bbox)
-        if not listed:
-            return []
-        boxes, is_whole = [], True
-        for box in map(read_box, listed):
-            try:
-                unusable_if(box is None or max(map(abs, box)) >= _FAR, "not four numbers of pixels")
-                cut = clip_box(box, size)
-            except Unusable as reason:
-                self.drop(f"boxes: {reason}", record)
-                is_whole = is_whole and isinstance(reason, OutsideImage)
-                continue
-            if cut != box:
-                self.report.kept["boxes over the edge of the image, cut"] += 1
-            boxes.append(cut)
-        unusable_if(not boxes, "none of their boxes is of use")
-        unusable_if(not is_whole, "one of their boxes is lost")
-        return boxes
-
-
-def _listed(bbox: Any) -> list[Any]:
-    """A box, or several, as a list of them."""
-    if bbox is None or bbox == []:
-        return []
-    return bbox if isinstance(bbox, list) and isinstance(bbox[0], list) else [bbox]
+        boxes = (
+            (f"record {number}", read_box(box))
+            for number, record in self._records()
+            for box in listed_boxes(record.get("bbox"))
+        )
+        check_corners(self.config.annotations, boxes, "bbox is")
 
 
 def _image_of(record: dict[str, Any]) -> str | None:

@@ -32,6 +32,8 @@ _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _WHOLE_PATH = re.compile("/|[A-Za-z]:/")  # the latter of Windows
 MOSTLY_OUTSIDE = "box that is mostly outside of the image"
 _FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
+_WIDEST = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
+_SIZEABLE = 0.25  # a share of the boxes that chance does not explain
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 
 
@@ -250,6 +252,38 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         twin.config.strict = False
         return twin
 
+    def cut_boxes(
+        self, boxes: Iterable[list[float] | Unusable | None], size: tuple[int, int] | None, record: str
+    ) -> list[list[float]]:
+        """All boxes of a phrase, `[x1, y1, x2, y2]` in pixels, cut to an image of (width, height).
+
+        Args:
+            boxes: None where there are no four numbers, Unusable where it says why.
+
+        Raises:
+            Unusable: none is of use, or one is lost, so that the others are not all that the phrase means.
+        """
+        kept: list[list[float]] = []
+        lost = 0
+        is_whole = True
+        for box in boxes:
+            try:
+                if isinstance(box, Unusable):
+                    raise box
+                unusable_if(box is None or max(map(abs, box)) >= _WIDEST, "not four numbers of pixels")
+                cut = clip_box(box, size)
+            except Unusable as reason:
+                self.drop(f"boxes: {reason}", record)
+                lost += 1
+                is_whole = is_whole and isinstance(reason, OutsideImage)
+                continue
+            if cut != box:
+                self.report.kept["boxes over the edge of the image, cut"] += 1
+            kept.append(cut)
+        unusable_if(lost and not kept, "none of their boxes is of use")
+        unusable_if(not is_whole, "one of their boxes is lost")
+        return kept
+
     def drawn_split(self, key: str) -> str:
         """train or validation, by a hash of the key alone: an image stays where it is when others come or go."""
         return self._moved.get(key) or ("validation" if _draw(key) < self.config.validation_fraction else "train")
@@ -352,3 +386,29 @@ def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5)
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
     unusable_if(cut != box and _area(cut) < least * _area(box), MOSTLY_OUTSIDE)
     return cut
+
+
+def check_corners(file: str, boxes: Iterable[tuple[str, list[float] | None]], what: str) -> None:
+    """Raises a ValueError where too many boxes are none of corners in pixels for chance to explain it.
+
+    Args:
+        boxes: each with its record's name; None, which is no box of any format, is passed over.
+        what: is expected to be corners, as in "bbox is".
+    """
+    count, wrong = 0, []
+    for record, box in boxes:
+        if box is None:
+            continue
+        count += 1
+        try:
+            unusable_if(max(map(abs, box)) <= 1, "box in shares of the image")  # of the whole image, too
+            clip_box(box, None)
+        except OutsideImage:
+            continue
+        except Unusable as reason:
+            wrong.append(f"{record}, {box!s:.80}: {reason}")
+    if len(wrong) > _SIZEABLE * count:
+        raise ValueError(
+            f"{file}: {len(wrong):,} of {count:,} boxes are none ({'; '.join(wrong[:3])}): {what} expected to be "
+            "[x1, y1, x2, y2] in pixels, not [x, y, width, height], nor in shares of the image"
+        )

@@ -64,6 +64,13 @@ def read_box(value: Any) -> list[float] | None:
     return numbers
 
 
+def listed_boxes(value: Any) -> list[Any]:
+    """A box, or several, as a list of them."""
+    if value is None or value == []:
+        return []
+    return value if isinstance(value, list) and isinstance(value[0], list) else [value]
+
+
 def read_corners(value: Any) -> list[float] | None:
     """`[x1, y1, x2, y2]` of a box `[x, y, width, height]`."""
     if (box := read_box(value)) is None:

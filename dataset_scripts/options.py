@@ -163,6 +163,55 @@ class ScenesOptions:
     captions: int = option(2500, "Scenes of captions: one caption each, no region.")
 
 
+@dataclass
+class PhraseFilesOptions(AnnotationOptions):
+    """Options of what reads files of records with phrases."""
+
+    annotations: str | None = option(
+        None, "Files, in the data folder, with commas between them; default: every .json and .jsonl there that fits."
+    )
+    split: str | None = option(
+        None, "Name of one split for all; default: train, validation, test as the files' names say, or else drawn."
+    )
+    image_prefix: str = option(
+        "", "Beginning of the images' names to take off, where they are not those of images_dir."
+    )
+    validation_fraction: float = option(0.1, VALIDATION_HELP)
+
+
+@dataclass
+class OdvgOptions(PhraseFilesOptions):
+    """ODVG's JSON Lines of Grounding DINO: phrases of captions, detections, expressions"""
+
+    label_map: str | None = option(
+        None, "JSON file {number: name} of the labels, in the data folder, where instances have no category."
+    )
+
+
+@dataclass
+class ChatOptions(PhraseFilesOptions):
+    """conversations whose text has boxes as Qwen-VL, Kosmos-2, Florence-2 or Shikra write them"""
+
+    style: str | None = option(
+        None, "Whose boxes: qwen, qwen2.5, qwen2.5-resized, qwen3, kosmos2, florence2, shikra; default: found out."
+    )
+
+
+@dataclass
+class PhraseCutOptions(PhraseFilesOptions):
+    """PhraseCut's refer_*.json: phrases with the boxes and polygons of all that they mean"""
+
+
+@dataclass
+class XvlmOptions(PhraseFilesOptions):
+    """X-VLM's JSON Lines: images with captions and regions, [x, y, width, height]"""
+
+
+@dataclass
+class NarrativesOptions(PhraseFilesOptions):
+    """Localized Narratives: clauses of spoken captions, with the box that the mouse went over"""
+
+
 # Name, also of the module → the builder's class and its options.
 BUILDERS: dict[str, tuple[str, type]] = {
     "scenes": ("Scenes", ScenesOptions),
@@ -179,4 +228,9 @@ BUILDERS: dict[str, tuple[str, type]] = {
     "refcoco": ("RefCoco", RefCocoOptions),
     "referit": ("ReferIt", ReferItOptions),
     "albef_json": ("AlbefJson", AlbefJsonOptions),
+    "odvg": ("Odvg", OdvgOptions),
+    "chat": ("Chat", ChatOptions),
+    "phrasecut": ("PhraseCut", PhraseCutOptions),
+    "xvlm": ("Xvlm", XvlmOptions),
+    "narratives": ("Narratives", NarrativesOptions),
 }

@@ -20,10 +20,20 @@ LOST = {
     "flickr30k_entities": "phrases: of an image that cannot be used",
     "refcoco": "expressions: of an image that cannot be used",
     "referit": "records: of an image that cannot be used",
-    "albef_json": "records of images that cannot be used",
+    **dict.fromkeys(
+        ("albef_json", "odvg", "chat", "phrasecut", "xvlm", "narratives"), "records of images that cannot be used"
+    ),
 }
 LOST |= dict.fromkeys(OBJECTS, "instances: of an image that cannot be used")
-NO_SIZE = {"referit", "albef_json", "yolo", "via", "createml"}  # their annotations do not say how large an image is
+NO_SIZE = {
+    "referit",
+    "albef_json",
+    "yolo",
+    "via",
+    "createml",
+    "xvlm",
+    "narratives",
+}  # their annotations do not say how large an image is
 
 
 @pytest.fixture(params=AN_IMAGE)

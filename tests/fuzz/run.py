@@ -58,6 +58,11 @@ FILES = {
     "referit": "1_1.json referit_train_imlist.txt",
     "visual_genome": "image_data.json region_descriptions.json attributes.json relationships.json",
     "albef_json": "train.json",
+    "odvg": "train.jsonl",
+    "chat": "train.json",
+    "phrasecut": "refer_train.json image_data_split3000.json",
+    "xvlm": "train.jsonl",
+    "narratives": "open_images_train_v6_localized_narratives-00000-of-00010.jsonl",
 }
 
 

@@ -287,11 +287,65 @@ def albef_json(folder: Path) -> dict[str, Any]:
     return dict(data_dir=str(folder), images_dir=str(folder / "images"))
 
 
+def json_lines(records: list[Any]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def odvg(folder: Path) -> dict[str, Any]:
+    regions = [{"phrase": "a dog", "bbox": [1, 2, 5, 5]}, {"phrase": "trees", "bbox": [[0, 0, 3, 3], [4, 0, 9, 3]]}]
+    record = {"height": HEIGHT, "width": WIDTH, "grounding": {"caption": "a dog by trees .", "regions": regions}}
+    detection = {"instances": [{"bbox": [1, 1, 4, 4], "label": 0, "category": "traffic_light"}]}
+    write(folder / "train.jsonl", json_lines([{"filename": f"{i}.png", **record} for i in (1, 2)]))
+    write(folder / "val.jsonl", json_lines([{"filename": "2.png", "detection": detection}]))
+    return _with_images(folder)
+
+
+def chat(folder: Path) -> dict[str, Any]:
+    answer = "<ref>A dog</ref><box>(125,0),(500,1000)</box> by <ref>trees</ref><box>(0,0),(250,500)</box>."
+    turns = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": answer}]
+    size = {"width": WIDTH, "height": HEIGHT}
+    write(folder / "train.json", [{"image": f"{i}.png", "conversations": turns, **size} for i in (1, 2)])
+    return _with_images(folder)
+
+
+def phrasecut(folder: Path) -> dict[str, Any]:
+    square = [[x, y] for x, y in zip(SQUARE[::2], SQUARE[1::2])]
+    task = {"phrase": "small dog", "instance_boxes": [[1, 1, 3, 3]], "Polygons": [[square]]}
+    write(folder / "refer_train.json", [{"task_id": f"{i}__1", "image_id": i, **task} for i in (1, 2)])
+    sizes = [{"image_id": i, "width": WIDTH, "height": HEIGHT, "split": "train"} for i in (1, 2)]
+    write(folder / "image_data_split3000.json", sizes)
+    return _with_images(folder)
+
+
+def xvlm(folder: Path) -> dict[str, Any]:
+    elems = [{"caption": "dog", "attributes": ["small", "brown"], "bb": [1, 1, 3, 3]}]
+    record = {"caption": "a dog", "elems": elems}
+    write(folder / "train.jsonl", json_lines([{"image": f"{i}.png", **record} for i in (1, 2)]))
+    return _with_images(folder)
+
+
+def narratives(folder: Path) -> dict[str, Any]:
+    said = [("In this image", 0, 1), ("there is", 1, 2), ("a dog.", 2, 3)]
+    words = [{"utterance": text, "start_time": start, "end_time": end} for text, start, end in said]
+    trace = [{"x": x, "y": y, "t": t} for x, y, t in ((0.1, 0.1, 0.5), (0.25, 0.5, 2.1), (0.75, 1.02, 2.9))]
+    record = {"caption": "In this image there is a dog.", "timed_caption": words, "traces": [trace]}
+    records = [{"dataset_id": "open_images_train", "image_id": str(i), **record} for i in (1, 2)]
+    write(folder / "open_images_train_v6_localized_narratives-00000-of-00010.jsonl", json_lines(records))
+    return _with_images(folder)
+
+
+def _with_images(folder: Path) -> dict[str, Any]:
+    for name in ("1.png", "2.png", "1.jpg", "2.jpg"):
+        write_image(folder / "images" / name)
+    return dict(data_dir=str(folder), images_dir=str(folder / "images"))
+
+
 TREES: dict[str, Callable[[Path], dict[str, Any]]] = {
     tree.__name__: tree
     for tree in (
         *(scenes, coco, yolo, voc, labelme, via, cvat, label_studio, createml),
         *(visual_genome, flickr30k_entities, refcoco, referit, albef_json),
+        *(odvg, chat, phrasecut, xvlm, narratives),
     )
 }
 # Of the trees of annotations: an image of their train split, or of any.
@@ -309,4 +363,9 @@ AN_IMAGE = {
     "refcoco": "1.jpg",
     "referit": "1.jpg",
     "albef_json": "1.png",
+    "odvg": "1.png",
+    "chat": "1.png",
+    "phrasecut": "1.jpg",
+    "xvlm": "1.png",
+    "narratives": "1.jpg",
 }
