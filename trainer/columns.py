@@ -54,7 +54,8 @@ PHRASE_NAMES = (
 ).split()
 CATEGORY_NAMES = "category label labels class classes classname categoryname".split()
 BOX_NAMES = "bbox bboxes box boxes boundingbox boundingboxes".split()
-# Four columns of a box, and what it is; the second where the first does not fit.
+# Four columns of a box, the first that are there (width and height may be the image's), and what it is, the second
+# where the first does not fit.
 FOUR_NAMES = {
     "x1 y1 x2 y2": ["xyxy"],
     "x0 y0 x1 y1": ["xyxy"],
@@ -63,7 +64,6 @@ FOUR_NAMES = {
     "x y width height": ["xywh", "cxcywh"],
     "x y w h": ["xywh", "cxcywh"],
     "left top width height": ["xywh"],
-    "xmin ymin width height": ["xywh"],
     "xcenter ycenter width height": ["cxcywh"],
     "centerx centery width height": ["cxcywh"],
     "cx cy w h": ["cxcywh"],
@@ -249,7 +249,8 @@ class Guesses:
                 for place, leaf in self.there.items()
                 if place[:-1] == parent and leaf.is_number
             }
-            options += [[beside[name] for name in names.split()] for names in FOUR_NAMES if {*names.split()} <= {*beside}]
+            fours = [names.split() for names in FOUR_NAMES if {*names.split()} <= beside.keys()]
+            options += [[beside[name] for name in names] for names in fours[:1]]
         return options
 
     def phrases(self) -> list[list[Place]]:

@@ -37,6 +37,9 @@ from .regions import REGIONS
 
 # Files that are a data set by themselves, and what reads them.
 FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+# What folders of images are called, and the splits that they are.
+SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
+SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
 IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 NUMBERS = pa.types.is_integer, pa.types.is_floating
@@ -97,6 +100,8 @@ def open_split(
     if is_look or features != dataset.features:
         with told(what):
             dataset = load(streaming=streaming, features=None if features == dataset.features else features)
+    if folders := split_folders(path):
+        dataset = of_folder(dataset, path, split, folders)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
@@ -232,11 +237,35 @@ def known_columns(
     return dataset, is_listed
 
 
+def split_folders(path: str) -> dict[str, str]:
+    """Split → its folder of images, where all have one table in their common folder, which datasets pass over."""
+    if not os.path.isdir(path) or not any(Path(path, name).is_file() for name in ImageFolder.METADATA_FILENAMES):
+        return {}
+    return {SPLIT_FOLDERS[each.name.lower()]: each.name for each in Path(path).iterdir()
+            if each.is_dir() and each.name.lower() in SPLIT_FOLDERS}  # fmt: skip
+
+
+def of_folder(
+    dataset: Dataset | IterableDataset, path: str, split: str, folders: dict[str, str]
+) -> Dataset | IterableDataset:
+    """The rows of a table that name images in the folder of the split."""
+    if split not in folders or "file_name" not in (dataset.column_names or []):
+        raise ValueError(
+            f"Split {split} of {path} cannot be had: its table is of {', '.join(folders)}, each taken whole, and names "
+            "images by file_name."
+        )
+    beginning = f"{folders[split]}/"
+    return dataset.filter(lambda name: (name or "").startswith(beginning), input_columns="file_name")
+
+
 def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any]:
     """What `load_dataset` is told of a folder or Hub id; or of a file, which is the split that is asked for.
 
     Raises ValueError: it is a file of another kind.
     """
+    if folders := split_folders(path):
+        (table, *_) = (file for name in ImageFolder.METADATA_FILENAMES if (file := Path(path, name)).is_file())
+        return {"path": FILES[table.suffix], "data_files": dict.fromkeys(folders, str(table))}
     if not os.path.isfile(path):
         return {"path": path, "name": config, "data_files": named_files(path)}
     kind = Path(path).suffix.lower()
@@ -266,7 +295,7 @@ def split_names(path: str, config: str | None) -> list[str]:
     if os.path.isfile(path):
         return []
     with told(path):
-        return get_dataset_split_names(path, config, data_files=named_files(path))
+        return list(split_folders(path)) or get_dataset_split_names(path, config, data_files=named_files(path))
 
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:

@@ -194,11 +194,11 @@ def hold_out(dataset: Dataset | PhraseRows, fraction: float) -> tuple[Dataset | 
             image, name = row["image"] or {}, row.get("image_id")
             mark = image.get("bytes") or str(image.get("path")).encode() if name is None else str(name).encode()
             marks.append(hashlib.blake2b(mark, digest_size=8).digest())
-    images = sorted(set(marks))
+    of_records = dataset.rows.tolist() if isinstance(dataset, PhraseRows) else range(len(dataset))
+    images = sorted({marks[row] for row in of_records})
     if len(images) < 2:
         raise ValueError("validation_fraction: all rows have the same image, of which none can be held out.")
     held = set(images[: min(max(round(fraction * len(images)), 1), len(images) - 1)])
-    of_records = dataset.rows.tolist() if isinstance(dataset, PhraseRows) else range(len(dataset))
     parts: tuple[list[int], list[int]] = [], []
     for number, row in enumerate(of_records):
         parts[marks[row] in held].append(number)
