@@ -1,4 +1,4 @@
-"""Data sets with other columns and units: read as they are meant, said in a line, or an error that proposes the option."""
+"""Data sets with other columns and units: read as they are meant, and said, or an error that proposes the option."""
 
 import csv
 import io
@@ -18,7 +18,8 @@ from datasets import ClassLabel, Features, Image, List, Value
 
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import ground_dataset, sweep_layers, training
-from trainer.columns import Columns, fits_images, image_size, in_words
+from trainer.box_units import fits_images, image_size
+from trainer.columns import Columns, in_words
 from trainer.data_collator import GroundingCollator
 from trainer.phrase_rows import PhraseRows
 from trainer.regions import BOX_FORMATS
@@ -256,12 +257,19 @@ def test_doubts_about_boxes(tmp_path, caplog):
         records(path)
     columns = Columns({"phrase": "objects.category", "boxes": "objects.bbox"}, "xyxy")
     assert boxes_of(records(path, columns)) == [[CORNERS[0]], [CORNERS[1]]]
-    row["phrase"], row["boxes"] = ["a", "b", "c"], row.pop("bbox")[:0] + [CORNERS[0], CORNERS[1]]
+    row = {"image": "photos/0.png", "phrase": ["a", "b", "c"], "boxes": [CORNERS[0], CORNERS[1]]}
     path = write_rows(tmp_path / "uneven.jsonl", [row])
-    with pytest.raises(ValueError, match="Column boxes of .* holds 2 instances for the 3 phrases"):
+    with pytest.raises(ValueError, match=r"Column boxes of .* holds 2 instances for the 3 phrases"):
         records(path)
     path = write_rows(tmp_path / "text.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": "[1, 2, 3"}])
     with pytest.raises(ValueError, match=r"Column bbox of .*text\.csv has '\[1, 2, 3': "):
+        records(path, Columns(box_format="xyxy"))
+    texts = "[1, 2, 3, 4]", "(1, 2, 3, 4)", "1,2,3,4", "[[1,2,3,4],[5,6,7,8]]", "", "[]"
+    rows = [{"Image": "photos/0.png", "Phrase": "x", "bbox": text} for text in texts]
+    found = records(write_rows(tmp_path / "texts.csv", rows), Columns(box_format="xyxy"))
+    assert boxes_of(found) == [[[1, 2, 3, 4]]] * 3 + [[[1, 2, 3, 4], [5, 6, 7, 8]], [], []]
+    path = write_rows(tmp_path / "letters.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": '["a", 2, 3, 4]'}])
+    with pytest.raises(ValueError, match=r"Column bbox of .*letters\.csv is no boxes: "):
         records(path, Columns(box_format="xyxy"))
 
 
@@ -276,15 +284,18 @@ def test_rows_without_a_box_and_whole_numbers_in_the_first(tmp_path, streaming):
 
 def test_masks_and_polygons_of_objects(tmp_path):
     image = {"bytes": png(), "path": None}
-    objects = {"category": ["dog", "cat", "dog"], "outline": [[[0.0, 0, 9, 0, 9, 9]], [[1.0, 1, 9, 1, 9, 9]], [[2.0] * 6]]}
+    outlines = [[[0.0, 0, 9, 0, 9, 9]], [[1.0, 1, 9, 1, 9, 9]], [[2.0] * 6]]
+    objects = {"category": ["dog", "cat", "dog"], "outline": outlines}
     kinds = {"category": List(TEXT), "outline": List(List(List(NUMBER)))}
     path = write_hub(tmp_path, [{"image": image, "objects": objects}], image=Image(), objects=kinds)
     columns = Columns({"phrase": "objects.category", "polygons": "objects.outline"})
     first, second = records(path, columns)
     assert (first["phrase"], second["phrase"]) == ("dog", "cat")
-    assert first["polygons"] == [objects["outline"][0], objects["outline"][2]]
-    assert second["polygons"] == [objects["outline"][1]]
-    path = write_hub(tmp_path / "one", [{"image": image, "text": "dog", "mask": image}], image=Image(), text=TEXT, mask=Image())
+    assert first["polygons"] == [outlines[0], outlines[2]]
+    assert second["polygons"] == [outlines[1]]
+    path = write_hub(
+        tmp_path / "one", [{"image": image, "text": "dog", "mask": image}], image=Image(), text=TEXT, mask=Image()
+    )
     (record,) = records(path, Columns({"image": "image", "masks": "mask"}))
     assert record["masks"] == [image]
 
@@ -304,8 +315,30 @@ def test_an_imagefolder_with_metadata(tmp_path, place, streaming):
     assert {*split_names(str(tmp_path), None)} == {"train", "validation"}
     (row, *_) = open_split(str(tmp_path), None, "validation", columns=Columns(box_format="xyxy"))
     assert row["phrase"] == "validation 0"
-    with pytest.raises(ValueError, match="Split test of .* cannot be had"):
+    with pytest.raises(ValueError, match=r"Split test of .* cannot be had"):
         open_split(str(tmp_path), None, "test")
+
+
+def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog):
+    """As tables of detectors are written; expressions stay apart."""
+    photos(tmp_path)
+    rows = [{"image_path": f"photos/{n // 3}.png", "class": name, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box))}
+            for n, (name, box) in enumerate(zip(["dog", "cat", "dog", "dog"], CORNERS))]  # fmt: skip
+    path = write_rows(tmp_path / "mine.csv", rows)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        found = records(path)
+    assert "4 boxes in 3 rows, one for each image and class" in caplog.text
+    assert [(record["phrase"], record["image"]["path"][-5:]) for record in found] == [
+        ("dog", "0.png"), ("cat", "0.png"), ("dog", "1.png"),
+    ]  # fmt: skip
+    assert boxes_of(found) == [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]]]
+    rows = [{"expression" if name == "class" else name: value for name, value in row.items()} for row in rows]
+    assert len(records(write_rows(tmp_path / "texts.csv", rows))) == 4
+    with caplog.at_level("WARNING"):
+        path = write_rows(tmp_path / "mine.jsonl", [{**row, "class": "dog"} for row in rows])
+        assert len(records(path, Columns({"phrase": "class"}), True)) == 4
+    assert "streamed rows stay apart" in caplog.text
 
 
 def test_categories_as_builders_say_them():
@@ -321,13 +354,17 @@ def test_a_card_says_it_once_and_options_win(tmp_path):
     rows = [{"image": f"photos/{n}.png", "a": "dog", "b": "cat", "at": as_format(CORNERS[0], "xywh")} for n in range(4)]
     path = write_rows(tmp_path / "mine.jsonl", rows)
     (tmp_path / "README.md").write_text(
-        "---\npretty_name: Mine\nalbef_amc:\n  columns:\n    phrase: a\n    boxes: at\n  box_format: xywh\n---\n# Mine\n"
+        "---\nlicense: mit\nalbef_amc:\n  columns:\n    phrase: a\n    boxes: at\n  box_format: xywh\n---\n# Mine\n"
     )
     columns = Columns()
     assert {record["phrase"] for record in records(path, columns)} == {"dog"} and columns.box_format == "xywh"
     columns = Columns({"phrase": "b"}, "cxcywh")
     assert {record["phrase"] for record in records(path, columns)} == {"cat"} and columns.box_format == "cxcywh"
-    for wrong, message in (("[a]", "takes columns"), ("{column: a}", "takes columns"), ("{box_format: x}", "one of xyxy")):
+    for wrong, message in (
+        ("[a]", "takes columns"),
+        ("{column: a}", "takes columns"),
+        ("{box_format: x}", "one of xyxy"),
+    ):
         (tmp_path / "README.md").write_text(f"---\nalbef_amc: {wrong}\n---\n")
         with pytest.raises(ValueError, match=message):
             records(path)
@@ -359,13 +396,21 @@ def test_x_y_width_height_is_a_corner_unless_only_a_centre_fits(tmp_path, box_fo
     assert columns.box_format == box_format
 
 
-def test_units_in_doubt(tmp_path):
+def test_units_in_doubt(tmp_path, caplog):
     photos(tmp_path)
     row = {"image": "photos/0.png", "phrase": "a dog", "bbox": [40, 40, 60, 60]}
     path = write_rows(tmp_path / "mine.jsonl", [row])
-    message = r"boxes \(bbox\) may be xyxy or xywh or cxcywh, by 1 of them; the first is \[40.*Say which: --box_format xyxy or"
+    message = (
+        r"boxes \(bbox\) may be xyxy or xywh or cxcywh, by 1 of them; the first is \[40.*Say which: --box_format x"
+    )
     with pytest.raises(ValueError, match=message):
         records(path)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert "boxes" not in open_split(path, None, "train").column_names
+    assert "Boxes are left out." in caplog.text
+    with pytest.raises(ValueError, match=message):
+        open_split(path, None, "train", columns=Columns({"boxes": "bbox"}))
     assert boxes_of(records(path, Columns(box_format="xywh"))) == [[row["bbox"]]]
     assert boxes_of(records(path, Columns({"boxes": "bbox"}, "xyxy"))) == [[row["bbox"]]]
     path = write_rows(tmp_path / "far.jsonl", [{**row, "bbox": [400, 400, 900, 900]}])
@@ -373,8 +418,27 @@ def test_units_in_doubt(tmp_path):
         records(path)
     row |= {"image": {"bytes": png(), "path": None}, "bbox": []}
     path = write_hub(tmp_path / "none", [row], image=Image(), phrase=TEXT, bbox=List(NUMBER))
-    with pytest.raises(ValueError, match="the first rows have none. Say --box_format"):
+    with pytest.raises(ValueError, match=r"the first rows have none\. Say --box_format"):
         records(path)
+
+
+def test_other_scales_are_not_taken_for_pixels(tmp_path):
+    picture(1000, 1000).save(tmp_path / "large.png")
+    boxes = [[n + 10, 2, 10, 90] for n in range(20)]  # corner and size
+    rows = [{"image": "large.png", "phrase": "a dog", "bbox": box} for box in boxes]
+    path = write_rows(tmp_path / "percent.jsonl", rows)
+    with pytest.raises(ValueError, match=r"seem to be counted to 100, .*--box_format xywh"):
+        records(path, Columns({"boxes": "bbox"}))
+    assert len(records(path, Columns(box_format="xywh"))) == 20
+
+
+def test_a_file_of_coco_is_told_what_to_build(tmp_path):
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(ValueError, match=r"albef-amc build coco --data_dir .* --annotations coco\.json --images_dir"):
+        records(str(tmp_path / "coco.json"))
+    (tmp_path / "labels.xml").write_text("<a/>")
+    with pytest.raises(ValueError, match=r"labels\.xml is no table of \.jsonl, .*albef-amc build"):
+        records(str(tmp_path / "labels.xml"))
 
 
 def test_boxes_that_fit_by_hand():
@@ -446,7 +510,9 @@ def model(tmp_path_factory) -> str:
 @pytest.mark.parametrize("listed", [False, True])
 def test_what_is_held_out_shares_no_image(tmp_path, listed):
     photos(tmp_path, 10)
-    rows = [{"image": f"photos/{n}.png", "phrase": f"dog {n}", "boxes": [CORNERS[0]]} for n in range(10) for _ in (1, 2)]
+    rows = [
+        {"image": f"photos/{n}.png", "phrase": f"dog {n}", "boxes": [CORNERS[0]]} for n in range(10) for _ in (1, 2)
+    ]
     rows = [{**row, "phrase": [row["phrase"], "it"], "boxes": [row["boxes"]] * 2} for row in rows] if listed else rows
     dataset = training.load_split(write_rows(tmp_path / "mine.jsonl", rows), None, "train")
     assert isinstance(dataset, PhraseRows) == listed
@@ -471,7 +537,9 @@ def test_a_table_of_ones_own_is_trained_on_evaluated_and_grounded(tmp_path, mode
     metrics = training.main([str(config), "--output_dir", str(tmp_path / "run"), *SETTINGS])
     assert metrics["validation_num_phrases"] == 1
     assert training.main(["--dataset", path, "--model", model, "--output_dir", str(tmp_path / "b"), *SETTINGS]) == {}
-    result = sweep_layers.main(["--model", model, "--dataset", path, "--split", "train", "--cpu", "--columns", "phrase=text"])
+    result = sweep_layers.main(
+        ["--model", model, "--dataset", path, "--split", "train", "--cpu", "--columns", "phrase=text"]
+    )
     assert result["best"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
     ground_dataset.main(["--model", model, "--dataset", path, "--cpu", "--output", str(tmp_path / "rows")])
     assert pq.read_table(tmp_path / "rows" / "data")["error"].null_count == 4

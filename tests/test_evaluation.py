@@ -37,8 +37,8 @@ from tests.helpers.evaluation import (
 from tests.helpers.models import own_tokenizer_model, slow_siglip_processor
 from tests.helpers.runs import torchrun
 from trainer import benchmarks, evaluate_grounding, ground_dataset
-from trainer.columns import Columns
 from trainer.blocks import Blocks, by_image, open_blocks
+from trainer.columns import Columns
 from trainer.evaluation import RecordGrounder, ahead, batches_of
 
 ROOT = Path(__file__).parents[1]

@@ -74,8 +74,8 @@ class DataArguments:
     )
     box_format: str | None = option(
         None,
-        "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it. Default: of a column "
-        "boxes xyxy, of others what alone fits the first of them.",
+        "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it. Default: xyxy of a "
+        "column boxes, of others what alone fits the first of them.",
     )
     download_images: bool = option(False, "Fetch images that are addresses.")
     validation_fraction: float = option(

@@ -5,18 +5,16 @@ rows become rows of our columns, see `splits.COLUMNS`. What is guessed is said i
 that lists the columns and proposes the option.
 """
 
-import io
 import json
-import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from datasets import (
     Array2D,
@@ -35,10 +33,8 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.errors import HTTPError
 from transformers.utils import logging
 
-from modeling_albef_amc.images import UNREADABLE, open_file
-
 from .phrase_rows import OF_PHRASES
-from .regions import BOX_FORMATS, REGIONS, to_xyxy
+from .regions import BOX_FORMATS, REGIONS
 
 logger = logging.get_logger(__name__)
 Place = tuple[str, ...]  # the column, and names within it
@@ -46,14 +42,12 @@ Row = dict[str, Any]
 
 # How deep the lists of each are in a row of one phrase; boxes are lists of four numbers.
 DEPTHS = {"boxes": 2, "polygons": 3, "masks": 1, "scribbles": 2}
+TEXTS = "phrase", "caption", "categories"
 # What columns are called elsewhere, as of `plain_name`. A category is a phrase only where there are regions.
-IMAGE_NAMES = "img picture photo imagepath imgpath filename filepath path imagefile imagename imgname file".split()
-PHRASE_NAMES = (
-    "phrase phrases caption captions text texts sentence sentences sent expression expressions referringexpression "
-    "referringexpressions description descriptions query"
-).split()
-CATEGORY_NAMES = "category label labels class classes classname categoryname".split()
-BOX_NAMES = "bbox bboxes box boxes boundingbox boundingboxes".split()
+IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
+PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
+CATEGORY_NAMES = re.compile("category|labels?|class|classes|(class|category)name")
+BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
 # Four columns of a box, the first that are there (width and height may be the image's), and what it is, the second
 # where the first does not fit.
 FOUR_NAMES = {
@@ -81,10 +75,6 @@ KNOWN: list[tuple[set[str], dict[str, str], str]] = [
         "xyxy",
     ),
 ]
-# As many boxes decide what all are, looked for in so many rows.
-NUM_DECIDING, MAX_ROWS = 256, 10_240
-_MISFITS = 0.01  # share of boxes that are wrong in any data set
-_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # of the latter, width and height change places
 
 
 @dataclass
@@ -117,11 +107,16 @@ class Columns:
         found = card_data(path).get("albef_amc") or {}
         names = found.get("columns") or {} if isinstance(found, dict) else None
         if not isinstance(names, dict) or found.keys() - {"columns", "box_format"}:
-            raise ValueError(f"README.md of {path}: albef_amc takes columns (ours: theirs) and box_format; got {found!r:.200}")
+            raise ValueError(
+                f"README.md of {path}: albef_amc takes columns (ours: theirs) and box_format; got {found!r:.200}"
+            )
+        box_format = self.box_format or found.get("box_format")
+        if box_format not in (None, *BOX_FORMATS):
+            raise ValueError(
+                f"README.md of {path}: box_format must be one of {', '.join(BOX_FORMATS)}, got {box_format!r:.80}"
+            )
         self.names = {str(ours): str(theirs) for ours, theirs in names.items()} | self.names
-        self.box_format = self.box_format or found.get("box_format")
-        if self.box_format not in (None, *BOX_FORMATS):
-            raise ValueError(f"README.md of {path}: box_format must be one of {', '.join(BOX_FORMATS)}, got {self.box_format!r}")
+        self.box_format = box_format
 
 
 def card_data(path: str) -> dict[str, Any]:
@@ -224,10 +219,11 @@ class Guesses:
 
     def add(self, ours: str, options: list[list[Place]]) -> None:
         """ValueError: there are several."""
-        places, given = self.found.places, ours in self.found.places
-        if len(options) + given > 1:
-            named = [*([f"{ours}={written(places[ours])}"] if given else []), *(f"{ours}={written(o)}" for o in options)]
-            raise ValueError(f"{self.path}: it is in doubt what {ours} is. Say --columns {' or '.join(named)}.")
+        places = self.found.places
+        several = [places[ours], *options] if ours in places else options
+        if len(several) > 1:
+            named = " or ".join(f"{ours}={written(each)}" for each in several)
+            raise ValueError(f"{self.path}: it is in doubt what {ours} is. Say --columns {named}.")
         if options:
             places[ours] = options[0]
             self.found.guessed.append(ours)
@@ -240,7 +236,7 @@ class Guesses:
         options = [
             [place]
             for place, leaf in self.there.items()
-            if plain_name(place[-1]) in BOX_NAMES
+            if BOX_NAMES.fullmatch(plain_name(place[-1]))
             and (leaf.is_number if leaf.depth else leaf.is_of(pa.types.is_string, pa.types.is_large_string))
         ]
         for parent in dict.fromkeys(place[:-1] for place in self.there):
@@ -257,21 +253,21 @@ class Guesses:
         """Those beside the boxes; where boxes lie deeper, of the other texts it is not known which are theirs."""
         boxes = self.found.places.get("boxes", [("boxes",)])
         home = boxes[0][:-1]
-        home = home[:-1] if len(boxes) > 1 and home and plain_name(home[-1]) in BOX_NAMES else home
+        home = home[:-1] if len(boxes) > 1 and home and BOX_NAMES.fullmatch(plain_name(home[-1])) else home
         if "phrase" in self.found.places:  # all boxes of the row would be of this phrase
             is_guess = "boxes" in self.found.guessed and home and self.found.places["phrase"] == [("phrase",)]
-            return self.texts(PHRASE_NAMES + CATEGORY_NAMES, home) if is_guess else []
+            return self.texts(PHRASE_NAMES, home) + self.texts(CATEGORY_NAMES, home) if is_guess else []
         options = self.texts(PHRASE_NAMES, home)
         if not options and self.found.places.keys() & set(REGIONS):
             options = self.texts(CATEGORY_NAMES, home) + (self.texts(PHRASE_NAMES, ()) if home else [])
         return options
 
-    def texts(self, names: list[str], parent: Place) -> list[list[Place]]:
+    def texts(self, names: re.Pattern, parent: Place) -> list[list[Place]]:
         taken = [place for ours, places in self.found.places.items() if ours != "caption" for place in places]
         return [
             [place]
             for place, leaf in self.there.items()
-            if leaf.is_text and place[:-1] == parent and plain_name(place[-1]) in names and place not in taken
+            if leaf.is_text and place[:-1] == parent and names.fullmatch(plain_name(place[-1])) and place not in taken
         ]
 
     def images(self) -> list[list[Place]]:
@@ -283,7 +279,7 @@ class Guesses:
         return [[place] for place, leaf in free.items() if leaf.is_image] or [
             [place]
             for place, leaf in free.items()
-            if (leaf.is_text or leaf.is_of(*kinds)) and len(place) == 1 and plain_name(place[0]) in IMAGE_NAMES
+            if (leaf.is_text or leaf.is_of(*kinds)) and len(place) == 1 and IMAGE_NAMES.fullmatch(plain_name(place[0]))
         ]
 
 
@@ -298,9 +294,9 @@ def leaves(features: Features | dict[str, FeatureType]) -> dict[Place, Leaf]:
             feature, depth = Value(feature.dtype), depth + 2
         if isinstance(feature, dict) and feature.keys() != {"bytes", "path"}:  # of undecoded images
             for place, leaf in leaves(feature).items():
-                found[name, *place] = Leaf(depth + leaf.depth, leaf.feature)
+                found[(name, *place)] = Leaf(depth + leaf.depth, leaf.feature)
         else:
-            found[name,] = Leaf(depth, feature)
+            found[(name,)] = Leaf(depth, feature)
     return found
 
 
@@ -351,7 +347,8 @@ class Arrangement:
     Args:
         places, labels: of our columns; where categories are numbers, their names.
         ways: of a region, how it belongs to the row's phrases: "one" instance is the region of a phrase, or "shared" by
-            several; "each" instance has a phrase of its own, so that those with the same one are its region.
+            several; "each" instance has a phrase of its own, so that those with the same one are its region; or all are
+            the phrase's, and "written" as JSON.
         is_grouped: phrases with the same words are one.
         features: of the columns that come out.
         path: of the data set, for messages.
@@ -366,8 +363,13 @@ class Arrangement:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = [self.row(row) for row in table.to_pylist()]
-        fields = self.features.arrow_schema
-        return pa.table([pa.array([row[each.name] for row in rows], each.type) for each in fields], fields)
+        made = {}
+        for ours, feature in self.features.items():
+            try:
+                made[ours] = pa.array([row[ours] for row in rows], Features({ours: feature}).arrow_schema.field(0).type)
+            except pa.ArrowException as error:
+                raise ValueError(f"Column {written(self.places[ours])} of {self.path} is no {ours}: {error}") from error
+        return pa.table(made)
 
     def row(self, row: Row) -> Row:
         found = {ours: self.read(ours, row) for ours in self.features}
@@ -380,12 +382,12 @@ class Arrangement:
                 found[region] = [given] if is_there else []
             elif way == "shared":
                 found[region] = [[given] if is_there else []] * len(several)
-            else:
+            elif way == "each":
                 given = found[region] = given or []
                 if len(given) != len(several):
                     raise ValueError(
                         f"Column {region} of {self.path} holds {len(given)} instances for the {len(several)} phrases "
-                        f"{several!r:.80}: give one for all of them, one entry for each of the row's phrases, or a list."
+                        f"{several!r:.80}: give one for all, one entry for each of the row's phrases, or a list."
                     )
         return grouped(found, self.ways) if self.is_grouped else found
 
@@ -402,11 +404,10 @@ class Arrangement:
         return value
 
     def parsed(self, text: str, ours: str) -> list:
-        """Boxes that are written as JSON."""
+        """Boxes that are written as JSON, or as Python writes them; of a single one, brackets may be missing."""
         try:
-            found = json.loads(text) if text.strip() else []
-            if not isinstance(found, list):
-                raise ValueError("no list")
+            bare = text.replace("(", "[").replace(")", "]").strip()
+            found = json.loads(bare if bare.startswith("[") else f"[{bare}]")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"Column {written(self.places[ours])} of {self.path} has {text!r:.80}: {error}") from error
         return [found] if found and not isinstance(found[0], list) else found
@@ -416,7 +417,9 @@ def value_at(value: Any, place: Place) -> Any:
     """What is at a place of a value, through lists."""
     if not place or value is None:
         return value
-    return [value_at(each, place) for each in value] if isinstance(value, list) else value_at(value[place[0]], place[1:])
+    return (
+        [value_at(each, place) for each in value] if isinstance(value, list) else value_at(value[place[0]], place[1:])
+    )
 
 
 def four(values: list) -> list | None:
@@ -460,7 +463,9 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
         elif ways.get(name) == "each":
             row[name] = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
         else:
-            row[name] = [[each for number in of_phrase for each in values[number] or []] for of_phrase in numbers.values()]
+            row[name] = [
+                [each for number in of_phrase for each in values[number] or []] for of_phrase in numbers.values()
+            ]
     return row
 
 
@@ -495,131 +500,90 @@ def arrange(dataset: Dataset | IterableDataset, found: Found, path: str) -> Data
 
 
 def arrangement_of(features: Features, found: Found, path: str) -> Arrangement:
-    """What of our columns has to be made of theirs, by the depth of their lists, and how."""
+    """What of our columns has to be made of theirs, and how."""
     there, places = leaves(features), found.places
     kinds = {ours: there.get(each[0], Leaf(0, Value("null"))) for ours, each in places.items()}
-    labels = {
-        ours: kinds[ours].feature.names
-        for ours in ("phrase", "caption", "categories")
-        if ours in places and isinstance(kinds[ours].feature, ClassLabel)
-    }
+    is_label = {ours: isinstance(kinds[ours].feature, ClassLabel) for ours in places}
+    labels = {ours: kinds[ours].feature.names for ours in places if is_label[ours] and ours in TEXTS}
     phrase = kinds.get("phrase", Leaf(0, Value("null")))
-    is_text = phrase.is_text and phrase.depth < 3
-    ways, made = {}, {ours for ours, each in places.items() if len(each) > 1 or len(each[0]) > 1} | labels.keys()
-    for region in [region for region in REGIONS if region in places and is_text]:
-        kind, is_mask = kinds[region], region == "masks"
-        is_written = region == "boxes" and kind.is_text and kind.depth == 0
-        if not (is_written or (kind.is_image or kind.is_text if is_mask else kind.is_number)):
-            continue
-        depth = DEPTHS[region] if is_written else kind.depth + (len(places[region]) > 1)
-        names = {0: "one"} if phrase.depth == 0 else {0: "shared", 1: "each"}
-        if way := names.get(depth - DEPTHS[region] + 1):
-            ways[region] = way
-        if way or is_written:
-            made.add(region)
-    is_grouped = is_text and (phrase.depth == 2 or "each" in ways.values())
+    ways = ways_of(kinds, places) if phrase.is_text and phrase.depth < 3 else {}
+    is_grouped = phrase.is_text and (phrase.depth == 2 or "each" in ways.values())
+    is_made = {
+        ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways for ours, each in places.items()
+    }
     if is_grouped:
-        made |= set(OF_PHRASES) & places.keys()
+        is_made |= dict.fromkeys(set(OF_PHRASES) & places.keys(), True)
     elif "shared" in ways.values():
-        made.add("phrase")
-    by_column: dict[str, str] = {}
-    for ours, each in places.items():
-        if ours not in made and by_column.setdefault(each[0][0], ours) != ours:
-            made.add(ours)  # a column is renamed once
-    out = {}
-    for ours in [ours for ours in places if ours in made]:
-        kind, depth = kinds[ours], kinds[ours].depth
-        feature = Value("string") if ours in labels else kind.feature
-        if ours == "phrase" and is_text:
-            depth = min(depth, 1)
-        elif ours in ways or (ours in REGIONS and kind.is_text and ours == "boxes"):
+        is_made["phrase"] = True
+    renamed: dict[str, str] = {}
+    for ours, each in places.items():  # a column is renamed once
+        is_made[ours] = is_made[ours] or renamed.setdefault(each[0][0], ours) != ours
+    made = {}
+    for ours in [ours for ours in places if is_made[ours]]:
+        depth, feature = kinds[ours].depth, Value("string") if ours in labels else kinds[ours].feature
+        if ours in ways:
             depth = DEPTHS[ours] + (phrase.depth > 0)
-            is_narrow = kind.is_number and not pa.types.is_integer(kind.feature.pa_type)
-            feature = feature if ours == "masks" or is_narrow else Value("float64")
+            is_wide = ours == "masks" or kinds[ours].is_of(pa.types.is_floating)
+            feature = feature if is_wide else Value("float64")
+        elif ours == "phrase":
+            depth = min(depth, 1)
         for _ in range(depth):
             feature = List(feature)
-        out[ours] = feature
-    return Arrangement(places, labels, ways, is_grouped, Features(out), path)
+        made[ours] = feature
+    return Arrangement(places, labels, ways, is_grouped, Features(made), path)
 
 
-# In which units -------------------------------------------------------------------------------------------------------
+def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]]) -> dict[str, str]:
+    """How regions that have to be made belong to their phrases, by the depth of their lists; see `Arrangement`."""
+    is_listed, ways = kinds["phrase"].depth > 0, {}
+    for region in [region for region in REGIONS if region in places]:
+        kind, is_mask = kinds[region], region == "masks"
+        missing = DEPTHS[region] + is_listed - kind.depth - (len(places[region]) > 1)
+        if region == "boxes" and kind.is_text and kind.depth == 0:
+            ways[region] = "each" if is_listed else "written"
+        elif kind.is_image or kind.is_text if is_mask else kind.is_number:
+            way = {1: "each", 2: "shared"}.get(missing) if is_listed else {1: "one"}.get(missing)
+            ways |= {region: way} if way else {}
+    return ways
 
 
-def decide_boxes(dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str) -> None:
-    """Sets the format of the boxes, as their first ones allow, and says what was guessed.
+def put_together(
+    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str
+) -> Dataset | IterableDataset:
+    """The data set, rows that have a box each of the same image and category as one row with all of these boxes.
 
-    Args: dataset: with our columns, its images undecoded.
-
-    Raises ValueError: none fits, or several do.
+    Args: dataset: with our columns, its images not placed yet.
     """
-    decided = ""
-    if "boxes" in found.places and found.formats is not None and columns.box_format is None:
-        boxes, sizes = first_boxes(dataset)
-        if not len(boxes):
-            raise ValueError(f"{path}: it is in doubt what its boxes are; the first rows have none. Say --box_format.")
-        groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats]
-        fitting = next(filter(None, groups), [])
-        theirs, first = written(found.places["boxes"]), f"the first is {[round(v, 4) for v in boxes[0].tolist()]}"
-        if len(fitting) != 1:
-            what = f"may be {' or '.join(fitting)}" if fitting else f"are none of {', '.join(sum(found.formats, []))}"
-            raise ValueError(
-                f"{path}: boxes ({theirs}) {what}, by {len(boxes)} of them; {first}. Say which: --box_format "
-                f"{' or '.join(fitting) or '…'}."
-            )
-        (columns.box_format,) = fitting
-        decided = f"boxes are {columns.box_format}, {first}"
-    elif "boxes" in found.places and columns.box_format is None:
-        columns.box_format = "xyxy"
-    if found.guessed or decided:
-        said = "; ".join(filter(None, (str(found), decided)))
-        columns.say(f"{path}: {said}. Guessed; --columns and --box_format say otherwise.")
-
-
-def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndarray]:
-    """float64 (num_boxes, 4), of the first rows with any, and (num_boxes, 2): width and height of their images, 0 for
-    one that cannot be read. Of an image only the header is."""
-    boxes: list[list[float]] = []
-    sizes: list[tuple[int, int]] = []
-    rows = dataset.select_columns(["image", "boxes"]).with_format("arrow").iter(batch_size=64)
-    for table in islice(rows, MAX_ROWS // 64):
-        for row in table.to_pylist():
-            of_row = list(fours(row["boxes"]))
-            boxes += of_row
-            sizes += [image_size(row["image"])] * len(of_row) if of_row else []
-        if len(boxes) >= NUM_DECIDING:
-            break
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
-
-
-def fours(values: Any) -> Iterator[list[float]]:
-    """The lists of four numbers in lists of whatever depth."""
-    if isinstance(values, list) and values and not any(isinstance(value, list) for value in values):
-        if len(values) == 4 and all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            yield values
-    elif isinstance(values, list):
-        for value in values:
-            yield from fours(value)
-
-
-def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
-    """Width and height of an undecoded image, upright; 0, 0 if it cannot be read."""
-    try:
-        with open_file(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-            # Of a PNG without Exif data in front, all would be decoded to look for it behind.
-            is_known = opened.format != "PNG" or "exif" in opened.info
-            is_turned = is_known and opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
-            return opened.size[::-1] if is_turned else opened.size
-    except (TypeError, *UNREADABLE):
-        return 0, 0
-
-
-def fits_images(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> bool:
-    """Whether boxes (num_boxes, 4), but for very few, have an area in this format, and are in images of these sizes."""
-    is_shares = box_format.endswith("_normalized")
-    limits = np.ones_like(sizes, dtype=np.float64) if is_shares else np.where(sizes == 0, np.inf, sizes)
-    slack = np.where(np.isinf(limits), 0, np.maximum(limits * 0.005, 0 if is_shares else 1))
-    corners = to_xyxy(boxes, box_format)
-    is_right = (corners[:, :2] < corners[:, 2:]).all(axis=1)
-    is_right &= (corners[:, :2] >= -slack).all(axis=1) & (corners[:, 2:] <= limits + slack).all(axis=1)
-    is_right &= is_shares | (np.abs(boxes) > 1).any(axis=1)
-    return bool((~is_right).mean() <= _MISFITS)
+    (*_, name) = found.places["phrase"][0]
+    regions = set(REGIONS) & set(dataset.column_names)
+    if (
+        not CATEGORY_NAMES.fullmatch(plain_name(name))
+        or regions != {"boxes"}
+        or not isinstance(dataset.features["phrase"], Value)
+    ):
+        return dataset
+    if not isinstance(dataset, Dataset):
+        columns.say(
+            f"{path}: streamed rows stay apart. If several have the same image and {name}, leave out streaming."
+        )
+        return dataset
+    table = dataset.select_columns(["image", "phrase"]).with_format("arrow")[:]
+    images = table["image"]
+    if pa.types.is_struct(images.type):
+        images = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), pc.struct_field(images, "path"), None)
+    if not (pa.types.is_string(images.type) or pa.types.is_large_string(images.type)) or images.null_count:
+        return dataset
+    rows = pa.table({"image": images, "phrase": table["phrase"], "row": np.arange(len(table))})
+    groups = rows.group_by(["image", "phrase"], use_threads=False).aggregate([("row", "list")])["row_list"].to_pylist()
+    if len(groups) == len(rows):
+        return dataset
+    columns.say(f"{path}: {len(rows):,} boxes in {len(groups):,} rows, one for each image and {name}.")
+    boxes = dataset["boxes"][:]
+    features = Features({"boxes": dataset.features["boxes"]})
+    together = Dataset.from_dict(
+        {"boxes": [[box for row in group for box in boxes[row] or []] for group in groups]}, features
+    )
+    first = dataset.select([group[0] for group in groups]).remove_columns("boxes")
+    info = dataset.info.copy()
+    info.features = Features({**first.features, **features})
+    return concatenate_datasets([first, together], info=info, split=dataset.split, axis=1)

@@ -30,7 +30,8 @@ from datasets.table import CastError, table_cast
 
 from modeling_albef_amc.images import download
 
-from .columns import Columns, Found, arrange, decide_boxes, find_columns, leaves, written
+from .box_units import decide_boxes
+from .columns import Columns, Found, arrange, find_columns, leaves, put_together, written
 from .columns import widened as widened_at
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
@@ -112,6 +113,7 @@ def open_split(
     others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
     dataset = arrange(dataset, found, path)
     dataset, is_listed = known_columns(dataset, path, needs_regions, others)
+    dataset = put_together(dataset, found, columns, path)
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
@@ -126,8 +128,7 @@ def open_split(
     for name in kinds:
         if name in features:
             dataset = dataset.cast_column(name, features[name])
-    decide_boxes(dataset, found, columns, path)
-    return dataset
+    return decide_boxes(dataset, found, columns, path, needs_regions)
 
 
 def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found: Found, path: str) -> str:
@@ -140,6 +141,12 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
         remedy = (
             f"datasets read its images and passed over {tables[0].name}: put this file into a folder of its own, "
             f"with paths of the images from there, such as ../images/1.jpg, or name the file: --dataset {tables[0]}."
+        )
+    if {"images", "annotations"} <= set(dataset.column_names) and os.path.isfile(path):
+        name, folder = os.path.basename(path), os.path.dirname(path) or "."
+        remedy = (
+            f"It seems to be COCO's: albef-amc build coco --data_dir {folder} --annotations {name} --images_dir IMAGES "
+            "--output data/mine, then --dataset data/mine."
         )
     has = ", ".join(map(written, ([place] for place in leaves(dataset.features))))
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
@@ -221,8 +228,8 @@ def known_columns(
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
             f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
-            f"{', '.join(others) or 'none'}. Say which is its column of regions (--columns boxes=…), or train without AMC: --amc_mean_weight 0 "
-            "--amc_max_weight 0."
+            f"{', '.join(others) or 'none'}. Say which has its regions (--columns boxes=…), or train without AMC: "
+            "--amc_mean_weight 0 --amc_max_weight 0."
         )
     dataset = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
     is_listed = fits(dataset.features["phrase"], LISTED["phrase"])
@@ -270,7 +277,7 @@ def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any
         return {"path": path, "name": config, "data_files": named_files(path)}
     kind = Path(path).suffix.lower()
     if kind not in FILES:
-        raise ValueError(f"{path} is no table of {', '.join(FILES)}: albef-amc build reads annotations of many formats.")
+        raise ValueError(f"{path} is no table of {', '.join(FILES)}: albef-amc build reads other annotations.")
     names = dict.fromkeys(part.partition("[")[0].strip() for part in (split or "train").split("+"))
     options = {"sep": separator(path)} if FILES[kind] == "csv" else {}
     return {"path": FILES[kind], "data_files": dict.fromkeys(names, path), **options}
