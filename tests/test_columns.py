@@ -151,11 +151,16 @@ def test_objects_of_detection_sets(tmp_path):
         {"image": {"bytes": png(), "path": None}, "objects": {"bbox": [as_format(b, "xywh") for b in CORNERS],
          "category": [0, 1, 0, 2]}},
         {"image": {"bytes": png(), "path": None}, "objects": {"bbox": [], "category": []}},
+        {"image": {"bytes": png(), "path": None}, "objects": None},
     ]  # fmt: skip
     of_lists = {"bbox": List(List(NUMBER, length=4)), "category": List(LABELS)}
     of_structs = List({"bbox": List(NUMBER, length=4), "category": LABELS})
     turned = [
-        {**row, "objects": [dict(zip(row["objects"], values)) for values in zip(*row["objects"].values())]}
+        {
+            **row,
+            "objects": row["objects"]
+            and [dict(zip(("bbox", "category"), values)) for values in zip(*row["objects"].values())],
+        }
         for row in rows
     ]
     for name, objects, given in (("lists", of_lists, rows), ("structs", of_structs, turned)):
@@ -164,7 +169,8 @@ def test_objects_of_detection_sets(tmp_path):
             columns = Columns()
             found = records(path, columns, streaming)
             assert columns.box_format == "xywh"
-            assert [record["phrase"] for record in found] == ["dog", "traffic light", "bow"]
+            assert [record["phrase"] for record in found] == ["dog", "traffic light", "bow", None]
+            assert not found.pop()["boxes"]
             expected = [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]]]
             assert boxes_of(found) == [[as_format(box, "xywh") for box in boxes] for boxes in expected]
             assert all(record["image"]["bytes"] == png() for record in found)
@@ -268,6 +274,9 @@ def test_doubts_about_boxes(tmp_path, caplog):
     rows = [{"Image": "photos/0.png", "Phrase": "x", "bbox": text} for text in texts]
     found = records(write_rows(tmp_path / "texts.csv", rows), Columns(box_format="xyxy"))
     assert boxes_of(found) == [[[1, 2, 3, 4]]] * 3 + [[[1, 2, 3, 4], [5, 6, 7, 8]], [], []]
+    path = write_rows(tmp_path / "digits.csv", [{"image": "photos/0.png", "phrase": "7", "bbox": "[1, 2, 3, 4]"}])
+    with pytest.raises(ValueError, match=r"Column phrase of .*digits\.csv holds Value\('int64'\)"):
+        records(path)
     path = write_rows(tmp_path / "letters.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": '["a", 2, 3, 4]'}])
     with pytest.raises(ValueError, match=r"Column bbox of .*letters\.csv is no boxes: "):
         records(path, Columns(box_format="xyxy"))
@@ -317,6 +326,10 @@ def test_an_imagefolder_with_metadata(tmp_path, place, streaming):
     assert row["phrase"] == "validation 0"
     with pytest.raises(ValueError, match=r"Split test of .* cannot be had"):
         open_split(str(tmp_path), None, "test")
+    if place == "root":
+        (tmp_path / "test").mkdir()
+        with pytest.raises(ValueError, match=r"no file_name in its table begins with test/"):
+            open_split(str(tmp_path), None, "test")
 
 
 def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog):
@@ -368,6 +381,11 @@ def test_a_card_says_it_once_and_options_win(tmp_path):
         (tmp_path / "README.md").write_text(f"---\nalbef_amc: {wrong}\n---\n")
         with pytest.raises(ValueError, match=message):
             records(path)
+    (tmp_path / "README.md").write_text("---\nalbef_amc: [\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: its YAML cannot be read"):
+        records(path)
+    (tmp_path / "README.md").write_text("# Mine\n\n---\nalbef_amc: [\n---\n")  # no card
+    assert records(path, Columns({"phrase": "a"}))
 
 
 # Units ----------------------------------------------------------------------------------------------------------------
@@ -427,7 +445,7 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     boxes = [[n + 10, 2, 10, 90] for n in range(20)]  # corner and size
     rows = [{"image": "large.png", "phrase": "a dog", "bbox": box} for box in boxes]
     path = write_rows(tmp_path / "percent.jsonl", rows)
-    with pytest.raises(ValueError, match=r"seem to be counted to 100, .*--box_format xywh"):
+    with pytest.raises(ValueError, match=r"seem to be counted to 100 in .*--box_format xywh"):
         records(path, Columns({"boxes": "bbox"}))
     assert len(records(path, Columns(box_format="xywh"))) == 20
 

@@ -120,14 +120,24 @@ class Columns:
 
 
 def card_data(path: str) -> dict[str, Any]:
-    """The YAML of the README.md of a folder, of a file's folder or of a Hub id; empty where there is none at hand."""
+    """The YAML of the README.md of a folder, of a file's folder or of a Hub id; empty where there is none at hand.
+
+    Raises ValueError: a README.md on this machine has some that cannot be read.
+    """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
-    if folder.exists() and not (folder / "README.md").is_file():
-        return {}
+    if not folder.exists():
+        try:
+            return DatasetCard.load(path).data.to_dict()
+        except (HTTPError, OSError, ValueError, yaml.YAMLError):  # of the Hub, the network; what is needed is asked for
+            return {}
+    readme = folder / "README.md"
+    text = readme.read_text("utf-8", errors="replace") if readme.is_file() else ""
+    begins, _, rest = text.partition("---\n")
     try:
-        return DatasetCard.load(folder / "README.md" if folder.exists() else path).data.to_dict()
-    except (HTTPError, OSError, ValueError, yaml.YAMLError):  # of the Hub or the network; nor must a README be a card
-        return {}
+        data = {} if begins.strip("\ufeff") else yaml.safe_load(rest.partition("\n---")[0])
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{readme}: its YAML cannot be read: {error}") from error
+    return data if isinstance(data, dict) else {}
 
 
 # Which columns --------------------------------------------------------------------------------------------------------
@@ -374,7 +384,7 @@ class Arrangement:
     def row(self, row: Row) -> Row:
         found = {ours: self.read(ours, row) for ours in self.features}
         phrases = found.get("phrase")
-        several = phrases if isinstance(phrases, list) else [phrases]
+        several = phrases if isinstance(phrases, list) else []
         for region, way in self.ways.items():
             given = found[region]
             is_there = given is not None and not (isinstance(given, list) and not given)
@@ -417,9 +427,9 @@ def value_at(value: Any, place: Place) -> Any:
     """What is at a place of a value, through lists."""
     if not place or value is None:
         return value
-    return (
-        [value_at(each, place) for each in value] if isinstance(value, list) else value_at(value[place[0]], place[1:])
-    )
+    if isinstance(value, list):
+        return [value_at(each, place) for each in value]
+    return value_at(value[place[0]], place[1:])
 
 
 def four(values: list) -> list | None:
@@ -458,6 +468,10 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
         values = found.get(name)
         if not isinstance(values, list):
             continue
+        if len(values) != len(found["phrase"]):
+            raise ValueError(
+                f"{name} has {len(values)} entries for the phrases {found['phrase']!r:.80}: give one for each"
+            )
         if name not in REGIONS:
             row[name] = [values[of_phrase[0]] for of_phrase in numbers.values()]
         elif ways.get(name) == "each":
@@ -506,8 +520,9 @@ def arrangement_of(features: Features, found: Found, path: str) -> Arrangement:
     is_label = {ours: isinstance(kinds[ours].feature, ClassLabel) for ours in places}
     labels = {ours: kinds[ours].feature.names for ours in places if is_label[ours] and ours in TEXTS}
     phrase = kinds.get("phrase", Leaf(0, Value("null")))
-    ways = ways_of(kinds, places) if phrase.is_text and phrase.depth < 3 else {}
-    is_grouped = phrase.is_text and (phrase.depth == 2 or "each" in ways.values())
+    phrase = phrase if phrase.is_text and phrase.depth < 3 else Leaf(0, phrase.feature)  # which is refused later
+    ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
+    is_grouped = phrase.depth == 2 or "each" in ways.values()
     is_made = {
         ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways for ours, each in places.items()
     }
@@ -533,9 +548,9 @@ def arrangement_of(features: Features, found: Found, path: str) -> Arrangement:
     return Arrangement(places, labels, ways, is_grouped, Features(made), path)
 
 
-def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]]) -> dict[str, str]:
+def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: bool) -> dict[str, str]:
     """How regions that have to be made belong to their phrases, by the depth of their lists; see `Arrangement`."""
-    is_listed, ways = kinds["phrase"].depth > 0, {}
+    ways = {}
     for region in [region for region in REGIONS if region in places]:
         kind, is_mask = kinds[region], region == "masks"
         missing = DEPTHS[region] + is_listed - kind.depth - (len(places[region]) > 1)

@@ -246,10 +246,13 @@ def known_columns(
 
 def split_folders(path: str) -> dict[str, str]:
     """Split → its folder of images, where all have one table in their common folder, which datasets pass over."""
-    if not os.path.isdir(path) or not any(Path(path, name).is_file() for name in ImageFolder.METADATA_FILENAMES):
+    tables = ImageFolder.METADATA_FILENAMES
+    if not os.path.isdir(path) or not any(Path(path, table).is_file() for table in tables):
         return {}
-    return {SPLIT_FOLDERS[each.name.lower()]: each.name for each in Path(path).iterdir()
-            if each.is_dir() and each.name.lower() in SPLIT_FOLDERS}  # fmt: skip
+    folders = [each for each in Path(path).iterdir() if each.is_dir() and each.name.lower() in SPLIT_FOLDERS]
+    if any((folder / table).is_file() for folder in folders for table in tables):  # of its own
+        return {}
+    return {SPLIT_FOLDERS[folder.name.lower()]: folder.name for folder in folders}
 
 
 def of_folder(
@@ -262,7 +265,10 @@ def of_folder(
             "images by file_name."
         )
     beginning = f"{folders[split]}/"
-    return dataset.filter(lambda name: (name or "").startswith(beginning), input_columns="file_name")
+    found = dataset.filter(lambda name: (name or "").startswith(beginning), input_columns="file_name")
+    if isinstance(found, Dataset) and len(found) == 0:
+        raise ValueError(f"Split {split} of {path} cannot be had: no file_name in its table begins with {beginning}")
+    return found
 
 
 def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any]:
