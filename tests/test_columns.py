@@ -89,7 +89,7 @@ def records(path: str, columns: Columns | None = None, streaming: bool = False) 
 
 
 def boxes_of(found: list[dict]) -> list:
-    return [np.round(record["boxes"], 4).tolist() for record in found]
+    return [np.round(record["boxes"] or [], 4).tolist() for record in found]
 
 
 # Columns --------------------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_a_card_says_it_once_and_options_win(tmp_path):
     with pytest.raises(ValueError, match=r"README\.md: its YAML cannot be read"):
         records(path)
     (tmp_path / "README.md").write_text("# Mine\n\n---\nalbef_amc: [\n---\n")  # no card
-    assert records(path, Columns({"phrase": "a"}))
+    assert records(path, Columns({"phrase": "a", "boxes": "at"}, "xywh"))
 
 
 # Units ----------------------------------------------------------------------------------------------------------------
