@@ -66,7 +66,8 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
         kind = f"{type(source).__name__} (PIL.Image.open reads files and io.BytesIO(bytes))"
         raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {kind}")
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
-        advice = ": of a data set no address is fetched, download its images first" if "://" in name else ""
+        advice = ": of a data set no address is fetched, download its images" if "://" in name else ""
+        advice += " (training, evaluation: --download_images)" if advice else ""
         raise FileNotFoundError(f"there is no image {name}{advice}")
     try:
         image = file if isinstance(file, Image.Image) else open_file(file)

@@ -25,15 +25,8 @@ LOST = {
     ),
 }
 LOST |= dict.fromkeys(OBJECTS, "instances: of an image that cannot be used")
-NO_SIZE = {
-    "referit",
-    "albef_json",
-    "yolo",
-    "via",
-    "createml",
-    "xvlm",
-    "narratives",
-}  # their annotations do not say how large an image is
+# Their annotations do not say how large an image is.
+NO_SIZE = {"referit", "albef_json", "yolo", "via", "createml", "xvlm", "narratives"}
 
 
 @pytest.fixture(params=AN_IMAGE)

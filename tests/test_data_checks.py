@@ -22,6 +22,7 @@ from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor
 from tests.helpers.training import collator_of
 from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
 from trainer.blocks import by_image, open_blocks
+from trainer.columns import Columns
 from trainer.data_checks import check_regions
 from trainer.phrase_rows import PhraseRows, records_of
 from trainer.process_group import run_script
@@ -73,14 +74,16 @@ def as_shares(box, width, height):
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_a_region_column_of_another_name_is_named(model, tmp_path, streaming):
+def test_a_region_column_of_another_name_is_found_and_said(model, tmp_path, streaming, caplog):
     rows = [{"image": r["image"], "phrase": r["phrase"], "bbox": r["boxes"]} for r in tiny_records(4)]
     features = datasets.Features({"image": datasets.Image(), "phrase": datasets.Value("string"),
                                   "bbox": datasets.List(datasets.List(datasets.Value("float32")))})  # fmt: skip
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "train.parquet")
-    with pytest.raises(ValueError, match=r"AMC needs regions, and .* has none of the columns .*not understood: bbox"):
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
         run(model, tmp_path, tmp_path / "run", "--streaming", streaming)
+    assert "boxes=bbox; boxes are xyxy, the first is [3.0, 4.0, 15.0, 16.0]. Guessed;" in caplog.text
     without = "--amc_mean_weight", "0", "--amc_max_weight", "0"
     run(model, tmp_path, tmp_path / "run", "--streaming", streaming, *without)
 
@@ -138,13 +141,13 @@ def test_boxes_in_shares_are_not_scored_as_the_first_pixel(tmp_path, convert, co
 
 
 def test_scores_need_regions_before_any_model_is_looked_for(tmp_path):
-    table = pa.table({"image": [tiny_records(1)[0]["image"]["bytes"]], "phrase": ["a"], "bbox": [[[1, 2, 3, 4]]]})
+    table = pa.table({"image": [tiny_records(1)[0]["image"]["bytes"]], "phrase": ["a"], "place": [[[1, 2, 3, 4]]]})
     pq.write_table(table, tmp_path / "validation.parquet")
     for score_it in (
         lambda: score("nowhere", tmp_path, tmp_path / "scored"),
         lambda: sweep_layers.main(["--model", "nowhere", "--dataset", str(tmp_path), "--cpu"]),
     ):
-        with pytest.raises(ValueError, match=r"scores do; .* has none of the columns boxes, .*not understood: bbox"):
+        with pytest.raises(ValueError, match=r"scores do; .* has none of the columns boxes, .*not understood: place"):
             score_it()
 
 
@@ -340,17 +343,16 @@ def test_a_transform_of_lists_of_phrases_is_refused():
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
-    "renamed", [{"caption": "phrase"}, {"caption": "phrase", "phrase": "caption"}, {"image_id": "phrase"}]
+    "names", [{"phrase": "caption"}, {"phrase": "caption", "caption": "phrase"}, {"phrase": "image_id"}]
 )
-def test_a_column_takes_the_name_of_another(tmp_path, streaming, renamed):
+def test_a_column_takes_the_name_of_another(tmp_path, streaming, names):
     folder = write_lines(
         tmp_path / "data", train=line(0, caption="a", image_id="b") + line(1, caption="c", image_id="d")
     )
-    found = list(open_split(str(folder), None, "train", streaming, renamed))
-    assert [row["phrase"] for row in found] == (["b", "d"] if "image_id" in renamed else ["a", "c"])
-    assert [row.get("caption") for row in found] == {1: [None] * 2, 2: ["a dog"] * 2}[
-        len(renamed)
-    ] or "image_id" in renamed
+    found = list(open_split(str(folder), None, "train", streaming, Columns(names)))
+    is_of_id = names["phrase"] == "image_id"
+    assert [row["phrase"] for row in found] == (["b", "d"] if is_of_id else ["a", "c"])
+    assert [row.get("caption") for row in found] == {1: [None] * 2, 2: ["a dog"] * 2}[len(names)] or is_of_id
 
 
 @pytest.mark.parametrize("streaming", [False, True])

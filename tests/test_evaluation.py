@@ -39,6 +39,7 @@ from tests.helpers.runs import torchrun
 from tests.helpers.versions import needs
 from trainer import benchmarks, evaluate_grounding, ground_dataset
 from trainer.blocks import Blocks, by_image, open_blocks
+from trainer.columns import Columns
 from trainer.evaluation import RecordGrounder, ahead, batches_of
 
 ROOT = Path(__file__).parents[1]
@@ -542,7 +543,8 @@ def test_any_data_set_is_grounded(checkpoint, tmp_path, capsys):
     assert not set(METRICS) & set(loaded.column_names)
     heatmap = np.array(loaded[0]["heatmap"])
     assert heatmap.shape == (4, 4) and heatmap.max() > 0 and 0 <= loaded[0]["score"] <= 1
-    blocks = open_blocks(str(tmp_path / "images"), None, "test", renamed={"picture": "image", "queries": "phrase"})
+    columns = Columns({"image": "picture", "phrase": "queries"})
+    blocks = open_blocks(str(tmp_path / "images"), None, "test", columns=columns)
     chosen = blocks.records_at([2, 0])
     assert [record["phrase"] for record in chosen] == ["white square on the left", "red square"]
     with pytest.raises(ValueError, match="has no column caption; it has picture, queries"):

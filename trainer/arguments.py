@@ -14,11 +14,11 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a dataclass of settings, with its help; of a list, every instance gets a copy."""
+def option(default: Any, help: str, **of_parser: Any) -> Any:
+    """A field of a dataclass of settings, with its help and more for `add_argument`; of a list, each gets a copy."""
     if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=default.copy, metadata={"help": help, **of_parser})
+    return field(default=default, metadata={"help": help, **of_parser})
 
 
 @dataclass
@@ -52,8 +52,14 @@ class ModelArguments:
 class DataArguments:
     """What it is trained and evaluated on."""
 
-    dataset: str | None = option(None, "Folder of Parquet files made by `albef-amc build`, or a Hub id.")
+    dataset: str | None = option(None, "Folder, .jsonl, .json, .csv or .parquet file, or a Hub id.")
     dataset_config: str | None = option(None, "Its configuration, where it has several.")
+    columns: list[str] = option(
+        [],
+        "Where its columns have other names, e.g. phrase=caption boxes=objects.bbox; in YAML a mapping. Default: what "
+        "its card says, or can be guessed.",
+        metavar="OURS=THEIRS",
+    )
     train_split: str = option("train", "Split to train on.")
     eval_splits: list[str] | None = option(
         None, "Splits to evaluate on; the first one while training. Default: validation, if there is one."
@@ -66,8 +72,14 @@ class DataArguments:
     shuffle_buffer: int = option(
         2000, "Streamed phrases that each worker holds in memory to shuffle them; each image once."
     )
-    box_format: str = option(
-        "xyxy", "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it."
+    box_format: str | None = option(
+        None,
+        "What the data's boxes are: xyxy, xywh or cxcywh in pixels, or with _normalized behind it. Default: xyxy of a "
+        "column boxes, of others what alone fits the first of them.",
+    )
+    download_images: bool = option(False, "Fetch images that are addresses.")
+    validation_fraction: float = option(
+        0.0, "Share of the images that is held out, drawn by their names, where there is no split to evaluate on."
     )
     mask_size: int = option(256, "Side of the region masks that AMC compares heatmaps with.")
     box_choice: Literal["all", "random"] = option(
@@ -182,6 +194,8 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
     """
     if value is None and ("None" in annotation or "Optional" in annotation):
         return None
+    if isinstance(value, dict) and "=" in (action.metavar or ""):
+        return [f"{name}={each}" for name, each in value.items()]
     if isinstance(value, list | dict):
         if type(value).__name__ not in annotation.lower():
             raise ValueError(f"expected one value, got {reprlib.repr(value)}.")

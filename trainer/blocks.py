@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, IterableDataset, Value
 
+from .columns import Columns
 from .phrase_rows import PhraseRows, Record, check_same_image, records_of
 from .splits import IMAGES, data_files, named_shards, open_split, reading
 
@@ -98,7 +99,7 @@ def open_blocks(
     limit: int | None = None,
     streaming: bool = False,
     block_size: int = 1024,
-    renamed: dict[str, str] | None = None,
+    columns: Columns | None = None,
     needs_regions: bool = False,
 ) -> Blocks | FileBlocks:
     """One split of a data set in blocks; see `open_split`.
@@ -109,7 +110,7 @@ def open_blocks(
     """
     if streaming and limit is not None:
         raise ValueError("A streamed data set is taken whole: leave out streaming to take a part of it.")
-    dataset = open_split(path, config, split, streaming, renamed, needs_regions)
+    dataset = open_split(path, config, split, streaming, columns, needs_regions)
     if streaming:
         return FileBlocks(dataset, data_files(path, config, split))
     dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))

@@ -128,9 +128,13 @@ def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What any grounding of a data set can be told."""
     add = parser.add_argument
-    add("--dataset", required=True, help="folder of Parquet files, or Hub id")
+    add("--dataset", required=True, help="folder, .jsonl, .json, .csv or .parquet file, or Hub id")
     add("--dataset_config", help="its configuration, where it has several")
-    add("--box_format", choices=BOX_FORMATS, default="xyxy", help="what its boxes are (default: xyxy, in pixels)")
+    text = "where its columns have other names, e.g. phrase=caption boxes=objects.bbox (default: what can be guessed)"
+    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=text)
+    text = "what its boxes are (default: of a column boxes xyxy in pixels, of others what alone fits the first)"
+    add("--box_format", choices=BOX_FORMATS, help=text)
+    add("--download_images", action="store_true", help="fetch images that are addresses")
     add("--streaming", action="store_true", help="read its files as they come; each is read by one process")
     add("--max_examples", type=int, help="take the first so many rows of a split only")
     add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
@@ -153,6 +157,7 @@ def check_run(args: argparse.Namespace) -> None:
         raise ValueError("--batch_size and --max_examples must be at least 1")
     if args.in_caption and args.method == "relevance":
         raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method")
+    args.columns = pairs("--columns", "OURS=THEIRS", args.columns)
 
 
 def add_ground(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +205,6 @@ def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
     add("--split", default="train", help="of the data set (default: train)")
-    add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help="e.g. phrase=caption image_id=key")
     add("--shard", default="0/1", metavar="I/N", help="machine I of N, counted from 0 (default: 0/1)")
     add("--block_size", type=int, default=1024, help="most rows of a file of records (default: 1024)")
     add("--output", type=Path, required=True, help="folder of the rows")
@@ -215,10 +219,6 @@ def check_ground_dataset(args: argparse.Namespace) -> None:
     args.shard = int(index), int(number)
     if args.overwrite and args.shard != (0, 1):
         raise ValueError("--overwrite would delete what other machines made: delete the folder, then start the shards")
-    columns = pairs("--columns", "OURS=THEIRS", args.columns)
-    args.columns = {theirs: ours for ours, theirs in columns.items()}
-    if len(args.columns) < len(columns):
-        raise ValueError(f"--columns takes each column of the data once: {' '.join(map('='.join, columns.items()))}")
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:

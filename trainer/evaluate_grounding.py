@@ -23,7 +23,7 @@ from .benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from .blocks import Blocks, FileBlocks, open_blocks
 from .commands import parse
 from .data_checks import check_boxes
-from .evaluation import RecordGrounder, load_grounder, make_accelerator, progress_title, share
+from .evaluation import RecordGrounder, columns_of_run, load_grounder, make_accelerator, progress_title, share
 from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
 from .record_store import check_split, read_records, record_schema, write_records
@@ -38,14 +38,18 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Returns: model → split → share of right answers by the protocol's first metric, on every process."""
     accelerator = make_accelerator(args)
     protocol = replace(BENCHMARKS[args.benchmark] if args.benchmark else Protocol(), in_caption=args.in_caption)
-    splits = {}
-    for split in args.splits or protocol.splits:
+    splits, columns = {}, columns_of_run(args)
+    names = args.splits or protocol.splits
+    if len(names) > 1 and Path(args.dataset).is_file():
+        raise ValueError(f"{args.dataset} is a file, of one split: name it, e.g. --splits {names[0]}")
+    for split in names:
         check_split(split)
         source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
-        splits[split] = open_blocks(*source, needs_regions=True)
+        splits[split] = open_blocks(*source, columns, needs_regions=True)
+        args.box_format = columns.box_format or "xyxy"
         check_boxes(splits[split].dataset, args.box_format, f"split {split} of {args.dataset}")
     report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
-    chosen, columns = [], {}  # the records of the picture, and each model's heatmaps of them
+    chosen, heatmaps = [], {}  # the records of the picture, and each model's heatmaps of them
     for name, path in args.models.items():
         grounder, settings = load_grounder(path, args, protocol, accelerator)
         report["protocol"] = grounder.protocol.spelled_out()
@@ -64,12 +68,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                     gallery(cases, grounder.pictured, name).save(args.output / f"gallery-{name}-{split}.png")
         if accelerator.is_main_process and args.num_pictured:
             chosen = chosen or picture_records(splits, records, args.num_pictured)
-            drawn, columns[name] = grounder.pictured(chosen)
+            drawn, heatmaps[name] = grounder.pictured(chosen)
     results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
         results = write_results(args.output, report, protocol)
         if args.num_pictured:
-            grid_of_batch(drawn, columns).save(args.output / "heatmaps.png")
+            grid_of_batch(drawn, heatmaps).save(args.output / "heatmaps.png")
             print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
     (results,) = broadcast_object_list([results])
     return results

@@ -29,6 +29,7 @@ from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, T
 
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
+from .columns import Columns
 from .data_collator import record_name
 from .phrase_rows import Record, is_absent
 from .regions import Region, read_boxes
@@ -255,10 +256,16 @@ def load_grounder(
         max_words = processor.max_words = protocol.max_words or processor.max_words
     protocol = replace(protocol, image_size=processor.image_processor.size["height"], max_words=max_words)
     options = {name: getattr(args, name) for name in ("method", "explanation", "grounding_layer")}
-    reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format}
+    reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format or "xyxy"}
     settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
+    settings |= {"columns": args.columns} if args.columns and args.streaming else {}  # else part of the data's hash
     work = {"batch_size": args.batch_size, "num_workers": args.num_workers, "strict": args.strict}
     return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options
+
+
+def columns_of_run(args: argparse.Namespace) -> Columns:
+    """What the options of a run say of its data set."""
+    return Columns(args.columns, args.box_format, args.download_images)
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

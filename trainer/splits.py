@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,19 @@ from datasets.features.features import FeatureType
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import CastError, table_cast
 
+from modeling_albef_amc.images import download
+
+from .box_units import decide_boxes
+from .columns import Columns, Found, arrange, find_columns, leaves, put_together, written
+from .columns import widened as widened_at
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
+# Files that are a data set by themselves, and what reads them.
+FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+# What folders of images are called, and the splits that they are.
+SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
+SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
 IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 NUMBERS = pa.types.is_integer, pa.types.is_floating
@@ -59,98 +70,101 @@ def open_split(
     config: str | None,
     split: str,
     streaming: bool = False,
-    renamed: dict[str, str] | None = None,
+    columns: Columns | None = None,
     needs_regions: bool = False,
 ) -> Dataset | IterableDataset:
-    """One split of a folder, or of a Hub id, with the columns of `COLUMNS` that it has.
+    """One split of a file, a folder or a Hub id, with the columns of `COLUMNS` that it has.
 
-    Paths of images and masks are relative to the folder of the files that name them.
+    Paths of images and masks are relative to the folder of the files that name them. A file is the one split that is
+    asked for.
 
     Args:
         streaming: read files as they come instead of preparing the data set on disk first.
-        renamed: the data set's column → ours, where they differ; instead of a column that has our name.
+        columns: what is known of its columns and units; what is found out is added.
         needs_regions: a data set without any column of regions is an error.
 
     Raises:
-        ValueError: it cannot be read, or has no such split or column, or a column holds something else.
+        ValueError: it cannot be read, or has no such split or column, or a column holds something else, or it is in
+            doubt which column is meant, or what its boxes are.
     """
-    check_folder(path)
-    with told(f"Split {split} of {path}"):
-        load = partial(load_dataset, path, config, data_files=named_files(path), split=split)
-        # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
-        is_look = os.path.isdir(path) and split.isidentifier() and not streaming  # nor is a slice streamed
+    columns, what = Columns() if columns is None else columns, f"Split {split} of {path}"
+    # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
+    is_look = os.path.exists(path) and split.isidentifier() and not streaming  # nor is a slice streamed
+    with told(what):
+        load = partial(load_dataset, **source_of(path, config, split), split=split)
         dataset = load(streaming=streaming or is_look)
-        features = widened(dataset.features, renamed or {})
-        if is_look or features != dataset.features:
+    columns.read_card(path)
+    features, found = dataset.features, None
+    if features is not None:
+        found = find_columns(features, columns, COLUMNS, path, needs_regions)
+        features = widened(features, found)
+    if is_look or features != dataset.features:
+        with told(what):
             dataset = load(streaming=streaming, features=None if features == dataset.features else features)
+    if folders := split_folders(path):
+        dataset = of_folder(dataset, path, split, folders)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
         )
-    has = f"it has {', '.join(dataset.column_names)}."
-    dataset = named_as_ours(dataset, renamed or {}, path)
-    if missing := {"image", "phrase"} - set(dataset.column_names):
-        remedy = "Rename what stands for it; see dataset_scripts/features.py."
-        tables = [file for kind in ("jsonl", "json", "csv", "parquet") for file in sorted(Path(path).glob(f"*.{kind}"))]
-        if tables and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
-            remedy = (
-                f"datasets read its images and passed over {tables[0].name}: put this file into a folder of its own, "
-                "with paths of the images from there, such as ../images/1.jpg."
-            )
-        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; {has} {remedy}")
-    dataset, is_listed = known_columns(dataset, path, needs_regions)
+    found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
+    if missing := {"image", "phrase"} - found.places.keys():
+        raise ValueError(missing_columns(dataset, missing, found, path))
+    others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
+    dataset = arrange(dataset, found, path)
+    dataset, is_listed = known_columns(dataset, path, needs_regions, others)
+    dataset = put_together(dataset, found, columns, path)
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
-    paths = [name for name in kinds if name in features and may_be_relative(dataset, name)]
+    fetch = columns.download_images
+    paths = [name for name in kinds if name in features and has_paths(dataset, name, fetch)]
     if paths:
         place = {"names": paths, "folders": folders_of_files(path, config, split), "schema": features.arrow_schema}
+        place |= {"fetch": fetch} if fetch else {}
         # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
         dataset = dataset.with_format("arrow").map(place_images, batched=True, features=features, fn_kwargs=place)
         dataset = dataset.with_format(None)
     for name in kinds:
         if name in features:
             dataset = dataset.cast_column(name, features[name])
-    return dataset
+    return decide_boxes(dataset, found, columns, path, needs_regions)
 
 
-def named_as_ours(dataset: Dataset | IterableDataset, renamed: dict[str, str], path: str) -> Dataset | IterableDataset:
-    """Columns by their new names, in place of those that had these names."""
-    has = dataset.column_names
-    for column in renamed:
-        if column not in has:
-            raise ValueError(f"{path} has no column {column}; it has {', '.join(has)}.")
-    kept = [column for column in has if column in renamed or column not in renamed.values()]
-    if isinstance(dataset, Dataset):
-        return dataset.select_columns(kept).rename_columns(renamed)
-    if not renamed:
-        return dataset
-    names = [renamed.get(column, column) for column in kept]
-    # Table by table, as below.
-    return (
-        dataset.with_format("arrow")
-        .map(
-            lambda table: table.select(kept).rename_columns(names),
-            batched=True,
-            features=Features({name: dataset.features[column] for name, column in zip(names, kept)}),
+def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found: Found, path: str) -> str:
+    """What to do about a data set without a phrase or an image."""
+    guessed = {ours: written(found.places[ours]) for ours in found.guessed if ours in ("image", "phrase")}
+    said = " ".join(f"{ours}={guessed.get(ours, '…')}" for ours in sorted(missing | guessed.keys()))
+    remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
+    tables = [file for kind in FILES for file in sorted(Path(path).glob(f"*{kind}"))]
+    if tables and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
+        remedy = (
+            f"datasets read its images and passed over {tables[0].name}: put this file into a folder of its own, "
+            f"with paths of the images from there, such as ../images/1.jpg, or name the file: --dataset {tables[0]}."
         )
-        .with_format(None)
-    )
+    if {"images", "annotations"} <= set(dataset.column_names) and os.path.isfile(path):
+        name, folder = os.path.basename(path), os.path.dirname(path) or "."
+        remedy = (
+            f"It seems to be COCO's: albef-amc build coco --data_dir {folder} --annotations {name} --images_dir IMAGES "
+            "--output data/mine, then --dataset data/mine."
+        )
+    has = ", ".join(map(written, ([place] for place in leaves(dataset.features))))
+    return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
 
 
-def widened(features: Features | None, renamed: dict[str, str]) -> Features | None:
+def widened(features: Features, found: Found) -> Features:
     """The same, with known columns of nothing but nulls, or of whole numbers, as what other rows may hold in them."""
-    if features is None:
-        return None
-    names = {column: renamed.get(column, None if column in renamed.values() else column) for column in features}
+    names = {places[0][0]: ours for ours, places in found.places.items() if len(places) == len(places[0]) == 1}
     is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
     wanted = {column: (LISTED if is_listed else COLUMNS).get(name) for column, name in names.items()}
-    return Features(
-        {
-            column: feature_of(wanted[column]) if wanted[column] and is_narrow(feature, wanted[column]) else feature
-            for column, feature in features.items()
-        }
-    )
+    wide = {
+        column: feature_of(wanted[column]) if column in wanted and is_narrow(feature, wanted[column]) else feature
+        for column, feature in features.items()
+    }
+    for ours in set(REGIONS) & found.places.keys():
+        for place in found.places[ours]:
+            wide[place[0]] = widened_at(wide[place[0]], place[1:])
+    return Features(wide)
 
 
 def feature_of(wanted: Any) -> FeatureType:
@@ -205,15 +219,17 @@ def told(what: str) -> Iterator[None]:
 
 
 def known_columns(
-    dataset: Dataset | IterableDataset, path: str, needs_regions: bool
+    dataset: Dataset | IterableDataset, path: str, needs_regions: bool, others: list[str]
 ) -> tuple[Dataset | IterableDataset, bool]:
-    """The data set with those columns that are known, and whether its rows have lists of phrases."""
-    others = [column for column in dataset.column_names if column not in COLUMNS]
+    """The data set with its columns in our order, and whether its rows have lists of phrases.
+
+    Args: others: columns that it had and that nobody knows, for messages.
+    """
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
             f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
-            f"{', '.join(others) or 'none'}. Rename its column of regions, or train without AMC: --amc_mean_weight 0 "
-            "--amc_max_weight 0."
+            f"{', '.join(others) or 'none'}. Say which has its regions (--columns boxes=…), or train without AMC: "
+            "--amc_mean_weight 0 --amc_max_weight 0."
         )
     dataset = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
     is_listed = fits(dataset.features["phrase"], LISTED["phrase"])
@@ -228,9 +244,56 @@ def known_columns(
     return dataset, is_listed
 
 
-def check_folder(path: str) -> None:
-    if os.path.isfile(path):
-        raise ValueError(f"{path} is a file: name the folder that it is in ({os.path.dirname(path) or '.'}).")
+def split_folders(path: str) -> dict[str, str]:
+    """Split → its folder of images, where all have one table in their common folder, which datasets pass over."""
+    tables = ImageFolder.METADATA_FILENAMES
+    if not os.path.isdir(path) or not any(Path(path, table).is_file() for table in tables):
+        return {}
+    folders = [each for each in Path(path).iterdir() if each.is_dir() and each.name.lower() in SPLIT_FOLDERS]
+    if any((folder / table).is_file() for folder in folders for table in tables):  # of its own
+        return {}
+    return {SPLIT_FOLDERS[folder.name.lower()]: folder.name for folder in folders}
+
+
+def of_folder(
+    dataset: Dataset | IterableDataset, path: str, split: str, folders: dict[str, str]
+) -> Dataset | IterableDataset:
+    """The rows of a table that name images in the folder of the split."""
+    if split not in folders or "file_name" not in (dataset.column_names or []):
+        raise ValueError(
+            f"Split {split} of {path} cannot be had: its table is of {', '.join(folders)}, each taken whole, and names "
+            "images by file_name."
+        )
+    beginning = f"{folders[split]}/"
+    found = dataset.filter(lambda name: (name or "").startswith(beginning), input_columns="file_name")
+    if isinstance(found, Dataset) and len(found) == 0:
+        raise ValueError(f"Split {split} of {path} cannot be had: no file_name in its table begins with {beginning}")
+    return found
+
+
+def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any]:
+    """What `load_dataset` is told of a folder or Hub id; or of a file, which is the split that is asked for.
+
+    Raises ValueError: it is a file of another kind.
+    """
+    if folders := split_folders(path):
+        (table, *_) = (file for name in ImageFolder.METADATA_FILENAMES if (file := Path(path, name)).is_file())
+        return {"path": FILES[table.suffix], "data_files": dict.fromkeys(folders, str(table))}
+    if not os.path.isfile(path):
+        return {"path": path, "name": config, "data_files": named_files(path)}
+    kind = Path(path).suffix.lower()
+    if kind not in FILES:
+        raise ValueError(f"{path} is no table of {', '.join(FILES)}: albef-amc build reads other annotations.")
+    names = dict.fromkeys(part.partition("[")[0].strip() for part in (split or "train").split("+"))
+    options = {"sep": separator(path)} if FILES[kind] == "csv" else {}
+    return {"path": FILES[kind], "data_files": dict.fromkeys(names, path), **options}
+
+
+def separator(path: str) -> str:
+    """What parts the columns of a CSV file; by its first line."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = file.readline()
+    return max(",;\t", key=line.count)
 
 
 def named_files(path: str) -> dict[str, str] | None:
@@ -241,29 +304,40 @@ def named_files(path: str) -> dict[str, str] | None:
 
 
 def split_names(path: str, config: str | None) -> list[str]:
-    check_folder(path)
+    """Those of a folder or Hub id; a file has no other than the one that is asked for."""
+    if os.path.isfile(path):
+        return []
     with told(path):
-        return get_dataset_split_names(path, config, data_files=named_files(path))
+        return list(split_folders(path)) or get_dataset_split_names(path, config, data_files=named_files(path))
 
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
     """The files of a split; of slices and sums such as "train[:75%]+test", those of the splits that they name."""
-    files = load_dataset_builder(path, config, data_files=named_files(path)).config.data_files or {}
+    files = load_dataset_builder(**source_of(path, config, split)).config.data_files or {}
     names = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+"))
     names = files if split == "all" else names
     return [file for name in names for file in files.get(name, [])]
 
 
-def place_images(table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema) -> pa.Table:
+def place_images(
+    table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema, fetch: bool = False
+) -> pa.Table:
     """Paths in these columns, and images that are only a path, as images in files, relative ones of the only folder.
 
-    Addresses stay as they are. Raises ValueError: there is a relative path, and another number of folders.
+    Args:
+        fetch: images that are addresses, too; those that cannot be had stay addresses, which are named when it is
+            their turn.
+
+    Raises ValueError: there is a relative path, and another number of folders.
     """
+    contents: dict[str, bytes | None] = {}
 
     def place(image: str | dict | list | None) -> dict | list | None:
         if isinstance(image, list):
             return [place(each) for each in image]
         image = {"bytes": None, "path": image} if isinstance(image, str) else image
+        if image and image["bytes"] is None and image["path"] in contents:
+            return {"bytes": contents[image["path"]], "path": image["path"]}
         if not image or image["bytes"] is not None or not is_relative(image["path"]):
             return image if image and any(image.values()) else None
         if len(folders) != 1:
@@ -275,17 +349,45 @@ def place_images(table: pa.Table, names: list[str], folders: list[str], schema: 
         return {"bytes": None, "path": path}
 
     for name in names:
-        images = pa.array(place(table[name].to_pylist()), schema.field(name).type)
+        given = table[name].to_pylist()
+        if fetch:
+            contents = fetched(addresses_in(given))
+        images = pa.array(place(given), schema.field(name).type)
         table = table.set_column(table.column_names.index(name), name, images)
     return table_cast(table, schema)
+
+
+def addresses_in(images: Any) -> set[str]:
+    if isinstance(images, list):
+        return set().union(*map(addresses_in, images))
+    path = images.get("path") if isinstance(images, dict) and images["bytes"] is None else images
+    return {path} if isinstance(path, str) and is_address(path) else set()
+
+
+def fetched(addresses: set[str]) -> dict[str, bytes | None]:
+    """What is there; None of what cannot be had."""
+
+    def fetch(address: str) -> bytes | None:
+        try:
+            return download(address, timeout=30)
+        except ConnectionError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(addresses, pool.map(fetch, addresses)))
+
+
+def is_address(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
 def is_relative(path: str | None) -> bool:
     return bool(path) and "://" not in path and not os.path.isabs(path)
 
 
-def may_be_relative(dataset: Dataset | IterableDataset, name: str) -> bool:
-    """Whether a column of images may hold relative paths; of undecoded images on disk, whether it does."""
+def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> bool:
+    """Whether a column of images may hold relative paths, or addresses to fetch; of undecoded images on disk, whether
+    it does."""
     feature = dataset.features[name]
     while isinstance(feature, List | LargeList):
         feature = feature.feature
@@ -295,7 +397,8 @@ def may_be_relative(dataset: Dataset | IterableDataset, name: str) -> bool:
         for images in table[name].chunks:
             while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
                 images = images.flatten()
-            if any(map(is_relative, images.field("path").filter(images.field("bytes").is_null()).to_pylist())):
+            paths = images.field("path").filter(images.field("bytes").is_null()).to_pylist()
+            if any(is_relative(path) or (fetch and path and is_address(path)) for path in paths):
                 return True
     return False
 

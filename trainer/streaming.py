@@ -12,6 +12,7 @@ from datasets import IterableDataset
 from torch.utils.data import get_worker_info
 
 from .blocks import by_image
+from .columns import Columns
 from .phrase_rows import Record, phrase_counts, records_of
 from .splits import data_files, named_shards, open_split, reading, told
 
@@ -35,9 +36,11 @@ class StreamedRows:
         self.sizes = [sum(map(num_records, self._tables(part, "phrase"))) for part in range(len(self.parts))]
 
     @classmethod
-    def open(cls, path: str, config: str | None, split: str, needs_regions: bool = False) -> "StreamedRows":
-        """One split of a folder, or of a Hub id; errors as of `open_split`, and if it has no row."""
-        dataset = open_split(path, config, split, streaming=True, needs_regions=needs_regions)
+    def open(
+        cls, path: str, config: str | None, split: str, needs_regions: bool = False, columns: Columns | None = None
+    ) -> "StreamedRows":
+        """One split of a file, a folder or a Hub id; errors as of `open_split`, and if it has no row."""
+        dataset = open_split(path, config, split, True, columns, needs_regions)
         with told(f"Split {split} of {path}"):
             rows = cls(dataset, data_files(path, config, split))
         if len(rows) == 0:

@@ -26,7 +26,7 @@ from .benchmarks import Protocol, table
 from .blocks import open_blocks
 from .commands import parse
 from .data_checks import check_boxes
-from .evaluation import ImageQuestions, RecordGrounder, load_grounder, make_accelerator, share
+from .evaluation import ImageQuestions, RecordGrounder, columns_of_run, load_grounder, make_accelerator, share
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
 from .scoring import check_usable
@@ -53,7 +53,9 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     accelerator = make_accelerator(args)
     protocol = Protocol(metrics=("pointing_game",), in_caption=args.in_caption)
     source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
-    blocks, name = open_blocks(*source, needs_regions=True), f"Split {args.split} of {args.dataset}"
+    columns, name = columns_of_run(args), f"Split {args.split} of {args.dataset}"
+    blocks = open_blocks(*source, columns, needs_regions=True)
+    args.box_format = columns.box_format or "xyxy"
     check_boxes(blocks.dataset, args.box_format, name)
     grounder, _ = load_grounder(args.model, args, protocol, accelerator, HeadGrounder)
     layers = explained_layers(grounder.grounder.model, args.explanation)

@@ -1,5 +1,6 @@
 """From settings to a trained, evaluated and published model: what `train.py` and `albef-amc train` run."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ from .amc_trainer import AmcTrainer
 from .arguments import DataArguments, ModelArguments, parse_arguments
 from .augmentation import GroundingAugmentation
 from .checkpoints import resumed
+from .columns import Columns
+from .commands import pairs
 from .data_checks import check_regions, check_sample
 from .data_collator import PADDING, GroundingCollator
 from .evaluation import batch_heatmaps
@@ -48,10 +51,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
-    source = data_args.dataset, data_args.dataset_config
-    train_dataset = training_data(data_args, needs_regions=args.uses_amc)
-    eval_splits = splits_to_evaluate(data_args, args)
-    eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples) for split in eval_splits}
+    train_dataset, eval_datasets = load_data(data_args, args)
     texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
     model, processor = build_model(model_args, texts)
     if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
@@ -123,33 +123,104 @@ def make_collator(
     )
 
 
-def training_data(data_args: DataArguments, needs_regions: bool) -> Dataset | PhraseRows | StreamedRows:
+def load_data(
+    data_args: DataArguments, args: AmcConfig
+) -> tuple[Dataset | PhraseRows | StreamedRows, dict[str, Dataset | PhraseRows]]:
+    """What to train on, and the splits to evaluate on; the data's box_format is set where it was not known."""
+    source = data_args.dataset, data_args.dataset_config
+    names = pairs("--columns", "OURS=THEIRS", data_args.columns)
+    columns = Columns(names, data_args.box_format, data_args.download_images)
+    fraction = data_args.validation_fraction
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {fraction}")
+    if fraction and data_args.streaming:
+        raise ValueError("validation_fraction needs all images at hand: leave out streaming, or name eval_splits.")
+    limit = None if fraction else data_args.max_train_examples
+    train_dataset = training_data(data_args, columns, limit, needs_regions=args.uses_amc)
+    splits = splits_to_evaluate(data_args, args)
+    eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples, columns) for split in splits}
+    if fraction:
+        limits = data_args.max_train_examples, data_args.max_eval_examples
+        parts = map(first_records, hold_out(train_dataset, fraction), limits)
+        train_dataset, eval_datasets["validation"] = parts
+        images = f"{fraction:.0%} of the images"
+        logger.warning(f"{images} are held out: {len(eval_datasets['validation'])} phrases, as split validation.")
+    data_args.box_format = columns.box_format or "xyxy"
+    return train_dataset, eval_datasets
+
+
+def training_data(
+    data_args: DataArguments, columns: Columns, limit: int | None, needs_regions: bool
+) -> Dataset | PhraseRows | StreamedRows:
     """The split to train on; streamed data is taken whole."""
     source = data_args.dataset, data_args.dataset_config, data_args.train_split
     if not data_args.streaming:
-        return load_split(*source, data_args.max_train_examples, needs_regions)
-    if data_args.max_train_examples is not None:
+        return load_split(*source, limit, columns, needs_regions)
+    if limit is not None:
         raise ValueError("max_train_examples: streamed data is taken whole; leave out streaming, or set max_steps.")
-    return StreamedRows.open(*source, needs_regions)
+    return StreamedRows.open(*source, needs_regions, columns)
 
 
 def load_split(
-    path: str, config: str | None, split: str, limit: int | None = None, needs_regions: bool = False
+    path: str,
+    config: str | None,
+    split: str,
+    limit: int | None = None,
+    columns: Columns | None = None,
+    needs_regions: bool = False,
 ) -> Dataset | PhraseRows:
-    """One split, a record for each phrase, or the first `limit` of them."""
+    """One split, a record for each phrase, or the first `limit` of them; see `open_split`."""
+    dataset = open_split(path, config, split, columns=columns, needs_regions=needs_regions)
+    return first_records(dataset if isinstance(dataset.features["phrase"], Value) else PhraseRows(dataset), limit)
+
+
+def first_records(dataset: Dataset | PhraseRows, limit: int | None) -> Dataset | PhraseRows:
     if limit is not None and limit < 1:
         raise ValueError(f"max_train_examples and max_eval_examples must be at least 1, or be left out; got {limit}")
-    dataset = open_split(path, config, split, needs_regions=needs_regions)
-    dataset = dataset if isinstance(dataset.features["phrase"], Value) else PhraseRows(dataset)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def hold_out(dataset: Dataset | PhraseRows, fraction: float) -> tuple[Dataset | PhraseRows, Dataset | PhraseRows]:
+    """Two parts that share no image, the second with this share of the images: those with the lowest hashes of their
+    `image_id`, or else of their paths or bytes.
+
+    Raises ValueError: there is only one image.
+    """
+    rows = dataset.dataset if isinstance(dataset, PhraseRows) else dataset
+    marks: list[bytes] = []
+    columns = ["image", *({"image_id"} & set(rows.column_names))]
+    for table in rows.select_columns(columns).with_format("arrow").iter(batch_size=100):
+        for row in table.to_pylist():
+            image, name = row["image"] or {}, row.get("image_id")
+            mark = image.get("bytes") or str(image.get("path")).encode() if name is None else str(name).encode()
+            marks.append(hashlib.blake2b(mark, digest_size=8).digest())
+    of_records = dataset.rows.tolist() if isinstance(dataset, PhraseRows) else range(len(dataset))
+    images = sorted({marks[row] for row in of_records})
+    if len(images) < 2:
+        raise ValueError("validation_fraction: all rows have the same image, of which none can be held out.")
+    held = set(images[: min(max(round(fraction * len(images)), 1), len(images) - 1)])
+    parts: tuple[list[int], list[int]] = [], []
+    for number, row in enumerate(of_records):
+        parts[marks[row] in held].append(number)
+    return dataset.select(parts[0]), dataset.select(parts[1])
 
 
 def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
     """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so."""
+    fraction, path = data_args.validation_fraction, data_args.dataset
     if data_args.eval_splits is not None:
+        named = {re.split(r"\W", split)[0] for split in data_args.eval_splits}
+        if Path(path).is_file() and named - {re.split(r"\W", data_args.train_split)[0]}:
+            raise ValueError(f"{path} is a file, of one split: leave out eval_splits, or set validation_fraction.")
+        if fraction:
+            raise ValueError("validation_fraction: there are eval_splits to evaluate on; leave out one of them.")
         return data_args.eval_splits
-    if "validation" in split_names(data_args.dataset, data_args.dataset_config):
+    if "validation" in split_names(path, data_args.dataset_config):
+        if fraction:
+            raise ValueError(f"validation_fraction: {path} has a split validation; leave it out.")
         return ["validation"]
+    if fraction:
+        return []
     if args.load_best_model_at_end or args.save_strategy == "best" or args.early_stopping_patience:
         raise ValueError(
             "load_best_model_at_end, save_strategy best and early_stopping_patience need an evaluation, and "

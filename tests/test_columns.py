@@ -1,0 +1,572 @@
+"""Data sets with other columns and units: read as they are meant, and said, or an error that proposes the option."""
+
+import csv
+import io
+import json
+import logging
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Features, Image, List, Value
+
+from tests.helpers.data import picture, tiny_albef, tiny_processor
+from trainer import ground_dataset, sweep_layers, training
+from trainer.box_units import fits_images, image_size
+from trainer.columns import Columns, in_words
+from trainer.data_collator import GroundingCollator
+from trainer.phrase_rows import PhraseRows
+from trainer.regions import BOX_FORMATS
+from trainer.splits import open_split, split_names
+from trainer.streaming import StreamedRows
+
+WIDTH, HEIGHT = 200, 100
+# Corners, of which as corner and size, or as centre and size, some are not in an image of that size; and so on round.
+CORNERS = [[10, 10, 60, 60], [120, 20, 190, 90], [0, 0, 50, 30], [150, 50, 200, 100]]
+NUMBER, TEXT, COUNT = Value("float32"), Value("string"), Value("int64")
+LABELS = ClassLabel(names=["dog", "traffic_light", "bow_(weapon)"])
+
+
+def as_format(box: list[float], box_format: str) -> list[float]:
+    """By hand, of corners in pixels."""
+    x1, y1, x2, y2 = box
+    found = {
+        "xyxy": [x1, y1, x2, y2],
+        "xywh": [x1, y1, x2 - x1, y2 - y1],
+        "cxcywh": [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1],
+    }[box_format.removesuffix("_normalized")]
+    scale = (WIDTH, HEIGHT, WIDTH, HEIGHT) if box_format.endswith("_normalized") else (1, 1, 1, 1)
+    return [value / by for value, by in zip(found, scale)]
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    picture(WIDTH, HEIGHT).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def photos(folder: Path, count: int = 4) -> Path:
+    (folder / "photos").mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture(WIDTH, HEIGHT).save(folder / "photos" / f"{number}.png")
+    return folder
+
+
+def write_rows(file: Path, rows: list[dict]) -> str:
+    if file.suffix == ".jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif file.suffix == ".json":
+        file.write_text(json.dumps(rows, indent=1))
+    elif file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    else:
+        with file.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, rows[0], delimiter="\t" if file.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(file)
+
+
+def write_hub(folder: Path, rows: list[dict], **features) -> str:
+    """A folder as of the Hub: Parquet files that say what their columns are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows, features=Features(features)).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def records(path: str, columns: Columns | None = None, streaming: bool = False) -> list[dict]:
+    """All records, a phrase each, by both ways that data are read."""
+    columns = columns or Columns()
+    if streaming:
+        return list(StreamedRows.open(path, None, "train", False, columns))
+    return list(training.load_split(path, None, "train", columns=columns, needs_regions=True))
+
+
+def boxes_of(found: list[dict]) -> list:
+    return [np.round(record["boxes"] or [], 4).tolist() for record in found]
+
+
+# Columns --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_a_file_is_a_data_set(tmp_path, monkeypatch, kind):
+    """Paths are relative to it, wherever one is."""
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": f"dog {n}", **dict(zip(("x1", "y1", "x2", "y2"), box))}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    path = write_rows(tmp_path / f"mine{kind}", rows)
+    monkeypatch.chdir("/")
+    found = records(path)
+    assert [record["phrase"] for record in found] == [f"dog {n}" for n in range(4)]
+    assert boxes_of(found) == [[box] for box in CORNERS]
+    assert [record["image"]["path"] for record in found] == [str(tmp_path / f"photos/{n}.png") for n in range(4)]
+    assert open_split(path, None, "test").num_rows == 4  # it is the split that is asked for
+    (part,) = open_split(path, None, "validation[3:]")
+    assert part["phrase"] == "dog 3"
+    if kind in (".jsonl", ".parquet"):
+        assert records(path, streaming=True) == found
+
+
+NAMES = [
+    {"img": 0, "caption": 1, "bbox": 2},
+    {"image_path": 0, "text": 1, "box": 2},
+    {"file_name": 0, "expression": 1, "bboxes": 3},
+    {"filename": 0, "width": WIDTH, "height": HEIGHT, "class": 1, "xmin": 4, "ymin": 5, "xmax": 6, "ymax": 7},
+    {"image": 0, "Sentence": 1, "bbox_x1": 4, "bbox_y1": 5, "bbox_x2": 6, "bbox_y2": 7},
+    {"image": 0, "phrase": 1, "bbox": 8},
+    {"image": 0, "phrase": 1, "boxes": 8},
+]
+
+
+@pytest.mark.parametrize("names", NAMES, ids=" ".join)
+@pytest.mark.parametrize("kind", [".jsonl", ".csv"])
+def test_names_that_are_guessed(tmp_path, names, kind, caplog):
+    if kind == ".csv" and {2, 3} & {*names.values()}:
+        pytest.skip("lists, which CSV has as text")
+    photos(tmp_path)
+    given = [[f"photos/{n}.png", f"a dog {n}", box, [box], *box, json.dumps([box])] for n, box in enumerate(CORNERS)]
+    rows = [{name: row[at] if at < 9 else at for name, at in names.items()} for row in given]
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        found = records(write_rows(tmp_path / f"mine{kind}", rows))
+    assert boxes_of(found) == [[box] for box in CORNERS]
+    assert [record["phrase"] for record in found] == [f"a dog {n}" for n in range(4)]
+    said = [record.message for record in caplog.records if "Guessed" in record.message]
+    assert len(said) == ({"image", "phrase", "boxes"} != {*names})
+    for ours, at in {"image": 0, "phrase": 1}.items():
+        (name,) = (name for name, each in names.items() if each == at)
+        assert (name == ours) or f"{ours}={name}" in said[0]
+
+
+def test_objects_of_detection_sets(tmp_path):
+    """Both ways that `datasets` stores lists of structs; equal names are one phrase with all its boxes."""
+    rows = [
+        {"image": {"bytes": png(), "path": None}, "objects": {"bbox": [as_format(b, "xywh") for b in CORNERS],
+         "category": [0, 1, 0, 2]}},
+        {"image": {"bytes": png(), "path": None}, "objects": {"bbox": [], "category": []}},
+        {"image": {"bytes": png(), "path": None}, "objects": None},
+    ]  # fmt: skip
+    of_lists = {"bbox": List(List(NUMBER, length=4)), "category": List(LABELS)}
+    of_structs = List({"bbox": List(NUMBER, length=4), "category": LABELS})
+    turned = [
+        {
+            **row,
+            "objects": row["objects"]
+            and [dict(zip(("bbox", "category"), values)) for values in zip(*row["objects"].values())],
+        }
+        for row in rows
+    ]
+    for name, objects, given in (("lists", of_lists, rows), ("structs", of_structs, turned)):
+        path = write_hub(tmp_path / name, given, image=Image(), objects=objects)
+        for streaming in (False, True):
+            columns = Columns()
+            found = records(path, columns, streaming)
+            assert columns.box_format == "xywh"
+            assert [record["phrase"] for record in found] == ["dog", "traffic light", "bow", None]
+            assert not found.pop()["boxes"]
+            expected = [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]]]
+            assert boxes_of(found) == [[as_format(box, "xywh") for box in boxes] for boxes in expected]
+            assert all(record["image"]["bytes"] == png() for record in found)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_expressions_of_one_box_and_several_objects_with_several(tmp_path, streaming):
+    """As of jxu124, lmms-lab and moondream."""
+    image = {"bytes": png(), "path": None}
+    common = {"question_id": "1", "image": image, "question": "Please carefully observe", "file_name": "1.png"}
+    rows = [{**common, "answer": ["left dog", "dog on the left"], "segmentation": [1.0, 1, 2, 2, 3, 1], "iscrowd": 0,
+             "bbox": as_format(box, "xywh")} for box in CORNERS]  # fmt: skip
+    path = write_hub(
+        tmp_path / "lmms", rows, question_id=TEXT, image=Image(), question=TEXT, answer=List(TEXT),
+        segmentation=List(NUMBER), bbox=List(NUMBER), iscrowd=Value("int8"), file_name=TEXT,
+    )  # fmt: skip
+    columns = Columns()
+    found = records(path, columns, streaming)
+    assert columns.box_format == "xywh" and len(found) == 8
+    assert [record["phrase"] for record in found[:2]] == ["left dog", "dog on the left"]
+    assert boxes_of(found) == [[as_format(box, "xywh")] for box in CORNERS for _ in range(2)]
+
+    photos(tmp_path)
+    rows = [
+        {"sent_ids": [1], "file_name": "COCO_1.jpg", "ann_id": 1, "ref_id": 1, "image_id": n, "split": "train",
+         "sentences": [{"raw": "x", "sent": "x", "sent_id": 1, "tokens": ["x"]}], "category_id": 1, "raw_anns": "{}",
+         "raw_image_info": "{}", "raw_sentences": "{}", "image_path": f"photos/{n}.png", "bbox": list(map(float, box)),
+         "captions": ["a dog", "it"], "global_image_id": "coco.1", "anns_id": "1"} for n, box in enumerate(CORNERS)
+    ]  # fmt: skip
+    columns = Columns()
+    found = records(write_rows(tmp_path / "jxu.parquet", rows), columns, streaming)
+    assert columns.box_format == "xyxy" and [record["phrase"] for record in found] == ["a dog", "it"] * 4
+    assert boxes_of(found) == [[box] for box in CORNERS for _ in range(2)]
+    assert [record["image_id"] for record in found] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+    samples = [{"category": "dog", "sentences": [f"dog {n}", "a dog"], "bbox": as_format(box, "xywh")}
+               for n, box in enumerate(CORNERS)]  # fmt: skip
+    objects = List({"category": TEXT, "sentences": List(TEXT), "bbox": List(NUMBER)})
+    path = write_hub(tmp_path / "moon", [{"image": image, "samples": samples}], image=Image(), samples=objects)
+    found = records(path, None, streaming)
+    assert [record["phrase"] for record in found] == ["dog 0", "a dog", "dog 1", "dog 2", "dog 3"]
+    assert [len(record["boxes"]) for record in found] == [1, 4, 1, 1, 1]
+
+
+def test_columns_that_are_told(tmp_path):
+    photos(tmp_path)
+    rows = [{"a": f"photos/{n}.png", "b": {"words": "a dog", "at": as_format(box, "xywh")}, "text": "x", "phrase": "y"}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    names = {"image": "a", "phrase": "b.words", "boxes": "b.at", "caption": "b.words"}
+    found = records(path, Columns(names, "xywh"))
+    assert boxes_of(found) == [[as_format(box, "xywh")] for box in CORNERS]
+    assert {(record["phrase"], record["caption"]) for record in found} == {("a dog", "a dog")}
+    rows = [{"image": f"photos/{n}.png", "phrase": "y", "l": b[0], "t": b[1], "r": b[2], "b": b[3]}
+            for n, b in enumerate(CORNERS)]  # fmt: skip
+    path = write_rows(tmp_path / "four.csv", rows)
+    assert boxes_of(records(path, Columns({"boxes": "l,t,r,b"}))) == [[box] for box in CORNERS]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"phrase": "captoin"}, r"mine\.jsonl has no column captoin; it has image, caption, text, at\.x, bbox\.$"),
+        ({"phrase": "at"}, r"has no column at; it has image, caption, text, at\.x"),
+        ({"box": "bbox"}, r"--columns box=bbox: there is no box here, only image, image_id, phrase"),
+        ({"phrase": "text", "boxes": "text,caption"}, "a column is one, a box also four"),
+        ({}, r"in doubt what phrase is\. Say --columns phrase=caption or phrase=text\."),
+    ],
+)
+def test_columns_that_are_not_there_or_in_doubt(tmp_path, names, message):
+    photos(tmp_path)
+    rows = [{"image": "photos/0.png", "caption": "a", "text": "b", "at": {"x": 1}, "bbox": CORNERS[0]}]
+    with pytest.raises(ValueError, match=message):
+        records(write_rows(tmp_path / "mine.jsonl", rows), Columns(names))
+
+
+def test_doubts_about_boxes(tmp_path, caplog):
+    photos(tmp_path)
+    row = {"image": "photos/0.png", "phrase": "a dog", "bbox": CORNERS[0], "box": CORNERS[1]}
+    path = write_rows(tmp_path / "two.jsonl", [row])
+    with pytest.raises(ValueError, match=r"in doubt what boxes is. Say --columns boxes=bbox or boxes=box\."):
+        records(path)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert "boxes" not in open_split(path, None, "train").column_names  # which nobody needs here
+    assert "Regions are left out." in caplog.text
+    objects = {"bbox": [CORNERS[0], CORNERS[1]], "category": ["dog", "cat"]}
+    path = write_rows(tmp_path / "caption.jsonl", [{"image": "photos/0.png", "phrase": "x", "objects": objects}])
+    with pytest.raises(ValueError, match=r"Say --columns phrase=phrase or phrase=objects\.category\."):
+        records(path)
+    columns = Columns({"phrase": "objects.category", "boxes": "objects.bbox"}, "xyxy")
+    assert boxes_of(records(path, columns)) == [[CORNERS[0]], [CORNERS[1]]]
+    row = {"image": "photos/0.png", "phrase": ["a", "b", "c"], "boxes": [CORNERS[0], CORNERS[1]]}
+    path = write_rows(tmp_path / "uneven.jsonl", [row])
+    with pytest.raises(ValueError, match=r"Column boxes of .* holds 2 instances for the 3 phrases"):
+        records(path)
+    path = write_rows(tmp_path / "text.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": "[1, 2, 3"}])
+    with pytest.raises(ValueError, match=r"Column bbox of .*text\.csv has '\[1, 2, 3': "):
+        records(path, Columns(box_format="xyxy"))
+    texts = "[1, 2, 3, 4]", "(1, 2, 3, 4)", "1,2,3,4", "[[1,2,3,4],[5,6,7,8]]", "", "[]"
+    rows = [{"Image": "photos/0.png", "Phrase": "x", "bbox": text} for text in texts]
+    found = records(write_rows(tmp_path / "texts.csv", rows), Columns(box_format="xyxy"))
+    assert boxes_of(found) == [[[1, 2, 3, 4]]] * 3 + [[[1, 2, 3, 4], [5, 6, 7, 8]], [], []]
+    path = write_rows(tmp_path / "digits.csv", [{"image": "photos/0.png", "phrase": "7", "bbox": "[1, 2, 3, 4]"}])
+    with pytest.raises(ValueError, match=r"Column phrase of .*digits\.csv holds Value\('int64'\)"):
+        records(path)
+    path = write_rows(tmp_path / "letters.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": '["a", 2, 3, 4]'}])
+    with pytest.raises(ValueError, match=r"Column bbox of .*letters\.csv is no boxes: "):
+        records(path, Columns(box_format="xyxy"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_without_a_box_and_whole_numbers_in_the_first(tmp_path, streaming):
+    photos(tmp_path)
+    given = [None, [], [10, 10, 60, 60], [10.5, 10, 60, 60]]
+    rows = [{"image": f"photos/{n}.png", "phrase": "a dog", "bbox": box} for n, box in enumerate(given)]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), Columns(box_format="xyxy"), streaming)
+    assert boxes_of(found) == [[], [], [given[2]], [given[3]]]
+
+
+def test_masks_and_polygons_of_objects(tmp_path):
+    image = {"bytes": png(), "path": None}
+    outlines = [[[0.0, 0, 9, 0, 9, 9]], [[1.0, 1, 9, 1, 9, 9]], [[2.0] * 6]]
+    objects = {"category": ["dog", "cat", "dog"], "outline": outlines}
+    kinds = {"category": List(TEXT), "outline": List(List(List(NUMBER)))}
+    path = write_hub(tmp_path, [{"image": image, "objects": objects}], image=Image(), objects=kinds)
+    columns = Columns({"phrase": "objects.category", "polygons": "objects.outline"})
+    first, second = records(path, columns)
+    assert (first["phrase"], second["phrase"]) == ("dog", "cat")
+    assert first["polygons"] == [outlines[0], outlines[2]]
+    assert second["polygons"] == [outlines[1]]
+    path = write_hub(
+        tmp_path / "one", [{"image": image, "text": "dog", "mask": image}], image=Image(), text=TEXT, mask=Image()
+    )
+    (record,) = records(path, Columns({"image": "image", "masks": "mask"}))
+    assert record["masks"] == [image]
+
+
+@pytest.mark.parametrize(("place", "streaming"), [("root", False), ("split", False), ("root", True), ("split", True)])
+def test_an_imagefolder_with_metadata(tmp_path, place, streaming):
+    for split in ("train", "validation"):
+        photos(tmp_path / split)
+        lines = [{"file_name": f"{'' if place == 'split' else split + '/'}photos/{n}.png", "text": f"{split} {n}",
+                  "bbox": box} for n, box in enumerate(CORNERS)]  # fmt: skip
+        with ((tmp_path / split if place == "split" else tmp_path) / "metadata.jsonl").open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+    found = records(str(tmp_path), Columns(), streaming)
+    assert [record["phrase"] for record in found] == [f"train {n}" for n in range(4)]
+    assert boxes_of(found) == [[box] for box in CORNERS]
+    assert [Path(record["image"]["path"]) for record in found] == [tmp_path / f"train/photos/{n}.png" for n in range(4)]
+    assert {*split_names(str(tmp_path), None)} == {"train", "validation"}
+    (row, *_) = open_split(str(tmp_path), None, "validation", columns=Columns(box_format="xyxy"))
+    assert row["phrase"] == "validation 0"
+    with pytest.raises(ValueError, match=r"Split test of .* cannot be had"):
+        open_split(str(tmp_path), None, "test")
+    if place == "root":
+        (tmp_path / "test").mkdir()
+        with pytest.raises(ValueError, match=r"no file_name in its table begins with test/"):
+            open_split(str(tmp_path), None, "test")
+
+
+def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog):
+    """As tables of detectors are written; expressions stay apart."""
+    photos(tmp_path)
+    rows = [{"image_path": f"photos/{n // 3}.png", "class": name, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box))}
+            for n, (name, box) in enumerate(zip(["dog", "cat", "dog", "dog"], CORNERS))]  # fmt: skip
+    path = write_rows(tmp_path / "mine.csv", rows)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        found = records(path)
+    assert "4 boxes in 3 rows, one for each image and class" in caplog.text
+    assert [(record["phrase"], record["image"]["path"][-5:]) for record in found] == [
+        ("dog", "0.png"), ("cat", "0.png"), ("dog", "1.png"),
+    ]  # fmt: skip
+    assert boxes_of(found) == [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]]]
+    rows = [{"expression" if name == "class" else name: value for name, value in row.items()} for row in rows]
+    assert len(records(write_rows(tmp_path / "texts.csv", rows))) == 4
+    with caplog.at_level("WARNING"):
+        path = write_rows(tmp_path / "mine.jsonl", [{**row, "class": "dog"} for row in rows])
+        assert len(records(path, Columns({"phrase": "class"}), True)) == 4
+    assert "streamed rows stay apart" in caplog.text
+
+
+def test_categories_as_builders_say_them():
+    names = {"traffic_light": "traffic light", "bow_(weapon)": "bow", "(a_(b)) c": "c", "(x)": "(x)"}
+    assert {name: in_words(name) for name in names} == names
+
+
+# Cards ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_says_it_once_and_options_win(tmp_path):
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "a": "dog", "b": "cat", "at": as_format(CORNERS[0], "xywh")} for n in range(4)]
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\nalbef_amc:\n  columns:\n    phrase: a\n    boxes: at\n  box_format: xywh\n---\n# Mine\n"
+    )
+    columns = Columns()
+    assert {record["phrase"] for record in records(path, columns)} == {"dog"} and columns.box_format == "xywh"
+    columns = Columns({"phrase": "b"}, "cxcywh")
+    assert {record["phrase"] for record in records(path, columns)} == {"cat"} and columns.box_format == "cxcywh"
+    for wrong, message in (
+        ("[a]", "takes columns"),
+        ("{column: a}", "takes columns"),
+        ("{box_format: x}", "one of xyxy"),
+    ):
+        (tmp_path / "README.md").write_text(f"---\nalbef_amc: {wrong}\n---\n")
+        with pytest.raises(ValueError, match=message):
+            records(path)
+    (tmp_path / "README.md").write_text("---\nalbef_amc: [\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: its YAML cannot be read"):
+        records(path)
+    (tmp_path / "README.md").write_text("# Mine\n\n---\nalbef_amc: [\n---\n")  # no card
+    assert records(path, Columns({"phrase": "a", "boxes": "at"}, "xywh"))
+
+
+# Units ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("box_format", BOX_FORMATS)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_first_boxes_decide_what_all_are(tmp_path, box_format, streaming):
+    """Of each format some of these boxes are impossible as any other."""
+    path = photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": "a dog", "bbox": as_format(box, box_format)}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    columns = Columns()
+    found = records(write_rows(path / "mine.jsonl", rows), columns, streaming)
+    assert columns.box_format == box_format
+    assert boxes_of(found) == [np.round([as_format(box, box_format)], 4).tolist() for box in CORNERS]
+
+
+@pytest.mark.parametrize("box_format", ["xywh", "cxcywh", "xywh_normalized", "cxcywh_normalized"])
+def test_x_y_width_height_is_a_corner_unless_only_a_centre_fits(tmp_path, box_format):
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": "a dog", **dict(zip(("x", "y", "width", "height"), box))}
+            for n, box in enumerate(as_format(box, box_format) for box in CORNERS)]  # fmt: skip
+    columns = Columns()
+    records(write_rows(tmp_path / "mine.csv", rows), columns)
+    assert columns.box_format == box_format
+
+
+def test_units_in_doubt(tmp_path, caplog):
+    photos(tmp_path)
+    row = {"image": "photos/0.png", "phrase": "a dog", "bbox": [40, 40, 60, 60]}
+    path = write_rows(tmp_path / "mine.jsonl", [row])
+    message = (
+        r"boxes \(bbox\) may be xyxy or xywh or cxcywh, by 1 of them; the first is \[40.*Say which: --box_format x"
+    )
+    with pytest.raises(ValueError, match=message):
+        records(path)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert "boxes" not in open_split(path, None, "train").column_names
+    assert "Boxes are left out." in caplog.text
+    with pytest.raises(ValueError, match=message):
+        open_split(path, None, "train", columns=Columns({"boxes": "bbox"}))
+    assert boxes_of(records(path, Columns(box_format="xywh"))) == [[row["bbox"]]]
+    assert boxes_of(records(path, Columns({"boxes": "bbox"}, "xyxy"))) == [[row["bbox"]]]
+    path = write_rows(tmp_path / "far.jsonl", [{**row, "bbox": [400, 400, 900, 900]}])
+    with pytest.raises(ValueError, match="are none of xyxy, xywh, cxcywh, xyxy_normalized"):
+        records(path)
+    row |= {"image": {"bytes": png(), "path": None}, "bbox": []}
+    path = write_hub(tmp_path / "none", [row], image=Image(), phrase=TEXT, bbox=List(NUMBER))
+    with pytest.raises(ValueError, match=r"the first rows have none\. Say --box_format"):
+        records(path)
+
+
+def test_other_scales_are_not_taken_for_pixels(tmp_path):
+    picture(1000, 1000).save(tmp_path / "large.png")
+    boxes = [[n + 10, 2, 10, 90] for n in range(20)]  # corner and size
+    rows = [{"image": "large.png", "phrase": "a dog", "bbox": box} for box in boxes]
+    path = write_rows(tmp_path / "percent.jsonl", rows)
+    with pytest.raises(ValueError, match=r"seem to be counted to 100 in .*--box_format xywh"):
+        records(path, Columns({"boxes": "bbox"}))
+    assert len(records(path, Columns(box_format="xywh"))) == 20
+
+
+def test_a_file_of_coco_is_told_what_to_build(tmp_path):
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(ValueError, match=r"albef-amc build coco --data_dir .* --annotations coco\.json --images_dir"):
+        records(str(tmp_path / "coco.json"))
+    (tmp_path / "labels.xml").write_text("<a/>")
+    with pytest.raises(ValueError, match=r"labels\.xml is no table of \.jsonl, .*albef-amc build"):
+        records(str(tmp_path / "labels.xml"))
+
+
+def test_boxes_that_fit_by_hand():
+    sizes = np.array([[200, 100]] * 4)
+    for box_format in BOX_FORMATS:
+        boxes = np.array([as_format(box, box_format) for box in CORNERS])
+        assert [each for each in BOX_FORMATS if fits_images(boxes, sizes, each)] == [box_format]
+    boxes = np.tile([10.0, 10, 60, 60], (200, 1))
+    boxes[0] = 0  # one of two hundred
+    assert fits_images(boxes, np.tile([200, 100], (200, 1)), "xyxy")
+    boxes[1:3] = 0
+    assert not fits_images(boxes, np.tile([200, 100], (200, 1)), "xyxy")
+    assert fits_images(boxes[3:], np.zeros((197, 2), int), "xywh")  # of images that nobody has seen
+
+
+def test_sizes_are_of_the_upright_image(tmp_path):
+    exif = picture().getexif()
+    exif[0x0112] = 6
+    picture(40, 36).save(tmp_path / "turned.jpg", exif=exif)
+    picture(40, 36).save(tmp_path / "plain.png")
+    assert image_size({"bytes": None, "path": str(tmp_path / "turned.jpg")}) == (36, 40)
+    assert image_size({"bytes": (tmp_path / "plain.png").read_bytes(), "path": None}) == (40, 36)
+    for nothing in (None, {"bytes": b"no", "path": None}, {"bytes": None, "path": "/no/where.png"}):
+        assert image_size(nothing) == (0, 0)
+
+
+# Addresses, and what is held out --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path):
+    photos(tmp_path / "served", 2)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path / "served")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_addresses_are_fetched_only_when_that_is_asked_for(tmp_path, server, streaming):
+    rows = [{"image": f"{server}/photos/{n}.png", "phrase": "a dog", "boxes": [CORNERS[0]]} for n in range(3)]
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    collate = GroundingCollator(tiny_processor())
+    with pytest.raises(ValueError, match=r"/0\.png: of a data set no address is fetched, .*--download_images"):
+        collate(records(path, Columns(), streaming))
+    found = records(path, Columns(download_images=True), streaming)
+    assert collate(found[:2])["image_sizes"].tolist() == [[HEIGHT, WIDTH]] * 2
+    with pytest.raises(ValueError, match=r"no image .*/2\.png"):
+        collate(found)
+
+
+SETTINGS = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--report_to", "none"]
+SETTINGS += ["--save_strategy", "no", "--num_logged_heatmaps", "0", "--mask_size", "16", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    for part in (tiny_albef(), tiny_processor()):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_is_held_out_shares_no_image(tmp_path, listed):
+    photos(tmp_path, 10)
+    rows = [
+        {"image": f"photos/{n}.png", "phrase": f"dog {n}", "boxes": [CORNERS[0]]} for n in range(10) for _ in (1, 2)
+    ]
+    rows = [{**row, "phrase": [row["phrase"], "it"], "boxes": [row["boxes"]] * 2} for row in rows] if listed else rows
+    dataset = training.load_split(write_rows(tmp_path / "mine.jsonl", rows), None, "train")
+    assert isinstance(dataset, PhraseRows) == listed
+    train, held = training.hold_out(dataset, 0.3)
+    images = [{record["image"]["path"] for record in part} for part in (train, held)]
+    assert not images[0] & images[1] and list(map(len, images)) == [7, 3]
+    assert len(train) + len(held) == len(dataset) == 20 * (1 + listed)
+    again = training.hold_out(dataset, 0.3)[1]
+    assert [record["image"] for record in again] == [record["image"] for record in held]
+    assert list(map(len, training.hold_out(dataset, 0.01))) == [18 * (1 + listed), 2 * (1 + listed)]
+    with pytest.raises(ValueError, match="all rows have the same image"):
+        training.hold_out(dataset.select([0, 1]), 0.5)
+
+
+def test_a_table_of_ones_own_is_trained_on_evaluated_and_grounded(tmp_path, model):
+    photos(tmp_path)
+    rows = [{"file": f"photos/{n}.png", "text": "red square", **dict(zip(("x", "y", "w", "h"), as_format(box, "xywh")))}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    path = write_rows(tmp_path / "mine.csv", rows)
+    config = tmp_path / "run.yaml"
+    config.write_text(f"dataset: {path}\nmodel: {model}\ncolumns:\n  boxes: x,y,w,h\nvalidation_fraction: 0.25\n")
+    metrics = training.main([str(config), "--output_dir", str(tmp_path / "run"), *SETTINGS])
+    assert metrics["validation_num_phrases"] == 1
+    assert training.main(["--dataset", path, "--model", model, "--output_dir", str(tmp_path / "b"), *SETTINGS]) == {}
+    result = sweep_layers.main(
+        ["--model", model, "--dataset", path, "--split", "train", "--cpu", "--columns", "phrase=text"]
+    )
+    assert result["best"]["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+    ground_dataset.main(["--model", model, "--dataset", path, "--cpu", "--output", str(tmp_path / "rows")])
+    assert pq.read_table(tmp_path / "rows" / "data")["error"].null_count == 4
+    for more, message in (
+        (["--eval_splits", "validation"], "is a file, of one split"),
+        (["--eval_splits", "train[:1]", "--validation_fraction", "0.5"], "there are eval_splits"),
+        (["--validation_fraction", "1"], "at least 0 and below 1"),
+        (["--validation_fraction", "0.5", "--streaming", "true"], "leave out streaming"),
+        (["--columns", "text"], "--columns takes OURS=THEIRS pairs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.main(["--dataset", path, "--model", model, "--output_dir", str(tmp_path / "c"), *SETTINGS, *more])

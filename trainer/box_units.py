@@ -1,0 +1,126 @@
+"""In which units the boxes of a data set are, where nobody has said: what its first ones, in their images, can be."""
+
+import io
+import math
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from modeling_albef_amc.images import UNREADABLE, open_file
+
+from .columns import Columns, Found, written
+from .regions import to_xyxy
+
+# As many boxes decide what all are, looked for in so many rows.
+NUM_DECIDING, MAX_ROWS = 256, 10_240
+_MISFITS = 0.01  # share of boxes that are wrong in any data set
+_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # of the latter, width and height change places
+
+
+def decide_boxes(
+    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str, needs_regions: bool
+) -> Dataset | IterableDataset:
+    """The data set; sets the format of its boxes, as their first ones allow, and says what was guessed.
+
+    Args:
+        dataset: with our columns, its images undecoded.
+        needs_regions: without, guessed boxes in doubt are left out.
+
+    Raises ValueError: none fits, or several do.
+    """
+    decided = ""
+    if "boxes" in found.places and columns.box_format is None:
+        try:
+            columns.box_format, decided = fitting_format(dataset, found, path) if found.formats else ("xyxy", "")
+        except ValueError as error:
+            if needs_regions or "boxes" not in found.guessed:
+                raise
+            columns.say(f"Boxes are left out. {error}")
+            found.guessed.remove("boxes")
+            dataset = dataset.remove_columns("boxes")
+    if found.guessed or decided:
+        said = "; ".join(filter(None, (str(found), decided)))
+        columns.say(f"{path}: {said}. Guessed; --columns and --box_format say otherwise.")
+    return dataset
+
+
+def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) -> tuple[str, str]:
+    """Of the formats that the boxes may have, the one, and what to say of it."""
+    boxes, sizes = first_boxes(dataset)
+    if not len(boxes):
+        raise ValueError(f"{path}: it is in doubt what its boxes are; the first rows have none. Say --box_format.")
+    groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats or ()]
+    fitting: list[str] = next(filter(None, groups), [])
+    theirs, first = written(found.places["boxes"]), f"the first is {[round(v, 4) for v in boxes[0].tolist()]}"
+    if len(fitting) != 1:
+        tried = ", ".join(chain.from_iterable(found.formats or ()))
+        what = f"may be {' or '.join(fitting)}" if fitting else f"are none of {tried}"
+        raise ValueError(
+            f"{path}: boxes ({theirs}) {what}, by {len(boxes)} of them; {first}. Say which: --box_format "
+            f"{' or '.join(fitting) or '…'}."
+        )
+    if scale := seeming_scale(boxes, sizes):
+        raise ValueError(
+            f"{path}: boxes ({theirs}) seem to be counted to {scale} in images of any size: none goes beyond; {first}. "
+            f"Make pixels or shares of them, or, if that is what they are, say --box_format {fitting[0]}."
+        )
+    return fitting[0], f"boxes are {fitting[0]}, {first}"
+
+
+def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndarray]:
+    """float64 (num_boxes, 4), of the first rows with any, and (num_boxes, 2): width and height of their images, 0 for
+    one that cannot be read. Of an image only the header is."""
+    boxes: list[list[float]] = []
+    sizes: list[tuple[int, int]] = []
+    rows = dataset.select_columns(["image", "boxes"]).with_format("arrow").iter(batch_size=64)
+    for table in islice(rows, MAX_ROWS // 64):
+        for row in table.to_pylist():
+            of_row = list(fours(row["boxes"]))
+            boxes += of_row
+            sizes += [image_size(row["image"])] * len(of_row) if of_row else []
+        if len(boxes) >= NUM_DECIDING:
+            break
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
+
+
+def fours(values: Any) -> Iterator[list[float]]:
+    """The lists of four numbers in lists of whatever depth."""
+    if isinstance(values, list) and values and not any(isinstance(value, list) for value in values):
+        if len(values) == 4 and all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            yield values
+    elif isinstance(values, list):
+        for value in values:
+            yield from fours(value)
+
+
+def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
+    """Width and height of an undecoded image, upright; 0, 0 if it cannot be read."""
+    try:
+        with open_file(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
+            # Of a PNG without Exif data in front, all would be decoded to look for it behind.
+            is_known = opened.format != "PNG" or "exif" in opened.info
+            is_turned = is_known and opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
+            return opened.size[::-1] if is_turned else opened.size
+    except (TypeError, *UNREADABLE):
+        return 0, 0
+
+
+def seeming_scale(boxes: np.ndarray, sizes: np.ndarray) -> int | None:
+    """100 or 1000, where boxes end there in images that are far larger, and are too many for that to be chance."""
+    scales = (scale for scale in (100, 1000) if 1 < boxes.max() <= scale and sizes.min() > 2 * scale)
+    return next(scales, None) if len(boxes) >= 16 else None
+
+
+def fits_images(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> bool:
+    """Whether boxes (num_boxes, 4), but for very few, have an area in this format, and are in images of these sizes."""
+    is_shares = box_format.endswith("_normalized")
+    limits = np.ones_like(sizes, dtype=np.float64) if is_shares else np.where(sizes == 0, np.inf, sizes)
+    slack = np.where(np.isinf(limits), 0, np.maximum(limits * 0.005, 0 if is_shares else 1))
+    corners = to_xyxy(boxes, box_format)
+    is_right = (corners[:, :2] < corners[:, 2:]).all(axis=1)
+    is_right &= (corners[:, :2] >= -slack).all(axis=1) & (corners[:, 2:] <= limits + slack).all(axis=1)
+    is_right &= is_shares | (np.abs(boxes) > 1).any(axis=1)
+    return bool((~is_right).mean() <= _MISFITS)
