@@ -125,16 +125,22 @@ def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What any grounding of a data set can be told."""
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the columns of any data set can be told to be."""
     add = parser.add_argument
-    add("--dataset", required=True, help="folder, .jsonl, .json, .csv or .parquet file, or Hub id")
     add("--dataset_config", help="its configuration, where it has several")
     text = "where its columns have other names, e.g. phrase=caption boxes=objects.bbox (default: what can be guessed)"
     add("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=text)
     text = "what its boxes are (default: of a column boxes xyxy in pixels, of others what alone fits the first)"
     add("--box_format", choices=BOX_FORMATS, help=text)
     add("--download_images", action="store_true", help="fetch images that are addresses")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What any grounding of a data set can be told."""
+    add = parser.add_argument
+    add("--dataset", required=True, help="folder, .jsonl, .json, .csv or .parquet file, or Hub id")
+    add_data_arguments(parser)
     add("--streaming", action="store_true", help="read its files as they come; each is read by one process")
     add("--max_examples", type=int, help="take the first so many rows of a split only")
     add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
@@ -219,6 +225,23 @@ def check_ground_dataset(args: argparse.Namespace) -> None:
     args.shard = int(index), int(number)
     if args.overwrite and args.shard != (0, 1):
         raise ValueError("--overwrite would delete what other machines made: delete the folder, then start the shards")
+
+
+def add_inspect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("dataset", help="folder, .jsonl, .json, .csv or .parquet file, or Hub id")
+    add("--splits", nargs="+", help="splits to look at (default: all)")
+    add("--output", type=Path, default=Path("inspected.png"), help="picture of random rows (default: %(default)s)")
+    add("--num_read", type=int, default=1000, help="records of a split that are read whole (default: %(default)s)")
+    add("--num_pictured", type=int, default=16, help="of those, drawn with their regions (default: %(default)s)")
+    add("--strict", action="store_true", help="exit with an error if a record that was read cannot be used")
+    add_data_arguments(parser)
+
+
+def check_inspect(args: argparse.Namespace) -> None:
+    if min(args.num_read, args.num_pictured) < 1:
+        raise ValueError("--num_read and --num_pictured must be at least 1")
+    args.columns = pairs("--columns", "OURS=THEIRS", args.columns)
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
@@ -351,6 +374,8 @@ COMMANDS = {
                               "eval", add_ground_dataset, check_ground_dataset),
     "sweep": Command("find the layer, or the head, that points best", ".sweep_layers:sweep", "eval", add_sweep,
                      check_sweep),
+    "inspect": Command("look at a data set before it is trained on", ".inspect_dataset:inspect", "train", add_inspect,
+                       check_inspect),
     "build": Command("build a data set from raw annotations", ".commands:build", "train"),
     "convert": Command("convert original ALBEF and AMC checkpoints to folders for transformers, and back",
                        ".commands:convert", None, add_convert, check_convert),

@@ -128,7 +128,11 @@ def plain(column: pa.ChunkedArray) -> pa.Array:
 
 
 def values_of_phrases(column: pa.Array, lengths: list[int]) -> pa.Array:
-    """One value a phrase, of a column with a list of them a row; rows with too few or too many are named when read."""
+    """One value a phrase, of a column with a list of them a row, or one of all; rows with too few or too many are named
+    when read.
+    """
+    if not pa.types.is_nested(column.type):
+        return column.take(np.repeat(np.arange(len(lengths)), lengths))
     rows = zip(column.to_pylist(), lengths)
     values = [each for row, length in rows for each in islice(chain(row or [], repeat(None)), length)]
     return pa.array(values, column.type.value_type)

@@ -189,7 +189,7 @@ class GroundingCollator:
             return {}
         for row, record in records.items():
             with self._refusing({row: record}, unusable):
-                examples[row] = _read_example(record, source, self.box_format)
+                examples[row] = read_example(record, source, self.box_format)
         found = list(examples.values())
         if self.augmentation is not None and found:
             phrases, regions = [example.phrase for example in found], [example.region for example in found]
@@ -264,7 +264,8 @@ class GroundingCollator:
         return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
 
 
-def _read_example(record: Record, source: SourceImage, box_format: str) -> Example:
+def read_example(record: Record, source: SourceImage, box_format: str) -> Example:
+    """ValueError, FileNotFoundError: it cannot be used."""
     phrase = record.get("phrase")
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")

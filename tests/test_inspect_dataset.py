@@ -1,0 +1,100 @@
+"""`albef-amc inspect`: counts by hand, trouble by name, a picture of the regions, and a command that trains."""
+
+import json
+import shlex
+
+import pytest
+from PIL import Image
+
+from modeling_albef_amc.visualization import MARK
+from trainer import inspect_dataset, training
+from trainer.commands import main, parse
+
+CYAN = (0, 255, 255)
+
+
+def write(folder, rows, name="train") -> None:
+    folder.mkdir(exist_ok=True)
+    for number in range(4):
+        Image.new("RGB", (100, 50), (40 * number, 80, 90)).save(folder / f"{number}.png")
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def row(number: int, phrase: object, boxes: object, **more) -> dict:
+    return {"image": f"{number}.png", "image_id": str(number), "phrase": phrase, "boxes": boxes, "absent": None, **more}
+
+
+def test_counts_sizes_and_the_command(tmp_path, capsys):
+    """Of 100 x 50 pixels: boxes of 50 (1 %), 250 (5 %), 1,000 (20 %), 2,500 (50 %) and all."""
+    boxes = [[0, 0, 10, 5], [0, 0, 25, 10], [0, 0, 50, 20], [0, 0, 50, 50], [0, 0, 100, 50]]
+    rows = [row(number % 3, f"thing {number}", [box]) for number, box in enumerate(boxes)]
+    rows += [row(3, "two of them", boxes[:2]), row(3, "nothing", [], absent=True)]
+    write(tmp_path / "mine", rows)
+    write(tmp_path / "mine", rows[:2], "test")
+    output = tmp_path / "new" / "sheet.png"
+    found = inspect_dataset.main([str(tmp_path / "mine"), "--output", str(output)])
+    of_train = {**found["train"], "sizes": list(found["train"]["sizes"].values())}
+    expected = {"phrases": 7, "images": 4, "boxes": 6, "polygons": 0, "masks": 0, "scribbles": 0, "absent": 1}
+    assert of_train == {**expected, "without region": 1, "sizes": [2, 2, 1, 1, 1], "unusable": []}
+    assert found["test"]["phrases"] == 2
+    printed = capsys.readouterr().out
+    assert "train: 7 phrases of 4 images, 1.8 an image" in printed and "cannot be used" not in printed
+    words = shlex.split(printed.split("Train on it: ")[1])
+    assert words[:3] == ["albef-amc", "train", "--model"] and words[-1] == "outputs/mine"
+    assert words[words.index("--validation_fraction") + 1] == "0.1"
+    sheet = Image.open(output).convert("RGB")
+    assert MARK == "cyan" and CYAN in sheet.getdata()
+
+
+def test_rows_with_lists_and_masks(tmp_path):
+    mask = Image.new("L", (100, 50))
+    mask.paste(255, (10, 10, 20, 20))
+    mask.save(tmp_path / "mask.png")
+    rows = [row(0, ["a", "b", "c"], [[], [[0, 0, 9, 9]], []], masks=[[str(tmp_path / "mask.png")], [], []])]
+    write(tmp_path / "mine", rows)
+    found = inspect_dataset.main([str(tmp_path / "mine"), "--output", str(tmp_path / "sheet.png")])["train"]
+    assert (found["phrases"], found["masks"], found["boxes"], found["without region"]) == (3, 1, 1, 1)
+    assert found["images"] == 1 and found["unusable"] == [] and sum(found["sizes"].values()) == 2
+
+
+def test_trouble_is_named_and_strict_stops(tmp_path, capsys):
+    rows = [row(number % 4, f"thing {number}", [[0, 0, 10, 10]]) for number in range(20)]
+    rows += [row(0, "beside", [[200, 0, 210, 10]]), row(1, " ", [[0, 0, 9, 9]]), {**rows[0], "image": "none.png"}]
+    write(tmp_path / "mine", rows)
+    arguments = [str(tmp_path / "mine"), "--output", str(tmp_path / "sheet.png")]
+    found = inspect_dataset.main(arguments)
+    assert len(found["train"]["unusable"]) == 3
+    printed = capsys.readouterr().out
+    assert "3 of 23 cannot be used (13.0%):" in printed and "phrase 'beside': " in printed and "none.png" in printed
+    with pytest.raises(ValueError, match=r"3 records cannot be used; the first: image '0', phrase 'beside'"):
+        inspect_dataset.main([*arguments, "--strict"])
+    write(tmp_path / "none", [{**row(0, "a", [[0, 0, 9, 9]]), "image": "no.png"}])
+    with pytest.raises(ValueError, match=r"No record of .*none can be used"):
+        inspect_dataset.main([str(tmp_path / "none")])
+
+
+def test_a_sample_is_read_of_large_data(tmp_path):
+    write(tmp_path / "mine", [row(number % 4, f"thing {number}", [[0, 0, 10, 10]]) for number in range(40)])
+    options = ["--output", str(tmp_path / "sheet.png"), "--num_read", "7", "--num_pictured", "3"]
+    found = inspect_dataset.main([str(tmp_path / "mine"), *options])["train"]
+    assert found["phrases"] == 40 and sum(found["sizes"].values()) == 7
+
+
+def test_the_command_it_ends_with_trains(tmp_path, capsys, monkeypatch):
+    """Of a file with other columns and units, as a user would copy it."""
+    rows = [{"img": f"{number}.png", "caption": f"thing {number}", "bbox": [50, 10, 40, 30]} for number in range(4)]
+    write(tmp_path / "mine", rows)
+    monkeypatch.chdir(tmp_path)
+    main(["inspect", "mine/train.jsonl", "--columns", "phrase=caption", "--box_format", "xywh"])
+    words = shlex.split(capsys.readouterr().out.split("Train on it: ")[1])
+    assert "--box_format" in words and "phrase=caption" in words
+    given = []
+    monkeypatch.setattr(training, "main", given.extend)
+    main(words[1:])
+    assert given == words[2:]
+
+
+@pytest.mark.parametrize("option", ["--num_read", "--num_pictured"])
+def test_none_is_refused(option):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        parse("inspect", ["x", option, "0"])
