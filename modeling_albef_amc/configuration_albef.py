@@ -38,9 +38,6 @@ class AlbefVisionConfig(PreTrainedConfig):
         patch_size: side of a patch in pixels; it divides both sides of `image_size`.
         layer_norm_eps: what layer norms add to the variance. initializer_range: deviation of the initial weights.
         hidden_dropout_prob, attention_probs_dropout_prob: dropout of layers' outputs, and of attention probabilities.
-
-    >>> AlbefVisionConfig(image_size=(256, 384)).grid
-    (16, 24)
     """
 
     model_type = "albef_vision_model"

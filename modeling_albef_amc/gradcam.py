@@ -106,10 +106,8 @@ def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAt
     """The same with fewer tokens that count: those where `chosen` (num_phrases, num_tokens) is 1."""
     token_mask = phrase_attention.token_mask
     if chosen.shape != token_mask.shape:
-        raise ValueError(
-            f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}: it takes one value a token, and "
-            "an explanation that has a map for every token (for ALBEF: 'itm')."
-        )
+        found = f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}"
+        raise ValueError(f"{found}: it takes one value a token, and a map of every token (of ALBEF: 'itm').")
     return phrase_attention._replace(token_mask=token_mask * chosen.to(token_mask.device))
 
 
@@ -138,18 +136,29 @@ def upsample_heatmaps(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(at_least_float32(heatmaps[:, None]), size=size, mode="bicubic", align_corners=False)[:, 0]
 
 
-def heatmap_points(heatmaps: Tensor, target_sizes: Tensor) -> Tensor:
+def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
+    sizes = torch.as_tensor(target_sizes)
+    sizes = sizes.expand(num_maps, 2) if sizes.shape == (2,) else sizes
+    if sizes.shape != (num_maps, 2):
+        raise ValueError(f"target_sizes must be (num_phrases, 2) or a pair: {tuple(sizes.shape)} for {num_maps} maps")
+    for index, size in enumerate(sizes.tolist()):
+        if any(not float(side).is_integer() or side < 1 for side in size):
+            raise ValueError(f"target size {index} is {size}: sides must be whole numbers of pixels, at least 1")
+    return [(int(height), int(width)) for height, width in sizes.tolist()]
+
+
+def heatmap_points(heatmaps: Tensor, target_sizes: Any) -> Tensor:
     """Where each map (num_phrases, rows, columns) is highest in its image: the pointing game's answer.
 
-    `target_sizes` (num_phrases, 2) are height and width in pixels. Returns (num_phrases, 2), (x, y) of the first
-    maximum in row order of the map upsampled bicubically.
+    `target_sizes` (num_phrases, 2) are height and width in pixels, or one pair for all. Returns (num_phrases, 2),
+    (x, y) of the first maximum in row order of the map upsampled bicubically.
     """
+    sizes = check_target_sizes(target_sizes, len(heatmaps))
     points = torch.zeros(len(heatmaps), 2, dtype=torch.long, device=heatmaps.device)
-    for size in target_sizes.unique(dim=0):
-        same = (target_sizes == size).all(dim=1)
-        height, width = size.tolist()
-        index = upsample_heatmaps(heatmaps[same], (height, width)).flatten(1).argmax(dim=1)
-        points[same] = torch.stack([index % width, index // width], dim=1)
+    for size in set(sizes):
+        same = [row for row, other in enumerate(sizes) if other == size]
+        index = upsample_heatmaps(heatmaps[same], size).flatten(1).argmax(dim=1)
+        points[same] = torch.stack([index % size[1], index // size[1]], dim=1)
     return points
 
 

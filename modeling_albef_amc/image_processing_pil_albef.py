@@ -84,7 +84,7 @@ def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
 
     Args:
         image: three dimensions. uint8 is left alone, bool becomes 0 and 255, uint16 is scaled by 1/257, other integers
-            must lie in [0, 255]; floating point values must lie in [0, 1] or, when any exceeds 1, in [0, 255].
+            must lie in [0, 255]; floating point values too or, if all are below 3, in [0, 1], give or take 0.2 to clip.
         do_rescale: False when the caller has scaled the values already: floating point values are then kept.
     """
     if isinstance(image, np.ndarray):
@@ -103,13 +103,14 @@ def array_to_eight_bit(image: np.ndarray | Tensor, do_rescale: bool) -> Tensor:
     if dtype.is_floating_point and not do_rescale:
         return image
     low, high = image.min().item(), image.max().item()
-    white = 1 if dtype.is_floating_point and high <= 1 else 255
-    if not (low >= 0 and high <= white):
+    # Beyond 0 and 1 because a bicubic resize overshoots at edges.
+    white, beyond = (1, 0.2) if dtype.is_floating_point and high < 3 else (255, 0)
+    if not (low >= -beyond and high <= white + beyond):
         raise ValueError(
             f"an image of type {dtype} has values from {low} to {high}: they must lie in [0, 255] or, for floating "
-            "point, in [0, 1]; pass do_rescale=False for images that are scaled already"
+            "point, in [0, 1]: clip them, or pass do_rescale=False for images that are scaled already"
         )
-    return (image * (255 / white)).round().to(torch.uint8)
+    return (image.clamp(0, white) * (255 / white)).round().to(torch.uint8)
 
 
 class AlbefImageInputs:

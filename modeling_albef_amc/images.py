@@ -74,7 +74,8 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:  # its message says where in memory the bytes are
-        raise ValueError(f"{name} is not a readable image: it is of no kind that is known; fetch it again") from error
+        message = "is not a readable image: it is of no kind that is known; get it again, or convert it to JPEG or PNG"
+        raise ValueError(f"{name} {message}") from error
     except UNREADABLE as error:
         raise ValueError(f"{name} is not a readable image ({error}); fetch it again, or drop it") from error
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .gradcam import PhraseAttention, attention_map, choose_tokens, gradcam
 from .images import ImageSource, is_image, open_image
 from .processing_albef import TOKENIZED, Span, post_process_grounding
-from .tokenization_albef import check_characters
+from .tokenization_albef import check_characters, cleaned_words
 from .visualization import mark, overlay
 
 # A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
@@ -91,9 +92,6 @@ class PhraseGrounder:
             `PhraseAttention` with its `probability`. Default: `model.explain`.
         encode_images: of model and pixel values, for `image_embeds` of `explain`: an image is encoded once for all its
             phrases. Default: `model.encode_images`, where `explain` is the model's own.
-
-    >>> PhraseGrounder(model, processor).ground("photo.jpg", ["a black cat"])[0]["point"]
-    (212, 140)
     """
 
     keeps_encodings = False  # from call to call
@@ -138,7 +136,7 @@ class PhraseGrounder:
                 list, of pandas, or as what can only be gone through (a data set, a column of one, a generator).
             phrases: a phrase or a list of phrases for every image; or a list of lists, the phrases of each image. A
                 phrase may be words of a caption: {"caption": "a man in a red hat", "caption_span": (3, 6)}.
-            batch_size, num_workers: images a pass, and processes that read them. timeout: seconds to wait for a URL.
+            batch_size, num_workers: images a pass, forked processes that read indexed data. timeout: seconds for a URL.
             options: of `answer`: `threshold`, `output_heatmaps`, `output_pictures`; and of `explain_phrases`.
 
         Returns: a list of answers for one image, a list of such lists for a list of images, an iterator over such
@@ -178,10 +176,10 @@ class PhraseGrounder:
         self, records: Any, batch_size: int, num_workers: int, timeout: float, **options: Any
     ) -> Iterator[list[Answer]]:
         explaining = {name: options.pop(name) for name in tuple(options) if name not in ANSWER_OPTIONS}
-        # What is not indexed cannot be divided among processes.
-        wrapper, num_workers = (PipelineDataset, num_workers) if isinstance(records, Sized) else (PipelineIterator, 1)
-        items = wrapper(records, self.prepare, {"timeout": timeout})
-        for batch in DataLoader(items, batch_size, num_workers=num_workers, collate_fn=list):
+        # What is not indexed cannot be divided among processes, and a locked tokenizer not be handed to new ones.
+        wrap, num_workers = (PipelineDataset, num_workers) if isinstance(records, Sized) else (PipelineIterator, 0)
+        how = {"num_workers": num_workers, "multiprocessing_context": "fork" if num_workers else None}
+        for batch in DataLoader(wrap(records, self.prepare, {"timeout": timeout}), batch_size, collate_fn=list, **how):
             for prepared in self.explain_phrases(batch, **explaining):
                 yield self.answers(prepared, **options)
 
@@ -208,6 +206,10 @@ class PhraseGrounder:
     def prepare(self, record: dict[str, Any], timeout: float = 30) -> GroundedImage:
         """A record of `as_record`, read and tokenized."""
         image, pixel_values = self.read(record["image"], timeout)
+        most = getattr(self.processor, "max_words", None)
+        for text, _ in map(text_and_span, record["phrases"] if most else ()):
+            if (num_words := len(cleaned_words(text))) > most:
+                raise ValueError(f"the phrase {text!r} has {num_words} words, {most} are read (max_words): shorten it")
         tokens = self.tokenize(record["phrases"]) if record["phrases"] else None
         return GroundedImage(pixel_values, (image.height, image.width), tokens, image)
 
@@ -241,7 +243,11 @@ class PhraseGrounder:
         for attention in self.attend(pixel_values, tokens, index, phrase_batch_size, explain, **options):
             if attention.probability is None:
                 raise ValueError("the explain function gives no probability: see PhraseAttention")
-            heatmaps += heatmaps_of(attention).cpu() if output_points else [None] * len(attention.probability)
+            maps: Any = heatmaps_of(attention).cpu() if output_points else [None] * len(attention.probability)
+            if output_points and tokens.heatmap_token_mask is not None and not maps.flatten(1).any(dim=1).all():
+                message = "words of captions have heatmaps of zeros, as at a last layer, whose score is of [CLS] alone"
+                warnings.warn(f"{message}: choose an earlier grounding_layer", stacklevel=2)
+            heatmaps += maps
             scores += attention.probability.tolist()
         for image in asked:
             count = len(image.tokens.phrases)

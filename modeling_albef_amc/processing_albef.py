@@ -6,13 +6,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
-from .gradcam import upsample_heatmaps
+from .gradcam import check_target_sizes, upsample_heatmaps
 from .tokenization_albef import albef_tokenizer, clean_text, cleaned_span
 
 # (first, end): the words `caption.split(" ")[first:end]`; None for all of it.
@@ -47,8 +46,6 @@ class AlbefProcessor(ProcessorMixin):
     >>> inputs = processor(images=image, text=["a red dog", "The tree!"], return_tensors="pt")
     >>> {name: tuple(value.shape) for name, value in inputs.items()}
     {'input_ids': (2, 4), 'attention_mask': (2, 4), 'pixel_values': (1, 3, 32, 32), 'image_index': (2,)}
-    >>> tokenizer.decode(inputs["input_ids"][1])
-    '[CLS] the tree [PAD]'
     """
 
     def __init__(self, image_processor, tokenizer, max_words: int = 50):
@@ -221,7 +218,7 @@ def post_process_grounding(
         around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
         a constant map is the whole image.
 
-    >>> left = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    >>> left = Tensor([[[1.0, 0.0], [1.0, 0.0]]])
     >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
     >>> answer["box"], tuple(answer["heatmap"].shape)
     ((0, 0, 30, 40), (40, 60))
@@ -241,6 +238,8 @@ def post_process_grounding(
 
 def check_heatmaps(heatmaps: Tensor | list[Tensor]) -> list[Tensor]:
     """Maps one by one, (rows, columns) each and finite, detached."""
+    if not isinstance(heatmaps, Tensor | list | tuple):
+        raise ValueError(f"heatmaps must be a tensor, outputs.heatmaps with output_heatmaps=True, not {type(heatmaps)}")
     if isinstance(heatmaps, Tensor) and heatmaps.ndim != 3:
         raise ValueError(f"heatmaps must be (num_phrases, rows, columns), got the shape {tuple(heatmaps.shape)}")
     maps = [heatmap.detach() for heatmap in heatmaps]
@@ -250,19 +249,6 @@ def check_heatmaps(heatmaps: Tensor | list[Tensor]) -> list[Tensor]:
         if not heatmap.isfinite().all():
             raise ValueError(f"heatmap {index} has NaN or infinite values: the model diverged or its input is broken")
     return maps
-
-
-def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:
-    sizes = torch.as_tensor(target_sizes)
-    sizes = sizes.expand(num_maps, 2) if sizes.shape == (2,) else sizes
-    if sizes.ndim != 2 or sizes.shape[1] != 2:
-        raise ValueError(f"target_sizes must be (num_phrases, 2), (height, width), got the shape {tuple(sizes.shape)}")
-    if len(sizes) != num_maps:
-        raise ValueError(f"{len(sizes)} target_sizes for {num_maps} heatmaps: pass one a phrase, or one for all")
-    for index, size in enumerate(sizes.tolist()):
-        if any(not float(side).is_integer() or side < 1 for side in size):
-            raise ValueError(f"target size {index} is {size}: sides must be whole numbers of pixels, at least 1")
-    return [(int(height), int(width)) for height, width in sizes.tolist()]
 
 
 def box_around_point(heatmap: Tensor, point: tuple[int, int], threshold: float) -> tuple[int, int, int, int]:

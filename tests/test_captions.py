@@ -342,6 +342,17 @@ def test_words_of_captions_in_records_and_batches():
     same(ground(photos, words)[0], expected[0])
 
 
+def test_words_without_a_map_are_warned_of(recwarn):
+    """At the last layer, layer 4, the score is read of [CLS] alone."""
+    ground, words = build("albef"), {"caption": CAPTION, "caption_span": [2, 6]}
+    ground(picture(), [words, "red"], grounding_layer=3)
+    ground(picture(), "red", grounding_layer=4)
+    assert ground(picture(), words, grounding_layer=4, method="attention")[0]["heatmap"].any()
+    assert not [warning for warning in recwarn if "grounding_layer" in str(warning.message)]
+    with pytest.warns(UserWarning, match=r"heatmaps of zeros, as at a last layer.*earlier grounding_layer"):
+        assert not ground(picture(), ["red", words], grounding_layer=4)[1]["heatmap"].any()
+
+
 @pytest.mark.parametrize(
     ("phrase", "options", "message"),
     [

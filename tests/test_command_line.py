@@ -92,6 +92,7 @@ def test_json(folder, run, tmp_path, options):
         (["a dog"], {"photo": "missing.png"}, "there is no image {folder}/missing.png"),
         (["a dog"], {"photo": "text.png"}, "{folder}/text.png is not a readable image: it is of no kind"),
         (["a dog", " "], {}, "a phrase is empty"),
+        (["{folder}/text.png", "a dog"], {}, "{folder}/text.png is a file where a phrase is expected"),
         (["a dog", "?!"], {}, "phrase 1 ('?!') is empty after cleaning"),
         (["very " * 30], {}, "word pieces, the model takes 20"),
         ([], {}, "the following arguments are required: phrase"),

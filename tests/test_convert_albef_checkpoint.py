@@ -651,6 +651,9 @@ def test_folders_that_are_refused(folder, tmp_path):
         assert not (tmp_path / "back.pth").exists()
 
     refused_folder("no folder with a config.json", tmp_path / "none")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    refused_folder("it has LoRA adapters alone: albef-amc merge", tmp_path / "lora")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({**config, "text_config": {**config["text_config"], "num_hidden_layers": 6}})

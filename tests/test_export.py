@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 from benchmarks.serving import latencies
 from modeling_albef_amc import AlbefModel
 from modeling_albef_amc.tools import export_albef as export
-from tests.helpers.data import PHRASES, tiny_albef, tiny_processor
+from tests.helpers.data import PHRASES, save_with_adapters, tiny_albef, tiny_processor
 from tests.helpers.models import tiny_blip
 from tests.helpers.versions import needs
 
@@ -184,7 +184,7 @@ def test_the_documented_code_runs(folder, model, tmp_path, monkeypatch, capsys):
     photo.save(tmp_path / "photo.png")
     (tmp_path / "serving").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    for phrase, own in zip(re.findall(r'text=\["(.*?)", "(.*?)"\]', code)[0], PHRASES, strict=False):
+    for phrase, own in zip(re.findall(r'text=\[\["(.*?)", "(.*?)"\]\]', code)[0], PHRASES, strict=False):
         code = code.replace(phrase, own)
     exec(code, names := {})
     processor = AutoProcessor.from_pretrained(folder)
@@ -193,6 +193,8 @@ def test_the_documented_code_runs(folder, model, tmp_path, monkeypatch, capsys):
     assert relative_difference(names["outputs"]["heatmaps"], expected.heatmaps) < 1e-5
     answers = processor.post_process_grounding(expected.heatmaps, (40, 56))
     assert all(str(answer["point"]) in capsys.readouterr().out for answer in answers[:1])
+    exec(code.replace(f', "{PHRASES[1]}"', ""), names)
+    assert relative_difference(names["outputs"]["heatmaps"], expected.heatmaps[:1]) < 1e-5  # of one phrase
 
 
 @pytest.mark.parametrize(
@@ -259,6 +261,9 @@ def test_what_cannot_be_exported(checkpoint, tmp_path):
     model.save_pretrained(tmp_path / "headless", state_dict=weights)
     refused(tmp_path / "headless", output, r"of AlbefModel, without weights such as itm_head\.bias")
     refused(tmp_path / "nowhere", output, "nowhere")
+    pytest.importorskip("peft")
+    save_with_adapters(tmp_path / "base", tmp_path / "lora")
+    refused(tmp_path / "lora", output, "lora has LoRA adapters alone: albef-amc merge")
 
 
 def test_the_benchmark_of_serving_runs(model, folder):

@@ -96,6 +96,8 @@ def test_grey_arrays_and_tensors_of_two_dimensions(processor, width):
         (Image.new("RGBA", (5, 6), (255, 0, 0, 0)), (1, 1, 1)),  # transparent
         (Image.fromarray(np.full((5, 6), 257 * 51, np.uint16)), (0.2, 0.2, 0.2)),  # scaled, not clipped
         (np.ones((13, 19), bool), (1, 1, 1)),
+        (np.full((5, 6, 3), (1.0001, -0.1, 0.2)), (1, 0, 0.2)),  # of a bicubic resize: no values of 0 to 255
+        (torch.tensor([1.19, -0.19, 0.4]).expand(5, 6, 3), (1, 0, 0.4)),
     ],
 )
 def test_plain_colours_by_hand(processor, image, colour):
@@ -143,6 +145,8 @@ def test_scaled_values_are_kept_without_do_rescale(processor, rgb):
         ([[np.zeros((5, 5, 3))], [np.zeros((5, 5, 3)), 7]], r"images\[1\]\[1\] must be a Pillow image"),
         ([np.zeros((5, 5, 3), np.uint8), np.full((5, 5, 3), 300)], "image 1: .* values from 300.0 to 300.0"),
         ([np.full((5, 5, 3), -0.5)], "image 0: .* values from -0.5"),
+        ([np.full((5, 5, 3), 1.5)], r"image 0: .* values from 1\.5 .* \[0, 1\]: clip them"),
+        ([np.full((5, 5, 3), (9.0, 0, -0.1))], "image 0: .* values from -0.1"),
         ([np.full((5, 5, 3), np.nan)], "image 0: .* values from nan"),
         ([np.zeros((0, 5, 3), np.uint8)], "image 0: .* no pixels"),
         ([np.zeros((5, 5, 2), np.uint8)], "image 0: Unable to infer channel dimension"),

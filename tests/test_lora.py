@@ -263,6 +263,18 @@ def test_saved_and_loaded_adapters_give_the_same_maps(base, tmp_path):
         assert torch.equal(heatmaps(loaded.eval()), expected)
 
 
+def test_a_base_in_a_folder_is_found_from_another_one(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(base).parent)
+    adapted(Path(base).name).save_pretrained(tmp_path / "adapters")
+    monkeypatch.chdir(tmp_path / "adapters")
+    assert base_of(".") == (str(Path(base).resolve()), {})
+    assert load_model(".").active_adapters()
+    file = tmp_path / "adapters" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(ValueError, match=r"adapter_config\.json names a base model .*gone that cannot be loaded: "):
+        load_model(".")
+
+
 def test_merged_equals_adapted(base, tmp_path):
     model = adapted(base)
     model.save_pretrained(tmp_path / "adapters")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -259,7 +260,16 @@ def test_a_data_set_is_read_as_it_is_needed(ground):
 
     found = ground(photos(), "the red square")
     next(found)
-    assert len(read) < 5
+    assert 0 < len(read) < 5, "by the caller's own process"
+
+
+def test_workers_are_forked_however_processes_begin_else(ground, monkeypatch):
+    default = multiprocessing.context._default_context
+    monkeypatch.setattr(default, "_actual_context", multiprocessing.get_context("spawn"))
+    photos = [picture(), picture(50, 30)]
+    for answers, wanted in zip(ground(photos, PHRASES, num_workers=1), ground(photos, PHRASES), strict=True):
+        same(answers, wanted)
+    assert len(list(ground(iter(photos), PHRASES, num_workers=1))) == 2
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -275,6 +285,7 @@ def test_a_data_set_is_read_as_it_is_needed(ground):
         (picture(), [["a dog"]], "for one image pass one list"),
         (picture(), None, "no phrases were given"),
         (picture(), "very " * 30, "has 31 word pieces, the model takes 20"),
+        (picture(), "very-" * 51, "has 51 words, 50 are read"),
         ([picture()] * 3, [["a dog"], ["a cat"]], "2 lists of phrases for 3 images"),
         (iter([picture()] * 3), [["a dog"], ["a cat"]], "zip"),
         ({"photo": picture(), "phrases": "a dog"}, None, 'a record needs "image" and "phrases", this one has'),
@@ -301,7 +312,7 @@ def test_bad_files(ground, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"http://a\.b/c\.jpg: of a data set no address is fetched, download"):
         ground({"image": {"bytes": None, "path": "http://a.b/c.jpg"}, "phrases": "a dog"})
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"text\.png is not a readable image: it is of no kind that is known"):
+    with pytest.raises(ValueError, match=r"text\.png is not a readable image: it is of no kind .*convert it to JPEG"):
         ground(tmp_path / "text.png", PHRASES)
     picture(200, 200).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-900])

@@ -278,7 +278,11 @@ def test_maps_follow_the_definition_of_cubic_convolution(processor):
         np.testing.assert_allclose(result["heatmap"].numpy(), expected, atol=1e-6)
         y, x = np.unravel_index(expected.argmax(), expected.shape)
         assert result["point"] == (x, y)
-    assert heatmap_points(heatmaps, sizes).tolist() == [list(result["point"]) for result in results]
+    points = [list(result["point"]) for result in results]
+    assert heatmap_points(heatmaps, sizes).tolist() == heatmap_points(heatmaps, sizes.tolist()).tolist() == points
+    assert heatmap_points(heatmaps[1:2], (40, 7)).tolist() == points[1:2]
+    with pytest.raises(ValueError, match=r"\(1, 2\) for 5 maps"):
+        heatmap_points(heatmaps, sizes[:1])
 
 
 @pytest.mark.shared
@@ -382,7 +386,8 @@ def test_lists_of_maps_of_different_grids(processor):
 @pytest.mark.parametrize(
     ("heatmaps", "sizes", "message"),
     [
-        (torch.rand(3, 4, 4), [(5, 5)] * 2, "2 target_sizes for 3 heatmaps"),
+        (torch.rand(3, 4, 4), [(5, 5)] * 2, r"\(2, 2\) for 3 maps"),
+        (None, (5, 5), "outputs.heatmaps with output_heatmaps=True, not .*NoneType"),
         (torch.rand(4, 4), (5, 5), r"got the shape \(4, 4\)"),
         (torch.rand(2, 1, 4, 4), (5, 5), r"got the shape \(2, 1, 4, 4\)"),
         ([torch.rand(4, 4), torch.rand(4)], (5, 5), r"heatmap 1 must be \(rows, columns\)"),

@@ -3,6 +3,7 @@
 import copy
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -42,6 +43,7 @@ from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
 from tests.helpers.models import (
     CHECKPOINTING,
+    SIZE,
     TINY,
     enable_checkpointing,
     tiny_batch,
@@ -96,6 +98,16 @@ def test_every_way_to_a_checkpoint(family, folder):
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
     same(AutoGrounder(trainable, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+
+
+def test_siglip_fills_up_as_its_tokenizer():
+    """Of SigLIP 2, whose configuration names another token; transformers is the oracle."""
+    model = registry.FAMILIES["siglip"].small_model(replace(SIZE, pad=1))
+    processor = tiny_family_processor("siglip", TEXTS)
+    inputs = processor(images=picture(), text=TEXTS, padding="max_length", max_length=20, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(inputs["input_ids"], inputs["pixel_values"]).logits_per_image[0].sigmoid()
+    assert AutoGrounder(model, processor).score(picture(), TEXTS) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @every_family

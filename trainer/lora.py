@@ -67,6 +67,8 @@ def add_adapters(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, modules_to_save=[*adapted.heads] or None
     )
     model.add_adapter(config)
+    if Path(model.name_or_path).is_dir():  # as it was typed, it would be looked for wherever the adapters are loaded
+        lora_config(model).base_model_name_or_path = str(Path(model.name_or_path).resolve())
 
 
 def whole_pattern(model: PreTrainedModel, pattern: str, never: str | None) -> str:

@@ -200,7 +200,10 @@ def check_peft(needs: str) -> None:
 
 
 def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
-    """The checkpoint that LoRA adapters belong to, with its own `hub_options`; of any other checkpoint itself."""
+    """The checkpoint that LoRA adapters belong to, with its own `hub_options`; of any other checkpoint itself.
+
+    Raises ValueError: the base model is not named, or cannot be had. ImportError: see `check_peft`.
+    """
     file = find_adapter_config_file(path, **hub)
     folder = Path(path, hub.get("subfolder", ""))
     if file is None or (folder / "config.json").is_file():  # with both, transformers takes the weights beside them
@@ -210,7 +213,12 @@ def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{file} is damaged: it does not name the base model (base_model_name_or_path).")
-    return base, hub_options({**hub, "subfolder": None, "revision": settings.get("revision")})
+    base_hub = hub_options({**hub, "subfolder": None, "revision": settings.get("revision")})
+    try:
+        PreTrainedConfig.get_config_dict(base, **base_hub)
+    except OSError as error:
+        raise ValueError(f"{file} names a base model {base} that cannot be loaded: {error}") from error
+    return base, base_hub
 
 
 def load_model(

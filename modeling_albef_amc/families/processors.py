@@ -19,8 +19,8 @@ def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size
     would lie beside what they show.
 
     Args:
-        config: of the model. image_size: side in pixels; default: the processor's own height and width, or those of
-            the configuration.
+        config: of the model; SigLIP's takes over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
+            the processor's own height and width, or those of the configuration.
 
     Raises:
         ValueError: the size is no whole number of patches: the model would cut off what is left over.
@@ -42,6 +42,8 @@ def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size
     if config.model_type == "bridgetower" or getattr(images, "crop_size", None) is not None:
         # BridgeTower's processor asks for a cut in any case: one of all that there is.
         images.do_center_crop, images.crop_size = False, size
+    if config.model_type == "siglip":  # its pass fills phrases up, and SigLIP 2's configuration names another token
+        config.text_config.pad_token_id = processor.tokenizer.pad_token_id
     return processor
 
 

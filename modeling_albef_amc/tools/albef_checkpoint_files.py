@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_albef import AlbefConfig
 from ..families.checkpoint_checks import check_safetensors, naming_damage, read_object
@@ -131,6 +131,8 @@ def is_plain_tensor(value: torch.Tensor) -> bool:
 @refusing()
 def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
     """Configuration and weights, under the names of `AlbefForPreTraining`, of a folder of either model class."""
+    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
+        raise ConversionError(f"it has LoRA adapters alone: albef-amc merge {folder} --output FOLDER first.")
     if not (folder / "config.json").is_file():
         raise ConversionError("no folder with a config.json: pass one that save_pretrained wrote.")
     with naming_damage(folder):

@@ -21,7 +21,7 @@ from transformers import AutoProcessor, PreTrainedConfig
 from transformers.utils import logging
 
 from ..attention_albef import additive_mask
-from ..families.auto import load_model
+from ..families.auto import base_of, load_model
 from ..gradcam import average_tokens, gradcam
 from ..modeling_albef import AlbefModel, match_attention
 
@@ -226,6 +226,8 @@ def description(model: AlbefModel, grounding_layer: int) -> dict:
 
 def load_for_export(checkpoint: str, **hub: Any) -> AlbefModel:
     """The model of a checkpoint, frozen, in float32. ValueError: it is of another family, or lacks weights."""
+    if base_of(checkpoint, **hub)[0] != checkpoint:
+        raise ValueError(f"{checkpoint} has LoRA adapters alone: albef-amc merge {checkpoint} --output FOLDER first.")
     family = PreTrainedConfig.get_config_dict(checkpoint, **hub)[0].get("model_type")
     if family != AlbefModel.config_class.model_type:
         raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")

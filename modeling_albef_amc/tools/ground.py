@@ -27,6 +27,8 @@ def ground(args: argparse.Namespace) -> None:
     huggingface_hub.utils.enable_progress_bars()  # downloads take long enough for one
     if not all(phrase.strip() for phrase in args.phrases):
         raise ValueError("a phrase is empty: give it a word or leave it out")
+    for phrase in filter(os.path.isfile, args.phrases):
+        raise ValueError(f"{phrase} is a file where a phrase is expected: one image a call, then its phrases")
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], not {args.threshold}")
     json_file = Path(args.json) if args.json not in (None, "-") else None
