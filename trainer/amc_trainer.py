@@ -77,6 +77,9 @@ class AmcTrainer(PublishingTrainer):
 
     args: AmcConfig
     data_collator: Callable
+    sampler: ImageGroupedSampler | None = None
+    num_phrases = 0  # that matching has trained on, and those of them without a wrong image in their batch
+    num_without_wrong_image: int | torch.Tensor = 0
 
     def __init__(
         self,
@@ -215,7 +218,7 @@ class AmcTrainer(PublishingTrainer):
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # of transformers 5.8
         )
         if not is_streamed:
-            sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
+            self.sampler = sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
             options |= dict(batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last)
             loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
             return self.accelerator.prepare(loader)
@@ -435,11 +438,13 @@ class Hooks(TrainerCallback):
             setattr(callback, name, entry["attributes"][name] if state.global_step else 0)
 
     def on_epoch_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Tells the collator, or the streamed batches, the epoch: their random draws depend on it."""
+        """Tells the epoch to the collator, the sampler or the streamed batches: their random draws depend on it."""
         loader = kwargs["train_dataloader"]
         # Counted, since Trainer's are no whole ones of data without a length.
         self.trainer.epoch = epoch = max(math.floor((state.epoch or 0) + 1e-6), self.trainer.epoch + 1)
         self.trainer.random_state = random_state()  # before the loader draws from it
+        if self.trainer.sampler is not None:  # which Trainer does not reach below the batches that a resumed run skips
+            self.trainer.sampler.set_epoch(epoch)
         if isinstance(loader.dataset, StreamedBatches):
             steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
             trained = 0 if args.ignore_data_skip else state.global_step % steps
