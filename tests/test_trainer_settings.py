@@ -115,6 +115,55 @@ def test_a_schedule_has_its_own_arguments(tmp_path):
     assert rates(lr_scheduler_kwargs={"min_lr_rate": 0.5})[1:] == pytest.approx([1e-4, 7.5e-5, 5e-5])
 
 
+@pytest.mark.parametrize(
+    ("settings", "highest"),
+    [
+        ({"warmup_steps": 4}, "to 0.004, not to 0.01"),  # in the second of four steps from 0.1 to 1 of it
+        ({"warmup_steps": 4, "lr_scheduler_type": "linear"}, "to 0.0025, not to 0.01"),
+        ({"warmup_steps": 4, "lr_scheduler_type": "constant"}, None),
+        ({"warmup_steps": 1}, None),
+    ],
+)
+def test_a_run_that_ends_in_its_warmup_is_told(tmp_path, caplog, settings, highest):
+    make_trainer(tmp_path, max_steps=2, learning_rate=0.01, **settings).train()
+    found = [record.getMessage() for record in caplog.records if "ends in the warm-up" in record.getMessage()]
+    assert len(found) == (highest is not None) and all(f"only rises {highest}" in message for message in found)
+
+
+def test_a_run_without_a_batch_does_not_start(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=16)
+    with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch of 16 of 8 rows: lower per_device"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("family", "batch_size", "phrases_per_image", "is_refused"),
+    [("albef", 1, 1, True), ("albef", 2, 2, True), ("albef", 3, 2, False), ("blip", 1, 1, True), ("clip", 1, 1, False)],
+)
+def test_matching_needs_wrong_images_in_its_batch(tmp_path, family, batch_size, phrases_per_image, is_refused):
+    """Also where batches are accumulated; dual encoders contrast over the whole step."""
+    model = tiny_albef() if family == "albef" else TINY[family]()
+    collator = collator_of() if family == "albef" else collator_of(blip_processor(), mlm_probability=0.0)
+    given = dict(per_device_train_batch_size=batch_size, phrases_per_image=phrases_per_image)
+    given |= dict(train_sampling_strategy="random", gradient_accumulation_steps=8)
+    if is_refused:
+        with pytest.raises(
+            ValueError, match=rf"must be above phrases_per_image \({phrases_per_image}\), not {batch_size}"
+        ):
+            make_trainer(tmp_path, model, collator=collator, **given)
+        given["itm_weight"] = 0.0
+    make_trainer(tmp_path, model, collator=collator, **given)
+
+
+@pytest.mark.parametrize("num_alike", [1, 4])
+def test_matching_that_met_no_wrong_image_says_so(tmp_path, caplog, num_alike):
+    """As of rows in order, where those of an image follow each other."""
+    make_trainer(tmp_path, dataset=tiny_dataset(8, phrases_per_image=num_alike), max_steps=3).train()
+    found = [record.getMessage() for record in caplog.records if "no wrong image" in record.getMessage()]
+    assert len(found) == (0 if num_alike == 1 else 2)  # of two epochs
+    assert all(message.startswith("8 of 8" if not n else "12 of 12") for n, message in enumerate(found))
+
+
 def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):
     trainer, sizes = make_trainer(tmp_path, auto_find_batch_size=True), []
 

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.families.hooks import with_own_forward
+from modeling_albef_amc.families.objectives import known_matches
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
@@ -31,7 +32,7 @@ from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
-from .model_checks import check_objectives, check_trained
+from .model_checks import check_objectives, check_trained, check_wrong_images, learns_matching
 from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
@@ -112,8 +113,9 @@ class AmcTrainer(PublishingTrainer):
                 f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
                 "start one process a GPU with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        if phrases_per_image > 1 and self.train_dataset is not None:
-            check_groups(self.train_dataset, args.train_sampling_strategy)
+        if self.train_dataset is not None:
+            check_groups(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
+            check_wrong_images(self.model, args, phrases_per_image)
         if self.is_fsdp_enabled:
             if self.model_init is not None:
                 raise ValueError(
@@ -190,6 +192,7 @@ class AmcTrainer(PublishingTrainer):
         if self.args.uses_amc:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
+        self.num_phrases = self.num_without_wrong_image = 0
         output = super().train(*args, **kwargs)
         best = self.state.best_global_step
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
@@ -272,6 +275,11 @@ class AmcTrainer(PublishingTrainer):
         for batch in batches:
             self._name_unusable(batch)
         model = self.accelerator.unwrap_model(self.model)
+        if self.args.itm_weight > 0 and learns_matching(model):
+            for batch in batches:
+                known = known_pairs(batch)
+                self.num_phrases += len(known)
+                self.num_without_wrong_image += known.all(dim=1).sum()
         model.train()
         self.before_step = self.random_state or random_state(), kept_buffers(model)
         self.random_state = None
@@ -461,6 +469,35 @@ class Hooks(TrainerCallback):
                 "No example trained on so far had a region: AMC has not begun. Look at the columns "
                 f"{', '.join(REGIONS)} of the training data."
             )
+        count, num_alone = self.trainer.num_phrases, int(self.trainer.num_without_wrong_image)
+        if 2 * num_alone > count:
+            logger.warning(
+                f"{num_alone:,} of {count:,} phrases trained on so far had no wrong image in their batch, from which "
+                "matching (ITM) learns that everything fits. Take larger batches, or rows in random order, or set "
+                "itm_weight to 0."
+            )
+
+
+def known_pairs(batch: dict[str, Any]) -> torch.Tensor:
+    """(num_phrases, num_phrases) of bool, as `known_matches`: of the phrases of a batch that are not absent."""
+    ids, mask, own_image = (batch.get(name) for name in ("input_ids", "attention_mask", "image_index"))
+    own_image = torch.arange(len(ids), device=ids.device) if own_image is None else own_image
+    is_true = ~batch.get("is_absent", torch.zeros_like(own_image).bool())
+    ids, mask, own_image = (None if of is None else of[is_true] for of in (ids, mask, own_image))
+    return known_matches(own_image, batch.get("image_ids"), ids, mask)
+
+
+def warn_of_warmup(args: AmcConfig, state: TrainerState, schedule: Any) -> None:
+    """Warns of a run that ends before its learning rate has risen."""
+    warmup = args.get_warmup_steps(state.max_steps)
+    if warmup < state.max_steps or not isinstance(schedule, LambdaLR) or not state.is_world_process_zero:
+        return
+    highest = args.learning_rate * schedule.lr_lambdas[0](state.max_steps - 1)
+    if highest < args.learning_rate:
+        logger.warning(
+            f"The run of {state.max_steps:,} steps ends in the warm-up of {warmup:,}: the learning rate only rises to "
+            f"{highest:.2g}, not to {args.learning_rate:g}. Lower warmup_steps, or make it a share, such as 0.05."
+        )
 
 
 def evaluation_collator(collator: Callable) -> Callable:
