@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments
+from transformers import TrainingArguments, trainer_callback
 
 from modeling_albef_amc.families.auto import load_model, load_processor
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
@@ -65,11 +65,28 @@ class Rows(torch.utils.data.Dataset):
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
         ({"save_strategy": "best"}, "save_strategy best needs evaluations while training: set eval_strategy"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
+        ({"do_train": False}, "do_train must be True, not False: a run trains; `albef-amc evaluate` scores"),
+        ({"do_predict": True}, "do_predict must be False"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "pointing_game"}
+            | {"eval_strategy": "steps"},
+            r'expects pointing_game to fall: set lr_scheduler_kwargs to \{"mode": "max"\}',
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         AmcConfig(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_better"),
+    [("loss_itm", False), ("eval_loss_amc_max", False), ("eval_loss", False), ("pointing_game", True)],
+)
+def test_losses_fall_and_scores_rise(tmp_path, metric, is_better):
+    settings = dict(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert AmcConfig(**settings).greater_is_better is is_better
+    assert AmcConfig(**settings, greater_is_better=True).greater_is_better is True
 
 
 @pytest.mark.parametrize(
@@ -85,6 +102,8 @@ def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
         {"torch_empty_cache_steps": 1},
         {"optim": "adafactor"},
         {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "pointing_game"}
+        | {"lr_scheduler_kwargs": {"mode": "max"}},
         {"lr_scheduler_type": "linear"},
         {"eval_on_start": True},
         {"logging_first_step": True, "logging_strategy": "epoch"},
@@ -330,11 +349,15 @@ def test_batches_of_an_evaluation_may_stay_apart(tmp_path):
     assert metrics[0] == metrics[1] and metrics[0]["eval_num_phrases"] == 7
 
 
-def test_training_ends_when_it_gets_no_better(tmp_path):
+def test_training_ends_when_it_gets_no_better(tmp_path, monkeypatch):
     settings = dict(learning_rate=0.0, eval_strategy="steps", eval_steps=1, max_steps=9, early_stopping_patience=2)
     trainer = make_trainer(tmp_path, **settings)
     trainer.train()
     assert trainer.state.global_step == 3 and trainer.args.metric_for_best_model == "eval_pointing_game"
+    warnings = []
+    monkeypatch.setattr(trainer_callback.logger, "warning", warnings.append)
+    assert trainer.evaluate(metric_key_prefix="test")["test_num_phrases"] == 8
+    assert warnings == []  # such as that early stopping is disabled, without a metric of another name
     trainer = make_trainer(tmp_path, metric_for_best_model="loss", **{**settings, "learning_rate": 1e-2})
     trainer.train()
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

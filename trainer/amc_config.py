@@ -56,7 +56,14 @@ class AmcConfig(AmcArguments, TrainingArguments):
             if self.greater_is_better is not None:
                 raise ValueError("greater_is_better is known of the default metric_for_best_model: name another one.")
             self.metric_for_best_model = BEST_BY_DEFAULT
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(tuple(ITEMS)):
+            self.greater_is_better = False  # Trainer knows a loss by the end of its name
         super().__post_init__()
+        if by_schedule and self.greater_is_better and (self.lr_scheduler_kwargs or {}).get("mode") != "max":
+            raise ValueError(
+                f"This lr_scheduler_type expects {self.metric_for_best_model} to fall: set lr_scheduler_kwargs to "
+                '{"mode": "max"}.'
+            )
         self._check_loading()
         self._check_losses()
         self._check_early_stopping()

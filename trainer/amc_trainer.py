@@ -379,6 +379,16 @@ class AmcTrainer(PublishingTrainer):
 
     # Evaluation
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        handler = self.callback_handler
+        of_training = handler.callbacks
+        if not self.is_in_train:  # else early stopping warns that it is disabled, of metrics with another prefix
+            handler.callbacks = [each for each in of_training if not isinstance(each, EarlyStoppingCallback)]
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            handler.callbacks = of_training
+
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         self.means["eval"] = LossMeans()
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
