@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import BestRun, TrainOutput
+from transformers.trainer_utils import BestRun, TrainOutput, has_length
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
@@ -443,7 +444,14 @@ class Hooks(TrainerCallback):
 
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Begins to count, or goes on as the checkpoint says; takes back half a step of a batch that did not fit."""
-        trainer = self.trainer
+        trainer, loader = self.trainer, kwargs["train_dataloader"]
+        if has_length(loader) and not len(loader):
+            raise ValueError(
+                f"dataloader_drop_last leaves no batch of {trainer._train_batch_size} of "
+                f"{trainer.num_examples(loader)} rows: lower per_device_train_batch_size, or do without it."
+            )
+        warn_of_warmup(args, state, kwargs["lr_scheduler"])
+        trainer.trained_losses.update(state.stateful_callbacks.get(TRAINED_LOSSES, []))
         trainer.epoch, trainer.teacher_has_moved = -1, TEACHER_HAS_MOVED in state.stateful_callbacks
         state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
         if trainer.before_step is not None:
