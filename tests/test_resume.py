@@ -267,6 +267,19 @@ def test_weights_alone_are_not_gone_on_from(tmp_path):
         make_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
 
 
+def test_a_run_that_begins_anew_does_not_mix_with_another(tmp_path):
+    """It would go on from the newer checkpoints of the one before."""
+    settings = dict(save_strategy="steps", save_steps=2)
+    first = make_trainer(tmp_path, **settings)
+    for _ in range(2):  # of one trainer, whose caller knows
+        first.train()
+    again = make_trainer(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of an earlier run.* choose another output_dir, or delete"):
+        again.train()
+    checkpoints.discard(tmp_path / "checkpoint-2")
+    again.train()
+
+
 def test_auto_begins_or_goes_on(folder):
     settings = {"save_steps": 2, "resume_from_checkpoint": "auto"}
     for steps in (2, 4):

@@ -47,7 +47,7 @@ def add_adapters(
     if model._hf_peft_config_loaded:
         raise ValueError(
             f"lora_rank begins new adapters, but {model.name_or_path} comes with some, which go on as they are: leave "
-            "lora_rank out, or merge them first (albef-amc merge FOLDER --output FOLDER)."
+            "lora_rank out, or merge them first (albef-amc merge FOLDER --output MERGED)."
         )
     if not model.name_or_path:
         raise ValueError("lora_rank needs --model: adapters are saved without the frozen weights they belong to.")
@@ -147,11 +147,15 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
         model.load_state_dict(load_file(folder / MOMENTUM), strict=False)
 
 
-def merge(adapters: str, output: Path, **hub: Any) -> None:
+def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
-    `adapters` is a folder or Hub id, `hub` are its `hub_options`.
+    `adapters` is a folder or Hub id, `hub` are its `hub_options`. ValueError: it has no adapters; or `output` exists
+    and is not an empty folder: adapters left beside what was merged would be put in again.
     """
+    output = Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not an empty folder: choose another.")
     base, base_hub = base_of(adapters, **hub)
     if base == adapters:
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
