@@ -28,13 +28,19 @@ MOMENTUM = "momentum.safetensors"
 
 
 def add_adapters(
-    model: PreTrainedModel, rank: int, alpha: float = 16.0, dropout: float = 0.0, pattern: str | None = None
+    model: PreTrainedModel,
+    rank: int,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    pattern: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Freezes `model` and puts trainable adapters into it, in place: its class stays.
 
     Args:
         alpha: adapters are scaled by alpha / rank. dropout: of what goes into them.
         pattern: regular expression of whole names in the base model, instead of the family's own.
+        revision: branch, tag or commit that the base model is of, which is loaded with the adapters again.
 
     Raises:
         ValueError: the pattern fits no linear layer, or something else; the family has none of its own; the model
@@ -64,7 +70,12 @@ def add_adapters(
                 "backward pass, where something else would be dropped."
             )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, modules_to_save=[*adapted.heads] or None
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target,
+        modules_to_save=[*adapted.heads] or None,
+        revision=revision,
     )
     model.add_adapter(config)
 
