@@ -42,6 +42,7 @@ from .scores import PointingScores
 from .streaming import StreamedBatches, StreamedRows, as_it_is
 
 logger = logging.get_logger(__name__)
+TRAINED_LOSSES = "trained_losses"  # in the state of a checkpoint
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
@@ -480,6 +481,10 @@ class Hooks(TrainerCallback):
 
     def on_optimizer_step(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.before_step = None
+
+    def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # A run that ends before anything is logged, and only goes on from its end, is asked for them by its card.
+        state.stateful_callbacks[TRAINED_LOSSES] = sorted(self.trainer.trained_losses)
 
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if args.uses_amc and "loss_amc_mean" not in self.trainer.trained_losses:
