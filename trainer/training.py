@@ -148,6 +148,11 @@ def load_split(
 def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
     """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so."""
     if data_args.eval_splits is not None:
+        for split in {"train", "all"} & {*data_args.eval_splits}:
+            raise ValueError(
+                f"eval_splits: its results would be written over those of the training ({split}_results.json): name it "
+                f"{split}[:100%]."
+            )
         return data_args.eval_splits
     if "validation" in split_names(data_args.dataset, data_args.dataset_config):
         return ["validation"]
@@ -191,8 +196,13 @@ def config_fields(given: dict | str | None) -> dict[str, Any]:
         fields = json.loads(given) if isinstance(given, str) else given or {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"model_config is not JSON: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("text_config", {}), dict):
+    parts = AlbefConfig.sub_configs
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name, {}), dict) for name in parts):
         raise ValueError(f"model_config must be an object of AlbefConfig's fields, got {given!r:.80}.")
+    for config_class, given_fields in ((AlbefConfig, fields), *((parts[name], fields.get(name, {})) for name in parts)):
+        known = config_class()
+        if unknown := [name for name in given_fields if not hasattr(known, name)]:
+            raise ValueError(f"model_config: {unknown[0]} is no field of {config_class.__name__}.")
     return fields
 
 
