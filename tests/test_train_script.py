@@ -186,6 +186,7 @@ def test_a_checkpoint_of_another_family_is_named(data, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (["--lora_rank", "-1"], "lora_rank must not be negative"),
         (["--lora_alpha", "8"], "lora_alpha needs lora_rank"),
         (["--lora_modules", "query"], "lora_modules needs lora_rank"),
         (["--model", "x"], "model_config is about ALBEF from random weights"),
