@@ -111,7 +111,7 @@ $(SCENES)/data/README.md: dataset_scripts/scenes.py dataset_scripts/build.py dat
 $(SCENES)/base/done: $(SCENES)/data/README.md
 $(SCENES)/without_amc/done $(SCENES)/with_amc/done: $(SCENES)/base/done
 $(SCENES)/%/done: trainer/configs/scenes_%.yaml | $(INSTALLED)
-	@rm -f $@
+	@rm -rf $@ $(@D)/checkpoint-*
 	$(LAUNCH) --num_cpu_threads_per_process $(THREADS) train.py $<
 	@touch $@
 

@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -158,7 +159,8 @@ def train(settings: dict[str, Any], recipe: str, output: Path) -> dict[str, floa
     """Results of a run on `test`, unless it was done before; its weights are not kept."""
     done = output / "all_results.json"
     if not done.exists():
-        output.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(output, ignore_errors=True)  # what an interrupted run left
+        output.mkdir(parents=True)
         options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, "train.py", recipe, *options, "--output_dir", str(output)]
         with open(output / "log.txt", "w") as log:

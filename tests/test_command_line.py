@@ -196,6 +196,8 @@ def test_choices_are_those_of_the_modules():
         (["sweep", "--model", "a", "--dataset", "x", "--batch_size", "0"], "--batch_size and --max_examples must be"),
         (["evaluate", "--models", "a/b=run", "--dataset", "x"], "names in --models become names of folders"),
         (["evaluate", "--models", "a=b", "--dataset", "x", "--method", "relevance", "--in-caption"], "a whole text"),
+        (["evaluate", "--models", "a=b", "--dataset", "x", "--output", "a-file"], "a-file must be a folder"),
+        (["sweep", "--model", "a", "--dataset", "x", "--output", "a-file/out"], "a-file/out must be a folder"),
         (["sweep", "--model", "a", "--dataset", "x", "--method", "relevance"], "gradcam or attention"),
         (["sweep", "--model", "a", "--dataset", "x", "--grounding-layer", "1"], "gradcam or attention"),
         *(
@@ -218,6 +220,7 @@ def test_choices_are_those_of_the_modules():
 )
 def test_mistakes_of_every_command_are_told_in_a_line(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2

@@ -266,7 +266,8 @@ def test_lists_of_phrases_have_lists_of_boxes_each(model, tmp_path, streaming):
     assert [row["phrase"] for row in rows.select([3, 0])] == [rows["phrase"][3], rows["phrase"][0]]
     streamed = StreamedRows.open(str(folder), None, "train")
     assert len(streamed) == 8 and [row["phrase"] for row in streamed] == rows["phrase"]
-    metrics = run(model, folder, tmp_path / "run", "--streaming", streaming, "--phrases_per_image", "2")
+    sizes = ["--phrases_per_image", "2", "--per_device_train_batch_size", "3"]
+    metrics = run(model, folder, tmp_path / "run", "--streaming", streaming, *sizes)
     assert metrics["validation_num_phrases"] == 4  # of the others no box is known
     assert score(model, folder, tmp_path / "scored") * 4 in range(5)
 

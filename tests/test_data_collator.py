@@ -487,6 +487,7 @@ def broken_image():
         ({"image": np.zeros((1, 4, 4, 3), dtype=np.uint8)}, "is no image"),
         ({"phrase": "  "}, "phrase is empty"),
         ({"phrase": None}, "phrase is empty"),
+        ({"phrase": ["a", "b"]}, r"a row of several phrases; trainer\.phrase_rows\.PhraseRows\(dataset\) has a record"),
         ({"phrase": "...!"}, "empty after cleaning"),
     ],
 )

@@ -148,7 +148,7 @@ assert "pt_gloo_runloop" not in threads, "one that is still there at the interpr
 def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     data = write_folder(tmp_path / "data", train=tiny_records(16), validation=tiny_records(7, phrases_per_image=2))
     (tmp_path / "wrapper.py").write_text(WRAPPER)
-    settings = {**RUN, "max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    settings = {**RUN, "max_steps": 4, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
     settings |= dict(save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, phrases_per_image=2)
     config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", model_config=TINY_MODEL, **settings)
     torchrun(str(tmp_path / "wrapper.py"), config, cwd=tmp_path)

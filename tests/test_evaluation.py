@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +20,10 @@ from transformers import AutoModel
 
 from dataset_scripts.features import FEATURES, encode_png
 from modeling_albef_amc import AlbefProcessor, AutoGrounder
+from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.processing_albef import post_process_grounding
 from tests.helpers import forked
-from tests.helpers.data import tiny_records, write_folder
+from tests.helpers.data import PHRASES, tiny_records, write_folder
 from tests.helpers.evaluation import (
     IN_TWO_PROCESSES,
     NUM_RECORDS,
@@ -34,7 +36,7 @@ from tests.helpers.evaluation import (
     save_checkpoint,
     write_files,
 )
-from tests.helpers.models import own_tokenizer_model, slow_siglip_processor
+from tests.helpers.models import SIZE, own_tokenizer_model, slow_siglip_processor, tiny_family_processor
 from tests.helpers.runs import torchrun
 from tests.helpers.versions import needs
 from trainer import benchmarks, evaluate_grounding, ground_dataset
@@ -506,6 +508,21 @@ def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, cap
         pixels = np.asarray(Image.open(output / f"gallery-tiny-{split}.png").convert("RGB")).astype(int)
         assert pixels.shape[0] > 255 and pixels.shape[1] >= 460
         assert ((pixels[..., 0] < 40) & (pixels[..., 1:] > 220).all(axis=-1)).sum() > 100, "no cyan box"
+
+
+def test_a_benchmark_at_a_size_that_a_model_cannot_take_says_what_can_be_done(tmp_path):
+    """Patches of 14 pixels, of which 256 and 384 are no multiples."""
+    model = FAMILIES["clip"].small_model(replace(SIZE, patch_size=14, image_size=28))
+    model.save_pretrained(tmp_path / "clip")
+    tiny_family_processor("clip", PHRASES).save_pretrained(tmp_path / "clip")
+    folder = write_folder(tmp_path / "data", test=tiny_records(4))
+    message = (
+        r"clip: Images of 384 x 384 pixels .* patches of 14\. ReferIt is asked at this size\. Leave out --benchmark"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "clip", folder, tmp_path / "out", "--benchmark", "referit")
+    evaluate(tmp_path / "clip", folder, tmp_path / "out", "--splits", "test")
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["protocol"]["image_size"] == 28
 
 
 def test_a_slow_tokenizer(data, tmp_path):

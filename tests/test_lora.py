@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -290,6 +291,9 @@ def test_merged_equals_adapted(base, tmp_path):
                        merged.albef.vision_model.layers[0].attention.qkv.weight)  # fmt: skip
     with pytest.raises(ValueError, match=r"merged has no adapters .*: there is nothing to merge"):
         lora.merge(str(tmp_path / "merged"), tmp_path / "again")
+    for folder in (tmp_path / "adapters", Path(base)):
+        with pytest.raises(ValueError, match=f"{folder.name} exists and is not an empty folder: choose another"):
+            lora.merge(str(tmp_path / "adapters"), folder)
 
 
 @pytest.mark.parametrize("family", ["base", "blip_base"])
@@ -298,10 +302,12 @@ def test_train_ground_go_on_and_merge_by_command(family, request, tmp_path):
     data = write_folder(tmp_path / "data-set", train=tiny_records(8), validation=tiny_records(5))
     weights = {"mlm_weight": 0.0, "learning_rate": 1e-2}
     config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", **RUN, **weights, report_to="none")
-    metrics = train.main([config, "--model", start, "--lora_rank", "2", "--lora_alpha", "4"])
+    options = ["--lora_rank", "2", "--lora_alpha", "4", "--revision", "v1"]
+    metrics = train.main([config, "--model", start, *options, "--save_strategy", "epoch"])
     run = tmp_path / "run"
     recorded = json.loads((run / "adapter_config.json").read_text())
     assert (recorded["base_model_name_or_path"], recorded["r"], recorded["lora_alpha"]) == (start, 2, 4)
+    assert recorded["revision"] == "v1" and base_of(str(run)) == (start, {"revision": "v1"})
     assert recorded["modules_to_save"] == ["itm_head"] and not (run / "momentum.safetensors").exists()
     card = (run / "README.md").read_text()
     assert re.search(r"^- lora$", card, re.MULTILINE) and "library_name: transformers" in card
@@ -322,12 +328,36 @@ def test_train_ground_go_on_and_merge_by_command(family, request, tmp_path):
     train.main([config, "--model", str(run), "--output_dir", str(tmp_path / "more"), "--max_steps", "1"])
     first, more = (lora.load_file(folder / lora.ADAPTER_WEIGHTS) for folder in (run, tmp_path / "more"))
     assert first.keys() == more.keys() and not is_equal(first, more)
-    assert json.loads((tmp_path / "more" / "adapter_config.json").read_text())["base_model_name_or_path"] == start
+    again = json.loads((tmp_path / "more" / "adapter_config.json").read_text())
+    assert (again["base_model_name_or_path"], again["revision"]) == (start, "v1")
+
+    # Neither whole weights nor adapters come to lie beside the others, which would be put into them.
+    shutil.rmtree(tmp_path / "more")
+    shutil.move(run / "checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.rmtree(run / "checkpoint-2")
+    for wrong in (["--output_dir", str(run)], ["--resume_from_checkpoint", str(tmp_path / "checkpoint-3")]):
+        with pytest.raises(ValueError, match=r"holds LoRA adapters \(adapter_config.json\), and this run trains whole"):
+            train.main([config, "--model", start, "--output_dir", str(tmp_path / "more"), *wrong])
+    with pytest.raises(ValueError, match=r"merged holds a whole model \(config.json\), and this run trains LoRA"):
+        train.main([config, "--model", start, "--lora_rank", "2", "--output_dir", str(tmp_path / "merged")])
     with pytest.raises(ValueError, match="lora_rank begins new adapters"):
         train.main([config, "--model", str(run), "--lora_rank", "2"])
     options = ["--push_to_hub", "--hub_model_id", "org/adapters"]
     with pytest.raises(ValueError, match="push_to_hub: adapters are of no use without their base model"):
         train.main([config, "--model", start, "--lora_rank", "2", *options])
+
+
+@pytest.mark.parametrize("frozen", [["--lora_rank", "2"], ["--freeze", "mlm_head"]])
+def test_what_the_checkpoint_lacks_does_not_stay_random(tmp_path, frozen):
+    tiny_albef().albef.save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    data = write_folder(tmp_path / "data-set", train=tiny_records(8))
+    config = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", **RUN, report_to="none")
+    command = [config, "--model", str(tmp_path / "base"), "--max_steps", "1"]
+    with pytest.raises(ValueError, match=r"mlm_head\.\S+ is not in the checkpoint .*base: it would be random and"):
+        train.main([*command, *frozen])
+    train.main([*command, *frozen, "--mlm_weight", "0"])
+    train.main([*command, "--output_dir", str(tmp_path / "whole")])
 
 
 @pytest.mark.parametrize("kind", ["LoraConfig", "IA3Config"])

@@ -37,7 +37,9 @@ from tests.helpers.data import (
 from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
 from tests.helpers.models import tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
-from tests.helpers.training import RUN, TINY_MODEL, make_trainer
+from tests.helpers.training import RUN, TINY_MODEL, make_trainer, training_logs
+from trainer.model_card import model_card
+from trainer.phrase_rows import PhraseRows
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -326,6 +328,29 @@ def test_the_card_says_which_rows_were_evaluated(data, tmp_path):
     expected = {"train": "2 of 8", "eval_easy": "2 of 8 of train", "eval_hard": "3 of 8 of train"}
     assert rows == {**expected, "whole": "all 8 of train"}
     assert all(f"| {name} | {text} |" in card.text for name, text in rows.items())
+
+
+def test_the_card_of_lists_of_phrases_names_their_split(data, tmp_path):
+    whole = datasets.load_dataset(str(data), split="train", cache_dir=str(tmp_path))
+    whole = whole.cast_column("image", datasets.Image(decode=False)).select_columns(["image", "image_id", "phrase"])
+    lists = whole.map(lambda row: {"phrase": [row["phrase"]] * 2}, features=datasets.Features(
+        {**whole.features, "phrase": datasets.List(datasets.Value("string"))}))  # fmt: skip
+    trainer = make_trainer(tmp_path / "run", dataset=PhraseRows(lists))
+    trainer.evaluate()
+    assert {each.name: each.rows for each in trainer.evaluations.values()} == {"train": "all 16"}
+    card = model_card(trainer)
+    assert whole[0]["phrase"] in card.text
+    with pytest.raises(TypeError, match="dataset and dataset_tags must be one Hub id or folder"):
+        model_card(trainer, dataset=["one", "two"])
+
+
+def test_the_card_of_a_short_run_that_is_started_again_says_how_it_was_trained(tmp_path):
+    """Nothing was logged before its end."""
+    for resume in (None, True):
+        trainer = make_trainer(tmp_path, logging_steps=500, save_strategy="steps", save_steps=500)
+        trainer.train(resume_from_checkpoint=resume)
+        assert "trained with Attention Mask Consistency" in model_card(trainer).text
+    assert training_logs(trainer) == []
 
 
 def test_the_card_has_the_scores_of_the_weights_that_are_saved(tmp_path):

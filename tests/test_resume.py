@@ -38,6 +38,7 @@ def folder(tmp_path_factory) -> Path:
     [
         (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "phrases_per_image": 2, "bf16": "true"}),
         pytest.param(2, {"gradient_accumulation_steps": 2}, marks=resumes_processes),
+        pytest.param(2, {"phrases_per_image": 2, "save_steps": 6}, marks=resumes_processes),
         pytest.param(
             2,
             {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2, "phrases_per_image": 2},
@@ -46,9 +47,9 @@ def folder(tmp_path_factory) -> Path:
     ],
 )
 def test_killed_and_gone_on_is_the_same(folder, processes, settings):
-    """Two epochs and a half; killed after the first checkpoint, in the middle of an epoch."""
+    """Two epochs and a half; killed after the first checkpoint, in the middle of an epoch, which may be the second."""
     per_epoch = -(-22 // (3 * processes * settings.get("gradient_accumulation_steps", 1)))
-    settings = {**settings, "max_steps": 2 * per_epoch + 1, "save_steps": 2}
+    settings = {"save_steps": 2, **settings, "max_steps": 2 * per_epoch + 1}
     name = "-".join([str(processes), *settings])
     finish(folder, f"straight{name}", processes, **settings)
     killed = start(folder, f"killed{name}", processes, **settings)
@@ -269,6 +270,19 @@ def test_weights_alone_are_not_gone_on_from(tmp_path):
     make_trainer(tmp_path, save_only_model=True, **settings).train()
     with pytest.raises(ValueError, match=r"checkpoint-2 has no optimizer and schedule to go on with \(save_only_model"):
         make_trainer(tmp_path, **settings).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_begins_anew_does_not_mix_with_another(tmp_path):
+    """It would go on from the newer checkpoints of the one before."""
+    settings = dict(save_strategy="steps", save_steps=2)
+    first = make_trainer(tmp_path, **settings)
+    for _ in range(2):  # of one trainer, whose caller knows
+        first.train()
+    again = make_trainer(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of an earlier run.* choose another output_dir, or delete"):
+        again.train()
+    checkpoints.discard(tmp_path / "checkpoint-2")
+    again.train()
 
 
 def test_auto_begins_or_goes_on(folder):

@@ -61,10 +61,11 @@ def test_yaml_and_the_command_line_read_the_same_values(tmp_path):
     path.write_text(
         "output_dir: x\nlearning_rate: 1e-4\nmax_steps: 5\nbf16: false\nuse_cpu: true\nrun_name: 2024\n"
         "model_config: {projection_dim: 8}\nlr_scheduler_kwargs: {min_lr_rate: 0.5}\nmax_train_examples:\n"
+        "save_strategy: no\n"
     )
     model_args, data_args, args = parse_arguments(*CLASSES, arguments=[str(path)])
     assert args.learning_rate == 1e-4 and args.max_steps == 5 and args.use_cpu is True and args.bf16 is False
-    assert args.run_name == "2024" and data_args.max_train_examples is None
+    assert args.run_name == "2024" and args.save_strategy == "no" and data_args.max_train_examples is None
     assert model_args.model_config == {"projection_dim": 8} and args.lr_scheduler_kwargs == {"min_lr_rate": 0.5}
     command = ["--output_dir", "x", "--learning_rate", "1e-4", "--lr_scheduler_kwargs", '{"min_lr_rate": 0.5}']
     _, _, other = parse_arguments(*CLASSES, arguments=command)
@@ -174,12 +175,33 @@ def test_a_missing_column_is_named(config, tmp_path):
         train.main([config, "--dataset", str(folder)])
 
 
-def test_a_checkpoint_of_another_family_is_named(config, tmp_path):
+def test_a_checkpoint_of_another_family_is_named(data, tmp_path):
     BertModel(
         BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"bert is a checkpoint of type 'bert'.*known are albef, blip"):
-        train.main([config, "--model", str(tmp_path / "bert")])
+        train.main(["--dataset", str(data), "--model", str(tmp_path / "bert"), "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["--lora_rank", "-1"], "lora_rank must not be negative"),
+        (["--lora_alpha", "8"], "lora_alpha needs lora_rank"),
+        (["--lora_modules", "query"], "lora_modules needs lora_rank"),
+        (["--model", "x"], "model_config is about ALBEF from random weights"),
+        (["--revision", "v1"], "revision needs model"),
+        (["--do_train", "false"], "do_train must be True"),
+        (
+            ["--eval_splits", "validation", "train"],
+            r"over those of the training \(train_results.json\): name it train\[",
+        ),
+    ],
+    ids=lambda value: value[0],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(config, command, message):
+    with pytest.raises(ValueError, match=message):
+        train.main([config, *command])
 
 
 def test_a_pattern_that_freezes_nothing_is_named(config):
@@ -204,8 +226,20 @@ def test_from_yaml_to_checkpoint_to_scores_and_picture(config, data, tmp_path, c
     assert type(AutoModel.from_pretrained(run)).__name__ == "AlbefModel"
 
     # Once more from there, with the image encoder frozen and other sizes: it begins with these weights.
-    again = ["--model", str(run), "--output_dir", str(tmp_path / "more"), "--freeze", r"albef\.vision_model"]
-    train.main([config, *again, "--image_size", "48", "--phrases_per_image", "2", "--max_steps", "1"])
+    again = write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "more", model=run, **RUN)
+    train.main(
+        [
+            again,
+            "--freeze",
+            r"albef\.vision_model",
+            "--image_size",
+            "48",
+            "--phrases_per_image",
+            "2",
+            "--max_steps",
+            "1",
+        ]
+    )
     more = AlbefForPreTraining.from_pretrained(tmp_path / "more").state_dict()
     changed = {name for name, value in trained.state_dict().items() if not value.equal(more[name])}
     assert changed and not any(name.startswith("albef.vision_model") for name in changed)
@@ -304,7 +338,8 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
     check_picture(output / "heatmaps.png", columns=2, rows=6)
 
 
-@pytest.mark.parametrize("given", ["{", "[" * 10**6, "[1]", "7", '{"text_config": 3}'])
+@pytest.mark.parametrize("given", ["{", "[" * 10**6, "[1]", "7", '{"text_config": 3}', '{"vision_config": 3}',
+                                   '{"grounding_leyer": 2}', '{"text_config": {"hidden": 3}}'])  # fmt: skip
 def test_a_model_config_that_is_none_is_named(given):
     with pytest.raises(ValueError, match="model_config"):
         training.build_model(ModelArguments(model_config=given), ["a phrase"])

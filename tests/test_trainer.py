@@ -150,11 +150,11 @@ def test_a_weight_of_zero_switches_a_term_off(tmp_path, kept, untouched):
     [
         (tiny_dataset(8, without_region=(1, 2, 6)), 4),
         (tiny_dataset(4, without_region=(0, 1, 2, 3)), 4),
-        (tiny_dataset(2), 1),
+        (tiny_dataset(5), 4),
         (tiny_dataset(8).map(lambda record: {**record, "phrase": "the red square"}), 4),
         (tiny_dataset(8, phrases_per_image=4), 4),
     ],
-    ids=["mixed", "no region", "batch of one", "equal captions", "one picture"],
+    ids=["mixed", "no region", "last batch of one", "equal captions", "one picture"],
 )
 def test_batches_of_all_kinds_train_on(tmp_path, dataset, batch_size):
     watcher = Watcher()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments
+from transformers import TrainingArguments, trainer_callback
 
 from modeling_albef_amc.families.auto import load_model, load_processor
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
@@ -65,11 +65,28 @@ class Rows(torch.utils.data.Dataset):
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
         ({"save_strategy": "best"}, "save_strategy best needs evaluations while training: set eval_strategy"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
+        ({"do_train": False}, "do_train must be True, not False: a run trains; `albef-amc evaluate` scores"),
+        ({"do_predict": True}, "do_predict must be False"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "pointing_game"}
+            | {"eval_strategy": "steps"},
+            r'expects pointing_game to fall: set lr_scheduler_kwargs to \{"mode": "max"\}',
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         AmcConfig(output_dir=str(tmp_path), **settings)
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_better"),
+    [("loss_itm", False), ("eval_loss_amc_max", False), ("eval_loss", False), ("pointing_game", True)],
+)
+def test_losses_fall_and_scores_rise(tmp_path, metric, is_better):
+    settings = dict(output_dir=str(tmp_path), metric_for_best_model=metric)
+    assert AmcConfig(**settings).greater_is_better is is_better
+    assert AmcConfig(**settings, greater_is_better=True).greater_is_better is True
 
 
 @pytest.mark.parametrize(
@@ -85,6 +102,8 @@ def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
         {"torch_empty_cache_steps": 1},
         {"optim": "adafactor"},
         {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "pointing_game"}
+        | {"lr_scheduler_kwargs": {"mode": "max"}},
         {"lr_scheduler_type": "linear"},
         {"eval_on_start": True},
         {"logging_first_step": True, "logging_strategy": "epoch"},
@@ -113,6 +132,55 @@ def test_a_schedule_has_its_own_arguments(tmp_path):
     assert rates(lr_scheduler_type="linear") == pytest.approx([0, 5e-5, 1e-4, 5e-5])
     assert rates() == pytest.approx([1e-5, 1e-4, 5.5e-5, 1e-5])  # the paper's: a tenth at both ends
     assert rates(lr_scheduler_kwargs={"min_lr_rate": 0.5})[1:] == pytest.approx([1e-4, 7.5e-5, 5e-5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "highest"),
+    [
+        ({"warmup_steps": 4}, "to 0.004, not to 0.01"),  # in the second of four steps from 0.1 to 1 of it
+        ({"warmup_steps": 4, "lr_scheduler_type": "linear"}, "to 0.0025, not to 0.01"),
+        ({"warmup_steps": 4, "lr_scheduler_type": "constant"}, None),
+        ({"warmup_steps": 1}, None),
+    ],
+)
+def test_a_run_that_ends_in_its_warmup_is_told(tmp_path, caplog, settings, highest):
+    make_trainer(tmp_path, max_steps=2, learning_rate=0.01, **settings).train()
+    found = [record.getMessage() for record in caplog.records if "ends in the warm-up" in record.getMessage()]
+    assert len(found) == (highest is not None) and all(f"only rises {highest}" in message for message in found)
+
+
+def test_a_run_without_a_batch_does_not_start(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=16)
+    with pytest.raises(ValueError, match="dataloader_drop_last leaves no batch of 16 of 8 rows: lower per_device"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("family", "batch_size", "phrases_per_image", "is_refused"),
+    [("albef", 1, 1, True), ("albef", 2, 2, True), ("albef", 3, 2, False), ("blip", 1, 1, True), ("clip", 1, 1, False)],
+)
+def test_matching_needs_wrong_images_in_its_batch(tmp_path, family, batch_size, phrases_per_image, is_refused):
+    """Also where batches are accumulated; dual encoders contrast over the whole step."""
+    model = tiny_albef() if family == "albef" else TINY[family]()
+    collator = collator_of() if family == "albef" else collator_of(blip_processor(), mlm_probability=0.0)
+    given = dict(per_device_train_batch_size=batch_size, phrases_per_image=phrases_per_image)
+    given |= dict(train_sampling_strategy="random", gradient_accumulation_steps=8)
+    if is_refused:
+        with pytest.raises(
+            ValueError, match=rf"must be above phrases_per_image \({phrases_per_image}\), not {batch_size}"
+        ):
+            make_trainer(tmp_path, model, collator=collator, **given)
+        given["itm_weight"] = 0.0
+    make_trainer(tmp_path, model, collator=collator, **given)
+
+
+@pytest.mark.parametrize("num_alike", [1, 4])
+def test_matching_that_met_no_wrong_image_says_so(tmp_path, caplog, num_alike):
+    """As of rows in order, where those of an image follow each other."""
+    make_trainer(tmp_path, dataset=tiny_dataset(8, phrases_per_image=num_alike), max_steps=3).train()
+    found = [record.getMessage() for record in caplog.records if "no wrong image" in record.getMessage()]
+    assert len(found) == (0 if num_alike == 1 else 2)  # of two epochs
+    assert all(message.startswith("8 of 8" if not n else "12 of 12") for n, message in enumerate(found))
 
 
 def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):
@@ -281,11 +349,15 @@ def test_batches_of_an_evaluation_may_stay_apart(tmp_path):
     assert metrics[0] == metrics[1] and metrics[0]["eval_num_phrases"] == 7
 
 
-def test_training_ends_when_it_gets_no_better(tmp_path):
+def test_training_ends_when_it_gets_no_better(tmp_path, monkeypatch):
     settings = dict(learning_rate=0.0, eval_strategy="steps", eval_steps=1, max_steps=9, early_stopping_patience=2)
     trainer = make_trainer(tmp_path, **settings)
     trainer.train()
     assert trainer.state.global_step == 3 and trainer.args.metric_for_best_model == "eval_pointing_game"
+    warnings = []
+    monkeypatch.setattr(trainer_callback.logger, "warning", warnings.append)
+    assert trainer.evaluate(metric_key_prefix="test")["test_num_phrases"] == 8
+    assert warnings == []  # such as that early stopping is disabled, without a metric of another name
     trainer = make_trainer(tmp_path, metric_for_best_model="loss", **{**settings, "learning_rate": 1e-2})
     trainer.train()
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]

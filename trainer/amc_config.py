@@ -9,6 +9,8 @@ from .loss_means import ITEMS
 
 # Settings of Trainer that cannot do here what they say: the values that are left, and why.
 LEFT: dict[str, tuple[tuple, str]] = {
+    "do_train": ((True,), "a run trains; `albef-amc evaluate` scores checkpoints as they are"),
+    "do_predict": ((False,), "a run trains and evaluates; `albef-amc ground-dataset` writes what a checkpoint answers"),
     "remove_unused_columns": ((False,), "the collator reads columns that no model does"),
     "label_smoothing_factor": ((0.0,), "no loss here has labels to smooth; ALBEF's soft labels come with alpha"),
     "train_sampling_strategy": (("random", "sequential"), "phrases are tokenized in their batch, not before"),
@@ -37,10 +39,10 @@ BEST_BY_DEFAULT = "pointing_game_or_loss"
 class AmcConfig(AmcArguments, TrainingArguments):
     """Defaults are the paper's recipe (Yang et al., CVPR 2023). Changed from transformers' own: `learning_rate` (1e-5),
     `weight_decay` (0.02), `lr_scheduler_type` and `lr_scheduler_kwargs` (cosine to a tenth, warm-up from a tenth),
-    `warmup_steps` (2,000), `remove_unused_columns` (False: the collator needs all columns), `label_names`,
-    `report_to` (TensorBoard), `metric_for_best_model` (the pointing accuracy), `ddp_find_unused_parameters` (True, with
-    activation checkpointing too), `ddp_broadcast_buffers` (False: the queues are equal on all processes by
-    construction). `LEFT` lists what cannot be changed.
+    `warmup_steps` (2,000), `do_train` (True), `remove_unused_columns` (False: the collator needs all columns),
+    `label_names`, `report_to` (TensorBoard), `metric_for_best_model` (the pointing accuracy),
+    `ddp_find_unused_parameters` (True, with activation checkpointing too), `ddp_broadcast_buffers` (False: the queues
+    are equal on all processes by construction). `LEFT` lists what cannot be changed.
     """
 
     def __post_init__(self):
@@ -56,7 +58,14 @@ class AmcConfig(AmcArguments, TrainingArguments):
             if self.greater_is_better is not None:
                 raise ValueError("greater_is_better is known of the default metric_for_best_model: name another one.")
             self.metric_for_best_model = BEST_BY_DEFAULT
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(tuple(ITEMS)):
+            self.greater_is_better = False  # Trainer knows a loss by the end of its name
         super().__post_init__()
+        if by_schedule and self.greater_is_better and (self.lr_scheduler_kwargs or {}).get("mode") != "max":
+            raise ValueError(
+                f"This lr_scheduler_type expects {self.metric_for_best_model} to fall: set lr_scheduler_kwargs to "
+                '{"mode": "max"}.'
+            )
         self._check_loading()
         self._check_losses()
         self._check_early_stopping()

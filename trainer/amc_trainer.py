@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import BestRun, TrainOutput
+from transformers.trainer_utils import BestRun, TrainOutput, has_length
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.families.hooks import with_own_forward
+from modeling_albef_amc.families.objectives import known_matches
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
@@ -31,7 +33,7 @@ from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
-from .model_checks import check_objectives, check_trained
+from .model_checks import check_objectives, check_trained, check_wrong_images, learns_matching
 from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
@@ -40,6 +42,7 @@ from .scores import PointingScores
 from .streaming import StreamedBatches, StreamedRows, as_it_is
 
 logger = logging.get_logger(__name__)
+TRAINED_LOSSES = "trained_losses"  # in the state of a checkpoint
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
@@ -77,6 +80,9 @@ class AmcTrainer(PublishingTrainer):
 
     args: AmcConfig
     data_collator: Callable
+    sampler: ImageGroupedSampler | None = None
+    num_phrases = 0  # that matching has trained on, and those of them without a wrong image in their batch
+    num_without_wrong_image: int | torch.Tensor = 0
 
     def __init__(
         self,
@@ -109,8 +115,9 @@ class AmcTrainer(PublishingTrainer):
                 f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
                 "start one process a GPU with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
             )
-        if phrases_per_image > 1 and self.train_dataset is not None:
-            check_groups(self.train_dataset, args.train_sampling_strategy)
+        if self.train_dataset is not None:
+            check_groups(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
+            check_wrong_images(self.model, args, phrases_per_image)
         if self.is_fsdp_enabled:
             if self.model_init is not None:
                 raise ValueError(
@@ -187,6 +194,7 @@ class AmcTrainer(PublishingTrainer):
         if self.args.uses_amc:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
+        self.num_phrases = self.num_without_wrong_image = 0
         output = super().train(*args, **kwargs)
         best = self.state.best_global_step
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
@@ -215,7 +223,7 @@ class AmcTrainer(PublishingTrainer):
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # of transformers 5.8
         )
         if not is_streamed:
-            sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
+            self.sampler = sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
             options |= dict(batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last)
             loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
             return self.accelerator.prepare(loader)
@@ -269,6 +277,11 @@ class AmcTrainer(PublishingTrainer):
         for batch in batches:
             self._name_unusable(batch)
         model = self.accelerator.unwrap_model(self.model)
+        if self.args.itm_weight > 0 and learns_matching(model):
+            for batch in batches:
+                known = known_pairs(batch)
+                self.num_phrases += len(known)
+                self.num_without_wrong_image += known.all(dim=1).sum()
         model.train()
         self.before_step = self.random_state or random_state(), kept_buffers(model)
         self.random_state = None
@@ -368,6 +381,16 @@ class AmcTrainer(PublishingTrainer):
 
     # Evaluation
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        handler = self.callback_handler
+        of_training = handler.callbacks
+        if not self.is_in_train:  # else early stopping warns that it is disabled, of metrics with another prefix
+            handler.callbacks = [each for each in of_training if not isinstance(each, EarlyStoppingCallback)]
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            handler.callbacks = of_training
+
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         self.means["eval"] = LossMeans()
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -422,7 +445,14 @@ class Hooks(TrainerCallback):
 
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Begins to count, or goes on as the checkpoint says; takes back half a step of a batch that did not fit."""
-        trainer = self.trainer
+        trainer, loader = self.trainer, kwargs["train_dataloader"]
+        if has_length(loader) and not len(loader):
+            raise ValueError(
+                f"dataloader_drop_last leaves no batch of {trainer._train_batch_size} of "
+                f"{trainer.num_examples(loader)} rows: lower per_device_train_batch_size, or do without it."
+            )
+        warn_of_warmup(args, state, kwargs["lr_scheduler"])
+        trainer.trained_losses.update(state.stateful_callbacks.get(TRAINED_LOSSES, []))
         trainer.epoch, trainer.teacher_has_moved = -1, TEACHER_HAS_MOVED in state.stateful_callbacks
         state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
         if trainer.before_step is not None:
@@ -435,11 +465,13 @@ class Hooks(TrainerCallback):
             setattr(callback, name, entry["attributes"][name] if state.global_step else 0)
 
     def on_epoch_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Tells the collator, or the streamed batches, the epoch: their random draws depend on it."""
+        """Tells the epoch to the collator, the sampler or the streamed batches: their random draws depend on it."""
         loader = kwargs["train_dataloader"]
         # Counted, since Trainer's are no whole ones of data without a length.
         self.trainer.epoch = epoch = max(math.floor((state.epoch or 0) + 1e-6), self.trainer.epoch + 1)
         self.trainer.random_state = random_state()  # before the loader draws from it
+        if self.trainer.sampler is not None:  # which Trainer does not reach below the batches that a resumed run skips
+            self.trainer.sampler.set_epoch(epoch)
         if isinstance(loader.dataset, StreamedBatches):
             steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
             trained = 0 if args.ignore_data_skip else state.global_step % steps
@@ -450,12 +482,45 @@ class Hooks(TrainerCallback):
     def on_optimizer_step(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.before_step = None
 
+    def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # A run that ends before anything is logged, and only goes on from its end, is asked for them by its card.
+        state.stateful_callbacks[TRAINED_LOSSES] = sorted(self.trainer.trained_losses)
+
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if args.uses_amc and "loss_amc_mean" not in self.trainer.trained_losses:
             logger.warning(
                 "No example trained on so far had a region: AMC has not begun. Look at the columns "
                 f"{', '.join(REGIONS)} of the training data."
             )
+        count, num_alone = self.trainer.num_phrases, int(self.trainer.num_without_wrong_image)
+        if 2 * num_alone > count:
+            logger.warning(
+                f"{num_alone:,} of {count:,} phrases trained on so far had no wrong image in their batch, from which "
+                "matching (ITM) learns that everything fits. Take larger batches, or rows in random order, or set "
+                "itm_weight to 0."
+            )
+
+
+def known_pairs(batch: dict[str, Any]) -> torch.Tensor:
+    """(num_phrases, num_phrases) of bool, as `known_matches`: of the phrases of a batch that are not absent."""
+    ids, mask, own_image = (batch.get(name) for name in ("input_ids", "attention_mask", "image_index"))
+    own_image = torch.arange(len(ids), device=ids.device) if own_image is None else own_image
+    is_true = ~batch.get("is_absent", torch.zeros_like(own_image).bool())
+    ids, mask, own_image = (None if of is None else of[is_true] for of in (ids, mask, own_image))
+    return known_matches(own_image, batch.get("image_ids"), ids, mask)
+
+
+def warn_of_warmup(args: AmcConfig, state: TrainerState, schedule: Any) -> None:
+    """Warns of a run that ends before its learning rate has risen."""
+    warmup = args.get_warmup_steps(state.max_steps)
+    if warmup < state.max_steps or not isinstance(schedule, LambdaLR) or not state.is_world_process_zero:
+        return
+    highest = args.learning_rate * schedule.lr_lambdas[0](state.max_steps - 1)
+    if highest < args.learning_rate:
+        logger.warning(
+            f"The run of {state.max_steps:,} steps ends in the warm-up of {warmup:,}: the learning rate only rises to "
+            f"{highest:.2g}, not to {args.learning_rate:g}. Lower warmup_steps, or make it a share, such as 0.05."
+        )
 
 
 def evaluation_collator(collator: Callable) -> Callable:

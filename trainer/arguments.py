@@ -47,6 +47,17 @@ class ModelArguments:
         "attention of all encoders, see AdaptedModules.",
     )
 
+    def __post_init__(self):
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
+        for name in ("lora_alpha", "lora_dropout", "lora_modules"):
+            if getattr(self, name) != getattr(ModelArguments, name) and not self.lora_rank:
+                raise ValueError(f"{name} needs lora_rank: it is about new adapters.")
+        if self.model is not None and self.model_config:
+            raise ValueError("model_config is about ALBEF from random weights: leave it out, or leave out model.")
+        if self.model is None and self.revision is not None:
+            raise ValueError("revision needs model, of which it is one.")
+
 
 @dataclass
 class DataArguments:
@@ -103,7 +114,7 @@ class DataArguments:
 
 @dataclass
 class AmcArguments:
-    """The losses and the run. The first eleven change defaults of transformers' TrainingArguments, see `AmcConfig`."""
+    """The losses and the run. The first twelve change defaults of transformers' TrainingArguments, see `AmcConfig`."""
 
     learning_rate: float = option(1e-5, "Peak learning rate of AdamW.")
     weight_decay: float = option(
@@ -116,6 +127,7 @@ class AmcArguments:
         "none of others.",
     )
     warmup_steps: float = option(2000, "Steps (or, below 1, share of all steps) until the peak learning rate.")
+    do_train: bool = option(True, "Leave True: checkpoints are scored without training by `albef-amc evaluate`.")
     remove_unused_columns: bool = option(False, "Leave False: the collator needs all columns.")
     label_names: list[str] | None = option(["boxes"], "Leave as it is: what the pointing game compares with.")
     report_to: None | str | list[str] = option(  # noqa: RUF036 (the order that HfArgumentParser understands)
@@ -203,6 +215,8 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
     if action.nargs in ("+", "*"):
         raise ValueError(f"expected a list, got {value!r}; write [{value}].")
     convert: Any = action.type
+    if value is False and "no" in (action.choices or []):  # what YAML makes of an unquoted no
+        value = "no"
     value = convert(str(value).lower() if isinstance(value, bool) else str(value))
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{value!r} is none of {', '.join(map(str, action.choices))}.")

@@ -114,6 +114,30 @@ def check_whole(checkpoint: Path) -> None:
         )
 
 
+def check_unused(folder: Path) -> None:
+    """ValueError: a run that begins in this folder could later go on from checkpoints of the run before it."""
+    found = checkpoints(folder)
+    if found:
+        raise ValueError(
+            f"output_dir: {found[-1]} is of an earlier run, which resume_from_checkpoint goes on with. To begin anew, "
+            "choose another output_dir, or delete the checkpoints there."
+        )
+
+
+def check_kind(folder: Path, has_adapters: bool) -> None:
+    """ValueError: whole weights and adapters would lie side by side, where the latter are put into the former."""
+    if has_adapters and (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} holds a whole model (config.json), and this run trains LoRA adapters: choose another "
+            "output_dir, or leave lora_rank out."
+        )
+    if not has_adapters and (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds LoRA adapters (adapter_config.json), and this run trains whole weights: choose another "
+            "output_dir, or set lora_* as they were to go on with the adapters."
+        )
+
+
 def check_shared(folder: Path, is_main: bool) -> None:
     """Makes sure that all processes, of however many machines, write into the same folder."""
     name = [f"_shared-{uuid.uuid4().hex}"]

@@ -161,6 +161,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def check_run(args: argparse.Namespace) -> None:
     if args.batch_size < 1 or (args.max_examples is not None and args.max_examples < 1):
         raise ValueError("--batch_size and --max_examples must be at least 1")
+    if args.output is not None and any(path.is_file() for path in (args.output, *args.output.parents)):
+        raise ValueError(f"--output {args.output} must be a folder, and a file is in its place")
     if args.in_caption and args.method == "relevance":
         raise ValueError("relevance is of a whole text: leave out --in_caption or take another --method")
     args.columns = pairs("--columns", "OURS=THEIRS", args.columns)

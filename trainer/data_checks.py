@@ -175,8 +175,10 @@ def check_sample(
     return usable
 
 
-def check_groups(dataset: Any, strategy: str) -> None:
-    """Refuses a data set whose rows cannot be drawn so that some share an image."""
+def check_groups(dataset: Any, strategy: str, phrases_per_image: int) -> None:
+    """Refuses a data set whose rows cannot be drawn so that some share an image, where they should."""
+    if phrases_per_image == 1:
+        return
     columns = columns_of(dataset) or []
     if not isinstance(dataset, datasets.Dataset | StreamedRows | PhraseRows) or "image_id" not in columns:
         raise ValueError(

@@ -267,6 +267,8 @@ class GroundingCollator:
 def read_example(record: Record, source: SourceImage, box_format: str) -> Example:
     """ValueError, FileNotFoundError: it cannot be used."""
     phrase = record.get("phrase")
+    if isinstance(phrase, list):
+        raise ValueError("it is a row of several phrases; trainer.phrase_rows.PhraseRows(dataset) has a record of each")
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError("the phrase is empty or not a string; drop the record")
     region = Region.from_record(record, source.image.height, source.image.width, box_format)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from modeling_albef_amc.families.auto import AutoGrounder, hub_options
 from modeling_albef_amc.families.family import Explain
-from modeling_albef_amc.families.processors import cleans_text
+from modeling_albef_amc.families.processors import cleans_text, whole_images
 from modeling_albef_amc.gradcam import gradcam
 from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, Tokens, as_record
 
@@ -245,9 +245,15 @@ def load_grounder(
         path,
         attn_implementation=args.attn_implementation,
         device=accelerator.device,
-        image_size=protocol.image_size,
         **hub_options(vars(args)),
     )
+    try:
+        whole_images(grounder.processor, grounder.model.config, protocol.image_size)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: {error} {protocol.name} is asked at this size. Leave out --benchmark, and name its --splits, to "
+            "score by the pointing game at the checkpoint's own size."
+        ) from error
     grounder.method_functions(args.method)  # says if there is none
     grounder.autocast = accelerator.autocast
     grounder.model, processor = accelerator.prepare_model(grounder.model, evaluation_mode=True), grounder.processor

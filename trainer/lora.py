@@ -28,13 +28,19 @@ MOMENTUM = "momentum.safetensors"
 
 
 def add_adapters(
-    model: PreTrainedModel, rank: int, alpha: float = 16.0, dropout: float = 0.0, pattern: str | None = None
+    model: PreTrainedModel,
+    rank: int,
+    alpha: float = 16.0,
+    dropout: float = 0.0,
+    pattern: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Freezes `model` and puts trainable adapters into it, in place: its class stays.
 
     Args:
         alpha: adapters are scaled by alpha / rank. dropout: of what goes into them.
         pattern: regular expression of whole names in the base model, instead of the family's own.
+        revision: branch, tag or commit that the base model is of, which is loaded with the adapters again.
 
     Raises:
         ValueError: the pattern fits no linear layer, or something else; the family has none of its own; the model
@@ -47,7 +53,7 @@ def add_adapters(
     if model._hf_peft_config_loaded:
         raise ValueError(
             f"lora_rank begins new adapters, but {model.name_or_path} comes with some, which go on as they are: leave "
-            "lora_rank out, or merge them first (albef-amc merge FOLDER --output FOLDER)."
+            "lora_rank out, or merge them first (albef-amc merge FOLDER --output MERGED)."
         )
     if not model.name_or_path:
         raise ValueError("lora_rank needs --model: adapters are saved without the frozen weights they belong to.")
@@ -64,7 +70,12 @@ def add_adapters(
                 "backward pass, where something else would be dropped."
             )
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target, modules_to_save=[*adapted.heads] or None
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target,
+        modules_to_save=[*adapted.heads] or None,
+        revision=revision,
     )
     model.add_adapter(config)
     if Path(model.name_or_path).is_dir():  # as it was typed, it would be looked for wherever the adapters are loaded
@@ -149,11 +160,15 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
         model.load_state_dict(load_file(folder / MOMENTUM), strict=False)
 
 
-def merge(adapters: str, output: Path, **hub: Any) -> None:
+def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
-    `adapters` is a folder or Hub id, `hub` are its `hub_options`.
+    `adapters` is a folder or Hub id, `hub` are its `hub_options`. ValueError: it has no adapters; or `output` exists
+    and is not an empty folder: adapters left beside what was merged would be put in again.
     """
+    output = Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not an empty folder: choose another.")
     base, base_hub = base_of(adapters, **hub)
     if base == adapters:
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")

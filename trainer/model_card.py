@@ -19,6 +19,7 @@ from modeling_albef_amc.families.registry import FAMILIES
 
 from .data_collator import GroundingCollator
 from .lora import lora_config
+from .phrase_rows import PhraseRows
 
 if TYPE_CHECKING:
     from .amc_trainer import AmcTrainer
@@ -36,6 +37,8 @@ OBJECTIVES = {
     "loss_amc_mean": "the heatmap's mean inside the region exceeds the mean outside by {args.amc_margin_mean}",
     "loss_amc_max": "the heatmap's maximum inside the region exceeds the maximum outside by {args.amc_margin_max}",
 }
+# Data whose split, name and phrases are known.
+KNOWN = datasets.Dataset, PhraseRows
 # The Hub's list of tasks has no visual grounding; this one too asks where in an image something named in words is.
 TASK = "zero-shot-object-detection"
 # Beginnings of the metrics that do not say how well a model points.
@@ -65,8 +68,9 @@ class Evaluation:
     @classmethod
     def of(cls, dataset: Any, prefix: str, output: EvalLoopOutput) -> "Evaluation":
         """Of `dataset`; the names of its metrics begin with `prefix` and an underscore."""
-        split = dataset.split if isinstance(dataset, datasets.Dataset) else None
-        splits = {} if split is None else dataset.info.splits or {}
+        split = dataset.split if isinstance(dataset, KNOWN) else None
+        # Of lists of phrases it says how many lists.
+        splits = dataset.info.splits or {} if isinstance(dataset, datasets.Dataset) else {}
         split_rows = splits[split].num_examples if split in splits else None
         metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
         split = None if split is None else str(split)
@@ -119,6 +123,8 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
             its card, or by its name.
         dataset_tags: the data's Hub id, where `dataset` is not it.
     """
+    if not isinstance(dataset, str | None) or not isinstance(dataset_tags, str | None):
+        raise TypeError("dataset and dataset_tags must be one Hub id or folder: that whose scores the card gives.")
     model, args = trainer.model, trainer.args
     model_type, family = model.config.model_type, FAMILIES.get(model.config.model_type)
     has_adapters = model._hf_peft_config_loaded
@@ -198,7 +204,7 @@ def title_of(name: str) -> str:
 
 def name_of(dataset: Any) -> str:
     """What a data set calls itself."""
-    name = dataset.info.dataset_name if isinstance(dataset, datasets.Dataset) else None
+    name = dataset.info.dataset_name if isinstance(dataset, KNOWN) else None
     return name or "data without a name"
 
 
@@ -231,7 +237,7 @@ def eval_results(evaluations: list[Evaluation], dataset: str, config: str | None
 
 
 def used_losses(trainer: "AmcTrainer") -> list[str]:
-    """The losses that it was trained by; where this run only went on from its end, those that were logged before.
+    """The losses that it was trained by; of a checkpoint that does not say them (an older one), those that were logged.
 
     One that was always 0 had nothing to be the mean over, as AMC without regions.
     """
@@ -242,7 +248,7 @@ def used_losses(trainer: "AmcTrainer") -> list[str]:
 
 def example_phrases(dataset: Any) -> list[str]:
     """Two phrases of the evaluation data, where that is known."""
-    if isinstance(dataset, datasets.Dataset) and len(dataset) > 1:
+    if isinstance(dataset, KNOWN) and len(dataset) > 1:
         return [dataset[0]["phrase"], dataset[len(dataset) // 2]["phrase"]]
     return ["the black cat", "the remote on the left"]
 

@@ -5,6 +5,7 @@ import os
 from torch import nn
 from transformers import PreTrainedModel
 
+from modeling_albef_amc.families.objectives import matching_loss
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.families.training import has_own_objectives
 
@@ -52,4 +53,21 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
         raise ValueError(
             f"{name} for {type(model).__name__}: heatmaps are differentiated twice, which compiled code cannot be; "
             "only AlbefForPreTraining compiles what lies below them."
+        )
+
+
+def learns_matching(model: PreTrainedModel) -> bool:
+    """Whether it learns by ITM to tell right pairs from wrong ones, which dual encoders do by contrast alone."""
+    family = FAMILIES.get(model.config.model_type)
+    return has_own_objectives(model) or family is None or family.loss is matching_loss
+
+
+def check_wrong_images(model: PreTrainedModel, args: AmcConfig, phrases_per_image: int) -> None:
+    """Refuses micro-batches that may hold one image alone: matching would learn from them that everything fits."""
+    size = args.train_batch_size
+    if size <= phrases_per_image and args.itm_weight > 0 and learns_matching(model):
+        raise ValueError(
+            f"per_device_train_batch_size must be above phrases_per_image ({phrases_per_image}), not {size}: matching "
+            "(ITM) takes wrong images from the batch, whatever is accumulated, and would learn that everything fits. "
+            "Take larger batches, or set itm_weight to 0."
         )

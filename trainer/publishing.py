@@ -19,7 +19,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import PushInProgress, logging
 
 from .amc_config import AmcConfig
-from .checkpoints import begin, check_shared, check_whole, checkpoints, discard, is_complete, resumed, rotate, sync
+from .checkpoints import (
+    begin,
+    check_kind,
+    check_shared,
+    check_unused,
+    check_whole,
+    checkpoints,
+    discard,
+    is_complete,
+    resumed,
+    rotate,
+    sync,
+)
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, set_random_state
 from .lora import MOMENTUM, load_checkpoint, save_moving
 from .model_card import model_card
@@ -59,7 +71,8 @@ class PublishingTrainer(Trainer):
             resume_from_checkpoint: a folder, or True for the newest complete checkpoint of `output_dir`.
 
         Raises:
-            ValueError: before anything is trained, if machines do not share the output folder that they save into.
+            ValueError: before anything is trained, if machines do not share the output folder that they save into; if
+                a run that begins anew finds checkpoints there; or one of adapters a whole model, or the other way.
         """
         run, self.has_unsaved_steps = Path(self.args.output_dir), False
         if self.args.world_size > 1:
@@ -68,6 +81,8 @@ class PublishingTrainer(Trainer):
             resume_from_checkpoint = resumed(run, "true")
         if resume_from_checkpoint:
             check_whole(Path(resume_from_checkpoint))
+        elif self.checkpoint is None and self.hp_search_backend is None:  # its trials have folders of their own
+            check_unused(run)
         loads_best = self.args.load_best_model_at_end
         self.is_stopped = False
         handler = signal.signal(signal.SIGTERM, self._stop) if self.saves_on_sigterm else None
@@ -154,6 +169,7 @@ class PublishingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # Private: Trainer looks for adapters in peft's own wrapper only, and no public hook loads weights.
         if not self.has_adapters():
+            check_kind(Path(resume_from_checkpoint), has_adapters=False)
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_checkpoint(self.model, Path(resume_from_checkpoint))
 
@@ -247,6 +263,7 @@ class SaveHooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        check_kind(Path(args.output_dir), self.trainer.has_adapters())
         if self.trainer.has_adapters():  # which Trainer cannot load: `train` does
             args.load_best_model_at_end = False
 

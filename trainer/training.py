@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             "(--model), or merge (albef-amc merge) and upload the merged folder."
         )
 
+    check_frozen(model, args)
     collator = make_collator(processor, data_args, args, model)
     if args.uses_amc:
         check_regions(train_dataset, data_args.box_format)
@@ -214,6 +215,11 @@ def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
             raise ValueError(f"{path} is a file, of one split: leave out eval_splits, or set validation_fraction.")
         if fraction:
             raise ValueError("validation_fraction: there are eval_splits to evaluate on; leave out one of them.")
+        for split in {"train", "all"} & {*data_args.eval_splits}:
+            raise ValueError(
+                f"eval_splits: its results would be written over those of the training ({split}_results.json): name it "
+                f"{split}[:100%]."
+            )
         return data_args.eval_splits
     if "validation" in split_names(path, data_args.dataset_config):
         if fraction:
@@ -248,7 +254,7 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
     if model_args.lora_rank:
         options = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_modules
-        add_adapters(model, *options)
+        add_adapters(model, *options, revision=model_args.revision)
     elif model._hf_peft_config_loaded:
         train_adapters(model)
     freeze(model, model_args.freeze)
@@ -261,9 +267,26 @@ def config_fields(given: dict | str | None) -> dict[str, Any]:
         fields = json.loads(given) if isinstance(given, str) else given or {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"model_config is not JSON: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("text_config", {}), dict):
+    parts = AlbefConfig.sub_configs
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name, {}), dict) for name in parts):
         raise ValueError(f"model_config must be an object of AlbefConfig's fields, got {given!r:.80}.")
+    for config_class, given_fields in ((AlbefConfig, fields), *((parts[name], fields.get(name, {})) for name in parts)):
+        known = config_class()
+        if unknown := [name for name in given_fields if not hasattr(known, name)]:
+            raise ValueError(f"model_config: {unknown[0]} is no field of {config_class.__name__}.")
     return fields
+
+
+def check_frozen(model: PreTrainedModel, args: AmcConfig) -> None:
+    """ValueError: what is not in the checkpoint, and random therefore, would stay so: it is not trained."""
+    random = vars(model).get("newly_initialized", ())  # of a model without a checkpoint all is random, as it was asked
+    unused = ("momentum_encoder.",) if args.mlm_weight > 0 else ("momentum_encoder.", "mlm_head.")
+    for name, parameter in model.named_parameters():
+        if name in random and not parameter.requires_grad and not name.startswith(unused):
+            raise ValueError(
+                f"{name} is not in the checkpoint {model.name_or_path}: it would be random and, frozen by lora_rank or "
+                "freeze, stay so. Train it, or set mlm_weight to 0 to do without MLM."
+            )
 
 
 def freeze(model: PreTrainedModel, patterns: list[str]) -> None:

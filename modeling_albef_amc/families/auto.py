@@ -247,6 +247,7 @@ def load_model(
         model, loading = model_class.from_pretrained(base, output_loading_info=True, **options)
         if not is_training:
             check_complete(path, model, loading["missing_keys"])
+        model.newly_initialized = frozenset(loading["missing_keys"])
         merge = f"Merge them into a plain checkpoint: albef-amc merge {path} --output FOLDER."
         try:  # DoRA's, transformers does not find
             missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys if base != path else ()
