@@ -227,6 +227,8 @@ class Stopping(TrainerCallback):
         setattr(self, event, self.stop)
 
     def stop(self, args, state, control, **kwargs):
+        if state.global_step == 3 and self.number == signal.SIGINT:  # which may be ignored here
+            raise KeyboardInterrupt
         if state.global_step == 3:
             signal.raise_signal(self.number)
 
