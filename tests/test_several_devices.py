@@ -13,6 +13,7 @@ from modeling_albef_amc.families.registry import explain_function, explainable
 from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import gradcam
 from tests.helpers.models import TINY, tiny_config
+from tests.helpers.versions import needs
 
 FIRST, SECOND = torch.device("cpu:1"), torch.device("cpu:2")
 SPLITS = {
@@ -81,6 +82,7 @@ def test_layers_meet_for_relevance(seconds, monkeypatch):
         assert relevance(explained).shape == (3, 4, 4)
 
 
+@needs("torch>=2.8", "a fake gather over devices")
 @pytest.mark.parametrize("family", TINY)
 @pytest.mark.parametrize("second", ["text", "images"])
 def test_parts_of_other_families_meet(family, second):
