@@ -66,7 +66,9 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
         kind = f"{type(source).__name__} (PIL.Image.open reads files and io.BytesIO(bytes))"
         raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {kind}")
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
-        advice = ": of a data set no address is fetched, download its images first" if "://" in name else ""
+        advice = ": of a data set no address is fetched, download images, or leave out file://" if "://" in name else ""
+        if len(name) > 500:
+            name, advice = f"{name[:60]}…", ": this is no path; of images as text (base64) store the bytes or files"
         raise FileNotFoundError(f"there is no image {name}{advice}")
     try:
         image = file if isinstance(file, Image.Image) else open_file(file)
@@ -89,8 +91,7 @@ def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def download(url: str, timeout: float) -> bytes:
-    # Some servers turn away the library's own name.
-    request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})
+    request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})  # some servers turn away urllib's own
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             data = response.read(MAX_BYTES + 1)

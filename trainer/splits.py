@@ -1,17 +1,20 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
+import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 from datasets import (
     Array2D,
     Dataset,
+    DatasetBuilder,
     Features,
     Image,
     IterableDataset,
@@ -25,13 +28,14 @@ from datasets import (
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.table import CastError, table_cast
+from datasets.table import CastError, embed_table_storage, table_cast
 
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
 IMAGES = "image", "masks"
 IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
+TEXT_FILES = ".csv", ".json", ".jsonl", ".ndjson", ".tsv"
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
@@ -75,14 +79,19 @@ def open_split(
         ValueError: it cannot be read, or has no such split or column, or a column holds something else.
     """
     check_folder(path)
-    with told(f"Split {split} of {path}"):
-        load = partial(load_dataset, path, config, data_files=named_files(path), split=split)
+    told_here = partial(told, f"Split {split} of {path}", lambda: data_files(path, config, split))
+    with told_here():
+        load = partial(load_dataset, path, config, data_files=own_files(path, config, split), split=split)
         # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
         is_look = os.path.isdir(path) and split.isidentifier() and not streaming  # nor is a slice streamed
         dataset = load(streaming=streaming or is_look)
         features = widened(dataset.features, renamed or {})
         if is_look or features != dataset.features:
             dataset = load(streaming=streaming, features=None if features == dataset.features else features)
+        if dataset.column_names is None:
+            next(iter(dataset))  # says why, if the first file is broken
+        else:
+            dataset = of_files(dataset, path, config, split)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
@@ -92,13 +101,20 @@ def open_split(
     if missing := {"image", "phrase"} - set(dataset.column_names):
         remedy = "Rename what stands for it; see dataset_scripts/features.py."
         tables = [file for kind in ("jsonl", "json", "csv", "parquet") for file in sorted(Path(path).glob(f"*.{kind}"))]
-        if tables and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
-            remedy = (
-                f"datasets read its images and passed over {tables[0].name}: put this file into a folder of its own, "
-                "with paths of the images from there, such as ../images/1.jpg."
+        metadata = sorted(Path(path).rglob("metadata.*"))
+        if (metadata or tables) and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
+            remedy = f"datasets read its images and passed over {os.path.relpath((metadata or tables)[0], path)}: " + (
+                "words such as train or test in the names of images or folders say splits to it. Put all images of "
+                "a split, with a metadata file that is of them alone, below one folder: train/, test/."
+                if metadata
+                else "put this file into a folder of its own, with paths of the images from there, such as "
+                "../images/1.jpg."
             )
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; {has} {remedy}")
     dataset, is_listed = known_columns(dataset, path, needs_regions)
+    if isinstance(dataset, Dataset):
+        with told_here():
+            dataset.data.validate(full=True)  # of text that is not UTF-8 nothing else says so before it is read
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
@@ -178,13 +194,18 @@ def named_shards(dataset: IterableDataset, files: list[str]) -> list[str]:
 
 def reading(rows: Iterable[Any], what: str) -> Iterator[Any]:
     """The rows or tables of a streamed data set, errors as of `told`."""
-    with told(what):
-        yield from rows
+    with told(what, lambda: [what]):
+        for row in rows:
+            if isinstance(row, pa.Table):
+                row.validate(full=True)
+            yield row
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """What keeps `datasets` from reading a data set, as a ValueError that names it."""
+def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
+    """What keeps `datasets` from reading a data set, as a ValueError that names it, and the line of one of its files
+    where that is not UTF-8.
+    """
     try:
         yield
     except NonMatchingSplitsSizesError as error:
@@ -194,6 +215,8 @@ def told(what: str) -> Iterator[None]:
         ) from error
     except StopIteration as error:  # where it looks for the first row
         raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} cannot be had: the YAML that its README.md begins with is none: {error}") from error
     except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
         cause = error.__cause__ if isinstance(error, DatasetsError) else None
@@ -201,7 +224,31 @@ def told(what: str) -> Iterator[None]:
         if isinstance(reason, CastError):
             keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
             reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
+        if isinstance(reason, UnicodeDecodeError) or "UTF8" in str(reason):
+            what, reason = next(lines_of_other_texts(files()), what), "it is not in UTF-8: save the file as UTF-8"
         raise ValueError(f"{what} cannot be had: {reason}") from error
+
+
+def lines_of_other_texts(files: list[str]) -> Iterator[str]:
+    """Of files on disk, the lines that are not UTF-8."""
+    for file in files:
+        if file.lower().endswith(TEXT_FILES) and os.path.isfile(file):
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if "\ufffd" in line.decode(errors="replace"):
+                        yield f"Line {number} of {file}"
+
+
+def of_files(
+    dataset: Dataset | IterableDataset, path: str, config: str | None, split: str
+) -> Dataset | IterableDataset:
+    """The data set with images in files as paths, streamed too; with those in archives as bytes."""
+    is_zipped = any(file.lower().endswith(".zip") for file in data_files(path, config, split))
+    if isinstance(dataset, Dataset):
+        embed = partial(dataset.with_format("arrow").map, embed_table_storage, batched=True, batch_size=100)
+        return embed().with_format(None) if is_zipped else dataset
+    # datasets would decode them, and stop at one that is missing; those of archives and of the Hub it has to read.
+    return dataset if is_zipped or not os.path.isdir(path) else dataset.decode(False)
 
 
 def known_columns(
@@ -248,10 +295,31 @@ def split_names(path: str, config: str | None) -> list[str]:
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
     """The files of a split; of slices and sums such as "train[:75%]+test", those of the splits that they name."""
-    files = load_dataset_builder(path, config, data_files=named_files(path)).config.data_files or {}
+    builder = load_dataset_builder(path, config, data_files=named_files(path))
+    return [file for files in files_by_split(builder, split).values() for file in files]
+
+
+def files_by_split(builder: DatasetBuilder, split: str) -> dict[str, list[str]]:
+    files = builder.config.data_files or {}
     names = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+"))
-    names = files if split == "all" else names
-    return [file for name in names for file in files.get(name, [])]
+    return {name: list(files[name]) for name in (files if split == "all" else names) if name in files}
+
+
+def own_files(path: str, config: str | None, split: str) -> dict[str, Any] | None:
+    """Split → its files, of those that `split` names: other splits may have other columns. As of `named_files` where a
+    README.md counts the rows of all splits, and of images, which are many.
+    """
+    named = named_files(path)
+    if not os.path.isdir(path):
+        return named
+    builder = load_dataset_builder(path, config, data_files=named)
+    own = files_by_split(builder, split)
+    are_tables = not any(
+        file.lower().endswith((".zip", *IMAGE_FILES)) or glob.has_magic(file)
+        for files in own.values()
+        for file in files
+    )
+    return own if own and are_tables and builder.info.splits is None else named
 
 
 def place_images(table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema) -> pa.Table:
