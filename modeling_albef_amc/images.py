@@ -66,8 +66,10 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
         kind = f"{type(source).__name__} (PIL.Image.open reads files and io.BytesIO(bytes))"
         raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {kind}")
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
-        advice = ": of a data set no address is fetched, download its images" if "://" in name else ""
-        advice += " (training, evaluation: --download_images)" if advice else ""
+        advice = ": of a data set no address is fetched, unless by --download_images" if "://" in name else ""
+        advice += "; leave out file://" if name.startswith("file:") else ""
+        if len(name) > 500:
+            name, advice = f"{name[:60]}…", ": this is no path; of images as text (base64) store the bytes or files"
         raise FileNotFoundError(f"there is no image {name}{advice}")
     try:
         image = file if isinstance(file, Image.Image) else open_file(file)
@@ -91,8 +93,7 @@ def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 def download(url: str, timeout: float) -> bytes:
-    # Some servers turn away the library's own name.
-    request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})
+    request = urllib.request.Request(url, headers={"User-Agent": "albef-amc"})  # some servers turn away urllib's own
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             data = response.read(MAX_BYTES + 1)

@@ -208,6 +208,17 @@ def test_choices_are_those_of_the_modules():
                 ("--columns", "caption", "--columns takes OURS=THEIRS pairs"),
             ]
         ),
+        *(
+            ([*command, "--dataset", "set", option, output], f"{option.strip('-')} {output} would put files among")
+            for command, option, output in [
+                (["evaluate", "--models", "a=b"], "--output", "set"),
+                (["evaluate", "--models", "a=b"], "--output", "set/results"),
+                (["sweep", "--model", "a"], "--output", "set/../set"),
+                (["ground-dataset", "--model", "a"], "--output", "set"),
+                (["train"], "--output_dir", "set"),
+            ]
+        ),
+        (["ground-dataset", "--model", "a", "--dataset", "out/data", "--output", "out"], "would put files among"),
         (["convert", "a", "b", "--layout", "amc"], "--layout needs --to_original"),
         (["convert", "a", "b", "--to-original", "--image-size", "9"], "--image_size does not go with --to_original"),
         (["convert", "no/where.pth", "out"], "error: "),
@@ -221,6 +232,8 @@ def test_choices_are_those_of_the_modules():
 def test_mistakes_of_every_command_are_told_in_a_line(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").touch()
+    for folder in "set", "out/data":
+        Path(folder).mkdir(parents=True)
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2

@@ -142,10 +142,11 @@ def test_boxes_in_shares_are_not_scored_as_the_first_pixel(tmp_path, convert, co
 
 def test_scores_need_regions_before_any_model_is_looked_for(tmp_path):
     table = pa.table({"image": [tiny_records(1)[0]["image"]["bytes"]], "phrase": ["a"], "place": [[[1, 2, 3, 4]]]})
-    pq.write_table(table, tmp_path / "validation.parquet")
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "validation.parquet")
     for score_it in (
-        lambda: score("nowhere", tmp_path, tmp_path / "scored"),
-        lambda: sweep_layers.main(["--model", "nowhere", "--dataset", str(tmp_path), "--cpu"]),
+        lambda: score("nowhere", tmp_path / "set", tmp_path / "scored"),
+        lambda: sweep_layers.main(["--model", "nowhere", "--dataset", str(tmp_path / "set"), "--cpu"]),
     ):
         with pytest.raises(ValueError, match=r"scores do; .* has none of the columns boxes, .*not understood: place"):
             score_it()

@@ -149,13 +149,15 @@ def test_fingerprints_see_that_a_file_was_corrected(tmp_path, changed):
 
 
 def test_a_missing_mask_is_one_unusable_record(checkpoint, tmp_path):
+    folder, output = tmp_path / "set", tmp_path / "output"
+    folder.mkdir()
     for number in range(3):
-        Image.new("L", (8, 8), 255).save(tmp_path / f"{number}.png")
+        Image.new("L", (8, 8), 255).save(folder / f"{number}.png")
     row = {"image": "0.png", "phrase": "a dog"}
     given = [{**row, "masks": [f"{number}.png"]} for number in (1, 2, 3)]
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in given))
-    evaluate(checkpoint, tmp_path, tmp_path / "output")
-    found = [row["error"] for row in rows(tmp_path / "output")]
+    (folder / "test.jsonl").write_text("".join(json.dumps(each) + "\n" for each in given))
+    evaluate(checkpoint, folder, output)
+    found = [row["error"] for row in rows(output)]
     assert found[:2] == [None, None] and found[2].startswith("there is no image") and found[2].endswith("3.png")
 
 
@@ -371,8 +373,11 @@ def test_rows_of_other_settings_are_refused(checkpoint, data, whole, tmp_path):
     run_ground(other, data, output, "--overwrite")
     assert files(output).keys() == before.keys() and files(output) != before
     (output / "test.json").unlink()
-    with pytest.raises(ValueError, match=r"no test\.json to say how they were made"):
-        run_ground(checkpoint, data, output)
+    before = files(output)
+    for more in ([], ["--overwrite"]):  # which deletes no files of others
+        with pytest.raises(ValueError, match=r"no test\.json to say how they were made"):
+            run_ground(checkpoint, data, output, *more)
+        assert files(output) == before
 
 
 # What cannot be used --------------------------------------------------------------------------------------------------

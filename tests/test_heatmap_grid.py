@@ -43,6 +43,14 @@ def test_hits_and_misses_are_marked():
     assert [count(row, CYAN) > 50 for row in rows] == [True, True, False]
 
 
+def test_a_model_that_cannot_use_a_record_has_no_heat_in_it():
+    record, heatmaps = {"image": GRAY, "phrase": "one", "boxes": [[21, 16, 40, 30]]}, torch.eye(4)[None]
+    drawn = grid_of_batch([record], {"one": heatmaps, "other": [None]})
+    thirds = [drawn.crop((i * drawn.width // 3, 0, (i + 1) * drawn.width // 3, drawn.height)) for i in range(3)]
+    assert count(thirds[1], LIME) + count(thirds[1], RED) > 0 == count(thirds[2], LIME) + count(thirds[2], RED)
+    assert count(thirds[2], CYAN) > 50
+
+
 def test_on_the_edge_is_outside():
     """As in the pointing game. The heat is highest at (10, 5)."""
     heatmaps = torch.zeros(1, 30, 40)

@@ -1,5 +1,6 @@
 """Data sets as `open_split` takes them: columns of the right kinds, or an error that names the column."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from datasets import Array2D, ClassLabel, Features, Image, List, Value
 
 from dataset_scripts.build import build
 from dataset_scripts.features import FEATURES
+from modeling_albef_amc.images import open_image
 from tests.helpers.builders import coco
 from tests.helpers.data import picture, tiny_records, write_folder
 from trainer.splits import COLUMNS, data_files, fits, open_split, split_names
+from trainer.streaming import StreamedRows
 
 TEXT, NUMBER, COUNT = Value("string"), Value("float32"), Value("int64")
 
@@ -148,3 +151,67 @@ def test_paths_as_other_machines_write_them(tmp_path):
         paths = [row["image"]["path"] for row in open_split(str(data), None, "train")]
         assert [Path(path) for path in paths[:2]] == [tmp_path / "below" / "0.png"] * 2
         assert paths[2] == "https://host/0.png"
+    for path, message in (("file:///a/0.png", "leave out file://"), ("iVBO/" * 200, r"iVBO.*….*\(base64\)")):
+        with pytest.raises(FileNotFoundError, match=message) as error:
+            open_image(path)
+        assert len(str(error.value)) < 200
+
+
+def image_folder(folder: Path, names: list[str], below: str = "") -> Path:
+    """Of these pictures, with a metadata file in the folder `below`."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(folder / name)
+    rows = [{"file_name": str(Path(name).relative_to(below)), "phrase": name} for name in names]
+    (folder / below / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_image_folders(tmp_path, streaming):
+    """With a missing picture, which its row tells of; in an archive; and with names that say splits to datasets."""
+    names = ["train/0.png", "train/COCO_val2014_1.png"]
+    folder = image_folder(tmp_path / "folder", names, "train")
+    (folder / names[0]).unlink()
+    rows = list(open_split(str(folder), None, "train", streaming))
+    assert [row["phrase"] for row in rows] == names and open_image(rows[1]["image"]).size == picture().size
+    with pytest.raises(FileNotFoundError, match=r"no image .*train/0\.png"):
+        open_image(rows[0]["image"])
+    source = image_folder(tmp_path / "source", ["0.png"])
+    (tmp_path / "zipped").mkdir()
+    shutil.make_archive(str(tmp_path / "zipped" / "train"), "zip", source)
+    (row,) = open_split(str(tmp_path / "zipped"), None, "train", streaming)
+    assert row["phrase"] == "0.png" and np.array_equal(open_image(row["image"]), picture())
+    with pytest.raises(ValueError, match=r"passed over metadata\.jsonl: words such as train .* below one folder"):
+        open_split(str(image_folder(tmp_path / "coco", ["COCO_train2014_0.png"])), None, "train", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_with_columns_of_their_own(tmp_path, streaming):
+    for split, regions in (
+        ("train", {"polygons": [[[1, 1, 9, 1, 9, 9]]]}),
+        ("validation", {"boxes": [[1, 1, 9, 9.5]]}),
+    ):
+        row = {"image": "0.png", "phrase": split, **regions}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    for split, column in (("train", "polygons"), ("validation", "boxes")):
+        (row,) = open_split(str(tmp_path), None, split, streaming)
+        assert row["phrase"] == split and set(row) == {"image", "phrase", column}
+    if not streaming:
+        assert len(open_split(str(tmp_path), None, "train[:50%]+train")) == 1
+    (tmp_path / "train.jsonl").write_text('{"image": "0.png", "phrase": \n')
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: JSON parse error"):
+        open_split(str(tmp_path), None, "train", streaming)
+    (tmp_path / "README.md").write_text("---\npretty_name: my data: dogs\n---\n")
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: the YAML .* README\.md .*: mapping values"):
+        open_split(str(tmp_path), None, "train", streaming)
+
+
+def test_a_line_that_is_not_utf_8_is_named(tmp_path):
+    rows = [json.dumps({"image": "0.png", "phrase": f"café {i}"}, ensure_ascii=i < 2) for i in range(4)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="cp1252")
+    message = r"Line 3 of .*train\.jsonl cannot be had: it is not in UTF-8"
+    with pytest.raises(ValueError, match=message):
+        open_split(str(tmp_path), None, "train")
+    with pytest.raises(ValueError, match=message):
+        StreamedRows.open(str(tmp_path), None, "train")

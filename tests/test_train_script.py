@@ -338,6 +338,14 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
     check_picture(output / "heatmaps.png", columns=2, rows=6)
 
 
+def test_a_tokenizer_is_made_although_a_phrase_is_missing(tmp_path):
+    records = tiny_records(8)
+    data = write_folder(tmp_path / "data", train=[records[0] | {"phrase": None}, *records[1:]])
+    train.main([write_yaml(tmp_path, dataset=data, output_dir=tmp_path / "run", model_config=TINY_MODEL, **RUN)])
+    assert '"num_unusable": 1' in (tmp_path / "run" / "train_results.json").read_text()
+    assert '"none"' not in (tmp_path / "run" / "tokenizer.json").read_text().lower()
+
+
 @pytest.mark.parametrize("given", ["{", "[" * 10**6, "[1]", "7", '{"text_config": 3}', '{"vision_config": 3}',
                                    '{"grounding_leyer": 2}', '{"text_config": {"hidden": 3}}'])  # fmt: skip
 def test_a_model_config_that_is_none_is_named(given):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from .benchmarks import BENCHMARKS
-from .process_group import fail, run_script
+from .process_group import check_apart, fail, run_script
 
 # Those of the modules that do the work.
 METHODS = "gradcam", "attention", "relevance"
@@ -158,7 +158,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_hub_arguments(parser)
 
 
-def check_run(args: argparse.Namespace) -> None:
+def check_run(args: argparse.Namespace, written: str = "") -> None:
+    """Args: written: the folder of the output that records go into."""
+    if args.output is not None:
+        check_apart("--output", args.output, args.dataset, written)
     if args.batch_size < 1 or (args.max_examples is not None and args.max_examples < 1):
         raise ValueError("--batch_size and --max_examples must be at least 1")
     if args.output is not None and any(path.is_file() for path in (args.output, *args.output.parents)):
@@ -203,7 +206,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def check_evaluate(args: argparse.Namespace) -> None:
-    check_run(args)
+    check_run(args, "records")
     args.models = pairs("--models", "NAME=CHECKPOINT", args.models)
     if any("/" in name or name.startswith(".") for name in args.models):
         raise ValueError("names in --models become names of folders: leave out / and a dot in front")
@@ -220,7 +223,7 @@ def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def check_ground_dataset(args: argparse.Namespace) -> None:
-    check_run(args)
+    check_run(args, "data")
     index, slash, number = args.shard.partition("/")
     if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
         raise ValueError("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")

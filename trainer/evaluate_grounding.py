@@ -38,18 +38,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Returns: model → split → share of right answers by the protocol's first metric, on every process."""
     accelerator = make_accelerator(args)
     protocol = replace(BENCHMARKS[args.benchmark] if args.benchmark else Protocol(), in_caption=args.in_caption)
-    splits, columns = {}, columns_of_run(args)
-    names = args.splits or protocol.splits
-    if len(names) > 1 and Path(args.dataset).is_file():
-        raise ValueError(f"{args.dataset} is a file, of one split: name it, e.g. --splits {names[0]}")
-    for split in names:
-        check_split(split)
-        source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
-        splits[split] = open_blocks(*source, columns, needs_regions=True)
-        args.box_format = columns.box_format or "xyxy"
-        check_boxes(splits[split].dataset, args.box_format, f"split {split} of {args.dataset}")
+    splits = open_splits(args, protocol)
     report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
     chosen, heatmaps = [], {}  # the records of the picture, and each model's heatmaps of them
+    usable: dict[str, dict[str, list[bool]]] = {}  # model → split → which records
     for name, path in args.models.items():
         grounder, settings = load_grounder(path, args, protocol, accelerator)
         report["protocol"] = grounder.protocol.spelled_out()
@@ -60,7 +52,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             title = progress_title(f"{name}, {split}", accelerator)
             records[split], speed = score_split(grounder, blocks, file, settings, args.overwrite, accelerator, title)
             if accelerator.is_main_process:
-                summary = checked_summary(records[split], protocol, f"Split {split} of {args.dataset}")
+                summary = checked_summary(records[split], protocol, f"{name}: Split {split} of {args.dataset}")
                 report["models"][name][split] = {**summary, "pairs_per_second": speed}
                 if args.gallery:
                     cases = choose_cases(records[split], protocol.metrics[0], args.gallery)
@@ -69,14 +61,32 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         if accelerator.is_main_process and args.num_pictured:
             chosen = chosen or picture_records(splits, records, args.num_pictured)
             drawn, heatmaps[name] = grounder.pictured(chosen)
+        if accelerator.is_main_process:
+            usable[name] = {split: table["error"].is_null().to_pylist() for split, table in records.items()}
     results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
         results = write_results(args.output, report, protocol)
+        tell_of_other_phrases(usable)
         if args.num_pictured:
             grid_of_batch(drawn, heatmaps).save(args.output / "heatmaps.png")
             print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
     (results,) = broadcast_object_list([results])
     return results
+
+
+def open_splits(args: argparse.Namespace, protocol: Protocol) -> dict[str, Blocks | FileBlocks]:
+    """The splits to score, their boxes checked; sets `args.box_format`."""
+    splits, columns = {}, columns_of_run(args)
+    names = args.splits or protocol.splits
+    if len(names) > 1 and Path(args.dataset).is_file():
+        raise ValueError(f"{args.dataset} is a file, of one split: name it, e.g. --splits {names[0]}")
+    for split in names:
+        check_split(split)
+        source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
+        splits[split] = open_blocks(*source, columns, needs_regions=True)
+        args.box_format = columns.box_format or "xyxy"
+        check_boxes(splits[split].dataset, args.box_format, f"split {split} of {args.dataset}")
+    return splits
 
 
 def score_split(
@@ -147,6 +157,17 @@ def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> d
         drawn = table(f"{TITLES[metric]}, %", splits, percent)
     print(drawn)
     return results
+
+
+def tell_of_other_phrases(usable: dict[str, dict[str, list[bool]]]) -> None:
+    """Says where models could not use the same records: theirs are numbers of different phrases."""
+    for split, first in next(iter(usable.values())).items():
+        if any(of[split] != first for of in usable.values()):
+            counts = ", ".join(f"{name} {sum(of[split])}" for name, of in usable.items())
+            print(
+                f"Split {split}: the models could use different ones of its {len(first)} records ({counts}), so that "
+                "their numbers are of different phrases. To compare them, mend or drop those that were left out."
+            )
 
 
 def picture_records(

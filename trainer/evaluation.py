@@ -223,11 +223,11 @@ class RecordGrounder:
             row["heatmap"] = list(image.heatmaps[question.number].numpy().astype(self.heatmaps))
         return row
 
-    def pictured(self, records: list[Record]) -> tuple[list[Record], torch.Tensor]:
-        """Usable records for a picture: their boxes those that they are scored by; and heatmaps (num_records, …)."""
+    def pictured(self, records: list[Record]) -> tuple[list[Record], list[torch.Tensor | None]]:
+        """Records for a picture, their boxes those that they are scored by; and heatmaps, None of unusable ones."""
         images = self.explain(self.read([[record] for record in records]))
         records = [{**found.questions[0].record, "boxes": found.questions[0].boxes.tolist()} for found in images]
-        return records, torch.stack([found.image.heatmaps[0] for found in images])
+        return records, [found.image.heatmaps[0] if found.image and found.usable else None for found in images]
 
 
 def load_grounder(

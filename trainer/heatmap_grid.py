@@ -1,8 +1,8 @@
 """Images of heatmaps: one row a phrase, one column a model, the annotated boxes drawn in; and sheets of cases."""
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +16,18 @@ from modeling_albef_amc.tools.figures import captioned, panel, sheet
 from .metrics.pointing_game.pointing_game import point_in_boxes
 
 Record = dict[str, Any]
+Heatmaps: TypeAlias = torch.Tensor | Sequence[torch.Tensor | None]
 WIDTH = 230  # of a panel, in pixels
 HIT, MISS = "lime", "red"
 HEADINGS = {"best": "surest hits", "worst": "surest misses", "random": "at random"}
 
 
-def grid_of_batch(records: Sequence[Record], columns: dict[str, torch.Tensor]) -> Image.Image:
+def grid_of_batch(records: Sequence[Record], columns: Mapping[str, Heatmaps]) -> Image.Image:
     """A grid for records of a data set: the image with its annotated region, then a column for each model.
 
     Args:
         records: with `image`, `phrase`, and `boxes` xyxy in pixels.
-        columns: title → heatmaps (num_records, rows, columns) as the model gives them.
+        columns: title → a heatmap (rows, columns) a record as the model gives it; None where it cannot use the record.
     """
     panels = []
     for number, record in enumerate(records):
@@ -34,7 +35,10 @@ def grid_of_batch(records: Sequence[Record], columns: dict[str, torch.Tensor]) -
         size = image.height, image.width
         panels.append(panel(image, f'"{record["phrase"]}"', boxes=boxes, width=WIDTH))
         for title, heatmaps in columns.items():
-            heatmap = heatmaps[number][None].float().cpu()
+            if (found := heatmaps[number]) is None:
+                panels.append(panel(image, f"{title}: not read", boxes=boxes, width=WIDTH))
+                continue
+            heatmap = found[None].float().cpu()
             (point,) = heatmap_points(heatmap, torch.tensor([size])).tolist()
             word, colour = ("hit", HIT) if point_in_boxes(np.array(point), np.array(boxes)) else ("miss", MISS)
             heat = upsample_heatmaps(heatmap, size)[0].numpy()
@@ -66,7 +70,7 @@ def gallery(cases: dict[str, list[Record]], explain: Callable[..., Any], title: 
 
     Args:
         cases: kind → records, kinds as of `choose_cases`.
-        explain: records → the same with the boxes to draw, and maps (num_records, rows, columns).
+        explain: records → the same with the boxes to draw, and their maps (rows, columns).
         title: of the heatmaps, such as the model's name.
     """
     sheets = []

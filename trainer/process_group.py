@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Packages whose errors say what their user can mend.
@@ -40,6 +41,20 @@ def run_script(main: Callable[[], Any]) -> None:
 def fail(message: str, *notes: str) -> NoReturn:
     print(" ".join(message.split()), *notes, sep="\n", file=sys.stderr)
     sys.exit(2)
+
+
+def check_apart(option: str, output: str | Path, dataset: str | None, below: str = "") -> None:
+    """ValueError: what is written into `output`, and into its folder `below`, would be among the files of a data set.
+
+    Args: dataset: a folder; a Hub id is none of this machine's.
+    """
+    if dataset is None or not os.path.isdir(dataset):
+        return
+    data, written = Path(dataset).resolve(), Path(output, below).resolve()
+    read = data / "data" if any((data / "data").glob("*.parquet")) else data  # of builds, nothing but that folder
+    is_among = read in (written, *written.parents) or (below and written in read.parents)
+    if is_among or Path(output).resolve() == data:
+        raise ValueError(f"{option} {output} would put files among those of the data set {dataset}: choose another")
 
 
 def add_note(error: BaseException, note: str) -> None:

@@ -117,21 +117,21 @@ class RecordStore:
     def prepare(self, settings: dict[str, Any], overwrite: bool = False) -> None:
         """Makes the folder ready for records made with these settings; for one process, before all others go on.
 
-        Raises ValueError: it has records that were made with other settings, or none of ours, and may not be
-        overwritten.
+        Raises ValueError: it has records that were made with other settings, and may not be overwritten; or files of
+        others, which never are.
         """
         data = self.folder / "data"
         data.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            self.settings_path.unlink(missing_ok=True)
+        if overwrite and self.settings_path.is_file():
             for path in data.glob(f"{self.split}-*-of-*.parquet"):
                 path.unlink()
+            self.settings_path.unlink()  # last: without it they would be files of others
         if self.settings_path.is_file():
             check_settings(self._saved_settings(), settings, self.folder)
-        elif any(data.glob(f"{self.split}-*-of-*.parquet")):
+        elif any(data.glob(f"{self.split}-*.parquet")):
             raise ValueError(
                 f"{data} has files of {self.split!r}, but no {self.settings_path.name} to say how they were made: "
-                "choose another folder, or --overwrite."
+                "choose another folder, or delete these files if they are no longer needed."
             )
         else:
             partial = self.settings_path.with_suffix(f".{os.getpid()}.partial")

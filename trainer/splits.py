@@ -1,18 +1,21 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
+import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 from datasets import (
     Array2D,
     Dataset,
+    DatasetBuilder,
     Features,
     Image,
     IterableDataset,
@@ -26,7 +29,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.table import CastError, table_cast
+from datasets.table import CastError, embed_table_storage, table_cast
 
 from modeling_albef_amc.images import download
 
@@ -43,6 +46,7 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
 IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
+TEXT_FILES = ".csv", ".json", ".jsonl", ".ndjson", ".tsv"
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
@@ -87,22 +91,9 @@ def open_split(
         ValueError: it cannot be read, or has no such split or column, or a column holds something else, or it is in
             doubt which column is meant, or what its boxes are.
     """
-    columns, what = Columns() if columns is None else columns, f"Split {split} of {path}"
-    # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
-    is_look = os.path.exists(path) and split.isidentifier() and not streaming  # nor is a slice streamed
-    with told(what):
-        load = partial(load_dataset, **source_of(path, config, split), split=split)
-        dataset = load(streaming=streaming or is_look)
-    columns.read_card(path)
-    features, found = dataset.features, None
-    if features is not None:
-        found = find_columns(features, columns, COLUMNS, path, needs_regions)
-        features = widened(features, found)
-    if is_look or features != dataset.features:
-        with told(what):
-            dataset = load(streaming=streaming, features=None if features == dataset.features else features)
-    if folders := split_folders(path):
-        dataset = of_folder(dataset, path, split, folders)
+    columns = Columns() if columns is None else columns
+    told_here = partial(told, f"Split {split} of {path}", lambda: data_files(path, config, split))
+    dataset, found = load(path, config, split, streaming, columns, needs_regions, told_here)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
@@ -114,6 +105,9 @@ def open_split(
     dataset = arrange(dataset, found, path)
     dataset, is_listed = known_columns(dataset, path, needs_regions, others)
     dataset = put_together(dataset, found, columns, path)
+    if isinstance(dataset, Dataset):
+        with told_here():
+            dataset.data.validate(full=True)  # of text that is not UTF-8 nothing else says so before it is read
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
@@ -125,10 +119,44 @@ def open_split(
         # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
         dataset = dataset.with_format("arrow").map(place_images, batched=True, features=features, fn_kwargs=place)
         dataset = dataset.with_format(None)
-    for name in kinds:
-        if name in features:
-            dataset = dataset.cast_column(name, features[name])
+    for name in kinds.keys() & features.keys():
+        dataset = dataset.cast_column(name, features[name])
     return decide_boxes(dataset, found, columns, path, needs_regions)
+
+
+def load(
+    path: str,
+    config: str | None,
+    split: str,
+    streaming: bool,
+    columns: Columns,
+    needs_regions: bool,
+    told_here: Callable[[], AbstractContextManager[None]],
+) -> tuple[Dataset | IterableDataset, Found | None]:
+    """The split as datasets reads it, its columns wide enough for all rows; and where ours are in it, if it says so."""
+    # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
+    is_look = os.path.exists(path) and split.isidentifier() and not streaming  # nor is a slice streamed
+    with told_here():
+        source = source_of(path, config, split)
+        if "name" in source:
+            source["data_files"] = own_files(path, config, split)
+        dataset = load_dataset(**source, split=split, streaming=streaming or is_look)
+    columns.read_card(path)
+    features, found = dataset.features, None
+    if features is not None:
+        found = find_columns(features, columns, COLUMNS, path, needs_regions)
+        features = widened(features, found)
+    with told_here():
+        if is_look or features != dataset.features:
+            features = None if features == dataset.features else features
+            dataset = load_dataset(**source, split=split, streaming=streaming, features=features)
+        if dataset.column_names is None:
+            next(iter(dataset))  # says why, if the first file is broken
+        else:
+            dataset = of_files(dataset, path, config, split)
+    if folders := split_folders(path):
+        dataset = of_folder(dataset, path, split, folders)
+    return dataset, found
 
 
 def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found: Found, path: str) -> str:
@@ -137,10 +165,14 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     said = " ".join(f"{ours}={guessed.get(ours, '…')}" for ours in sorted(missing | guessed.keys()))
     remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
     tables = [file for kind in FILES for file in sorted(Path(path).glob(f"*{kind}"))]
-    if tables and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
-        remedy = (
-            f"datasets read its images and passed over {tables[0].name}: put this file into a folder of its own, "
-            f"with paths of the images from there, such as ../images/1.jpg, or name the file: --dataset {tables[0]}."
+    metadata = sorted(Path(path).rglob("metadata.*"))
+    if (metadata or tables) and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
+        remedy = f"datasets read its images and passed over {os.path.relpath((metadata or tables)[0], path)}: " + (
+            "words such as train or test in the names of images or folders say splits to it. Put all images of a "
+            "split, with a metadata file that is of them alone, below one folder: train/, test/."
+            if metadata
+            else "put this file into a folder of its own, with paths of the images from there, such as ../images/1.jpg,"
+            f" or name the file: --dataset {tables[0]}."
         )
     if {"images", "annotations"} <= set(dataset.column_names) and os.path.isfile(path):
         name, folder = os.path.basename(path), os.path.dirname(path) or "."
@@ -192,13 +224,18 @@ def named_shards(dataset: IterableDataset, files: list[str]) -> list[str]:
 
 def reading(rows: Iterable[Any], what: str) -> Iterator[Any]:
     """The rows or tables of a streamed data set, errors as of `told`."""
-    with told(what):
-        yield from rows
+    with told(what, lambda: [what]):
+        for row in rows:
+            if isinstance(row, pa.Table):
+                row.validate(full=True)
+            yield row
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """What keeps `datasets` from reading a data set, as a ValueError that names it."""
+def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
+    """What keeps `datasets` from reading a data set, as a ValueError that names it, and the line of one of its files
+    where that is not UTF-8.
+    """
     try:
         yield
     except NonMatchingSplitsSizesError as error:
@@ -208,6 +245,8 @@ def told(what: str) -> Iterator[None]:
         ) from error
     except StopIteration as error:  # where it looks for the first row
         raise ValueError(f"{what} cannot be had: a file of it is empty.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} cannot be had: the YAML that its README.md begins with is none: {error}") from error
     except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
         cause = error.__cause__ if isinstance(error, DatasetsError) else None
@@ -215,7 +254,31 @@ def told(what: str) -> Iterator[None]:
         if isinstance(reason, CastError):
             keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
             reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
+        if isinstance(reason, UnicodeDecodeError) or "UTF8" in str(reason):
+            what, reason = next(lines_of_other_texts(files()), what), "it is not in UTF-8: save the file as UTF-8"
         raise ValueError(f"{what} cannot be had: {reason}") from error
+
+
+def lines_of_other_texts(files: list[str]) -> Iterator[str]:
+    """Of files on disk, the lines that are not UTF-8."""
+    for file in files:
+        if file.lower().endswith(TEXT_FILES) and os.path.isfile(file):
+            with open(file, "rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    if "\ufffd" in line.decode(errors="replace"):
+                        yield f"Line {number} of {file}"
+
+
+def of_files(
+    dataset: Dataset | IterableDataset, path: str, config: str | None, split: str
+) -> Dataset | IterableDataset:
+    """The data set with images in files as paths, streamed too; with those in archives as bytes."""
+    is_zipped = any(file.lower().endswith(".zip") for file in data_files(path, config, split))
+    if isinstance(dataset, Dataset):
+        embed = partial(dataset.with_format("arrow").map, embed_table_storage, batched=True, batch_size=100)
+        return embed().with_format(None) if is_zipped else dataset
+    # datasets would decode them, and stop at one that is missing; those of archives and of the Hub it has to read.
+    return dataset if is_zipped or not os.path.isdir(path) else dataset.decode(False)
 
 
 def known_columns(
@@ -313,10 +376,31 @@ def split_names(path: str, config: str | None) -> list[str]:
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
     """The files of a split; of slices and sums such as "train[:75%]+test", those of the splits that they name."""
-    files = load_dataset_builder(**source_of(path, config, split)).config.data_files or {}
+    builder = load_dataset_builder(**source_of(path, config, split))
+    return [file for files in files_by_split(builder, split).values() for file in files]
+
+
+def files_by_split(builder: DatasetBuilder, split: str) -> dict[str, list[str]]:
+    files = builder.config.data_files or {}
     names = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+"))
-    names = files if split == "all" else names
-    return [file for name in names for file in files.get(name, [])]
+    return {name: list(files[name]) for name in (files if split == "all" else names) if name in files}
+
+
+def own_files(path: str, config: str | None, split: str) -> dict[str, Any] | None:
+    """Split → its files, of those that `split` names: other splits may have other columns. As of `named_files` where a
+    README.md counts the rows of all splits, and of images, which are many.
+    """
+    named = named_files(path)
+    if not os.path.isdir(path):
+        return named
+    builder = load_dataset_builder(path, config, data_files=named)
+    own = files_by_split(builder, split)
+    are_tables = not any(
+        file.lower().endswith((".zip", *IMAGE_FILES)) or glob.has_magic(file)
+        for files in own.values()
+        for file in files
+    )
+    return own if own and are_tables and builder.info.splits is None else named
 
 
 def place_images(

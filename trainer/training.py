@@ -38,7 +38,7 @@ from .evaluation import batch_heatmaps
 from .heatmap_grid import grid_of_batch
 from .lora import add_adapters, lora_config, train_adapters
 from .phrase_rows import PhraseRows
-from .process_group import check_restart
+from .process_group import check_apart, check_restart
 from .splits import open_split, split_names
 from .streaming import StreamedRows
 
@@ -51,8 +51,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
+    check_apart("output_dir", args.output_dir, data_args.dataset)
     train_dataset, eval_datasets = load_data(data_args, args)
-    texts = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
+    phrases = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
+    texts = (phrase for phrase in phrases if isinstance(phrase, str))  # a record without one is named below
     model, processor = build_model(model_args, texts)
     if model._hf_peft_config_loaded and args.push_to_hub and Path(lora_config(model).base_model_name_or_path).exists():
         raise ValueError(
