@@ -615,8 +615,8 @@ for token in sys.argv[2:]:
     try:
         options = ["--hub_token", token] if token else []
         train.main([sys.argv[1], "--push_to_hub", "--hub_model_id", "org/there", *options])
-    except Exception:
-        print(f"--- {token}: {traceback.format_exc()}")
+    except Exception as error:
+        print(f"--- {token}: {traceback.format_exc()} {error.__notes__}")
 """
 
 
@@ -640,7 +640,7 @@ def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_pa
     config = write_config(tmp_path, data, save_strategy="steps", save_steps=1, hub_always_push=True)
     options = ["--push_to_hub", "--hub_model_id", "org/lost"]
     settings = environment(other_hub.url, tmp_path / "home", PYTHONUNBUFFERED="1")
-    into_one = "import os, sys, train\nos.dup2(1, 2)\ntrain.main(sys.argv[1:])"
+    into_one = "import os, sys, runpy\nos.dup2(1, 2)\nrunpy.run_path('train.py', run_name='__main__')"
     error = run(["-c", into_one, config, *options], ROOT, settings, fails=True).stdout
     # Pushes while training that fail are reported at once, the last one ends in an error.
     assert error.index("A push to org/lost while training failed") < error.index("'train_runtime'")

@@ -203,7 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(409, {"error": "You already created this repo", **url})
         if kind == "spaces" and wanted.get("sdk") not in ("gradio", "docker", "static"):
             raise _Refused(400, "A Space needs an sdk")
-        repo = self.server.repos[kind, name] = Repo(kind, name, wanted.get("visibility") == "private")
+        is_private = wanted.get("visibility") == "private" or wanted.get(
+            "private", False
+        )  # the latter of older clients
+        repo = self.server.repos[kind, name] = Repo(kind, name, is_private)
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
         repo.commit({".gitattributes": self.server.store(attributes.encode())}, "initial commit")
         self._send(200, url)
