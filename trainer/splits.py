@@ -76,7 +76,7 @@ def open_split(
     """
     check_folder(path)
     with told(f"Split {split} of {path}"):
-        load = partial(load_dataset, path, config, data_files=named_files(path), split=split)
+        load = partial(load_dataset, not_a_loader(path), config, data_files=named_files(path), split=split)
         # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
         is_look = os.path.isdir(path) and split.isidentifier() and not streaming  # nor is a slice streamed
         dataset = load(streaming=streaming or is_look)
@@ -105,13 +105,25 @@ def open_split(
     paths = [name for name in kinds if name in features and may_be_relative(dataset, name)]
     if paths:
         place = {"names": paths, "folders": folders_of_files(path, config, split), "schema": features.arrow_schema}
-        # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
-        dataset = dataset.with_format("arrow").map(place_images, batched=True, features=features, fn_kwargs=place)
-        dataset = dataset.with_format(None)
-    for name in kinds:
-        if name in features:
+        # Table by table: of single rows, those of streamed data that have nothing in a column lose its type. Few rows
+        # each: a table of 2 GiB of images cannot be written.
+        options = {"batched": True, "batch_size": 100, "features": features, "fn_kwargs": place}
+        dataset = dataset.with_format("arrow").map(place_images, **options).with_format(None)
+    return undecoded(dataset, features)
+
+
+def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset | IterableDataset:
+    """The same rows by these features, which differ in what is decoded; on disk they are not written again."""
+    if isinstance(dataset, IterableDataset):
+        for name in set(IMAGES) & set(features):
             dataset = dataset.cast_column(name, features[name])
-    return dataset
+        return dataset
+    if len(dataset) != dataset.data.num_rows:
+        dataset = dataset.flatten_indices()
+    info = dataset.info.copy()
+    info.features = features
+    # cast_column would write all columns anew for a list of images, and fail where 1,000 rows hold 2 GiB.
+    return Dataset(dataset.data.cast(features.arrow_schema), info, dataset.split)
 
 
 def named_as_ours(dataset: Dataset | IterableDataset, renamed: dict[str, str], path: str) -> Dataset | IterableDataset:
@@ -233,6 +245,11 @@ def check_folder(path: str) -> None:
         raise ValueError(f"{path} is a file: name the folder that it is in ({os.path.dirname(path) or '.'}).")
 
 
+def not_a_loader(path: str) -> str:
+    """A folder's whole path: by its name alone datasets would take one called csv, json or parquet for a loader."""
+    return os.path.abspath(path) if os.path.isdir(path) else path
+
+
 def named_files(path: str) -> dict[str, str] | None:
     """Split → its files, of builds put together without a README.md; by their names, of which datasets knows few."""
     files = [] if Path(path, "README.md").exists() else Path(path, "data").glob("*.parquet")
@@ -243,12 +260,13 @@ def named_files(path: str) -> dict[str, str] | None:
 def split_names(path: str, config: str | None) -> list[str]:
     check_folder(path)
     with told(path):
-        return get_dataset_split_names(path, config, data_files=named_files(path))
+        return get_dataset_split_names(not_a_loader(path), config, data_files=named_files(path))
 
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
     """The files of a split; of slices and sums such as "train[:75%]+test", those of the splits that they name."""
-    files = load_dataset_builder(path, config, data_files=named_files(path)).config.data_files or {}
+    builder = load_dataset_builder(not_a_loader(path), config, data_files=named_files(path))
+    files = builder.config.data_files or {}
     names = dict.fromkeys(part.partition("[")[0].strip() for part in split.split("+"))
     names = files if split == "all" else names
     return [file for name in names for file in files.get(name, [])]
