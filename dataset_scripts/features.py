@@ -54,6 +54,7 @@ class PhraseFields(TypedDict, total=False):
     caption_span: tuple[int, int] | None
     categories: Sequence[str]
     proposals: Sequence[Sequence[float]]
+    absent: bool
 
 
 def make_row(  # noqa: PLR0913 - the columns
