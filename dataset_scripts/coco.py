@@ -1,8 +1,9 @@
 """Images with annotations in COCO's format: one row for each category in an image, with all its instances.
 
-The phrase is the category's name in words ("traffic light"; of `traffic_light` too, and "bow" of `bow_(weapon)`) and
-its region every instance of it in the image, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and
-a point in it is right. Images are stored as they are.
+The phrase is the category's name in words: "traffic light", of `traffic_light` too, and "mouse" of
+`mouse_(computer_equipment)`, but "bow (weapon)" where another category is `bow_(decorative_ribbons)`. Its region is
+every instance of it in the image, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and a point in
+it is right. Images are stored as they are.
 
 MDETR's and GoldG's files are COCO's with captions. Of an image whose annotations have `tokens_positive`, [[start, end],
 …] in characters of the image's `caption`, the phrases are those words, one row for each place in the caption, whatever
@@ -10,7 +11,11 @@ the categories are called. In the files of the RefCOCO sets the caption is an ex
 `tokens_positive` marks its noun only.
 """
 
+import os
+import posixpath
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, starmap
 from operator import itemgetter
@@ -19,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from .builder import SourceImage, unusable_if
-from .coco_format import AnnotationFile, CocoImage, in_words, is_crowd, name_of, read_region, read_whole
+from .builder import SourceImage, Unusable, unusable_if
+from .coco_format import AnnotationFile, CocoImage, is_crowd, name_of, read_region, read_whole
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import Instance, ObjectBuilder, ObjectConfig, same_words
+from .objects import Instance, ObjectBuilder, ObjectConfig, words_of_labels
 from .options import CocoOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401 - which `objects` needs (see `builder`)
@@ -63,11 +68,12 @@ class Coco(ObjectBuilder):
 
     def split_names(self) -> list[str]:
         other = Path(self.config.data_dir, self.config.categories) if self.config.categories else None
-        file = AnnotationFile(self._path(), other)
+        file = AnnotationFile(self._path(), other, size_of=self._size_of if self.config.images_dir else None)
         images, annotations = file.images, file.table()
-        first: dict[str, str] = {}  # what is read the same by an uncased tokenizer has one row
-        names = {number: in_words(name) for number, name in file.categories.items()}
-        self.categories = {number: first.setdefault(same_words(name), name) for number, name in names.items()}
+        words = words_of_labels(file.categories.values())
+        self.categories = {number: words[name] for number, name in file.categories.items()}
+        if self.config.images_dir and (found := _name_in_folder(images, self.config.images_dir)):
+            self.report.kept["images whose name leads out of their folder, found there by their file's name"] += found
         by_words = file.with_tokens | {number for number, image in images.items() if image.dataset_name in _EXPRESSIONS}
         if again := _take_together(images, annotations, by_words):
             self.report.kept["images that are listed again, taken together with the first"] += again
@@ -117,7 +123,12 @@ class Coco(ObjectBuilder):
     def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         for phrase, own in self._instances_by_phrase(*content):
             kind = "phrase" if "caption" in phrase else "category"
-            yield from self.region_rows(phrase, starmap(_instance, own), content[0].size, kind)
+            yield from self.region_rows(phrase, starmap(_instance, own), size, kind)
+
+    def _size_of(self, file_name: str) -> tuple[int, int] | None:
+        with suppress(Unusable):  # which is said when it is the image's turn
+            return self.load_image(file_name).size
+        return None
 
     def _path(self) -> Path:
         return Path(self.config.data_dir, self.config.annotations)
@@ -195,16 +206,31 @@ def _place(token: Any, caption: str) -> tuple[int, int]:
     return start, end
 
 
+def _name_in_folder(images: dict[int, CocoImage], folder: str) -> int:
+    """Names images anew whose names lead out of the folder, as Label Studio's do, by files that lie directly in it.
+
+    Only by the name of a file that no other image's name ends in. Returns how many.
+    """
+    names = {number: plain_name(image.file_name) for number, image in images.items()}
+    ends, root, found = Counter(map(posixpath.basename, set(names.values()))), os.path.abspath(folder), 0
+    for number, name in names.items():
+        end = posixpath.basename(name)
+        is_outside = not Path(os.path.normpath(os.path.join(root, name))).is_relative_to(root) or name[1:3] == ":/"
+        if is_outside and ends[end] == 1 and os.path.isfile(os.path.join(root, end)):
+            images[number], found = images[number]._replace(file_name=end), found + 1
+    return found
+
+
 def _take_together(images: dict[int, CocoImage], annotations: np.ndarray, by_words: set[int]) -> int:
     """Gives the annotations of images that are listed again, by another id, to the first; returns how many those are.
 
     MDETR's images, whose phrases are words of their captions, are listed anew for each caption, and stay.
     """
-    first: dict[tuple[str, int, int], int] = {}
+    first: dict[tuple[str, tuple[int, int] | None], int] = {}
     again: dict[int, int] = {}
     for number, image in images.items():
         if number not in by_words:
-            same = first.setdefault((plain_name(image.file_name), *image.size), number)
+            same = first.setdefault((plain_name(image.file_name), image.size), number)
             if same != number:
                 again[number] = same
                 in_part = images[same].not_exhaustive + image.not_exhaustive

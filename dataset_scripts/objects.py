@@ -89,8 +89,8 @@ class ObjectBuilder(GroundingBuilder):
     # For subclasses
 
     def phrase_of(self, label: str) -> str:
-        """What a label is called in a row."""
-        return self.config.phrase_template.replace("{}", in_words(label))
+        """The phrase of a label in words."""
+        return self.config.phrase_template.replace("{}", label)
 
     def label_rows(self, instances: Iterable[Instance], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """A row for each label of an image of (width, height); labels that are read the same are one."""
@@ -98,7 +98,7 @@ class ObjectBuilder(GroundingBuilder):
         for instance in instances:
             groups.setdefault(same_words(instance.label), (instance.label, []))[1].append(instance)
         for label, own in groups.values():
-            yield from self.region_rows({"phrase": self.phrase_of(label)}, own, size, "label")
+            yield from self.region_rows({"phrase": self.phrase_of(in_words(label))}, own, size, "label")
 
     def region_rows(
         self, phrase: PhraseFields, instances: Iterable[Instance], size: tuple[int, int] | None, kind: str
@@ -192,7 +192,26 @@ def _check_turned(corners: list[float], size: tuple[int, int] | None, mask: np.n
 
 def same_words(label: str) -> str:
     """What is the same of labels that an uncased tokenizer reads the same."""
-    return " ".join(in_words(label).casefold().replace("-", " ").split())
+    return _as_read(in_words(label))
+
+
+def _as_read(words: str) -> str:
+    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def words_of_labels(labels: Iterable[str]) -> dict[str, str]:
+    """Label → in words, of a list of labels; one phrase for those that an uncased tokenizer reads the same.
+
+    Labels that only their brackets tell apart keep these: "cell (healthy)", "cell (damaged)".
+    """
+    readings: dict[str, set[str]] = {}
+    for label in (labels := list(labels)):
+        readings.setdefault(same_words(label), set()).add(_as_read(label))
+    words, first = {}, {}
+    for label in labels:
+        own = in_words(label) if len(readings[same_words(label)]) == 1 else " ".join(label.replace("_", " ").split())
+        words[label] = first.setdefault(_as_read(own), own)
+    return words
 
 
 def folder_split(path: str) -> str | None:
