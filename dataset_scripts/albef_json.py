@@ -3,8 +3,8 @@
 The file is a JSON list or JSON Lines. `caption` is a text or a list of texts, each of which becomes a row's phrase; in
 the lists for grounding ({"image", "text", "ref_id"}) it is called `text`. `bbox`, `[x1, y1, x2, y2]` in pixels or a
 list of such boxes, is the region of all of them; where there is none, the rows have no region and train the objectives
-that need none. `ref_id` is not used: the object that it names, with its box, is in the refer toolkit's files, which the
-builder `refcoco` reads.
+that need none. `absent`, true, says that somebody has looked, and the image does not show it. `ref_id` is not used: the
+object that it names, with its box, is in the refer toolkit's files, which the builder `refcoco` reads.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .builder import AnnotationConfig, GroundingBuilder, SourceImage, check_corners
+from .builder import AnnotationConfig, GroundingBuilder, SourceImage, check_corners, unusable_if
 from .coco_format import listed_boxes, read_box
 from .features import PhraseFields
 from .json_files import stream_json_records
 from .options import AlbefJsonOptions
 
-_OTHER_NAMES = ("box", "boxes", "bboxes", "region", "regions", "polygons", "segmentation", "masks")
+_OTHER_NAMES = (
+    *("box", "boxes", "bboxes", "bounding_box", "region", "regions", "x1", "xmin", "x", "left"),
+    *("polygon", "polygons", "segmentation", "mask", "masks", "point", "points", "scribbles"),
+)
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
 Records = tuple[str | None, list[Numbered]]  # an image's name, and its records
@@ -65,7 +68,8 @@ class AlbefJson(GroundingBuilder):
             self.drop("images: their name does not begin with image_prefix", place)
             self.lose(lost)
             return None
-        return SourceImage(name.removeprefix(self.config.image_prefix), place, records, lost)
+        path = name.removeprefix(self.config.image_prefix)
+        return SourceImage(path.lstrip("/\\") if self.config.image_prefix else path, place, records, lost)
 
     def phrases(self, content: list[Numbered], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """One row a caption, in the order of the file."""
@@ -75,6 +79,9 @@ class AlbefJson(GroundingBuilder):
             captions = captions if isinstance(captions, list) and captions else [captions]
             with self.dropping("captions", place, len(captions)):
                 boxes = self.cut_boxes(map(read_box, listed_boxes(fields.get("bbox"))), size, place)
+                absent = fields.get("absent") or False
+                unusable_if(absent not in (True, False), "absent is neither true nor false")
+                unusable_if(absent and boxes, "absent, and yet with a box")
                 for caption in captions:
                     phrase = " ".join(caption.split()) if isinstance(caption, str) else ""
                     if not phrase:
@@ -82,8 +89,9 @@ class AlbefJson(GroundingBuilder):
                         continue
                     if phrase != caption:
                         self.report.kept["captions with stray blanks, cleaned"] += 1
-                    self.report.kept["rows with boxes" if boxes else "rows without region"] += 1
-                    yield {"phrase": phrase, "boxes": boxes}
+                    kind = "of absent phrases" if absent else "with boxes" if boxes else "without region"
+                    self.report.kept[f"rows {kind}"] += 1
+                    yield {"phrase": phrase, "boxes": boxes, "absent": bool(absent)}
 
     def _records(self) -> Iterator[Numbered]:
         path = Path(self.config.data_dir, self.config.annotations)
@@ -92,7 +100,7 @@ class AlbefJson(GroundingBuilder):
                 raise ValueError(
                     f"{path}: record {number} is no record with image and caption or text: {str(record)[:80]}"
                 )
-            others = [name for name in _OTHER_NAMES if record.get(name)]
+            others = [name for name in _OTHER_NAMES if record.get(name) not in (None, "", [], {})]
             if others and not record.get("bbox"):
                 raise ValueError(
                     f"{path}: record {number} has {', '.join(others)}, which is not understood: call it bbox, "

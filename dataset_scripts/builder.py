@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,9 @@ _FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
 _WIDEST = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
 _SIZEABLE = 0.25  # a share of the boxes that chance does not explain
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
+# A photo's versions by Roboflow, `img07_jpg.rf.<hash>.jpg` of img07.jpg, and what COCO's names of 2014 begin with.
+_VERSION = re.compile(r"(.+?)(?:[._](jpe?g|png|webp|bmp|tiff?))?\.rf\.[\w-]+\.\w+", re.IGNORECASE)
+_COCO_2014 = re.compile(r"COCO_[a-z]+2014_(?=\d{12}\.)")
 
 
 class Unusable(Exception):
@@ -285,7 +289,12 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         return kept
 
     def drawn_split(self, key: str) -> str:
-        """train or validation, by a hash of the key alone: an image stays where it is when others come or go."""
+        """train or validation, by a hash of the key alone: an image stays where it is when others come or go.
+
+        Args:
+            key: the image's name, of which its folders do not count.
+        """
+        key = _drawn_name(key)
         return self._moved.get(key) or ("validation" if _draw(key) < self.config.validation_fraction else "train")
 
     def draw_splits(self, images: Iterable[tuple[str, Any]]) -> None:
@@ -295,14 +304,15 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         is train's. Images without a row do not count.
 
         Args:
-            images: (key, record); read until both splits are seen to have a row.
+            images: (name, record); read until both splits are seen to have a row.
         """
         self._moved, fraction = {}, self.config.validation_fraction
         if not fraction:
             return
         twin = self.twin()
         lowest = highest = None  # (draw, key), of those that have a row
-        for key, record in images:
+        for name, record in images:
+            key = _drawn_name(name)
             draw = _draw(key), key
             if lowest is not None and lowest < draw < highest:
                 continue
@@ -315,6 +325,8 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             self._moved = {highest[1]: "train"}
         elif lowest != highest:
             self._moved = {lowest[1]: "validation"}
+        for split in self._moved.values():
+            self.report.kept[f"images moved to {split}, for which none was drawn"] += 1
 
 
 class _Dropping:
@@ -349,7 +361,13 @@ def read_inside(folder: Path, name: str) -> bytes:
     except ValueError:  # of a NUL or a lone surrogate
         path = None
     unusable_if(path is None, "images: their name is none that a file can have")
-    unusable_if(not Path(path).is_relative_to(root), "images: their name leads out of the folder of the images")
+    if not Path(path).is_relative_to(root):
+        is_link = Path(os.path.normpath(os.path.join(root, name))).is_relative_to(root)
+        unusable_if(is_link, "images: links that lead out of the folder of the images: copy what they link to (cp -rL)")
+        raise Unusable(
+            "images: their name leads out of the folder of the images: name them as they are there (albef_json: "
+            "--image_prefix)"
+        )
     # Not of Path, which raises for long names and rings of links.
     unusable_if(not os.path.isfile(path), "images: not in the folder of the images")
     try:
@@ -358,8 +376,16 @@ def read_inside(folder: Path, name: str) -> bytes:
         raise Unusable("images: cannot be read") from error
 
 
-def _draw(image_id: str) -> float:
-    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogatepass")).digest()[:4], "big") / 2**32
+def _drawn_name(name: str) -> str:
+    """What a photo is called in every export: its file's name, as it was before Roboflow made versions of it."""
+    name = posixpath.basename(plain_name(name))
+    if version := _VERSION.fullmatch(name):
+        name = ".".join(filter(None, version.groups()))
+    return _COCO_2014.sub("", name)
+
+
+def _draw(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:4], "big") / 2**32
 
 
 def _area(box: list[float]) -> float:

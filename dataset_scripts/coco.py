@@ -1,8 +1,9 @@
 """Images with annotations in COCO's format: one row for each category in an image, with all its instances.
 
-The phrase is the category's name in words ("traffic light"; of `traffic_light` too, and "bow" of `bow_(weapon)`) and
-its region every instance of it in the image, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and
-a point in it is right. Images are stored as they are.
+The phrase is the category's name in words: "traffic light", of `traffic_light` too, and "mouse" of
+`mouse_(computer_equipment)`, but "bow (weapon)" where another category is `bow_(decorative_ribbons)`. Its region is
+every instance of it in the image, crowds (`iscrowd`) included: a crowd is part of what the phrase means, and a point in
+it is right. Images are stored as they are.
 
 Files of several splits make one data set: Roboflow's `train/_annotations.coco.json`, `valid/…`, `test/…`, COCO's own
 `annotations/instances_train2017.json`, … A split is named by the file or its folder. Validation, if none is, is drawn
@@ -23,11 +24,14 @@ the categories are called. In the files of the RefCOCO sets the caption is an ex
 `tokens_positive` marks its noun only.
 """
 
+import os
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, starmap
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -41,7 +45,6 @@ from .coco_format import (
     NO_CATEGORY,
     AnnotationFile,
     CocoImage,
-    in_words,
     is_caption,
     name_of,
     read_corners,
@@ -52,7 +55,7 @@ from .coco_format import (
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import ObjectBuilder, ObjectConfig, file_split, same_words
+from .objects import ObjectBuilder, ObjectConfig, as_read, file_split, words_of_labels
 from .options import CocoOptions
 from .segmentations import (
     mask_to_run_lengths,
@@ -128,6 +131,10 @@ class Coco(ObjectBuilder):
         images: dict[int, tuple[CocoImage, int]] = {}  # by number, each with its file's
         by_words: set[int] = set()
         annotations = np.concatenate([self._read(path, images, by_words) for path in paths])
+        words = words_of_labels(self.labels)
+        self.labels = [words[label] for label in self.labels]
+        if self.config.images_dir and (found := self._name_in_folder(images, self.config.images_dir)):
+            self.report.kept["images whose name leads out of their folder, found there by their file's name"] += found
         if again := self._take_together(images, annotations, by_words):
             self.report.kept["images that are listed again, taken together with the first"] += again
         self.splits = self._sorted(images, annotations)
@@ -142,32 +149,38 @@ class Coco(ObjectBuilder):
         if not len(record.annotations) and not image.negative:
             self.report.dropped["images without annotation"] += 1
             return None
-        place = self._place(image, record.file) or image.file_name
+        place = self._place(image, self.files[record.file].image_folders) or image.file_name
         lost = {"instances: of an image that cannot be used": len(record.annotations)}
         called = f"image {image.id} ({image.file_name})"
         return SourceImage(place, called, record, lost, image.size, record.name)
 
-    def _place(self, image: CocoImage, file: int) -> str | None:
-        """Where an image lies in `images_dir`, if it does."""
+    def _place(self, image: CocoImage, folders: Sequence[str]) -> str | None:
+        """Where in these folders of `images_dir` an image lies, if it does."""
         root, address = self.config.images_dir, image.address or ""
         # LVIS 0.5 has the names of COCO's edition of 2014, and the addresses of 2017's, which has other names.
         names = filter(None, (image.file_name, address, address.rpartition("/")[2])) if root else ()
-        return next(filter(None, (find_file(root, self.files[file].image_folders, name) for name in names)), None)
+        return next(filter(None, (find_file(root, folders, name) for name in names)), None)
+
+    def _size_of(self, image: CocoImage, folders: Sequence[str]) -> tuple[int, int] | None:
+        with suppress(Unusable):  # which is said when it is the image's turn
+            return self.load_image(self._place(image, folders) or image.file_name).size
+        return None
 
     # The files
 
     def _read(self, path: Path, images: dict[int, tuple[CocoImage, int]], by_words: set[int]) -> np.ndarray:
         """Adds the images of a file to those of the files before; returns the columns of its annotations."""
         folder, others = Path(self.config.data_dir), self.config.categories
-        file = AnnotationFile(path, folder / others if others else None)
         place = PurePosixPath(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
         scope = place.parent.parent if place.parent.name == "annotations" else place.parent
-        labels = self._add_labels(file)
-        by_id = {id_: labels[number] for id_, number in file.category_numbers.items() if number in labels}
-        split = self.config.split or file_split(str(place))
         of_images, of_masks = (
             image_folders(root, str(place)) if root else [] for root in (self.config.images_dir, self.config.data_dir)
         )
+        size_of = partial(self._size_of, folders=of_images) if self.config.images_dir else None
+        file = AnnotationFile(path, folder / others if others else None, size_of=size_of)
+        labels = self._add_labels(file)
+        by_id = {id_: labels[number] for id_, number in file.category_numbers.items() if number in labels}
+        split = self.config.split or file_split(str(place))
         self.files.append(_File(path, str(place), str(scope) if scope.parts else "", split, by_id, of_images, of_masks))
         first, total = max(images, default=-1) + 1, Counter(labels.values())
         for number, image in file.images.items():
@@ -194,13 +207,13 @@ class Coco(ObjectBuilder):
 
     def _add_labels(self, file: AnnotationFile) -> dict[int, int]:
         """The labels of a file's categories; what an uncased tokenizer reads the same is one, also of several files."""
-        known = {same_words(label): number for number, label in enumerate(self.labels)}
+        known = {as_read(label): number for number, label in enumerate(self.labels)}
         labels: dict[int, int] = {}
         names = {n: _STUFF.sub("", name) if file.has_segments else name for n, name in file.categories.items()}
         for number, name in names.items():
-            labels[number] = known.setdefault(same_words(name), len(self.labels))
+            labels[number] = known.setdefault(as_read(name), len(self.labels))
             if labels[number] == len(self.labels):
-                self.labels.append(in_words(name))
+                self.labels.append(name)
         for number, name in names.items():
             if "-other" in file.categories[number][len(name) :]:
                 kinds = {n: (names[n].split("-")[0], file.kinds.get(n, "").removesuffix("-stuff")) for n in names}
@@ -223,6 +236,30 @@ class Coco(ObjectBuilder):
                 absent.append(label)
         return image._replace(not_exhaustive=in_part, negative=tuple(absent))
 
+    def _name_in_folder(self, images: dict[int, tuple[CocoImage, int]], root: str) -> int:
+        """Names images anew whose names lead out of `images_dir`, as Label Studio's do, by files that lie in it.
+
+        Only by the name of a file that no other image's name ends in. Returns how many.
+        """
+        top = os.path.abspath(root)
+        names = {number: plain_name(image.file_name) for number, (image, _) in images.items()}
+        outside = {number for number, name in names.items() if _leads_out(top, name)}
+        for number in list(outside):  # of the folder of the annotations it may lead to another one inside
+            image, index = images[number]
+            if (place := self._place(image, self.files[index].image_folders)) and not _leads_out(top, place):
+                outside.remove(number)
+        wanted = {posixpath.basename(names[number]) for number in outside}
+        places: dict[int, str | None] = {}
+        for number, name in names.items():
+            if (end := posixpath.basename(name)) in wanted:
+                places[number] = find_file(root, self.files[images[number][1]].image_folders, end)
+        num_names = Counter(place for place, _ in {(place, names[number]) for number, place in places.items()})
+        found = [number for number in outside if places[number] and num_names[places[number]] == 1]
+        for number in found:
+            image, index = images[number]
+            images[number] = image._replace(file_name=posixpath.basename(names[number])), index
+        return len(found)
+
     def _take_together(
         self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray, by_words: set[int]
     ) -> int:
@@ -235,10 +272,13 @@ class Coco(ObjectBuilder):
         for number, (image, index) in images.items():
             if number not in by_words:
                 file = self.files[index]
-                same = first.setdefault((file.split, file.scope, plain_name(image.file_name), *image.size), number)
+                same = first.setdefault((file.split, file.scope, plain_name(image.file_name), image.size), number)
                 known, its_file = images[same]
                 # By one name two files may mean an image each, which then lie in folders of their own.
-                if same != number and (its_file == index or self._place(known, its_file) == self._place(image, index)):
+                folders, its_folders = file.image_folders, self.files[its_file].image_folders
+                if same != number and (
+                    its_file == index or self._place(known, its_folders) == self._place(image, folders)
+                ):
                     again[number] = same
                     in_part, negative = known.not_exhaustive + image.not_exhaustive, known.negative + image.negative
                     images[same] = known._replace(not_exhaustive=in_part, negative=negative), its_file
@@ -298,17 +338,17 @@ class Coco(ObjectBuilder):
             called = [(name, record) for _, _, name, record in own]
             for phrase, found in self._instances_by_words(called, image, self.files[content.file].path):
                 kind = "phrase" if "caption" in phrase else "category"
-                yield from self.region_rows(phrase, starmap(_instance, found), image.size, kind)
+                yield from self.region_rows(phrase, starmap(_instance, found), size, kind)
             return
         instances: list[tuple[int, bool, Instance]] = []
         for label, file, called, record in own:
             if is_caption(record):
                 yield from self._caption(called, record)
             elif "segments_info" in record:
-                instances += self._segments(file, called, record, image.size)
+                instances += self._segments(file, called, record, size)
             else:
                 instances.append((label, bool(read_flag(record, "ignore")), _instance(called, record)))
-        yield from self._labelled(image, instances)
+        yield from self._labelled(image, instances, size)
 
     def _records(self, content: Record) -> Iterator[tuple[int, _File, str, dict[str, Any]]]:
         """An image's annotations: label, file, what it is called in messages, and the record."""
@@ -320,7 +360,9 @@ class Coco(ObjectBuilder):
                 record = read_record(opened[index], (start, end))
                 yield label, self.files[index], self._called(record, number, index), record
 
-    def _labelled(self, image: CocoImage, instances: list[tuple[int, bool, Instance]]) -> Iterator[PhraseFields]:
+    def _labelled(
+        self, image: CocoImage, instances: list[tuple[int, bool, Instance]], size: tuple[int, int] | None
+    ) -> Iterator[PhraseFields]:
         """A row for each label that an image has, and for each that it has not."""
         instances.sort(key=itemgetter(0))
         present = {label for label, *_ in instances}
@@ -334,7 +376,7 @@ class Coco(ObjectBuilder):
                 self.report.dropped[_OF_THE_REST] += len(own)
             else:
                 found = (instance for *_, instance in own)
-                yield from self.region_rows({"phrase": phrase}, found, image.size, "category")
+                yield from self.region_rows({"phrase": phrase}, found, size, "category")
         for label in dict.fromkeys(image.negative):
             if label in present or label in image.not_exhaustive:
                 self.drop("absent phrases: of a category that is marked in the image", f"image {image.id}")
@@ -349,7 +391,7 @@ class Coco(ObjectBuilder):
             self.report.kept["captions, as rows without a region"] += 1
             yield {"phrase": " ".join(caption.split())}
 
-    def _segments(self, file: _File, called: str, record: dict[str, Any], size: tuple[int, int]) -> Labelled:
+    def _segments(self, file: _File, called: str, record: dict[str, Any], size: tuple[int, int] | None) -> Labelled:
         """The segments of an image, each as an instance of its category."""
         root, ids = self.config.data_dir, None
         try:
@@ -386,6 +428,11 @@ class Coco(ObjectBuilder):
                 phrases.setdefault(phrase, []).append((called, record))
         for (words, span), own in phrases.items():
             yield {"phrase": words, "caption": caption if span else None, "caption_span": span}, own
+
+
+def _leads_out(root: str, name: str) -> bool:
+    """Whether a name is of no file in the folder: a path that leads out of it, or one of Windows."""
+    return name[1:3] == ":/" or not Path(os.path.normpath(os.path.join(root, name))).is_relative_to(root)
 
 
 def _instance(called: str, annotation: dict[str, Any]) -> Instance:

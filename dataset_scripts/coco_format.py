@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,8 +104,7 @@ def read_flag(annotation: dict[str, Any], key: str) -> bool | None:
 def in_words(category: str) -> str:
     """A category's name as a person would say it: `traffic_light` is a traffic light, `bow_(weapon)` a bow.
 
-    What stands in brackets tells a dictionary's meanings apart, and nobody says it. Categories that are called the same
-    without it have one row in an image, as all of them are what the phrase says.
+    What stands in brackets tells a dictionary's meanings apart, and nobody says it.
     """
     words, more = category.replace("_", " "), 1
     spoken = words
@@ -138,7 +137,7 @@ class CocoImage(NamedTuple):
     id: int | str
     file_name: str  # LVIS's have none, but an address
     address: str | None  # folder and name at the end of COCO's address: "val2017/000000000139.jpg"
-    size: tuple[int, int]  # (width, height) in pixels
+    size: tuple[int, int] | None  # (width, height) in pixels; none: the file does not say it, nor can the image be had
     caption: str | None
     dataset_name: Any
     not_exhaustive: tuple[int, ...]  # numbers of the categories not all of whose instances are marked
@@ -164,10 +163,17 @@ class AnnotationFile:
     Args:
         categories_path: a list of categories, by itself or in a file like this one, to take in place of the file's own.
         wanted: ids of the annotations to look at, which `records` then has; all.
+        size_of: the size of an image, None if it cannot be had; asked where the record has none.
     """
 
-    def __init__(self, path: Path, categories_path: Path | None = None, wanted: Collection[Any] | None = None) -> None:
-        self.path, self.wanted = path, wanted
+    def __init__(
+        self,
+        path: Path,
+        categories_path: Path | None = None,
+        wanted: Collection[Any] | None = None,
+        size_of: Callable[[CocoImage], tuple[int, int] | None] | None = None,
+    ) -> None:
+        self.path, self.wanted, self._size_of = path, wanted, size_of
         self.images: dict[int, CocoImage] = {}  # by number
         self.categories: dict[int, str] = {}  # names by number
         self.records: dict[int | str, dict[str, Any]] = {}  # annotations by id
@@ -220,7 +226,7 @@ class AnnotationFile:
         table, corners = self.table(), np.array(self._corners, np.float32).reshape(-1, 4)
         sizes = np.full((len(self._image_numbers), 2), np.inf, np.float32)
         for number, image in self.images.items():
-            sizes[number] = image.size
+            sizes[number] = image.size or np.inf
         start, end, limit = corners[:, :2], corners[:, 2:], _BEYOND * sizes[table[:, 1]]
         with np.errstate(invalid="ignore"):  # of what is infinite in 32 bits
             width = end - start
@@ -242,22 +248,24 @@ class AnnotationFile:
         address = "/".join(address.split("/")[-2:]) if isinstance(address, str) else None
         file_name = address if file_name is None else file_name
         in_part, negative = (record.get(key) or [] for key in _LISTS_OF_LVIS)
-        width, height = (read_whole(record.get(side)) or 0 for side in ("width", "height"))
+        width, height = (read_whole(record.get(side) or 0) for side in ("width", "height"))
         require = partial(_require, self.path, f"image {record['id']}", record)
         require("file_name", isinstance(file_name, str) and file_name)
-        require("width", width > 0)
-        require("height", height > 0)
+        is_unsaid = 0 in (width, height) and self._size_of is not None
+        require("width", is_unsaid or (width or 0) > 0)
+        require("height", is_unsaid or (height or 0) > 0)
         for key, ids in zip(_LISTS_OF_LVIS, (in_part, negative)):
             require(key, isinstance(ids, list))
-        self.images[number] = CocoImage(
+        image = CocoImage(
             read_id(record["id"]),
             file_name,
             address,
-            (width, height),
+            None if is_unsaid else (width, height),
             caption if isinstance(caption, str) else None,
             record.get("dataset_name"),
             *(tuple(self.category_numbers[read_id(id_)] for id_ in ids) for ids in (in_part, negative)),
         )
+        self.images[number] = image._replace(size=self._size_of(image)) if is_unsaid else image
 
     def _add_category(self, record: Any, path: Path) -> None:
         number = self.category_numbers[_check_id(path, "category", record)]

@@ -9,10 +9,12 @@ drawn.
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +69,12 @@ class ObjectBuilder(GroundingBuilder):
     A row is of all instances that the image shows. One whose box lies beside the image is not among them. One with
     neither a mask nor a box with an area, or one that is mostly outside of the image, is somewhere, nobody knows where:
     its row is left out.
+
+    Attributes:
+        words: label → in words, where all labels are known; see `words_of_labels`.
     """
+
+    words: Mapping[str, str] = MappingProxyType({})
 
     def _info(self) -> Any:
         info = super()._info()
@@ -77,16 +84,17 @@ class ObjectBuilder(GroundingBuilder):
     # For subclasses
 
     def phrase_of(self, label: str) -> str:
-        """What a label is called in a row."""
-        return self.config.phrase_template.replace("{}", in_words(label))
+        """The phrase of a label in words."""
+        return self.config.phrase_template.replace("{}", label)
 
     def label_rows(self, instances: Iterable[Instance], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """A row for each label of an image of (width, height); labels that are read the same are one."""
         groups: dict[str, tuple[str, list[Instance]]] = {}
         for instance in instances:
-            groups.setdefault(same_words(instance.label), (instance.label, []))[1].append(instance)
-        for label, own in groups.values():
-            yield from self.region_rows({"phrase": self.phrase_of(label)}, own, size, "label")
+            words = self.words.get(instance.label) or in_words(instance.label)
+            groups.setdefault(as_read(words), (words, []))[1].append(instance)
+        for words, own in groups.values():
+            yield from self.region_rows({"phrase": self.phrase_of(words)}, own, size, "label")
 
     def region_rows(
         self, phrase: PhraseFields, instances: Iterable[Instance], size: tuple[int, int] | None, kind: str
@@ -247,14 +255,18 @@ class _PhotoBuilder(ObjectBuilder):
         listed = list(self.listed())
         self._check_fit([record for *_, record in listed])
         if not self.config.split and not any(split for split, *_ in listed):
-            self.draw_splits((name, record) for _, name, record in listed)
-            listed = [(self.drawn_split(name), name, record) for _, name, record in listed]
+            self.draw_splits((self.drawn_name(name), record) for _, name, record in listed)
+            listed = [(self.drawn_split(self.drawn_name(name)), name, record) for _, name, record in listed]
         self.splits: dict[str, list[Any]] = {}
         for split, _, record in listed:
             if split is None and not self.config.split:
                 self.report.kept["images that no split is named for, in train"] += 1
             self.splits.setdefault(self.config.split or split or "train", []).append(record)
         return sorted(self.splits)
+
+    def drawn_name(self, name: str) -> str:
+        """The name by which a record's image is drawn for train or validation."""
+        return name
 
     def images(self, split: str) -> list[Any]:
         return self.splits[split]
@@ -326,6 +338,12 @@ class PhotoFileBuilder(_PhotoBuilder):
             raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
         return ((folder_split(path), path[: -len(self.suffix)], path) for path in paths)
 
+    def drawn_name(self, name: str) -> str:
+        """The image file's, by which formats of many images call it; without images, that of the record's file."""
+        with suppress(Unusable):
+            return (self.files and self.files.find((name,), posixpath.dirname(name))) or name
+        return name
+
     def photo_of(self, path: str, stated: str, instances: list[Instance], size: tuple[int, int] | None = None) -> Photo:
         """The photo of a file, which is called as the file is, or as it states."""
         stem, ending = path[: -len(self.suffix)], stated.rpartition(".")[2]
@@ -357,6 +375,7 @@ class PhotoListBuilder(_PhotoBuilder):
                 split, first = photos[key]
                 photo = first._replace(instances=first.instances + photo.instances)
             photos[key] = split, photo
+        self.words = words_of_labels(instance.label for _, photo in photos.values() for instance in photo.instances)
         return ((split, photo.name, photo) for split, photo in photos.values())
 
     def _read_all(self, names: list[str]) -> Iterator[tuple[str, Photo]]:
@@ -396,7 +415,27 @@ def _check_turned(corners: list[float], size: tuple[int, int] | None, mask: np.n
 
 def same_words(label: str) -> str:
     """What is the same of labels that an uncased tokenizer reads the same."""
-    return " ".join(in_words(label).casefold().replace("-", " ").split())
+    return as_read(in_words(label))
+
+
+def as_read(words: str) -> str:
+    """Words as an uncased tokenizer reads them."""
+    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def words_of_labels(labels: Iterable[str]) -> dict[str, str]:
+    """Label → in words, of a list of labels; one phrase for those that an uncased tokenizer reads the same.
+
+    Labels that only their brackets tell apart keep these: "cell (healthy)", "cell (damaged)".
+    """
+    readings: dict[str, set[str]] = {}
+    for label in (labels := list(labels)):
+        readings.setdefault(same_words(label), set()).add(as_read(label))
+    words, first = {}, {}
+    for label in labels:
+        own = in_words(label) if len(readings[same_words(label)]) == 1 else " ".join(label.replace("_", " ").split())
+        words[label] = first.setdefault(as_read(own), own)
+    return words
 
 
 def folder_split(path: str) -> str | None:

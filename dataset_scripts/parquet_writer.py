@@ -29,6 +29,8 @@ from .features import BuildReport
 
 # Rows of a row group: what a reader must load to see one of them. Images are large, annotations are not.
 _ROWS_WITH_IMAGE, _ROWS_WITHOUT_IMAGE = 256, 8192
+# Bytes of their images, each counted as often as it stands in a row: readers unpack a group so, and none of 2 GiB.
+_GROUP_BYTES = 2**27
 # A dictionary that outgrows this is given up for plain values: more than any row group of images needs.
 _DICTIONARY_BYTES = 2**30
 # Records are trees without cycles for Python's collector to find; yet it walks all of a job's each time 700 more came.
@@ -177,14 +179,31 @@ def _write_file(path: Path, builder: GroundingBuilder, rows: Iterator[dict[str, 
     options = {"use_dictionary": ["image.bytes", "image_id", "caption"], "write_page_index": True}
     with pq.ParquetWriter(part, schema, dictionary_pagesize_limit=_DICTIONARY_BYTES, **options) as writer:
         while first is not None:
-            table = embed_table_storage(pa.Table.from_pylist([first, *islice(rows, group - 1)], schema=schema))
+            own, first = _row_group(first, rows, group)
+            table = embed_table_storage(pa.Table.from_pylist(own, schema=schema))
             writer.write_table(table)
             note["rows"] += len(table)
             note["bytes"] += table.nbytes
-            first = next(rows, None)
     note["written"] = part.stat().st_size
     os.replace(part, path)
     return note
+
+
+def _row_group(
+    first: dict[str, Any], rows: Iterator[dict[str, Any]], most: int
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """The row and those after it, up to `most` and to `_GROUP_BYTES`; and the row after these, if there is one."""
+    own, size = [first], _image_bytes(first)
+    for row in rows:
+        size += _image_bytes(row)
+        if len(own) == most or size > _GROUP_BYTES:
+            return own, row
+        own.append(row)
+    return own, None
+
+
+def _image_bytes(row: dict[str, Any]) -> int:
+    return sum(len(image["bytes"]) for image in (row["image"], *row["masks"]) if image)
 
 
 def _note_path(folder: Path, split: str, number: int) -> Path:

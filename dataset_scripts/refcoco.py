@@ -195,11 +195,11 @@ class RefCoco(GroundingBuilder):
             )
 
     def _usable_proposals(self, proposals: Boxes, image: CocoImage) -> Boxes:
-        """Those that have area in the image, as the detector gave them."""
+        """Those that are in the image for the most part, as evaluation takes them; as the detector gave them."""
         usable = []
         for box in map(read_corners, proposals):
             with self.dropping("proposals", f"image {image.id} ({image.file_name})"):
-                clip_box(box, image.size, least=0)
+                clip_box(box, image.size)
                 usable.append(box)
         return usable
 

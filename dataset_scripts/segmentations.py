@@ -142,7 +142,7 @@ def mask_to_run_lengths(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": [0] * int(down[0]) + counts}
 
 
-def read_segment_ids(folder: Path, name: str | None, size: tuple[int, int]) -> np.ndarray:
+def read_segment_ids(folder: Path, name: str | None, size: tuple[int, int] | None) -> np.ndarray:
     """The numbers of the segments that an image's pixels are of, from a PNG file of COCO's panoptic format.
 
     Args:
@@ -162,7 +162,8 @@ def read_segment_ids(folder: Path, name: str | None, size: tuple[int, int]) -> n
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             unusable_if(
-                image.size != size or size[0] * size[1] > MAX_PIXELS, "PNG file of the segments of another size"
+                image.size != size or image.width * image.height > MAX_PIXELS,
+                "PNG file of the segments of another size",
             )
             is_gray = image.mode in ("1", "L") or image.mode.startswith("I")
             pixels = np.asarray(image if is_gray else image.convert("RGB")).astype(np.int32)

@@ -22,7 +22,7 @@ from .builder import Unusable, unusable_if
 from .coco_format import read_number, read_whole
 from .features import PhraseFields
 from .json_files import read_text
-from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk
+from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk, words_of_labels
 from .options import YoloOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401 - `objects` needs it (see `builder`)
@@ -57,6 +57,7 @@ class Yolo(PhotoFileBuilder):
     def listed(self) -> Iterator[tuple[str | None, str, str]]:
         settings = self._settings()
         self.names = _names(settings["names"]) if settings else self._listed_names()
+        self.words = words_of_labels(self.names.values())
         shape = settings.get("kpt_shape")
         points = [read_whole(each) or 0 for each in shape] if isinstance(shape, list) else []
         self.num_pose = 4 + points[0] * points[1] if len(points) == 2 else None

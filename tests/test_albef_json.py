@@ -120,11 +120,25 @@ def test_numbers_may_be_text(workshop):
     assert [row["boxes"] for row in rows] == [[[1, 2.5, 3, 4]], [[1, 2, 3, 4]]]
 
 
-@pytest.mark.parametrize("name", ["box", "boxes", "segmentation"])
-def test_regions_by_another_name_are_not_passed_over(workshop, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, [[1, 2, 3, 4]]) for name in ("box", "boxes", "segmentation", "polygon")), ("x1", 0), ("mask", "m.png")],
+)
+def test_regions_by_another_name_are_not_passed_over(workshop, name, value):
     with pytest.raises(ValueError, match=f"train.json: record 1 has {name}, which is not understood: call it bbox"):
-        workshop.of([record("a cat"), record(**{name: [[1, 2, 3, 4]]})])
+        workshop.of([record("a cat"), record(**{name: value})])
     assert workshop.of([record(**{name: []}), record(bbox=[1, 2, 3, 4], **{name: [[1, 2, 3, 4]]})])[0]
+
+
+def test_absent_is_what_the_image_does_not_show(workshop):
+    absent = record(["a cow", "a cat"], absent=True, bbox=[]), record(absent=True, bbox=[1, 2, 3, 4])
+    rows, report = workshop.of([*absent, record(absent="no"), record(absent=False), WHOLE])
+    found = [(row["phrase"], row["absent"]) for row in rows]
+    assert found == [("a cow", True), ("a cat", True), (record()["caption"], False), ("a cat", False)]
+    assert report.kept["rows of absent phrases"] == 2 and report.dropped == {
+        "captions: absent, and yet with a box": 1,
+        "captions: absent is neither true nor false": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -178,10 +192,11 @@ def test_captions_and_images_that_are_none_are_counted_or_fatal(workshop):
 def test_a_prefix_of_the_names_can_be_taken_off(workshop):
     whole = workshop.image("1.png")
     data = [record(image="/export/share/images/1.png"), record(image="/other/1.png")]
-    rows, report = workshop.of(data, images=True, image_prefix="/export/share/images/")
-    assert [(name_in_source(row["image_id"]), row["image"]["bytes"]) for row in rows] == [("1.png", whole)]
-    assert report.dropped["images: their name does not begin with image_prefix"] == 1
-    assert report.dropped["records of images that cannot be used"] == 1
+    for prefix in "/export/share/images/", "/export/share/images":
+        rows, report = workshop.of(data, images=True, image_prefix=prefix)
+        assert [(name_in_source(row["image_id"]), row["image"]["bytes"]) for row in rows] == [("1.png", whole)]
+        assert report.dropped["images: their name does not begin with image_prefix"] == 1
+        assert report.dropped["records of images that cannot be used"] == 1
     assert not workshop.of(data, images=True)[0]
 
 

@@ -64,14 +64,24 @@ def test_one_row_per_category_with_all_its_instances(workshop):
     assert report.kept == {"instances": 3, "images": 1, "rows (an image and a category)": 2} and not report.dropped
 
 
-def test_categories_of_one_name_have_one_row(workshop):
-    data = content(annotation(1), annotation(2, category_id=2))
-    data["categories"] = [{"id": 3, "name": "bow_(weapon)"}, {"id": 2, "name": "bow_(decorative_ribbons)"}]
-    (row,) = workshop.of(data)[0]["train"]
-    assert row["phrase"] == "bow" and len(row["boxes"]) == 2
+@pytest.mark.parametrize(
+    ("names", "phrases"),
+    [
+        (["bow_(weapon)", "lamp"], ["bow", "lamp"]),
+        (["bow_(weapon)", "bow_(decorative_ribbons)"], ["bow (weapon)", "bow (decorative ribbons)"]),
+        (["cell", "Cell (damaged)"], ["cell", "Cell (damaged)"]),
+        (["cell (healthy)", "Cell_(Healthy)"], ["cell"]),
+    ],
+)
+def test_brackets_are_said_where_they_alone_tell_categories_apart(workshop, names, phrases):
+    data = content(annotation(1), annotation(2, category_id=2, **SECOND))
+    data["categories"] = [{"id": 3, "name": names[0]}, {"id": 2, "name": names[1]}]
+    rows, _ = workshop.of(data)
+    assert [row["phrase"] for row in rows["train"]] == phrases
+    assert [box for row in rows["train"] for box in row["boxes"]] == [[1, 1, 4, 4], [5, 0, 7, 2]]
 
 
-@pytest.mark.parametrize("other", ["Traffic Light", "traffic-light", "traffic_light (sign (big))"])
+@pytest.mark.parametrize("other", ["Traffic Light", "traffic-light", "traffic_light"])
 def test_categories_that_are_read_the_same_have_one_row(workshop, other):
     data = content(annotation(10), annotation(12, category_id=2, **SECOND))
     data["categories"][1]["name"] = other
@@ -230,7 +240,7 @@ def test_a_category_that_is_marked_in_part_has_no_row(workshop):
     rows, report = workshop.of(data, images=False, strict=True)
     reason = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
     assert [row["phrase"] for row in rows["train"]] == ["dog"] and report.dropped == {reason: 2}
-    data["categories"][1]["name"] = "traffic_light_(toy)"
+    data["categories"][1]["name"] = "Traffic-Light"
     rows, report = workshop.of(data, images=False)
     assert not rows["train"] and report.dropped == {reason: 3}
     data["images"].append(data["images"][0] | {"id": 2, "not_exhaustive_category_ids": [2]})
@@ -441,6 +451,37 @@ def test_other_categories_replace_those_of_the_file(workshop):
         workshop.rows(annotation(1), categories="names.json")
 
 
+@pytest.mark.parametrize("sides", [dict(width=0, height=0), dict(width=..., height=...), dict(width=None)])
+def test_a_size_that_the_file_does_not_say_is_the_images_own(workshop, sides):
+    data = content(annotation(1), annotation(2, image_id=2), images=[image(1, "one.png"), image(2, "gone.png")])
+    expected = workshop.of(data)[0]
+    for each in data["images"]:
+        changed(("images", sides))({"images": [each]})
+    rows, report = workshop.of(data)
+    assert rows == expected and len(rows["train"][0]["masks"]) == 1
+    assert report.dropped["images: not in the folder of the images"] == 1
+    corners = [annotation(i, bbox=box, segmentation=None) for i, box in enumerate(CORNERS)]
+    with pytest.raises(ValueError, match=r"are \[x, y, width, height\]"):
+        workshop.of(data | {"annotations": corners})
+
+
+def test_a_name_outside_of_the_folder_may_be_of_a_file_directly_in_it(workshop):
+    """As Label Studio writes it; not where two images are called so, nor in place of a file that is meant."""
+    out = r"..\..\label-studio\media\upload\4"
+    workshop.image("two.png")
+    workshop.image("below/three.png")
+    names = rf"{out}\one.png", rf"{out}\three.png", "/home/me/two.png", r"D:\other\two.png", r"C:\me\four.png"
+    data = content(
+        *(annotation(i, image_id=i) for i in range(len(names))), images=[image(i, name) for i, name in enumerate(names)]
+    )
+    rows, report = workshop.of(data)
+    (row,) = rows["train"]
+    assert row["image"]["bytes"] == (workshop.images / "one.png").read_bytes()
+    assert name_in_source(row["image_id"]) == "one.png"
+    assert report.kept["images whose name leads out of their folder, found there by their file's name"] == 1
+    assert report.dropped["instances: of an image that cannot be used"] == 4
+
+
 # Splits ---------------------------------------------------------------------------------------------------------------
 
 
@@ -473,6 +514,24 @@ def test_images_are_split_by_their_name_alone(workshop):
     assert {split: len(rows[split]) for split in rows} == {"test": 200}
 
 
+OF_ONE_PHOTO = ["{}.jpg", "train2017/{}.jpg", "C:\\me\\{}.jpg", "COCO_train2014_{}.jpg", "{}_jpg.rf.0a9f{}.jpg"]
+
+
+@pytest.mark.parametrize("name", OF_ONE_PHOTO)
+def test_a_photo_is_in_the_same_split_whatever_an_export_calls_it(workshop, name):
+    splits = {}
+    for form in OF_ONE_PHOTO[0], name:
+        numbers = [f"{i:012}" for i in range(100)]
+        data = content(
+            *(annotation(i, image_id=i) for i in range(100)),
+            images=[image(i, form.format(number, number)) for i, number in enumerate(numbers)],
+        )
+        rows, _ = workshop.of(data, images=False, split=None, validation_fraction=0.3)
+        assert 15 <= len(rows["validation"]) <= 45
+        splits[form] = {re.search(r"\d{12}", row["image_id"])[0] for row in rows["validation"]}
+    assert splits[name] == splits[OF_ONE_PHOTO[0]]
+
+
 def test_an_image_that_is_listed_twice_is_one(workshop):
     """Each of two rows of it would be of a part of its instances, and chance could put it in both splits."""
     workshop.image("two.png")
@@ -491,10 +550,12 @@ def test_an_image_that_is_listed_twice_is_one(workshop):
 @pytest.mark.parametrize("fraction", [1e-9, 0.1, 1 - 1e-9])
 def test_few_images_leave_neither_train_nor_validation_without_one(workshop, count, fraction):
     options = dict(images=False, split=None, validation_fraction=fraction)
-    rows, _ = workshop.of(few(*range(100, 100 + count)), **options)
+    rows, report = workshop.of(few(*range(100, 100 + count)), **options)
     sizes = {split: len(rows[split]) for split in rows}
     assert set(sizes) == {"train", "validation"} and sum(sizes.values()) == count
     if fraction != 0.1:
+        moved = "validation" if fraction < 0.5 else "train"
+        assert report.kept[f"images moved to {moved}, for which none was drawn"] == 1
         assert sizes["validation" if fraction < 0.5 else "train"] == 1
 
 
@@ -572,7 +633,7 @@ def test_a_broken_file_is_refused_with_its_record(workshop, name, change, messag
     else:
         changed((name, change))(data)
     with pytest.raises(ValueError, match=rf"instances\.json.*{message}"):
-        workshop.of(data)
+        workshop.of(data, images=False)
 
 
 @pytest.mark.parametrize(

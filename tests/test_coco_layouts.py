@@ -212,13 +212,45 @@ def test_messages_name_the_file_among_several(workshop):
     }
 
 
+def test_names_that_lead_out_of_the_folder_are_told_apart_by_where_their_files_are(workshop):
+    """As of Label Studio; by the name of a file that another split's image may mean no image is found."""
+    own = {"train": ["a.jpg", "b.jpg"], "val": ["a.jpg", "c.jpg", "b.jpg"]}
+    for split, names in own.items():
+        images = [image(i, rf"..\..\media\{split}\{name}") for i, name in enumerate(names)]
+        parts = [annotation(i, image=i) for i in range(len(names))]
+        workshop.write(f"annotations/{split}.json", content(*parts, images=images))
+    stored = {place: workshop.image(place) for place in ("train/a.jpg", "val/a.jpg", "b.jpg", "images/c.jpg")}
+    rows, report = workshop.build(True, annotations="annotations/*.json", split=None)
+    assert {split: [row["image"]["bytes"] for row in each] for split, each in rows.items()} == {
+        "train": [stored["train/a.jpg"]],
+        "validation": [stored["val/a.jpg"], stored["images/c.jpg"]],
+    }
+    assert report.kept["images whose name leads out of their folder, found there by their file's name"] == 3
+    assert report.dropped["instances: of an image that cannot be used"] == 2
+    workshop.write("annotations/train.json", content(annotation(1), images=[image(0, "../images/c.jpg")]))
+    workshop.image("annotations/c.jpg")
+    ((row,),) = workshop.build(True, annotations="annotations/train.json", split="train")[0].values()
+    assert row["image"]["bytes"] == stored["images/c.jpg"]
+
+
+def test_brackets_tell_categories_of_several_files_apart(workshop):
+    for split, name in ("train", "mouse_(computer_equipment)"), ("val", "mouse_(animal)"):
+        data = content(annotation(1, 1), annotation(2, 2), images=[image(0, f"{split}.jpg")])
+        data["categories"] = [{"id": 1, "name": name}, {"id": 2, "name": "bow_(weapon)"}]
+        workshop.write(f"{split}.json", data)
+    assert {split: {phrase for _, phrase, _ in own} for split, own in told(workshop.build()[0]).items()} == {
+        "train": {"mouse (computer equipment)", "bow"},
+        "validation": {"mouse (animal)", "bow"},
+    }
+
+
 # LVIS and Objects365 --------------------------------------------------------------------------------------------------
 
-LVIS = (1, "bow_(weapon)"), (2, "bow_(decorative_ribbons)"), (3, "cow"), (4, "traffic_light"), (5, "dog")
+LVIS = (1, "bow_(weapon)"), (2, "Bow (weapon)"), (3, "cow"), (4, "traffic_light"), (5, "dog")
 
 
 def test_what_somebody_looked_for_in_vain_is_absent(workshop):
-    """As in LVIS 1.0; a word of which only one meaning is absent says nothing."""
+    """As in LVIS 1.0; a name of two categories only one of which is absent says nothing."""
     images = [image(0, "0.jpg", neg_category_ids=[1, 3, 4], not_exhaustive_category_ids=[]), image(1, "1.jpg")]
     images[1] |= {"neg_category_ids": [1, "2", 3, 3], "not_exhaustive_category_ids": []}
     images += [image(2, "2.jpg", neg_category_ids=[]), image(3, "3.jpg", neg_category_ids=[9])]

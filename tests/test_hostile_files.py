@@ -188,7 +188,10 @@ def test_the_kinds_of_images_are_written_alike():
 
 # Of the builders whose annotations name files of images: the annotations.
 NAMING = {"coco": "instances.json", "refcoco": "instances.json", "albef_json": "train.json"}
-OUTSIDE = "images: their name leads out of the folder of the images"
+OUTSIDE = (
+    "images: their name leads out of the folder of the images: name them as they are there (albef_json: --image_prefix)"
+)
+LINK_OUT = "images: links that lead out of the folder of the images: copy what they link to (cp -rL)"
 
 
 def tree(name: str, folder: Path):
@@ -234,7 +237,7 @@ def test_what_is_no_file_is_not_opened(name, kind, tmp_path):
         place.symlink_to({"link out": secret, "device": "/dev/zero", "ring of links": "other"}[kind])
         (place.parent / "other").symlink_to(place.name)
     assert secret.read_bytes() not in stored(builder)
-    reason = OUTSIDE if kind in ("link out", "device") else "images: not in the folder of the images"
+    reason = LINK_OUT if kind in ("link out", "device") else "images: not in the folder of the images"
     assert builder.report.dropped[reason] >= 1
 
 

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pyarrow.parquet as pq
 import pytest
 
+from dataset_scripts import parquet_writer
 from dataset_scripts.build import _state_of, build
 from dataset_scripts.parquet_writer import write_splits
 from dataset_scripts.scenes import SPLITS, Scenes
@@ -46,6 +47,23 @@ def test_two_processes_write_the_same_bytes_and_count_the_same(tmp_path):
     assert two.report.kept == one.report.kept and two.report.kept["scenes of train"] == 40
     assert two.info.splits["train"].num_examples == one.info.splits["train"].num_examples
     assert two.info.download_size == sum(path.stat().st_size for path in (tmp_path / "two" / "data").iterdir())
+
+
+def test_no_row_group_has_more_images_than_a_reader_can_unpack(tmp_path, monkeypatch):
+    """Each counts as often as a row has it; a row alone is never too large."""
+    make(tmp_path, "whole")
+    rows = [row for path in sorted((tmp_path / "whole/data").glob("train*")) for row in pq.read_table(path).to_pylist()]
+    for most in 1, 20_000:
+        monkeypatch.setattr(parquet_writer, "_GROUP_BYTES", most)
+        make(tmp_path, f"{most}")
+        files = [pq.ParquetFile(path) for path in sorted((tmp_path / f"{most}/data").glob("train*"))]
+        groups = [file.read_row_group(number).to_pylist() for file in files for number in range(file.num_row_groups)]
+        sizes = [
+            [sum(len(each["bytes"]) for each in (row["image"], *row["masks"])) for row in group] for group in groups
+        ]
+        assert [row for group in groups for row in group] == rows
+        assert all(len(own) == 1 or sum(own) <= most for own in sizes)
+        assert max(map(len, sizes)) == 1 if most == 1 else len(files) < len(groups) < len(rows)
 
 
 def test_a_limit_cuts_in_the_middle_of_a_job(tmp_path):

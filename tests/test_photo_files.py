@@ -1,6 +1,7 @@
 """Formats of a file for each image, YOLO, VOC and LabelMe, on files made by hand; and what all object formats share."""
 
 import base64
+import hashlib
 import io
 import re
 
@@ -327,6 +328,12 @@ def test_yolo_lines_that_are_no_region_lose_their_row(yolo, line, reason):
     assert report.examples[f"instances: {reason}"] == ["labels/a.txt, line 3"]
 
 
+def test_yolo_names_that_brackets_tell_apart_keep_them(yolo):
+    lines = "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 1 1\n2 0.5 0.5 1 1"
+    rows, _ = yolo.of(lines, names="names: [cell (healthy), cell_(damaged), mouse_(toy)]\n")
+    assert [row["phrase"] for row in rows] == ["cell (healthy)", "cell (damaged)", "mouse"]
+
+
 def test_yolo_key_points_leave_their_box(yolo):
     names = "names: [dog, cat]\nkpt_shape: [2, 3]\n"
     rows, report = yolo.of("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.6 0.6 1\n", names)
@@ -398,6 +405,20 @@ def test_yolo_splits_are_those_of_data_yaml(yolo, kind):
     rows, report = yolo.build(images=True)
     names = {split: [name_in_source(row["image_id"]) for row in own] for split, own in rows.items()}
     assert names == {"train": ["images/one/b.png"], "validation": ["images/two/b.png"]} and not report.dropped
+
+
+def test_yolo_images_are_drawn_like_those_of_coco(yolo):
+    """By the name of the image's file, and of Roboflow's versions by the photo's."""
+    expected = set()
+    for i in range(40):
+        version = f"{i}_png.rf.0a9f" if i % 2 else f"{i}"
+        yolo.image(f"images/{version}.png")
+        yolo.write(f"labels/{version}.txt", "0 0.5 0.5 0.5 0.5")
+        if int.from_bytes(hashlib.sha256(f"{i}.png".encode()).digest()[:4], "big") < 0.3 * 2**32:
+            expected.add(f"images/{version}.png")
+    yolo.write("data.yaml", "names: [dog]")
+    rows, _ = yolo.build(True, validation_fraction=0.3)
+    assert {name_in_source(row["image_id"]) for row in rows["validation"]} == expected and 5 <= len(expected) <= 20
 
 
 def test_yolo_images_of_both_splits_are_in_one(yolo):

@@ -52,6 +52,15 @@ def test_createml_boxes_are_about_their_centre(createml):
     assert found(rows) == [("dog", [[1, 1, 5, 3]])]
 
 
+def test_createml_labels_that_brackets_tell_apart_keep_them(createml):
+    """Also where an image has one of them alone."""
+    labels = "cell (healthy)", "cell_(damaged)", "mouse_(toy)"
+    data = [{"image": f"{i}.png", "annotations": [centred(name, 4, 3, 4, 3)]} for i, name in enumerate(labels)]
+    createml.write("a.json", data)
+    rows = createml.build(split="train")[0]["train"]
+    assert [row["phrase"] for row in rows] == ["cell (healthy)", "cell (damaged)", "mouse"]
+
+
 def test_createml_splits_are_files_and_folders(createml):
     record = {"image": "x.jpg", "annotations": [centred("dog", 3, 2, 4, 2)]}
     for split in "train", "valid":

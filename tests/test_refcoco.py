@@ -9,6 +9,7 @@ import pytest
 
 from dataset_scripts.refcoco import RefCoco, read_proposals
 from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, SQUARE_RUNS, WIDTH, Workshop, decoded, name_in_source
+from trainer.regions import read_boxes
 
 BOX = [1.0, 1.0, 4.0, 4.0]
 
@@ -374,11 +375,25 @@ def test_proposals_are_joined_by_image(workshop, layout):
     assert report.kept["expressions without proposals"] == 3 and not report.dropped
 
 
-def test_proposals_stay_as_the_detector_gave_them_unless_they_have_no_area(workshop):
-    path = workshop.write("../dets.json", {"1": [[-1, -1, 20, 3], [8, 0, 3, 3], [2, 2, 0, 3], [0, 0, 1, 1]]})
+def test_proposals_stay_as_the_detector_gave_them_unless_evaluation_would_refuse_them(workshop):
+    boxes = [
+        [-1, -1, 9, 4],
+        [8, 0, 3, 3],
+        [2, 2, 0, 3],
+        [0, 0, 1, 1],
+        [6, 0, 6, 3],
+    ]  # of the last one a third is inside
+    path = workshop.write("../dets.json", {"1": boxes})
     rows, report = workshop.of([ref(1, "a", "b")], proposals=str(path))
-    assert [row["proposals"] for row in rows["train"]] == [[[-1, -1, 19, 2], [0, 0, 1, 1]]] * 2
-    assert report.dropped == {"proposals: box without area in the image": 2}
+    assert [row["proposals"] for row in rows["train"]] == [[[-1, -1, 8, 3], [0, 0, 1, 1]]] * 2
+    assert report.dropped == {
+        "proposals: box without area in the image": 2,
+        "proposals: box that is mostly outside of the image": 1,
+    }
+    for proposal in rows["train"][0]["proposals"]:
+        assert len(read_boxes([proposal], "proposal", HEIGHT, WIDTH, "xyxy"))
+    with pytest.raises(ValueError, match="proposal 0 lies outside the image"):
+        read_boxes([[6, 0, 12, 3]], "proposal", HEIGHT, WIDTH, "xyxy")
     with pytest.raises(ValueError, match=r"image 1 .*: proposals: box without area"):
         workshop.build(proposals=str(path), strict=True)
 

@@ -3,12 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Array2D, ClassLabel, Features, Image, List, Value
+from datasets import Array2D, ClassLabel, Dataset, Features, Image, List, Value
 
 from dataset_scripts.build import build
 from dataset_scripts.features import FEATURES
@@ -98,6 +99,29 @@ def test_undecoded_pictures_of_a_plain_parquet_file(tmp_path):
         rows = list(open_split(str(tmp_path), None, "train", streaming))
         assert [row["image"]["bytes"] for row in rows] == [record["image"]["bytes"] for record in records]
         np.testing.assert_equal(rows[0]["boxes"], records[0]["boxes"])
+
+
+def test_what_a_file_holds_is_not_written_again_to_be_left_undecoded(tmp_path, monkeypatch):
+    """A table of 1,000 rows would be written at a time, and of phone photos cannot be: it has more than 2 GiB."""
+    records = [{**record, "masks": [record["image"]]} for record in tiny_records(3)]
+    write_folder(tmp_path, train=records)
+    monkeypatch.setattr(Dataset, "map", Mock(side_effect=AssertionError))
+    for split, expected in ("train", records), ("train[1:]", records[1:]):
+        rows = open_split(str(tmp_path), None, split)
+        assert [row["masks"][0]["bytes"] for row in rows] == [record["image"]["bytes"] for record in expected]
+        assert rows[0]["image"] == {"bytes": expected[0]["image"]["bytes"], "path": None}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["csv", "parquet", "imagefolder"])
+def test_a_folder_that_is_called_like_a_loader(tmp_path, monkeypatch, name, streaming):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / name, train=tiny_records(3))
+    pq.write_table(pa.table({"phrase": ["another"]}), tmp_path / "other.parquet")
+    (tmp_path / "other.csv").write_text("phrase\nanother\n")
+    assert len(list(open_split(name, None, "train", streaming))) == 3
+    assert split_names(name, None) == ["train"]
+    assert data_files(name, None, "train") == [str(tmp_path / name / "data" / "train-00000.parquet")]
 
 
 def test_images_that_hide_a_table(tmp_path):

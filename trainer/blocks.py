@@ -54,7 +54,7 @@ class Blocks:
         digest, stamp_of_file = hashlib.blake2b(digest_size=16), cache(file_stamp)
         for table in self.dataset.with_format("arrow").iter(batch_size=1000):
             for name in set(IMAGES) & set(table.column_names):
-                stamps = pa.array([repr(stamp(image, stamp_of_file)) for image in table[name].to_pylist()])
+                stamps = pa.array([repr(stamp(image.as_py(), stamp_of_file)) for image in table[name]])
                 table = table.set_column(table.column_names.index(name), name, stamps)
             sink = pa.BufferOutputStream()
             # Metadata of the schema differs between versions of datasets; chunks are an accident of reading.

@@ -116,12 +116,25 @@ def open_split(
     if paths:
         place = {"names": paths, "folders": folders_of_files(path, config, split), "schema": features.arrow_schema}
         place |= {"fetch": fetch} if fetch else {}
-        # Table by table: of single rows, those of streamed data that have nothing in a column lose its type.
-        dataset = dataset.with_format("arrow").map(place_images, batched=True, features=features, fn_kwargs=place)
-        dataset = dataset.with_format(None)
-    for name in kinds.keys() & features.keys():
-        dataset = dataset.cast_column(name, features[name])
-    return decide_boxes(dataset, found, columns, path, needs_regions)
+        # Table by table: of single rows, those of streamed data that have nothing in a column lose its type. Few rows
+        # each: a table of 2 GiB of images cannot be written.
+        options = {"batched": True, "batch_size": 100, "features": features, "fn_kwargs": place}
+        dataset = dataset.with_format("arrow").map(place_images, **options).with_format(None)
+    return decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
+
+
+def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset | IterableDataset:
+    """The same rows by these features, which differ in what is decoded; on disk they are not written again."""
+    if isinstance(dataset, IterableDataset):
+        for name in set(IMAGES) & set(features):
+            dataset = dataset.cast_column(name, features[name])
+        return dataset
+    if len(dataset) != dataset.data.num_rows:
+        dataset = dataset.flatten_indices()
+    info = dataset.info.copy()
+    info.features = features
+    # cast_column would write all columns anew for a list of images, and fail where 1,000 rows hold 2 GiB.
+    return Dataset(dataset.data.cast(features.arrow_schema), info, dataset.split)
 
 
 def load(
@@ -343,7 +356,7 @@ def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any
         (table, *_) = (file for name in ImageFolder.METADATA_FILENAMES if (file := Path(path, name)).is_file())
         return {"path": FILES[table.suffix], "data_files": dict.fromkeys(folders, str(table))}
     if not os.path.isfile(path):
-        return {"path": path, "name": config, "data_files": named_files(path)}
+        return {"path": not_a_loader(path), "name": config, "data_files": named_files(path)}
     kind = Path(path).suffix.lower()
     if kind not in FILES:
         raise ValueError(f"{path} is no table of {', '.join(FILES)}: albef-amc build reads other annotations.")
@@ -359,6 +372,11 @@ def separator(path: str) -> str:
     return max(",;\t", key=line.count)
 
 
+def not_a_loader(path: str) -> str:
+    """A folder's whole path: by its name alone datasets would take one called csv, json or parquet for a loader."""
+    return os.path.abspath(path) if os.path.isdir(path) else path
+
+
 def named_files(path: str) -> dict[str, str] | None:
     """Split → its files, of builds put together without a README.md; by their names, of which datasets knows few."""
     files = [] if Path(path, "README.md").exists() else Path(path, "data").glob("*.parquet")
@@ -371,7 +389,9 @@ def split_names(path: str, config: str | None) -> list[str]:
     if os.path.isfile(path):
         return []
     with told(path):
-        return list(split_folders(path)) or get_dataset_split_names(path, config, data_files=named_files(path))
+        return list(split_folders(path)) or get_dataset_split_names(
+            not_a_loader(path), config, data_files=named_files(path)
+        )
 
 
 def data_files(path: str, config: str | None, split: str) -> list[str]:
@@ -393,7 +413,7 @@ def own_files(path: str, config: str | None, split: str) -> dict[str, Any] | Non
     named = named_files(path)
     if not os.path.isdir(path):
         return named
-    builder = load_dataset_builder(path, config, data_files=named)
+    builder = load_dataset_builder(not_a_loader(path), config, data_files=named)
     own = files_by_split(builder, split)
     are_tables = not any(
         file.lower().endswith((".zip", *IMAGE_FILES)) or glob.has_magic(file)
