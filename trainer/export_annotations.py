@@ -17,6 +17,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -60,6 +61,14 @@ def export_annotations(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.rows} has no rows of albef-amc ground-dataset: it has no SPLIT.json")
     if args.output.exists() and any(args.output.iterdir()):
         raise ValueError(f"--output {args.output} has something in it: choose a new folder")
+    try:
+        write(args, splits)
+    except BaseException:
+        shutil.rmtree(args.output, ignore_errors=True)  # what was written; the next try wants it empty
+        raise
+
+
+def write(args: argparse.Namespace, splits: list[str]) -> None:
     left_out: Counter[str] = Counter()
     found = {split: annotated(args, split, left_out) for split in splits}
     phrases = sorted({phrase for images in found.values() for image in images for phrase, _ in image.boxes})
