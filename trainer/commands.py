@@ -21,6 +21,7 @@ from .process_group import check_apart, fail, run_script
 METHODS = "gradcam", "attention", "relevance"
 BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
 HEATMAP_TYPES = "float16", "float32"
+ANNOTATIONS = "coco", "yolo"
 LAYOUTS = "amc", "albef", "retrieval"
 
 
@@ -47,7 +48,7 @@ class Command(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; the exit status is 2 when the user has something to mend."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    listed = "\n".join(f"  {name:16}{command.help}" for name, command in COMMANDS.items())
+    listed = "\n".join(f"  {name:20}{command.help}" for name, command in COMMANDS.items())
     parser = OneLineParser(
         prog="albef-amc",
         description="Vision-language models that point.",
@@ -249,6 +250,24 @@ def check_inspect(args: argparse.Namespace) -> None:
     args.columns = pairs("--columns", "OURS=THEIRS", args.columns)
 
 
+def add_export_annotations(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("rows", type=Path, help="folder that ground-dataset wrote; all its splits are taken")
+    add("--dataset", required=True, help="that was grounded, for its images")
+    add("--format", choices=ANNOTATIONS, required=True, help="COCO's JSON, or YOLO's text files with data.yaml")
+    add("--output", type=Path, required=True, help="a new folder")
+    add("--threshold", type=float, metavar="P", help="leave out phrases less probable than this (default: keep all)")
+    add_data_arguments(parser)
+
+
+def check_export_annotations(args: argparse.Namespace) -> None:
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError("--threshold is a probability, 0 to 1")
+    if any(path.is_file() for path in (args.output, *args.output.parents)):
+        raise ValueError(f"--output {args.output} must be a folder, and a file is in its place")
+    args.columns = pairs("--columns", "OURS=THEIRS", args.columns)
+
+
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
@@ -381,6 +400,9 @@ COMMANDS = {
                      check_sweep),
     "inspect": Command("look at a data set before it is trained on", ".inspect_dataset:inspect", "train", add_inspect,
                        check_inspect),
+    "export-annotations": Command("write what ground-dataset found as boxes for detectors and annotation tools",
+                                  ".export_annotations:export_annotations", "train", add_export_annotations,
+                                  check_export_annotations),
     "build": Command("build a data set from raw annotations", ".commands:build", "train"),
     "convert": Command("convert original ALBEF and AMC checkpoints to folders for transformers, and back",
                        ".commands:convert", None, add_convert, check_convert),

@@ -127,7 +127,7 @@ class RecordStore:
                 path.unlink()
             self.settings_path.unlink()  # last: without it they would be files of others
         if self.settings_path.is_file():
-            check_settings(self._saved_settings(), settings, self.folder)
+            check_settings(self.settings(), settings, self.folder)
         elif any(data.glob(f"{self.split}-*.parquet")):
             raise ValueError(
                 f"{data} has files of {self.split!r}, but no {self.settings_path.name} to say how they were made: "
@@ -138,7 +138,8 @@ class RecordStore:
             partial.write_text(json.dumps(settings, indent=2) + "\n")
             os.replace(partial, self.settings_path)
 
-    def _saved_settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """What the records were made with; ValueError: it cannot be read."""
         try:
             found = json.loads(self.settings_path.read_text())
             if not isinstance(found, dict):
