@@ -33,6 +33,7 @@ from modeling_albef_amc.images import download
 from .box_units import decide_boxes
 from .columns import Columns, Found, arrange, find_columns, leaves, put_together, written
 from .columns import widened as widened_at
+from .known_formats import IMAGE_FILES, command_of, refuse_known
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
@@ -42,7 +43,6 @@ FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parq
 SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
-IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
@@ -88,6 +88,7 @@ def open_split(
             doubt which column is meant, or what its boxes are.
     """
     columns, what = Columns() if columns is None else columns, f"Split {split} of {path}"
+    refuse_known(path)
     # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
     is_look = os.path.exists(path) and split.isidentifier() and not streaming  # nor is a slice streamed
     with told(what):
@@ -143,11 +144,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
             f"with paths of the images from there, such as ../images/1.jpg, or name the file: --dataset {tables[0]}."
         )
     if {"images", "annotations"} <= set(dataset.column_names) and os.path.isfile(path):
-        name, folder = os.path.basename(path), os.path.dirname(path) or "."
-        remedy = (
-            f"It seems to be COCO's: albef-amc build coco --data_dir {folder} --annotations {name} --images_dir IMAGES "
-            "--output data/mine, then --dataset data/mine."
-        )
+        remedy = f"It seems to be COCO's: {command_of('coco', path)}, then --dataset data/mine."
     has = ", ".join(map(written, ([place] for place in leaves(dataset.features))))
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
 
@@ -307,6 +304,7 @@ def split_names(path: str, config: str | None) -> list[str]:
     """Those of a folder or Hub id; a file has no other than the one that is asked for."""
     if os.path.isfile(path):
         return []
+    refuse_known(path)
     with told(path):
         return list(split_folders(path)) or get_dataset_split_names(path, config, data_files=named_files(path))
 
