@@ -17,12 +17,12 @@ import pytest
 from datasets import Features, Image, List, Value
 
 from tests.helpers.builders import TREES, labelme_json, voc_xml
-from tests.helpers.data import picture
+from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import training
 from trainer.columns import Columns
 from trainer.commands import main
 from trainer.known_formats import known_format
-from trainer.splits import split_names
+from trainer.splits import open_split, split_names
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT = SIZE = 200, 100
@@ -289,6 +289,23 @@ def test_every_row_is_tried():
     assert ROWS.keys() == LAYOUTS.keys()
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+
+def records(dataset: str) -> list[tuple[str, list]]:
+    """Phrases and boxes of all splits, as corners in pixels."""
+    columns, found = Columns(), []
+    for split in split_names(dataset, None) or ["train"]:
+        for record in training.load_split(dataset, None, split, columns=columns):
+            boxes = np.asarray(record["boxes"], dtype=float)
+            boxes[:, 2:] += boxes[:, :2] if "xywh" in (columns.box_format or "") else 0
+            boxes *= (WIDTH, HEIGHT) * 2 if "normalized" in (columns.box_format or "") else 1
+            found.append((record["phrase"], np.round(boxes, 3).tolist()))
+    return sorted(found)
+
+
 @pytest.mark.parametrize("what", LAYOUTS)
 def test_the_command_of_the_table(what, tmp_path, monkeypatch, capsys):
     """It alone makes rows of what the tool wrote: the phrases and boxes, none lost; then `inspect` finds no trouble."""
@@ -297,19 +314,101 @@ def test_the_command_of_the_table(what, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (command,) = ROWS[what]
     program, *words = shlex.split(command)
-    dataset, is_built = words[1], words[0] == "build"
-    if is_built:
-        assert known_format("D") == words[1]
+    dataset = words[1]
+    if words[0] == "build":
         main([*words, "--strict"])
-        dataset = "data/mine"
-        words = ["inspect", dataset]
+        dataset, words = "data/mine", ["inspect", "data/mine"]
     main([*words, "--strict"])
     assert program == "albef-amc" and "Train on it: albef-amc train" in capsys.readouterr().out
-    columns, found = Columns(), []
-    for split in split_names(dataset, None) or ["train"]:
-        for record in training.load_split(dataset, None, split, columns=columns):
-            boxes = np.asarray(record["boxes"], dtype=float)
-            boxes[:, 2:] += boxes[:, :2] if "xywh" in (columns.box_format or "") else 0
-            boxes *= (WIDTH, HEIGHT) * 2 if "normalized" in (columns.box_format or "") else 1
-            found.append((record["phrase"], np.round(boxes, 3).tolist()))
-    assert sorted(each for each in found if each[0] != "it") == sorted(FOUND)
+    assert [each for each in records(dataset) if each[0] != "it"] == sorted(FOUND)
+
+
+# Annotations in the place of rows -------------------------------------------------------------------------------------
+
+A_FILE = {
+    "a Roboflow download, COCO": "train/_annotations.coco.json",
+    "COCO's own folders": "annotations/instances_train2017.json",
+    "YOLO: `data.yaml`, `images`, `labels`": "data.yaml",
+    "Pascal VOC: `Annotations`, `JPEGImages`": "Annotations/0.xml",
+    "LabelMe: a JSON file beside each photo": "0.json",
+    "VIA: a project": "via_project.json",
+    "CVAT: XML for images 1.1": "annotations.xml",
+    "Label Studio: JSON": "project-1.json",
+    "CreateML: JSON": "train/_annotations.createml.json",
+    "MDETR's JSON: captions with `tokens_positive`": "final_train.json",
+}
+
+
+def refused(dataset: str) -> list[str]:
+    """The words of the command that its error names."""
+    with pytest.raises(ValueError, match=r"has annotations that are no rows") as error:
+        open_split(dataset, None, "train")
+    found = re.search(r": (albef-amc build .* --output data/mine), then --dataset data/mine\.$", str(error.value))
+    return shlex.split(found[1])[1:]
+
+
+@pytest.mark.parametrize("what", A_FILE)
+def test_annotations_given_as_a_data_set_are_told_the_command_that_builds_them(what, tmp_path, monkeypatch):
+    """For the folder it is that of the table; for a file one that runs, and gives the file's part of the rows."""
+    monkeypatch.chdir(tmp_path)
+    Path("my photos").mkdir()
+    LAYOUTS[what](Path("my photos"))
+    expected = shlex.split(ROWS[what][0].replace(" D ", " 'my photos' "))[1:]
+    without = [word for word in expected if word not in ("--annotations", "final_train.json")]
+    assert refused("my photos") == without
+    with pytest.raises(ValueError, match="albef-amc build"):
+        split_names("my photos", None)
+    main([*refused(f"my photos/{A_FILE[what]}"), "--strict"])
+    found = records("data/mine")
+    assert found and all(each in FOUND for each in found)
+
+
+@pytest.mark.parametrize("name", ["refcoco", "flickr30k_entities"])
+def test_what_looks_like_another_format(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TREES[name](Path("D"))
+    assert refused("D")[:4] == ["build", name, "--data_dir", "D"]
+
+
+def test_every_command_says_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(Path("D/instances.json"), coco_of([0]))
+    for part in (tiny_albef(), tiny_processor()):
+        part.save_pretrained("model")
+    command = "albef-amc build coco --data_dir D --annotations instances.json --images_dir IMAGES --output data/mine"
+    for words in (
+        ["inspect"],
+        ["train", "--model", "model", "--output_dir", "run", "--use_cpu", "--report_to", "none", "--dataset"],
+        ["evaluate", "--models", "mine=model", "--output", "scores", "--splits", "train", "--cpu", "--dataset"],
+        ["sweep", "--model", "model", "--cpu", "--dataset"],
+        ["ground-dataset", "--model", "model", "--output", "rows", "--cpu", "--streaming", "--dataset"],
+    ):
+        with pytest.raises((SystemExit, ValueError)) as error:
+            main([*words, "D/instances.json"])
+        assert command in capsys.readouterr().err + str(error.value)
+
+
+def test_rows_are_not_taken_for_annotations(tmp_path):
+    """Whatever lies beside them, and however much their columns are called like those of a tool."""
+    photos(tmp_path)
+    objects = {"objects": [{"label": "dog", "coordinates": [1, 2]}], "images": ["1.png"], "categories": ["dog"]}
+    write(tmp_path / "mine.json", [row | objects for row in rows_of(BOXES)])
+    write(tmp_path / "settings.json", "{")
+    write(tmp_path / "pom.xml", "<project/>")
+    assert known_format(str(tmp_path)) is None and known_format(str(tmp_path / "mine.json")) is None
+    write(tmp_path / "lines.json", lines([row | objects for row in rows_of(BOXES)]))
+    assert known_format(str(tmp_path / "lines.json")) is None
+    write(tmp_path / "instances.json", coco_of([0]))
+    assert known_format(str(tmp_path)) == "coco"
+    write(tmp_path / "train.jsonl", lines(rows_of(BOXES)))
+    assert known_format(str(tmp_path)) is None and known_format("org/on-the-hub") is None
+    assert records(str(tmp_path / "train.jsonl")) == sorted(FOUND)
+
+
+def test_a_list_of_names_is_yolos_where_nothing_else_is(tmp_path):
+    """X-AnyLabeling has one beside the files of LabelMe."""
+    write(tmp_path / "classes.txt", "dog\n")
+    assert known_format(str(tmp_path)) == "yolo"
+    shape = {"label": "dog", "points": [[1, 1], [4, 4]], "shape_type": "rectangle"}
+    (tmp_path / "photo.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(labelme_json(shape)).encode())
+    assert known_format(str(tmp_path)) == "labelme"

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -26,7 +27,8 @@ KEYS = {
 }
 # Builder → another that it is where there is something else beside the file.
 BESIDE = {"coco": ("refcoco", "*refs(*).*"), "voc": ("flickr30k_entities", "../Sentences")}
-BEGINNING, MOST_READ = 65_536, 20  # bytes; files of a folder
+BEGINNING, MOST_READ, MOST_LISTED = 65_536, 20, 100_000  # bytes; files of a folder that are read, and looked at
+BESIDE_IMAGES = r"(?i)annotations?|labels"  # folders whose images lie in the folder around them
 WHOLE = "yolo", "voc", "labelme", "refcoco", "flickr30k_entities"  # builders of folders, which are told no file
 
 
@@ -49,11 +51,13 @@ def known_format(path: str) -> str | None:
 
 
 def command_of(builder: str, path: str) -> str:
-    """What builds it. Images are looked for in its folder, and in the one around that of a file."""
-    folder, *around = (Path(path),) if os.path.isdir(path) else (Path(path).parent, Path(path).absolute().parents[1])
+    """What builds it. Images are looked for in its folder, and in the one around a folder of annotations."""
+    file = Path(path)
+    folder = file if file.is_dir() else file.parent
     words = ["albef-amc", "build", builder, "--data_dir", str(folder)]
-    words += ["--annotations", Path(path).name] if os.path.isfile(path) and builder not in WHOLE else []
-    near = (each for each in (folder, *around) if any(map(is_image, files_below(each))))
+    words += ["--annotations", file.name] if file.is_file() and builder not in WHOLE else []
+    places = [folder, folder.parent] if re.fullmatch(BESIDE_IMAGES, folder.name) else [folder]
+    near = (place for place in places if any(map(is_image, files_below(place))))
     return shlex.join([*words, "--images_dir", str(next(near, "IMAGES")), "--output", "data/mine"])
 
 
@@ -76,10 +80,14 @@ def builder_of(files: Iterator[Path]) -> str | None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """In the order of their names, those of a folder before those in its folders."""
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        yield from (Path(place, name) for name in sorted(names))
+    """In the order of their names, those of a folder before those in its folders; of more than MOST_LISTED the first."""
+
+    def walk() -> Iterator[Path]:
+        for place, folders, names in os.walk(folder):
+            folders.sort()
+            yield from (Path(place, name) for name in sorted(names))
+
+    return islice(walk(), MOST_LISTED)
 
 
 def is_image(file: Path) -> bool:
