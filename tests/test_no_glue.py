@@ -1,4 +1,4 @@
-"""The table of docs/data.md, "zero lines of glue": every layout as its tool writes it, by the command that stands there.
+"""The table of docs/data.md, "zero lines of glue": every layout as its tool writes it, by the command beside it.
 
 Four photos of 200 x 100 pixels, the last one for validation where a layout has splits. Boxes overlap the images so that
 no two of them fit every format.
@@ -98,7 +98,7 @@ def _(folder):
     photos(folder, "{number}.png")
     with (folder / "mine.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow("filename width height class xmin ymin xmax ymax".split())
+        writer.writerow(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"])
         writer.writerows([f"{n}.png", *SIZE, LABELS[n], *BOXES[n]] for n in range(4))
 
 
@@ -139,8 +139,12 @@ def _(folder):
     label = datasets.ClassLabel(names=["traffic_light", "dog"])
     objects = {"id": List(Value("int64")), "bbox": List(List(Value("float32"))), "category": List(label)}
     image = png(folder)
-    rows = [{"image_id": i, "image": image, "width": WIDTH, "height": HEIGHT,
-             "objects": {"id": [1, 2], "bbox": XYWH[2 * i : 2 * i + 2], "category": [1, 0]}} for i in (0, 1)]  # fmt: skip
+    rows = [
+        {"image_id": i, "image": image, "width": WIDTH, "height": HEIGHT, "objects": {"id": [1, 2], "bbox": boxes}}
+        for i, boxes in enumerate((XYWH[:2], XYWH[2:]))
+    ]
+    for row in rows:
+        row["objects"]["category"] = [1, 0]
     numbers = dict.fromkeys(("image_id", "width", "height"), Value("int64"))
     hub(folder, rows, image=Image(), objects=objects, **numbers)
 
@@ -160,10 +164,10 @@ def _(folder):
 
 def coco_of(numbers: list[int], name: str = "{}.png", **more: object) -> dict:
     images = [{"id": n, "license": 1, "file_name": name.format(n), "height": HEIGHT, "width": WIDTH} for n in numbers]
-    categories = [{"id": 0, "name": "things", "supercategory": "none"}]
-    categories += [{"id": i, "name": label, "supercategory": "things"} for i, label in ((1, "dog"), (2, "traffic light"))]
+    names = ("things", "none"), ("dog", "things"), ("traffic light", "things")
+    categories = [{"id": i, "name": label, "supercategory": above} for i, (label, above) in enumerate(names)]
     plain = {"area": 1500, "segmentation": [], "iscrowd": 0}
-    marks = [{"id": i, "image_id": n, "category_id": 1 + n % 2, "bbox": XYWH[n], **plain} for i, n in enumerate(numbers)]
+    marks = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": XYWH[n], **plain} for n in numbers]
     return {"info": {"year": "2024"}, "licenses": [], "categories": categories, "images": images, "annotations": marks}
 
 
@@ -243,7 +247,8 @@ def _(folder):
     photos(folder)
     tasks = []
     for n, (x, y, width, height) in enumerate(XYWH):
-        value = {"x": x / 2, "y": y, "width": width / 2, "height": height, "rotation": 0, "rectanglelabels": [LABELS[n]]}
+        value = {"x": x / 2, "y": y, "width": width / 2, "height": height, "rotation": 0}
+        value["rectanglelabels"] = [LABELS[n]]
         place = {"from_name": "label", "to_name": "image", "original_width": WIDTH, "original_height": HEIGHT}
         result = {"id": f"r{n}", "type": "rectanglelabels", "image_rotation": 0, "value": value, **place}
         made = {"id": n, "was_cancelled": False, "ground_truth": False, "result": [result]}

@@ -80,7 +80,7 @@ def builder_of(files: Iterator[Path]) -> str | None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """In the order of their names, those of a folder before those in its folders; of more than MOST_LISTED the first."""
+    """MOST_LISTED at most, in the order of their names, those of a folder before those in its folders."""
 
     def walk() -> Iterator[Path]:
         for place, folders, names in os.walk(folder):
