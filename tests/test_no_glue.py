@@ -1,0 +1,419 @@
+"""The table of docs/data.md, "zero lines of glue": every layout as its tool writes it, by the command beside it.
+
+Four photos of 200 x 100 pixels, the last one for validation where a layout has splits. Boxes overlap the images so that
+no two of them fit every format.
+"""
+
+import csv
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Features, Image, List, Value
+
+from tests.helpers.builders import TREES, labelme_json, voc_xml
+from tests.helpers.data import picture, tiny_albef, tiny_processor
+from trainer import training
+from trainer.columns import Columns
+from trainer.commands import main
+from trainer.known_formats import known_format
+from trainer.splits import open_split, split_names
+
+ROOT = Path(__file__).parents[1]
+WIDTH, HEIGHT = SIZE = 200, 100
+BOXES = [[10, 10, 60, 60], [120, 20, 190, 90], [0, 0, 50, 30], [150, 50, 200, 100]]
+LABELS = ["dog", "traffic light", "dog", "traffic light"]
+SPLITS = ["train", "train", "train", "valid"]
+XYWH = [[10, 10, 50, 50], [120, 20, 70, 70], [0, 0, 50, 30], [150, 50, 50, 50]]
+SHARES = [[0.05, 0.1, 0.3, 0.6], [0.6, 0.2, 0.95, 0.9], [0, 0, 0.25, 0.3], [0.75, 0.5, 1, 1]]
+CENTRES = [[0.175, 0.35, 0.25, 0.5], [0.775, 0.55, 0.35, 0.7], [0.125, 0.15, 0.25, 0.3], [0.875, 0.75, 0.25, 0.5]]
+FOUND = [(label, [box]) for label, box in zip(LABELS, BOXES)]  # what every layout is
+
+LAYOUTS: dict[str, Callable[[Path], str | None]] = {}
+
+
+def layout(name: str):
+    def add(write: Callable[[Path], str | None]) -> Callable[[Path], str | None]:
+        LAYOUTS[name] = write
+        return write
+
+    return add
+
+
+def photo(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture(*SIZE).save(file)
+
+
+def photos(folder: Path, place: str = "images/{number}.png") -> None:
+    for number, split in enumerate(SPLITS):
+        photo(folder / place.format(number=number, split=split))
+
+
+def write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def lines(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def rows_of(boxes: list, column: str = "bbox", phrase: str = "caption") -> list[dict]:
+    photos_ = [f"images/{number}.png" for number in range(4)]
+    return [{"image": each, phrase: label, column: box} for each, label, box in zip(photos_, LABELS, boxes)]
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+@layout("`imagefolder`, one `metadata.jsonl`")
+def _(folder):
+    photos(folder, "{split}/{number}.png")
+    rows = [{"file_name": f"{split}/{n}.png", "text": LABELS[n], "bbox": BOXES[n]} for n, split in enumerate(SPLITS)]
+    write(folder / "metadata.jsonl", lines(rows))
+
+
+@layout("`imagefolder`, a `metadata.jsonl` in each split")
+def _(folder):
+    photos(folder, "{split}/{number}.png")
+    rows = [{"file_name": f"{n}.png", "text": LABELS[n], "bbox": BOXES[n]} for n in range(4)]
+    write(folder / "train" / "metadata.jsonl", lines(rows[:3]))
+    write(folder / "valid" / "metadata.jsonl", lines(rows[3:]))
+
+
+@layout("JSON Lines: `caption`, `bbox`")
+def _(folder):
+    photos(folder)
+    write(folder / "mine.jsonl", lines(rows_of(BOXES)))
+
+
+@layout("CSV: `filename,width,height,class,xmin,ymin,xmax,ymax`")
+def _(folder):
+    photos(folder, "{number}.png")
+    with (folder / "mine.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"])
+        writer.writerows([f"{n}.png", *SIZE, LABELS[n], *BOXES[n]] for n in range(4))
+
+
+@layout("boxes `[x, y, width, height]`")
+def _(folder):
+    photos(folder)
+    write(folder / "mine.jsonl", lines(rows_of(XYWH)))
+
+
+@layout("boxes as shares of the image")
+def _(folder):
+    photos(folder)
+    write(folder / "mine.jsonl", lines(rows_of(SHARES, "box", "expression")))
+
+
+@layout("`phrases` and `boxes` of an image, as lists")
+def _(folder):
+    photos(folder)
+    row = {"image": "images/0.png", "phrases": ["dog", "traffic light"], "boxes": BOXES[:2]}
+    write(folder / "mine.jsonl", lines([row, row | {"image": "images/1.png", "boxes": BOXES[2:]}]))
+
+
+def hub(folder: Path, rows: list[dict], **features: object) -> None:
+    (folder / "data").mkdir()
+    found = datasets.Dataset.from_list(rows, features=Features(features))
+    found.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+
+
+def png(folder: Path) -> dict:
+    photo(folder / "0.png")
+    content = {"bytes": (folder / "0.png").read_bytes(), "path": "0.png"}
+    (folder / "0.png").unlink()
+    return content
+
+
+@layout("`objects: {bbox, category}` of the Hub's detection sets")
+def _(folder):
+    label = datasets.ClassLabel(names=["traffic_light", "dog"])
+    objects = {"id": List(Value("int64")), "bbox": List(List(Value("float32"))), "category": List(label)}
+    image = png(folder)
+    rows = [
+        {"image_id": i, "image": image, "width": WIDTH, "height": HEIGHT, "objects": {"id": [1, 2], "bbox": boxes}}
+        for i, boxes in enumerate((XYWH[:2], XYWH[2:]))
+    ]
+    for row in rows:
+        row["objects"]["category"] = [1, 0]
+    numbers = dict.fromkeys(("image_id", "width", "height"), Value("int64"))
+    hub(folder, rows, image=Image(), objects=objects, **numbers)
+
+
+@layout("lmms-lab's RefCOCO: `answer`, `bbox`")
+def _(folder):
+    image, text, number = png(folder), Value("string"), Value("float32")
+    rows = [{"question_id": str(n), "image": image, "question": "Please carefully observe the area …",
+             "answer": [LABELS[n], "it"], "segmentation": [1.0, 1, 2, 2, 3, 1], "bbox": XYWH[n], "iscrowd": 0,
+             "file_name": f"COCO_train2014_{n}.jpg"} for n in range(4)]  # fmt: skip
+    hub(folder, rows, question_id=text, image=Image(), question=text, answer=List(text), segmentation=List(number),
+        bbox=List(number), iscrowd=Value("int8"), file_name=text)  # fmt: skip
+
+
+# Annotations ----------------------------------------------------------------------------------------------------------
+
+
+def coco_of(numbers: list[int], name: str = "{}.png", **more: object) -> dict:
+    images = [{"id": n, "license": 1, "file_name": name.format(n), "height": HEIGHT, "width": WIDTH} for n in numbers]
+    names = ("things", "none"), ("dog", "things"), ("traffic light", "things")
+    categories = [{"id": i, "name": label, "supercategory": above} for i, (label, above) in enumerate(names)]
+    plain = {"area": 1500, "segmentation": [], "iscrowd": 0}
+    marks = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": XYWH[n], **plain} for n in numbers]
+    return {"info": {"year": "2024"}, "licenses": [], "categories": categories, "images": images, "annotations": marks}
+
+
+@layout("a Roboflow download, COCO")
+def _(folder):
+    photos(folder, "{split}/{number}_png.rf.5e0a.png")
+    for split, numbers in ("train", [0, 1, 2]), ("valid", [3]):
+        write(folder / split / "_annotations.coco.json", coco_of(numbers, "{}_png.rf.5e0a.png"))
+    write(folder / "README.roboflow.txt", "pets")
+
+
+@layout("COCO's own folders")
+def _(folder):
+    for numbers, split in ([0, 1, 2], "train2017"), ([3], "val2017"):
+        write(folder / "annotations" / f"instances_{split}.json", coco_of(numbers))
+        for number in numbers:
+            photo(folder / split / f"{number}.png")
+
+
+@layout("YOLO: `data.yaml`, `images`, `labels`")
+def _(folder):
+    photos(folder, "{split}/images/{number}.png")
+    for n, split in enumerate(SPLITS):
+        write(folder / split / "labels" / f"{n}.txt", f"{n % 2} {' '.join(map(str, CENTRES[n]))}\n")
+    names = "names: ['dog', 'traffic light']"
+    write(folder / "data.yaml", f"train: ../train/images\nval: ../valid/images\n\nnc: 2\n{names}\n")
+
+
+@layout("Pascal VOC: `Annotations`, `JPEGImages`")
+def _(folder):
+    """Whose pixels are counted from 1, the last one included."""
+    photos(folder, "JPEGImages/{number}.png")
+    for n, (x1, y1, x2, y2) in enumerate(BOXES):
+        mark = LABELS[n], x1 + 1, y1 + 1, x2, y2
+        write(folder / "Annotations" / f"{n}.xml", voc_xml(mark, name=f"{n}.png", size=SIZE))
+    write(folder / "ImageSets" / "Main" / "train.txt", "0\n1\n2\n")
+    write(folder / "ImageSets" / "Main" / "val.txt", "3\n")
+
+
+@layout("LabelMe: a JSON file beside each photo")
+def _(folder):
+    photos(folder, "{number}.png")
+    for n, (x1, y1, x2, y2) in enumerate(BOXES):
+        shape = {"label": LABELS[n], "points": [[x1, y1], [x2, y2]], "shape_type": "rectangle"}
+        content = labelme_json(shape, imagePath=f"{n}.png", imageHeight=HEIGHT, imageWidth=WIDTH)
+        write(folder / f"{n}.json", content)
+
+
+@layout("VIA: a project")
+def _(folder):
+    photos(folder)
+    images = {}
+    for n, (x, y, width, height) in enumerate(XYWH):
+        shape = {"name": "rect", "x": x, "y": y, "width": width, "height": height}
+        region = {"shape_attributes": shape, "region_attributes": {"type": LABELS[n]}}
+        images[f"{n}.png{9 + n}"] = {"filename": f"{n}.png", "size": 9 + n, "regions": [region], "file_attributes": {}}
+    names = list(images)
+    write(folder / "via_project.json", {"_via_settings": {}, "_via_img_metadata": images, "_via_image_id_list": names})
+
+
+@layout("CVAT: XML for images 1.1")
+def _(folder):
+    photos(folder)
+    images = []
+    for n, (x1, y1, x2, y2) in enumerate(BOXES):
+        box = f'<box label="{LABELS[n]}" source="manual" occluded="0" xtl="{x1}.00" ytl="{y1}.00" xbr="{x2}.00" '
+        subset = "Train" if SPLITS[n] == "train" else "Validation"
+        named = f'id="{n}" name="{n}.png" subset="{subset}" width="{WIDTH}" height="{HEIGHT}"'
+        images.append(f'<image {named}>{box}ybr="{y2}.00" z_order="0"></box></image>')
+    head = '<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta></meta>'
+    write(folder / "annotations.xml", f"{head}{''.join(images)}</annotations>")
+
+
+@layout("Label Studio: JSON")
+def _(folder):
+    """In hundredths of the image; names of uploads begin with eight letters."""
+    photos(folder)
+    tasks = []
+    for n, (x, y, width, height) in enumerate(XYWH):
+        value = {"x": x / 2, "y": y, "width": width / 2, "height": height, "rotation": 0}
+        value["rectanglelabels"] = [LABELS[n]]
+        place = {"from_name": "label", "to_name": "image", "original_width": WIDTH, "original_height": HEIGHT}
+        result = {"id": f"r{n}", "type": "rectanglelabels", "image_rotation": 0, "value": value, **place}
+        made = {"id": n, "was_cancelled": False, "ground_truth": False, "result": [result]}
+        tasks.append({"id": n, "annotations": [made], "data": {"image": f"/data/upload/1/0123abcd-{n}.png"}})
+    write(folder / "project-1.json", tasks)
+
+
+@layout("CreateML: JSON")
+def _(folder):
+    photos(folder, "{split}/{number}.png")
+    records = []
+    for n, (x, y, width, height) in enumerate(XYWH):
+        place = {"x": x + width / 2, "y": y + height / 2, "width": width, "height": height}
+        records.append({"image": f"{n}.png", "annotations": [{"label": LABELS[n], "coordinates": place}]})
+    write(folder / "train" / "_annotations.createml.json", records[:3])
+    write(folder / "valid" / "_annotations.createml.json", records[3:])
+
+
+@layout("MDETR's JSON: captions with `tokens_positive`")
+def _(folder):
+    photos(folder)
+    content = coco_of([0, 1, 2, 3])
+    for image, mark, label in zip(content["images"], content["annotations"], LABELS):
+        image["caption"] = f"a {label} here"
+        mark["tokens_positive"] = [[2, 2 + len(label)]]
+    write(folder / "final_train.json", content)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def table() -> dict[str, list[str]]:
+    """What one has → the commands."""
+    text = (ROOT / "docs" / "data.md").read_text().split("## Zero lines of glue")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
+    return {what.strip(): re.findall(r"`(albef-amc [^`]+)`", command) for what, command in rows}
+
+
+ROWS = table()
+
+
+def test_every_row_is_tried():
+    assert ROWS.keys() == LAYOUTS.keys()
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+
+def records(dataset: str) -> list[tuple[str, list]]:
+    """Phrases and boxes of all splits, as corners in pixels."""
+    columns, found = Columns(), []
+    for split in split_names(dataset, None) or ["train"]:
+        for record in training.load_split(dataset, None, split, columns=columns):
+            boxes = np.asarray(record["boxes"], dtype=float)
+            boxes[:, 2:] += boxes[:, :2] if "xywh" in (columns.box_format or "") else 0
+            boxes *= (WIDTH, HEIGHT) * 2 if "normalized" in (columns.box_format or "") else 1
+            found.append((record["phrase"], np.round(boxes, 3).tolist()))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("what", LAYOUTS)
+def test_the_command_of_the_table(what, tmp_path, monkeypatch, capsys):
+    """It alone makes rows of what the tool wrote: the phrases and boxes, none lost; then `inspect` finds no trouble."""
+    (tmp_path / "D").mkdir()
+    LAYOUTS[what](tmp_path / "D")
+    monkeypatch.chdir(tmp_path)
+    (command,) = ROWS[what]
+    program, *words = shlex.split(command)
+    dataset = words[1]
+    if words[0] == "build":
+        main([*words, "--strict"])
+        dataset, words = "data/mine", ["inspect", "data/mine"]
+    main([*words, "--strict"])
+    assert program == "albef-amc" and "Train on it: albef-amc train" in capsys.readouterr().out
+    assert [each for each in records(dataset) if each[0] != "it"] == sorted(FOUND)
+
+
+# Annotations in the place of rows -------------------------------------------------------------------------------------
+
+A_FILE = {
+    "a Roboflow download, COCO": "train/_annotations.coco.json",
+    "COCO's own folders": "annotations/instances_train2017.json",
+    "YOLO: `data.yaml`, `images`, `labels`": "data.yaml",
+    "Pascal VOC: `Annotations`, `JPEGImages`": "Annotations/0.xml",
+    "LabelMe: a JSON file beside each photo": "0.json",
+    "VIA: a project": "via_project.json",
+    "CVAT: XML for images 1.1": "annotations.xml",
+    "Label Studio: JSON": "project-1.json",
+    "CreateML: JSON": "train/_annotations.createml.json",
+    "MDETR's JSON: captions with `tokens_positive`": "final_train.json",
+}
+
+
+def refused(dataset: str) -> list[str]:
+    """The words of the command that its error names."""
+    with pytest.raises(ValueError, match=r"has annotations that are no rows") as error:
+        open_split(dataset, None, "train")
+    found = re.search(r": (albef-amc build .* --output data/mine), then --dataset data/mine\.$", str(error.value))
+    return shlex.split(found[1])[1:]
+
+
+@pytest.mark.parametrize("what", A_FILE)
+def test_annotations_given_as_a_data_set_are_told_the_command_that_builds_them(what, tmp_path, monkeypatch):
+    """For the folder it is that of the table; for a file one that runs, and gives the file's part of the rows."""
+    monkeypatch.chdir(tmp_path)
+    Path("my photos").mkdir()
+    LAYOUTS[what](Path("my photos"))
+    expected = shlex.split(ROWS[what][0].replace(" D ", " 'my photos' "))[1:]
+    without = [word for word in expected if word not in ("--annotations", "final_train.json")]
+    assert refused("my photos") == without
+    with pytest.raises(ValueError, match="albef-amc build"):
+        split_names("my photos", None)
+    main([*refused(f"my photos/{A_FILE[what]}"), "--strict"])
+    found = records("data/mine")
+    assert found and all(each in FOUND for each in found)
+
+
+@pytest.mark.parametrize("name", ["refcoco", "flickr30k_entities"])
+def test_what_looks_like_another_format(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    TREES[name](Path("D"))
+    assert refused("D")[:4] == ["build", name, "--data_dir", "D"]
+
+
+def test_every_command_says_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(Path("D/instances.json"), coco_of([0]))
+    for part in (tiny_albef(), tiny_processor()):
+        part.save_pretrained("model")
+    command = "albef-amc build coco --data_dir D --annotations instances.json --images_dir IMAGES --output data/mine"
+    for words in (
+        ["inspect"],
+        ["train", "--model", "model", "--output_dir", "run", "--use_cpu", "--report_to", "none", "--dataset"],
+        ["evaluate", "--models", "mine=model", "--output", "scores", "--splits", "train", "--cpu", "--dataset"],
+        ["sweep", "--model", "model", "--cpu", "--dataset"],
+        ["ground-dataset", "--model", "model", "--output", "rows", "--cpu", "--streaming", "--dataset"],
+    ):
+        with pytest.raises((SystemExit, ValueError)) as error:
+            main([*words, "D/instances.json"])
+        assert command in capsys.readouterr().err + str(error.value)
+
+
+def test_rows_are_not_taken_for_annotations(tmp_path):
+    """Whatever lies beside them, and however much their columns are called like those of a tool."""
+    photos(tmp_path)
+    objects = {"objects": [{"label": "dog", "coordinates": [1, 2]}], "images": ["1.png"], "categories": ["dog"]}
+    write(tmp_path / "mine.json", [row | objects for row in rows_of(BOXES)])
+    write(tmp_path / "settings.json", "{")
+    write(tmp_path / "pom.xml", "<project/>")
+    assert known_format(str(tmp_path)) is None and known_format(str(tmp_path / "mine.json")) is None
+    write(tmp_path / "lines.json", lines([row | objects for row in rows_of(BOXES)]))
+    assert known_format(str(tmp_path / "lines.json")) is None
+    write(tmp_path / "instances.json", coco_of([0]))
+    assert known_format(str(tmp_path)) == "coco"
+    write(tmp_path / "train.jsonl", lines(rows_of(BOXES)))
+    assert known_format(str(tmp_path)) is None and known_format("org/on-the-hub") is None
+    assert records(str(tmp_path / "train.jsonl")) == sorted(FOUND)
+
+
+def test_a_list_of_names_is_yolos_where_nothing_else_is(tmp_path):
+    """X-AnyLabeling has one beside the files of LabelMe."""
+    write(tmp_path / "classes.txt", "dog\n")
+    assert known_format(str(tmp_path)) == "yolo"
+    shape = {"label": "dog", "points": [[1, 1], [4, 4]], "shape_type": "rectangle"}
+    (tmp_path / "photo.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(labelme_json(shape)).encode())
+    assert known_format(str(tmp_path)) == "labelme"
