@@ -80,7 +80,6 @@ class AmcTrainer(PublishingTrainer):
 
     args: AmcConfig
     data_collator: Callable
-    sampler: ImageGroupedSampler | None = None
     num_phrases = 0  # that matching has trained on, and those of them without a wrong image in their batch
     num_without_wrong_image: int | torch.Tensor = 0
 
@@ -223,7 +222,7 @@ class AmcTrainer(PublishingTrainer):
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # of transformers 5.8
         )
         if not is_streamed:
-            self.sampler = sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
+            sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
             options |= dict(batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last)
             loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
             return self.accelerator.prepare(loader)
@@ -470,8 +469,11 @@ class Hooks(TrainerCallback):
         # Counted, since Trainer's are no whole ones of data without a length.
         self.trainer.epoch = epoch = max(math.floor((state.epoch or 0) + 1e-6), self.trainer.epoch + 1)
         self.trainer.random_state = random_state()  # before the loader draws from it
-        if self.trainer.sampler is not None:  # which Trainer does not reach below the batches that a resumed run skips
-            self.trainer.sampler.set_epoch(epoch)
+        sampler = loader.batch_sampler
+        while inner := getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None):
+            sampler = inner  # which not every accelerate reaches below the batches that a resumed run skips
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
         if isinstance(loader.dataset, StreamedBatches):
             steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
             trained = 0 if args.ignore_data_skip else state.global_step % steps
