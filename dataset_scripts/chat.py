@@ -62,7 +62,7 @@ class Chat(PhraseFiles):
             for _, record in self.records(file):
                 found = ((is_answer, sign) for is_answer, text in _turns(record) for sign in signs_in(text))
                 signs.update({sign for is_answer, sign in found if is_answer or marks_beginnings(sign)})
-        files = ", ".join(self.files)
+        files = f"{', '.join(self.files)} in {self.config.data_dir}"
         self.style = self.config.style or _told_by(signs, files)
         sign = "bbox_2d" if self.style in JSON_STYLES else self.style
         if sign not in signs:

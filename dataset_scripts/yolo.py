@@ -128,7 +128,7 @@ class Yolo(PhotoFileBuilder):
                 if "names" not in text:
                     continue
                 try:
-                    content = yaml.load(text, yaml.BaseLoader)  # a class may be called "no"
+                    content = yaml.BaseLoader(text).get_single_data()  # all as text: a class may be called "no"
                 except (yaml.YAMLError, RecursionError) as error:
                     raise ValueError(f"{path} is not YAML, or was cut off: {str(error)[:200]}") from error
                 if isinstance(content, dict) and "names" in content:

@@ -66,7 +66,7 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
         kind = f"{type(source).__name__} (PIL.Image.open reads files and io.BytesIO(bytes))"
         raise ValueError(f"an image must be a path, a URL, a Pillow image or an array, not {kind}")
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):  # a pipe would be waited for
-        advice = ": of a data set no address is fetched, unless by --download_images" if "://" in name else ""
+        advice = ": of a data set no address is fetched, download it (--download_images)" if "://" in name else ""
         advice += "; leave out file://" if name.startswith("file:") else ""
         if len(name) > 500:
             name, advice = f"{name[:60]}…", ": this is no path; of images as text (base64) store the bytes or files"
