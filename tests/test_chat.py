@@ -120,7 +120,7 @@ def test_json_is_read_as_style_says(workshop, style, boxes, form):
 
 def test_json_of_which_style_says_nothing_is_refused(workshop):
     message = (
-        r"train\.jsonl in .*: nobody can tell .*\(bbox_2d in 1 records\): say --style qwen2\.5 if they are pixels of the"
+        r"train\.jsonl in .*: nobody can tell .*\(bbox_2d in 1 records\): say --style qwen2\.5 if they are pixels of"
     )
     with pytest.raises(ValueError, match=message):
         workshop.of(says(JSON))
