@@ -39,11 +39,8 @@ _BESIDE_LOST = "instances: beside one that was lost, without which the row would
 IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 _LOOKS = 200  # photos that are read ahead
 _BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
-_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"} | {
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
+_SPLITS = dict.fromkeys(("val", "valid", "validation"), "validation")
+_SPLITS |= {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _FOLDER = re.compile(r"(?:(?:images|labels|annotations)[_-])?([a-z]+?)(?:\d{4})?(?:[_-](?:images|labels|annotations))?")
 
 
