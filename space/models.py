@@ -22,7 +22,7 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from errors import VisitorError
-from modeling_albef_amc.families.auto import AutoGrounder, load_model
+from modeling_albef_amc.families.auto import AutoGrounder, load_model, load_processor
 from modeling_albef_amc.families.registry import FAMILIES
 
 HERE = Path(__file__).parent
@@ -192,8 +192,7 @@ def load_folder(entry: Entry, folder: Path) -> Loaded:
     family = FAMILIES[model_type]
     check_configuration(entry, family.load(family.model_class), folder)
     model = load_model(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True)
-    processor_class = family.load(family.processor_class)
-    processor = processor_class.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    processor = load_processor(str(folder), model, local_files_only=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     grounder = AutoGrounder(model.requires_grad_(False), processor, device=device, max_encodings=MAX_ENCODINGS)
     check_image_size(entry, grounder.processor.image_processor, model.config)

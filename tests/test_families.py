@@ -6,13 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
-from transformers.models.altclip import modeling_altclip
-from transformers.models.chinese_clip import modeling_chinese_clip
-from transformers.models.clip import modeling_clip
-from transformers.models.siglip import modeling_siglip
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, explain_function, gradcam, groundable
-from modeling_albef_amc.attention_albef import eager_attention_forward
+from modeling_albef_amc.families.decoder import DECODERS
 from modeling_albef_amc.families.dual import contrastive_loss, own_pairs, padded_as_trained, seeded, sigmoid_loss
 from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.objectives import following_images, known_matches, matching_loss, other_image
@@ -71,7 +67,11 @@ def test_maps(family):
     assert differentiable.requires_grad
     close_maps(differentiable.detach(), heatmaps)
     wide = {**batch, "pixel_values": torch.randn(4, 3, 24, 48)}
-    assert heatmaps_of(model, wide).shape == (4, 3, 6)
+    if getattr(KNOWN[model.config.model_type], "only_squares", False):
+        with pytest.raises(ValueError, match="takes square images, not 24 x 48 pixels"):
+            heatmaps_of(model, wide)
+    else:
+        assert heatmaps_of(model, wide).shape == (4, 3, 6)
     close_maps(heatmaps_of(model.requires_grad_(False), batch), heatmaps)
 
 
@@ -182,12 +182,14 @@ def test_attention_is_recorded_without_its_dropout(family, dropout):
 @pytest.mark.parametrize("family", TINY)
 def test_nothing_is_left_behind(family):
     model = build(family)
+    heatmaps_of(model, tiny_batch())  # transformers' own hooks, which stay
     before = {name: dict(vars(part)) for name, part in model.named_modules()}
+    hooks = {name: (*part._forward_hooks, *part._forward_pre_hooks) for name, part in model.named_modules()}
     heatmaps_of(model, tiny_batch(), create_graph=True)
     for name, part in model.named_modules():
         after = vars(part)
         assert after.keys() == before[name].keys(), name
-        assert not part._forward_hooks and not part._forward_pre_hooks
+        assert (*part._forward_hooks, *part._forward_pre_hooks) == hooks[name]
         assert all(after[key] == before[name][key] for key in after if isinstance(after[key], float | bool))
 
 
@@ -237,9 +239,9 @@ def amc_loss(heatmaps: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def exact_attention(monkeypatch):
-    """transformers' own softmax is in float32 whatever the model is in, which finite differences would see."""
-    for module in (modeling_altclip, modeling_chinese_clip, modeling_clip, modeling_siglip):
-        monkeypatch.setattr(module, "eager_attention_forward", eager_attention_forward)
+    """Softmax and norms of transformers are in float32 whatever the model is in, which finite differences would see."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 @pytest.mark.usefixtures("exact_attention")
@@ -263,7 +265,9 @@ def test_second_order_gradients_of_every_parameter(family):
         "siglip": "patch_embedding vision_model.encoder.layers.2 text_model.encoder.layers.0 head.probe "
         "head.attention.in_proj_weight",
     }
-    parts = set(parts.get(family, f"{of_clip} text_projection").split())
+    of_decoder = "patch layers.0.self_attn.v_proj layers.1.self_attn.q_proj layers.1.self_attn.o_proj embed_tokens"
+    default = of_decoder if family in DECODERS else f"{of_clip} text_projection"
+    parts = set(parts.get(family, default).split())
     check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
 
 
@@ -319,7 +323,7 @@ def test_amc_alone_trains_the_model(family):
         "albef": ("vision_model", "text_", "itm_head.weight"),
         "blip": ("vision_model", "text_", "itm_head.weight"),
     }
-    for part in parts.get(family, ("patch_embedding", "layer")):
+    for part in parts.get(family, ("patch", "layer")):
         assert any(part in name and "momentum" not in name for name in moved), part
 
 
@@ -342,12 +346,15 @@ def test_groundable_forward(family):
     assert groundable(model) is model
     assert list(model.state_dict()) == keys
     output = model(**inputs, image_index=index, image_ids=torch.tensor([4, 5]), output_heatmaps=True, alpha=0.4)
-    if KNOWN[model.config.model_type].loss is matching_loss:
+    expected_losses, inputs_of_own = set(KNOWN[model.config.model_type].losses), {**inputs, "image_index": index}
+    assert {name for name in output if name.startswith("loss_")} == expected_losses
+    torch.testing.assert_close(output.loss, sum(output[name] for name in expected_losses))
+    if "loss_itm" in expected_losses:
         loss = F.softplus(-right.match_logit) + F.softplus(wrong.match_logit)
-        torch.testing.assert_close(output.loss, loss.mean(), rtol=1e-4, atol=1e-6)
-        assert output.loss_itm == output.loss and output.loss_itc is None
-    else:
-        assert output.loss_itc == output.loss and output.loss_itm is None
+        torch.testing.assert_close(output.loss_itm, loss.mean(), rtol=1e-4, atol=1e-6)
+    if "loss_caption" in expected_losses:
+        likelihood = KNOWN[family].explain(model, **inputs_of_own, explanation="likelihood").score
+        torch.testing.assert_close(output.loss_caption, -likelihood.mean(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(output.scores, right.score, rtol=1e-4, atol=1e-5)
     close_maps(output.heatmaps.detach(), expected)
     assert output.heatmaps.requires_grad

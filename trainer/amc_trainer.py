@@ -148,7 +148,7 @@ class AmcTrainer(PublishingTrainer):
         if hasattr(model, "_orig_mod"):
             raise ValueError("torch.compile: pass the model as it was before, and set torch_compile=True.")
         self.explain = with_own_forward(self.given_explain or explain_function(model))
-        model = groundable(model, self.explain)
+        model = groundable(model, self.given_explain)
         if model._hf_peft_config_loaded and len(model.active_adapters()) > 1:
             active = ", ".join(model.active_adapters())
             raise ValueError(f"Several adapters are active, {active}, and only one can be saved: set_adapter chooses.")
@@ -159,7 +159,7 @@ class AmcTrainer(PublishingTrainer):
         """Sets a `GroundingCollator` to what a model of a known family reads: whole images, and phrases so long."""
         config = self.model.config
         if isinstance(collator, GroundingCollator) and config.model_type in FAMILIES:
-            whole_images(collator.processor, config)
+            collator.processor = whole_images(collator.processor, config)
             collator.max_tokens = max_tokens(config)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
@@ -317,6 +317,8 @@ class AmcTrainer(PublishingTrainer):
         """
         args, weights, counts = self.args, self.args.loss_weights, count_items([inputs])
         of_model = {name: value for name, value in inputs.items() if name not in NOT_OF_THE_MODEL}
+        if not has_own_objectives(self.accelerator.unwrap_model(model)):
+            of_model["objectives"] = [name for name, weight in weights.items() if weight > 0]
         outputs = model(**of_model, alpha=self.alpha(), output_heatmaps=args.uses_amc or not model.training)
         losses = {name: outputs[name] for name in ITEMS if outputs.get(name) is not None}
         if outputs.heatmaps is not None:

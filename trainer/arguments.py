@@ -145,6 +145,7 @@ class AmcArguments:
     itc_weight: float = option(1.0, "Weight of image-text contrast (ITC).")
     itm_weight: float = option(1.0, "Weight of image-text matching (ITM).")
     mlm_weight: float = option(1.0, "Weight of masked language modelling (MLM).")
+    caption_weight: float = option(1.0, "Weight of saying the phrase, which generative models learn.")
     absent_weight: float = option(1.0, "Weight of telling that phrases marked absent do not fit their image.")
     amc_mean_weight: float = option(0.2, "Weight of loss_amc_mean; 0 for none.")
     amc_max_weight: float = option(0.8, "Weight of loss_amc_max; 0 for none.")

@@ -248,7 +248,7 @@ def load_grounder(
         **hub_options(vars(args)),
     )
     try:
-        whole_images(grounder.processor, grounder.model.config, protocol.image_size)
+        grounder.processor = whole_images(grounder.processor, grounder.model.config, protocol.image_size)
     except ValueError as error:
         raise ValueError(
             f"{path}: {error} {protocol.name} is asked at this size. Leave out --benchmark, and name its --splits, to "

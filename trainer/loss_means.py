@@ -10,6 +10,7 @@ ITEMS = {
     "loss_itc": "phrases",
     "loss_itm": "phrases",
     "loss_mlm": "mlm_tokens",
+    "loss_caption": "phrases",
     "loss_absent": "absent",
     "loss_amc_mean": "regions",
     "loss_amc_max": "regions",

@@ -34,6 +34,7 @@ OBJECTIVES = {
     "loss_itc": "a phrase is more similar to its own image than to others, and an image to its own phrase",
     "loss_itm": "a phrase matches its own image, and not an image or a phrase that is hard to tell from it",
     "loss_mlm": "masked words are found again from the rest of the phrase and the image",
+    "loss_caption": "the phrase is said of its image",
     "loss_amc_mean": "the heatmap's mean inside the region exceeds the mean outside by {args.amc_margin_mean}",
     "loss_amc_max": "the heatmap's maximum inside the region exceeds the maximum outside by {args.amc_margin_max}",
 }

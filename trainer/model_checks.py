@@ -5,7 +5,6 @@ import os
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_albef_amc.families.objectives import matching_loss
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.families.training import has_own_objectives
 
@@ -59,7 +58,7 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
 def learns_matching(model: PreTrainedModel) -> bool:
     """Whether it learns by ITM to tell right pairs from wrong ones, which dual encoders do by contrast alone."""
     family = FAMILIES.get(model.config.model_type)
-    return has_own_objectives(model) or family is None or family.loss is matching_loss
+    return has_own_objectives(model) or family is None or "loss_itm" in family.losses
 
 
 def check_wrong_images(model: PreTrainedModel, args: AmcConfig, phrases_per_image: int) -> None:

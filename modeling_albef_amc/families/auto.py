@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from transformers.utils.versions import require_version
 
 from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline, input_device
 from .checkpoint_checks import naming_damage, read_object
+from .decoder import DECODERS
 from .family import Explain, Family
 from .hooks import with_own_forward
-from .processors import tokenize_phrases, whole_images
+from .processors import QUIETLY, LoadedProcessor, tokenize_phrases, whole_images
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 # What peft's layers and wrappers of modules are switched by.
@@ -261,10 +263,8 @@ def load_model(
 
 def processor_source(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     """Where the processor of a checkpoint is: beside it, or at the base model of adapters that were saved alone."""
-    kinds = "gated_repo", "missing_entries", "connection_errors"
-    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
     names = "processor_config.json", "preprocessor_config.json"
-    is_beside = any(cached_file(path, name, **hub, **quietly) for name in names)
+    is_beside = any(cached_file(path, name, **hub, **QUIETLY) for name in names)
     return (path, hub) if is_beside else base_of(path, **hub)
 
 
@@ -272,5 +272,7 @@ def load_processor(path: str, model: PreTrainedModel, image_size: int | None = N
     """The processor of a checkpoint, set to show the model whole images. ValueError: a file of it is damaged."""
     path, hub = processor_source(path, **hub)
     with naming_damage(Path(path, hub.get("subfolder", ""))):
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False, **hub)
+        is_generative = model.config.model_type in DECODERS
+        load = LoadedProcessor if is_generative else partial(AutoProcessor.from_pretrained, trust_remote_code=False)
+        processor = load(path, **hub)
     return whole_images(processor, model.config, image_size)

@@ -306,7 +306,7 @@ CLIP = Family(
     layers={"itc": layers_of_images},
     depth=1,
     adapted=AdaptedModules(CLIP_ENCODERS),
-    loss=contrastive_loss,
+    losses={"loss_itc": contrastive_loss},
     has_token_maps=False,
     modules=clip_modules,
     small_config=partial(small_dual, "CLIPConfig", lambda size: {}),
@@ -339,7 +339,7 @@ SIGLIP = replace(
     processor_class="SiglipProcessor",
     function=siglip,
     layers={"itc": siglip_layers},
-    loss=sigmoid_loss,
+    losses={"loss_itc": sigmoid_loss},
     modules=None,
     small_config=partial(small_dual, "SiglipConfig", lambda size: dict(projection_size=size.width)),
 )

@@ -21,7 +21,7 @@ class Pass(NamedTuple):
     """What `Family.function` is called with: the arguments of `Family.explain`, checked and filled in.
 
     - `attention_mask`, of ones where none was given; `image_index`: None where phrase i belongs to image i.
-    - `image_embeds`: of `Family.encode_images`, or None.
+    - `image_embeds`: of `Family.encode_images`, or None. `explanation`: the score, of `Family.layers`.
     """
 
     model: PreTrainedModel
@@ -32,6 +32,7 @@ class Pass(NamedTuple):
     create_graph: bool
     layer: int
     image_embeds: torch.Tensor | None = None
+    explanation: str | None = None
 
     def own_images(self, of_images: torch.Tensor) -> torch.Tensor:
         """(num_images, …) → (num_phrases, …)"""
@@ -111,7 +112,7 @@ class Family:
         adapted: what LoRA trains.
         function: runs the model once, and says which score was computed from which attention, tokens, patches and grid.
         depth: how far up the default layer is; 1: the last.
-        loss: what it learns from a batch, beside AMC.
+        losses: what it learns from a batch beside AMC, by the names of `GroundingOutput`.
         training_class: with objectives of its own instead, where there is one.
         has_token_maps: the rows of the explained attention are the phrase's tokens, each of which has a map.
         modules: all attentions of a pass, for `relevance`; None: that is not worked out for the family.
@@ -127,7 +128,7 @@ class Family:
     adapted: AdaptedModules
     function: Callable[[Pass], PhraseAttention] | None = None
     depth: float = 2 / 3
-    loss: Callable[..., torch.Tensor] = matching_loss
+    losses: dict[str, Callable[..., torch.Tensor]] = field(default_factory=lambda: {"loss_itm": matching_loss})
     training_class: str | None = None
     has_token_maps: bool = True
     modules: Callable[[PreTrainedModel], Modules] | None = None
@@ -162,10 +163,11 @@ class Family:
             raise ValueError("A phrase is padded on the left, which the model does not read: pad on the right.")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
+        if image_embeds is not None and not create_graph:
+            image_embeds = image_embeds.detach()
         with torch.enable_grad(), own_pass(model):
-            return self.function(
-                Pass(model, pixel_values, input_ids, mask, image_index, create_graph, layer, image_embeds)
-            )
+            given = Pass(model, pixel_values, input_ids, mask, image_index, create_graph, layer, image_embeds)
+            return self.function(given._replace(explanation=explanation or next(iter(self.layers))))
 
     def layers_of(self, model: PreTrainedModel, explanation: str | None = None) -> Sequence[int]:
         """The layers that can explain a score of the model; None: its own."""

@@ -88,6 +88,26 @@ def matching_loss(
     return (right + wrong.where(exists, 0)).mean()
 
 
+def caption_loss(
+    model: PreTrainedModel,
+    explain: Callable[..., PhraseAttention],
+    true_pairs: PhraseAttention,
+    pixel_values: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    own_image: torch.Tensor,
+    image_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of a generative model's saying each phrase of its image: the mean over tokens, then phrases.
+
+    Arguments: of `matching_loss`. Where it is the likelihood that is explained, that is what `true_pairs` have.
+    """
+    if true_pairs.match_logit is None:
+        return -true_pairs.score.mean()
+    batch = pixel_values, input_ids, attention_mask, own_image, torch.is_grad_enabled()
+    return -explain(model, *batch, explanation="likelihood").score.mean()
+
+
 def absent_loss(phrases: PhraseAttention, own_image: torch.Tensor, is_absent: torch.Tensor) -> torch.Tensor:
     """What a model learns from phrases of which people said that nothing in the image fits them; 0 where there is none.
 

@@ -1,22 +1,106 @@
 """What the processors of all families must do for grounding: show the whole image, and place phrases alike."""
 
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
-from transformers import PreTrainedConfig, ProcessorMixin
+from transformers import AutoTokenizer, PreTrainedConfig, ProcessorMixin
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip import CLIPImageProcessorPil
+from transformers.utils import cached_file
 
 from ..processing_albef import TOKENIZED, Span, span_tokens
 from ..tokenization_albef import span_characters
+from .decoder import DECODERS, IMAGE_SIZE
+from .prompts import Prompt, make_prompt
 
 SIDES = "height", "width"
+# Of a processor, apart from its tokenizer.
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# None instead of an error where there is no such file.
+QUIETLY = {f"_raise_exceptions_for_{kind}": False for kind in ("gated_repo", "missing_entries", "connection_errors")}
 # What of an image processor is about neither size nor cutting.
 KEPT = "image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize"
 
 
-def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
-    """Sets a processor to resize images to one size, all of them and nothing but them; it is changed in place.
+class GenerativeProcessor:
+    """The processor of a generative model, asked for whole images, of one size, and for phrases without a prompt.
 
-    CLIP and its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps
-    would lie beside what they show.
+    Args:
+        processor: people's own, which is what is saved. config: of the model; how it is asked is written into it, where
+            that is not known yet. image_size: side in pixels; default: as the model was trained.
+    """
+
+    def __init__(
+        self, processor: "ProcessorMixin | LoadedProcessor", config: PreTrainedConfig, image_size: int | None = None
+    ):
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        family, grounding = DECODERS[config.model_type], vars(config).get("grounding", {})
+        trained = getattr(config.vision_config, "image_size", IMAGE_SIZE)
+        trained = trained if isinstance(trained, int) else trained[0]
+        side, cell = image_size or grounding.get("image_size", trained), family.cell(config)
+        if side == trained:
+            side = side // cell * cell
+        if side % cell:
+            raise ValueError(f"Images of {side} x {side} pixels are not a whole number of cells of {cell}.")
+        template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
+        if "prompt" not in grounding:
+            make_prompt(config, self.tokenizer, template, family.image_text).keep(config)
+        config.grounding = {**config.grounding, "image_size": side}
+        self.lead = Prompt.of(config).lead
+        options = {name: getattr(processor.image_processor, name) for name in KEPT}
+        size = {"height": side, "width": side}
+        self.image_processor = CLIPImageProcessorPil(**options, size=size, do_center_crop=False)
+
+    def __call__(self, images: Any, **options: Any) -> Mapping[str, torch.Tensor]:
+        return self.image_processor(images, **options)
+
+    def save_pretrained(self, folder: str, **options: Any) -> None:
+        self.processor.save_pretrained(folder, **options)
+
+
+class LoadedProcessor:
+    """Tokenizer, image processor and chat template of a folder or Hub id; its files are saved as they are.
+
+    The processors of several families cannot be made without torchvision, which nothing here needs.
+    """
+
+    def __init__(self, path: str, **hub: Any):
+        self.path, self.hub = path, hub
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
+        self.image_processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil", **hub)
+        legacy = self.file("chat_template.json")
+        self.chat_template = None if legacy is None else json.loads(legacy.read_text("utf-8"))["chat_template"]
+
+    def file(self, name: str) -> Path | None:
+        found = cached_file(self.path, name, **self.hub, **QUIETLY)
+        return None if found is None else Path(found)
+
+    def save_pretrained(self, folder: str, **options: Any) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        for name in PROCESSOR_FILES:
+            if (file := self.file(name)) is not None:
+                shutil.copyfile(file, Path(folder, name))
+
+
+def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | None = None) -> Any:
+    """A processor that resizes images to one size, all of them and nothing but them.
+
+    It is the processor itself, changed in place, but for generative models, which get a `GenerativeProcessor`. CLIP and
+    its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps would lie
+    beside what they show.
 
     Args:
         config: of the model; SigLIP's takes over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
@@ -25,6 +109,9 @@ def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size
     Raises:
         ValueError: the size is no whole number of patches: the model would cut off what is left over.
     """
+    if config.model_type in DECODERS:
+        own = processor.processor if isinstance(processor, GenerativeProcessor) else processor
+        return GenerativeProcessor(own, config, image_size)
     images, vision = processor.image_processor, getattr(config, "vision_config", config)
     own, patch_size = dict(images.size), getattr(vision, "patch_size", 1)
     trained = getattr(vision, "image_size", None)
@@ -47,13 +134,13 @@ def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size
     return processor
 
 
-def cleans_text(processor: ProcessorMixin) -> bool:
+def cleans_text(processor: Any) -> bool:
     """Whether it is an `AlbefProcessor`, be it of this package or of a checkpoint's own code."""
     return hasattr(processor, "max_words")
 
 
 def tokenize_phrases(
-    processor: ProcessorMixin, phrases: list[str], max_length: int | None = None, spans: list[Span] | None = None
+    processor: Any, phrases: list[str], max_length: int | None = None, spans: list[Span] | None = None
 ) -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask` (num_phrases, num_tokens) of any processor; `max_length` cuts phrases.
 
@@ -65,13 +152,17 @@ def tokenize_phrases(
     if spans is not None and not processor.tokenizer.is_fast:
         name = type(processor.tokenizer).__name__
         raise ValueError(f"{name} does not tell which tokens are words of a span: pass phrases without their captions")
+    lead, texts = "", phrases
+    if isinstance(processor, GenerativeProcessor):  # a part of a prompt
+        lead, options = processor.lead, {**options, "add_special_tokens": False}
+        texts = [lead + phrase for phrase in phrases]
     # Other processors hand the text on to the tokenizer, some with places for an image.
-    encoded = dict(processor.tokenizer(phrases, return_offsets_mapping=spans is not None, **options))
+    encoded = dict(processor.tokenizer(texts, return_offsets_mapping=spans is not None, **options))
     if processor.tokenizer.is_fast:  # else cutting and padding would be saved with it, and come back by themselves
         processor.tokenizer.backend_tokenizer.no_truncation()
         processor.tokenizer.backend_tokenizer.no_padding()
     if spans is not None:
-        offsets, attention_mask = encoded.pop("offset_mapping").tolist(), encoded["attention_mask"].tolist()
-        chosen = span_tokens(offsets, attention_mask, phrases, spans, span_characters)
+        offsets = (encoded.pop("offset_mapping") - len(lead)).tolist()
+        chosen = span_tokens(offsets, encoded["attention_mask"].tolist(), phrases, spans, span_characters)
         encoded["heatmap_token_mask"] = torch.tensor(chosen)
     return encoded

@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from ..modeling_albef import AlbefModel
 from ..pipeline import PhraseGrounder
 from .albef import ALBEF
+from .decoder import DECODERS
 from .dual import ALTCLIP, CHINESE_CLIP, CLIP, SIGLIP
 from .family import Explain, Family
 from .fusion import BLIP, BLIP_2, BRIDGETOWER, VILT
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family] = {
     "altclip": ALTCLIP,
     "chinese_clip": CHINESE_CLIP,
     "siglip": SIGLIP,
+    **DECODERS,
 }
 METHODS: dict[str, Callable[..., torch.Tensor]] = {**PhraseGrounder.methods, "relevance": relevance}
 

@@ -1,7 +1,9 @@
 """The forward pass that `AmcTrainer` trains any family by, and what the micro-batches of a step know of each other."""
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 
 import torch
@@ -21,6 +23,7 @@ class GroundingOutput(ModelOutput):
     """Output of a model made trainable by `groundable`.
 
     - `loss_itm` or, of a dual encoder, `loss_itc`: right pairs of the batch against wrong ones; 0 where all are absent.
+    - `loss_caption`: of a generative model, which says the phrases.
     - `loss_absent`: phrases that are known to fit nothing in their image, where there are some.
     - `loss`: the sum.
     - `scores`, `probability` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the phrases and their images.
@@ -30,6 +33,7 @@ class GroundingOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     loss_itm: torch.FloatTensor | None = None
     loss_itc: torch.FloatTensor | None = None
+    loss_caption: torch.FloatTensor | None = None
     loss_absent: torch.FloatTensor | None = None
     scores: torch.FloatTensor | None = None
     probability: torch.FloatTensor | None = None
@@ -51,9 +55,12 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     if has_own_objectives(model):
         model.drop_momentum_adapters()
         return model
-    explain = with_own_forward(explain or explain_function(model))
     family = FAMILIES.get(model.config.model_type)
-    loss_function = matching_loss if family is None else family.loss
+    losses_of = {"loss_itm": matching_loss} if family is None else family.losses
+    # Once for all passes of a batch; a function of one's own encodes images itself.
+    encode_images = None if family is None or explain is not None else family.encode_images
+    encode_images = encode_images and with_own_forward(encode_images)
+    explain_pairs = with_own_forward(explain or explain_function(model))
 
     @torch.compiler.disable
     @leaving_inference_mode
@@ -67,6 +74,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         is_absent: torch.Tensor | None = None,
         output_heatmaps: bool = False,
         step_pairs: StepPairs | None = None,
+        objectives: Collection[str] | None = None,
         output_pairs: bool = False,
         **unused,
     ) -> GroundingOutput:
@@ -79,6 +87,8 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             pairs = own_pairs(model, pixel_values, ids, mask, image, image_ids)
             return GroundingOutput(step_pairs=pairs.select(true[read]))
         create_graph = torch.is_grad_enabled()
+        encoded = {} if encode_images is None else {"image_embeds": encode_images(model, pixel_values)}
+        explain = partial(explain_pairs, **encoded)
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
             heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
@@ -91,13 +101,13 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
                 for rows in (ids, mask, own_image, attention.score, attention.match_logit)
             )
             true_pairs = attention._replace(score=score, match_logit=match_logit)
-        name = "loss_itm" if loss_function is matching_loss else "loss_itc"
-        if len(true_image):
-            options = {} if step_pairs is None else {"step_pairs": step_pairs}
-            batch = pixel_values, ids, mask, true_image, image_ids
-            losses[name] = loss_function(model, explain, true_pairs, *batch, **options)
-        else:
-            losses[name] = attention.score.sum() * 0
+        options = {} if step_pairs is None else {"step_pairs": step_pairs}
+        batch = pixel_values, ids, mask, true_image, image_ids
+        for name, loss_of in losses_of.items():
+            if objectives is None or name in objectives:
+                losses[name] = attention.score.sum() * 0  # which all processes have
+                if len(true_image):
+                    losses[name] = loss_of(model, explain, true_pairs, *batch, **options)
         return GroundingOutput(
             loss=sum(losses.values()),
             scores=attention.score if create_graph else attention.score.detach(),
@@ -148,6 +158,6 @@ def step_targets(
     if has_own_objectives(model):
         return [{"momentum_targets": targets} for targets in model.momentum_step(batches)]
     family = FAMILIES.get(model.config.model_type)
-    if family is None or family.loss is matching_loss:
+    if family is None or "loss_itc" not in family.losses:
         return [{} for _ in batches]
     return [{"step_pairs": pairs} for pairs in pairs_of_step(wrapped or model, batches)]

@@ -1,0 +1,600 @@
+"""Generative models, explained by the self-attention of their language model: LLaVA, Qwen-VL, SmolVLM, Gemma 3, ….
+
+The image comes first, then the phrase: what its tokens, and the answer, look at among the image's tokens is the map.
+Two scores can be explained. "yes": the log-odds of the answer yes to the question whether the image shows the phrase
+(VQAScore, arXiv 2404.01291). "likelihood": the mean log-probability of the phrase's tokens as the answer (arXiv
+2306.01879), a rank and no calibrated probability, since phrases are not equally likely without an image.
+
+What comes before the phrase is computed once an image, in the model's own attention (SDPA, flash); what comes after it
+for each phrase, in eager attention, from the keys and values of the former.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from ..gradcam import PhraseAttention
+from .family import AdaptedModules, Family, Layers, Pass, Size
+from .hooks import explained_attention
+from .objectives import caption_loss, matching_loss
+from .prompts import ImageText, Prompt
+
+# LoRA's: the language model's attention, and what turns image features into its tokens.
+ATTENTION_AND_PROJECTOR = (
+    r"model\.(language_model|text_model)\.layers\.\d+\.self_attn\.[qkvo]_proj"
+    r"|model\.multi_modal_projector\.(linear|linear_1|linear_2|patch_merger\.merging_layer)"
+    r"|model\.connector\.modality_projection\.proj|model\.visual\.merger\.(mlp\.\d|linear_fc\d)"
+)
+# How far up the default layer is: 14 of 32 in LLaVA-1.5 ("MLLMs Know Where to Look", arXiv 2502.17422).
+DEPTH = 0.44
+# By `mm_encoder_outputs`; the others take a list of them, one an image.
+TAKE_TENSORS = "paligemma", "gemma3", "internvl"
+# Where the configuration does not say what size of images a model was trained with: pixels of 16 x 16 cells of Qwen's.
+IMAGE_SIZE = 448
+
+
+@dataclass(frozen=True)
+class Decoder(Family):
+    """A family of generative models.
+
+    Args:
+        cell: of the configuration, pixels a side of what one image token stands for.
+        features: of the model and pixel values, what its language model gets of each image.
+        image_text: what its processor makes of the place of an image in a text.
+        only_squares: the grid of other images would be another than it seems, without an error.
+        is_whole: the image's tokens look at the phrase, too: nothing can be computed before it is known.
+    """
+
+    cell: Callable[[PreTrainedConfig], int] | None = None
+    features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] | None = None
+    image_text: ImageText = field(default_factory=ImageText)
+    only_squares: bool = True
+    is_whole: bool = False
+    layers: dict[str, Layers] = field(
+        default_factory=lambda: dict.fromkeys(("yes", "likelihood"), full_attention_layers)
+    )
+    adapted: AdaptedModules = field(default_factory=lambda: AdaptedModules(ATTENTION_AND_PROJECTOR))
+    depth: float = DEPTH
+    losses: dict[str, Callable] = field(
+        default_factory=lambda: {"loss_itm": matching_loss, "loss_caption": caption_loss}
+    )
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "function", partial(decoder, self))
+        object.__setattr__(self, "encode_images", partial(encode_images, self))
+
+    def explain(self, model: PreTrainedModel, *inputs: Any, **options: Any) -> PhraseAttention:
+        """The explanation and the layer are those in `config.grounding`, unless others are given."""
+        chosen = vars(model.config).get("grounding", {})
+        given = {name: value for name, value in options.items() if value is not None}
+        return super().explain(model, *inputs, **{name: chosen.get(name) for name in ("explanation", "layer")} | given)
+
+    def grid(self, config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """(rows, columns) of image tokens. ValueError: the image has no whole ones."""
+        height, width = pixel_values.shape[-2:]
+        side = self.cell(config)
+        if height % side or width % side:
+            raise ValueError(f"Images of {height} x {width} pixels are not a whole number of cells of {side}.")
+        if self.only_squares and height != width:
+            raise ValueError(f"{self.title} takes square images, not {height} x {width} pixels: see whole_images.")
+        return height // side, width // side
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+def plain_features(model: PreTrainedModel, pixel_values: torch.Tensor, **more: Any) -> torch.Tensor:
+    """(num_images, num_tokens, hidden_size)"""
+    found = model.model.get_image_features(pixel_values, return_dict=True, **more).pooler_output
+    return found if torch.is_tensor(found) else torch.stack(list(found))
+
+
+def framed_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Of Idefics 3 and SmolVLM, which take several images at a time, and leave out those that are all zeros."""
+    empty = (pixel_values == 0).flatten(1).all(dim=1)
+    pixel_values = pixel_values.clone()
+    pixel_values[empty, 0, 0, 0] = torch.finfo(pixel_values.dtype).tiny
+    return plain_features(model, pixel_values[:, None])
+
+
+def sized_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Of Mistral 3, which asks for sizes in pixels."""
+    return plain_features(model, pixel_values, image_sizes=torch.tensor([pixel_values.shape[-2:]] * len(pixel_values)))
+
+
+def single_tile_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Of LLaVA-NeXT and LLaVA-OneVision: the whole image as its one tile, and the token that ends it."""
+    core, config = model.model, model.config
+    layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+    states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    states = states[layer] if isinstance(layer, int) else torch.cat([states[each] for each in layer], dim=-1)
+    features = core.multi_modal_projector(states[:, 1:] if strategy == "default" else states)
+    end = core.image_newline.to(features).expand(len(features), 1, -1)
+    return torch.cat([features, end], dim=1)
+
+
+def qwen_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Of Qwen-VL; Qwen3-VL's features for the first layers of the language model lie behind the others."""
+    vision = model.config.vision_config
+    sizes = patch_grids(model, pixel_values)
+    patches = qwen_patches(pixel_values, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    found = model.model.get_image_features(patches, image_grid_thw=sizes, return_dict=True)
+    levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or [])]
+    return torch.cat([torch.stack(list(level)) for level in levels], dim=-1)
+
+
+def qwen_patches(pixel_values: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
+    """What Qwen's processor makes of images: a row a patch, those that are merged side by side, an image as a film."""
+    cells = pixel_values.unflatten(3, (-1, merge, patch)).unflatten(2, (-1, merge, patch))
+    cells = cells.permute(0, 2, 5, 3, 6, 1, 4, 7)  # images, rows, columns, rows and columns of a cell, colours, pixels
+    return cells.flatten(0, 4).unsqueeze(2).expand(-1, -1, frames, -1, -1).flatten(1)
+
+
+def patch_grids(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(num_images, 3): frames, rows and columns of patches."""
+    rows, columns = (side // model.config.vision_config.patch_size for side in pixel_values.shape[-2:])
+    return torch.tensor([[1, rows, columns]] * len(pixel_values), device=pixel_values.device)
+
+
+def encoder_outputs(model: PreTrainedModel, features: torch.Tensor) -> dict[str, Any]:
+    """Features as the model takes them instead of images."""
+    hidden_size = model.config.get_text_config().hidden_size
+    first, *levels = features.split(hidden_size, dim=-1)
+    pooled = first if model.config.model_type in TAKE_TENSORS else list(first)
+    return {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=[list(level) for level in levels])}
+
+
+# Prefix: all that comes before the phrase and does not depend on it ---------------------------------------------------
+
+
+@dataclass
+class Prefix:
+    """The image's part of a prompt.
+
+    - `input_ids` (num_tokens,). `patches`: where the image's grid is in it. `image_token_id`: of all of the image.
+    """
+
+    input_ids: torch.Tensor
+    patches: slice | torch.Tensor
+    image_token_id: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, prompt: Prompt, grid: tuple[int, int], num_features: int) -> "Prefix":
+        """`num_features`: image tokens, of which some may stand behind those of the grid."""
+        (rows, columns), image, start = grid, model.config.image_token_id, len(prompt.before)
+        end = prompt.row_end
+        if not end:
+            return cls(
+                ids_like(model, [*prompt.before, *[image] * num_features]), slice(start, start + rows * columns), image
+            )
+        row = [*[image] * columns, *end]
+        ids = ids_like(model, [*prompt.before, *row * rows][: -len(end)])
+        places = torch.arange(rows)[:, None] * len(row) + torch.arange(columns)
+        return cls(ids, (start + places.flatten()).to(ids.device), image)
+
+    def inputs(self, model: PreTrainedModel, num_images: int, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tokens, and what else the model must be told of the image's places, or be silently wrong."""
+        input_ids = self.input_ids.expand(num_images, -1)
+        is_image = input_ids == self.image_token_id
+        if model.config.model_type == "gemma3":
+            return dict(input_ids=input_ids, token_type_ids=is_image.long())
+        if hasattr(model.model, "get_rope_index"):
+            grids = patch_grids(model, pixel_values)[:1].expand(num_images, -1)
+            position_ids, _ = model.model.get_rope_index(
+                input_ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids
+            )
+            return dict(input_ids=input_ids, position_ids=position_ids)
+        return dict(input_ids=input_ids)
+
+
+def ids_like(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(ids, device=model.get_input_embeddings().weight.device)
+
+
+@contextmanager
+def text_attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """The language model's attention is of this kind in here, all of it: masks are made for one kind."""
+    config = model.config.get_text_config()
+    before, config._attn_implementation = config._attn_implementation, implementation
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def runs_whole(model: PreTrainedModel, family: Decoder) -> bool:
+    """With activation checkpointing, there are no keys and values to go on from."""
+    return family.is_whole or (model.training and model.is_gradient_checkpointing)
+
+
+def encode_images(family: Decoder, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Keys and values of the prompt as far as the image: (num_images, num_layers, 2, num_heads, num_tokens, head_size).
+
+    Where the whole prompt runs for each phrase, the image's features (num_images, num_tokens, hidden_size).
+    """
+    features = family.features(model, pixel_values)
+    if runs_whole(model, family):
+        return features
+    prompt, grid = Prompt.of(model.config), family.grid(model.config, pixel_values)
+    prefix = Prefix.of(model, prompt, grid, features.shape[1])
+    inputs = prefix.inputs(model, len(features), pixel_values)
+    cache = model.model(**inputs, mm_encoder_outputs=encoder_outputs(model, features), use_cache=True).past_key_values
+    pairs = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
+    if min(pair.shape[3] for pair in pairs) < len(prefix.input_ids):
+        raise ValueError(
+            f"{len(prefix.input_ids)} tokens of image and prompt are more than the model's sliding window."
+        )
+    return torch.stack(pairs, dim=1)
+
+
+def cache_of(model: PreTrainedModel, encoded: torch.Tensor) -> DynamicCache:
+    """Keys and values to go on from; they stay in the graph of `encoded`."""
+    cache = DynamicCache(config=model.config.get_text_config())
+    for number, pair in enumerate(encoded.unbind(dim=1)):
+        cache.update(pair[:, 0], pair[:, 1], number)
+    return cache
+
+
+# The function ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tail:
+    """What follows the image for each phrase, padded on the right, where nothing looks.
+
+    - `input_ids` (num_phrases, num_tokens). `mask`: what is no padding.
+    - `rows`: the places whose attention is explained, of which `row_mask` (num_phrases, num_rows) counts.
+    - `num_answered`: tokens that the image's own may look at; (num_phrases,).
+    """
+
+    input_ids: torch.Tensor
+    mask: torch.Tensor
+    rows: slice
+    row_mask: torch.Tensor
+    num_answered: torch.Tensor
+
+    @classmethod
+    def question(cls, given: Pass, prompt: Prompt) -> "Tail":
+        """… whether the image shows the phrase: explained are its tokens, and the place of the answer."""
+        words, lengths = given.input_ids, given.attention_mask.sum(dim=1)
+        ids, before = ids_like(given.model, prompt.after), len(prompt.question)
+        place = torch.arange(words.shape[1] + len(ids), device=words.device)
+        behind = place - lengths[:, None]
+        padded = torch.cat([words, words.new_zeros(len(words), len(ids))], dim=1)
+        asked = padded.where(behind < 0, ids[behind.clamp(0, len(ids) - 1)])
+        start = ids_like(given.model, prompt.question).expand(len(words), -1)
+        is_row = (behind < 0) | (behind == len(ids) - 1)
+        num_tokens = before + lengths + len(ids)
+        all_places = torch.arange(before + len(place), device=words.device)
+        return cls(
+            torch.cat([start, asked], dim=1),
+            (all_places < num_tokens[:, None]).long(),
+            slice(before, None),
+            is_row.long(),
+            num_tokens,
+        )
+
+    @classmethod
+    def caption(cls, given: Pass, prompt: Prompt) -> "Tail":
+        """… the phrase as the answer: explained is, for each token, the place before it, which predicts it."""
+        words, before = given.input_ids, len(prompt.caption)
+        start = ids_like(given.model, prompt.caption).expand(len(words), -1)
+        ids = torch.cat([start, words[:, :-1]], dim=1)
+        num_tokens = before - 1 + given.attention_mask.sum(dim=1)
+        mask = (torch.arange(ids.shape[1], device=ids.device) < num_tokens[:, None]).long()
+        answered = torch.full_like(num_tokens, before)
+        return cls(ids, mask, slice(before - 1, None), given.attention_mask, answered)
+
+
+def decoder(family: Decoder, given: Pass) -> PhraseAttention:
+    """Any of them, by the self-attention of a layer of its language model; by default 0.44 of the way up."""
+    model, layer = given.model, given.model.get_decoder().layers[given.layer]
+    prompt, grid = Prompt.of(model.config), family.grid(model.config, given.pixel_values)
+    is_yes = given.explanation == "yes"
+    tail = Tail.question(given, prompt) if is_yes else Tail.caption(given, prompt)
+    with torch.set_grad_enabled(given.create_graph):
+        encoded = given.image_embeds
+        encoded = family.encode_images(model, given.pixel_values) if encoded is None else encoded
+        encoded = given.own_images(encoded)
+    is_whole = encoded.ndim == 3
+    num_features = encoded.shape[1] if is_whole else encoded.shape[4] - len(prompt.before)
+    prefix = Prefix.of(model, prompt, grid, num_features)
+    inputs = whole_inputs if is_whole else tail_inputs
+    with (
+        text_attention(model, "eager"),
+        explained_attention(layer, layer.self_attn, given.create_graph) as recorded,
+    ):
+        states = model.model(**inputs(given, prefix, tail, encoded)).last_hidden_state
+        states = states[:, -tail.input_ids.shape[1] :][:, tail.rows]
+        queries = slice(recorded[0].shape[2] - states.shape[1], None)
+        if is_yes:
+            last = tail.row_mask.shape[1] - 1 - tail.row_mask.flip(1).argmax(dim=1)  # the answer
+            answers = logits_of(model, states[torch.arange(len(states), device=states.device), last])
+            score = answers[:, prompt.yes] - answers[:, prompt.no]
+            probability, match_logit = score.detach().sigmoid(), score
+        else:
+            each = logits_of(model, states).log_softmax(dim=-1).gather(2, given.input_ids[..., None])[..., 0]
+            score = (each * tail.row_mask).sum(dim=1) / tail.row_mask.sum(dim=1)
+            probability, match_logit = score.detach().exp(), None
+        return PhraseAttention(
+            score, recorded[0], tail.row_mask, prefix.patches, grid, probability, match_logit, queries
+        )
+
+
+def tail_inputs(given: Pass, prefix: Prefix, tail: Tail, encoded: torch.Tensor) -> dict[str, Any]:
+    """Of a pass that goes on from the image's keys and values."""
+    model, shape = given.model, tail.input_ids.shape
+    told = prefix.inputs(model, 1, given.pixel_values)
+    position_ids = torch.arange(shape[1], device=tail.input_ids.device)
+    if "position_ids" in told:
+        position_ids = (told["position_ids"].max() + 1 + position_ids).expand(3, *shape)
+    else:
+        position_ids = (len(prefix.input_ids) + position_ids).expand(shape)
+    return dict(
+        input_ids=tail.input_ids, past_key_values=cache_of(model, encoded), position_ids=position_ids, use_cache=True
+    )
+
+
+def whole_inputs(given: Pass, prefix: Prefix, tail: Tail, features: torch.Tensor) -> dict[str, Any]:
+    """Of a pass through the whole prompt for each phrase."""
+    model, num_phrases = given.model, len(tail.input_ids)
+    inputs = prefix.inputs(model, num_phrases, given.pixel_values)
+    num_tokens = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tail.input_ids], dim=1)
+    if "position_ids" in inputs:
+        positions = inputs["position_ids"]
+        more = positions.max() + 1 + torch.arange(tail.input_ids.shape[1], device=positions.device)
+        inputs["position_ids"] = torch.cat([positions, more.expand(*positions.shape[:2], -1)], dim=2)
+    if "token_type_ids" in inputs:
+        inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], torch.zeros_like(tail.input_ids)], dim=1)
+    if model.config.model_type == "paligemma":  # all of the prompt looks at all of it; what is answered only back
+        place = torch.arange(inputs["input_ids"].shape[1], device=tail.input_ids.device)
+        inputs["token_type_ids"] = (place >= num_tokens + tail.num_answered[:, None]).long()
+        inputs["attention_mask"] = torch.cat([tail.mask.new_ones(num_phrases, num_tokens), tail.mask], dim=1)
+    return inputs | dict(mm_encoder_outputs=encoder_outputs(model, features), use_cache=False)
+
+
+def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """What the model gives of these states, in at least float32."""
+    logits = model.lm_head(states)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def full_attention_layers(model: PreTrainedModel) -> list[int]:
+    """Those of the language model that look at all tokens before them: no linear ones, none with a sliding window."""
+    return [
+        number
+        for number, layer in enumerate(model.get_decoder().layers)
+        if hasattr(layer, "self_attn") and not getattr(layer.self_attn, "sliding_window", None)
+    ]
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+def small_text(size: Size, **more: Any) -> dict[str, Any]:
+    """Of a language model: six more tokens than phrases have are for the prompt."""
+    tokens = dict(pad_token_id=size.pad, bos_token_id=1, eos_token_id=size.eos)
+    sizes = dict(
+        vocab_size=size.vocab_size + 6, max_position_embeddings=512, num_key_value_heads=max(1, size.heads // 2)
+    )
+    rope = dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    return size.encoder | tokens | sizes | rope | dict(head_dim=size.width // size.heads) | more
+
+
+def small_vision(size: Size, merge: int = 1, **more: Any) -> dict[str, Any]:
+    return size.encoder | dict(image_size=size.image_size, patch_size=size.patch_size // merge) | more
+
+
+def small(config_class: str, parts: Callable[[Size], dict[str, Any]], size: Size, **options: Any) -> PreTrainedConfig:
+    """`parts`: of the configuration, apart from the tokens; `options`: of the language model."""
+    image, question, yes, no, *others = range(size.vocab_size, size.vocab_size + 6)
+    made = parts(size)
+    made["text_config"] = made["text_config"] | options
+    config = getattr(transformers, config_class)(**{"image_token_id": image, **made})
+    ends = others[:1] if config.model_type == "mistral3" else []
+    Prompt([1], [question], [question, size.eos], [question, yes], yes, no, ends).keep(config)
+    return config
+
+
+def mrope(size: Size, **more: Any) -> dict[str, Any]:
+    """Of positions with three parts, of which one is of time."""
+    half = size.width // size.heads // 2
+    side = half // 4
+    return dict(rope_type="default", mrope_section=[half - 2 * side, side, side], rope_theta=1e6, **more)
+
+
+def square_of(number: int) -> int:
+    return round(number**0.5)
+
+
+def small_tiled(size: Size, **more: Any) -> dict[str, Any]:
+    vision = small_vision(size, model_type="clip_vision_model", projection_dim=size.width)
+    pinpoints = [[size.image_size, 2 * size.image_size], [2 * size.image_size, size.image_size]]
+    text = small_text(size, model_type="llama")
+    return dict(vision_config=vision, text_config=text, image_grid_pinpoints=pinpoints, **more)
+
+
+def small_framed(size: Size) -> dict[str, Any]:
+    return dict(
+        vision_config=small_vision(size, merge=2), text_config=small_text(size, model_type="llama"), scale_factor=2
+    )
+
+
+def small_siglip(size: Size, text_type: str, merge: int = 1, **text: Any) -> dict[str, Any]:
+    vision = small_vision(size, merge, model_type="siglip_vision_model", vision_use_head=False)
+    return dict(vision_config=vision, text_config=small_text(size, model_type=text_type, **text))
+
+
+def small_qwen(size: Size, vision: dict[str, Any], rope: dict[str, Any], **text: Any) -> dict[str, Any]:
+    tokens = {f"{name}_token_id": 1 for name in ("video", "vision_start", "vision_end")}
+    patches = dict(depth=size.layers, num_heads=size.heads, patch_size=size.patch_size // 2, spatial_merge_size=2)
+    return dict(
+        vision_config=dict(hidden_size=size.width, **patches) | vision,
+        text_config=small_text(size, rope_parameters=mrope(size, **rope), **text),
+        **tokens,
+    )
+
+
+def small_qwen_2(size: Size) -> dict[str, Any]:
+    return small_qwen(size, dict(embed_dim=size.width, mlp_ratio=2), {})
+
+
+def small_qwen_2_5(size: Size) -> dict[str, Any]:
+    vision = dict(out_hidden_size=size.width, intermediate_size=2 * size.width, fullatt_block_indexes=[0])
+    return small_qwen(size, vision | dict(window_size=2 * size.patch_size), {})
+
+
+def small_qwen_3(size: Size) -> dict[str, Any]:
+    vision = dict(out_hidden_size=size.width, intermediate_size=2 * size.width, num_position_embeddings=64)
+    return small_qwen(size, vision | dict(deepstack_visual_indexes=[0, 1]), dict(mrope_interleaved=True))
+
+
+def small_gemma_3(size: Size) -> dict[str, Any]:
+    types = [f"{'full' if number % 2 else 'sliding'}_attention" for number in range(size.layers)]
+    text = dict(query_pre_attn_scalar=size.width // size.heads, sliding_window=256, layer_types=types)
+    text |= dict(rope_parameters=None)
+    tokens = (size.image_size // size.patch_size) ** 2
+    return small_siglip(size, "gemma3_text", merge=2, **text) | dict(mm_tokens_per_image=tokens)
+
+
+def small_mistral_3(size: Size) -> dict[str, Any]:
+    vision = small_vision(size, merge=2, model_type="pixtral", head_dim=size.width // size.heads)
+    return dict(vision_config=vision, text_config=small_text(size, model_type="mistral"), spatial_merge_size=2)
+
+
+def small_internvl(size: Size) -> dict[str, Any]:
+    tokens = (size.image_size // size.patch_size) ** 2
+    vision, text = small_vision(size, merge=2), small_text(size, model_type="qwen2")
+    return dict(vision_config=vision, text_config=text, image_seq_length=tokens)
+
+
+LLAVA = Decoder(
+    title="LLaVA",
+    model_class="LlavaForConditionalGeneration",
+    processor_class="LlavaProcessor",
+    cell=lambda config: config.vision_config.patch_size,
+    features=plain_features,
+    small_config=partial(small, "LlavaConfig", lambda size: small_tiled(size, image_seq_length=16)),
+)
+LLAVA_NEXT = replace(
+    LLAVA,
+    title="LLaVA-NeXT",
+    model_class="LlavaNextForConditionalGeneration",
+    processor_class="LlavaNextProcessor",
+    features=single_tile_features,
+    small_config=partial(small, "LlavaNextConfig", small_tiled),
+)
+LLAVA_ONEVISION = replace(
+    LLAVA_NEXT,
+    title="LLaVA-OneVision",
+    model_class="LlavaOnevisionForConditionalGeneration",
+    processor_class="LlavaOnevisionProcessor",
+    small_config=partial(
+        small,
+        "LlavaOnevisionConfig",
+        lambda size: small_tiled(size) | small_siglip(size, "qwen2") | dict(video_token_index=1),
+    ),
+)
+PALIGEMMA = replace(
+    LLAVA,
+    title="PaliGemma",
+    model_class="PaliGemmaForConditionalGeneration",
+    processor_class="PaliGemmaProcessor",
+    image_text=ImageText(plain="{image}{bos}answer en {}\n", answers=("yes", "no")),
+    is_whole=True,
+    small_config=partial(
+        small, "PaliGemmaConfig", lambda size: small_siglip(size, "gemma") | dict(projection_dim=size.width)
+    ),
+)
+IDEFICS_3 = Decoder(
+    title="Idefics 3",
+    model_class="Idefics3ForConditionalGeneration",
+    processor_class="Idefics3Processor",
+    cell=lambda config: config.vision_config.patch_size * config.scale_factor,
+    features=framed_features,
+    image_text=ImageText(text="<fake_token_around_image><global-img>{}<fake_token_around_image>"),
+    small_config=partial(small, "Idefics3Config", small_framed),
+)
+SMOLVLM = replace(
+    IDEFICS_3,
+    title="SmolVLM",
+    model_class="SmolVLMForConditionalGeneration",
+    processor_class="SmolVLMProcessor",
+    small_config=partial(small, "SmolVLMConfig", small_framed),
+)
+INTERNVL = Decoder(
+    title="InternVL",
+    model_class="InternVLForConditionalGeneration",
+    processor_class="InternVLProcessor",
+    cell=lambda config: round(config.vision_config.patch_size[0] / config.downsample_ratio),
+    features=plain_features,
+    image_text=ImageText(text="<img>{}</img>"),
+    small_config=partial(small, "InternVLConfig", small_internvl),
+)
+GEMMA_3 = Decoder(
+    title="Gemma 3",
+    model_class="Gemma3ForConditionalGeneration",
+    processor_class="Gemma3Processor",
+    cell=lambda config: config.vision_config.image_size // square_of(config.mm_tokens_per_image),
+    features=plain_features,
+    image_text=ImageText("<start_of_image>", "\n\n<start_of_image>{}<end_of_image>\n\n"),
+    small_config=partial(small, "Gemma3Config", small_gemma_3),
+)
+MISTRAL_3 = Decoder(
+    title="Mistral 3",
+    model_class="Mistral3ForConditionalGeneration",
+    processor_class="PixtralProcessor",
+    cell=lambda config: config.vision_config.patch_size * config.spatial_merge_size,
+    features=sized_features,
+    image_text=ImageText(text="{}[IMG_END]", row_end="[IMG_BREAK]"),
+    only_squares=False,
+    small_config=partial(small, "Mistral3Config", small_mistral_3),
+)
+QWEN_2_VL = Decoder(
+    title="Qwen2-VL",
+    model_class="Qwen2VLForConditionalGeneration",
+    processor_class="Qwen2VLProcessor",
+    cell=lambda config: config.vision_config.patch_size * config.vision_config.spatial_merge_size,
+    features=qwen_features,
+    only_squares=False,
+    small_config=partial(small, "Qwen2VLConfig", small_qwen_2),
+)
+QWEN_2_5_VL = replace(
+    QWEN_2_VL,
+    title="Qwen2.5-VL",
+    model_class="Qwen2_5_VLForConditionalGeneration",
+    processor_class="Qwen2_5_VLProcessor",
+    small_config=partial(small, "Qwen2_5_VLConfig", small_qwen_2_5),
+)
+QWEN_3_VL = replace(
+    QWEN_2_VL,
+    title="Qwen3-VL",
+    model_class="Qwen3VLForConditionalGeneration",
+    processor_class="Qwen3VLProcessor",
+    small_config=partial(small, "Qwen3VLConfig", small_qwen_3),
+)
+DECODERS = {
+    "llava": LLAVA,
+    "llava_next": LLAVA_NEXT,
+    "llava_onevision": LLAVA_ONEVISION,
+    "smolvlm": SMOLVLM,
+    "idefics3": IDEFICS_3,
+    "internvl": INTERNVL,
+    "gemma3": GEMMA_3,
+    "mistral3": MISTRAL_3,
+    "qwen2_vl": QWEN_2_VL,
+    "qwen2_5_vl": QWEN_2_5_VL,
+    "qwen3_vl": QWEN_3_VL,
+    "paligemma": PALIGEMMA,
+}
