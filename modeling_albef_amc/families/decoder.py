@@ -9,7 +9,7 @@ What comes before the phrase is computed once an image, in the model's own atten
 for each phrase, in eager attention, from the keys and values of the former.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..gradcam import PhraseAttention
 from .family import AdaptedModules, Family, Layers, Pass, Size
-from .hooks import explained_attention
+from .hooks import explained_attention, onloaded
 from .objectives import caption_loss, matching_loss
 from .prompts import ImageText, Prompt
 
@@ -117,7 +117,8 @@ def single_tile_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> 
     states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
     states = states[layer] if isinstance(layer, int) else torch.cat([states[each] for each in layer], dim=-1)
     features = core.multi_modal_projector(states[:, 1:] if strategy == "default" else states)
-    end = core.image_newline.to(features).expand(len(features), 1, -1)
+    with onloaded(core):
+        end = core.image_newline.to(features).expand(len(features), 1, -1)
     return torch.cat([features, end], dim=1)
 
 
@@ -167,18 +168,17 @@ class Prefix:
     image_token_id: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, prompt: Prompt, grid: tuple[int, int], num_features: int) -> "Prefix":
+    def of(cls, config: PreTrainedConfig, grid: tuple[int, int], num_features: int, device: torch.device) -> "Prefix":
         """`num_features`: image tokens, of which some may stand behind those of the grid."""
-        (rows, columns), image, start = grid, model.config.image_token_id, len(prompt.before)
-        end = prompt.row_end
+        (rows, columns), image, prompt = grid, config.image_token_id, Prompt.of(config)
+        start, end = len(prompt.before), prompt.row_end
         if not end:
-            return cls(
-                ids_like(model, [*prompt.before, *[image] * num_features]), slice(start, start + rows * columns), image
-            )
+            ids = torch.tensor([*prompt.before, *[image] * num_features], device=device)
+            return cls(ids, slice(start, start + rows * columns), image)
         row = [*[image] * columns, *end]
-        ids = ids_like(model, [*prompt.before, *row * rows][: -len(end)])
+        ids = torch.tensor([*prompt.before, *row * rows][: -len(end)], device=device)
         places = torch.arange(rows)[:, None] * len(row) + torch.arange(columns)
-        return cls(ids, (start + places.flatten()).to(ids.device), image)
+        return cls(ids, (start + places.flatten()).to(device), image)
 
     def inputs(self, model: PreTrainedModel, num_images: int, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """The tokens, and what else the model must be told of the image's places, or be silently wrong."""
@@ -195,10 +195,6 @@ class Prefix:
         return dict(input_ids=input_ids)
 
 
-def ids_like(model: PreTrainedModel, ids: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(ids, device=model.get_input_embeddings().weight.device)
-
-
 @contextmanager
 def text_attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
     """The language model's attention is of this kind in here, all of it: masks are made for one kind."""
@@ -211,8 +207,17 @@ def text_attention(model: PreTrainedModel, implementation: str) -> Iterator[None
 
 
 def runs_whole(model: PreTrainedModel, family: Decoder) -> bool:
-    """With activation checkpointing, there are no keys and values to go on from."""
-    return family.is_whole or (model.training and model.is_gradient_checkpointing)
+    """With activation checkpointing, there are no keys and values to go on from.
+
+    Raises ValueError: what is computed once more in the backward pass would be so in another kind of attention.
+    """
+    is_checkpointed = model.training and model.is_gradient_checkpointing
+    if is_checkpointed and model.config.get_text_config()._attn_implementation != "eager":
+        raise ValueError(
+            f"Activation checkpointing of {family.title} needs eager attention throughout: load the model with "
+            'attn_implementation="eager".'
+        )
+    return family.is_whole or is_checkpointed
 
 
 def encode_images(family: Decoder, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -223,8 +228,8 @@ def encode_images(family: Decoder, model: PreTrainedModel, pixel_values: torch.T
     features = family.features(model, pixel_values)
     if runs_whole(model, family):
         return features
-    prompt, grid = Prompt.of(model.config), family.grid(model.config, pixel_values)
-    prefix = Prefix.of(model, prompt, grid, features.shape[1])
+    grid = family.grid(model.config, pixel_values)
+    prefix = Prefix.of(model.config, grid, features.shape[1], pixel_values.device)
     inputs = prefix.inputs(model, len(features), pixel_values)
     cache = model.model(**inputs, mm_encoder_outputs=encoder_outputs(model, features), use_cache=True).past_key_values
     pairs = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
@@ -265,12 +270,12 @@ class Tail:
     def question(cls, given: Pass, prompt: Prompt) -> "Tail":
         """… whether the image shows the phrase: explained are its tokens, and the place of the answer."""
         words, lengths = given.input_ids, given.attention_mask.sum(dim=1)
-        ids, before = ids_like(given.model, prompt.after), len(prompt.question)
+        ids, before = words.new_tensor(prompt.after), len(prompt.question)
         place = torch.arange(words.shape[1] + len(ids), device=words.device)
         behind = place - lengths[:, None]
         padded = torch.cat([words, words.new_zeros(len(words), len(ids))], dim=1)
         asked = padded.where(behind < 0, ids[behind.clamp(0, len(ids) - 1)])
-        start = ids_like(given.model, prompt.question).expand(len(words), -1)
+        start = words.new_tensor(prompt.question).expand(len(words), -1)
         is_row = (behind < 0) | (behind == len(ids) - 1)
         num_tokens = before + lengths + len(ids)
         all_places = torch.arange(before + len(place), device=words.device)
@@ -286,7 +291,7 @@ class Tail:
     def caption(cls, given: Pass, prompt: Prompt) -> "Tail":
         """… the phrase as the answer: explained is, for each token, the place before it, which predicts it."""
         words, before = given.input_ids, len(prompt.caption)
-        start = ids_like(given.model, prompt.caption).expand(len(words), -1)
+        start = words.new_tensor(prompt.caption).expand(len(words), -1)
         ids = torch.cat([start, words[:, :-1]], dim=1)
         num_tokens = before - 1 + given.attention_mask.sum(dim=1)
         mask = (torch.arange(ids.shape[1], device=ids.device) < num_tokens[:, None]).long()
@@ -306,7 +311,7 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
         encoded = given.own_images(encoded)
     is_whole = encoded.ndim == 3
     num_features = encoded.shape[1] if is_whole else encoded.shape[4] - len(prompt.before)
-    prefix = Prefix.of(model, prompt, grid, num_features)
+    prefix = Prefix.of(model.config, grid, num_features, given.pixel_values.device)
     inputs = whole_inputs if is_whole else tail_inputs
     with (
         text_attention(model, "eager"),
