@@ -14,6 +14,7 @@ from transformers import BlipForImageTextRetrieval, TrainerCallback
 
 from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining
+from modeling_albef_amc.families.decoder import DECODERS
 from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import (
     PHRASES,
@@ -427,9 +428,9 @@ def test_images_are_not_cut_in_training_and_evaluation(tmp_path):
 def test_an_evaluation_goes_on_without_a_phrase_that_is_too_long(tmp_path, family):
     model = tiny_albef() if family == "albef" else TINY[family]()
     most = max_tokens(model.config)
-    records = tiny_records(5)
-    for record, num_words in zip(records[1:], (most - 1, most)):
-        record["phrase"] = "red " * num_words  # and [CLS]
+    records, num_special = tiny_records(5), 0 if family in DECODERS else 1  # [CLS]
+    for record, num_words in zip(records[1:], (most - num_special, most - num_special + 1)):
+        record["phrase"] = "red " * num_words
     dataset = datasets.Dataset.from_list(records, features=FEATURES).cast_column("image", datasets.Image(decode=False))
     processor = tiny_processor() if family == "albef" else tiny_family_processor(family, [*PHRASES, "very small here"])
     trainer = make_trainer(tmp_path, model, dataset, collator_of(processor, mlm_probability=0, strict=False))

@@ -270,12 +270,12 @@ class Tail:
     def question(cls, given: Pass, prompt: Prompt) -> "Tail":
         """… whether the image shows the phrase: explained are its tokens, and the place of the answer."""
         words, lengths = given.input_ids, given.attention_mask.sum(dim=1)
-        ids, before = words.new_tensor(prompt.after), len(prompt.question)
+        ids, before = torch.tensor(prompt.after, device=words.device), len(prompt.question)
         place = torch.arange(words.shape[1] + len(ids), device=words.device)
         behind = place - lengths[:, None]
         padded = torch.cat([words, words.new_zeros(len(words), len(ids))], dim=1)
         asked = padded.where(behind < 0, ids[behind.clamp(0, len(ids) - 1)])
-        start = words.new_tensor(prompt.question).expand(len(words), -1)
+        start = torch.tensor(prompt.question, device=words.device).expand(len(words), -1)
         is_row = (behind < 0) | (behind == len(ids) - 1)
         num_tokens = before + lengths + len(ids)
         all_places = torch.arange(before + len(place), device=words.device)
@@ -291,7 +291,7 @@ class Tail:
     def caption(cls, given: Pass, prompt: Prompt) -> "Tail":
         """… the phrase as the answer: explained is, for each token, the place before it, which predicts it."""
         words, before = given.input_ids, len(prompt.caption)
-        start = words.new_tensor(prompt.caption).expand(len(words), -1)
+        start = torch.tensor(prompt.caption, device=words.device).expand(len(words), -1)
         ids = torch.cat([start, words[:, :-1]], dim=1)
         num_tokens = before - 1 + given.attention_mask.sum(dim=1)
         mask = (torch.arange(ids.shape[1], device=ids.device) < num_tokens[:, None]).long()
@@ -406,7 +406,8 @@ def small(config_class: str, parts: Callable[[Size], dict[str, Any]], size: Size
     image, question, yes, no, *others = range(size.vocab_size, size.vocab_size + 6)
     made = parts(size)
     made["text_config"] = made["text_config"] | options
-    config = getattr(transformers, config_class)(**{"image_token_id": image, **made})
+    tokens = dict(image_token_id=image, tie_word_embeddings=False)
+    config = getattr(transformers, config_class)(**tokens, **made)
     ends = others[:1] if config.model_type == "mistral3" else []
     Prompt([1], [question], [question, size.eos], [question, yes], yes, no, ends).keep(config)
     return config

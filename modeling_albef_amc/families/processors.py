@@ -1,13 +1,14 @@
 """What the processors of all families must do for grounding: show the whole image, and place phrases alike."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig, ProcessorMixin
+from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip import CLIPImageProcessorPil
 from transformers.utils import cached_file
@@ -47,7 +48,7 @@ class GenerativeProcessor:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         family, grounding = DECODERS[config.model_type], vars(config).get("grounding", {})
-        trained = getattr(config.vision_config, "image_size", IMAGE_SIZE)
+        trained = getattr(config.vision_config, "image_size", None) or fixed_side(processor.image_processor)
         trained = trained if isinstance(trained, int) else trained[0]
         side, cell = image_size or grounding.get("image_size", trained), family.cell(config)
         if side == trained:
@@ -68,6 +69,12 @@ class GenerativeProcessor:
 
     def save_pretrained(self, folder: str, **options: Any) -> None:
         self.processor.save_pretrained(folder, **options)
+
+
+def fixed_side(images: BaseImageProcessor) -> int:
+    """Of square images, in pixels, where a processor asks for so many and no others (Qwen's); or else the default."""
+    fewest, most = (dict(images.size).get(name) for name in ("shortest_edge", "longest_edge"))
+    return math.isqrt(most) if most is not None and fewest == most else IMAGE_SIZE
 
 
 class LoadedProcessor:
