@@ -15,10 +15,19 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from modeling_albef_amc import AutoGrounder
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc import AutoGrounder, gradcam
+from modeling_albef_amc.families.decoder import DECODERS, Decoder
+from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.prompts import ANSWER, QUESTION, REQUEST, SAMPLES, Prompt
-from tests.helpers.models import SIZE
+from tests.helpers.models import (
+    SIZE,
+    TINY,
+    check_by_finite_differences,
+    enable_checkpointing,
+    relative_difference,
+    tiny_batch,
+)
+from trainer.amc_loss import attention_mask_consistency_loss
 
 TEXTS = [*SAMPLES, QUESTION.format(""), REQUEST, ANSWER.format(""), "Yes no yes No user: assistant model answer en"]
 PHRASES = ["a red dog", "the man on the left of two cats", "dogs"]
@@ -213,3 +222,213 @@ def test_scores_are_those_of_the_models_own_forward_pass(name, monkeypatch):
         last = logits(REQUEST, ANSWER.format(phrase))[-len(ids) - 1 : -1].log_softmax(dim=-1)
         expected = last[torch.arange(len(ids)), ids].mean().exp()
         assert score == pytest.approx(expected.item(), rel=1e-3), phrase
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Softmax and norms of transformers are in float32 whatever the model is in."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def explained(family: Decoder, model: PreTrainedModel, batch: dict, **options) -> torch.Tensor:
+    return gradcam(family.explain(model, **batch, **options), options.get("create_graph", False))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("explanation", ["yes", "likelihood"])
+@pytest.mark.parametrize("name", sorted({*DECODERS} - {"paligemma"}))  # which only runs whole
+def test_keys_and_values_of_the_image_serve_all_of_its_phrases(name, explanation):
+    """Maps and gradients, with several phrases an image, are those of a pass through the whole prompt for each."""
+    model, family = TINY[name]().double(), DECODERS[name]
+    batch, index = tiny_batch(dtype=torch.float64), torch.tensor([1, 0, 0, 1])
+    batch |= dict(pixel_values=batch["pixel_values"][:2], image_index=index)
+    maps, gradients = [], []
+    for each in (family, replace(family, is_whole=True)):
+        heatmaps = explained(each, model, batch, explanation=explanation, create_graph=True)
+        heatmaps.square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        maps.append(heatmaps.detach())
+        model.zero_grad()
+    torch.testing.assert_close(*maps, rtol=1e-9, atol=1e-12)
+    assert relative_difference(*gradients) < 1e-8
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "paligemma"])
+def test_second_order_gradients_of_the_likelihood(name):
+    model, family, batch = TINY[name]().double(), DECODERS[name], tiny_batch(dtype=torch.float64)
+    masks = torch.zeros(4, 16, 16)
+    masks[:, 4:12, 2:8] = 1
+
+    def loss_of():
+        heatmaps = explained(family, model, batch, explanation="likelihood", create_graph=True)
+        return sum(attention_mask_consistency_loss(heatmaps, masks, margin_mean=1.0, margin_max=1.0).values())
+
+    parts = {"patch", "embed_tokens", "layers.0.self_attn.v_proj", "layers.1.self_attn.q_proj", "lm_head"}
+    check_by_finite_differences(model, loss_of, parts)
+
+
+@every_decoder
+def test_the_grid_is_where_the_image_is(name):
+    """What changes in a cell of the image changes the feature of that cell most."""
+    model, family = TINY[name](), DECODERS[name]
+    height, width = (32, 32) if family.only_squares else (24, 40)
+    image = torch.randn(64, 3, height, width)
+    rows, columns = family.grid(model.config, image)
+    assert (rows, columns) == (height // 8, width // 8)
+    for cell in range(rows * columns):
+        changed, (row, column) = image.clone(), divmod(cell, columns)
+        changed[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += torch.randn(64, 3, 8, 8)
+        with torch.no_grad():
+            moved = (family.features(model, changed) - family.features(model, image)).norm(dim=-1).mean(dim=0)
+        assert moved[: rows * columns].argmax() == cell
+
+
+def test_the_one_tile_of_llava_onevision_is_that_of_samples_of_several_images():
+    """Which it never cuts into tiles; and LLaVA-NeXT's own way to pack an image of one tile."""
+    images, sizes = torch.randn(2, 3, 32, 32), torch.tensor([[32, 32]] * 2)
+    model = TINY["llava_onevision"]()
+    own = model.model.get_image_features(images, image_sizes=sizes, batch_num_images=torch.tensor([2]))
+    found = DECODERS["llava_onevision"].features(model, images)
+    torch.testing.assert_close(found, torch.stack(list(own.pooler_output)))
+    model = TINY["llava_next"]()
+    found = DECODERS["llava_next"].features(model, images)
+    core = model.model
+    packed, _ = core.pack_image_features(found[:, None, :-1], sizes, "default", image_newline=core.image_newline)
+    torch.testing.assert_close(found, torch.stack(packed))
+
+
+@every_decoder
+def test_attention_is_recorded_without_its_dropout(name):
+    model, batch = TINY[name](attention_dropout=0.5).train(), tiny_batch()
+    attention = DECODERS[name].explain(model, **batch).attention.detach()
+    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]), rtol=1e-4, atol=1e-5)
+    implementation = model.config.get_text_config()._attn_implementation
+    assert not torch.equal(*(DECODERS[name].explain(model, **batch).score for _ in range(2)))
+    assert model.config.get_text_config()._attn_implementation == implementation != "eager"
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_positions_of_an_earlier_generation_do_not_matter(name):
+    model, batch = TINY[name](), tiny_batch()
+    expected = explained(DECODERS[name], model, batch)
+    model.model.rope_deltas = torch.full((4, 1), 17)
+    torch.testing.assert_close(explained(DECODERS[name], model, batch), expected)
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
+def test_an_image_of_zeros_is_an_image(name):
+    model, batch = TINY[name](), tiny_batch()
+    batch["pixel_values"][1] = 0
+    heatmaps = explained(DECODERS[name], model, batch)
+    assert heatmaps.shape == (4, 4, 4) and (heatmaps[1] > 0).any()
+
+
+# Phrases and their words ----------------------------------------------------------------------------------------------
+
+
+def test_words_of_a_caption_have_maps_of_their_own(monkeypatch):
+    """By the likelihood, which is of every token; the answer yes is not."""
+    processor = own_processor("qwen2_5_vl", monkeypatch)
+    grounder = AutoGrounder(model_of("qwen2_5_vl", processor), processor, device="cpu")
+    caption = "the man on the left of two cats"
+    pixels = grounder.read(photo())[1]
+    tokens = grounder.tokenize([caption])
+    explanation = grounder.explain(
+        grounder.model, pixels, tokens.input_ids, tokens.attention_mask, explanation="likelihood"
+    )
+    words = grounder.processor.tokenizer(" " + caption, return_offsets_mapping=True, add_special_tokens=False)
+    of_left = [first < 20 and last > 16 for first, last in words["offset_mapping"]]  # " left", with its space
+    expected = gradcam(explanation, per_token=True)[0][torch.tensor(of_left)].mean(dim=0)
+    phrases = [{"caption": caption, "caption_span": (4, 5)}]
+    (prepared,) = grounder.explain_phrases(
+        [grounder.prepare({"image": photo(), "phrases": phrases})], explanation="likelihood"
+    )
+    torch.testing.assert_close(prepared.heatmaps[0], expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="it takes one value a token"):
+        grounder.ground(photo(), phrases)
+
+
+# Prompts and processors -----------------------------------------------------------------------------------------------
+
+
+def test_how_it_is_asked_is_saved_with_the_model_and_the_processor_as_it_was(tmp_path, monkeypatch):
+    processor = own_processor("llava", monkeypatch)
+    model = model_of("llava", processor)
+    processor.save_pretrained(tmp_path / "before")
+    expected = AutoGrounder(model, processor, device="cpu").ground(photo(), PHRASES)
+    adapted = whole_images(processor, model.config)
+    for part in (model, adapted):
+        part.save_pretrained(tmp_path / "after")
+    before = [*(tmp_path / "before").iterdir()]
+    for file in before:
+        assert file.read_bytes() == (tmp_path / "after" / file.name).read_bytes(), file.name
+    monkeypatch.setattr("modeling_albef_amc.families.processors.make_prompt", None)  # it is known
+    grounder = AutoGrounder.from_pretrained(str(tmp_path / "after"), device="cpu")
+    for found, answer in zip(grounder.ground(photo(), PHRASES), expected, strict=True):
+        assert found["score"] == pytest.approx(answer["score"], rel=1e-5) and found["point"] == answer["point"]
+    grounder.processor.save_pretrained(tmp_path / "again")
+    assert {file.name for file in (tmp_path / "again").iterdir()} == {path.name for path in before}
+    for file in before:
+        if file.name == "tokenizer_config.json":  # tokenizers write down when they were last loaded from a file
+            continue
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+CHAT_ERRORS = {
+    "puts the image behind the text": (lambda chat: "USER: {} <image> ASSISTANT:", {}),
+    "has 0 places": (lambda chat: "USER: {} ASSISTANT:", {}),
+    "has 2 places": (lambda chat: "USER: <image><image>{} ASSISTANT:", {}),
+    "There is no chat template": (lambda chat: None, {}),
+}
+
+
+@pytest.mark.parametrize("message", CHAT_ERRORS)
+def test_a_chat_template_that_does_not_serve(message, monkeypatch):
+    processor = own_processor("llava", monkeypatch)
+    model, (change, _) = model_of("llava", processor), CHAT_ERRORS[message]
+    chat = change(processor.chat_template)
+    said = "{{ messages[0]['content'][1]['text'] }}"
+    processor.chat_template = chat and chat.replace("{}", said)
+    with pytest.raises(ValueError, match=message):
+        AutoGrounder(model, processor, device="cpu")
+
+
+def test_a_tokenizer_that_does_not_serve(monkeypatch):
+    processor = own_processor("llava", monkeypatch)
+    model = model_of("llava", processor)
+    model.config.image_token_index = 10**6
+    with pytest.raises(ValueError, match="has no token 1000000, which is this model's image token"):
+        whole_images(processor, model.config)
+    processor.tokenizer.backend_tokenizer.model = models.WordLevel({"<unk>": 1}, unk_token="<unk>")
+    with pytest.raises(ValueError, match="'Yes' is no single token of TokenizersBackend"):
+        whole_images(processor, model_of("llava", own_processor("llava", monkeypatch)).config)
+
+
+def test_what_cannot_be_explained_says_so():
+    model, batch = TINY["gemma3"](), tiny_batch()
+    with pytest.raises(ValueError, match=r"layer 0 is none of this model's: choose one of 1\."):  # it slides
+        DECODERS["gemma3"].explain(model, **batch, layer=0)
+    model = TINY["gemma3"](sliding_window=8)
+    with pytest.raises(ValueError, match="are more than the model's sliding window"):
+        DECODERS["gemma3"].explain(model, **batch)
+    model = TINY["llava"]().train()
+    enable_checkpointing(model)
+    with pytest.raises(ValueError, match='attn_implementation="eager"'):
+        DECODERS["llava"].explain(model, **batch)
+    model = TINY["llava"]()
+    del model.config.grounding
+    with pytest.raises(ValueError, match=r"call whole_images\(processor, model\.config\)"):
+        DECODERS["llava"].explain(model, **batch)
+    with pytest.raises(ValueError, match="20 x 20 pixels are not a whole number of cells of 8"):
+        DECODERS["qwen2_vl"].explain(TINY["qwen2_vl"](), torch.zeros(1, 3, 20, 20), batch["input_ids"][:1])
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_the_explanation_and_layer_that_it_was_trained_with(name):
+    model, batch, family = TINY[name](), tiny_batch(), DECODERS[name]
+    expected = explained(family, model, batch, explanation="likelihood", layer=2)
+    assert not torch.allclose(explained(family, model, batch), expected)
+    model.config.grounding |= dict(explanation="likelihood", layer=2)
+    assert torch.equal(explained(family, model, batch), expected)
