@@ -33,6 +33,7 @@ from transformers.models.blip import BlipImageProcessorPil
 from benchmarks.measure import ROOT, Row, report
 from dataset_scripts.build import main as build_data
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefImageProcessorPil, tokenizer_from_texts
+from modeling_albef_amc.families.decoder import DECODERS
 from modeling_albef_amc.families.family import Size
 from modeling_albef_amc.families.registry import FAMILIES
 
@@ -125,6 +126,11 @@ def build_model(family: str, folder: Path) -> None:
         special = [("[CLS]", tokenizer.cls_token_id), ("[SEP]", tokenizer.sep_token_id)]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
     model.save_pretrained(folder)
+    if family in DECODERS:
+        tokenizer.save_pretrained(folder)
+        image_processor_class(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+        (folder / "processor_config.json").write_text("{}")
+        return
     processor_class = FAMILIES[family].load(FAMILIES[family].processor_class)
     processor_class(image_processor_class(size={"height": SIDE, "width": SIDE}), tokenizer).save_pretrained(folder)
 

@@ -37,6 +37,12 @@ class ModelArguments:
     attn_implementation: str | None = option(
         None, "Attention where it is not explained: sdpa, eager, flash_attention_2 …"
     )
+    explanation: str | None = option(
+        None, "Of a generative model, the score whose heatmaps are trained: yes or likelihood; default: its own."
+    )
+    grounding_layer: int | None = option(
+        None, "Of a generative model, the layer that is explained; default: its own, or 0.44 of the way up."
+    )
     freeze: list[str] = option([], "Parameters not to train: regular expressions, each found in at least one name.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights.")
     lora_alpha: float = option(16.0, "Adapters are scaled by lora_alpha / lora_rank.")

@@ -77,6 +77,13 @@ class Decoder(Family):
         given = {name: value for name, value in options.items() if value is not None}
         return super().explain(model, *inputs, **{name: chosen.get(name) for name in ("explanation", "layer")} | given)
 
+    def small_model(self, size: Size | None = None, **options: Any) -> PreTrainedModel:
+        """Words differ as much as they do in a trained model, or attention would not tell them apart."""
+        model = super().small_model(size, **options)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.normal_()
+        return model
+
     def grid(self, config: PreTrainedConfig, pixel_values: torch.Tensor) -> tuple[int, int]:
         """(rows, columns) of image tokens. ValueError: the image has no whole ones."""
         height, width = pixel_values.shape[-2:]
