@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..gradcam import PhraseAttention
@@ -34,8 +34,6 @@ ATTENTION_AND_PROJECTOR = (
 )
 # How far up the default layer is: 14 of 32 in LLaVA-1.5 ("MLLMs Know Where to Look", arXiv 2502.17422).
 DEPTH = 0.44
-# By `mm_encoder_outputs`; the others take a list of them, one an image.
-TAKE_TENSORS = "paligemma", "gemma3", "internvl"
 # Where the configuration does not say what size of images a model was trained with: pixels of 16 x 16 cells of Qwen's.
 IMAGE_SIZE = 448
 
@@ -132,7 +130,8 @@ def single_tile_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> 
 def qwen_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Of Qwen-VL; Qwen3-VL's features for the first layers of the language model lie behind the others."""
     vision = model.config.vision_config
-    sizes = patch_grids(model, pixel_values)
+    rows, columns = (side // vision.patch_size for side in pixel_values.shape[-2:])
+    sizes = torch.tensor([[1, rows, columns]] * len(pixel_values), device=pixel_values.device)
     patches = qwen_patches(pixel_values, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     found = model.model.get_image_features(patches, image_grid_thw=sizes, return_dict=True)
     levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or [])]
@@ -146,20 +145,6 @@ def qwen_patches(pixel_values: torch.Tensor, patch: int, merge: int, frames: int
     return cells.flatten(0, 4).unsqueeze(2).expand(-1, -1, frames, -1, -1).flatten(1)
 
 
-def patch_grids(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """(num_images, 3): frames, rows and columns of patches."""
-    rows, columns = (side // model.config.vision_config.patch_size for side in pixel_values.shape[-2:])
-    return torch.tensor([[1, rows, columns]] * len(pixel_values), device=pixel_values.device)
-
-
-def encoder_outputs(model: PreTrainedModel, features: torch.Tensor) -> dict[str, Any]:
-    """Features as the model takes them instead of images."""
-    hidden_size = model.config.get_text_config().hidden_size
-    first, *levels = features.split(hidden_size, dim=-1)
-    pooled = first if model.config.model_type in TAKE_TENSORS else list(first)
-    return {"image": SimpleNamespace(pooler_output=pooled, deepstack_features=[list(level) for level in levels])}
-
-
 # Prefix: all that comes before the phrase and does not depend on it ---------------------------------------------------
 
 
@@ -167,39 +152,61 @@ def encoder_outputs(model: PreTrainedModel, features: torch.Tensor) -> dict[str,
 class Prefix:
     """The image's part of a prompt.
 
-    - `input_ids` (num_tokens,). `patches`: where the image's grid is in it. `image_token_id`: of all of the image.
+    - `input_ids` (num_tokens,); `is_image`: which of them stand for the image. `patches`: where its grid is among them.
+    - `position_ids` (3, num_tokens): of Qwen-VL's rotary embedding, by time, row and column; None: as they are counted.
+    - `next_place`: the position of what follows.
     """
 
     input_ids: torch.Tensor
+    is_image: torch.Tensor
     patches: slice | torch.Tensor
-    image_token_id: int
+    position_ids: torch.Tensor | None
+    next_place: int
 
     @classmethod
     def of(cls, config: PreTrainedConfig, grid: tuple[int, int], num_features: int, device: torch.device) -> "Prefix":
         """`num_features`: image tokens, of which some may stand behind those of the grid."""
         (rows, columns), image, prompt = grid, config.image_token_id, Prompt.of(config)
         start, end = len(prompt.before), prompt.row_end
-        if not end:
-            ids = torch.tensor([*prompt.before, *[image] * num_features], device=device)
-            return cls(ids, slice(start, start + rows * columns), image)
         row = [*[image] * columns, *end]
-        ids = torch.tensor([*prompt.before, *row * rows][: -len(end)], device=device)
-        places = torch.arange(rows)[:, None] * len(row) + torch.arange(columns)
-        return cls(ids, (start + places.flatten()).to(device), image)
+        of_image = [*row * rows][: -len(end)] if end else [image] * num_features
+        ids = torch.tensor([*prompt.before, *of_image], device=device)
+        cells = torch.arange(rows * columns, device=device)
+        row_of, column_of = cells // columns, cells % columns
+        patches = start + row_of * len(row) + column_of if end else slice(start, start + rows * columns)
+        if "mrope_section" not in (config.get_text_config().rope_parameters or {}):
+            return cls(ids, ids == image, patches, None, len(ids))
+        of_grid = start + torch.stack([torch.zeros_like(cells), row_of, column_of])
+        position_ids = torch.cat([torch.arange(start, device=device).expand(3, -1), of_grid], dim=1)
+        return cls(ids, ids == image, patches, position_ids, start + max(grid))
 
-    def inputs(self, model: PreTrainedModel, num_images: int, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tokens, and what else the model must be told of the image's places, or be silently wrong."""
-        input_ids = self.input_ids.expand(num_images, -1)
-        is_image = input_ids == self.image_token_id
+    def inputs(self, model: PreTrainedModel, features: torch.Tensor) -> dict[str, Any]:
+        """What the model takes in place of images and tokens, and is told of the image's places.
+
+        Qwen3-VL's features have parts for the first layers of its language model behind the first.
+        """
+        shape, is_image = (len(features), len(self.input_ids)), self.is_image.expand(len(features), -1)
+        embeds = model.get_input_embeddings()(self.input_ids.masked_fill(self.is_image, 0)).expand(*shape, -1)
+        first, *levels = features.to(embeds).split(embeds.shape[-1], dim=-1)
+        inputs = dict(inputs_embeds=embeds.masked_scatter(is_image[..., None], first))
+        if levels:
+            levels = [level.flatten(0, 1) for level in levels]
+            inputs |= dict(visual_pos_masks=is_image, deepstack_visual_embeds=levels)
         if model.config.model_type == "gemma3":
-            return dict(input_ids=input_ids, token_type_ids=is_image.long())
-        if hasattr(model.model, "get_rope_index"):
-            grids = patch_grids(model, pixel_values)[:1].expand(num_images, -1)
-            position_ids, _ = model.model.get_rope_index(
-                input_ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids
-            )
-            return dict(input_ids=input_ids, position_ids=position_ids)
-        return dict(input_ids=input_ids)
+            inputs |= dict(token_type_ids=is_image.long())
+        if self.position_ids is not None:
+            inputs |= dict(position_ids=self.position_ids[:, None].expand(-1, len(features), -1))
+        return inputs
+
+    def following(self, num_rows: int, num_tokens: int) -> torch.Tensor:
+        """Positions of what follows: (num_rows, num_tokens), of Qwen-VL (3, num_rows, num_tokens)."""
+        places = self.next_place + torch.arange(num_tokens, device=self.input_ids.device)
+        return places.expand(num_rows, -1) if self.position_ids is None else places.expand(3, num_rows, -1)
+
+
+def language_states(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
+    """The model without its head; as its model of images and text takes no features for layers, without that."""
+    return (model.model.language_model if "deepstack_visual_embeds" in inputs else model.model)(**inputs)
 
 
 @contextmanager
@@ -237,8 +244,7 @@ def encode_images(family: Decoder, model: PreTrainedModel, pixel_values: torch.T
         return features
     grid = family.grid(model.config, pixel_values)
     prefix = Prefix.of(model.config, grid, features.shape[1], pixel_values.device)
-    inputs = prefix.inputs(model, len(features), pixel_values)
-    cache = model.model(**inputs, mm_encoder_outputs=encoder_outputs(model, features), use_cache=True).past_key_values
+    cache = language_states(model, prefix.inputs(model, features) | dict(use_cache=True)).past_key_values
     pairs = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
     if min(pair.shape[3] for pair in pairs) < len(prefix.input_ids):
         raise ValueError(
@@ -324,7 +330,7 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
         text_attention(model, "eager"),
         explained_attention(layer, layer.self_attn, given.create_graph) as recorded,
     ):
-        states = model.model(**inputs(given, prefix, tail, encoded)).last_hidden_state
+        states = language_states(model, inputs(model, prefix, tail, encoded)).last_hidden_state
         states = states[:, -tail.input_ids.shape[1] :][:, tail.rows]
         queries = slice(recorded[0].shape[2] - states.shape[1], None)
         if is_yes:
@@ -341,37 +347,28 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
         )
 
 
-def tail_inputs(given: Pass, prefix: Prefix, tail: Tail, encoded: torch.Tensor) -> dict[str, Any]:
+def tail_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, encoded: torch.Tensor) -> dict[str, Any]:
     """Of a pass that goes on from the image's keys and values."""
-    model, shape = given.model, tail.input_ids.shape
-    told = prefix.inputs(model, 1, given.pixel_values)
-    position_ids = torch.arange(shape[1], device=tail.input_ids.device)
-    if "position_ids" in told:
-        position_ids = (told["position_ids"].max() + 1 + position_ids).expand(3, *shape)
-    else:
-        position_ids = (len(prefix.input_ids) + position_ids).expand(shape)
-    return dict(
-        input_ids=tail.input_ids, past_key_values=cache_of(model, encoded), position_ids=position_ids, use_cache=True
-    )
+    past, position_ids = cache_of(model, encoded), prefix.following(*tail.input_ids.shape)
+    return dict(input_ids=tail.input_ids, past_key_values=past, position_ids=position_ids, use_cache=True)
 
 
-def whole_inputs(given: Pass, prefix: Prefix, tail: Tail, features: torch.Tensor) -> dict[str, Any]:
+def whole_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, features: torch.Tensor) -> dict[str, Any]:
     """Of a pass through the whole prompt for each phrase."""
-    model, num_phrases = given.model, len(tail.input_ids)
-    inputs = prefix.inputs(model, num_phrases, given.pixel_values)
-    num_tokens = inputs["input_ids"].shape[1]
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], tail.input_ids], dim=1)
+    num_phrases, num_tokens = tail.input_ids.shape
+    inputs = prefix.inputs(model, features)
+    words = model.get_input_embeddings()(tail.input_ids)
+    inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], words], dim=1)
     if "position_ids" in inputs:
-        positions = inputs["position_ids"]
-        more = positions.max() + 1 + torch.arange(tail.input_ids.shape[1], device=positions.device)
-        inputs["position_ids"] = torch.cat([positions, more.expand(*positions.shape[:2], -1)], dim=2)
-    if "token_type_ids" in inputs:
-        inputs["token_type_ids"] = torch.cat([inputs["token_type_ids"], torch.zeros_like(tail.input_ids)], dim=1)
+        inputs["position_ids"] = torch.cat([inputs["position_ids"], prefix.following(num_phrases, num_tokens)], dim=2)
+    for name in inputs.keys() & {"token_type_ids", "visual_pos_masks"}:
+        inputs[name] = F.pad(inputs[name], (0, num_tokens))
     if model.config.model_type == "paligemma":  # all of the prompt looks at all of it; what is answered only back
-        place = torch.arange(inputs["input_ids"].shape[1], device=tail.input_ids.device)
-        inputs["token_type_ids"] = (place >= num_tokens + tail.num_answered[:, None]).long()
-        inputs["attention_mask"] = torch.cat([tail.mask.new_ones(num_phrases, num_tokens), tail.mask], dim=1)
-    return inputs | dict(mm_encoder_outputs=encoder_outputs(model, features), use_cache=False)
+        place = torch.arange(inputs["inputs_embeds"].shape[1], device=words.device)
+        num_prompted = len(prefix.input_ids) + tail.num_answered
+        inputs["token_type_ids"] = (place >= num_prompted[:, None]).long()
+        inputs["attention_mask"] = F.pad(tail.mask, (len(prefix.input_ids), 0), value=1)
+    return inputs | dict(use_cache=False)
 
 
 def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
