@@ -26,8 +26,11 @@ from tests.helpers.models import (
     enable_checkpointing,
     relative_difference,
     tiny_batch,
+    tiny_family_processor,
 )
 from trainer.amc_loss import attention_mask_consistency_loss
+from trainer.arguments import ModelArguments
+from trainer.training import build_model, set_explained
 
 TEXTS = [*SAMPLES, QUESTION.format(""), REQUEST, ANSWER.format(""), "Yes no yes No user: assistant model answer en"]
 PHRASES = ["a red dog", "the man on the left of two cats", "dogs"]
@@ -423,6 +426,21 @@ def test_what_cannot_be_explained_says_so():
         DECODERS["llava"].explain(model, **batch)
     with pytest.raises(ValueError, match="20 x 20 pixels are not a whole number of cells of 8"):
         DECODERS["qwen2_vl"].explain(TINY["qwen2_vl"](), torch.zeros(1, 3, 20, 20), batch["input_ids"][:1])
+
+
+def test_what_is_trained_is_chosen_by_settings(tmp_path):
+    model = TINY["llava"]()
+    model.save_pretrained(tmp_path)
+    tiny_family_processor("llava", PHRASES).save_pretrained(tmp_path)
+    chosen = dict(explanation="likelihood", grounding_layer=2)
+    trained, processor = build_model(ModelArguments(model=str(tmp_path), **chosen), [])
+    assert trained.config.grounding["explanation"] == "likelihood" and trained.config.grounding["layer"] == 2
+    assert processor.image_processor.size["height"] == 32
+    for wrong, message in ((dict(explanation="itm"), "has yes and likelihood"), (dict(grounding_layer=3), "layer 3")):
+        with pytest.raises(ValueError, match=message):
+            build_model(ModelArguments(model=str(tmp_path), **wrong), [])
+    with pytest.raises(ValueError, match="are of generative models, not of BlipForImageTextRetrieval"):
+        set_explained(TINY["blip"](), "yes", None)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])

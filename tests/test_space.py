@@ -39,7 +39,7 @@ LINES = "\n".join(PHRASES)
 def entries(tmp_path_factory) -> dict[str, models.Entry]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    families = {"a": "albef", "b": "albef"} | {family: family for family in ("blip", "clip", "vilt")}
+    families = {"a": "albef", "b": "albef"} | {family: family for family in ("blip", "clip", "vilt", "internvl")}
     return {
         name: models.Entry(str(save_model(folder / name, family)), f"Tiny {family}", "nothing")
         for name, family in families.items()
@@ -60,7 +60,7 @@ def heatmap(packed: dict) -> np.ndarray:
 # The view -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a", "blip", "clip", "vilt"])
+@pytest.mark.parametrize("name", ["a", "blip", "clip", "vilt", "internvl"])
 def test_the_view_says_what_the_python_api_says(store, entries, name):
     image, entry = picture(50, 36), entries[name]
     view = grounding.ground_lines(store, image, f"  {PHRASES[0]} \n\n{PHRASES[1].replace(' ', '  ')}", entry.id)

@@ -122,7 +122,8 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
 def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)")
-    add("--explanation", choices=("itm", "itc"), help="score to explain: match, similarity (default: its own)")
+    scores = "score to explain: match, similarity; of a generative model yes, likelihood (default: its own)"
+    add("--explanation", choices=("itm", "itc", "yes", "likelihood"), help=scores)
     add("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
 
 

@@ -62,7 +62,7 @@ class GenerativeProcessor:
         self.lead = Prompt.of(config).lead
         options = {name: getattr(processor.image_processor, name) for name in KEPT}
         size = {"height": side, "width": side}
-        self.image_processor = CLIPImageProcessorPil(**options, size=size, do_center_crop=False)
+        self.image_processor = CLIPImageProcessorPil(**options, size=size, crop_size=size, do_center_crop=False)
 
     def __call__(self, images: Any, **options: Any) -> Mapping[str, torch.Tensor]:
         return self.image_processor(images, **options)
