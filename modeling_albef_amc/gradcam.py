@@ -22,19 +22,20 @@ class PhraseAttention(NamedTuple):
     - `match_logit` (num_phrases,): log-odds that it fits, in the graph of `score`, of models that learn to tell.
     - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
     - `cls_places` (num_phrases,): which token each score was read from; None: the first.
-    - `layers`: every attention of the pass, in its order, where a method needs them.
+    - `layers`: every attention of the pass, where a method needs them. `num_more`: rows behind those of tokens.
     """
 
     score: Tensor
     attention: Tensor
     token_mask: Tensor
-    patches: slice
+    patches: slice | Tensor
     grid: tuple[int, int]
     probability: Tensor | None = None
     match_logit: Tensor | None = None
     queries: slice = slice(None)
     cls_places: Tensor | None = None
     layers: tuple = ()
+    num_more: int = 0
 
 
 @torch.compiler.disable
@@ -104,7 +105,7 @@ def attention_gradients(
 
 def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAttention:
     """The same with fewer tokens that count: those where `chosen` (num_phrases, num_tokens) is 1."""
-    token_mask = phrase_attention.token_mask
+    token_mask, chosen = phrase_attention.token_mask, F.pad(chosen, (0, phrase_attention.num_more))
     if chosen.shape != token_mask.shape:
         found = f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}"
         raise ValueError(f"{found}: it takes one value a token, and a map of every token (of ALBEF: 'itm').")

@@ -342,9 +342,8 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
             each = logits_of(model, states).log_softmax(dim=-1).gather(2, given.input_ids[..., None])[..., 0]
             score = (each * tail.row_mask).sum(dim=1) / tail.row_mask.sum(dim=1)
             probability, match_logit = score.detach().exp(), None
-        return PhraseAttention(
-            score, recorded[0], tail.row_mask, prefix.patches, grid, probability, match_logit, queries
-        )
+        explained = recorded[0], tail.row_mask, prefix.patches, grid, probability, match_logit, queries
+        return PhraseAttention(score, *explained, num_more=tail.row_mask.shape[1] - given.input_ids.shape[1])
 
 
 def tail_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, encoded: torch.Tensor) -> dict[str, Any]:
