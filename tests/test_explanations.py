@@ -4,6 +4,7 @@ import copy
 import json
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,9 +13,10 @@ from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradc
 from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
 from modeling_albef_amc.families.relevance import LayerAttention, relevance
 from modeling_albef_amc.gradcam import PhraseAttention, attention_map
-from tests.helpers.data import picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.models import TINY, tiny_batch, tiny_config
 from trainer import evaluate_grounding, sweep_layers
+from trainer.heads import HeadGrounder
 
 MODELS = {"albef": lambda: AlbefModel(tiny_config()).eval(), **TINY}
 WITH_RELEVANCE = [name for name, family in FAMILIES.items() if family.modules is not None]
@@ -229,6 +231,38 @@ def test_the_sweep_of_heads(checkpoint, tmp_path):
             x, y = processor.post_process_grounding(of_heads[:, 1], [photo.size[::-1]])[0]["point"]
             hits += any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in record["boxes"])
         assert scores["1"] == hits / 6
+
+
+def test_heads_that_are_chosen(checkpoint, tmp_path, capsys):
+    """Maps are the mean of theirs, of one layer or several; the sweep names the best."""
+    data = write_folder(tmp_path / "data", test=tiny_records(6))
+    source = ["--dataset", str(data), "--cpu"]
+    found = sweep_layers.main(["--model", str(checkpoint), "--split", "test", "--heads", *source])
+    values = [value for of in found["layers"].values() for head, value in of.items() if head != "all heads"]
+    best, value = next(iter(found["best_heads"].items()))
+    assert value == max(values) and [*found["best_heads"].values()] == sorted(values, reverse=True)[:5]
+    command = ["--models", f"m={checkpoint}", *source, "--num_pictured", "0"]
+    report = evaluate_grounding.main([*command, "--output", str(tmp_path / "one"), "--heads", best])
+    assert report["m"]["test"] == value
+    grounder = HeadGrounder.from_pretrained(str(checkpoint), device="cpu")
+    grounder.heads = [(3, 1), (4, 0)]
+    (answer,) = grounder.ground(picture(), PHRASES[:1])
+    plain = AutoGrounder.from_pretrained(str(checkpoint), device="cpu")
+    inputs = plain.processor(images=picture(), text=PHRASES[:1], return_tensors="pt")
+    explain = explain_function(plain.model)
+    maps = [
+        gradcam(explain(plain.model, **inputs, layer=layer), per_head=True)[:, head] for layer, head in grounder.heads
+    ]
+    size = picture().height, picture().width
+    expected = plain.processor.post_process_grounding(sum(maps) / 2, [size])[0]["heatmap"]
+    np.testing.assert_allclose(answer["heatmap"], expected, rtol=1e-4, atol=1e-8)
+    for wrong, message in (("0.1", "layer 0 explains nothing here"), ("3.9", "layer 3 has heads 0 to 1")):
+        with pytest.raises(ValueError, match=message):
+            evaluate_grounding.main([*command, "--output", str(tmp_path / wrong), "--heads", wrong])
+    for wrong in ("3", "3.1;4.0"):
+        with pytest.raises(SystemExit):
+            evaluate_grounding.main([*command, "--output", str(tmp_path / "x"), "--heads", wrong])
+    assert "such as 14.24,14.13" in capsys.readouterr().err
 
 
 def test_the_sweep_refuses(checkpoint, tmp_path, capsys):

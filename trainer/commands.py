@@ -113,6 +113,8 @@ def with_underscores(word: str) -> str:
 
 # Options --------------------------------------------------------------------------------------------------------------
 
+HEADS = "ground by these attention heads alone, such as 14.24,14.13 (`sweep --heads` finds the best)"
+
 
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
@@ -173,6 +175,17 @@ def check_run(args: argparse.Namespace, written: str = "") -> None:
     args.columns = pairs("--columns", "OURS=THEIRS", args.columns)
 
 
+def read_heads(args: argparse.Namespace) -> None:
+    """--heads, "14.24,14.13", as pairs of a layer and a head in it."""
+    if args.heads is None:
+        return
+    if not re.fullmatch(r"\d+\.\d+(,\d+\.\d+)*", args.heads):
+        raise ValueError(f"--heads {args.heads}: write layer.head, with commas between several, such as 14.24,14.13")
+    if args.method == "relevance" or args.grounding_layer is not None:
+        raise ValueError("--heads names layers and heads: leave out --grounding_layer and --method relevance")
+    args.heads = [tuple(map(int, head.split("."))) for head in args.heads.split(",")]
+
+
 def add_ground(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "For each phrase: does it fit the image, and where is it? Points and boxes are in pixels of the upright image, "
@@ -204,11 +217,13 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("outputs"), help="folder for results, pictures and records")
     add("--num_pictured", type=int, default=8, help="rows of heatmaps.png (default: 8)")
     add("--gallery", type=int, default=0, metavar="N", help="draw N best, worst and random cases each")
+    add("--heads", metavar="L.H,L.H", help=HEADS)
     add_run_arguments(parser)
 
 
 def check_evaluate(args: argparse.Namespace) -> None:
     check_run(args, "records")
+    read_heads(args)
     args.models = pairs("--models", "NAME=CHECKPOINT", args.models)
     if any("/" in name or name.startswith(".") for name in args.models):
         raise ValueError("names in --models become names of folders: leave out / and a dot in front")
@@ -221,11 +236,13 @@ def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
     add("--shard", default="0/1", metavar="I/N", help="machine I of N, counted from 0 (default: 0/1)")
     add("--block_size", type=int, default=1024, help="most rows of a file of records (default: 1024)")
     add("--output", type=Path, required=True, help="folder of the rows")
+    add("--heads", metavar="L.H,L.H", help=HEADS)
     add_run_arguments(parser)
 
 
 def check_ground_dataset(args: argparse.Namespace) -> None:
     check_run(args, "data")
+    read_heads(args)
     index, slash, number = args.shard.partition("/")
     if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
         raise ValueError("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")

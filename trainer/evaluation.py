@@ -31,6 +31,7 @@ from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
 from .columns import Columns
 from .data_collator import record_name
+from .heads import HeadGrounder, set_heads
 from .phrase_rows import Record, is_absent
 from .regions import Region, read_boxes
 from .scoring import score_answer
@@ -241,7 +242,8 @@ def load_grounder(
 
     Returns: the grounder, and what its rows depend on, apart from the data; for JSON.
     """
-    grounder = engine.from_pretrained(
+    heads = getattr(args, "heads", None) if engine is AutoGrounder else None
+    grounder = (HeadGrounder if heads else engine).from_pretrained(
         path,
         attn_implementation=args.attn_implementation,
         device=accelerator.device,
@@ -255,6 +257,8 @@ def load_grounder(
             "score by the pointing game at the checkpoint's own size."
         ) from error
     grounder.method_functions(args.method)  # says if there is none
+    if heads:
+        set_heads(grounder, heads, args.explanation)
     grounder.autocast = accelerator.autocast
     grounder.model, processor = accelerator.prepare_model(grounder.model, evaluation_mode=True), grounder.processor
     max_words = None
@@ -264,6 +268,7 @@ def load_grounder(
     options = {name: getattr(args, name) for name in ("method", "explanation", "grounding_layer")}
     reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format or "xyxy"}
     settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
+    settings |= {"heads": heads} if heads else {}
     settings |= {"columns": args.columns} if args.columns and args.streaming else {}  # else part of the data's hash
     work = {"batch_size": args.batch_size, "num_workers": args.num_workers, "strict": args.strict}
     return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options

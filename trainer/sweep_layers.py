@@ -9,16 +9,13 @@ Choose by a split that you do not report on.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from modeling_albef_amc.families.auto import AutoGrounder
 from modeling_albef_amc.families.registry import explained_layers
 from modeling_albef_amc.gradcam import heatmap_points
 
@@ -27,21 +24,15 @@ from .blocks import open_blocks
 from .commands import parse
 from .data_checks import check_boxes
 from .evaluation import ImageQuestions, RecordGrounder, columns_of_run, load_grounder, make_accelerator, share
+from .heads import HeadGrounder
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
 from .scoring import check_usable
 
 AVERAGE = "all heads"
+NUM_BEST = 5
 # (layer, head) → phrases that it points at; a head is "0", "1", …, or AVERAGE.
 Hits = Counter[tuple[int, str]]
-
-
-class HeadGrounder(AutoGrounder):
-    """An engine whose heatmaps are (num_heads, rows, columns)."""
-
-    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Callable, Callable]:
-        explain, heatmaps_of = super().method_functions(method, in_captions)
-        return explain, partial(heatmaps_of, per_head=True)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -49,7 +40,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def sweep(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns: "layers": layer → head, or all of them → accuracy; "best": the best layer and its accuracy."""
+    """Returns: "layers": layer → head, or all of them → accuracy; "best": the best layer and its accuracy; with --heads
+    "best_heads": "layer.head" → accuracy, the best few of all layers.
+    """
     accelerator = make_accelerator(args)
     protocol = Protocol(metrics=("pointing_game",), in_caption=args.in_caption)
     source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
@@ -84,10 +77,16 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     scores = {layer: {head: hits[layer, head] / num_phrases for head in heads} for layer in layers}
     best = max(layers, key=lambda layer: scores[layer][AVERAGE])
     result = {"layers": scores, "best": {"layer": best, "accuracy": scores[best][AVERAGE]}}
+    if args.heads:
+        of_heads = {f"{layer}.{head}": scores[layer][head] for layer in layers for head in heads if head != AVERAGE}
+        result["best_heads"] = dict(sorted(of_heads.items(), key=lambda each: -each[1])[:NUM_BEST])
     if accelerator.is_main_process:
         show(scores)
         accuracy = 100 * scores[best][AVERAGE]
         print(f"\nBest of {num_phrases:,} phrases: --grounding_layer {best} ({accuracy:.1f} %).")
+        if args.heads:
+            found = ", ".join(f"{name} ({100 * value:.1f} %)" for name, value in result["best_heads"].items())
+            print(f"Best heads: {found}. `evaluate --heads` takes some of them, with commas between.")
         if args.output is not None:
             args.output.mkdir(parents=True, exist_ok=True)
             (args.output / "layers.json").write_text(json.dumps(result, indent=2) + "\n")
