@@ -1,13 +1,22 @@
 """Every model family: its maps, their second order, and AMC training on nothing but them."""
 
 import copy
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from modeling_albef_amc import AlbefForPreTraining, AlbefModel, explain_function, gradcam, groundable
+from modeling_albef_amc import (
+    AlbefForPreTraining,
+    AlbefModel,
+    PhraseAttention,
+    explain_function,
+    gradcam,
+    groundable,
+)
 from modeling_albef_amc.families.decoder import DECODERS
 from modeling_albef_amc.families.dual import contrastive_loss, own_pairs, padded_as_trained, seeded, sigmoid_loss
 from modeling_albef_amc.families.fusion import BLIP
@@ -414,6 +423,32 @@ def test_the_hardest_of_the_drawn_images_is_the_negative():
     # Without log-odds the scores are compared with each other; without wrong images nothing is.
     ranked = matching_loss(model, BLIP.explain, true_pairs._replace(match_logit=None), *inputs, torch.zeros(4).long())
     assert ranked == 0
+
+
+def test_negatives_that_are_drawn():
+    """Of three candidates each by its chances: the mean loss is the one over all ways to draw candidates and one."""
+    scores = torch.tensor([[4.0, 0.0, 1.5], [0.0, 3.0, 0.5], [1.0, -1.0, 2.0]])  # of phrase and image
+    batch = torch.zeros(3, 3, 8, 8), torch.arange(9).view(3, 3), None, torch.arange(3)
+
+    def explain(model, pixel_values, input_ids, attention_mask, images, create_graph=False):
+        found = scores[torch.arange(3), images]
+        return PhraseAttention(found, None, None, None, None, match_logit=found)
+
+    expected = 0.0
+    for own in range(3):
+        wrong = [image for image in range(3) if image != own]
+        for candidates in itertools.product(wrong, repeat=3):
+            fits = scores[own, list(candidates)]
+            expected += (fits.softmax(dim=0) @ F.softplus(fits)).item() / 8 / 3
+    right = explain(None, *batch[:3], torch.arange(3))
+    expected += F.softplus(-right.match_logit).mean().item()
+    model = SimpleNamespace(training=True)
+    losses = [matching_loss(model, explain, right, *batch, is_drawn=True).item() for _ in range(4000)]
+    assert sum(losses) / len(losses) == pytest.approx(expected, abs=0.02)
+    model.training = False  # the best, every time the same
+    best = F.softplus(scores.masked_fill(torch.eye(3).bool(), -torch.inf).amax(dim=1)).mean()
+    loss = matching_loss(model, explain, right, *batch, is_drawn=True)
+    torch.testing.assert_close(loss, best + F.softplus(-right.match_logit).mean())
 
 
 def test_losses_of_dual_encoders_by_hand():

@@ -61,7 +61,7 @@ class Decoder(Family):
     adapted: AdaptedModules = field(default_factory=lambda: AdaptedModules(ATTENTION_AND_PROJECTOR))
     depth: float = DEPTH
     losses: dict[str, Callable] = field(
-        default_factory=lambda: {"loss_itm": matching_loss, "loss_caption": caption_loss}
+        default_factory=lambda: {"loss_itm": partial(matching_loss, is_drawn=True), "loss_caption": caption_loss}
     )
     attn_implementation: str | None = None
 

@@ -49,7 +49,7 @@ def following_images(own_image: torch.Tensor, known: torch.Tensor) -> torch.Tens
     return own_image[wrong_first.gather(1, turns)].T
 
 
-def matching_loss(
+def matching_loss(  # noqa: PLR0913  a batch, and what is known of it
     model: PreTrainedModel,
     explain: Callable[..., PhraseAttention],
     true_pairs: PhraseAttention,
@@ -58,6 +58,7 @@ def matching_loss(
     attention_mask: torch.Tensor | None,
     own_image: torch.Tensor,
     image_ids: torch.Tensor | None = None,
+    is_drawn: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy of telling each phrase's own image from a hard negative: the wrong image that fits it best.
 
@@ -69,6 +70,8 @@ def matching_loss(
         explain: the family's function. true_pairs: what it gave for the true pairs, in the graph.
         pixel_values: (num_images, 3, height, width). input_ids, attention_mask: (num_phrases, num_tokens).
         own_image: (num_phrases,), each phrase's image. image_ids: (num_images,), equal for equal images.
+        is_drawn: in training the negative is one of the few by their chances, the softmax of the scores, as in ALBEF.
+            The best alone keeps a model that cannot tell any pairs yet from learning to.
 
     Source: image-text matching with hard negatives, ALBEF §3.2 (arXiv 2107.07651), without a contrastive model to
     choose them.
@@ -79,7 +82,11 @@ def matching_loss(
     else:
         candidates = following_images(own_image, known)
     exists = ~known.all(dim=1)
-    negative = hardest_image(model, explain, candidates, pixel_values, input_ids, attention_mask)
+    scores = scores_of_images(model, explain, candidates, pixel_values, input_ids, attention_mask)
+    chosen = scores.argmax(dim=0)
+    if is_drawn and model.training:
+        chosen = torch.multinomial(scores.T.softmax(dim=1), num_samples=1)[:, 0]
+    negative = candidates.gather(0, chosen[None])[0]
     wrong_pairs = explain(model, pixel_values, input_ids, attention_mask, negative, torch.is_grad_enabled())
     if true_pairs.match_logit is None:
         loss = F.softplus(wrong_pairs.score.float() - true_pairs.score.float())
@@ -124,7 +131,7 @@ def absent_loss(phrases: PhraseAttention, own_image: torch.Tensor, is_absent: to
 
 
 @torch.no_grad()
-def hardest_image(
+def scores_of_images(
     model: PreTrainedModel,
     explain: Callable[..., PhraseAttention],
     candidates: torch.Tensor,
@@ -132,11 +139,11 @@ def hardest_image(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """(num_phrases,): of the images (num_candidates, num_phrases) the one that fits each phrase best."""
+    """(num_candidates, num_phrases): how well the images of such numbers fit each phrase; zeros if they are all one."""
     if (candidates == candidates[0]).all():
-        return candidates[0]
-    fits = []
+        return torch.zeros(candidates.shape, device=candidates.device)
+    scores = []
     for images in candidates:
         pairs = explain(model, pixel_values, input_ids, attention_mask, images)
-        fits.append((pairs.score if pairs.match_logit is None else pairs.match_logit).detach())
-    return candidates.gather(0, torch.stack(fits).argmax(dim=0)[None])[0]
+        scores.append((pairs.score if pairs.match_logit is None else pairs.match_logit).detach().float())
+    return torch.stack(scores)
