@@ -117,6 +117,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(*args, **kwargs)
         self.report = BuildReport()
         self._moved: dict[str, str] = {}
+        self._places: dict[str, list[str]] | None = None  # of the files in `images_dir`, by their names
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "splits": None}
@@ -230,15 +231,16 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         """An image, with the size that it has when it is turned upright; without images, None and the size given.
 
         Args:
-            path: in `images_dir`.
+            path: in `images_dir`, or in any folder of it.
             size: (width, height) in pixels that the annotations say it has.
 
         Raises:
-            Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
+            Unusable: it is missing, or in several places; outside `images_dir`, not readable to its end, or of another
+                size.
         """
         if self.config.images_dir is None:
             return LoadedImage(None, size)
-        data = read_inside(Path(self.config.images_dir), path)
+        data = read_inside(Path(self.config.images_dir), self._place_of(path))
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
@@ -248,6 +250,19 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             raise Unusable("images: cannot be decoded") from error
         unusable_if(size not in (None, found), "images: have another size than their record says")
         return LoadedImage({"bytes": data, "path": None}, found)
+
+    def _place_of(self, path: str) -> str:
+        """Where in `images_dir` an image is: at its path, or else at the one place that ends so."""
+        root, name = self.config.images_dir, plain_name(path)
+        if os.path.isfile(os.path.join(root, path)):
+            return path
+        if self._places is None:
+            self._places = {}
+            for place in walk(root):
+                self._places.setdefault(posixpath.basename(place), []).append(place)
+        found = [place for place in self._places.get(posixpath.basename(name), ()) if f"/{place}".endswith(f"/{name}")]
+        unusable_if(len(found) > 1, "images: several files in the folder of the images are called so")
+        return found[0] if found else path
 
     def twin(self) -> Any:
         """One to look ahead with, who counts nothing here and stops at nothing."""
@@ -344,6 +359,16 @@ class _Dropping:
         if isinstance(error, Unusable):
             self.builder.drop(f"{self.what}: {error}", self.record, self.count)
         return isinstance(error, Unusable)
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files in a folder and those below, in order; none that is hidden."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        below = os.path.relpath(top, folder).replace(os.sep, "/")
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield name if below == "." else f"{below}/{name}"
 
 
 def read_inside(folder: Path, name: str) -> bytes:

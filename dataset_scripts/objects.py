@@ -6,7 +6,6 @@ A format has a `Photo` for each image, of a file of its own (`PhotoFileBuilder`)
 drawn.
 """
 
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from .builder import (
     Unusable,
     clip_box,
     unusable_if,
+    walk,
 )
 from .coco_format import SIZEABLE, contradict, in_words
 from .features import PhraseFields, encode_png, mask_to_box, plain_name
@@ -448,16 +448,6 @@ def file_split(path: str) -> str | None:
     words = re.findall("[a-z]+", PurePosixPath(plain_name(path).lower()).stem)
     named = {_SPLITS[word] for word in words if word in _SPLITS}
     return named.pop() if len(named) == 1 else folder_split(path)
-
-
-def walk(folder: str) -> Iterator[str]:
-    """Paths of all files in a folder and those below, in order; none that is hidden."""
-    for top, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        below = os.path.relpath(top, folder).replace(os.sep, "/")
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield name if below == "." else f"{below}/{name}"
 
 
 def _nearness(path: str, name: str, folder: str) -> tuple[int, int, int]:

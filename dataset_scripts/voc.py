@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .builder import Unusable, unusable_if
+from .builder import Unusable, unusable_if, walk
 from .coco_format import read_number, read_whole
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import read_text
-from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk
+from .objects import ObjectConfig, Photo, PhotoFileBuilder
 from .options import VocOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
