@@ -450,10 +450,7 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     assert len(records(path, Columns(box_format="xywh"))) == 20
 
 
-def test_a_file_of_coco_is_told_what_to_build(tmp_path):
-    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    with pytest.raises(ValueError, match=r"albef-amc build coco --data_dir .* --annotations coco\.json --images_dir"):
-        records(str(tmp_path / "coco.json"))
+def test_a_file_that_is_no_table(tmp_path):
     (tmp_path / "labels.xml").write_text("<a/>")
     with pytest.raises(ValueError, match=r"labels\.xml is no table of \.jsonl, .*albef-amc build"):
         records(str(tmp_path / "labels.xml"))
