@@ -39,7 +39,7 @@ class VocConfig(VocOptions, ObjectConfig):
 
 
 class Voc(PhotoFileBuilder):
-    """`datasets` builder of Pascal VOC's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of Pascal VOC's annotations; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     A file that is no XML, was cut off or defines entities is dropped and counted, as is one in no list of `ImageSets`,
     where there are lists.

@@ -44,7 +44,7 @@ class YoloConfig(YoloOptions, ObjectConfig):
 
 
 class Yolo(PhotoFileBuilder):
-    """`datasets` builder of YOLO's labels; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of YOLO's labels; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     Without names, or with several files of them that differ, it raises a `ValueError`. An object of a class that has no
     name is dropped and counted.
