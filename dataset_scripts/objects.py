@@ -351,7 +351,7 @@ class PhotoFileBuilder(_PhotoBuilder):
         stem, ending = path[: -len(self.suffix)], stated.rpartition(".")[2]
         name = f"{stem}.{ending}" if ending.lower() in IMAGE_SUFFIXES else stem
         files = (stem, stated) if stated else (stem,)
-        return Photo(name, path, files, posixpath.dirname(path), instances, size)
+        return Photo(name, path, files, path.rpartition("/")[0], instances, size)
 
 
 class PhotoListBuilder(_PhotoBuilder):
