@@ -19,7 +19,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import ground_dataset, sweep_layers, training
 from trainer.box_units import fits_images, image_size
-from trainer.columns import Columns, in_words
+from trainer.columns import Columns
 from trainer.data_collator import GroundingCollator
 from trainer.phrase_rows import PhraseRows
 from trainer.regions import BOX_FORMATS
@@ -352,11 +352,6 @@ def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog)
         path = write_rows(tmp_path / "mine.jsonl", [{**row, "class": "dog"} for row in rows])
         assert len(records(path, Columns({"phrase": "class"}), True)) == 4
     assert "streamed rows stay apart" in caplog.text
-
-
-def test_categories_as_builders_say_them():
-    names = {"traffic_light": "traffic light", "bow_(weapon)": "bow", "(a_(b)) c": "c", "(x)": "(x)"}
-    assert {name: in_words(name) for name in names} == names
 
 
 # Cards ----------------------------------------------------------------------------------------------------------------

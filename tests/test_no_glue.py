@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -395,6 +396,17 @@ def test_columns_that_are_named_win(caplog):
         records("D/mine.jsonl", Columns(box_format="xywh"))
     with pytest.raises(ValueError, match=r"no answer has boxes .*: albef-amc build chat --data_dir .*--columns"):
         records("D/mine.jsonl")
+
+
+def test_what_builds_need_beside_evaluation_is_named(monkeypatch):
+    """`albef-amc[eval]` comes without pycocotools."""
+    TREES["coco"](Path("D"))
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.delitem(sys.modules, "dataset_scripts.segmentations")
+    monkeypatch.delitem(sys.modules, "dataset_scripts.objects")
+    monkeypatch.delitem(sys.modules, "dataset_scripts.coco")
+    with pytest.raises(ImportError, match=r"pycocotools.*pip install 'albef-amc\[train\]'"):
+        rows_of("D", Columns())
 
 
 def test_what_is_in_doubt_is_told_the_commands():
