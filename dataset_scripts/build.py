@@ -31,6 +31,7 @@ from .options import BUILDERS
 
 if TYPE_CHECKING:
     from .builder import GroundingBuilder
+    from .features import BuildReport
 
 
 _WRITTEN = re.compile(r"README\.md|data|data/[\w.]+-\d{5}\.parquet")  # what a build leaves in its folder
@@ -89,7 +90,7 @@ def build(
     with tempfile.TemporaryDirectory() as cache:
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
-    settings = {"name": name, "splits": splits, "limit": limit, **options, "files": _state_of(options)}
+    settings = {"name": name, "splits": splits, "limit": limit, **options, "files": state_of(options)}
     with _locked(scratch, output):
         folder = _begin_or_go_on(scratch, json.dumps(settings, default=str, sort_keys=True))
         try:
@@ -104,6 +105,25 @@ def build(
         folder.rename(output)
         shutil.rmtree(scratch)
     return builder
+
+
+def build_in_cache(name: str, data_dir: str, images_dir: str, **options: Any) -> tuple[Path, BuildReport | None]:
+    """The folder of the build in datasets' cache, and the report of one that was not there yet; errors as of `build`.
+
+    The folder is called by all that the rows depend on: where the files lie, their sizes and times, the options, and
+    the code of the builders. Of several processes one builds, and the others wait for it.
+    """
+    from datasets import config
+    from huggingface_hub.utils import WeakFileLock
+
+    options |= {"data_dir": os.path.abspath(data_dir), "images_dir": os.path.abspath(images_dir)}
+    mark = hashlib.sha256(repr((sorted(options.items()), state_of(options))).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        mark.update(file.read_bytes())
+    folder = Path(config.HF_DATASETS_CACHE, "albef_amc", f"{name}-{mark.hexdigest()[:16]}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(f"{folder}.lock"):
+        return folder, None if folder.exists() else build(name, folder, **options).report
 
 
 @contextmanager
@@ -142,7 +162,7 @@ def _begin_or_go_on(scratch: Path, settings: str) -> Path:
     return folder
 
 
-def _state_of(options: dict[str, Any]) -> str:
+def state_of(options: dict[str, Any]) -> str:
     """Another text when a file that is read has changed or come: what an earlier call wrote is then of the old ones."""
     data_dir, images_dir, records = (options.get(key) or "" for key in ("data_dir", "images_dir", "records"))
     words = [word.strip() for value in options.values() for word in str(value).split(",")]

@@ -9,7 +9,6 @@ import hashlib
 import io
 import logging
 import os
-import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -117,6 +116,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(*args, **kwargs)
         self.report = BuildReport()
         self._moved: dict[str, str] = {}
+        self._places: dict[str, list[str]] | None = None  # of the files in `images_dir`, by their names
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "splits": None}
@@ -223,22 +223,25 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
 
     def image_id(self, name: str, image: LoadedImage) -> str:
         """The id of an image by its name in the source, marked by its bytes or, without these, by where it is."""
-        place = os.path.join(os.path.abspath(self.config.data_dir), plain_name(name)).encode(errors="surrogatepass")
-        return make_image_id(self.name, self.name_in_id(name), image.stored["bytes"] if image.stored else place)
+        if image.stored:
+            return make_image_id(self.name, self.name_in_id(name), image.stored["bytes"])
+        place = os.path.join(os.path.abspath(self.config.data_dir), plain_name(name))
+        return make_image_id(self.name, self.name_in_id(name), place.encode(errors="surrogatepass"))
 
     def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.
 
         Args:
-            path: in `images_dir`.
+            path: in `images_dir`, or in any folder of it.
             size: (width, height) in pixels that the annotations say it has.
 
         Raises:
-            Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
+            Unusable: it is missing, or in several places; outside `images_dir`, not readable to its end, or of another
+                size.
         """
         if self.config.images_dir is None:
             return LoadedImage(None, size)
-        data = read_inside(Path(self.config.images_dir), path)
+        data = read_inside(Path(self.config.images_dir), self._place_of(path))
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
@@ -248,6 +251,20 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             raise Unusable("images: cannot be decoded") from error
         unusable_if(size not in (None, found), "images: have another size than their record says")
         return LoadedImage({"bytes": data, "path": None}, found)
+
+    def _place_of(self, path: str) -> str:
+        """Where in `images_dir` an image is: at its path, or else at the one place that ends so."""
+        root, name = self.config.images_dir, plain_name(path)
+        if os.path.isfile(os.path.join(root, path)):
+            return path
+        if self._places is None:
+            self._places = {}
+            for place in walk(root):
+                self._places.setdefault(place.rpartition("/")[2], []).append(place)
+        called_so = self._places.get(name.rpartition("/")[2], ())
+        found = [place for place in called_so if f"/{place}".endswith(f"/{name}")]
+        unusable_if(len(found) > 1, "images: several files in the folder of the images are called so")
+        return found[0] if found else path
 
     def twin(self) -> Any:
         """One to look ahead with, who counts nothing here and stops at nothing."""
@@ -346,6 +363,16 @@ class _Dropping:
         return isinstance(error, Unusable)
 
 
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files in a folder and those below, in order; none that is hidden."""
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        below = os.path.relpath(top, folder).replace(os.sep, "/")
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield name if below == "." else f"{below}/{name}"
+
+
 def read_inside(folder: Path, name: str) -> bytes:
     """The bytes of an image file in a folder.
 
@@ -378,7 +405,7 @@ def read_inside(folder: Path, name: str) -> bytes:
 
 def _drawn_name(name: str) -> str:
     """What a photo is called in every export: its file's name, as it was before Roboflow made versions of it."""
-    name = posixpath.basename(plain_name(name))
+    name = plain_name(name).rpartition("/")[2]  # posixpath's functions are slow here: datasets replaces them
     if version := _VERSION.fullmatch(name):
         name = ".".join(filter(None, version.groups()))
     return _COCO_2014.sub("", name)

@@ -109,7 +109,7 @@ class Coco(ObjectBuilder):
     image or category is not listed or whose `tokens_positive` are no words of a caption, an image that cannot be used.
 
     A box may be turned as CVAT writes it (`attributes.rotation`, degrees clockwise). A row is of all instances, as of
-    `ObjectBuilder`, also where the files of a split list the image several times.
+    `RegionBuilder`, also where the files of a split list the image several times.
 
     Images are looked for in `images_dir`, and there in the folder of the annotation file, in `images` and in what the
     file's name ends in (`train2017`); by their `file_name`, or by COCO's address (`coco_url`), as LVIS has it.

@@ -32,7 +32,7 @@ class CreatemlConfig(CreatemlOptions, ObjectConfig):
 
 
 class Createml(PhotoListBuilder):
-    """`datasets` builder of CreateML's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of CreateML's annotations; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     A file that is no JSON list of images with annotations raises a `ValueError` that names the record.
     """

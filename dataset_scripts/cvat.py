@@ -39,7 +39,7 @@ class CvatConfig(CvatOptions, ObjectConfig):
 
 
 class Cvat(PhotoListBuilder):
-    """`datasets` builder of CVAT's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of CVAT's annotations; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     A file that is no XML, was cut off or is not CVAT's for images raises a `ValueError` that names it.
     """

@@ -43,7 +43,7 @@ class LabelStudioConfig(LabelStudioOptions, ObjectConfig):
 
 
 class LabelStudio(PhotoListBuilder):
-    """`datasets` builder of Label Studio's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of Label Studio's annotations; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     A file that is no list of tasks raises a `ValueError` that names the record, as does a task of which it cannot be
     told what its image is.

@@ -37,7 +37,7 @@ class LabelmeConfig(LabelmeOptions, ObjectConfig):
 
 
 class Labelme(PhotoFileBuilder):
-    """`datasets` builder of LabelMe's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of LabelMe's annotations; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     A file that is no JSON, was cut off or is not LabelMe's is dropped and counted.
     """

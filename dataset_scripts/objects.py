@@ -6,7 +6,6 @@ A format has a `Photo` for each image, of a file of its own (`PhotoFileBuilder`)
 drawn.
 """
 
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from .builder import (
     Unusable,
     clip_box,
     unusable_if,
+    walk,
 )
 from .coco_format import SIZEABLE, contradict, in_words
 from .features import PhraseFields, encode_png, mask_to_box, plain_name
@@ -54,8 +54,8 @@ class ObjectConfig(ObjectOptions, DrawnSplitsConfig):
             raise ValueError(f"phrase_template: {self.phrase_template!r} needs {{}} once, where the label is to stand")
 
 
-class ObjectBuilder(GroundingBuilder):
-    """Base of the builders of objects in images.
+class RegionBuilder(GroundingBuilder):
+    """Base of the builders of phrases with the boxes and masks of all that they mean.
 
     Trouble with a mask is not trouble with the object. A part of a segmentation that cannot be read is left out; where
     nothing is left, the instance has its box, and its row goes by boxes alone. An instance without a box, or whose box
@@ -66,32 +66,7 @@ class ObjectBuilder(GroundingBuilder):
     A row is of all instances that the image shows. One whose box lies beside the image is not among them. One with
     neither a mask nor a box with an area, or one that is mostly outside of the image, is somewhere, nobody knows where:
     its row is left out.
-
-    Attributes:
-        words: label → in words, where all labels are known; see `words_of_labels`.
     """
-
-    words: Mapping[str, str] = MappingProxyType({})
-
-    def _info(self) -> Any:
-        info = super()._info()
-        info.license = self.config.license or ""
-        return info
-
-    # For subclasses
-
-    def phrase_of(self, label: str) -> str:
-        """The phrase of a label in words."""
-        return self.config.phrase_template.replace("{}", label)
-
-    def label_rows(self, instances: Iterable[Instance], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
-        """A row for each label of an image of (width, height); labels that are read the same are one."""
-        groups: dict[str, tuple[str, list[Instance]]] = {}
-        for instance in instances:
-            words = self.words.get(instance.label) or in_words(instance.label)
-            groups.setdefault(as_read(words), (words, []))[1].append(instance)
-        for words, own in groups.values():
-            yield from self.region_rows({"phrase": self.phrase_of(words)}, own, size, "label")
 
     def region_rows(
         self, phrase: PhraseFields, instances: Iterable[Instance], size: tuple[int, int] | None, kind: str
@@ -175,6 +150,36 @@ class ObjectBuilder(GroundingBuilder):
         kind = "whose box is turned" if instance.is_turned else "without a box"
         self.report.kept[f"instances {kind}, which have their mask's own"] += 1
         return mask_to_box(mask)
+
+
+class ObjectBuilder(RegionBuilder):
+    """Base of the builders of objects in images.
+
+    Attributes:
+        words: label → in words, where all labels are known; see `words_of_labels`.
+    """
+
+    words: Mapping[str, str] = MappingProxyType({})
+
+    def _info(self) -> Any:
+        info = super()._info()
+        info.license = self.config.license or ""
+        return info
+
+    # For subclasses
+
+    def phrase_of(self, label: str) -> str:
+        """The phrase of a label in words."""
+        return self.config.phrase_template.replace("{}", label)
+
+    def label_rows(self, instances: Iterable[Instance], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
+        """A row for each label of an image of (width, height); labels that are read the same are one."""
+        groups: dict[str, tuple[str, list[Instance]]] = {}
+        for instance in instances:
+            words = self.words.get(instance.label) or in_words(instance.label)
+            groups.setdefault(as_read(words), (words, []))[1].append(instance)
+        for words, own in groups.values():
+            yield from self.region_rows({"phrase": self.phrase_of(words)}, own, size, "label")
 
 
 class Photo(NamedTuple):
@@ -346,7 +351,7 @@ class PhotoFileBuilder(_PhotoBuilder):
         stem, ending = path[: -len(self.suffix)], stated.rpartition(".")[2]
         name = f"{stem}.{ending}" if ending.lower() in IMAGE_SUFFIXES else stem
         files = (stem, stated) if stated else (stem,)
-        return Photo(name, path, files, posixpath.dirname(path), instances, size)
+        return Photo(name, path, files, path.rpartition("/")[0], instances, size)
 
 
 class PhotoListBuilder(_PhotoBuilder):
@@ -448,16 +453,6 @@ def file_split(path: str) -> str | None:
     words = re.findall("[a-z]+", PurePosixPath(plain_name(path).lower()).stem)
     named = {_SPLITS[word] for word in words if word in _SPLITS}
     return named.pop() if len(named) == 1 else folder_split(path)
-
-
-def walk(folder: str) -> Iterator[str]:
-    """Paths of all files in a folder and those below, in order; none that is hidden."""
-    for top, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        below = os.path.relpath(top, folder).replace(os.sep, "/")
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield name if below == "." else f"{below}/{name}"
 
 
 def _nearness(path: str, name: str, folder: str) -> tuple[int, int, int]:

@@ -7,19 +7,22 @@ width, height]` in pixels, and for each box the polygons of that instance. The s
 themselves or in `VG_100K` and `VG_100K_2`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .builder import DrawnSplitsConfig, unusable_if
-from .coco_format import contradict, read_corners, read_whole
-from .features import PhraseFields, encode_png, mask_to_box
+from .coco_format import read_corners, read_whole
+from .features import PhraseFields
 from .json_files import stream_json_records
+from .objects import RegionBuilder
 from .options import PhraseCutOptions
-from .phrase_files import PhraseFiles, Records, Region
-from .segmentations import segmentation_to_mask
+from .phrase_files import PhraseFiles, Records
+from .segmentations import (
+    segmentation_to_mask,  # noqa: F401 - which `objects` needs (see `builder`)
+)
+from .shapes import Instance
 
 _SIZES = "image_data_split3000.json"
 
@@ -29,12 +32,10 @@ class PhraseCutConfig(PhraseCutOptions, DrawnSplitsConfig):
     """The options, checked."""
 
 
-class PhraseCut(PhraseFiles):
-    """`datasets` builder of PhraseCut; rows as in `features.FEATURES`.
+class PhraseCut(PhraseFiles, RegionBuilder):
+    """`datasets` builder of PhraseCut; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
-    Boxes are cut to the image. A row has masks for all its instances, or goes by boxes alone: where the size of the
-    image is not known, or a polygon cannot be read, or contradicts its box (an IoU below a half), all of which is
-    counted. Dropped and counted are records without an image or a phrase, and phrases one of whose boxes is lost.
+    Where the size of the image is not known, or polygons are not as many as boxes, a row goes by its boxes alone.
     """
 
     BUILDER_CONFIG_CLASS = PhraseCutConfig
@@ -64,37 +65,21 @@ class PhraseCut(PhraseFiles):
     def size_of(self, record: dict[str, Any]) -> tuple[int, int] | None:
         return self.image_sizes.get(read_whole(record.get("image_id")))
 
-    def regions(self, record: dict[str, Any], size: tuple[int, int] | None, name: str) -> Iterable[Region]:
-        boxes = record.get("instance_boxes")
-        unusable_if(not isinstance(boxes, list) or not boxes, "without a list of boxes (instance_boxes)")
-        yield Region(record.get("phrase"), [read_corners(box) for box in boxes])
-
     def phrases(self, content: Records, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
-        """One row a record, with masks where all its instances have one."""
+        """One row a record."""
         for number, record in content[1]:
-            for fields in super().phrases((content[0], [(number, record)]), size):
-                masks = self._masks(record, fields["boxes"], size, f"{content[0]}, record {number}")
-                if not masks:
-                    self.report.kept["rows by boxes alone, for want of a segmentation"] += 1
-                yield {**fields, "masks": masks}
-
-    def _masks(
-        self, record: dict[str, Any], boxes: Any, size: tuple[int, int] | None, name: str
-    ) -> list[dict[str, Any]]:
-        """A mask for each box, or none at all."""
-        polygons = record.get("Polygons")
-        if size is None or not isinstance(polygons, list):
-            return []
-        masks = []
-        for own in polygons:
-            mask = segmentation_to_mask(own, size[1], size[0], partial(self.drop, record=name))
-            if mask is None:
-                return []
-            masks.append(mask)
-        found = [mask_to_box(mask) for mask in masks]
-        # Boxes beside the image and doubles are gone from the row, so that they do not count any more as polygons do.
-        agree = all(any(not contradict(box, other) for other in found) for box in boxes)
-        if len(masks) != len(boxes) or not agree:
-            self.drop("masks: that contradict their boxes (IoU below 0.5), or are not as many", name)
-            return []
-        return [encode_png(mask) for mask in masks]
+            name, phrase = f"{content[0]}, record {number}", record.get("phrase")
+            boxes, polygons = record.get("instance_boxes"), record.get("Polygons")
+            with self.dropping("records", name):
+                unusable_if(not isinstance(boxes, list) or not boxes, "without a list of boxes (instance_boxes)")
+                unusable_if(not isinstance(phrase, str) or not phrase.split(), "without a phrase")
+                if not isinstance(polygons, list) or len(polygons) != len(boxes):
+                    if polygons is not None:
+                        self.drop("masks: not as many as boxes (Polygons)", name)
+                    polygons = [None] * len(boxes)
+                corners = map(read_corners, boxes)
+                instances = (
+                    Instance(name, box=box, segmentation=own, has_bad_box=box is None)
+                    for box, own in zip(corners, polygons)
+                )
+                yield from self.region_rows({"phrase": " ".join(phrase.split())}, instances, size, "phrase")

@@ -37,7 +37,7 @@ class ViaConfig(ViaOptions, ObjectConfig):
 
 
 class Via(PhotoListBuilder):
-    """`datasets` builder of VIA's annotations; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of VIA's annotations; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     A file that is not VIA 2's, or whose regions have several attributes without one being chosen, raises a
     `ValueError`. A region without the attribute is dropped and counted.

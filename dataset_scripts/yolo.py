@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from .builder import Unusable, unusable_if
+from .builder import Unusable, unusable_if, walk
 from .coco_format import read_number, read_whole
 from .features import PhraseFields
 from .json_files import read_text
-from .objects import ObjectConfig, Photo, PhotoFileBuilder, walk, words_of_labels
+from .objects import ObjectConfig, Photo, PhotoFileBuilder, words_of_labels
 from .options import YoloOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401 - `objects` needs it (see `builder`)
@@ -44,7 +44,7 @@ class YoloConfig(YoloOptions, ObjectConfig):
 
 
 class Yolo(PhotoFileBuilder):
-    """`datasets` builder of YOLO's labels; rows as in `features.FEATURES`, trouble as of `ObjectBuilder`.
+    """`datasets` builder of YOLO's labels; rows as in `features.FEATURES`, trouble as of `RegionBuilder`.
 
     Without names, or with several files of them that differ, it raises a `ValueError`. An object of a class that has no
     name is dropped and counted.

@@ -70,6 +70,26 @@ def test_images_that_cannot_be_used_are_counted_with_what_is_lost_or_fatal(tree,
         read_all(made(name, options, strict=True))
 
 
+def test_an_image_may_lie_in_any_folder_unless_there_are_two(tree):
+    """At the one place that ends as its path does: in a folder with another copy nobody knows which is meant."""
+    name, options, path = tree
+    place = path.relative_to(options["images_dir"])
+    elsewhere = Path(options["images_dir"], "in", "here", place)
+    before = path.read_bytes()
+    elsewhere.parent.mkdir(parents=True)
+    path.rename(elsewhere)
+    builder = made(name, options)
+    assert builder.load_image(str(place)).stored["bytes"] == before
+    for named in f"x/{place}", f"n/here/{place}", f"{place}x", "\0", "a" * 5000, "":
+        with pytest.raises(Unusable, match="images: "):
+            builder.load_image(named)
+    write_image(Path(options["images_dir"], "or", "here", place))
+    with pytest.raises(Unusable, match="images: several files in the folder of the images are called so"):
+        made(name, options).load_image(str(place))
+    path.write_bytes(before)
+    assert builder.load_image(str(place)).stored["bytes"] == before
+
+
 def test_rows_of_an_image_share_its_bytes_and_id(tree):
     name, options, path = tree
     rows, _ = read_all(made(name, options))

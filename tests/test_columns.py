@@ -19,7 +19,7 @@ from datasets import ClassLabel, Features, Image, List, Value
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import ground_dataset, sweep_layers, training
 from trainer.box_units import fits_images, image_size
-from trainer.columns import Columns, in_words
+from trainer.columns import Columns
 from trainer.data_collator import GroundingCollator
 from trainer.phrase_rows import PhraseRows
 from trainer.regions import BOX_FORMATS
@@ -354,11 +354,6 @@ def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog)
     assert "streamed rows stay apart" in caplog.text
 
 
-def test_categories_as_builders_say_them():
-    names = {"traffic_light": "traffic light", "bow_(weapon)": "bow", "(a_(b)) c": "c", "(x)": "(x)"}
-    assert {name: in_words(name) for name in names} == names
-
-
 # Cards ----------------------------------------------------------------------------------------------------------------
 
 
@@ -450,10 +445,7 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     assert len(records(path, Columns(box_format="xywh"))) == 20
 
 
-def test_a_file_of_coco_is_told_what_to_build(tmp_path):
-    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    with pytest.raises(ValueError, match=r"albef-amc build coco --data_dir .* --annotations coco\.json --images_dir"):
-        records(str(tmp_path / "coco.json"))
+def test_a_file_that_is_no_table(tmp_path):
     (tmp_path / "labels.xml").write_text("<a/>")
     with pytest.raises(ValueError, match=r"labels\.xml is no table of \.jsonl, .*albef-amc build"):
         records(str(tmp_path / "labels.xml"))

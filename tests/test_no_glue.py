@@ -6,8 +6,10 @@ no two of them fit every format.
 
 import csv
 import json
+import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +18,14 @@ import numpy as np
 import pytest
 from datasets import Features, Image, List, Value
 
+from dataset_scripts.build import build
 from tests.helpers.builders import TREES, labelme_json, voc_xml
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import training
 from trainer.columns import Columns
 from trainer.commands import main
-from trainer.known_formats import known_format
-from trainer.splits import open_split, split_names
+from trainer.known_formats import known_formats, rows_of
+from trainer.splits import split_names
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT = SIZE = 200, 100
@@ -64,7 +67,7 @@ def lines(rows: list[dict]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def rows_of(boxes: list, column: str = "bbox", phrase: str = "caption") -> list[dict]:
+def rows_of_boxes(boxes: list, column: str = "bbox", phrase: str = "caption") -> list[dict]:
     photos_ = [f"images/{number}.png" for number in range(4)]
     return [{"image": each, phrase: label, column: box} for each, label, box in zip(photos_, LABELS, boxes)]
 
@@ -90,7 +93,7 @@ def _(folder):
 @layout("JSON Lines: `caption`, `bbox`")
 def _(folder):
     photos(folder)
-    write(folder / "mine.jsonl", lines(rows_of(BOXES)))
+    write(folder / "mine.jsonl", lines(rows_of_boxes(BOXES)))
 
 
 @layout("CSV: `filename,width,height,class,xmin,ymin,xmax,ymax`")
@@ -105,13 +108,13 @@ def _(folder):
 @layout("boxes `[x, y, width, height]`")
 def _(folder):
     photos(folder)
-    write(folder / "mine.jsonl", lines(rows_of(XYWH)))
+    write(folder / "mine.jsonl", lines(rows_of_boxes(XYWH)))
 
 
 @layout("boxes as shares of the image")
 def _(folder):
     photos(folder)
-    write(folder / "mine.jsonl", lines(rows_of(SHARES, "box", "expression")))
+    write(folder / "mine.jsonl", lines(rows_of_boxes(SHARES, "box", "expression")))
 
 
 @layout("`phrases` and `boxes` of an image, as lists")
@@ -295,16 +298,20 @@ def test_every_row_is_tried():
 
 
 @pytest.fixture(autouse=True)
-def one_process(monkeypatch):
+def apart(monkeypatch, tmp_path):
+    """A folder, a cache of its own, one process."""
     monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
 
 
-def records(dataset: str) -> list[tuple[str, list]]:
+def records(dataset: str, columns: Columns | None = None) -> list[tuple[str, list]]:
     """Phrases and boxes of all splits, as corners in pixels."""
-    columns, found = Columns(), []
+    columns, found = columns or Columns(), []
+    dataset = rows_of(dataset, columns)
     for split in split_names(dataset, None) or ["train"]:
         for record in training.load_split(dataset, None, split, columns=columns):
-            boxes = np.asarray(record["boxes"], dtype=float)
+            boxes = np.asarray(record["boxes"], dtype=float).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2] if "xywh" in (columns.box_format or "") else 0
             boxes *= (WIDTH, HEIGHT) * 2 if "normalized" in (columns.box_format or "") else 1
             found.append((record["phrase"], np.round(boxes, 3).tolist()))
@@ -312,108 +319,175 @@ def records(dataset: str) -> list[tuple[str, list]]:
 
 
 @pytest.mark.parametrize("what", LAYOUTS)
-def test_the_command_of_the_table(what, tmp_path, monkeypatch, capsys):
-    """It alone makes rows of what the tool wrote: the phrases and boxes, none lost; then `inspect` finds no trouble."""
-    (tmp_path / "D").mkdir()
-    LAYOUTS[what](tmp_path / "D")
-    monkeypatch.chdir(tmp_path)
+def test_the_command_of_the_table(what, capsys):
+    """It alone reads what the tool wrote and finds no trouble: the phrases and boxes, none lost."""
+    LAYOUTS[what](Path("D"))
     (command,) = ROWS[what]
     program, *words = shlex.split(command)
-    dataset = words[1]
-    if words[0] == "build":
-        main([*words, "--strict"])
-        dataset, words = "data/mine", ["inspect", "data/mine"]
     main([*words, "--strict"])
     assert program == "albef-amc" and "Train on it: albef-amc train" in capsys.readouterr().out
-    assert [each for each in records(dataset) if each[0] != "it"] == sorted(FOUND)
+    assert [each for each in records(words[1]) if each[0] != "it"] == sorted(FOUND)
 
 
-# Annotations in the place of rows -------------------------------------------------------------------------------------
+# Annotations ----------------------------------------------------------------------------------------------------------
 
+# A file of each layout, and whether it alone says what to read.
 A_FILE = {
-    "a Roboflow download, COCO": "train/_annotations.coco.json",
-    "COCO's own folders": "annotations/instances_train2017.json",
-    "YOLO: `data.yaml`, `images`, `labels`": "data.yaml",
-    "Pascal VOC: `Annotations`, `JPEGImages`": "Annotations/0.xml",
-    "LabelMe: a JSON file beside each photo": "0.json",
-    "VIA: a project": "via_project.json",
-    "CVAT: XML for images 1.1": "annotations.xml",
-    "Label Studio: JSON": "project-1.json",
-    "CreateML: JSON": "train/_annotations.createml.json",
-    "MDETR's JSON: captions with `tokens_positive`": "final_train.json",
+    "a Roboflow download, COCO": ("train/_annotations.coco.json", True),
+    "COCO's own folders": ("annotations/instances_train2017.json", True),
+    "YOLO: `data.yaml`, `images`, `labels`": ("data.yaml", True),
+    "Pascal VOC: `Annotations`, `JPEGImages`": ("Annotations/0.xml", False),
+    "LabelMe: a JSON file beside each photo": ("0.json", False),
+    "VIA: a project": ("via_project.json", True),
+    "CVAT: XML for images 1.1": ("annotations.xml", True),
+    "Label Studio: JSON": ("project-1.json", True),
+    "CreateML: JSON": ("train/_annotations.createml.json", True),
+    "MDETR's JSON: captions with `tokens_positive`": ("final_train.json", True),
 }
+NOT_ROWS = r"has annotations that are no rows of a data set yet: (.*), then --dataset data/mine\. Of a table"
 
 
-def refused(dataset: str) -> list[str]:
-    """The words of the command that its error names."""
-    with pytest.raises(ValueError, match=r"has annotations that are no rows") as error:
-        open_split(dataset, None, "train")
-    found = re.search(r": (albef-amc build .* --output data/mine), then --dataset data/mine\.$", str(error.value))
-    return shlex.split(found[1])[1:]
+def refused(dataset: str) -> list[list[str]]:
+    """The words of the commands that its error names."""
+    with pytest.raises(ValueError, match=NOT_ROWS) as error:
+        rows_of(dataset, Columns())
+    return [shlex.split(each)[1:] for each in re.search(NOT_ROWS, str(error.value))[1].split(" or ")]
 
 
 @pytest.mark.parametrize("what", A_FILE)
-def test_annotations_given_as_a_data_set_are_told_the_command_that_builds_them(what, tmp_path, monkeypatch):
-    """For the folder it is that of the table; for a file one that runs, and gives the file's part of the rows."""
-    monkeypatch.chdir(tmp_path)
-    Path("my photos").mkdir()
+def test_a_file_of_annotations(what):
+    """It gives its part of the rows; one of many that are one data set is told the command for all of them."""
     LAYOUTS[what](Path("my photos"))
-    expected = shlex.split(ROWS[what][0].replace(" D ", " 'my photos' "))[1:]
-    without = [word for word in expected if word not in ("--annotations", "final_train.json")]
-    assert refused("my photos") == without
-    with pytest.raises(ValueError, match="albef-amc build"):
-        split_names("my photos", None)
-    main([*refused(f"my photos/{A_FILE[what]}"), "--strict"])
-    found = records("data/mine")
+    file, is_whole = A_FILE[what]
+    if not is_whole:
+        (words,) = refused(f"my photos/{file}")
+        main([*words, "--strict"])
+    found = records(f"my photos/{file}" if is_whole else "data/mine")
     assert found and all(each in FOUND for each in found)
 
 
-@pytest.mark.parametrize("name", ["refcoco", "flickr30k_entities"])
-def test_what_looks_like_another_format(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    TREES[name](Path("D"))
-    assert refused("D")[:4] == ["build", name, "--data_dir", "D"]
+@pytest.mark.parametrize("name", [name for name in TREES if name not in ("scenes", "referit", "albef_json")])
+def test_every_format_is_recognised_and_read_as_by_its_builder(name, caplog):
+    options = TREES[name](Path("D"))
+    report = build(name, "built", data_dir=options["data_dir"], images_dir=options["images_dir"]).report
+    assert records("D") == records("built") != []
+    (folder,) = Path("cache", "albef_amc").glob(f"{name}-*/")
+    told = f"D: annotations as albef-amc build {name} reads them; their rows are in {folder.absolute()}."
+    assert [each.message for each in caplog.records] == [told, *([str(report)] if report.dropped else [])]
 
 
-def test_every_command_says_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_annotations_are_built_once_for_all_commands_until_a_file_changes():
+    TREES["xvlm"](Path("D"))
+    first, at = rows_of("D", Columns()), os.stat(rows_of("D/train.jsonl", Columns())).st_mtime_ns
+    assert rows_of(str(Path("D").absolute()), Columns()) == first != rows_of("D/train.jsonl", Columns())
+    assert os.stat(rows_of("D/train.jsonl", Columns())).st_mtime_ns == at
+    photo(Path("D/images/1.png"))
+    assert rows_of("D", Columns()) not in (first, rows_of("D", Columns(), strict=True))
+
+
+def test_columns_that_are_named_win(caplog):
+    """Of a table that has a tool's keys, too; without them a `box_format` is none that a builder would ask for."""
+    photos(Path("D"))
+    turns = {"conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "There."}]}
+    write(Path("D/mine.jsonl"), lines([row | turns for row in rows_of_boxes(XYWH, "bbox", "words")]))
+    columns = {"phrase": "words", "boxes": "bbox"}
+    assert records("D/mine.jsonl", Columns(columns, "xywh")) == sorted(FOUND) and not caplog.records
+    with pytest.raises(ValueError, match=r"as albef-amc build chat reads them, .*box_format.*name the --columns"):
+        records("D/mine.jsonl", Columns(box_format="xywh"))
+    with pytest.raises(ValueError, match=r"no answer has boxes .*: albef-amc build chat --data_dir .*--columns"):
+        records("D/mine.jsonl")
+
+
+def test_what_builds_need_beside_evaluation_is_named(monkeypatch):
+    """`albef-amc[eval]` comes without pycocotools."""
+    TREES["coco"](Path("D"))
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.delitem(sys.modules, "dataset_scripts.segmentations")
+    monkeypatch.delitem(sys.modules, "dataset_scripts.objects")
+    monkeypatch.delitem(sys.modules, "dataset_scripts.coco")
+    with pytest.raises(ImportError, match=r"pycocotools.*pip install 'albef-amc\[train\]'"):
+        rows_of("D", Columns())
+
+
+def test_what_is_in_doubt_is_told_the_commands():
+    """Formats of two tools; a builder's files in two folders, of which it reads one; images that are elsewhere."""
+    LAYOUTS["YOLO: `data.yaml`, `images`, `labels`"](Path("D"))
     write(Path("D/instances.json"), coco_of([0]))
+    assert [words[:6] for words in refused("D")] == [
+        ["build", name, "--data_dir", "D", "--images_dir", "D"] for name in ("yolo", "coco")
+    ]
+    for split in "train", "val":
+        TREES["odvg"](Path("E", split))
+    assert [words[:4] for words in refused("E")] == [["build", "odvg", "--data_dir", "E/train"]]
+    write(Path("F/instances.json"), coco_of([0, 1, 2, 3]))
+    (words,) = refused("F")
+    photos(Path("far away"))
+    main([word.replace("IMAGES", "far away") for word in words])
+    assert records("data/mine") == sorted(FOUND)
+
+
+def test_every_command_takes_them_and_says_what_is_missing(capsys):
     for part in (tiny_albef(), tiny_processor()):
         part.save_pretrained("model")
-    command = "albef-amc build coco --data_dir D --annotations instances.json --images_dir IMAGES --output data/mine"
-    for words in (
+    commands = (
         ["inspect"],
-        ["train", "--model", "model", "--output_dir", "run", "--use_cpu", "--report_to", "none", "--dataset"],
+        ["train", "--model", "model", "--output_dir", "run", "--use_cpu", "--max_steps", "1", "--report_to", "none",
+         "--strict", "--dataset"],
         ["evaluate", "--models", "mine=model", "--output", "scores", "--splits", "train", "--cpu", "--dataset"],
         ["sweep", "--model", "model", "--cpu", "--dataset"],
         ["ground-dataset", "--model", "model", "--output", "rows", "--cpu", "--streaming", "--dataset"],
-    ):
+        ["export-annotations", "rows", "--format", "coco", "--output", "boxes", "--dataset"],
+    )  # fmt: skip
+    photos(Path("D"))
+    write(Path("D/labels.json"), coco_of([0, 1, 2, 3]))
+    for words in commands:
+        main([*words, "D/labels.json"])
+    told = json.loads(Path("scores/report.json").read_text())["dataset"], capsys.readouterr().out
+    assert told[0] == "D/labels.json" and "--model CHECKPOINT --dataset D/labels.json --output_dir" in told[1]
+    assert len(json.loads(Path("boxes/annotations/instances_train.json").read_text())["images"]) == 3
+    write(Path("E/labels.json"), coco_of([0]))
+    command = "albef-amc build coco --data_dir E --annotations labels.json --images_dir IMAGES --output data/mine"
+    for words in commands:
         with pytest.raises((SystemExit, ValueError)) as error:
-            main([*words, "D/instances.json"])
+            main([word.replace("boxes", "more") for word in (*words, "E/labels.json")])
         assert command in capsys.readouterr().err + str(error.value)
+
+
+def known(path: Path | str) -> list[str]:
+    return list(known_formats(str(path)))
 
 
 def test_rows_are_not_taken_for_annotations(tmp_path):
     """Whatever lies beside them, and however much their columns are called like those of a tool."""
     photos(tmp_path)
     objects = {"objects": [{"label": "dog", "coordinates": [1, 2]}], "images": ["1.png"], "categories": ["dog"]}
-    write(tmp_path / "mine.json", [row | objects for row in rows_of(BOXES)])
+    objects |= {"regions": [{"phrase": "dog"}], "grounding": True, "messages": ["hi"], "suffix": "a dog", "elems": 3}
+    write(tmp_path / "mine.json", [row | objects for row in rows_of_boxes(BOXES)])
     write(tmp_path / "settings.json", "{")
     write(tmp_path / "pom.xml", "<project/>")
-    assert known_format(str(tmp_path)) is None and known_format(str(tmp_path / "mine.json")) is None
-    write(tmp_path / "lines.json", lines([row | objects for row in rows_of(BOXES)]))
-    assert known_format(str(tmp_path / "lines.json")) is None
+    assert known(tmp_path) == known(tmp_path / "mine.json") == []
+    write(tmp_path / "lines.json", lines([row | objects for row in rows_of_boxes(BOXES)]))
+    assert known(tmp_path / "lines.json") == []
     write(tmp_path / "instances.json", coco_of([0]))
-    assert known_format(str(tmp_path)) == "coco"
-    write(tmp_path / "train.jsonl", lines(rows_of(BOXES)))
-    assert known_format(str(tmp_path)) is None and known_format("org/on-the-hub") is None
+    assert known(tmp_path) == ["coco"]
+    write(tmp_path / "train.jsonl", lines([row | objects for row in rows_of_boxes(BOXES)]))
+    assert known(tmp_path) == known("org/on-the-hub") == []
     assert records(str(tmp_path / "train.jsonl")) == sorted(FOUND)
+
+
+@pytest.mark.parametrize("first", ["info", "annotations", "images"])
+def test_cocos_lists_come_in_any_order(first, tmp_path):
+    """LVIS has annotations first, and lists in its records of images."""
+    content = coco_of([0])
+    content["images"][0] = {"neg_category_ids": [1, 2], "coco_url": "http://a/val2017/0.png"}
+    write(tmp_path / "lvis.json", {first: content[first]} | content)
+    assert known(tmp_path) == ["coco"]
 
 
 def test_a_list_of_names_is_yolos_where_nothing_else_is(tmp_path):
     """X-AnyLabeling has one beside the files of LabelMe."""
     write(tmp_path / "classes.txt", "dog\n")
-    assert known_format(str(tmp_path)) == "yolo"
+    assert known(tmp_path) == ["yolo"]
     shape = {"label": "dog", "points": [[1, 1], [4, 4]], "shape_type": "rectangle"}
     (tmp_path / "photo.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(labelme_json(shape)).encode())
-    assert known_format(str(tmp_path)) == "labelme"
+    assert known(tmp_path) == ["labelme"]

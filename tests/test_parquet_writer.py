@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_scripts import parquet_writer
-from dataset_scripts.build import _state_of, build
+from dataset_scripts.build import build, state_of
 from dataset_scripts.parquet_writer import write_splits
 from dataset_scripts.scenes import SPLITS, Scenes
 from tests.helpers.builders import write
@@ -180,12 +180,12 @@ def test_files_that_came_or_went_change_what_a_build_reads(tmp_path):
     options = dict(
         data_dir=str(tmp_path / "data"), images_dir=str(images), exclude_coco_ids=f"{tmp_path}/x.txt, {lists}"
     )
-    states = [_state_of(options)]
+    states = [state_of(options)]
     for path in images / "train2014" / "1.jpg", tmp_path / "data" / "Sentences" / "1.txt", lists:
         write(path, "1")
-        states.append(_state_of(options))
+        states.append(state_of(options))
     write(lists, "1\n2")
-    states.append(_state_of(options))
+    states.append(state_of(options))
     assert len(set(states)) == 5
     write(tmp_path / "data" / ".out.building" / "settings.json", "{}")
-    assert _state_of(options) == states[-1] and _state_of({}) == _state_of({"seed": 3})
+    assert state_of(options) == states[-1] and state_of({}) == state_of({"seed": 3})

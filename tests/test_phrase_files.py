@@ -336,6 +336,7 @@ def task(phrase, boxes, polygons, image=7):
 
 SQUARE = [[1, 1], [4, 1], [4, 4], [1, 4]]
 OTHER = [[5, 2], [7, 2], [7, 5], [5, 5]]
+AGAINST = "boxes: contradict their mask (IoU below 0.5); the mask's own is taken"
 
 
 def test_phrasecut(workshop):
@@ -347,7 +348,7 @@ def test_phrasecut(workshop):
     phrasecut.write("refer_miniv.json", [task("dog", [[1, 1, 3, 3]], [[SQUARE]])])
     phrasecut.write("refer_input_train.json", [{"task_id": "7__1", "image_id": 7, "phrase": "two dogs"}])
     rows, report = phrasecut.build(True, strict=True)
-    assert list(rows) == ["miniv", "train", "validation"] and report.kept["rows with boxes"] == 4
+    assert list(rows) == ["miniv", "train", "validation"] and report.kept["rows (an image and a phrase)"] == 4
     first, second = rows["train"]
     assert told([first]) == [("VG_100K_2/7.jpg", "two dogs", [[1, 1, 4, 4], [5, 2, 7, 5]])]
     assert [decoded(mask).sum() for mask in first["masks"]] == [9, 6]
@@ -366,23 +367,29 @@ def test_phrasecut_without_images_has_its_sizes_from_the_list(workshop):
 
 
 @pytest.mark.parametrize(
-    ("polygons", "reason"),
+    ("changes", "reason", "box"),
     [
-        ([[OTHER]], "masks: that contradict their boxes (IoU below 0.5), or are not as many"),
-        ([[SQUARE], [SQUARE]], "masks: that contradict their boxes (IoU below 0.5), or are not as many"),
-        ([[[[1, 1]]]], "mask parts: polygon of fewer than three points"),
-        (None, None),
+        (
+            {"Polygons": [[OTHER]]},
+            "boxes: contradict their mask (IoU below 0.5); the mask's own is taken",
+            [5, 2, 7, 5],
+        ),
+        ({"instance_boxes": ["x"]}, "boxes: not four finite numbers; the mask's own is taken", [1, 1, 4, 4]),
+        ({"Polygons": [[SQUARE], [SQUARE]]}, "masks: not as many as boxes (Polygons)", None),
+        ({"Polygons": [[[[1, 1]]]]}, "mask parts: polygon of fewer than three points", None),
+        ({"Polygons": None}, None, None),
     ],
 )
-def test_phrasecut_goes_by_its_boxes_where_polygons_are_bad(workshop, polygons, reason):
+def test_phrasecuts_boxes_and_polygons_stand_in_for_each_other(workshop, changes, reason, box):
+    """`box`: of the mask; none where there is no mask."""
     phrasecut = workshop("phrasecut")
     phrasecut.image("7.jpg")
-    phrasecut.write("refer_train.json", [task("dog", [[1, 1, 3, 3]], polygons)])
+    phrasecut.write("refer_train.json", [task("dog", [[1, 1, 3, 3]], [[SQUARE]]) | changes])
     rows, report = phrasecut.rows(True)
-    assert rows[0]["boxes"] == [[1, 1, 4, 4]] and rows[0]["masks"] == []
+    assert rows[0]["boxes"] == [box or [1, 1, 4, 4]] and len(rows[0]["masks"]) == bool(box)
     assert list(report.dropped) == ([reason] if reason else [])
     if reason:
-        with pytest.raises(ValueError, match=r"refer_train\.json, record 0: mask"):
+        with pytest.raises(ValueError, match=r"refer_train\.json, record 0: (mask|boxes)"):
             phrasecut.rows(True, strict=True)
 
 

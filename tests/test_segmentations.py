@@ -7,6 +7,7 @@ from pycocotools import mask as coco_mask
 from dataset_scripts.coco_format import contradict, in_words, read_corners, read_id, read_whole
 from dataset_scripts.segmentations import segmentation_to_mask
 from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, SQUARE_RUNS, WIDTH
+from trainer import columns
 
 SIZE, COUNTS = SQUARE_RUNS["size"], SQUARE_RUNS["counts"]
 COMPRESSED = coco_mask.frPyObjects(SQUARE_RUNS, HEIGHT, WIDTH)["counts"].decode()
@@ -125,10 +126,12 @@ def test_what_a_contradiction_is(box, mask_box, expected):
         ("t-shirt", "t-shirt"),
         ("(weapon)", "(weapon)"),
         ("pan_(for", "pan (for"),
+        ("(a_(b)) c", "c"),
     ],
 )
 def test_categories_in_words(name, phrase):
-    assert in_words(name) == phrase
+    """In builds, and where a data set of rows has names of categories."""
+    assert in_words(name) == columns.in_words(name) == phrase
 
 
 def test_fields_are_read_where_they_can_mean_one_thing_only():

@@ -69,7 +69,7 @@ class ModelArguments:
 class DataArguments:
     """What it is trained and evaluated on."""
 
-    dataset: str | None = option(None, "Folder, .jsonl, .json, .csv or .parquet file, or a Hub id.")
+    dataset: str | None = option(None, "Rows or known annotations, see docs/data.md: a folder, a file, or a Hub id.")
     dataset_config: str | None = option(None, "Its configuration, where it has several.")
     columns: list[str] = option(
         [],

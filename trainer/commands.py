@@ -106,6 +106,11 @@ def load(name: str) -> Any:
     return getattr(import_module(module, __package__), attribute)
 
 
+def of_builds(name: str) -> Any:
+    """A function of what builds data sets, which no module here imports."""
+    return load(f"{__package__.removesuffix('trainer')}dataset_scripts.build:{name}")
+
+
 def with_underscores(word: str) -> str:
     """Options may be written with dashes."""
     return re.sub(r"^--[\w-]+", lambda option: "--" + option[0][2:].replace("-", "_"), word)
@@ -143,7 +148,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """What any grounding of a data set can be told."""
     add = parser.add_argument
-    add("--dataset", required=True, help="folder, .jsonl, .json, .csv or .parquet file, or Hub id")
+    add("--dataset", required=True, help="rows or known annotations, see docs/data.md: folder, file, or Hub id")
     add_data_arguments(parser)
     add("--streaming", action="store_true", help="read its files as they come; each is read by one process")
     add("--max_examples", type=int, help="take the first so many rows of a split only")
@@ -253,7 +258,7 @@ def check_ground_dataset(args: argparse.Namespace) -> None:
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("dataset", help="folder, .jsonl, .json, .csv or .parquet file, or Hub id")
+    add("dataset", help="rows or known annotations, see docs/data.md: folder, file, or Hub id")
     add("--splits", nargs="+", help="splits to look at (default: all)")
     add("--output", type=Path, default=Path("inspected.png"), help="picture of random rows (default: %(default)s)")
     add("--num_read", type=int, default=1000, help="records of a split that are read whole (default: %(default)s)")
@@ -376,8 +381,7 @@ def train(arguments: list[str]) -> None:
 
 def build(arguments: list[str]) -> None:
     try:
-        scripts = __package__.removesuffix("trainer") + "dataset_scripts"
-        load(f"{scripts}.build:main")(arguments, prog="albef-amc build", parser_class=OneLineParser)
+        of_builds("main")(arguments, prog="albef-amc build", parser_class=OneLineParser)
     except SystemExit as end:
         if isinstance(end.code, str):  # what went wrong; Python itself would end with status 1
             fail(end.code)

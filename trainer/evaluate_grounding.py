@@ -23,7 +23,7 @@ from .benchmarks import BENCHMARKS, TITLES, Protocol, published_table, table
 from .blocks import Blocks, FileBlocks, open_blocks
 from .commands import parse
 from .data_checks import check_boxes
-from .evaluation import RecordGrounder, columns_of_run, load_grounder, make_accelerator, progress_title, share
+from .evaluation import RecordGrounder, data_of_run, load_grounder, make_accelerator, progress_title, share
 from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
 from .record_store import check_split, read_records, record_schema, write_records
@@ -76,13 +76,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def open_splits(args: argparse.Namespace, protocol: Protocol) -> dict[str, Blocks | FileBlocks]:
     """The splits to score, their boxes checked; sets `args.box_format`."""
-    splits, columns = {}, columns_of_run(args)
+    splits, (path, columns) = {}, data_of_run(args, args.strict)
     names = args.splits or protocol.splits
-    if len(names) > 1 and Path(args.dataset).is_file():
+    if len(names) > 1 and Path(path).is_file():
         raise ValueError(f"{args.dataset} is a file, of one split: name it, e.g. --splits {names[0]}")
     for split in names:
         check_split(split)
-        source = args.dataset, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
+        source = path, args.dataset_config, split, args.max_examples, args.streaming, args.batch_size
         splits[split] = open_blocks(*source, columns, needs_regions=True)
         args.box_format = columns.box_format or "xyxy"
         check_boxes(splits[split].dataset, args.box_format, f"split {split} of {args.dataset}")

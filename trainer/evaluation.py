@@ -32,6 +32,7 @@ from .blocks import Blocks, FileBlocks
 from .columns import Columns
 from .data_collator import record_name
 from .heads import HeadGrounder, set_heads
+from .known_formats import rows_of
 from .phrase_rows import Record, is_absent
 from .regions import Region, read_boxes
 from .scoring import score_answer
@@ -274,9 +275,10 @@ def load_grounder(
     return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options
 
 
-def columns_of_run(args: argparse.Namespace) -> Columns:
-    """What the options of a run say of its data set."""
-    return Columns(args.columns, args.box_format, args.download_images)
+def data_of_run(args: argparse.Namespace, strict: bool) -> tuple[str, Columns]:
+    """What to open for the data set of a run, see `rows_of`, and what its options say of the columns."""
+    columns = Columns(args.columns, args.box_format, args.download_images)
+    return rows_of(args.dataset, columns, strict), columns
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:

@@ -28,9 +28,9 @@ import yaml
 
 from modeling_albef_amc.images import UNREADABLE, open_file, open_image
 
-from .blocks import open_blocks
+from .blocks import Blocks, FileBlocks, open_blocks
 from .commands import parse
-from .evaluation import columns_of_run
+from .evaluation import data_of_run
 from .phrase_rows import Record
 from .process_group import run_script
 from .record_store import RecordStore, open_parquet, record_schema
@@ -70,7 +70,9 @@ def export_annotations(args: argparse.Namespace) -> None:
 
 def write(args: argparse.Namespace, splits: list[str]) -> None:
     left_out: Counter[str] = Counter()
-    found = {split: annotated(args, split, left_out) for split in splits}
+    path, columns = data_of_run(args, strict=False)
+    sources = {split: open_blocks(path, args.dataset_config, split, columns=columns) for split in splits}
+    found = {split: annotated(args, split, blocks, left_out) for split, blocks in sources.items()}
     phrases = sorted({phrase for images in found.values() for image in images for phrase, _ in image.boxes})
     if not phrases:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in left_out.items())
@@ -85,10 +87,11 @@ def write(args: argparse.Namespace, splits: list[str]) -> None:
     print(f"{args.output} written: {len(phrases):,} categories.")
 
 
-def annotated(args: argparse.Namespace, split: str, left_out: Counter[str]) -> list[Annotated]:
+def annotated(
+    args: argparse.Namespace, split: str, blocks: Blocks | FileBlocks, left_out: Counter[str]
+) -> list[Annotated]:
     """The images of a split, written, with their boxes; one without any is there too, one without an answer is not."""
-    columns, source = columns_of_run(args), (args.dataset, args.dataset_config, split)
-    blocks, answers = open_blocks(*source, columns=columns), read_answers(args.rows, split)
+    answers = read_answers(args.rows, split)
     folder = args.output / "images" / split
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[Any, Annotated] = {}

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from .benchmarks import GROUNDING_ONLY
 from .blocks import open_blocks
 from .commands import parse
-from .evaluation import columns_of_run, load_grounder, make_accelerator, progress_title, share
+from .evaluation import data_of_run, load_grounder, make_accelerator, progress_title, share
 from .phrase_rows import Record
 from .process_group import run_script
 from .record_store import RecordStore, record_schema
@@ -31,8 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def ground_dataset(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
-    source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.block_size
-    blocks = open_blocks(*source, columns_of_run(args))
+    path, columns = data_of_run(args, args.strict)
+    source = path, args.dataset_config, args.split, args.max_examples, args.streaming, args.block_size
+    blocks = open_blocks(*source, columns)
     protocol = replace(GROUNDING_ONLY, in_caption=args.in_caption)
     grounder, settings = load_grounder(args.model, args, protocol, accelerator)
     store = RecordStore(args.output, args.split, len(blocks), record_schema((), args.save_heatmaps))

@@ -25,7 +25,7 @@ from modeling_albef_amc.tools.figures import captioned, panel, sheet
 from .commands import parse
 from .data_checks import SIZEABLE, plain, values_of_phrases
 from .data_collator import SourceImage, read_example, record_name
-from .evaluation import columns_of_run
+from .evaluation import data_of_run
 from .phrase_rows import PhraseRows, Record, is_absent, phrase_counts
 from .process_group import run_script
 from .regions import REGIONS, Region
@@ -46,7 +46,8 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises ValueError: the data set cannot be read, or no record can be used; with --strict, one cannot.
     """
-    columns, source = columns_of_run(args), (args.dataset, args.dataset_config)
+    path, columns = data_of_run(args, args.strict)
+    source = path, args.dataset_config
     splits = args.splits or split_names(*source) or ["train"]
     found, sheets = {}, []
     for split in splits:

@@ -1,13 +1,17 @@
-"""Annotations of well-known tools, by how their files are called or begin, and the command that builds them."""
+"""Annotations of well-known tools, by how their files are called or begin, and the rows that their builders make."""
 
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+from .columns import Columns
+from .commands import of_builds
 
 IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 TABLES = "jsonl", "csv", "tsv", "parquet", "arrow"  # a folder with one of them is a data set as it is
@@ -15,68 +19,121 @@ TABLES = "jsonl", "csv", "tsv", "parquet", "arrow"  # a folder with one of them 
 NAMES = {"coco": r"instances.*\.json|_annotations\.coco.*\.json", "yolo": r"data\.ya?ml"}
 LISTS = r"classes\.txt|obj\.names"
 # By a file's ending: builder → what is at the beginning of its files. The first that fits is it.
+RECORDS = {
+    "odvg": r'"grounding"\s*:\s*\{|"detection"\s*:\s*\{\s*"instances"|"referring"\s*:\s*\[\s*\{',
+    "chat": r'"(conversations|messages)"\s*:\s*\[\s*\{\s*"(from|value|role|content)"|"suffix"\s*:\s*"[^"]*<loc_?\d',
+    "phrasecut": r'"instance_boxes"\s*:',
+    "xvlm": r'"elems"\s*:\s*\[\s*\{\s*"(caption|bb|attributes)"\s*:',
+    "narratives": r'"timed_caption"\s*:\s*\[',
+}
+FLAT_LISTS = r"([^\[\]]|\[[^\[\]]*\])*"  # of the keys of a record, those that have no more than one in their value
 KEYS = {
     ".xml": {"cvat": r"<annotations>", "voc": r"<annotation\b.*<(filename|object|size)>"},
+    ".jsonl": RECORDS,
     ".json": {
         "via": r'"_via_|"shape_attributes"\s*:',
         "labelme": r'"shapes"\s*:\s*\[.*"(shape_type|imagePath)"\s*:',
         "label_studio": r'"original_width"\s*:|"(rectangle|polygon|brush|ellipse)labels"\s*:',
         "createml": r'"annotations?"\s*:\s*\[\s*\{[^\[\]]*"coordinates"\s*:\s*\{',
-        "coco": r'^\s*\{.*"images"\s*:\s*\[\s*\{[^\[\]]*"(file_name|coco_url)"\s*:',
+        "coco": rf'^\s*\{{.*"images"\s*:\s*\[\s*\{{{FLAT_LISTS}"(file_name|coco_url)"\s*:'
+        r'|^\s*\{\s*("(info|licenses|categories)".*)?"annotations"\s*:\s*\[\s*\{.*"image_id"\s*:',
+        **RECORDS,
+        "visual_genome": r'^\s*\[\s*\{.*("(region|relationship)_id"\s*:|"object_id"\s*:.*"names"\s*:\s*\['
+        r'|"regions"\s*:\s*\[\s*\{[^\[\]{}]*"image(_id)?"\s*:)',
     },
 }
 # Builder → another that it is where there is something else beside the file.
 BESIDE = {"coco": ("refcoco", "*refs(*).*"), "voc": ("flickr30k_entities", "../Sentences")}
-BEGINNING, MOST_READ, MOST_LISTED = 65_536, 20, 100_000  # bytes; files of a folder that are read, and looked at
+BEGINNING, MOST_READ, MOST_LISTED = 65_536, 20, 100_000  # bytes; files of an ending that are read; all looked at
 BESIDE_IMAGES = r"(?i)annotations?|labels"  # folders whose images lie in the folder around them
-WHOLE = "yolo", "voc", "labelme", "refcoco", "flickr30k_entities"  # builders of folders, which are told no file
+WHOLE = "yolo", "voc", "labelme", "visual_genome", "refcoco", "flickr30k_entities"  # those that are told no file
+IN_ONE_FOLDER = *RECORDS, "visual_genome", "refcoco"  # those that look in no folder below theirs
 
 
-def refuse_known(path: str) -> None:
-    """Raises ValueError: a file or folder has annotations in a known format, which has to be built."""
-    if builder := known_format(path):
-        raise ValueError(
-            f"{path} has annotations that are no rows of a data set yet: {command_of(builder, path)}, then --dataset "
-            "data/mine."
-        )
+def rows_of(path: str, columns: Columns, strict: bool = False) -> str:
+    """What to open for a path: itself, or of annotations in a known format their build in datasets' cache.
+
+    Args:
+        columns: as told; what has columns that somebody named is a table.
+        strict: stop at a record that cannot be used.
+
+    Raises ValueError: how to build it is in doubt, and the command with options is named; or the build fails.
+    """
+    found = {} if columns.names else known_formats(path)
+    if not found:
+        return path
+    options = {builder: options_of(builder, path, folders) for builder, folders in found.items()}
+    commands = " or ".join(map(command_of, options, options.values()))
+    by_hand = f"{commands}, then --dataset data/mine. Of a table, name the --columns."
+    builder = next(iter(found))
+    is_apart = builder in IN_ONE_FOLDER and len(found[builder]) > 1
+    is_part = os.path.isfile(path) and builder in WHOLE and builder != "yolo"
+    if len(found) > 1 or is_apart or is_part or "images_dir" not in options[builder]:
+        raise ValueError(f"{path} has annotations that are no rows of a data set yet: {by_hand}")
+    if columns.box_format:
+        told = f"{path} has annotations as albef-amc build {builder} reads them, which needs no box_format"
+        raise ValueError(f"{told}: leave it out. Of a table, name the --columns, too.")
+    try:
+        folder, report = of_builds("build_in_cache")(builder, **options[builder], strict=strict)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}, which builds need: pip install 'albef-amc[train]'.") from error
+    except ValueError as error:
+        told = f"{path} was read as albef-amc build {builder} reads it: {error}"
+        raise ValueError(f"{told}. With other options: {by_hand}") from error
+    columns.say(f"{path}: annotations as albef-amc build {builder} reads them; their rows are in {folder}.")
+    if report and report.dropped:
+        columns.say(str(report))
+    return str(folder)
 
 
-def known_format(path: str) -> str | None:
-    """Which builder reads a file, or a folder without a table of its own; None: none, or it is not on this machine."""
+def known_formats(path: str) -> dict[str, list[Path]]:
+    """Builder → the folders of its files, of a file, or of a folder without a table; none of what is not here."""
     if os.path.isfile(path):
-        return builder_of(iter([Path(path)]))
-    if any(next(Path(path).glob(f"{depth}*.{kind}"), None) for kind in TABLES for depth in ("", "*/")):
-        return None
-    return builder_of(files_below(Path(path)))
+        return formats_of(iter([Path(path)]))
+    tables = (file for kind in TABLES for depth in ("", "*/") for file in Path(path).glob(f"{depth}*.{kind}"))
+    return formats_of(files_below(Path(path))) if all(map(format_of, tables)) else {}
 
 
-def command_of(builder: str, path: str) -> str:
-    """What builds it. Images are looked for in its folder, and in the one around a folder of annotations."""
-    file = Path(path)
-    folder = file if file.is_dir() else file.parent
-    words = ["albef-amc", "build", builder, "--data_dir", str(folder)]
-    words += ["--annotations", file.name] if file.is_file() and builder not in WHOLE else []
-    places = [folder, folder.parent] if re.fullmatch(BESIDE_IMAGES, folder.name) else [folder]
-    near = (place for place in places if any(map(is_image, files_below(place))))
-    return shlex.join([*words, "--images_dir", str(next(near, "IMAGES")), "--output", "data/mine"])
-
-
-def builder_of(files: Iterator[Path]) -> str | None:
-    """By the first file that tells; of those that have to be read, MOST_READ are."""
-    num_read, found = 0, None
+def formats_of(files: Iterator[Path]) -> dict[str, list[Path]]:
+    """Of all files those that are called so, and of each ending the first MOST_READ."""
+    found, others, num_read = {}, {}, Counter()
     for file in files:
-        builder = next((builder for builder, names in NAMES.items() if re.fullmatch(names, file.name)), None)
-        keys = KEYS.get(file.suffix.lower(), {})
-        if builder is None and keys and num_read < MOST_READ:
-            num_read += 1
-            with file.open("rb") as opened:
-                text = opened.read(BEGINNING).decode("utf-8-sig", errors="replace")
-            builder = next((builder for builder, key in keys.items() if re.search(key, text, re.DOTALL)), None)
+        suffix = file.suffix.lower()
+        num_read[suffix] += suffix in KEYS
+        builder = format_of(file, is_read=num_read[suffix] <= MOST_READ)
         if builder:
-            other, beside = BESIDE.get(builder, (builder, ""))
-            return other if beside and any(file.parent.glob(beside)) else builder
-        found = "yolo" if re.fullmatch(LISTS, file.name) else found
-    return found
+            found.setdefault(builder, {})[file.parent] = None
+        elif re.fullmatch(LISTS, file.name):
+            others = {"yolo": {file.parent: None}}
+    return {builder: list(folders) for builder, folders in (found or others).items()}
+
+
+def format_of(file: Path, is_read: bool = True) -> str | None:
+    """Which builder's a file is, by its name and, if it is read, by its beginning."""
+    builder = next((builder for builder, names in NAMES.items() if re.fullmatch(names, file.name)), None)
+    keys = KEYS.get(file.suffix.lower(), {})
+    if builder is None and keys and is_read:
+        with file.open("rb") as opened:
+            text = opened.read(BEGINNING).decode("utf-8-sig", errors="replace")
+        builder = next((builder for builder, key in keys.items() if re.search(key, text, re.DOTALL)), None)
+    other, beside = BESIDE.get(builder, (None, ""))
+    return other if other and any(file.parent.glob(beside)) else builder
+
+
+def options_of(builder: str, path: str, folders: list[Path]) -> dict[str, str]:
+    """What builds it. Images are looked for in its folder, and in the one around a folder of annotations."""
+    top = Path(path) if os.path.isdir(path) else Path(path).parent
+    options = {"data_dir": str(folders[0] if builder in IN_ONE_FOLDER else top)}
+    if os.path.isfile(path) and builder not in WHOLE:
+        options["annotations"] = Path(path).name
+    places = [top, top.parent] if re.fullmatch(BESIDE_IMAGES, top.name) else [top]
+    near = [str(place) for place in places if any(map(is_image, files_below(place)))]
+    return options | ({"images_dir": near[0]} if near else {})
+
+
+def command_of(builder: str, options: dict[str, str]) -> str:
+    told = options | {"images_dir": options.get("images_dir", "IMAGES"), "output": "data/mine"}
+    return shlex.join(["albef-amc", "build", builder, *(word for name in told for word in (f"--{name}", told[name]))])
 
 
 def files_below(folder: Path) -> Iterator[Path]:

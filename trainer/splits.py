@@ -36,7 +36,7 @@ from modeling_albef_amc.images import download
 from .box_units import decide_boxes
 from .columns import Columns, Found, arrange, find_columns, leaves, put_together, written
 from .columns import widened as widened_at
-from .known_formats import IMAGE_FILES, command_of, refuse_known
+from .known_formats import IMAGE_FILES
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
 
@@ -92,7 +92,6 @@ def open_split(
             doubt which column is meant, or what its boxes are.
     """
     columns = Columns() if columns is None else columns
-    refuse_known(path)
     told_here = partial(told, f"Split {split} of {path}", lambda: data_files(path, config, split))
     dataset, found = load(path, config, split, streaming, columns, needs_regions, told_here)
     if dataset.column_names is None:
@@ -188,8 +187,6 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
             else "put this file into a folder of its own, with paths of the images from there, such as ../images/1.jpg,"
             f" or name the file: --dataset {tables[0]}."
         )
-    if {"images", "annotations"} <= set(dataset.column_names) and os.path.isfile(path):
-        remedy = f"It seems to be COCO's: {command_of('coco', path)}, then --dataset data/mine."
     has = ", ".join(map(written, ([place] for place in leaves(dataset.features))))
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
 
@@ -385,7 +382,6 @@ def split_names(path: str, config: str | None) -> list[str]:
     """Those of a folder or Hub id; a file has no other than the one that is asked for."""
     if os.path.isfile(path):
         return []
-    refuse_known(path)
     with told(path):
         return list(split_folders(path)) or get_dataset_split_names(
             not_a_loader(path), config, data_files=named_files(path)

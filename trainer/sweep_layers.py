@@ -23,7 +23,7 @@ from .benchmarks import Protocol, table
 from .blocks import open_blocks
 from .commands import parse
 from .data_checks import check_boxes
-from .evaluation import ImageQuestions, RecordGrounder, columns_of_run, load_grounder, make_accelerator, share
+from .evaluation import ImageQuestions, RecordGrounder, data_of_run, load_grounder, make_accelerator, share
 from .heads import HeadGrounder
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
@@ -45,8 +45,8 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     """
     accelerator = make_accelerator(args)
     protocol = Protocol(metrics=("pointing_game",), in_caption=args.in_caption)
-    source = args.dataset, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
-    columns, name = columns_of_run(args), f"Split {args.split} of {args.dataset}"
+    (path, columns), name = data_of_run(args, args.strict), f"Split {args.split} of {args.dataset}"
+    source = path, args.dataset_config, args.split, args.max_examples, args.streaming, args.batch_size
     blocks = open_blocks(*source, columns, needs_regions=True)
     args.box_format = columns.box_format or "xyxy"
     check_boxes(blocks.dataset, args.box_format, name)

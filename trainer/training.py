@@ -37,6 +37,7 @@ from .data_checks import check_regions, check_sample
 from .data_collator import PADDING, GroundingCollator
 from .evaluation import batch_heatmaps
 from .heatmap_grid import grid_of_batch
+from .known_formats import rows_of
 from .lora import add_adapters, lora_config, train_adapters
 from .phrase_rows import PhraseRows
 from .process_group import check_apart, check_restart
@@ -130,10 +131,12 @@ def make_collator(
 def load_data(
     data_args: DataArguments, args: AmcConfig
 ) -> tuple[Dataset | PhraseRows | StreamedRows, dict[str, Dataset | PhraseRows]]:
-    """What to train on, and the splits to evaluate on; the data's box_format is set where it was not known."""
-    source = data_args.dataset, data_args.dataset_config
+    """What to train on, and the splits to evaluate on; of annotations `dataset` becomes the folder of their rows, and
+    the data's box_format is set where it was not known."""
     names = pairs("--columns", "OURS=THEIRS", data_args.columns)
     columns = Columns(names, data_args.box_format, data_args.download_images)
+    data_args.dataset = rows_of(data_args.dataset, columns, data_args.strict)
+    source = data_args.dataset, data_args.dataset_config
     fraction = data_args.validation_fraction
     if not 0 <= fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {fraction}")
