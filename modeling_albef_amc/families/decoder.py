@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..gradcam import PhraseAttention
 from .family import AdaptedModules, Family, Layers, Pass, Size
@@ -34,6 +35,8 @@ ATTENTION_AND_PROJECTOR = (
 )
 # How far up the default layer is: 14 of 32 in LLaVA-1.5 ("MLLMs Know Where to Look", arXiv 2502.17422).
 DEPTH = 0.44
+# What transformers calls keys and values, and called them before 5.24.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 # Where the configuration does not say what size of images a model was trained with: pixels of 16 x 16 cells of Qwen's.
 IMAGE_SIZE = 448
 
@@ -135,7 +138,8 @@ def qwen_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.T
     patches = qwen_patches(pixel_values, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     found = model.model.get_image_features(patches, image_grid_thw=sizes, return_dict=True)
     levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or [])]
-    return torch.cat([torch.stack(list(level)) for level in levels], dim=-1)
+    rows = [level if torch.is_tensor(level) else torch.cat(list(level)) for level in levels]  # split by image, or not
+    return torch.cat(rows, dim=-1).unflatten(0, (len(pixel_values), -1))
 
 
 def qwen_patches(pixel_values: torch.Tensor, patch: int, merge: int, frames: int) -> torch.Tensor:
@@ -244,7 +248,7 @@ def encode_images(family: Decoder, model: PreTrainedModel, pixel_values: torch.T
         return features
     grid = family.grid(model.config, pixel_values)
     prefix = Prefix.of(model.config, grid, features.shape[1], pixel_values.device)
-    cache = language_states(model, prefix.inputs(model, features) | dict(use_cache=True)).past_key_values
+    cache = language_states(model, prefix.inputs(model, features) | dict(use_cache=True))[CACHE]
     pairs = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
     if min(pair.shape[3] for pair in pairs) < len(prefix.input_ids):
         raise ValueError(
@@ -349,7 +353,7 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
 def tail_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, encoded: torch.Tensor) -> dict[str, Any]:
     """Of a pass that goes on from the image's keys and values."""
     past, position_ids = cache_of(model, encoded), prefix.following(*tail.input_ids.shape)
-    return dict(input_ids=tail.input_ids, past_key_values=past, position_ids=position_ids, use_cache=True)
+    return {"input_ids": tail.input_ids, CACHE: past, "position_ids": position_ids, "use_cache": True}
 
 
 def whole_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, features: torch.Tensor) -> dict[str, Any]:
