@@ -1,5 +1,6 @@
 """Fixtures that several test files share: tiny models, a tiny data set, and the reference data beside the project."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,6 +33,12 @@ def shared_dir() -> Path:
 def pytest_collection_modifyitems(items):
     """Slow files first: begun last, one would keep a process busy alone."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish():
+    """Each training collects garbage: to look through all that is imported would take it as long as its steps."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
