@@ -22,6 +22,13 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Each training collects garbage: to look through all that is imported would take it as long as its steps."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The reference data beside the project. Where it is there, no test that needs it may be skipped."""
@@ -33,12 +40,6 @@ def shared_dir() -> Path:
 def pytest_collection_modifyitems(items):
     """Slow files first: begun last, one would keep a process busy alone."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
-def pytest_collection_finish():
-    """Each training collects garbage: to look through all that is imported would take it as long as its steps."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
