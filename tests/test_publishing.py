@@ -1,6 +1,6 @@
 """Publishing: models, data sets and the Space, pushed to a local Hub over HTTP, and pulled without the project.
 
-Every process here has its own empty cache. Those that pull cannot import the project, although it is installed.
+Those that pull cannot import the project, although it is installed, and have a cache of their own, which is empty.
 """
 
 import inspect
@@ -25,6 +25,7 @@ from transformers import BlipForImageTextRetrieval
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder
 from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint
+from tests.helpers import forked
 from tests.helpers.data import (
     blip_processor,
     picture,
@@ -113,11 +114,27 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture
-def other_hub(tmp_path):
-    """A Hub to break."""
-    (tmp_path / "hub").mkdir()
-    with HubServer(tmp_path / "hub") as hub:
-        yield hub
+def weak_hub(hub):
+    """To break."""
+    yield hub
+    hub.failing.clear()
+    hub.slow.clear()
+
+
+@pytest.fixture(scope="module")
+def with_token(hub, tmp_path_factory) -> dict[str, str]:
+    """The environment of those that push."""
+    variables = environment(hub.url, tmp_path_factory.mktemp("home"))
+    forked.prepare(variables)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def without_token(hub, tmp_path_factory) -> dict[str, str]:
+    """The environment of those who give their token as an option, if at all."""
+    variables = environment(hub.url, tmp_path_factory.mktemp("home"), token=None)
+    forked.prepare(variables)
+    return variables
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +151,13 @@ def write_config(folder: Path, data: Path | str, **settings) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, data, tmp_path_factory) -> Path:
+def pushed(data, without_token, tmp_path_factory) -> Path:
     """The folder of a run that `train.py --push_to_hub` has published as org/albef-amc."""
     folder = tmp_path_factory.mktemp("pushed")
     settings = dict(eval_splits=["validation", "test"], max_eval_examples=5, num_logged_heatmaps=3)
     config = write_config(folder, data, save_strategy="steps", save_steps=2, **settings)
     options = ["--push_to_hub", "--hub_model_id", "org/albef-amc", "--hub_license", "cc-by-4.0", "--hub_token", TOKEN]
-    run([ROOT / "train.py", config, *options], folder, environment(hub.url, folder / "home", token=None))
+    run([ROOT / "train.py", config, *options], folder, without_token)
     return folder / "run"
 
 
@@ -183,39 +200,39 @@ def in_repository(hub: HubServer, name: str, folder: str) -> dict[str, bytes]:
         ("all_checkpoints", {"checkpoint-2": "checkpoint-2", "checkpoint-4": "checkpoint-4"}, {"lora_rank": 2}),
     ],
 )
-def test_a_run_goes_on_from_the_checkpoint_on_the_hub(other_hub, data, tmp_path, strategy, folders, more):
+def test_a_run_goes_on_from_the_checkpoint_on_the_hub(hub, with_token, data, tmp_path, strategy, folders, more):
     settings = dict(save_strategy="steps", save_steps=2, hub_always_push=True, **more)
     config = write_config(tmp_path, data, max_steps=4, **settings)
-    options = ["--push_to_hub", "--hub_model_id", "org/long", "--hub_strategy", strategy]
-    variables = environment(other_hub.url, tmp_path / "home")
+    name = f"org/{strategy}"
+    options = ["--push_to_hub", "--hub_model_id", name, "--hub_strategy", strategy]
     if more:  # adapters need a base model by its Hub id
         save_with_adapters(tmp_path / "base", tmp_path / "adapters")
-        put(other_hub, "models", "org/base", tmp_path / "base")
-        config = write_config(tmp_path, data, max_steps=4, model="org/base", model_config=None, **settings)
-    done = run([ROOT / "train.py", config, *options], tmp_path, variables)
+        put(hub, "models", "org/adapted", tmp_path / "base")
+        config = write_config(tmp_path, data, max_steps=4, model="org/adapted", model_config=None, **settings)
+    done = run([ROOT / "train.py", config, *options], tmp_path, with_token)
     assert "failed" not in done.stderr
     for there, here in folders.items():
         local = below(tmp_path / "run" / here)
         assert {"optimizer.pt", "trainer_state.json", "rng_state.pth"} <= set(local)
         assert not more or "momentum.safetensors" in local
-        assert in_repository(other_hub, "org/long", there) == local
+        assert in_repository(hub, name, there) == local
     last = list(folders)[-1]
-    hf(other_hub, ["download", "org/long", "--include", f"{last}/*", "--local-dir", "down"], tmp_path, variables)
+    hf(hub, ["download", name, "--include", f"{last}/*", "--local-dir", "down"], tmp_path, with_token)
     go_on = ["--max_steps", "5", "--save_strategy", "no", "--resume_from_checkpoint", tmp_path / "down" / last]
-    run([ROOT / "train.py", config, *go_on, "--output_dir", tmp_path / "gone-on"], tmp_path, variables)
+    run([ROOT / "train.py", config, *go_on, "--output_dir", tmp_path / "gone-on"], tmp_path, with_token)
     logs = json.loads((tmp_path / "gone-on" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in logs if "loss" in entry] == [1, 2, 3, 4, 5]
 
 
-def test_no_checkpoint_is_deleted_while_it_is_uploaded(other_hub, data, tmp_path):
-    other_hub.slow["/api/models/org/slow/commit"] = 2.0
+def test_no_checkpoint_is_deleted_while_it_is_uploaded(weak_hub, with_token, data, tmp_path):
+    weak_hub.slow["/api/models/org/slow/commit"] = 2.0
     config = write_config(tmp_path, data, max_steps=6, save_strategy="steps", save_steps=1, save_total_limit=1)
     options = ["--push_to_hub", "--hub_model_id", "org/slow", "--hub_strategy", "all_checkpoints"]
-    done = run([ROOT / "train.py", config, *options], tmp_path, environment(other_hub.url, tmp_path / "home"))
+    done = run([ROOT / "train.py", config, *options], tmp_path, with_token)
     assert "failed" not in done.stderr
     assert "checkpoint-2 is not pushed: the push before it is not done. hub_always_push waits for it." in done.stderr
     assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
-    first, last = (in_repository(other_hub, "org/slow", name) for name in ("checkpoint-1", "checkpoint-6"))
+    first, last = (in_repository(weak_hub, "org/slow", name) for name in ("checkpoint-1", "checkpoint-6"))
     assert first.keys() == below(tmp_path / "run" / "checkpoint-6").keys() and last == {}
 
 
@@ -266,13 +283,13 @@ save_file({"heatmaps": output.heatmaps.contiguous(), "itm_logits": output.itm_lo
 
 
 @pytest.mark.shared
-def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(hub, shared_dir, tmp_path):
+def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(hub, with_token, shared_dir, tmp_path):
     vocabulary = write_vocabulary(tmp_path / "tokenizer", 200)
     golden, folder = shared_dir / "golden", tmp_path / "albef"
     convert_checkpoint(golden / "model.pth", folder, tokenizer=vocabulary, **GOLDEN)
     push = "import sys\nfrom modeling_albef_amc import AlbefForPreTraining\n"
     push += "AlbefForPreTraining.from_pretrained(sys.argv[1]).push_to_hub('org/golden')"
-    run(["-c", push, folder], ROOT, environment(hub.url, tmp_path / "home"))
+    run(["-c", push, folder], ROOT, with_token)
     inputs = safetensors.torch.load_file(golden / "inputs.safetensors")
     batch = {"pixel_values": inputs["b0.images"].float(), "input_ids": inputs["b0.input_ids"]}
     batch["attention_mask"] = inputs["b0.attention_mask"]
@@ -396,7 +413,7 @@ for call in calls:
 """
 
 
-def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
+def test_revision_and_token_reach_all_files_of_a_private_model(hub, without_token, tmp_path):
     """Of three revisions: another processor and other weights, in a folder of its own, and adapters of the first."""
     heads, repo = {}, Repo("models", "org/private", private=True)
     hub.repos["models", "org/private"] = repo
@@ -419,24 +436,24 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     third = commit("third", processor)
     calls = [dict(revision=first), dict(subfolder="inside", revision=repo.commits[1][0]), dict(revision=third)]
     calls = [json.dumps(call | {"token": READ_TOKEN, "cache_dir": str(tmp_path / "cache")}) for call in calls]
-    without_token = environment(hub.url, tmp_path / "home", token=None, PYTHONPATH=str(ROOT))
-    done = run(["-c", REVISIONS, json.dumps("org/private"), *calls], tmp_path, without_token)
+    settings = without_token | {"PYTHONPATH": str(ROOT)}
+    done = run(["-c", REVISIONS, json.dumps("org/private"), *calls], tmp_path, settings)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [size for size, _ in found] == [32, 64, 64]
     assert [head for _, head in found] == pytest.approx([heads["first"], heads["second"], heads["first"]], abs=1e-5)
-    assert not (tmp_path / "home" / "hub").exists() or not list((tmp_path / "home" / "hub").glob("models--*"))
+    assert not list(Path(without_token["HF_HOME"]).glob("hub/models--org--private"))
 
     picture().save(tmp_path / "photo.png")
     command = ["-m", "trainer.commands", "ground", tmp_path / "photo.png", "red square", "--json=-"]
     command += ["--model", "org/private", "--revision", first, "--device", "cpu"]
-    answer = json.loads(run([*command, "--token", READ_TOKEN], tmp_path, without_token).stdout)["answers"][0]
+    answer = json.loads(run([*command, "--token", READ_TOKEN], tmp_path, settings).stdout)["answers"][0]
     expected = AutoGrounder.from_pretrained(str(tmp_path / "first"), device="cpu").ground(picture(), "red square")[0]
     assert answer["score"] == pytest.approx(expected["score"], abs=1e-5) and tuple(answer["point"]) == expected["point"]
-    refused = run(command, tmp_path, without_token, fails=True)
+    refused = run(command, tmp_path, settings, fails=True)
     assert "org/private" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
+def test_a_model_and_a_processor_push_themselves(hub, with_token, pushed, tmp_path):
     """`model.push_to_hub()`: nothing of a run, but weights and code; a card that is there stays."""
     code = (
         "import sys, modeling_albef_amc\nfrom transformers import AutoModel, AutoProcessor\n"
@@ -447,7 +464,7 @@ def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / "README.md").write_bytes((pushed / "README.md").read_bytes())
     put(hub, "models", "org/again", tmp_path / "card")
-    run(["-c", code, pushed], ROOT, environment(hub.url, tmp_path / "home"))
+    run(["-c", code, pushed], ROOT, with_token)
     assert hub.files("models", "org/again")["README.md"] == (pushed / "README.md").read_bytes()
     files = hub.files("models", "org/by-hand")
     assert {path.name for path in pushed.glob("*.py")} - {"modeling_albef_pretraining.py"} <= set(files)
@@ -457,7 +474,7 @@ def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
     assert weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in mine)
 
 
-def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monkeypatch, capsys):
+def test_a_blip_is_trained_from_the_hub_and_published(hub, with_token, data, tmp_path, monkeypatch, capsys):
     """From a base model and streamed data on the Hub: both are named on the card, the licence is the base's."""
     base = tmp_path / "base"
     tiny_blip().save_pretrained(base)
@@ -468,7 +485,7 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
     settings = dict(model="org/base", model_config=None, mlm_weight=0, max_steps=1, logging_steps=50)
     config = write_config(tmp_path, "org/squares", streaming=True, dataloader_num_workers=1, **settings)
     options = ["--push_to_hub", "--hub_model_id", "org/blip-amc", "--num_logged_heatmaps", "0"]
-    run([ROOT / "train.py", config, *options], tmp_path, environment(hub.url, tmp_path / "home"))
+    run([ROOT / "train.py", config, *options], tmp_path, with_token)
     card = ModelCard(hub.files("models", "org/blip-amc")["README.md"].decode())
     assert card.data.base_model == "org/base" and card.data.datasets == ["org/squares"]
     assert card.data.license == "bsd-3-clause"
@@ -620,26 +637,25 @@ for token in sys.argv[2:]:
 """
 
 
-def test_a_push_that_cannot_work_ends_before_the_training(other_hub, data, tmp_path):
+def test_a_push_that_cannot_work_ends_before_the_training(hub, without_token, data, tmp_path):
     (tmp_path / "there").mkdir()
-    put(other_hub, "models", "org/there", tmp_path / "there")
+    put(hub, "models", "org/there", tmp_path / "there")
     config, here = write_config(tmp_path, data), {"PYTHONPATH": str(ROOT)}
-    settings = environment(other_hub.url, tmp_path / "home", token=None, **here)
-    printed = run(["-c", TRY, config, "", "hf_wrong", READ_TOKEN], tmp_path, settings).stdout
+    printed = run(["-c", TRY, config, "", "hf_wrong", READ_TOKEN], tmp_path, without_token | here).stdout
     settings = environment(unreachable(), tmp_path / "home", **here)
     printed += run(["-c", TRY, config, TOKEN], tmp_path, settings).stdout
     errors = printed.split("--- ")[1:]
     for error, message in zip(errors, ["401", "401", "403", "Connection refused"], strict=True):
         assert message in error and "must take files for org/there before anything is trained" in error
     assert "'loss'" not in printed and not (tmp_path / "run" / "model.safetensors").exists()
-    assert len(other_hub.repos["models", "org/there"].commits) == 1
+    assert len(hub.repos["models", "org/there"].commits) == 1
 
 
-def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_path):
-    other_hub.failing["/api/models/org/lost/commit"] = 500
+def test_a_push_that_fails_midway_leaves_the_model_whole(weak_hub, with_token, data, tmp_path):
+    weak_hub.failing["/api/models/org/lost/commit"] = 500
     config = write_config(tmp_path, data, save_strategy="steps", save_steps=1, hub_always_push=True)
     options = ["--push_to_hub", "--hub_model_id", "org/lost"]
-    settings = environment(other_hub.url, tmp_path / "home", PYTHONUNBUFFERED="1")
+    settings = with_token | {"PYTHONUNBUFFERED": "1"}
     into_one = "import os, sys, runpy\nos.dup2(1, 2)\nrunpy.run_path('train.py', run_name='__main__')"
     error = run(["-c", into_one, config, *options], ROOT, settings, fails=True).stdout
     # Pushes while training that fail are reported at once, the last one ends in an error.
@@ -649,20 +665,20 @@ def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_pa
     assert (tmp_path / "run" / "all_results.json").is_file() and (tmp_path / "run" / "README.md").is_file()
     # The advice works, once the Hub does.
     advice = re.search(r"push it again with `hf (upload [^`]+)`", error)[1]
-    other_hub.failing.clear()
-    hf(other_hub, shlex.split(advice), tmp_path, settings)
-    files = other_hub.files("models", "org/lost")
+    weak_hub.failing.clear()
+    hf(weak_hub, shlex.split(advice), tmp_path, settings)
+    files = weak_hub.files("models", "org/lost")
     assert {"model.safetensors", "README.md", "modeling_albef.py"} <= set(files)
     assert not [path for path in files if path.startswith("checkpoint-")]
 
 
 @pytest.mark.parametrize("trouble", ["no token", "no network", "fails midway", "no such name"])
-def test_a_data_set_that_cannot_be_pushed(trouble, other_hub, tmp_path):
+def test_a_data_set_that_cannot_be_pushed(trouble, weak_hub, tmp_path):
     if trouble == "fails midway":
-        other_hub.failing["/api/datasets/org/scenes/commit"] = 500
-    address = unreachable() if trouble == "no network" else other_hub.url
+        weak_hub.failing["/api/datasets/org/refused/commit"] = 500
+    address = unreachable() if trouble == "no network" else weak_hub.url
     settings = environment(address, tmp_path / "home", token=None if trouble == "no token" else TOKEN)
-    name = "not a name" if trouble == "no such name" else "org/scenes"
+    name = "not a name" if trouble == "no such name" else "org/refused"
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", *SIZES, "--push-to-hub", name]
     error = run(command, ROOT, settings, fails=True).stderr
     assert "Traceback" not in error

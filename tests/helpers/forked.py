@@ -1,9 +1,10 @@
 """Python commands in processes of their own that need not import torch again: forked from a server that has.
 
 A command has its own session, folder, environment and streams, and ends as an interpreter ends. What reads HF_* when it
-is imported is there beforehand for those commands alone whose HF_* are the tests' own.
+is imported is there beforehand for those commands alone whose HF_* are the tests' own, or were told to `prepare`.
 """
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -36,12 +38,29 @@ def server(modules: str) -> socket.socket:
     return here
 
 
+def of_hub(variables: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((name, text) for name, text in variables.items() if name[:3] == "HF_")
+
+
+PREPARED: dict[frozenset[tuple[str, str]], socket.socket] = {}
+
+
+def prepare(variables: Mapping[str, str]) -> None:
+    """Imports the project with these HF_*, once for all commands that have the same."""
+    if of_hub(variables) in PREPARED:
+        return
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with there:
+        Forked([__file__, "1", *PROJECT.split()], ROOT, variables, there, sys.__stderr__)
+    PREPARED[of_hub(variables)] = here
+
+
 class Forked:
     """`python ARGUMENTS…`, with what the tests need of subprocess.Popen."""
 
     def __init__(self, arguments, cwd, env, stdout, stderr, channel: socket.socket | None = None) -> None:
-        theirs, ours = ({name: text for name, text in each.items() if name[:3] == "HF_"} for each in (env, os.environ))
-        channel = channel or server(f"{TORCH} {OTHERS} {PROJECT if theirs == ours else ''}")
+        is_ours = of_hub(env) == of_hub(os.environ)
+        channel = channel or PREPARED.get(of_hub(env)) or server(f"{TORCH} {OTHERS} {PROJECT if is_ours else ''}")
         self.args, self.returncode = list(map(str, arguments)), None
         self.status, written = os.pipe()
         request = json.dumps([self.args, str(cwd), dict(env)]).encode()
@@ -92,7 +111,8 @@ def serve(channel: socket.socket) -> list[str]:
     channel.close()
     if command := os.fork():  # this one tells its end, however it ends
         os.write(streams[0], b"%10d" % command)
-        os.write(streams[0], b"%d" % os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for one that has been prepared
+            os.write(streams[0], b"%d" % os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
         os._exit(0)
     arguments, folder, variables = json.loads(request)
     os.setsid()
@@ -144,7 +164,9 @@ def execute(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    number = int(sys.argv[1])
+    channel = socket.socket(fileno=os.dup(number))
+    os.dup2(2, number)
     for module in sys.argv[2:]:
         importlib.import_module(module)
     gc.freeze()  # collecting all that has been imported would take each command a second
