@@ -1,6 +1,7 @@
 """Every model family: its maps, their second order, and AMC training on nothing but them."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -235,6 +236,10 @@ def amc_loss(heatmaps: torch.Tensor) -> torch.Tensor:
     return terms["loss_amc_mean"] + terms["loss_amc_max"]
 
 
+def amc_loss_of(model, batch, create_graph: bool) -> torch.Tensor:
+    return amc_loss(heatmaps_of(model, batch, create_graph))
+
+
 @pytest.fixture
 def exact_attention(monkeypatch):
     """transformers' own softmax is in float32 whatever the model is in, which finite differences would see."""
@@ -264,14 +269,14 @@ def test_second_order_gradients_of_every_parameter(family):
         "head.attention.in_proj_weight",
     }
     parts = set(parts.get(family, f"{of_clip} text_projection").split())
-    check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
+    check_by_finite_differences(model, partial(amc_loss_of, model, batch), parts)
 
 
 def test_second_order_gradients_with_layers_above_the_explained_one_in_blip():
     model, batch = tiny_blip().eval().double(), tiny_batch(dtype=torch.float64)
 
-    def loss_of():
-        return amc_loss(gradcam(BLIP.explain(model, **batch, create_graph=True, layer=0), create_graph=True))
+    def loss_of(create_graph):
+        return amc_loss(gradcam(BLIP.explain(model, **batch, create_graph=create_graph, layer=0), create_graph))
 
     check_by_finite_differences(
         model, loss_of, {"layer.0.crossattention", "layer.2.crossattention", "layer.1.attention"}
@@ -281,8 +286,8 @@ def test_second_order_gradients_with_layers_above_the_explained_one_in_blip():
 def test_second_order_gradients_of_the_itc_explanation():
     model, batch = build("albef").double(), tiny_batch(dtype=torch.float64)
 
-    def loss_of():
-        options = dict(output_heatmaps=True, explanation="itc", grounding_layer=0, create_graph=True)
+    def loss_of(create_graph):
+        options = dict(output_heatmaps=True, explanation="itc", grounding_layer=0, create_graph=create_graph)
         return amc_loss(model(**batch, **options).heatmaps)
 
     parts = {"vision_model.layers.0", "vision_model.layers.1", "text_model.layers.0", "vision_projection"}
@@ -294,7 +299,7 @@ def test_second_order_gradients_with_shared_images_and_sdpa():
     model.set_attn_implementation("sdpa")
     batch["pixel_values"], batch["image_index"] = batch["pixel_values"][:2], torch.tensor([0, 1, 1, 0])
     parts = {"vision_model.layers.1", "text_model.layers.1", "text_model.layers.4.self_attention"}
-    check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
+    check_by_finite_differences(model, partial(amc_loss_of, model, batch), parts)
 
 
 # groundable -----------------------------------------------------------------------------------------------------------

@@ -283,7 +283,9 @@ save_file({"heatmaps": output.heatmaps.contiguous(), "itm_logits": output.itm_lo
 
 
 @pytest.mark.shared
-def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(hub, with_token, shared_dir, tmp_path):
+def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(
+    hub, with_token, shared_dir, tmp_path
+):
     vocabulary = write_vocabulary(tmp_path / "tokenizer", 200)
     golden, folder = shared_dir / "golden", tmp_path / "albef"
     convert_checkpoint(golden / "model.pth", folder, tokenizer=vocabulary, **GOLDEN)
