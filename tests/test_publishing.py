@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,21 @@ def data(tmp_path_factory) -> Path:
     return write_folder(tmp_path_factory.mktemp("data") / "squares", **splits)
 
 
+@pytest.fixture(scope="module")
+def home_of_strangers(hub, tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    variables = environment(hub.url, home, token=None)
+    forked.prepare(variables, "datasets transformers.modeling_utils transformers.processing_utils")
+    return home
+
+
+@pytest.fixture
+def stranger(hub, home_of_strangers) -> dict[str, str]:
+    """The environment of those that pull: without a token, with an empty cache."""
+    shutil.rmtree(home_of_strangers)
+    return environment(hub.url, home_of_strangers, token=None)
+
+
 def write_config(folder: Path, data: Path | str, **settings) -> Path:
     settings = {**RUN, "dataset": str(data), "output_dir": str(folder / "run"), "report_to": "none", **settings}
     settings.setdefault("model_config", TINY_MODEL)
@@ -240,7 +256,7 @@ def code_blocks(card: ModelCard) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
 
 
-def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp_path):
+def test_it_loads_without_the_project_online_and_from_the_cache(hub, stranger, pushed, tmp_path):
     """And the code on its card runs."""
     blocks = code_blocks(ModelCard.load(pushed / "README.md"))
     assert len(blocks) == 2 and all('"org/albef-amc"' in block for block in blocks)
@@ -249,13 +265,13 @@ def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp
     picture().save(tmp_path / "online" / "image.jpg")
     arguments = ["org/albef-amc", tmp_path / "photo.png", json.dumps(PHRASES)]
     code = "\n".join([LOAD, *blocks])
-    done = run_clean(code, tmp_path / "online", environment(hub.url, tmp_path / "home"), *arguments)
+    done = run_clean(code, tmp_path / "online", stranger, *arguments)
     records = tiny_records(5)
     on_card = [records[0]["phrase"], records[2]["phrase"]]
     printed = zip(done.stdout.splitlines(), on_card * 2, strict=True)
     assert all(line.startswith(phrase) for line, phrase in printed), done.stdout
     before = len(hub.requests)
-    offline = environment("http://127.0.0.1:9", tmp_path / "home", token=None, HF_HUB_OFFLINE="1")
+    offline = stranger | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     run_clean(LOAD, tmp_path / "offline", offline, *arguments)
     assert len(hub.requests) == before
     model, processor = AlbefModel.from_pretrained(pushed).eval(), AlbefProcessor.from_pretrained(pushed)
@@ -284,7 +300,7 @@ save_file({"heatmaps": output.heatmaps.contiguous(), "itm_logits": output.itm_lo
 
 @pytest.mark.shared
 def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(
-    hub, with_token, shared_dir, tmp_path
+    with_token, stranger, shared_dir, tmp_path
 ):
     vocabulary = write_vocabulary(tmp_path / "tokenizer", 200)
     golden, folder = shared_dir / "golden", tmp_path / "albef"
@@ -297,7 +313,7 @@ def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numb
     batch["attention_mask"] = inputs["b0.attention_mask"]
     safetensors.torch.save_file(batch, tmp_path / "batch.safetensors")
     files = tmp_path / "batch.safetensors", tmp_path / "answers.safetensors"
-    run_clean(PULL_GOLDEN, tmp_path / "clean", environment(hub.url, tmp_path / "home-2", token=None), *files)
+    run_clean(PULL_GOLDEN, tmp_path / "clean", stranger, *files)
     answers = safetensors.torch.load_file(files[1])
     expected = safetensors.torch.load_file(golden / "eval_cam.safetensors")
     # The original divides by all token slots, padding included.
@@ -476,7 +492,7 @@ def test_a_model_and_a_processor_push_themselves(hub, with_token, pushed, tmp_pa
     assert weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in mine)
 
 
-def test_a_blip_is_trained_from_the_hub_and_published(hub, with_token, data, tmp_path, monkeypatch, capsys):
+def test_a_blip_is_trained_from_the_hub_and_published(hub, with_token, stranger, data, tmp_path, monkeypatch, capsys):
     """From a base model and streamed data on the Hub: both are named on the card, the licence is the base's."""
     base = tmp_path / "base"
     tiny_blip().save_pretrained(base)
@@ -495,7 +511,7 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, with_token, data, tmp
     assert "| loss_itm |" in card.text and "| loss_itc |" not in card.text and "| loss_mlm |" not in card.text
     plain, with_project = code_blocks(card)
     picture().save(tmp_path / "image.jpg")
-    printed = run_clean(plain, tmp_path, environment(hub.url, tmp_path / "clean", token=None)).stdout
+    printed = run_clean(plain, tmp_path, stranger).stdout
     loaded = BlipForImageTextRetrieval.from_pretrained(tmp_path / "run").eval()
     for phrase, match in eval(printed).items():
         inputs = blip_processor()(images=Image.open(tmp_path / "image.jpg"), text=phrase, return_tensors="pt")
@@ -511,9 +527,9 @@ SCENES = dict(train=6, validation=2, test=2, test_relations=0, test_unseen=0, ca
 SIZES = [word for split, count in SCENES.items() for word in (f"--{split.replace('_', '-')}", str(count))]
 
 
-def test_a_data_set_goes_there_and_back(hub, tmp_path):
+def test_a_data_set_goes_there_and_back(hub, with_token, stranger, tmp_path):
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "scenes", *SIZES]
-    done = run([*command, "--push-to-hub", "org/scenes", "--private"], ROOT, environment(hub.url, tmp_path / "up"))
+    done = run([*command, "--push-to-hub", "org/scenes", "--private"], ROOT, with_token)
     assert f"pushed   {hub.url}/datasets/org/scenes/commit/" in done.stdout
     files = hub.files("datasets", "org/scenes")
     local = {str(p.relative_to(tmp_path / "scenes")): p for p in (tmp_path / "scenes").rglob("*") if p.is_file()}
@@ -524,22 +540,22 @@ def test_a_data_set_goes_there_and_back(hub, tmp_path):
     card = DatasetCard(files["README.md"].decode())
     assert card.data.license == "apache-2.0" and 'load_dataset("org/scenes", split="train")' in card.text
 
-    run_clean(ROWS, tmp_path / "online", environment(hub.url, tmp_path / "home"), "org/scenes")
+    stranger |= {"HF_TOKEN": TOKEN}  # the data set is private
+    run_clean(ROWS, tmp_path / "online", stranger, "org/scenes")
     expected = rows_of(datasets.load_dataset(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache")))
     assert len(expected["train"]) > 6
     for name in ("rows-False.json", "rows-True.json"):
         assert json.loads((tmp_path / "online" / name).read_text()) == expected
-    offline = environment("http://127.0.0.1:9", tmp_path / "home", token=None, HF_HUB_OFFLINE="1")
+    offline = stranger | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     run_clean(ROWS.replace("(False, True)", "(False,)"), tmp_path / "offline", offline, "org/scenes")
     assert json.loads((tmp_path / "offline" / "rows-False.json").read_text()) == expected
 
 
-def test_a_data_set_that_is_pushed_again_has_no_old_rows(hub, tmp_path):
-    settings = environment(hub.url, tmp_path / "home")
+def test_a_data_set_that_is_pushed_again_has_no_old_rows(hub, with_token, tmp_path):
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", "--overwrite", "--push-to-hub"]
-    run([*command, "scenes-2", *SIZES], ROOT, settings)
+    run([*command, "scenes-2", *SIZES], ROOT, with_token)
     assert "data/test-00000.parquet" in hub.files("datasets", "org/scenes-2")
-    run([*command, "scenes-2", *SIZES, "--test", "0"], ROOT, settings)
+    run([*command, "scenes-2", *SIZES, "--test", "0"], ROOT, with_token)
     files = hub.files("datasets", "org/scenes-2")
     parts = [f"data/{split}-00000.parquet" for split in ("train", "validation")]
     assert [path for path in files if path.startswith("data/")] == parts
@@ -581,14 +597,13 @@ def test_the_space_says_what_a_space_must_say():
     assert len(header["short_description"]) <= 60 and re.fullmatch(r"3\.\d+", header["python_version"])
 
 
-def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, pushed, tmp_path):
+def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, with_token, stranger, pushed, tmp_path):
     pytest.importorskip("gradio")
     # The commands of its README.
-    settings = environment(hub.url, tmp_path / "up")
     commands = re.findall(r"^hf (.+)$", (ROOT / "space" / "README.md").read_text(), re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
-        hf(hub, shlex.split(command), ROOT, settings)
+        hf(hub, shlex.split(command), ROOT, with_token)
     files = hub.files("spaces", "org/point")
     assert {"app.py", "README.md", "requirements.txt", "modeling_albef_amc/__init__.py"} <= set(files)
     assert not [path for path in files if path.endswith((".pyc", ".pyi"))]
@@ -611,8 +626,7 @@ app.build(store)
 print(json.dumps(grounding.ground_lines(store, Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
 """
     picture().save(tmp_path / "photo.png")
-    settings = environment(hub.url, tmp_path / "home", token=None)
-    printed = run(["-c", pull, tmp_path / "photo.png", json.dumps(PHRASES)], tmp_path, settings).stdout
+    printed = run(["-c", pull, tmp_path / "photo.png", json.dumps(PHRASES)], tmp_path, stranger).stdout
     view = json.loads(printed.splitlines()[-1])
     assert view["models"][0]["id"] == "org/albef-amc" and view["models"][0]["note"] is None
     assert [phrase["text"] for phrase in view["phrases"]] == PHRASES
@@ -675,11 +689,12 @@ def test_a_push_that_fails_midway_leaves_the_model_whole(weak_hub, with_token, d
 
 
 @pytest.mark.parametrize("trouble", ["no token", "no network", "fails midway", "no such name"])
-def test_a_data_set_that_cannot_be_pushed(trouble, weak_hub, tmp_path):
+def test_a_data_set_that_cannot_be_pushed(trouble, weak_hub, with_token, without_token, tmp_path):
     if trouble == "fails midway":
         weak_hub.failing["/api/datasets/org/refused/commit"] = 500
-    address = unreachable() if trouble == "no network" else weak_hub.url
-    settings = environment(address, tmp_path / "home", token=None if trouble == "no token" else TOKEN)
+    settings = without_token if trouble == "no token" else with_token
+    if trouble == "no network":
+        settings = environment(unreachable(), tmp_path / "home")
     name = "not a name" if trouble == "no such name" else "org/refused"
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", *SIZES, "--push-to-hub", name]
     error = run(command, ROOT, settings, fails=True).stderr

@@ -45,13 +45,13 @@ def of_hub(variables: Mapping[str, str]) -> frozenset[tuple[str, str]]:
 PREPARED: dict[frozenset[tuple[str, str]], socket.socket] = {}
 
 
-def prepare(variables: Mapping[str, str]) -> None:
-    """Imports the project with these HF_*, once for all commands that have the same."""
+def prepare(variables: Mapping[str, str], modules: str = PROJECT) -> None:
+    """Imports these with the HF_* of `variables`, once for all commands that have the same."""
     if of_hub(variables) in PREPARED:
         return
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with there:
-        Forked([__file__, "1", *PROJECT.split()], ROOT, variables, there, sys.__stderr__)
+        Forked([__file__, "1", *modules.split()], ROOT, variables, there, sys.__stderr__)
     PREPARED[of_hub(variables)] = here
 
 
