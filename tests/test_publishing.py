@@ -525,6 +525,7 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, with_token, stranger,
 
 SCENES = dict(train=6, validation=2, test=2, test_relations=0, test_unseen=0, captions=0)
 SIZES = [word for split, count in SCENES.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+SIZES += ["--num-proc", "1"]
 
 
 def test_a_data_set_goes_there_and_back(hub, with_token, stranger, tmp_path):
@@ -570,13 +571,13 @@ def test_a_data_card_tells_what_was_dropped_and_whose_it_is(tmp_path):
     good, bad = dict(annotation, id=1, bbox=[1, 1, 5, 5]), dict(annotation, id=2, bbox=[40, 1, 5, 5])
     content = {"images": [dict(id=1, file_name="a.png", width=30, height=20)], "annotations": [good, bad]}
     (folder / "instances.json").write_text(json.dumps({**content, "categories": [dict(id=1, name="cat")]}))
-    build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0")
+    build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0", num_proc=1)
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-4.0" and "Licence: cc-by-4.0." in card.text
     assert "| instances: box without area in the image | 1 |" in card.text and "| train | 1 |" in card.text
     assert "build coco --data_dir mine --split train --license cc-by-4.0`" in card.text
     assert str(tmp_path) not in card.content
-    build("coco", tmp_path / "other", data_dir=str(folder), split="train")
+    build("coco", tmp_path / "other", data_dir=str(folder), split="train", num_proc=1)
     card = DatasetCard.load(tmp_path / "other" / "README.md")
     assert card.data.license is None and "look it up there before you publish" in card.text
 

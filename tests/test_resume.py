@@ -54,12 +54,13 @@ def two_steps(folder) -> Path:
     ],
 )
 def test_killed_and_gone_on_is_the_same(folder, processes, settings):
-    """Two epochs and a half; killed after the first checkpoint, in the middle of an epoch, which may be the second.
+    """More than an epoch; killed after the first checkpoint, in the middle of an epoch, which may be the second.
 
     Of images whose phrases do not come together: test_machines.py.
     """
     per_epoch = -(-22 // (3 * processes * settings.get("gradient_accumulation_steps", 1)))
-    settings = {"save_steps": 2, **settings, "max_steps": 2 * per_epoch + 1}
+    settings = {"save_steps": 2, **settings}
+    settings["max_steps"] = per_epoch + settings["save_steps"]
     name = "-".join([str(processes), *settings])
     finish(folder, f"straight{name}", processes, **settings)
     killed = start(folder, f"killed{name}", processes, **settings)

@@ -318,7 +318,7 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps(coco_names(content)))
     data = tmp_path / "coco"
     folders = {"data_dir": str(folder), "images_dir": str(folder / "images")}
-    build("coco", data, **folders, categories=str(tmp_path / "names.json"), validation_fraction=0.3)
+    build("coco", data, **folders, categories=str(tmp_path / "names.json"), validation_fraction=0.3, num_proc=1)
     settings = {
         **RUN,
         "max_steps": 6,

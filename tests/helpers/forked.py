@@ -28,11 +28,11 @@ PROJECT = "trainer.training trainer.evaluate_grounding trainer.ground_dataset"
 
 
 @functools.cache
-def server(modules: str) -> socket.socket:
-    """The end to ask of a process that has imported these; it goes when its caller does."""
+def server() -> socket.socket:
+    """The end to ask of a process that has imported what reads no HF_*; it goes when its caller does."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(there.fileno()), *modules.split()]
+    command = [sys.executable, __file__, str(there.fileno()), *TORCH.split(), *OTHERS.split()]
     subprocess.Popen(command, env=variables, pass_fds=[there.fileno()])
     there.close()
     return here
@@ -50,17 +50,23 @@ def prepare(variables: Mapping[str, str], modules: str = PROJECT) -> None:
     if of_hub(variables) in PREPARED:
         return
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    variables = {**variables, "OMP_NUM_THREADS": "1"}
     with there:
-        Forked([__file__, "1", *modules.split()], ROOT, variables, there, sys.__stderr__)
+        Forked([__file__, "1", *modules.split()], ROOT, variables, there, sys.__stderr__, server())
     PREPARED[of_hub(variables)] = here
+
+
+def server_for(variables: Mapping[str, str]) -> socket.socket:
+    if of_hub(variables) == of_hub(os.environ):
+        prepare(variables)
+    return PREPARED.get(of_hub(variables)) or server()
 
 
 class Forked:
     """`python ARGUMENTS…`, with what the tests need of subprocess.Popen."""
 
     def __init__(self, arguments, cwd, env, stdout, stderr, channel: socket.socket | None = None) -> None:
-        is_ours = of_hub(env) == of_hub(os.environ)
-        channel = channel or PREPARED.get(of_hub(env)) or server(f"{TORCH} {OTHERS} {PROJECT if is_ours else ''}")
+        channel = channel or server_for(env)
         self.args, self.returncode = list(map(str, arguments)), None
         self.status, written = os.pipe()
         request = json.dumps([self.args, str(cwd), dict(env)]).encode()
