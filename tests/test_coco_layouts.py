@@ -60,10 +60,7 @@ def test_roboflows_folders_are_one_data_set(workshop, tmp_path, capsys, name):
     roboflow(workshop, "train", "valid", "test", name=name)
     rows, report = workshop.build(images_dir=str(workshop.folder), strict=True)
     assert told(rows) == {
-        split: [
-            (f"{folder}/0_jpg.rf.5e0a.jpg", phrase, [BOX]),
-            (f"{folder}/1_jpg.rf.5e0a.jpg", "dog", [SECOND]),
-        ]
+        split: [(f"{folder}/0_jpg.rf.5e0a.jpg", phrase, [BOX]), (f"{folder}/1_jpg.rf.5e0a.jpg", "dog", [SECOND])]
         for split, folder, phrase in (
             ("train", "train", "cat"),
             ("validation", "valid", "dog"),
