@@ -1,5 +1,6 @@
 """Fixtures that several test files share: tiny models, a tiny data set, and the reference data beside the project."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +20,13 @@ SHARED = Path(__file__).parents[2] / "shared"
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """Each training collects garbage: to look through all that is imported would take it as long as its steps."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -229,8 +229,7 @@ def test_a_question_may_have_the_phrase_and_pointing_words_are_none(workshop):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["<ref>a</ref><box>(1,2)</box>", "<ref>a</ref><box>(1,2),(3,4),(5,6)</box>", "<ref>a</ref><box></box>"],
+    "text", ["<ref>a</ref><box>(1,2)</box>", "<ref>a</ref><box>(1,2),(3,4),(5,6)</box>", "<ref>a</ref><box></box>"]
 )
 def test_boxes_that_are_no_four_numbers_lose_their_phrase(workshop, text):
     rows, report = workshop.of(says(text), says(STYLES["qwen"][0]))

@@ -60,10 +60,7 @@ def test_roboflows_folders_are_one_data_set(workshop, tmp_path, capsys, name):
     roboflow(workshop, "train", "valid", "test", name=name)
     rows, report = workshop.build(images_dir=str(workshop.folder), strict=True)
     assert told(rows) == {
-        split: [
-            (f"{folder}/0_jpg.rf.5e0a.jpg", phrase, [BOX]),
-            (f"{folder}/1_jpg.rf.5e0a.jpg", "dog", [SECOND]),
-        ]
+        split: [(f"{folder}/0_jpg.rf.5e0a.jpg", phrase, [BOX]), (f"{folder}/1_jpg.rf.5e0a.jpg", "dog", [SECOND])]
         for split, folder, phrase in (
             ("train", "train", "cat"),
             ("validation", "valid", "dog"),
@@ -78,17 +75,8 @@ def test_roboflows_folders_are_one_data_set(workshop, tmp_path, capsys, name):
     assert told(without) == told(rows)
     ids = [row["image_id"] for own in without.values() for row in own]
     assert len(set(ids)) == 6
-    main(
-        [
-            "coco",
-            "--data-dir",
-            str(workshop.folder),
-            "--images-dir",
-            str(workshop.folder),
-            "--output",
-            str(tmp_path / "o"),
-        ]
-    )
+    folder, output = str(workshop.folder), str(tmp_path / "o")
+    main(["coco", "--data-dir", folder, "--images-dir", folder, "--output", output, "--num-proc", "1"])
     assert "wrote            2  rows of validation" in capsys.readouterr().out
 
 

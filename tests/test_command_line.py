@@ -1,6 +1,7 @@
 """`albef-amc`: what its commands print and write, and how they fail; and the pictures that they draw."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from modeling_albef_amc.families import registry
 from modeling_albef_amc.tools import albef_checkpoint_layout
 from modeling_albef_amc.tools.figures import panel, sheet, wrap
 from modeling_albef_amc.visualization import INFERNO, colour_table, mark, overlay
+from tests.helpers import forked
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from tests.helpers.source import PROJECT
 from trainer import commands, record_store, regions
@@ -294,8 +296,10 @@ def test_progress_in_a_log(options, tmp_path, monkeypatch):
     assert "attribute phrases of train" in done.stdout and (tmp_path / "data" / "data").is_dir()
 
 
-def test_importing_warns_of_nothing():
-    subprocess.run([sys.executable, "-W", "error", "-c", "import modeling_albef_amc"], cwd=ROOT, check=True)
+def test_importing_warns_of_nothing(tmp_path):
+    code = "import sys, warnings\nassert 'transformers' not in sys.modules\nwarnings.simplefilter('error')\n"
+    done = forked.run(["-c", code + "import modeling_albef_amc"], ROOT, os.environ | {"HF_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------

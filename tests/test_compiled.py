@@ -38,10 +38,7 @@ def test_scoring_is_one_graph():
             torch.testing.assert_close(output[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("mode", "explanation"),
-    [(torch.inference_mode, "itm"), (torch.no_grad, "itc")],
-)
+@pytest.mark.parametrize(("mode", "explanation"), [(torch.inference_mode, "itm"), (torch.no_grad, "itc")])
 def test_heatmaps(mode, explanation):
     model = AlbefModel._from_config(shallow_config(), attn_implementation="eager").eval()
     batch = tiny_batch()

@@ -207,10 +207,13 @@ def test_processor_is_saved_along(state, tokenizer, tmp_path):
     assert again.tokenizer("a black cat")["input_ids"] == [1, 5, 6, 7]
 
 
-@pytest.fixture
-def expected(state, tokenizer, tmp_path) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> dict[str, torch.Tensor]:
     """What comes of the same tensors in a plain file."""
-    return weights_of(save(state, tmp_path / "plain.pth"), tmp_path)[0]
+    folder = tmp_path_factory.mktemp("plain")
+    write_vocabulary(folder / "tokenizer", 40)
+    torch.manual_seed(0)
+    return weights_of(save(original_state(), folder / "plain.pth"), folder)[0]
 
 
 # Files as training scripts save them ----------------------------------------------------------------------------------
@@ -288,6 +291,7 @@ FILES = {
 OLD = [(kind, False) for kind in ("more beside", "both", "queue as a parameter")]
 
 
+@pytest.mark.usefixtures("tokenizer")
 @pytest.mark.parametrize(("kind", "is_zip"), [*((kind, True) for kind in FILES), *OLD])
 def test_what_training_scripts_save(state, expected, tmp_path, kind, is_zip):
     change, lines = FILES[kind]
@@ -342,6 +346,7 @@ def save_shards(state: dict[str, torch.Tensor], folder: Path, stem: str, suffix:
     return index
 
 
+@pytest.mark.usefixtures("tokenizer")
 def test_safetensors_and_shards(state, expected, tmp_path):
     whole = {name: tensor.clone() for name, tensor in prefixed("module.", state).items()}
     for name in ("a.safetensors", "safetensors.bin"):
@@ -370,13 +375,15 @@ def test_safetensors_and_shards(state, expected, tmp_path):
         save_file({**whole, "module.itm_head.bias": odd}, tmp_path / "a.safetensors")
         refused(tmp_path / "a.safetensors", tmp_path, f"itm_head.bias is of {odd.dtype}, unlike torch.float32")
     refused(
-        tmp_path / "plain.pth.out/model.safetensors", tmp_path, "of a converted model: pass --to_original its folder"
+        tmp_path / "a.safetensors.out/model.safetensors",
+        tmp_path,
+        "of a converted model: pass --to_original its folder",
     )
     torch.save([1], bin_index.parent / "pytorch_model-00002-of-00003.bin")
     refused(bin_index, tmp_path, "no state dictionary")
     (index.parent / "model-00002-of-00003.safetensors").unlink()
     refused(index, tmp_path, r"no such file: .*model-00002-of-00003\.safetensors")
-    index.write_text(json.dumps({"weight_map": {"temp": "../plain.pth"}}))
+    index.write_text(json.dumps({"weight_map": {"temp": "../a.safetensors"}}))
     refused(index, tmp_path, "index.json is damaged: weight_map")
     index.write_text("{")
     refused(index, tmp_path, "index.json is missing or damaged: it is no JSON")

@@ -264,8 +264,8 @@ def test_second_order_gradients_of_the_likelihood(name):
     masks = torch.zeros(4, 16, 16)
     masks[:, 4:12, 2:8] = 1
 
-    def loss_of():
-        heatmaps = explained(family, model, batch, explanation="likelihood", create_graph=True)
+    def loss_of(create_graph):
+        heatmaps = explained(family, model, batch, explanation="likelihood", create_graph=create_graph)
         return sum(attention_mask_consistency_loss(heatmaps, masks, margin_mean=1.0, margin_max=1.0).values())
 
     parts = {"patch", "embed_tokens", "layers.0.self_attn.v_proj", "layers.1.self_attn.q_proj", "lm_head"}

@@ -100,7 +100,7 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(notebook.parent)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names, shown = {}, []
-    for cell in json.loads(text.replace("STEPS = 100", "STEPS = 40"))["cells"]:
+    for cell in json.loads(text.replace("STEPS = 100", "STEPS = 24"))["cells"]:
         if cell["cell_type"] == "code":
             *body, last = ast.parse("".join(cell["source"])).body
             exec(compile(ast.Module(body, []), "<cell>", "exec"), names)

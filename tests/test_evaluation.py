@@ -484,10 +484,10 @@ def test_masks_count_where_there_are_no_boxes(checkpoint, tmp_path):
 
 
 def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, capsys):
-    records = [{**record, "boxes": record["boxes"][:1]} for record in records_with_everything()]
+    records = [{**record, "boxes": record["boxes"][:1]} for record in records_with_everything(12)]
     folder = tmp_path / "refcoco"
     write_files(folder, "testA", records)
-    write_files(folder, "testB", records[:9])
+    write_files(folder, "testB", records[:6])
     output = tmp_path / "out"
     results = evaluate(checkpoint, folder, output, "--benchmark", "refcoco+", "--gallery", "3")
     report = json.loads((output / "report.json").read_text())
@@ -497,9 +497,9 @@ def test_a_benchmark_from_command_to_table_and_gallery(checkpoint, tmp_path, cap
     for split in ("testA", "testB"):
         assert found[split]["pointing_game"]["accuracy"] == results["tiny"][split]
         assert found[split]["pairs_per_second"] > 0
-    assert len([row for row in rows(output) if row["box_accuracy"] is not None]) > 15
+    assert len([row for row in rows(output) if row["box_accuracy"] is not None]) > 8
     people = found["testA"]["pointing_game"]["categories"]["people"]
-    expected = [row for row in rows(output)[:NUM_RECORDS] if "people" in row["categories"]]
+    expected = [row for row in rows(output)[:12] if "people" in row["categories"]]
     expected = [row["pointing_game"] for row in expected if row["pointing_game"] is not None]
     assert people == {"accuracy": sum(expected) / len(expected), "num_phrases": len(expected)}
     table = (output / "table.md").read_text()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def checkpoint(tmp_path_factory) -> Path:
 def folder(checkpoint) -> Path:
     export.export(str(checkpoint), checkpoint.parent / "new" / "serving")
     return checkpoint.parent / "new" / "serving"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """A program takes seconds to load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.export, "load", cache(torch.export.load))
+        yield
 
 
 @pytest.fixture(scope="module")

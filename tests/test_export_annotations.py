@@ -20,6 +20,7 @@ from trainer.commands import ANNOTATIONS, main
 from trainer.record_store import RecordStore, record_schema
 
 ROOT = Path(__file__).parents[1]
+ALONE = ["--num_proc", "1"]  # builds so small are not worth further processes
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def test_there_and_back_the_boxes_are_the_same(form):
     found(rows[:18])
     found(rows[18:], "validation")
     export(form)
-    main(["build", form, "--data_dir", form, "--images_dir", f"{form}/images", "--output", "again", "--strict"])
+    main(["build", form, "--data_dir", form, "--images_dir", f"{form}/images", "--output", "again", "--strict", *ALONE])
     again = load_dataset("again")
     assert {split: len(part) for split, part in again.items()} == {"train": 18, "validation": 9}
     boxes = {
@@ -239,7 +240,11 @@ def test_the_loop_of_the_page():
         lines += [f"photos/{number}.png,red square", f"photos/{number}.png,the blue square on the left"]
     Path("my_photos.csv").write_text("\n".join(lines) + "\n")
     train = {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none"}
-    more = {"ground-dataset": ["--cpu"], "train": [f"--{name}={value}" for name, value in train.items()]}
+    more = {
+        "ground-dataset": ["--cpu"],
+        "build": ALONE,
+        "train": [f"--{name}={value}" for name, value in train.items()],
+    }
     text = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "annotate.md").read_text(), re.DOTALL))
     for line in filter(None, text.splitlines()):
         _, command, *rest = shlex.split(line)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -246,6 +247,10 @@ def amc_loss(heatmaps: torch.Tensor) -> torch.Tensor:
     return terms["loss_amc_mean"] + terms["loss_amc_max"]
 
 
+def amc_loss_of(model, batch, create_graph: bool) -> torch.Tensor:
+    return amc_loss(heatmaps_of(model, batch, create_graph))
+
+
 @pytest.fixture
 def exact_attention(monkeypatch):
     """Softmax and norms of transformers are in float32 whatever the model is in, which finite differences would see."""
@@ -277,14 +282,14 @@ def test_second_order_gradients_of_every_parameter(family):
     of_decoder = "patch layers.0.self_attn.v_proj layers.1.self_attn.q_proj layers.1.self_attn.o_proj embed_tokens"
     default = of_decoder if family in DECODERS else f"{of_clip} text_projection"
     parts = set(parts.get(family, default).split())
-    check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
+    check_by_finite_differences(model, partial(amc_loss_of, model, batch), parts)
 
 
 def test_second_order_gradients_with_layers_above_the_explained_one_in_blip():
     model, batch = tiny_blip().eval().double(), tiny_batch(dtype=torch.float64)
 
-    def loss_of():
-        return amc_loss(gradcam(BLIP.explain(model, **batch, create_graph=True, layer=0), create_graph=True))
+    def loss_of(create_graph):
+        return amc_loss(gradcam(BLIP.explain(model, **batch, create_graph=create_graph, layer=0), create_graph))
 
     check_by_finite_differences(
         model, loss_of, {"layer.0.crossattention", "layer.2.crossattention", "layer.1.attention"}
@@ -294,8 +299,8 @@ def test_second_order_gradients_with_layers_above_the_explained_one_in_blip():
 def test_second_order_gradients_of_the_itc_explanation():
     model, batch = build("albef").double(), tiny_batch(dtype=torch.float64)
 
-    def loss_of():
-        options = dict(output_heatmaps=True, explanation="itc", grounding_layer=0, create_graph=True)
+    def loss_of(create_graph):
+        options = dict(output_heatmaps=True, explanation="itc", grounding_layer=0, create_graph=create_graph)
         return amc_loss(model(**batch, **options).heatmaps)
 
     parts = {"vision_model.layers.0", "vision_model.layers.1", "text_model.layers.0", "vision_projection"}
@@ -307,7 +312,7 @@ def test_second_order_gradients_with_shared_images_and_sdpa():
     model.set_attn_implementation("sdpa")
     batch["pixel_values"], batch["image_index"] = batch["pixel_values"][:2], torch.tensor([0, 1, 1, 0])
     parts = {"vision_model.layers.1", "text_model.layers.1", "text_model.layers.4.self_attention"}
-    check_by_finite_differences(model, lambda: amc_loss(heatmaps_of(model, batch, create_graph=True)), parts)
+    check_by_finite_differences(model, partial(amc_loss_of, model, batch), parts)
 
 
 # groundable -----------------------------------------------------------------------------------------------------------

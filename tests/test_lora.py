@@ -47,18 +47,20 @@ COUNTS = {
 }
 
 
-@pytest.fixture
-def base(tmp_path) -> str:
-    tiny_albef().save_pretrained(tmp_path / "base")
-    tiny_processor().save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    return saved(tmp_path_factory.mktemp("albef") / "base", tiny_albef(), tiny_processor())
 
 
-@pytest.fixture
-def blip_base(tmp_path) -> str:
-    tiny_blip().save_pretrained(tmp_path / "blip")
-    blip_processor().save_pretrained(tmp_path / "blip")
-    return str(tmp_path / "blip")
+@pytest.fixture(scope="module")
+def blip_base(tmp_path_factory) -> str:
+    return saved(tmp_path_factory.mktemp("blip") / "blip", tiny_blip(), blip_processor())
+
+
+def saved(folder: Path, *parts) -> str:
+    for part in parts:
+        part.save_pretrained(folder)
+    return str(folder)
 
 
 def adapted(base: str, is_random: bool = True, **options):
@@ -190,8 +192,8 @@ def test_second_order_gradients_through_adapters(base):
     model = adapted(base).double().eval()
     batch, masks = tiny_batch(dtype=torch.float64), upper_half().double()
 
-    def loss_of():
-        maps = model.albef(**batch, output_heatmaps=True, create_graph=True).heatmaps
+    def loss_of(create_graph):
+        maps = model.albef(**batch, output_heatmaps=True, create_graph=create_graph).heatmaps
         return sum(attention_mask_consistency_loss(maps, masks, margin_mean=1.0, margin_max=1.0).values())
 
     parts = {

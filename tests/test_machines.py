@@ -62,11 +62,11 @@ def test_when_one_process_dies_the_others_end_within_a_minute(folder):
 
 @resumes_processes
 def test_torchrun_starts_it_again_and_it_goes_on(folder, expected, tmp_path):
-    """Killed after step 5, of which step 4 is saved: the end is the same, bit by bit."""
+    """Killed after step 3, of four of an epoch; step 2 is saved. The end is the same, bit by bit."""
     settings = STEPS | {"resume_from_checkpoint": "auto"}
     launch = ("--standalone", "--max_restarts=1")
     mark = tmp_path / "died"
-    environment = {"DIES": f"1 5 {mark}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {"DIES": f"1 3 {mark}", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     again = start(folder, "again", 2, launch, DYING, environment, **settings)
     assert ends([again]) == [0] and mark.exists(), (folder / "again.log").read_text()[-3000:]
     assert everything(folder / "again" / SAVED) == expected

@@ -42,7 +42,7 @@ SETTINGS = (
     "--save_steps 1 --use_cpu true --disable_tqdm true --eval_splits test --warmup_steps 0 --num_logged_heatmaps 1"
 )
 SPLIT = "--model model --dataset data --split test --cpu"
-SCENES = "--train 2 --validation 1 --test 1 --test-relations 1 --test-unseen 1 --captions 1"
+SCENES = "--train 2 --validation 1 --test 1 --test-relations 1 --test-unseen 1 --captions 1 --num-proc 1"
 # Each is run in one process after the others, but for the Space in its own.
 PACKAGE = {
     "train": f"import train; train.main('{SETTINGS}'.split())",

@@ -129,7 +129,7 @@ if __name__ == "__main__":
 
 
 def test_a_build_that_was_killed_goes_on(tmp_path, tmp_path_factory, monkeypatch, capsys):
-    options = {**COUNTS, "test": 0, "train": 320}
+    options = {**COUNTS, "test": 0, "train": 240}
     words = [word for name, count in options.items() for word in (f"--{name}", str(count))]
     script = tmp_path_factory.mktemp("killed") / "killed.py"
     script.write_text(KILLED)
@@ -145,9 +145,9 @@ def test_a_build_that_was_killed_goes_on(tmp_path, tmp_path_factory, monkeypatch
     defaults = dict(seed=0, phrases_per_scene=4, absent_per_scene=0)  # as the command line gives them
     finished = build("scenes", tmp_path / "out", num_proc=1, **defaults, **options)
     assert "Going on with what an earlier call left" in capsys.readouterr().out
-    assert finished.report.kept["scenes of train"] == 320
+    assert finished.report.kept["scenes of train"] == 240
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
-    assert len(times) == 2 and times.items() <= kept.items() and len(kept) == 4
+    assert len(times) == 2 and times.items() <= kept.items() and len(kept) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     build("scenes", tmp_path / "straight", num_proc=1, **options)
     assert digests(tmp_path / "out") == digests(tmp_path / "straight")

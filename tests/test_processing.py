@@ -11,13 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import (
-    AddedToken,
-    AutoProcessor,
-    AutoTokenizer,
-    BertTokenizer,
-    PreTrainedTokenizerFast,
-)
+from transformers import AddedToken, AutoProcessor, AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.processing_utils import ProcessingKwargs
 

@@ -1,12 +1,13 @@
 """Publishing: models, data sets and the Space, pushed to a local Hub over HTTP, and pulled without the project.
 
-Every process here has its own empty cache. Those that pull cannot import the project, although it is installed.
+Those that pull cannot import the project, although it is installed, and have a cache of their own, which is empty.
 """
 
 import inspect
 import json
 import re
 import shlex
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import BlipForImageTextRetrieval
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder
 from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint
+from tests.helpers import forked
 from tests.helpers.data import (
     blip_processor,
     picture,
@@ -113,17 +115,48 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture
-def other_hub(tmp_path):
-    """A Hub to break."""
-    (tmp_path / "hub").mkdir()
-    with HubServer(tmp_path / "hub") as hub:
-        yield hub
+def weak_hub(hub):
+    """To break."""
+    yield hub
+    hub.failing.clear()
+    hub.slow.clear()
+
+
+@pytest.fixture(scope="module")
+def with_token(hub, tmp_path_factory) -> dict[str, str]:
+    """The environment of those that push."""
+    variables = environment(hub.url, tmp_path_factory.mktemp("home"))
+    forked.prepare(variables)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def without_token(hub, tmp_path_factory) -> dict[str, str]:
+    """The environment of those who give their token as an option, if at all."""
+    variables = environment(hub.url, tmp_path_factory.mktemp("home"), token=None)
+    forked.prepare(variables)
+    return variables
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     splits = {"train": tiny_records(8), "validation": tiny_records(5), "test": tiny_records(6)}
     return write_folder(tmp_path_factory.mktemp("data") / "squares", **splits)
+
+
+@pytest.fixture(scope="module")
+def home_of_strangers(hub, tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    variables = environment(hub.url, home, token=None)
+    forked.prepare(variables, "datasets transformers.modeling_utils transformers.processing_utils")
+    return home
+
+
+@pytest.fixture
+def stranger(hub, home_of_strangers) -> dict[str, str]:
+    """The environment of those that pull: without a token, with an empty cache."""
+    shutil.rmtree(home_of_strangers)
+    return environment(hub.url, home_of_strangers, token=None)
 
 
 def write_config(folder: Path, data: Path | str, **settings) -> Path:
@@ -134,13 +167,13 @@ def write_config(folder: Path, data: Path | str, **settings) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, data, tmp_path_factory) -> Path:
+def pushed(data, without_token, tmp_path_factory) -> Path:
     """The folder of a run that `train.py --push_to_hub` has published as org/albef-amc."""
     folder = tmp_path_factory.mktemp("pushed")
     settings = dict(eval_splits=["validation", "test"], max_eval_examples=5, num_logged_heatmaps=3)
     config = write_config(folder, data, save_strategy="steps", save_steps=2, **settings)
     options = ["--push_to_hub", "--hub_model_id", "org/albef-amc", "--hub_license", "cc-by-4.0", "--hub_token", TOKEN]
-    run([ROOT / "train.py", config, *options], folder, environment(hub.url, folder / "home", token=None))
+    run([ROOT / "train.py", config, *options], folder, without_token)
     return folder / "run"
 
 
@@ -183,39 +216,39 @@ def in_repository(hub: HubServer, name: str, folder: str) -> dict[str, bytes]:
         ("all_checkpoints", {"checkpoint-2": "checkpoint-2", "checkpoint-4": "checkpoint-4"}, {"lora_rank": 2}),
     ],
 )
-def test_a_run_goes_on_from_the_checkpoint_on_the_hub(other_hub, data, tmp_path, strategy, folders, more):
+def test_a_run_goes_on_from_the_checkpoint_on_the_hub(hub, with_token, data, tmp_path, strategy, folders, more):
     settings = dict(save_strategy="steps", save_steps=2, hub_always_push=True, **more)
     config = write_config(tmp_path, data, max_steps=4, **settings)
-    options = ["--push_to_hub", "--hub_model_id", "org/long", "--hub_strategy", strategy]
-    variables = environment(other_hub.url, tmp_path / "home")
+    name = f"org/{strategy}"
+    options = ["--push_to_hub", "--hub_model_id", name, "--hub_strategy", strategy]
     if more:  # adapters need a base model by its Hub id
         save_with_adapters(tmp_path / "base", tmp_path / "adapters")
-        put(other_hub, "models", "org/base", tmp_path / "base")
-        config = write_config(tmp_path, data, max_steps=4, model="org/base", model_config=None, **settings)
-    done = run([ROOT / "train.py", config, *options], tmp_path, variables)
+        put(hub, "models", "org/adapted", tmp_path / "base")
+        config = write_config(tmp_path, data, max_steps=4, model="org/adapted", model_config=None, **settings)
+    done = run([ROOT / "train.py", config, *options], tmp_path, with_token)
     assert "failed" not in done.stderr
     for there, here in folders.items():
         local = below(tmp_path / "run" / here)
         assert {"optimizer.pt", "trainer_state.json", "rng_state.pth"} <= set(local)
         assert not more or "momentum.safetensors" in local
-        assert in_repository(other_hub, "org/long", there) == local
+        assert in_repository(hub, name, there) == local
     last = list(folders)[-1]
-    hf(other_hub, ["download", "org/long", "--include", f"{last}/*", "--local-dir", "down"], tmp_path, variables)
+    hf(hub, ["download", name, "--include", f"{last}/*", "--local-dir", "down"], tmp_path, with_token)
     go_on = ["--max_steps", "5", "--save_strategy", "no", "--resume_from_checkpoint", tmp_path / "down" / last]
-    run([ROOT / "train.py", config, *go_on, "--output_dir", tmp_path / "gone-on"], tmp_path, variables)
+    run([ROOT / "train.py", config, *go_on, "--output_dir", tmp_path / "gone-on"], tmp_path, with_token)
     logs = json.loads((tmp_path / "gone-on" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in logs if "loss" in entry] == [1, 2, 3, 4, 5]
 
 
-def test_no_checkpoint_is_deleted_while_it_is_uploaded(other_hub, data, tmp_path):
-    other_hub.slow["/api/models/org/slow/commit"] = 2.0
+def test_no_checkpoint_is_deleted_while_it_is_uploaded(weak_hub, with_token, data, tmp_path):
+    weak_hub.slow["/api/models/org/slow/commit"] = 2.0
     config = write_config(tmp_path, data, max_steps=6, save_strategy="steps", save_steps=1, save_total_limit=1)
     options = ["--push_to_hub", "--hub_model_id", "org/slow", "--hub_strategy", "all_checkpoints"]
-    done = run([ROOT / "train.py", config, *options], tmp_path, environment(other_hub.url, tmp_path / "home"))
+    done = run([ROOT / "train.py", config, *options], tmp_path, with_token)
     assert "failed" not in done.stderr
     assert "checkpoint-2 is not pushed: the push before it is not done. hub_always_push waits for it." in done.stderr
     assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
-    first, last = (in_repository(other_hub, "org/slow", name) for name in ("checkpoint-1", "checkpoint-6"))
+    first, last = (in_repository(weak_hub, "org/slow", name) for name in ("checkpoint-1", "checkpoint-6"))
     assert first.keys() == below(tmp_path / "run" / "checkpoint-6").keys() and last == {}
 
 
@@ -223,7 +256,7 @@ def code_blocks(card: ModelCard) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
 
 
-def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp_path):
+def test_it_loads_without_the_project_online_and_from_the_cache(hub, stranger, pushed, tmp_path):
     """And the code on its card runs."""
     blocks = code_blocks(ModelCard.load(pushed / "README.md"))
     assert len(blocks) == 2 and all('"org/albef-amc"' in block for block in blocks)
@@ -232,13 +265,13 @@ def test_it_loads_without_the_project_online_and_from_the_cache(hub, pushed, tmp
     picture().save(tmp_path / "online" / "image.jpg")
     arguments = ["org/albef-amc", tmp_path / "photo.png", json.dumps(PHRASES)]
     code = "\n".join([LOAD, *blocks])
-    done = run_clean(code, tmp_path / "online", environment(hub.url, tmp_path / "home"), *arguments)
+    done = run_clean(code, tmp_path / "online", stranger, *arguments)
     records = tiny_records(5)
     on_card = [records[0]["phrase"], records[2]["phrase"]]
     printed = zip(done.stdout.splitlines(), on_card * 2, strict=True)
     assert all(line.startswith(phrase) for line, phrase in printed), done.stdout
     before = len(hub.requests)
-    offline = environment("http://127.0.0.1:9", tmp_path / "home", token=None, HF_HUB_OFFLINE="1")
+    offline = stranger | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     run_clean(LOAD, tmp_path / "offline", offline, *arguments)
     assert len(hub.requests) == before
     model, processor = AlbefModel.from_pretrained(pushed).eval(), AlbefProcessor.from_pretrained(pushed)
@@ -266,19 +299,21 @@ save_file({"heatmaps": output.heatmaps.contiguous(), "itm_logits": output.itm_lo
 
 
 @pytest.mark.shared
-def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(hub, shared_dir, tmp_path):
+def test_the_released_weights_converted_pushed_and_pulled_give_the_recorded_numbers(
+    with_token, stranger, shared_dir, tmp_path
+):
     vocabulary = write_vocabulary(tmp_path / "tokenizer", 200)
     golden, folder = shared_dir / "golden", tmp_path / "albef"
     convert_checkpoint(golden / "model.pth", folder, tokenizer=vocabulary, **GOLDEN)
     push = "import sys\nfrom modeling_albef_amc import AlbefForPreTraining\n"
     push += "AlbefForPreTraining.from_pretrained(sys.argv[1]).push_to_hub('org/golden')"
-    run(["-c", push, folder], ROOT, environment(hub.url, tmp_path / "home"))
+    run(["-c", push, folder], ROOT, with_token)
     inputs = safetensors.torch.load_file(golden / "inputs.safetensors")
     batch = {"pixel_values": inputs["b0.images"].float(), "input_ids": inputs["b0.input_ids"]}
     batch["attention_mask"] = inputs["b0.attention_mask"]
     safetensors.torch.save_file(batch, tmp_path / "batch.safetensors")
     files = tmp_path / "batch.safetensors", tmp_path / "answers.safetensors"
-    run_clean(PULL_GOLDEN, tmp_path / "clean", environment(hub.url, tmp_path / "home-2", token=None), *files)
+    run_clean(PULL_GOLDEN, tmp_path / "clean", stranger, *files)
     answers = safetensors.torch.load_file(files[1])
     expected = safetensors.torch.load_file(golden / "eval_cam.safetensors")
     # The original divides by all token slots, padding included.
@@ -396,7 +431,7 @@ for call in calls:
 """
 
 
-def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
+def test_revision_and_token_reach_all_files_of_a_private_model(hub, without_token, tmp_path):
     """Of three revisions: another processor and other weights, in a folder of its own, and adapters of the first."""
     heads, repo = {}, Repo("models", "org/private", private=True)
     hub.repos["models", "org/private"] = repo
@@ -419,24 +454,24 @@ def test_revision_and_token_reach_all_files_of_a_private_model(hub, tmp_path):
     third = commit("third", processor)
     calls = [dict(revision=first), dict(subfolder="inside", revision=repo.commits[1][0]), dict(revision=third)]
     calls = [json.dumps(call | {"token": READ_TOKEN, "cache_dir": str(tmp_path / "cache")}) for call in calls]
-    without_token = environment(hub.url, tmp_path / "home", token=None, PYTHONPATH=str(ROOT))
-    done = run(["-c", REVISIONS, json.dumps("org/private"), *calls], tmp_path, without_token)
+    settings = without_token | {"PYTHONPATH": str(ROOT)}
+    done = run(["-c", REVISIONS, json.dumps("org/private"), *calls], tmp_path, settings)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [size for size, _ in found] == [32, 64, 64]
     assert [head for _, head in found] == pytest.approx([heads["first"], heads["second"], heads["first"]], abs=1e-5)
-    assert not (tmp_path / "home" / "hub").exists() or not list((tmp_path / "home" / "hub").glob("models--*"))
+    assert not list(Path(without_token["HF_HOME"]).glob("hub/models--org--private"))
 
     picture().save(tmp_path / "photo.png")
     command = ["-m", "trainer.commands", "ground", tmp_path / "photo.png", "red square", "--json=-"]
     command += ["--model", "org/private", "--revision", first, "--device", "cpu"]
-    answer = json.loads(run([*command, "--token", READ_TOKEN], tmp_path, without_token).stdout)["answers"][0]
+    answer = json.loads(run([*command, "--token", READ_TOKEN], tmp_path, settings).stdout)["answers"][0]
     expected = AutoGrounder.from_pretrained(str(tmp_path / "first"), device="cpu").ground(picture(), "red square")[0]
     assert answer["score"] == pytest.approx(expected["score"], abs=1e-5) and tuple(answer["point"]) == expected["point"]
-    refused = run(command, tmp_path, without_token, fails=True)
+    refused = run(command, tmp_path, settings, fails=True)
     assert "org/private" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
+def test_a_model_and_a_processor_push_themselves(hub, with_token, pushed, tmp_path):
     """`model.push_to_hub()`: nothing of a run, but weights and code; a card that is there stays."""
     code = (
         "import sys, modeling_albef_amc\nfrom transformers import AutoModel, AutoProcessor\n"
@@ -447,7 +482,7 @@ def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
     (tmp_path / "card").mkdir()
     (tmp_path / "card" / "README.md").write_bytes((pushed / "README.md").read_bytes())
     put(hub, "models", "org/again", tmp_path / "card")
-    run(["-c", code, pushed], ROOT, environment(hub.url, tmp_path / "home"))
+    run(["-c", code, pushed], ROOT, with_token)
     assert hub.files("models", "org/again")["README.md"] == (pushed / "README.md").read_bytes()
     files = hub.files("models", "org/by-hand")
     assert {path.name for path in pushed.glob("*.py")} - {"modeling_albef_pretraining.py"} <= set(files)
@@ -457,7 +492,7 @@ def test_a_model_and_a_processor_push_themselves(hub, pushed, tmp_path):
     assert weights.keys() == mine.keys() and all(torch.equal(weights[name], mine[name]) for name in mine)
 
 
-def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monkeypatch, capsys):
+def test_a_blip_is_trained_from_the_hub_and_published(hub, with_token, stranger, data, tmp_path, monkeypatch, capsys):
     """From a base model and streamed data on the Hub: both are named on the card, the licence is the base's."""
     base = tmp_path / "base"
     tiny_blip().save_pretrained(base)
@@ -468,7 +503,7 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
     settings = dict(model="org/base", model_config=None, mlm_weight=0, max_steps=1, logging_steps=50)
     config = write_config(tmp_path, "org/squares", streaming=True, dataloader_num_workers=1, **settings)
     options = ["--push_to_hub", "--hub_model_id", "org/blip-amc", "--num_logged_heatmaps", "0"]
-    run([ROOT / "train.py", config, *options], tmp_path, environment(hub.url, tmp_path / "home"))
+    run([ROOT / "train.py", config, *options], tmp_path, with_token)
     card = ModelCard(hub.files("models", "org/blip-amc")["README.md"].decode())
     assert card.data.base_model == "org/base" and card.data.datasets == ["org/squares"]
     assert card.data.license == "bsd-3-clause"
@@ -476,7 +511,7 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
     assert "| loss_itm |" in card.text and "| loss_itc |" not in card.text and "| loss_mlm |" not in card.text
     plain, with_project = code_blocks(card)
     picture().save(tmp_path / "image.jpg")
-    printed = run_clean(plain, tmp_path, environment(hub.url, tmp_path / "clean", token=None)).stdout
+    printed = run_clean(plain, tmp_path, stranger).stdout
     loaded = BlipForImageTextRetrieval.from_pretrained(tmp_path / "run").eval()
     for phrase, match in eval(printed).items():
         inputs = blip_processor()(images=Image.open(tmp_path / "image.jpg"), text=phrase, return_tensors="pt")
@@ -490,11 +525,12 @@ def test_a_blip_is_trained_from_the_hub_and_published(hub, data, tmp_path, monke
 
 SCENES = dict(train=6, validation=2, test=2, test_relations=0, test_unseen=0, captions=0)
 SIZES = [word for split, count in SCENES.items() for word in (f"--{split.replace('_', '-')}", str(count))]
+SIZES += ["--num-proc", "1"]
 
 
-def test_a_data_set_goes_there_and_back(hub, tmp_path):
+def test_a_data_set_goes_there_and_back(hub, with_token, stranger, tmp_path):
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "scenes", *SIZES]
-    done = run([*command, "--push-to-hub", "org/scenes", "--private"], ROOT, environment(hub.url, tmp_path / "up"))
+    done = run([*command, "--push-to-hub", "org/scenes", "--private"], ROOT, with_token)
     assert f"pushed   {hub.url}/datasets/org/scenes/commit/" in done.stdout
     files = hub.files("datasets", "org/scenes")
     local = {str(p.relative_to(tmp_path / "scenes")): p for p in (tmp_path / "scenes").rglob("*") if p.is_file()}
@@ -505,22 +541,22 @@ def test_a_data_set_goes_there_and_back(hub, tmp_path):
     card = DatasetCard(files["README.md"].decode())
     assert card.data.license == "apache-2.0" and 'load_dataset("org/scenes", split="train")' in card.text
 
-    run_clean(ROWS, tmp_path / "online", environment(hub.url, tmp_path / "home"), "org/scenes")
+    stranger |= {"HF_TOKEN": TOKEN}  # the data set is private
+    run_clean(ROWS, tmp_path / "online", stranger, "org/scenes")
     expected = rows_of(datasets.load_dataset(str(tmp_path / "scenes"), cache_dir=str(tmp_path / "cache")))
     assert len(expected["train"]) > 6
     for name in ("rows-False.json", "rows-True.json"):
         assert json.loads((tmp_path / "online" / name).read_text()) == expected
-    offline = environment("http://127.0.0.1:9", tmp_path / "home", token=None, HF_HUB_OFFLINE="1")
+    offline = stranger | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     run_clean(ROWS.replace("(False, True)", "(False,)"), tmp_path / "offline", offline, "org/scenes")
     assert json.loads((tmp_path / "offline" / "rows-False.json").read_text()) == expected
 
 
-def test_a_data_set_that_is_pushed_again_has_no_old_rows(hub, tmp_path):
-    settings = environment(hub.url, tmp_path / "home")
+def test_a_data_set_that_is_pushed_again_has_no_old_rows(hub, with_token, tmp_path):
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", "--overwrite", "--push-to-hub"]
-    run([*command, "scenes-2", *SIZES], ROOT, settings)
+    run([*command, "scenes-2", *SIZES], ROOT, with_token)
     assert "data/test-00000.parquet" in hub.files("datasets", "org/scenes-2")
-    run([*command, "scenes-2", *SIZES, "--test", "0"], ROOT, settings)
+    run([*command, "scenes-2", *SIZES, "--test", "0"], ROOT, with_token)
     files = hub.files("datasets", "org/scenes-2")
     parts = [f"data/{split}-00000.parquet" for split in ("train", "validation")]
     assert [path for path in files if path.startswith("data/")] == parts
@@ -535,13 +571,13 @@ def test_a_data_card_tells_what_was_dropped_and_whose_it_is(tmp_path):
     good, bad = dict(annotation, id=1, bbox=[1, 1, 5, 5]), dict(annotation, id=2, bbox=[40, 1, 5, 5])
     content = {"images": [dict(id=1, file_name="a.png", width=30, height=20)], "annotations": [good, bad]}
     (folder / "instances.json").write_text(json.dumps({**content, "categories": [dict(id=1, name="cat")]}))
-    build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0")
+    build("coco", tmp_path / "out", data_dir=str(folder), split="train", license="cc-by-4.0", num_proc=1)
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "cc-by-4.0" and "Licence: cc-by-4.0." in card.text
     assert "| instances: box without area in the image | 1 |" in card.text and "| train | 1 |" in card.text
     assert "build coco --data_dir mine --split train --license cc-by-4.0`" in card.text
     assert str(tmp_path) not in card.content
-    build("coco", tmp_path / "other", data_dir=str(folder), split="train")
+    build("coco", tmp_path / "other", data_dir=str(folder), split="train", num_proc=1)
     card = DatasetCard.load(tmp_path / "other" / "README.md")
     assert card.data.license is None and "look it up there before you publish" in card.text
 
@@ -562,14 +598,13 @@ def test_the_space_says_what_a_space_must_say():
     assert len(header["short_description"]) <= 60 and re.fullmatch(r"3\.\d+", header["python_version"])
 
 
-def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, pushed, tmp_path):
+def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, with_token, stranger, pushed, tmp_path):
     pytest.importorskip("gradio")
     # The commands of its README.
-    settings = environment(hub.url, tmp_path / "up")
     commands = re.findall(r"^hf (.+)$", (ROOT / "space" / "README.md").read_text(), re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
-        hf(hub, shlex.split(command), ROOT, settings)
+        hf(hub, shlex.split(command), ROOT, with_token)
     files = hub.files("spaces", "org/point")
     assert {"app.py", "README.md", "requirements.txt", "modeling_albef_amc/__init__.py"} <= set(files)
     assert not [path for path in files if path.endswith((".pyc", ".pyi"))]
@@ -592,8 +627,7 @@ app.build(store)
 print(json.dumps(grounding.ground_lines(store, Image.open(sys.argv[1]), "\\n".join(json.loads(sys.argv[2])))))
 """
     picture().save(tmp_path / "photo.png")
-    settings = environment(hub.url, tmp_path / "home", token=None)
-    printed = run(["-c", pull, tmp_path / "photo.png", json.dumps(PHRASES)], tmp_path, settings).stdout
+    printed = run(["-c", pull, tmp_path / "photo.png", json.dumps(PHRASES)], tmp_path, stranger).stdout
     view = json.loads(printed.splitlines()[-1])
     assert view["models"][0]["id"] == "org/albef-amc" and view["models"][0]["note"] is None
     assert [phrase["text"] for phrase in view["phrases"]] == PHRASES
@@ -620,26 +654,25 @@ for token in sys.argv[2:]:
 """
 
 
-def test_a_push_that_cannot_work_ends_before_the_training(other_hub, data, tmp_path):
+def test_a_push_that_cannot_work_ends_before_the_training(hub, without_token, data, tmp_path):
     (tmp_path / "there").mkdir()
-    put(other_hub, "models", "org/there", tmp_path / "there")
+    put(hub, "models", "org/there", tmp_path / "there")
     config, here = write_config(tmp_path, data), {"PYTHONPATH": str(ROOT)}
-    settings = environment(other_hub.url, tmp_path / "home", token=None, **here)
-    printed = run(["-c", TRY, config, "", "hf_wrong", READ_TOKEN], tmp_path, settings).stdout
+    printed = run(["-c", TRY, config, "", "hf_wrong", READ_TOKEN], tmp_path, without_token | here).stdout
     settings = environment(unreachable(), tmp_path / "home", **here)
     printed += run(["-c", TRY, config, TOKEN], tmp_path, settings).stdout
     errors = printed.split("--- ")[1:]
     for error, message in zip(errors, ["401", "401", "403", "Connection refused"], strict=True):
         assert message in error and "must take files for org/there before anything is trained" in error
     assert "'loss'" not in printed and not (tmp_path / "run" / "model.safetensors").exists()
-    assert len(other_hub.repos["models", "org/there"].commits) == 1
+    assert len(hub.repos["models", "org/there"].commits) == 1
 
 
-def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_path):
-    other_hub.failing["/api/models/org/lost/commit"] = 500
+def test_a_push_that_fails_midway_leaves_the_model_whole(weak_hub, with_token, data, tmp_path):
+    weak_hub.failing["/api/models/org/lost/commit"] = 500
     config = write_config(tmp_path, data, save_strategy="steps", save_steps=1, hub_always_push=True)
     options = ["--push_to_hub", "--hub_model_id", "org/lost"]
-    settings = environment(other_hub.url, tmp_path / "home", PYTHONUNBUFFERED="1")
+    settings = with_token | {"PYTHONUNBUFFERED": "1"}
     into_one = "import os, sys, runpy\nos.dup2(1, 2)\nrunpy.run_path('train.py', run_name='__main__')"
     error = run(["-c", into_one, config, *options], ROOT, settings, fails=True).stdout
     # Pushes while training that fail are reported at once, the last one ends in an error.
@@ -649,20 +682,21 @@ def test_a_push_that_fails_midway_leaves_the_model_whole(other_hub, data, tmp_pa
     assert (tmp_path / "run" / "all_results.json").is_file() and (tmp_path / "run" / "README.md").is_file()
     # The advice works, once the Hub does.
     advice = re.search(r"push it again with `hf (upload [^`]+)`", error)[1]
-    other_hub.failing.clear()
-    hf(other_hub, shlex.split(advice), tmp_path, settings)
-    files = other_hub.files("models", "org/lost")
+    weak_hub.failing.clear()
+    hf(weak_hub, shlex.split(advice), tmp_path, settings)
+    files = weak_hub.files("models", "org/lost")
     assert {"model.safetensors", "README.md", "modeling_albef.py"} <= set(files)
     assert not [path for path in files if path.startswith("checkpoint-")]
 
 
 @pytest.mark.parametrize("trouble", ["no token", "no network", "fails midway", "no such name"])
-def test_a_data_set_that_cannot_be_pushed(trouble, other_hub, tmp_path):
+def test_a_data_set_that_cannot_be_pushed(trouble, weak_hub, with_token, without_token, tmp_path):
     if trouble == "fails midway":
-        other_hub.failing["/api/datasets/org/scenes/commit"] = 500
-    address = unreachable() if trouble == "no network" else other_hub.url
-    settings = environment(address, tmp_path / "home", token=None if trouble == "no token" else TOKEN)
-    name = "not a name" if trouble == "no such name" else "org/scenes"
+        weak_hub.failing["/api/datasets/org/refused/commit"] = 500
+    settings = without_token if trouble == "no token" else with_token
+    if trouble == "no network":
+        settings = environment(unreachable(), tmp_path / "home")
+    name = "not a name" if trouble == "no such name" else "org/refused"
     command = ["-m", "dataset_scripts.build", "scenes", "--output", tmp_path / "out", *SIZES, "--push-to-hub", name]
     error = run(command, ROOT, settings, fails=True).stderr
     assert "Traceback" not in error

@@ -1,6 +1,5 @@
 """A run that was killed and goes on ends as if nothing had been: bit by bit; and no checkpoint is half one."""
 
-import copy
 import errno
 import json
 import os
@@ -33,12 +32,20 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def two_steps(folder) -> Path:
+    """A run that ended after two steps."""
+    train.main(options(folder, "auto", max_steps=2, save_steps=2, resume_from_checkpoint="auto"))
+    return folder / "auto"
+
+
 @pytest.mark.parametrize(
     ("processes", "settings"),
     [
         (1, {"dataloader_num_workers": 2, "gradient_accumulation_steps": 2, "phrases_per_image": 2, "bf16": "true"}),
-        pytest.param(2, {"gradient_accumulation_steps": 2}, marks=resumes_processes),
-        pytest.param(2, {"phrases_per_image": 2, "save_steps": 6}, marks=resumes_processes),
+        pytest.param(
+            2, {"gradient_accumulation_steps": 2, "phrases_per_image": 2, "save_steps": 3}, marks=resumes_processes
+        ),
         pytest.param(
             2,
             {"streaming": "true", "shuffle_buffer": 5, "dataloader_num_workers": 2, "phrases_per_image": 2},
@@ -47,9 +54,13 @@ def folder(tmp_path_factory) -> Path:
     ],
 )
 def test_killed_and_gone_on_is_the_same(folder, processes, settings):
-    """Two epochs and a half; killed after the first checkpoint, in the middle of an epoch, which may be the second."""
+    """More than an epoch; killed after the first checkpoint, in the middle of an epoch, which may be the second.
+
+    Of images whose phrases do not come together: test_machines.py.
+    """
     per_epoch = -(-22 // (3 * processes * settings.get("gradient_accumulation_steps", 1)))
-    settings = {"save_steps": 2, **settings, "max_steps": 2 * per_epoch + 1}
+    settings = {"save_steps": 2, **settings}
+    settings["max_steps"] = per_epoch + settings["save_steps"]
     name = "-".join([str(processes), *settings])
     finish(folder, f"straight{name}", processes, **settings)
     killed = start(folder, f"killed{name}", processes, **settings)
@@ -80,11 +91,10 @@ def log_of(checkpoint: Path) -> list[dict]:
     return [{k: v for k, v in entry.items() if k == "step" or "loss" in k or "rate" in k} for entry in history]
 
 
-def test_another_seed_is_not_the_same(folder):
+def test_another_seed_is_not_the_same(folder, two_steps):
     """That the comparison above can fail."""
-    for seed in (0, 1):
-        train.main(options(folder, f"seed{seed}", max_steps=2, save_steps=2, seed=seed))
-    one, other = (everything(folder / f"seed{seed}" / "checkpoint-2") for seed in (0, 1))
+    train.main(options(folder, "seed", max_steps=2, save_steps=2, seed=1))
+    one, other = (everything(run / "checkpoint-2") for run in (two_steps, folder / "seed"))
     assert one.keys() == other.keys() and sum(one[key] != other[key] for key in one) > 100
 
 
@@ -233,7 +243,27 @@ class Stopping(TrainerCallback):
             signal.raise_signal(self.number)
 
 
-@pytest.mark.parametrize("per_epoch", [2, 3])
+def run_of_six(folder: Path, per_epoch: int, **settings) -> AmcTrainer:
+    """The teacher, which is not its student's copy, moves once in a step."""
+    torch.manual_seed(0)
+    model = tiny_albef(momentum=0.9)
+    for part in (model.config.text_config, model.config.vision_config):
+        part.hidden_dropout_prob = part.attention_probs_dropout_prob = 0.1
+    with torch.no_grad():
+        for parameter in model.momentum_encoder.parameters():
+            parameter.mul_(1.5)
+    given = dict(max_steps=6, save_strategy="steps", save_steps=6, train_sampling_strategy="random")
+    return make_trainer(folder, model, tiny_dataset(4 * per_epoch), **given, **settings)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def whole(request, tmp_path_factory) -> tuple[int, dict[str, str]]:
+    """How many steps an epoch has, and what a run comes to that is not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_of_six(folder, request.param).train()
+    return request.param, everything(folder / "checkpoint-6")
+
+
 @pytest.mark.parametrize(
     ("event", "number", "last"),
     [
@@ -242,28 +272,17 @@ class Stopping(TrainerCallback):
         ("on_step_begin", signal.SIGTERM, 4),
     ],
 )
-def test_a_run_that_is_stopped_saves_its_last_whole_step(tmp_path, event, number, last, per_epoch):
-    """In the middle of an epoch and at its beginning; the teacher, which was not its student's copy, moves once."""
-    model = tiny_albef(momentum=0.9)
-    for part in (model.config.text_config, model.config.vision_config):
-        part.hidden_dropout_prob = part.attention_probs_dropout_prob = 0.1
-    with torch.no_grad():
-        for parameter in model.momentum_encoder.parameters():
-            parameter.mul_(1.5)
-
-    def begin(run, **settings):
-        given = dict(dataset=tiny_dataset(4 * per_epoch), max_steps=6, save_strategy="steps", save_steps=6, **settings)
-        return make_trainer(tmp_path / run, copy.deepcopy(model), **given, train_sampling_strategy="random")
-
-    begin("whole").train()
+def test_a_run_that_is_stopped_saves_its_last_whole_step(whole, tmp_path, event, number, last):
+    """In the middle of an epoch and at its beginning."""
+    per_epoch, expected = whole
     handler = signal.getsignal(signal.SIGTERM)
-    stopped = begin("stopped", watcher=Stopping(event, number), enable_jit_checkpoint=True)
+    stopped = run_of_six(tmp_path, per_epoch, watcher=Stopping(event, number), enable_jit_checkpoint=True)
     with nullcontext() if number == signal.SIGTERM else pytest.raises(KeyboardInterrupt):
         stopped.train()
     assert signal.getsignal(signal.SIGTERM) == handler
-    assert [path.name for path in checkpoints.checkpoints(tmp_path / "stopped")] == [f"checkpoint-{last}"]
-    begin("stopped").train(resume_from_checkpoint=True)
-    expected, found = (everything(tmp_path / run / "checkpoint-6") for run in ("whole", "stopped"))
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [f"checkpoint-{last}"]
+    run_of_six(tmp_path, per_epoch).train(resume_from_checkpoint=True)
+    found = everything(tmp_path / "checkpoint-6")
     assert [key for key in expected if expected[key] != found.get(key)] == [] and expected.keys() == found.keys()
 
 
@@ -287,13 +306,11 @@ def test_a_run_that_begins_anew_does_not_mix_with_another(tmp_path):
     again.train()
 
 
-def test_auto_begins_or_goes_on(folder):
-    settings = {"save_steps": 2, "resume_from_checkpoint": "auto"}
-    for steps in (2, 4):
-        train.main(options(folder, "auto", max_steps=steps, **settings))
-    state = json.loads((folder / "auto" / "checkpoint-4" / "trainer_state.json").read_text())
+def test_auto_begins_or_goes_on(folder, two_steps):
+    train.main(options(folder, "auto", max_steps=4, save_steps=2, resume_from_checkpoint="auto"))
+    state = json.loads((two_steps / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4]
-    assert checkpoints.resumed(folder / "auto", "false") is None
+    assert checkpoints.resumed(two_steps, "false") is None
     with pytest.raises(ValueError, match=r"no checkpoint in .* to go on from"):
         train.main(options(folder, "none", resume_from_checkpoint="true"))
 

@@ -112,11 +112,7 @@ def test_the_summary_by_hand():
         "num_records": 5,
         "num_unusable": 1,
         "unusable": ["image 'a', phrase 'b': broken"],
-        "pointing_game": {
-            "accuracy": 2 / 3,
-            "num_phrases": 3,
-            "categories": {"other": other, "people": people},
-        },
+        "pointing_game": {"accuracy": 2 / 3, "num_phrases": 3, "categories": {"other": other, "people": people}},
         "box_accuracy": {
             "accuracy": 1 / 3,
             "num_phrases": 3,

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 import modeling_albef_amc  # noqa: F401  (registers the pipeline)
 from dataset_scripts.scenes import ScenesConfig, draw_scene
-from tests.helpers.browser import DESKTOP, PHONE, Locator, chromium, expect, visits
+from tests.helpers.browser import DESKTOP, PHONE, Locator, Visitor, chromium, expect, visits
 from tests.helpers.space import SPACE, space_module
 from tests.helpers.versions import needs
 
@@ -65,6 +65,26 @@ def photo(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def example(browser, url) -> Iterator[Visitor]:
+    """A page with the example, for tests that leave its photo and phrases as they are."""
+    with visits(browser, url, app.EXAMPLES[0]["lines"]) as visit:
+        visitor = visit()
+        visitor.open(**EXAMPLE)
+        yield visitor
+
+
+@pytest.fixture(scope="module")
+def own_photo(browser, url, photo) -> Iterator[Visitor]:
+    """A page with a photo that was uploaded, likewise."""
+    with visits(browser, url, app.EXAMPLES[0]["lines"]) as visit:
+        visitor = visit()
+        visitor.open(**EXAMPLE)
+        visitor.upload(photo, PHRASES)
+        expect(visitor.button("Own photo: no link")).to_be_disabled()
+        yield visitor
+
+
 def true_boxes() -> list[list[int]]:
     """What the phrases mean."""
     scene = draw_scene(ScenesConfig(), "test", 1)
@@ -106,9 +126,8 @@ def test_upload_two_phrases_and_see_where_they_are(visit, ground):
         assert x1 <= x * 128 / width < x2 and y1 <= y * 128 / height < y2
 
 
-def test_sliders_answer_at_once_and_without_the_server(visit):
-    visitor = visit()
-    visitor.open(**EXAMPLE)
+def test_sliders_answer_at_once_and_without_the_server(example):
+    visitor = example
     with visitor.no_request():
         for slider in "opacity", "threshold":
             seen = [visitor.pixels()]
@@ -119,9 +138,9 @@ def test_sliders_answer_at_once_and_without_the_server(visit):
             assert not (seen[0] == seen[1]).all() and not (seen[1] == seen[2]).all()
 
 
-def test_words_have_maps_and_weigh_as_much_as_they_have_pieces(visit, ground):
-    visitor = visit()
-    visitor.open(**EXAMPLE)
+def test_words_have_maps_and_weigh_as_much_as_they_have_pieces(example, ground):
+    visitor = example
+    visitor.find(".phrases label").first.click()
     whole = visitor.pixels()
     with visitor.no_request():
         visitor.button("red").click()
@@ -138,11 +157,15 @@ def test_words_have_maps_and_weigh_as_much_as_they_have_pieces(visit, ground):
     close(of_red, red)
     # Each is one word piece.
     close(of_both, (red + triangle) / 2)
-    visitor.open(photo=EXAMPLE["photo"], lines="red zebra & star")  # there are no zebras in scenes: it is spelt
+    phrase = "red zebra & star"  # there are no zebras in scenes: it is spelt
+    visitor.ask([phrase])
+    visitor.expect_phrases([phrase])
     visitor.button("red").click()
     visitor.button("zebra").click()
-    (both,) = ground(Image.open(SCENE), [{"caption": "red zebra & star", "caption_span": (0, 2)}])
+    (both,) = ground(Image.open(SCENE), [{"caption": phrase, "caption_span": (0, 2)}])
     close(array(visitor.download("NPY")), both["heatmap"])
+    visitor.ask(PHRASES)
+    visitor.expect_phrases(PHRASES)
 
 
 def test_two_models_left_and_right_of_a_divider(visit):
@@ -168,16 +191,10 @@ def test_two_models_left_and_right_of_a_divider(visit):
         visitor.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
         visitor.page.mouse.up()
         assert 23 <= int(visitor.find(".swipe input").input_value()) <= 27
-    visitor.open(**EXAMPLE)
-    expect(visitor.find(".swipe")).to_be_hidden()
-    expect(visitor.find(".models p")).to_have_count(1)
 
 
-def test_a_click_on_the_photo_says_what_lights_up_there(visit, ground, photo):
-    visitor = visit()
-    visitor.open(**EXAMPLE)
-    visitor.upload(photo, PHRASES)
-    expect(visitor.button("Own photo: no link")).to_be_disabled()
+def test_a_click_on_the_photo_says_what_lights_up_there(own_photo, ground, photo):
+    visitor = own_photo
     heatmaps = [answer["heatmap"] for answer in ground(Image.open(photo), PHRASES)]
     for x, y in [(104 * 210 // 128, 56 * 140 // 128), (160, 30), (0, 139)]:
         with visitor.no_request():
@@ -202,8 +219,7 @@ def test_model_layer_and_comparison_can_be_chosen(visit):
 
     def point_and_expect(**request: str | int | None) -> None:
         lines = "\n".join(PHRASES[: 1 + len(seen) % 2])  # others each time: they tell when the answer has come
-        visitor.page.get_by_label("What to look for").fill(lines)
-        visitor.button("Point").click()
+        visitor.ask(lines.split("\n"))
         visitor.expect_phrases(lines.split("\n"))
         answer = json.loads(visitor.download("JSON"))
         assert answer["request"] == {"lines": lines, "model": "checkpoints/with_amc"} | request
@@ -214,6 +230,7 @@ def test_model_layer_and_comparison_can_be_chosen(visit):
     choose("Layer", "2")
     choose("Compare with", "none")
     point_and_expect(compare=None, layer=2)
+    expect(visitor.find(".swipe")).to_be_hidden()
     choose("Layer", "the model's own")
     choose("Model", "Scenes, base")
     point_and_expect(model="checkpoints/base", compare=None, layer=None)
@@ -228,11 +245,9 @@ def test_model_layer_and_comparison_can_be_chosen(visit):
 # To take away ---------------------------------------------------------------------------------------------------------
 
 
-def test_downloads_are_what_the_python_api_says(visit, ground, photo):
-    visitor = visit()
-    visitor.open(**EXAMPLE)
-    visitor.upload(photo, PHRASES)
-    expect(visitor.button("Own photo: no link")).to_be_visible()
+def test_downloads_are_what_the_python_api_says(own_photo, ground, photo):
+    visitor = own_photo
+    visitor.find(".phrases label").first.click()
     answers = ground(Image.open(photo), PHRASES)
     with visitor.no_request():
         picture = Image.open(io.BytesIO(visitor.download("PNG")))
@@ -253,9 +268,8 @@ def test_downloads_are_what_the_python_api_says(visit, ground, photo):
     assert shown["answers"] == [{key: found["phrases"][0]["answers"][0][key] for key in ("model", "point", "box")}]
 
 
-def test_the_box_follows_the_threshold(visit, ground):
-    visitor = visit()
-    visitor.open(**EXAMPLE)
+def test_the_box_follows_the_threshold(example, ground):
+    visitor = example
     for threshold in 0.25, 0.8:
         visitor.set("input[name=threshold]", threshold)
         for number, answer in enumerate(ground(Image.open(SCENE), PHRASES, threshold=threshold)):
@@ -372,8 +386,7 @@ def test_the_keyboard_alone_does_the_job(visit):
 
 
 @needs("gradio>=6.28", "the look of the page")
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "viewport"), [("light", DESKTOP), ("dark", PHONE)], ids=["light", "dark"])
 def test_it_looks_right_and_is_accessible(visit, viewport, scheme):
     visitor = visit(viewport, scheme, has_touch=viewport is PHONE)
     visitor.open()

@@ -90,7 +90,7 @@ def web(monkeypatch):
 
     monkeypatch.setattr(images.socket, "getaddrinfo", look_up)
     monkeypatch.setattr(images.socket, "create_connection", reach)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.left.set()
     server.shutdown()

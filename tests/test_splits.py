@@ -140,7 +140,7 @@ def test_images_that_hide_a_table(tmp_path):
 
 def test_builds_are_put_together_without_their_readmes(tmp_path):
     for name in "first", "second":
-        build("coco", tmp_path / name, **coco(tmp_path / f"source of {name}"))
+        build("coco", tmp_path / name, **coco(tmp_path / f"source of {name}"), num_proc=1)
     shutil.copy(tmp_path / "second/data/train-00000.parquet", tmp_path / "first/data/train-00001.parquet")
     with pytest.raises(ValueError, match=r"other rows than its README\.md counts.* remove the README\.md"):
         open_split(str(tmp_path / "first"), None, "train")

@@ -585,19 +585,6 @@ def test_blip_is_trained_by_the_same_trainer(tmp_path):
     assert loaded.eval()(**inputs).itm_score.shape == (1, 2)  # its own forward again
 
 
-@pytest.mark.parametrize("family", ["albef", "blip"])
-def test_amc_alone_moves_the_heat(tmp_path, family):
-    """The same few examples for some steps: the AMC loss falls, which no other objective is there to do."""
-    model, processor = (tiny_albef(), None) if family == "albef" else (tiny_blip(), blip_processor())
-    settings = {**ONLY, "amc_mean_weight": 0.2, "amc_max_weight": 0.8}
-    settings |= dict(max_steps=25, per_device_train_batch_size=8, learning_rate=3e-3)
-    collator = collator_of(processor, mlm_probability=0.0)
-    trainer = make_trainer(tmp_path, model, tiny_dataset(8), collator, **settings)
-    trainer.train()
-    logs = training_logs(trainer)
-    assert logs[-1]["loss_amc_max"] < 0.8 * logs[0]["loss_amc_max"]
-
-
 # Resuming and logging -------------------------------------------------------------------------------------------------
 
 

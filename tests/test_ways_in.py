@@ -534,10 +534,7 @@ def test_adapters_that_have_to_be_merged(adapters, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("adapters", "facts"),
-    [
-        (LORA, "LoRA adapters.*\\| rank \\| 2, scaled by 8 / 2, dropout 0 \\|"),
-        (IA3, "IA3 adapters"),
-    ],
+    [(LORA, "LoRA adapters.*\\| rank \\| 2, scaled by 8 / 2, dropout 0 \\|"), (IA3, "IA3 adapters")],
 )
 def test_the_card_of_a_model_that_came_in_peft(adapters, facts, tmp_path):
     trainer = make_trainer(tmp_path, get_peft_model(TINY["clip"](), adapters))

@@ -117,11 +117,14 @@ class Visitor:
         expect(self.find(".phrases .text")).to_have_text(phrases)
         expect(self.find(".stage")).to_be_visible()
 
+    def ask(self, phrases: list[str]) -> None:
+        self.page.get_by_label("What to look for").fill("\n".join(phrases))
+        self.button("Point").click()
+
     def upload(self, photo: Path, phrases: list[str]) -> None:
         with self.page.expect_response("**/upload?*"):
             self.page.set_input_files("input[type=file]", photo)
-        self.page.get_by_label("What to look for").fill("\n".join(phrases))
-        self.button("Point").click()
+        self.ask(phrases)
 
     def set(self, slider: str, value: float) -> None:
         self.find(slider).fill(str(value))

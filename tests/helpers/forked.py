@@ -1,9 +1,10 @@
 """Python commands in processes of their own that need not import torch again: forked from a server that has.
 
 A command has its own session, folder, environment and streams, and ends as an interpreter ends. What reads HF_* when it
-is imported is there beforehand for those commands alone whose HF_* are the tests' own.
+is imported is there beforehand for those commands alone whose HF_* are the tests' own, or were told to `prepare`.
 """
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -26,22 +28,45 @@ PROJECT = "trainer.training trainer.evaluate_grounding trainer.ground_dataset"
 
 
 @functools.cache
-def server(modules: str) -> socket.socket:
-    """The end to ask of a process that has imported these; it goes when its caller does."""
+def server() -> socket.socket:
+    """The end to ask of a process that has imported what reads no HF_*; it goes when its caller does."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, str(there.fileno()), *modules.split()]
+    command = [sys.executable, __file__, str(there.fileno()), *TORCH.split(), *OTHERS.split()]
     subprocess.Popen(command, env=variables, pass_fds=[there.fileno()])
     there.close()
     return here
+
+
+def of_hub(variables: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset((name, text) for name, text in variables.items() if name[:3] == "HF_")
+
+
+PREPARED: dict[frozenset[tuple[str, str]], socket.socket] = {}
+
+
+def prepare(variables: Mapping[str, str], modules: str = PROJECT) -> None:
+    """Imports these with the HF_* of `variables`, once for all commands that have the same."""
+    if of_hub(variables) in PREPARED:
+        return
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    variables = {**variables, "OMP_NUM_THREADS": "1"}
+    with there:
+        Forked([__file__, "1", *modules.split()], ROOT, variables, there, sys.__stderr__, server())
+    PREPARED[of_hub(variables)] = here
+
+
+def server_for(variables: Mapping[str, str]) -> socket.socket:
+    if of_hub(variables) == of_hub(os.environ):
+        prepare(variables)
+    return PREPARED.get(of_hub(variables)) or server()
 
 
 class Forked:
     """`python ARGUMENTS…`, with what the tests need of subprocess.Popen."""
 
     def __init__(self, arguments, cwd, env, stdout, stderr, channel: socket.socket | None = None) -> None:
-        theirs, ours = ({name: text for name, text in each.items() if name[:3] == "HF_"} for each in (env, os.environ))
-        channel = channel or server(f"{TORCH} {OTHERS} {PROJECT if theirs == ours else ''}")
+        channel = channel or server_for(env)
         self.args, self.returncode = list(map(str, arguments)), None
         self.status, written = os.pipe()
         request = json.dumps([self.args, str(cwd), dict(env)]).encode()
@@ -92,7 +117,8 @@ def serve(channel: socket.socket) -> list[str]:
     channel.close()
     if command := os.fork():  # this one tells its end, however it ends
         os.write(streams[0], b"%10d" % command)
-        os.write(streams[0], b"%d" % os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for one that has been prepared
+            os.write(streams[0], b"%d" % os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]))
         os._exit(0)
     arguments, folder, variables = json.loads(request)
     os.setsid()
@@ -144,7 +170,9 @@ def execute(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    number = int(sys.argv[1])
+    channel = socket.socket(fileno=os.dup(number))
+    os.dup2(2, number)
     for module in sys.argv[2:]:
         importlib.import_module(module)
     gc.freeze()  # collecting all that has been imported would take each command a second

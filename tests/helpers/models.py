@@ -144,10 +144,10 @@ def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1
     """Autograd against central differences in float64, for every parameter, along a random direction.
 
     Args:
-        loss_of: gives the loss of the model as it is now.
+        loss_of: gives the loss of the model as it is now; it is told whether it is differentiated.
         moved: parts of names; at least one parameter of each must have a gradient that is not small.
     """
-    loss_of().backward()
+    loss_of(True).backward()
     steep = set()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -157,7 +157,7 @@ def check_by_finite_differences(model, loss_of, moved: set[str], step: float = 1
         for sign in (1, -1):
             with torch.no_grad():
                 parameter += sign * step * direction
-            values.append(loss_of().item())
+            values.append(loss_of(False).item())
             with torch.no_grad():
                 parameter -= sign * step * direction
         difference = (values[0] - values[1]) / (2 * step)
