@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, List, Value
+from PIL import Image as PilImage
 
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import ground_dataset, sweep_layers, training
@@ -432,6 +434,29 @@ def test_an_imagefolder_with_metadata(tmp_path, place, streaming):
         (tmp_path / "test").mkdir()
         with pytest.raises(ValueError, match=r"no file_name in its table begins with test/"):
             open_split(str(tmp_path), None, "test")
+
+
+@pytest.mark.parametrize("feature", [Image(), {"bytes": Value("binary"), "path": TEXT}, Value("binary")], ids=str)
+def test_rows_of_a_box_each_whose_images_are_in_the_file(tmp_path, monkeypatch, feature):
+    """Two images of as many bytes; a row without one stays alone. No image is written again."""
+    monkeypatch.setattr(datasets.Dataset, "flatten_indices", Mock(side_effect=AssertionError))
+    images = [io.BytesIO() for _ in range(2)]
+    for image, color in zip(images, ("red", "blue")):
+        PilImage.new("RGB", (WIDTH, HEIGHT), color).save(image, "BMP")
+    images = [image.getvalue() for image in images]
+    assert len(images[0]) == len(images[1])
+    given = [images[0], images[1], images[0], images[1], None, None]
+    stored = [image if isinstance(feature, Value) else image and {"bytes": image, "path": f"{n}.bmp"}
+              for n, image in enumerate(given)]  # fmt: skip
+    labels, boxes = ["dog"] * 3 + ["cat"] + ["dog"] * 2, [*CORNERS, *CORNERS[:2]]
+    rows = [dict(zip(("image", "label", "bbox"), row)) for row in zip(stored, labels, boxes)]
+    path = write_hub(tmp_path, rows, image=feature, label=TEXT, bbox=List(NUMBER))
+    found = records(path, Columns(box_format="xyxy"))
+    assert [(record["phrase"], record["image"] and record["image"]["bytes"]) for record in found] == [
+        ("dog", images[0]), ("dog", images[1]), ("cat", images[1]), ("dog", None), ("dog", None),
+    ]  # fmt: skip
+    expected = [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]], [CORNERS[0]], [CORNERS[1]]]
+    assert boxes_of(found) == expected
 
 
 def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog):

@@ -5,6 +5,7 @@ rows become rows of our columns, see `splits.COLUMNS`. What is guessed is said i
 that lists the columns and proposes the option.
 """
 
+import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -696,23 +697,43 @@ def put_together(
             f"{path}: streamed rows stay apart. If several have the same image and {name}, leave out streaming."
         )
         return dataset
-    table = dataset.select_columns(["image", "phrase"]).with_format("arrow")[:]
+    groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:])
+    if len(groups) == len(dataset):
+        return dataset
+    columns.say(f"{path}: {len(dataset):,} boxes in {len(groups):,} rows, one for each image and {name}.")
+    given, boxes = dataset["boxes"][:], [[]] * len(dataset)
+    for group in groups:
+        boxes[group[0]] = [box for row in group for box in given[row] or []]
+    together = Dataset.from_dict({"boxes": boxes}, Features({"boxes": dataset.features["boxes"]}))
+    # Of all rows, and the first of each group chosen then: images would be written once more.
+    kept = dataset.remove_columns("boxes")
+    info = dataset.info.copy()
+    info.features = Features({**kept.features, **together.features})
+    whole = concatenate_datasets([kept, together], info=info, split=dataset.split, axis=1)
+    return whole.select([group[0] for group in groups])
+
+
+def same_images(table: pa.Table) -> list[list[int]]:
+    """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
+
+    Images are told apart by their paths or else, where several of one phrase are as long, by their bytes.
+    """
     images = table["image"]
     if pa.types.is_struct(images.type):
-        images = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), pc.struct_field(images, "path"), None)
-    if not (pa.types.is_string(images.type) or pa.types.is_large_string(images.type)) or images.null_count:
-        return dataset
-    rows = pa.table({"image": images, "phrase": table["phrase"], "row": np.arange(len(table))})
-    groups = rows.group_by(["image", "phrase"], use_threads=False).aggregate([("row", "list")])["row_list"].to_pylist()
-    if len(groups) == len(rows):
-        return dataset
-    columns.say(f"{path}: {len(rows):,} boxes in {len(groups):,} rows, one for each image and {name}.")
-    boxes = dataset["boxes"][:]
-    features = Features({"boxes": dataset.features["boxes"]})
-    together = Dataset.from_dict(
-        {"boxes": [[box for row in group for box in boxes[row] or []] for group in groups]}, features
-    )
-    first = dataset.select([group[0] for group in groups]).remove_columns("boxes")
-    info = dataset.info.copy()
-    info.features = Features({**first.features, **features})
-    return concatenate_datasets([first, together], info=info, split=dataset.split, axis=1)
+        contents, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
+    else:
+        is_path = pa.types.is_string(images.type) or pa.types.is_large_string(images.type)
+        missing = pa.nulls(len(images))
+        contents, paths = (missing, images) if is_path else (images, missing)
+    contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
+    keys = {"path": paths, "size": pc.binary_length(contents), "phrase": table["phrase"]}
+    rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)
+    is_named, groups = pc.is_valid(paths).to_numpy(), []
+    for group in rows.aggregate([("row", "list")])["row_list"].to_pylist():
+        parts: dict[Any, list[int]] = {}
+        for row in group if len(group) > 1 and not is_named[group[0]] else ():
+            content = contents[row].as_buffer()
+            mark = row if content is None else hashlib.blake2b(content, digest_size=16).digest()
+            parts.setdefault(mark, []).append(row)
+        groups += parts.values() or [group]
+    return sorted(groups)

@@ -144,12 +144,11 @@ def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset
         for name in set(IMAGES) & set(features):
             dataset = dataset.cast_column(name, features[name])
         return dataset
-    if len(dataset) != dataset.data.num_rows:
-        dataset = dataset.flatten_indices()
     info = dataset.info.copy()
     info.features = features
-    # cast_column would write all columns anew for a list of images, and fail where 1,000 rows hold 2 GiB.
-    return Dataset(dataset.data.cast(features.arrow_schema), info, dataset.split)
+    # cast_column would write all columns anew for a list of images, and fail where 1,000 rows hold 2 GiB; so would
+    # flatten_indices.
+    return Dataset(dataset.data.cast(features.arrow_schema), info, dataset.split, dataset._indices)
 
 
 def load(
