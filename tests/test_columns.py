@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, List, Value
+from PIL import Image as PilImage
 
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import ground_dataset, sweep_layers, training
@@ -122,21 +124,25 @@ NAMES = [
     {"image": 0, "Sentence": 1, "bbox_x1": 4, "bbox_y1": 5, "bbox_x2": 6, "bbox_y2": 7},
     {"image": 0, "phrase": 1, "bbox": 8},
     {"image": 0, "phrase": 1, "boxes": 8},
+    {"filename": 0, "width": WIDTH, "height": HEIGHT, "label": 1, "x": 4, "y": 5, "w": 9, "h": 10},
+    {"file": 0, "bbox_x": 4, "bbox_y": 5, "bbox_width": 9, "bbox_height": 10, "phrase": 1, "width": 11, "height": 11},
 ]
 
 
 @pytest.mark.parametrize("names", NAMES, ids=" ".join)
 @pytest.mark.parametrize("kind", [".jsonl", ".csv"])
 def test_names_that_are_guessed(tmp_path, names, kind, caplog):
-    if kind == ".csv" and {2, 3} & {*names.values()}:
-        pytest.skip("lists, which CSV has as text")
     photos(tmp_path)
-    given = [[f"photos/{n}.png", f"a dog {n}", box, [box], *box, json.dumps([box])] for n, box in enumerate(CORNERS)]
-    rows = [{name: row[at] if at < 9 else at for name, at in names.items()} for row in given]
+    given = [
+        [f"photos/{n}.png", f"a dog {n}", box, [box], *box, json.dumps([box]), *as_format(box, "xywh")[2:]]
+        for n, box in enumerate(CORNERS)
+    ]
+    rows = [{name: row[at] if at < len(row) else at for name, at in names.items()} for row in given]
+    expected = [as_format(box, "xywh") if {9, 10} <= {*names.values()} else box for box in CORNERS]
     logging.getLogger("transformers").propagate = True
     with caplog.at_level("WARNING"):
         found = records(write_rows(tmp_path / f"mine{kind}", rows))
-    assert boxes_of(found) == [[box] for box in CORNERS]
+    assert boxes_of(found) == [[box] for box in expected]
     assert [record["phrase"] for record in found] == [f"a dog {n}" for n in range(4)]
     said = [record.message for record in caplog.records if "Guessed" in record.message]
     assert len(said) == ({"image", "phrase", "boxes"} != {*names})
@@ -267,19 +273,117 @@ def test_doubts_about_boxes(tmp_path, caplog):
     path = write_rows(tmp_path / "uneven.jsonl", [row])
     with pytest.raises(ValueError, match=r"Column boxes of .* holds 2 instances for the 3 phrases"):
         records(path)
-    path = write_rows(tmp_path / "text.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": "[1, 2, 3"}])
-    with pytest.raises(ValueError, match=r"Column bbox of .*text\.csv has '\[1, 2, 3': "):
-        records(path, Columns(box_format="xyxy"))
+    rows = [{"image": "photos/0.png", "class": "x", **dict(zip(("x1", "y1", "x2", "y2", *"xywh"), range(8)))}]
+    with pytest.raises(ValueError, match=r"Say --columns boxes=x1,y1,x2,y2 or boxes=x,y,w,h\."):
+        records(write_rows(tmp_path / "fours.csv", rows))
+
+
+def test_texts_that_are_boxes(tmp_path):
+    photos(tmp_path)
     texts = "[1, 2, 3, 4]", "(1, 2, 3, 4)", "1,2,3,4", "[[1,2,3,4],[5,6,7,8]]", "", "[]"
     rows = [{"Image": "photos/0.png", "Phrase": "x", "bbox": text} for text in texts]
     found = records(write_rows(tmp_path / "texts.csv", rows), Columns(box_format="xyxy"))
     assert boxes_of(found) == [[[1, 2, 3, 4]]] * 3 + [[[1, 2, 3, 4], [5, 6, 7, 8]], [], []]
-    path = write_rows(tmp_path / "digits.csv", [{"image": "photos/0.png", "phrase": "7", "bbox": "[1, 2, 3, 4]"}])
-    with pytest.raises(ValueError, match=r"Column phrase of .*digits\.csv holds Value\('int64'\)"):
-        records(path)
-    path = write_rows(tmp_path / "letters.csv", [{"image": "photos/0.png", "phrase": "x", "bbox": '["a", 2, 3, 4]'}])
-    with pytest.raises(ValueError, match=r"Column bbox of .*letters\.csv is no boxes: "):
-        records(path, Columns(box_format="xyxy"))
+
+
+# Each is CORNERS of four rows.
+NUMBERS_AS_TEXTS = [
+    ("bbox", [list(map(str, box)) for box in CORNERS]),
+    ("boxes", [list(map(str, box)) if n else box for n, box in enumerate(CORNERS)]),
+    ("bbox", [[box] if n % 2 else box for n, box in enumerate(CORNERS)]),
+    ("boxes", [box if n % 2 else [box] for n, box in enumerate(CORNERS)]),
+    ("bbox", [json.dumps(box) if n % 2 else f" {tuple(box)}" for n, box in enumerate(CORNERS)]),
+    ("at", [{**dict(zip(("x1", "y1", "x2"), map(str, box))), "y2": box[3]} for box in CORNERS]),
+]
+
+
+@pytest.mark.parametrize(("name", "boxes"), NUMBERS_AS_TEXTS, ids=str)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_numbers_as_texts_and_boxes_beside_lists_of_them(tmp_path, name, boxes, streaming):
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": f"dog {n}", name: box} for n, box in enumerate(boxes)]
+    assert boxes_of(records(write_rows(tmp_path / "mine.jsonl", rows), None, streaming)) == [[box] for box in CORNERS]
+
+
+PHRASES = [["a cat", "it's a dog"], ["a cat"], None, ["the [red] one", "a, b"]]
+OF_PHRASES_ = [[CORNERS[:1], CORNERS[1:3]], [CORNERS[:2]], None, [[], CORNERS[3:]]]
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"boxes": OF_PHRASES_},
+        {"bbox": [[CORNERS[0], CORNERS[1]], [CORNERS[0]], None, CORNERS[2:]]},  # one each
+        {"bbox": CORNERS},  # one of all
+        {"boxes": OF_PHRASES_, "absent": [[False, False], [False], None, [True, False]]},
+        {"polygons": [[[[[1, 1, 9, 1, 9, 9.5]]], []], [[]], None, [[], []]]},
+        {"masks": [[["photos/0.png"], []], [[]], None, [[], ["photos/1.png"]]]},
+    ],
+    ids=str,
+)
+def test_lists_are_the_same_from_csv_as_from_json_lines(tmp_path, write, more):
+    """As pandas writes them, which has Python's texts, and as JSON."""
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrases": PHRASES[n], **{name: more[name][n] for name in more}}
+            for n in range(4)]  # fmt: skip
+    columns = {"box_format": "xyxy"}
+    expected = records(write_rows(tmp_path / "mine.jsonl", rows), Columns(**columns))
+    texts = [{**{name: write(value) if value else "" for name, value in row.items()}, "image": row["image"]}
+             for row in rows]  # fmt: skip
+    assert records(write_rows(tmp_path / "mine.csv", texts), Columns(**columns)) == expected
+    assert [record["phrase"] for record in expected] == [*PHRASES[0], *PHRASES[1], None, *PHRASES[3]]
+
+
+def test_phrases_in_brackets_are_no_lists(tmp_path):
+    photos(tmp_path)
+    phrases = ["[red] car", "[]", '["sic"] he said', "[a, b]"]
+    rows = [{"image": f"photos/{n}.png", "phrase": phrases[n], "bbox": str(CORNERS[n])} for n in range(4)]
+    assert [record["phrase"] for record in records(write_rows(tmp_path / "mine.csv", rows))] == phrases
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl"])
+def test_numbers_where_texts_are_wanted(tmp_path, kind):
+    """As they are written, where that is known: zeros in front are."""
+    for name in ("0", "1", "01", "2"):
+        picture(WIDTH, HEIGHT).save(tmp_path / name, "PNG")
+    names = ["0", "1", "01", "2"] if kind == ".csv" else [0, 1, 1, 2]
+    rows = [{"image": names[n], "phrase": names[n], "image_id": n or "", "bbox": CORNERS[n]} for n in range(4)]
+    if kind == ".jsonl":
+        rows = [{**row, "image_id": row["image_id"] if n % 2 else str(n)} for n, row in enumerate(rows)]
+    found = records(write_rows(tmp_path / f"mine{kind}", rows))
+    assert [record["phrase"] for record in found] == list(map(str, names))
+    assert [Path(record["image"]["path"]) for record in found] == [tmp_path / str(name) for name in names]
+    assert [record["image_id"] for record in found] == [None if kind == ".csv" else "0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("bbox", ["[1, 2, 3"] * 2, r"Column bbox of .*must hold four numbers a box, .* it has '\[1, 2, 3'\. Write"),
+        ("bbox", ['["a", 2, 3, 4]'] * 2, r"Column bbox .*; it has '\[\"a\", 2, 3, 4\]'\. Write .*--columns boxes=…"),
+        ("bbox", [["10,5", "10,5", "60,5", "60,5"]] * 2, r"Column bbox .* such as \[10\.5, .*it has \['10,5', '10,5'"),
+        ("box", [{**dict.fromkeys(("x1", "y1", "x2"), "1"), "y2": "9,5"}] * 2, r"Column box\.x1,.* it has '9,5'\."),
+        ("polygons", ["[[1, 'a']]"] * 2, r"Column polygons .*each a list of parts \[x, y, x, y, …\]; it has "),
+        (
+            "phrase",
+            ["['a cat' 'a dog']"] * 2,
+            r"Column phrase .* such as \[\"a cat\", \"a dog\"\]; it has .*'a cat' 'a dog'",
+        ),
+        ("phrase", ["['a cat', 'a dog']", "a cow"], r"Column phrase .*in every row a list of texts, .*it has 'a cow'"),
+        ("phrase", ["['a cat', {'b': 7}]", "['a']"], r"Column phrase .* must hold a text, or in every row a list"),
+        ("phrase", [{"a": "cat"}] * 2, r"Column phrase .* must hold a text, .*it has \{'a': 'cat'\}"),
+        ("phrase", [{"a": "cat"}, "a cat"], r"Column phrase .* must hold a text, .*it has"),
+        ("absent", ["no"] * 2, r"Column absent .* must hold true or false; it has 'no'\. .*rename or drop it"),
+        ("scribble_radius", ["5 px"] * 2, r"Column scribble_radius .* must hold a number; it has '5 px'"),
+    ],
+)
+def test_what_cannot_be_read_is_shown(tmp_path, column, values, message):
+    photos(tmp_path)
+    boxes = {} if column in ("bbox", "box") else {"boxes": [CORNERS[0]]}
+    rows = [{"image": f"photos/{n}.png", "phrase": "x", **boxes, column: value} for n, value in enumerate(values)]
+    with pytest.raises(ValueError, match=message):
+        records(write_rows(tmp_path / "mine.jsonl", rows), Columns(box_format="xyxy"))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -330,6 +434,29 @@ def test_an_imagefolder_with_metadata(tmp_path, place, streaming):
         (tmp_path / "test").mkdir()
         with pytest.raises(ValueError, match=r"no file_name in its table begins with test/"):
             open_split(str(tmp_path), None, "test")
+
+
+@pytest.mark.parametrize("feature", [Image(), {"bytes": Value("binary"), "path": TEXT}, Value("binary")], ids=str)
+def test_rows_of_a_box_each_whose_images_are_in_the_file(tmp_path, monkeypatch, feature):
+    """Two images of as many bytes; a row without one stays alone. No image is written again."""
+    monkeypatch.setattr(datasets.Dataset, "flatten_indices", Mock(side_effect=AssertionError))
+    images = [io.BytesIO() for _ in range(2)]
+    for image, color in zip(images, ("red", "blue")):
+        PilImage.new("RGB", (WIDTH, HEIGHT), color).save(image, "BMP")
+    images = [image.getvalue() for image in images]
+    assert len(images[0]) == len(images[1])
+    given = [images[0], images[1], images[0], images[1], None, None]
+    stored = [image if isinstance(feature, Value) else image and {"bytes": image, "path": f"{n}.bmp"}
+              for n, image in enumerate(given)]  # fmt: skip
+    labels, boxes = ["dog"] * 3 + ["cat"] + ["dog"] * 2, [*CORNERS, *CORNERS[:2]]
+    rows = [dict(zip(("image", "label", "bbox"), row)) for row in zip(stored, labels, boxes)]
+    path = write_hub(tmp_path, rows, image=feature, label=TEXT, bbox=List(NUMBER))
+    found = records(path, Columns(box_format="xyxy"))
+    assert [(record["phrase"], record["image"] and record["image"]["bytes"]) for record in found] == [
+        ("dog", images[0]), ("dog", images[1]), ("cat", images[1]), ("dog", None), ("dog", None),
+    ]  # fmt: skip
+    expected = [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]], [CORNERS[0]], [CORNERS[1]]]
+    assert boxes_of(found) == expected
 
 
 def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog):
@@ -414,7 +541,8 @@ def test_units_in_doubt(tmp_path, caplog):
     row = {"image": "photos/0.png", "phrase": "a dog", "bbox": [40, 40, 60, 60]}
     path = write_rows(tmp_path / "mine.jsonl", [row])
     message = (
-        r"boxes \(bbox\) may be xyxy or xywh or cxcywh, by 1 of them; the first is \[40.*Say which: --box_format x"
+        r"boxes \(bbox\) may be xyxy or xywh or cxcywh, by 1 of them; the first is \[40.*Say which: --box_format "
+        r"xyxy or xywh or cxcywh; or, if they are in other columns, --columns boxes=…\."
     )
     with pytest.raises(ValueError, match=message):
         records(path)

@@ -22,6 +22,7 @@ from modeling_albef_amc.processing_albef import AlbefProcessor
 from tests.helpers.models import own_clip_processor
 from trainer.augmentation import GroundingAugmentation
 from trainer.data_collator import GroundingCollator
+from trainer.phrase_rows import record_name
 from trainer.regions import Region
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a man dog on the left right of red car in"
@@ -496,6 +497,20 @@ def test_an_unusable_record_is_named(collator, changes, message):
     with pytest.raises(ValueError, match=message) as raised:
         collator(records)
     assert "'photo-7'" in str(raised.value) and repr(records[1]["phrase"]) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "name"),
+    [
+        ({"image_id": 7, "image": "below/1.png"}, 3, "image 7, phrase 'the man'"),
+        ({"image_id": None, "image": "below/1.png"}, 3, "image 'below/1.png', phrase 'the man'"),
+        ({"image_id": float("nan"), "image": {"bytes": b"", "path": "1.png"}}, None, "image '1.png', phrase 'the man'"),
+        ({"image_id": None, "image": {"bytes": b"", "path": None}}, 3, "record 3, phrase 'the man'"),
+        ({"image_id": None}, None, "phrase 'the man'"),
+    ],
+)
+def test_what_messages_call_a_record(changes, number, name):
+    assert record_name(record(**changes), number) == name
 
 
 def test_a_placeholder_replaces_a_phrase_without_words(collator):

@@ -1,6 +1,7 @@
 """`albef-amc inspect`: counts by hand, trouble by name, a picture of the regions, and a command that trains."""
 
 import json
+import re
 import shlex
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_albef_amc.visualization import MARK
+from tests.helpers.training import TINY_MODEL
 from trainer import inspect_dataset, training
 from trainer.commands import main, parse
 
@@ -36,7 +38,7 @@ def test_counts_sizes_and_the_command(tmp_path, capsys):
     found = inspect_dataset.main([str(tmp_path / "mine"), "--output", str(output)])
     of_train = {**found["train"], "sizes": list(found["train"]["sizes"].values())}
     expected = {"phrases": 7, "images": 4, "boxes": 6, "polygons": 0, "masks": 0, "scribbles": 0, "absent": 1}
-    assert of_train == {**expected, "without region": 1, "sizes": [2, 2, 1, 1, 1], "unusable": []}
+    assert of_train == {**expected, "without region": 1, "sizes": [2, 2, 1, 1, 1], "unusable": [], "refused": None}
     assert found["test"]["phrases"] == 2
     printed = capsys.readouterr().out
     assert "train: 7 phrases of 4 images, 1.8 an image" in printed and "cannot be used" not in printed
@@ -70,8 +72,42 @@ def test_trouble_is_named_and_strict_stops(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"3 records cannot be used; the first: image '0', phrase 'beside'"):
         inspect_dataset.main([*arguments, "--strict"])
     write(tmp_path / "none", [{**row(0, "a", [[0, 0, 9, 9]]), "image": "no.png"}])
-    with pytest.raises(ValueError, match=r"No record of .*none can be used"):
+    with pytest.raises(ValueError, match=r"No record of .*none can be used\. 1 of 1 records .*no\.png.*Mend or drop"):
         inspect_dataset.main([str(tmp_path / "none")])
+
+
+# What is in each row, and why neither training nor evaluation takes it.
+REFUSED = [
+    (
+        {"at": [0, 0, 9, 9]},
+        r"none of the columns boxes, .*; not understood: at\. Say which .*--columns boxes=…",
+    ),
+    ({"bbox": [40, 20, 60, 40]}, r"boxes \(bbox\) may be .*Say which: --box_format .*--columns boxes=…"),
+    ({"bbox": [0, 0, 9, 9], "box": [0, 0, 9, 9]}, r"in doubt what boxes is\. Say --columns boxes=bbox or boxes=box"),
+    ({"boxes": []}, r"AMC needs regions, and boxes of the 4 training phrases are empty\. Fill them, or train without"),
+    (
+        {"boxes": [[0, 0, 9, 9]], "image_id": "a"},
+        r"two different images have the image_id 'a' .*give every image an id",
+    ),
+    ({"boxes": [[0, 0, 9, 9]], "image_id": None}, None),
+]
+
+
+@pytest.mark.parametrize(("more", "reason"), REFUSED)
+def test_what_training_refuses_ends_with_what_to_do_about_it(tmp_path, capsys, more, reason):
+    write(tmp_path / "mine", [{"image": f"{number}.png", "phrase": f"thing {number}", **more} for number in range(4)])
+    arguments = [str(tmp_path / "mine"), "--output", str(tmp_path / "sheet.png")]
+    found = inspect_dataset.main(arguments)["train"]
+    printed, settings = capsys.readouterr().out, ["--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    assert ("Train on it: " in printed) == (reason is None)
+    if reason is None:
+        assert found["refused"] is None
+        return
+    assert re.search(f"Split train can neither be trained on nor scored: .*{reason}", printed)
+    (tmp_path / "config.json").write_text("{}")
+    settings += ["--dataset", str(tmp_path / "mine"), "--image_size", "32", "--save_strategy", "no"]
+    with pytest.raises(ValueError, match=reason):
+        training.main([*settings, "--model_config", json.dumps(TINY_MODEL), "--per_device_train_batch_size", "4"])
 
 
 def test_a_sample_is_read_of_large_data(tmp_path):

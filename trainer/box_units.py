@@ -60,7 +60,7 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
         what = f"may be {' or '.join(fitting)}" if fitting else f"are none of {tried}"
         raise ValueError(
             f"{path}: boxes ({theirs}) {what}, by {len(boxes)} of them; {first}. Say which: --box_format "
-            f"{' or '.join(fitting) or '…'}."
+            f"{' or '.join(fitting) or '…'}; or, if they are in other columns, --columns boxes=…."
         )
     if scale := seeming_scale(boxes, sizes):
         raise ValueError(

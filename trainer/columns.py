@@ -5,10 +5,11 @@ rows become rows of our columns, see `splits.COLUMNS`. What is guessed is said i
 that lists the columns and proposes the option.
 """
 
-import json
+import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from datasets import (
     Features,
     Image,
     IterableDataset,
+    Json,
     LargeList,
     List,
     Value,
@@ -35,21 +37,43 @@ from transformers.utils import logging
 
 from .phrase_rows import OF_PHRASES
 from .regions import BOX_FORMATS, REGIONS
+from .written import as_numbers, as_texts, is_list, nesting
 
 logger = logging.get_logger(__name__)
 Place = tuple[str, ...]  # the column, and names within it
 Row = dict[str, Any]
 
 # How deep the lists of each are in a row of one phrase; boxes are lists of four numbers.
-DEPTHS = {"boxes": 2, "polygons": 3, "masks": 1, "scribbles": 2}
+DEPTHS = {"boxes": 2, "polygons": 3, "masks": 1, "scribbles": 2, "proposals": 2, "caption_span": 1, "categories": 1}
 TEXTS = "phrase", "caption", "categories"
+# What is no text; lists may be of texts: of these, and of paths.
+TYPES = dict.fromkeys(("boxes", "polygons", "scribbles", "scribble_radius", "proposals"), "float64")
+TYPES |= {"caption_span": "int64", "absent": "bool"}
+LISTS_OF_TEXTS = "phrase", "categories", "masks"
+FIRST = 100  # rows that are looked at
+# What each must hold, as a user would say it.
+HOLDS = {
+    "image": "an image, or its path",
+    "image_id": "a text or a whole number",
+    "phrase": 'a text, or in every row a list of texts, such as ["a cat", "a dog"]',
+    "caption": "a text",
+    "caption_span": "two whole numbers, such as [0, 2]",
+    "boxes": "four numbers a box, such as [10.5, 20, 60, 80], or a list of such boxes",
+    "polygons": "a list of objects, each a list of parts [x, y, x, y, …]",
+    "masks": "a list of images, or of their paths",
+    "scribbles": "a list of strokes [x, y, x, y, …]",
+    "scribble_radius": "a number",
+    "absent": "true or false",
+    "proposals": "a list of boxes, each of four numbers, such as [10.5, 20, 60, 80]",
+    "categories": "a list of texts",
+}
 # What columns are called elsewhere, as of `plain_name`. A category is a phrase only where there are regions.
 IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
 PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
 CATEGORY_NAMES = re.compile("category|labels?|class|classes|(class|category)name")
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
-# Four columns of a box, the first that are there (width and height may be the image's), and what it is, the second
-# where the first does not fit.
+# Four columns of a box, and what it is, the second where the first does not fit. Where others are there, too, width and
+# height are the image's.
 FOUR_NAMES = {
     "x1 y1 x2 y2": ["xyxy"],
     "x0 y0 x1 y1": ["xyxy"],
@@ -158,6 +182,16 @@ class Leaf(NamedTuple):
         return isinstance(self.feature, ClassLabel) or self.is_of(pa.types.is_string, pa.types.is_large_string)
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether it is values of several types, of which datasets keep the JSON."""
+        return isinstance(self.feature, Json)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether it is text, which may stand for something else."""
+        return self.is_mixed or (self.is_text and not isinstance(self.feature, ClassLabel))
+
+    @property
     def is_number(self) -> bool:
         return not isinstance(self.feature, ClassLabel) and self.is_of(pa.types.is_integer, pa.types.is_floating)
 
@@ -246,17 +280,19 @@ class Guesses:
         options = [
             [place]
             for place, leaf in self.there.items()
-            if BOX_NAMES.fullmatch(plain_name(place[-1]))
-            and (leaf.is_number if leaf.depth else leaf.is_of(pa.types.is_string, pa.types.is_large_string))
+            if BOX_NAMES.fullmatch(plain_name(place[-1])) and (leaf.is_written or (leaf.is_number and leaf.depth))
         ]
         for parent in dict.fromkeys(place[:-1] for place in self.there):
-            beside = {
-                re.sub("^b?box(?=.)", "", plain_name(place[-1])): place
+            places = [
+                place
                 for place, leaf in self.there.items()
-                if place[:-1] == parent and leaf.is_number
-            }
+                if place[:-1] == parent and (leaf.is_number or leaf.is_written)
+            ]
+            places.sort(key=lambda place: of_box(place) != plain_name(place[-1]))  # bbox_width rather than the image's
+            beside = {of_box(place): place for place in places}
             fours = [names.split() for names in FOUR_NAMES if {*names.split()} <= beside.keys()]
-            options += [[beside[name] for name in names] for names in fours[:1]]
+            fours = [names for names in fours if "width" not in names] or fours
+            options += [[beside[name] for name in names] for names in fours]
         return options
 
     def phrases(self) -> list[list[Place]]:
@@ -285,12 +321,13 @@ class Guesses:
             return []
         taken = [place for places in self.found.places.values() for place in places]
         free = {place: leaf for place, leaf in self.there.items() if leaf.depth == 0 and place not in taken}
+        named = [place for place in free if len(place) == 1 and IMAGE_NAMES.fullmatch(plain_name(place[0]))]
         kinds = pa.types.is_binary, pa.types.is_large_binary
-        return [[place] for place, leaf in free.items() if leaf.is_image] or [
-            [place]
-            for place, leaf in free.items()
-            if (leaf.is_text or leaf.is_of(*kinds)) and len(place) == 1 and IMAGE_NAMES.fullmatch(plain_name(place[0]))
-        ]
+        return (
+            [[place] for place, leaf in free.items() if leaf.is_image]
+            or [[place] for place in named if free[place].is_text or free[place].is_of(*kinds)]
+            or [[place] for place in named if free[place].is_of(pa.types.is_integer)]  # a file may be called 1
+        )
 
 
 def leaves(features: Features | dict[str, FeatureType]) -> dict[Place, Leaf]:
@@ -325,12 +362,17 @@ def formats_of(boxes: list[Place]) -> list[list[str]] | None:
     """What the boxes at these places may be, see `Found`."""
     if boxes == [("boxes",)]:
         return None
-    names = " ".join(re.sub("^b?box(?=.)", "", plain_name(place[-1])) for place in boxes)
+    names = " ".join(map(of_box, boxes))
     return [[each, f"{each}_normalized"] for each in FOUR_NAMES.get(names, [])] or [[*BOX_FORMATS]]
 
 
 def plain_name(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def of_box(place: Place) -> str:
+    """What a column of a box is called, without the box."""
+    return re.sub("^b?box(?=.)", "", plain_name(place[-1]))
 
 
 def written(places: list[Place]) -> str:
@@ -356,9 +398,9 @@ class Arrangement:
 
     Args:
         places, labels: of our columns; where categories are numbers, their names.
+        meant: where texts stand for numbers or lists, these.
         ways: of a region, how it belongs to the row's phrases: "one" instance is the region of a phrase, or "shared" by
-            several; "each" instance has a phrase of its own, so that those with the same one are its region; or all are
-            the phrase's, and "written" as JSON.
+            several; "each" instance has a phrase of its own, so that those with the same one are its region.
         is_grouped: phrases with the same words are one.
         features: of the columns that come out.
         path: of the data set, for messages.
@@ -366,6 +408,7 @@ class Arrangement:
 
     places: dict[str, list[Place]]
     labels: dict[str, list[str]]
+    meant: dict[str, Leaf]
     ways: dict[str, str]
     is_grouped: bool
     features: Features
@@ -375,10 +418,12 @@ class Arrangement:
         rows = [self.row(row) for row in table.to_pylist()]
         made = {}
         for ours, feature in self.features.items():
+            kind = Features({ours: feature}).arrow_schema.field(0).type
             try:
-                made[ours] = pa.array([row[ours] for row in rows], Features({ours: feature}).arrow_schema.field(0).type)
+                made[ours] = pa.array([row[ours] for row in rows], kind)
             except pa.ArrowException as error:
-                raise ValueError(f"Column {written(self.places[ours])} of {self.path} is no {ours}: {error}") from error
+                wrong = next(row[ours] for row in rows if not is_of_kind(row[ours], kind))
+                raise ValueError(misfit(ours, self.places[ours], self.path, wrong)) from error
         return pa.table(made)
 
     def row(self, row: Row) -> Row:
@@ -403,24 +448,42 @@ class Arrangement:
 
     def read(self, ours: str, row: Row) -> Any:
         """What the row has at a column's place, or at the four of a box."""
-        values = [value_at(row[place[0]], place[1:]) for place in self.places[ours]]
+        places = self.places[ours]
+        values = [value_at(row[place[0]], place[1:]) for place in places]
+        if ours in self.meant:
+            values = [meaning(value, ours, places, self.path) for value in values]
         if len(values) > 1:
             return four(values)
         (value,) = values
-        if ours in self.labels:
-            return named(value, self.labels[ours])
-        if isinstance(value, str) and ours in REGIONS:
-            return self.parsed(value, ours)
-        return value
+        if ours in self.meant and (depth := nesting(value)) is not None:
+            for _ in range(self.meant[ours].depth - depth):  # one box where others are lists of boxes
+                value = [value]
+        return named(value, self.labels[ours]) if ours in self.labels else value
 
-    def parsed(self, text: str, ours: str) -> list:
-        """Boxes that are written as JSON, or as Python writes them; of a single one, brackets may be missing."""
-        try:
-            bare = text.replace("(", "[").replace(")", "]").strip()
-            found = json.loads(bare if bare.startswith("[") else f"[{bare}]")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"Column {written(self.places[ours])} of {self.path} has {text!r:.80}: {error}") from error
-        return [found] if found and not isinstance(found[0], list) else found
+
+def meaning(value: Any, ours: str, places: list[Place], path: str) -> Any:
+    """What texts at a place of a row stand for; ValueError: for nothing that our column holds."""
+    try:
+        return as_numbers(value, is_bare=len(places) == 1) if ours in TYPES else as_texts(value)
+    except ValueError as error:
+        raise ValueError(misfit(ours, places, path, value)) from error
+
+
+def misfit(ours: str, places: list[Place], path: str, value: Any, is_listed: bool = False) -> str:
+    """What to do about a value that is none of our column's. is_listed: the row has a list of phrases."""
+    wanted = HOLDS[ours] + (", one entry for each of the row's phrases" if is_listed and ours in OF_PHRASES[1:] else "")
+    return (
+        f"Column {written(places)} of {path} must hold {wanted}; it has {value!r:.80}. Write it so, name another "
+        f"column (--columns {ours}=…), or rename or drop it."
+    )
+
+
+def is_of_kind(value: Any, kind: pa.DataType) -> bool:
+    try:
+        pa.array([value], kind)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def value_at(value: Any, place: Place) -> Any:
@@ -483,9 +546,40 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
     return row
 
 
-def arrange(dataset: Dataset | IterableDataset, found: Found, path: str) -> Dataset | IterableDataset:
-    """The data set with our columns: those that only have another name as they are, the others made of theirs."""
-    arrangement = arrangement_of(dataset.features, found, path)
+def kinds_of(features: Features, places: dict[str, list[Place]]) -> dict[str, Leaf]:
+    """What our columns are; of four, text if one of them is."""
+    there = leaves(features)
+    kinds = {ours: [there.get(place, Leaf(0, Value("null"))) for place in each] for ours, each in places.items()}
+    return {ours: next((kind for kind in each if kind.is_written), each[0]) for ours, each in kinds.items()}
+
+
+def may_stand_for_else(ours: str, kind: Leaf) -> bool:
+    """Whether it is text that may stand for a number or a list."""
+    is_list = ours in LISTS_OF_TEXTS and kind.depth == 0
+    return kind.is_written and (ours in TYPES or is_list or kind.is_mixed)
+
+
+def rows_to_look_at(dataset: Dataset | IterableDataset, found: Found) -> list[Row]:
+    """What the first rows have where texts may stand for something else."""
+    kinds = kinds_of(dataset.features, found.places)
+    names = {place[0] for ours in kinds if may_stand_for_else(ours, kinds[ours]) for place in found.places[ours]}
+    return first_rows(dataset, sorted(names)) if names else []
+
+
+def first_rows(dataset: Dataset | IterableDataset, names: list[str]) -> list[Row]:
+    """These columns of the first rows; of streamed data of the first file: others are read when it is their turn."""
+    if isinstance(dataset, IterableDataset):
+        dataset = dataset.shard(num_shards=dataset.num_shards, index=0)
+    tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=FIRST)
+    return [row for table in islice(tables, 1) for row in table.to_pylist()]
+
+
+def arrange(dataset: Dataset | IterableDataset, found: Found, path: str, first: list[Row]) -> Dataset | IterableDataset:
+    """The data set with our columns: those that only have another name as they are, the others made of theirs.
+
+    Args: first: as of `rows_to_look_at`.
+    """
+    arrangement = arrangement_of(dataset.features, found, path, first)
     made = arrangement.features
     renamed = {places[0][0]: ours for ours, places in found.places.items() if ours not in made}
     features = Features({**{ours: dataset.features[theirs] for theirs, ours in renamed.items()}, **made})
@@ -513,10 +607,12 @@ def arrange(dataset: Dataset | IterableDataset, found: Found, path: str) -> Data
     return dataset.with_format("arrow").map(arranged, batched=True, features=features).with_format(None)
 
 
-def arrangement_of(features: Features, found: Found, path: str) -> Arrangement:
+def arrangement_of(features: Features, found: Found, path: str, first: list[Row]) -> Arrangement:
     """What of our columns has to be made of theirs, and how."""
-    there, places = leaves(features), found.places
-    kinds = {ours: there.get(each[0], Leaf(0, Value("null"))) for ours, each in places.items()}
+    places = found.places
+    kinds = kinds_of(features, places)
+    meant = meanings(kinds, places, path, first)
+    kinds |= meant
     is_label = {ours: isinstance(kinds[ours].feature, ClassLabel) for ours in places}
     labels = {ours: kinds[ours].feature.names for ours in places if is_label[ours] and ours in TEXTS}
     phrase = kinds.get("phrase", Leaf(0, Value("null")))
@@ -524,7 +620,8 @@ def arrangement_of(features: Features, found: Found, path: str) -> Arrangement:
     ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
     is_grouped = phrase.depth == 2 or "each" in ways.values()
     is_made = {
-        ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways for ours, each in places.items()
+        ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways or ours in meant
+        for ours, each in places.items()
     }
     if is_grouped:
         is_made |= dict.fromkeys(set(OF_PHRASES) & places.keys(), True)
@@ -545,7 +642,27 @@ def arrangement_of(features: Features, found: Found, path: str) -> Arrangement:
         for _ in range(depth):
             feature = List(feature)
         made[ours] = feature
-    return Arrangement(places, labels, ways, is_grouped, Features(made), path)
+    return Arrangement(places, labels, meant, ways, is_grouped, Features(made), path)
+
+
+def meanings(kinds: dict[str, Leaf], places: dict[str, list[Place]], path: str, first: list[Row]) -> dict[str, Leaf]:
+    """Where texts stand for numbers or lists, what these are, by the first rows."""
+    meant: dict[str, Leaf] = {}
+    for ours in sorted(kinds, key="phrase".__ne__):  # of lists of phrases others have lists, too
+        kind = kinds[ours]
+        if not may_stand_for_else(ours, kind):
+            continue
+        values = [value_at(row[place[0]], place[1:]) for row in first for place in places[ours]]
+        if not (ours in TYPES or kind.is_mixed or any(map(is_list, values))):
+            continue
+        found = [nesting(meaning(value, ours, places[ours], path)) for value in values]
+        found, depth = [each for each in found if each is not None], kind.depth
+        if len(places[ours]) == 1:
+            is_listed = ours in OF_PHRASES[1:] and (kinds | meant)["phrase"].depth > 0
+            whole = DEPTHS.get(ours, 0) + is_listed
+            depth = max([depth, *found, 0 if is_listed and found else whole])
+        meant[ours] = Leaf(depth, Value(TYPES.get(ours, "string")))
+    return meant
 
 
 def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: bool) -> dict[str, str]:
@@ -554,9 +671,7 @@ def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: b
     for region in [region for region in REGIONS if region in places]:
         kind, is_mask = kinds[region], region == "masks"
         missing = DEPTHS[region] + is_listed - kind.depth - (len(places[region]) > 1)
-        if region == "boxes" and kind.is_text and kind.depth == 0:
-            ways[region] = "each" if is_listed else "written"
-        elif kind.is_image or kind.is_text if is_mask else kind.is_number:
+        if kind.is_image or kind.is_text if is_mask else kind.is_number:
             way = {1: "each", 2: "shared"}.get(missing) if is_listed else {1: "one"}.get(missing)
             ways |= {region: way} if way else {}
     return ways
@@ -582,23 +697,43 @@ def put_together(
             f"{path}: streamed rows stay apart. If several have the same image and {name}, leave out streaming."
         )
         return dataset
-    table = dataset.select_columns(["image", "phrase"]).with_format("arrow")[:]
+    groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:])
+    if len(groups) == len(dataset):
+        return dataset
+    columns.say(f"{path}: {len(dataset):,} boxes in {len(groups):,} rows, one for each image and {name}.")
+    given, boxes = dataset["boxes"][:], [[]] * len(dataset)
+    for group in groups:
+        boxes[group[0]] = [box for row in group for box in given[row] or []]
+    together = Dataset.from_dict({"boxes": boxes}, Features({"boxes": dataset.features["boxes"]}))
+    # Of all rows, and the first of each group chosen then: images would be written once more.
+    kept = dataset.remove_columns("boxes")
+    info = dataset.info.copy()
+    info.features = Features({**kept.features, **together.features})
+    whole = concatenate_datasets([kept, together], info=info, split=dataset.split, axis=1)
+    return whole.select([group[0] for group in groups])
+
+
+def same_images(table: pa.Table) -> list[list[int]]:
+    """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
+
+    Images are told apart by their paths or else, where several of one phrase are as long, by their bytes.
+    """
     images = table["image"]
     if pa.types.is_struct(images.type):
-        images = pc.if_else(pc.is_null(pc.struct_field(images, "bytes")), pc.struct_field(images, "path"), None)
-    if not (pa.types.is_string(images.type) or pa.types.is_large_string(images.type)) or images.null_count:
-        return dataset
-    rows = pa.table({"image": images, "phrase": table["phrase"], "row": np.arange(len(table))})
-    groups = rows.group_by(["image", "phrase"], use_threads=False).aggregate([("row", "list")])["row_list"].to_pylist()
-    if len(groups) == len(rows):
-        return dataset
-    columns.say(f"{path}: {len(rows):,} boxes in {len(groups):,} rows, one for each image and {name}.")
-    boxes = dataset["boxes"][:]
-    features = Features({"boxes": dataset.features["boxes"]})
-    together = Dataset.from_dict(
-        {"boxes": [[box for row in group for box in boxes[row] or []] for group in groups]}, features
-    )
-    first = dataset.select([group[0] for group in groups]).remove_columns("boxes")
-    info = dataset.info.copy()
-    info.features = Features({**first.features, **features})
-    return concatenate_datasets([first, together], info=info, split=dataset.split, axis=1)
+        contents, paths = pc.struct_field(images, "bytes"), pc.struct_field(images, "path")
+    else:
+        is_path = pa.types.is_string(images.type) or pa.types.is_large_string(images.type)
+        missing = pa.nulls(len(images))
+        contents, paths = (missing, images) if is_path else (images, missing)
+    contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
+    keys = {"path": paths, "size": pc.binary_length(contents), "phrase": table["phrase"]}
+    rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)
+    is_named, groups = pc.is_valid(paths).to_numpy(), []
+    for group in rows.aggregate([("row", "list")])["row_list"].to_pylist():
+        parts: dict[Any, list[int]] = {}
+        for row in group if len(group) > 1 and not is_named[group[0]] else ():
+            content = contents[row].as_buffer()
+            mark = row if content is None else hashlib.blake2b(content, digest_size=16).digest()
+            parts.setdefault(mark, []).append(row)
+        groups += parts.values() or [group]
+    return sorted(groups)

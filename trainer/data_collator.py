@@ -15,7 +15,7 @@ from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.images import open_image
 
 from .augmentation import GroundingAugmentation
-from .phrase_rows import Record, check_same_image, image_id_of, is_absent
+from .phrase_rows import Record, check_same_image, image_id_of, is_absent, record_name
 from .regions import BOX_FORMATS, Region
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
@@ -129,9 +129,10 @@ class GroundingCollator:
         """
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
-        names = "\n".join([f"{self.seed} {self.epoch}", *map(record_name, records)])
+        names = [f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}" for record in records]
+        seed = "\n".join([f"{self.seed} {self.epoch}", *names])
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_hash(names.encode(errors="surrogatepass")))
+            torch.default_generator.manual_seed(_hash(seed.encode(errors="surrogatepass")))
             return self._collate(records)
 
     def _collate(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -275,11 +276,6 @@ def read_example(record: Record, source: SourceImage, box_format: str) -> Exampl
     if is_absent(record) and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
     return Example(source, phrase, region, is_absent(record))
-
-
-def record_name(record: Record) -> str:
-    """What messages call a record."""
-    return f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}"
 
 
 def _hash(content: bytes) -> int:

@@ -30,10 +30,9 @@ from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, T
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
 from .columns import Columns
-from .data_collator import record_name
 from .heads import HeadGrounder, set_heads
 from .known_formats import rows_of
-from .phrase_rows import Record, is_absent
+from .phrase_rows import Record, is_absent, record_name
 from .regions import Region, read_boxes
 from .scoring import score_answer
 

@@ -3,7 +3,8 @@
     albef-amc inspect my.jsonl --columns phrase=caption boxes=bbox --output sheet.png
 
 Of each split it prints counts, how large regions are and which records cannot be used, and draws random rows with their
-regions: whoever looks at them sees at once when boxes are xywh. It ends with the command that trains on the data.
+regions: whoever looks at them sees at once when boxes are xywh. It ends with the command that trains on the data, or
+with why that would be refused.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from PIL import Image
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tools.figures import captioned, panel, sheet
 
+from .columns import Columns
 from .commands import parse
-from .data_checks import SIZEABLE, plain, values_of_phrases
-from .data_collator import SourceImage, read_example, record_name
+from .data_checks import SIZEABLE, check_regions, check_sample, plain, values_of_phrases
+from .data_collator import Example, SourceImage, read_example
 from .evaluation import data_of_run
-from .phrase_rows import PhraseRows, Record, is_absent, phrase_counts
+from .phrase_rows import PhraseRows, Record, check_same_image, image_id_of, is_absent, phrase_counts, record_name
 from .process_group import run_script
 from .regions import REGIONS, Region
 from .splits import split_names
@@ -42,7 +44,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def inspect(args: argparse.Namespace) -> dict[str, Any]:
-    """Prints what is found; returns it: split → "phrases", "images", kinds of regions, "absent", "sizes", "unusable".
+    """Prints what is found; returns it: split → "phrases", "images", kinds of regions, "absent", "sizes", "unusable",
+    "refused": why training and evaluation would refuse it, or None.
 
     Raises ValueError: the data set cannot be read, or no record can be used; with --strict, one cannot.
     """
@@ -51,20 +54,53 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
     splits = args.splits or split_names(*source) or ["train"]
     found, sheets = {}, []
     for split in splits:
-        dataset = load_split(*source, split, None, columns)
-        found[split], panels = look_at(dataset, args.num_read, args.num_pictured, columns.box_format or "xyxy")
+        dataset, why = load(*source, split, columns)
+        box_format = columns.box_format or "xyxy"
+        found[split], panels = look_at(dataset, args.num_read, args.num_pictured, box_format)
+        found[split]["refused"] = why or found[split]["refused"] or why_refused(dataset, box_format)
         show(split, found[split], min(args.num_read, len(dataset)))
         if panels:
             sheets.append(captioned(grid := sheet(panels, 4), split, grid.width))
+    refused = {split: why for split in splits if (why := found[split]["refused"])}
     if not sheets:
-        raise ValueError(f"No record of {args.dataset} can be used.")
+        raise ValueError(f"No record of {args.dataset} can be used. {next(iter(refused.values()), '')}".strip())
     args.output.parent.mkdir(parents=True, exist_ok=True)
     sheet(sheets, 1).save(args.output)
-    print(f"\nRandom rows with their regions: {args.output}\nTrain on it: {command(args, columns.box_format, splits)}")
+    print(f"\nRandom rows with their regions: {args.output}")
+    for split, why in refused.items():
+        print(f"Split {split} can neither be trained on nor scored: {why}")
+    if not refused.keys() & {train_split(splits), "validation"}:
+        print(f"Train on it: {command(args, columns.box_format, splits)}")
     trouble = [name for of_split in found.values() for name in of_split["unusable"]]
     if args.strict and trouble:
         raise ValueError(f"{len(trouble):,} records cannot be used; the first: {trouble[0]}")
     return found
+
+
+def load(path: str, config: str | None, split: str, columns: Columns) -> tuple[Dataset | PhraseRows, str | None]:
+    """A split, and why it would be refused if it is its regions that are not understood."""
+    try:
+        return load_split(path, config, split, None, columns, needs_regions=True), None
+    except ValueError as error:
+        return load_split(path, config, split, None, columns), str(error)
+
+
+def why_refused(dataset: Dataset | PhraseRows, box_format: str) -> str | None:
+    """What the checks before a training say of it."""
+    try:
+        check_regions(dataset, box_format)
+        check_sample(dataset, lambda records: [read(record, None, box_format) for record in records])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def read(record: Record, number: int | None, box_format: str) -> Example:
+    """ValueError: it cannot be used."""
+    try:
+        return read_example(record, SourceImage(open_image(record.get("image")), 0), box_format)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{record_name(record, number)}: {error}") from error
 
 
 def look_at(
@@ -76,14 +112,24 @@ def look_at(
         num_read: records, spread evenly, that are read with their images; of all others the columns are counted.
     """
     found = count(dataset)
-    read = range(len(dataset)) if num_read >= len(dataset) else np.linspace(0, len(dataset) - 1, num_read).astype(int)
-    pictured = set(random.Random(0).sample(list(read), min(num_pictured, len(read))))
-    panels, sizes, unusable = [], Counter(dict.fromkeys(SIZES, 0)), []
-    for number in map(int, read):
+    chosen = range(len(dataset)) if num_read >= len(dataset) else np.linspace(0, len(dataset) - 1, num_read).astype(int)
+    pictured = set(random.Random(0).sample(list(chosen), min(num_pictured, len(chosen))))
+    panels, sizes, unusable, refused = [], Counter(dict.fromkeys(SIZES, 0)), [], None
+    first_of_images: dict[str, int] = {}
+    for number in map(int, chosen):
         record = dataset[number]
         try:
-            example = read_example(record, SourceImage(open_image(record.get("image")), 0), box_format)
-        except (ValueError, FileNotFoundError) as error:
+            example = read(record, number, box_format)
+        except ValueError as error:
+            unusable.append(str(error))
+            continue
+        image_id = image_id_of(record)
+        first = number if image_id is None else first_of_images.setdefault(str(image_id), number)
+        try:
+            if first != number:
+                check_same_image(dataset[first], record)
+        except ValueError as error:  # which no training passes over
+            refused = refused or str(error)
             unusable.append(f"{record_name(record)}: {error}")
             continue
         if example.region is not None:
@@ -92,7 +138,7 @@ def look_at(
                 sizes[next(name for name, most in SIZES.items() if share <= most)] += 1
         if number in pictured:
             panels.append(picture(example.source.image, record, example.region))
-    return {**found, "sizes": dict(sizes), "unusable": unusable}, panels
+    return {**found, "sizes": dict(sizes), "unusable": unusable, "refused": refused}, panels
 
 
 def count(dataset: Dataset | PhraseRows) -> dict[str, Any]:
@@ -148,12 +194,16 @@ def show(split: str, found: dict[str, Any], num_read: int) -> None:
         print("\n".join(f"  {name:.300}" for name in unusable[:NAMED]))
 
 
+def train_split(splits: list[str]) -> str:
+    return "train" if "train" in splits else splits[0]
+
+
 def command(args: argparse.Namespace, box_format: str | None, splits: list[str]) -> str:
     words = ["albef-amc", "train", "--model", "CHECKPOINT", "--dataset", args.dataset]
     words += ["--dataset_config", args.dataset_config] if args.dataset_config else []
     words += ["--columns", *map("=".join, args.columns.items())] if args.columns else []
     words += ["--box_format", box_format] if box_format not in (None, "xyxy") else []
-    words += ["--train_split", splits[0]] if "train" not in splits else []
+    words += ["--train_split", train_split(splits)] if "train" not in splits else []
     words += ["--validation_fraction", "0.1"] if "validation" not in splits else []
     name = os.path.splitext(os.path.basename(os.path.normpath(args.dataset)))[0]
     return shlex.join([*words, "--output_dir", f"outputs/{name}"])

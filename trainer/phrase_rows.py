@@ -32,11 +32,20 @@ def records_of(row: Record) -> list[Record]:
             continue
         if len(values) != len(phrases):
             raise ValueError(
-                f"image {row.get('image_id')!r}: {name} has {len(values)} entries for {len(phrases)} phrases; give a "
+                f"{record_name(row)}: {name} has {len(values)} entries for {len(phrases)} phrases; give a "
                 "list of them for each phrase, empty where there is none"
             )
         columns[name] = values
     return [{**row, **dict(zip(columns, values))} for values in zip(*columns.values())]
+
+
+def record_name(record: Record, number: int | None = None) -> str:
+    """What messages call a record: by the id of its image, or else its path, or else its own number among all."""
+    image, name = record.get("image"), image_id_of(record)
+    if name is None:
+        name = image.get("path") if isinstance(image, Mapping) else image if isinstance(image, str) else None
+    place = f"image {name!r}, " if name is not None else f"record {number}, " if number is not None else ""
+    return f"{place}phrase {record.get('phrase')!r:.200}"
 
 
 def phrase_counts(phrases: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

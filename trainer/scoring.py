@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .data_collator import record_name
 from .metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from .metrics.pointing_game.pointing_game import point_in_boxes
+from .phrase_rows import record_name
 
 IOU_THRESHOLD = 0.5
 # So many unusable records are named; the others are counted only.
@@ -96,7 +96,8 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
     columns = ["image_id", "phrase", "categories", "score", "absent", "error", *metrics]
     rows = records.select(columns).to_pylist()
     usable = [row for row in rows if row["error"] is None]
-    unusable = [f"{record_name(row)}: {row['error']}" for row in rows if row["error"] is not None]
+    named = [f"{record_name(row, number)}: {row['error']}" for number, row in enumerate(rows)]
+    unusable = [name for name, row in zip(named, rows) if row["error"] is not None]
     summary: dict[str, Any] = {"num_records": len(rows), "num_unusable": len(unusable)}
     if unusable:
         summary["unusable"] = unusable[:NAMED]

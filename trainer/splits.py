@@ -34,7 +34,19 @@ from datasets.table import CastError, embed_table_storage, table_cast
 from modeling_albef_amc.images import download
 
 from .box_units import decide_boxes
-from .columns import Columns, Found, arrange, find_columns, leaves, put_together, written
+from .columns import (
+    FIRST,
+    Columns,
+    Found,
+    arrange,
+    find_columns,
+    first_rows,
+    leaves,
+    misfit,
+    put_together,
+    rows_to_look_at,
+    written,
+)
 from .columns import widened as widened_at
 from .known_formats import IMAGE_FILES
 from .phrase_rows import OF_PHRASES
@@ -102,8 +114,10 @@ def open_split(
     if missing := {"image", "phrase"} - found.places.keys():
         raise ValueError(missing_columns(dataset, missing, found, path))
     others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
-    dataset = arrange(dataset, found, path)
-    dataset, is_listed = known_columns(dataset, path, needs_regions, others)
+    with told_here():
+        first = rows_to_look_at(dataset, found)
+    dataset = arrange(dataset, found, path, first)
+    dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
     dataset = put_together(dataset, found, columns, path)
     if isinstance(dataset, Dataset):
         with told_here():
@@ -129,12 +143,11 @@ def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset
         for name in set(IMAGES) & set(features):
             dataset = dataset.cast_column(name, features[name])
         return dataset
-    if len(dataset) != dataset.data.num_rows:
-        dataset = dataset.flatten_indices()
     info = dataset.info.copy()
     info.features = features
-    # cast_column would write all columns anew for a list of images, and fail where 1,000 rows hold 2 GiB.
-    return Dataset(dataset.data.cast(features.arrow_schema), info, dataset.split)
+    # cast_column would write all columns anew for a list of images, and fail where 1,000 rows hold 2 GiB; so would
+    # flatten_indices.
+    return Dataset(dataset.data.cast(features.arrow_schema), info, dataset.split, dataset._indices)
 
 
 def load(
@@ -154,15 +167,24 @@ def load(
         if "name" in source:
             source["data_files"] = own_files(path, config, split)
         dataset = load_dataset(**source, split=split, streaming=streaming or is_look)
+        features = dataset.features
+        if is_look and features is None:  # of CSV, which says them with its rows
+            features = Features.from_arrow_schema(next(dataset.with_format("arrow").iter(batch_size=FIRST)).schema)
     columns.read_card(path)
-    features, found = dataset.features, None
+    found, options = None, {}
     if features is not None:
         found = find_columns(features, columns, COLUMNS, path, needs_regions)
-        features = widened(features, found)
+        wide = widened(features, found)
+        texts = [name for name in features if fits(features[name], NUMBERS) and wide[name] == Value("string")]
+        if texts:
+            columns.say(f"{path}: {', '.join(texts)}: numbers are taken as texts.")
+        if dataset.features is None:
+            options = {"converters": dict.fromkeys(texts, str)} if texts else {}
+        elif wide != features:
+            options = {"features": wide}
     with told_here():
-        if is_look or features != dataset.features:
-            features = None if features == dataset.features else features
-            dataset = load_dataset(**source, split=split, streaming=streaming, features=features)
+        if is_look or options:
+            dataset = load_dataset(**source, split=split, streaming=streaming, **options)
         if dataset.column_names is None:
             next(iter(dataset))  # says why, if the first file is broken
         else:
@@ -192,7 +214,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
 
 
 def widened(features: Features, found: Found) -> Features:
-    """The same, with known columns of nothing but nulls, or of whole numbers, as what other rows may hold in them."""
+    """The same, with known columns of nothing but nulls, or of numbers, as what other rows may hold in them."""
     names = {places[0][0]: ours for ours, places in found.places.items() if len(places) == len(places[0]) == 1}
     is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
     wanted = {column: (LISTED if is_listed else COLUMNS).get(name) for column, name in names.items()}
@@ -215,13 +237,14 @@ def feature_of(wanted: Any) -> FeatureType:
 
 
 def is_narrow(feature: FeatureType, wanted: Any) -> bool:
-    """Whether it can hold nothing but nulls, or nothing but whole numbers where any are wanted."""
+    """Whether it can hold nothing but nulls, whole numbers where any are wanted, or numbers where texts are."""
     if isinstance(feature, List | LargeList):
         return isinstance(wanted, list) and is_narrow(feature.feature, wanted[0])
-    is_value = isinstance(feature, Value)
-    return is_value and (
-        pa.types.is_null(feature.pa_type) or (wanted == NUMBERS and pa.types.is_integer(feature.pa_type))
-    )
+    if fits(feature, (pa.types.is_null,)):
+        return True
+    if wanted == NUMBERS:
+        return fits(feature, (pa.types.is_integer,))
+    return fits(feature, NUMBERS) and fits(Value("string"), wanted) and not fits(feature, wanted)
 
 
 def named_shards(dataset: IterableDataset, files: list[str]) -> list[str]:
@@ -289,7 +312,7 @@ def of_files(
 
 
 def known_columns(
-    dataset: Dataset | IterableDataset, path: str, needs_regions: bool, others: list[str]
+    dataset: Dataset | IterableDataset, found: Found, path: str, needs_regions: bool, others: list[str]
 ) -> tuple[Dataset | IterableDataset, bool]:
     """The data set with its columns in our order, and whether its rows have lists of phrases.
 
@@ -306,11 +329,9 @@ def known_columns(
     for column, feature in dataset.features.items():
         is_of_all = column == "absent" and fits(feature, COLUMNS[column])
         if not (fits(feature, (LISTED if is_listed else COLUMNS)[column]) or is_of_all):
-            wanted = ", one entry for each of the row's phrases" if is_listed and column in OF_PHRASES[1:] else ""
-            raise ValueError(
-                f"Column {column} of {path} holds {feature}, which is not what it should{wanted}; see "
-                "dataset_scripts/features.py, and rename or drop the column."
-            )
+            values = [row[column] for row in first_rows(dataset, [column])]
+            first = next((value for value in values if value is not None), feature)
+            raise ValueError(misfit(column, found.places[column], path, first, is_listed))
     return dataset, is_listed
 
 
