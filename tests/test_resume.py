@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 import train
 from tests.helpers.data import tiny_albef, tiny_dataset
 from tests.helpers.runs import everything, finish, kill, options, prepare, start
-from tests.helpers.training import collator_of, make_trainer
+from tests.helpers.training import Poison, collator_of, make_trainer
 from tests.helpers.versions import resumes_processes
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
@@ -265,6 +265,26 @@ def test_a_run_that_is_stopped_saves_its_last_whole_step(tmp_path, event, number
     begin("stopped").train(resume_from_checkpoint=True)
     expected, found = (everything(tmp_path / run / "checkpoint-6") for run in ("whole", "stopped"))
     assert [key for key in expected if expected[key] != found.get(key)] == [] and expected.keys() == found.keys()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"watcher": Stopping("on_step_begin", signal.SIGINT)},
+        {"watcher": Stopping("on_pre_optimizer_step", signal.SIGINT)},
+        {"watcher": Stopping("on_optimizer_step", signal.SIGINT)},
+        {"collator": Poison(collator_of(), "masks", "scene-12"), "max_bad_steps": 1},
+    ],
+)
+def test_a_run_that_is_stopped_in_its_first_step_writes_nothing(tmp_path, settings):
+    """What it went on from, in the middle of an epoch, stays as it is: nothing is unsaved."""
+    given = dict(dataset=tiny_dataset(16), save_strategy="steps", save_steps=3)
+    make_trainer(tmp_path, **given, max_steps=3).train()
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*/*")}
+    with pytest.raises((KeyboardInterrupt, FloatingPointError)) as raised:
+        make_trainer(tmp_path, **given, max_steps=6, **settings).train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*/*")} == before
+    assert not getattr(raised.value, "__notes__", [])
 
 
 def test_weights_alone_are_not_gone_on_from(tmp_path):

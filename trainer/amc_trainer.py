@@ -75,7 +75,7 @@ class AmcTrainer(PublishingTrainer):
     gradient is skipped, counted and reported with its records.
 
     Raises:
-        FloatingPointError: `max_bad_steps` such steps in a row. A checkpoint is saved before.
+        FloatingPointError: `max_bad_steps` such steps in a row. What was trained before is saved.
     """
 
     args: AmcConfig
@@ -351,17 +351,18 @@ class AmcTrainer(PublishingTrainer):
         # Private: the norm of the gradient, which tells a bad step, reaches no public hook before the optimizer's step.
         grad_norm = super()._clip_grad_norm(model)
         if torch.isfinite(torch.as_tensor(grad_norm)):
-            self.bad_steps, self.has_unsaved_steps = 0, True
+            self.bad_steps = 0
             return grad_norm
         model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and its own state alone
         self.bad_steps += 1
         records = "; ".join(self._step_records) or "its records have no image_id"
         message = f"Step {self.state.global_step + 1} has no finite gradient and is skipped. Its examples: {records}."
         if self.bad_steps >= self.args.max_bad_steps:
-            self.save_checkpoint()
+            if self.has_unsaved_steps:
+                self.save_checkpoint()
             raise FloatingPointError(
-                f"{message} That makes {self.bad_steps} in a row, so training stops; the weights from before them "
-                f"are in {self.checkpoint.parent}. Lower the learning rate, or look at these examples."
+                f"{message} That makes {self.bad_steps} in a row, so training stops; what was trained before "
+                f"them is in {self.args.output_dir}. Lower the learning rate, or look at these examples."
             )
         self.log({"bad_step": self.state.global_step + 1})
         logger.warning(message)

@@ -268,6 +268,7 @@ class SaveHooks(TrainerCallback):
             args.load_best_model_at_end = False
 
     def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.trainer.has_unsaved_steps = True
         # The signal comes to all processes, but not to all in the same step.
         if self.trainer.saves_on_sigterm and any(gather_object([self.trainer.is_stopped])):
             control.should_save = control.should_training_stop = True
