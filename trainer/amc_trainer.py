@@ -138,7 +138,6 @@ class AmcTrainer(PublishingTrainer):
         self.trained_losses: set[str] = set()
         self.unusable: set[str] = set()
         self.bad_steps, self.epoch = 0, -1
-        self.random_state: tuple | None = None  # at the beginning of an epoch
         self.teacher_has_moved = False  # for the step to come, before a checkpoint in its middle
         self._step_records: list[str] = []
         self.means = {"train": LossMeans(), "eval": LossMeans()}
@@ -271,6 +270,7 @@ class AmcTrainer(PublishingTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        self._load_rng_state(self.resumed_from)
         batches = [self._prepare_inputs(batch) for batch in batches]
         self._step_records = [name for batch in batches for name in batch.get("record_names", [])]
         for batch in batches:
