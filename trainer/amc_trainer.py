@@ -33,7 +33,7 @@ from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
-from .model_checks import check_objectives, check_trained, check_wrong_images, learns_matching
+from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching
 from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
@@ -109,11 +109,7 @@ class AmcTrainer(PublishingTrainer):
         self.given_explain, self.args = explain, args
         model = None if model is None else self.explained(model)
         super().__init__(model, args, data_collator, callbacks=callbacks, **kwargs)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
-                "start one process a GPU with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
-            )
+        check_device(args, self.accelerator)
         if self.train_dataset is not None:
             check_groups(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
             check_wrong_images(self.model, args, phrases_per_image)
