@@ -16,6 +16,7 @@ from tests.helpers.models import TINY, tiny_batch
 from tests.helpers.training import make_trainer
 from trainer import evaluate_grounding
 from trainer.data_collator import GroundingCollator
+from trainer.model_card import model_card
 
 LOSSES = "loss_itc", "loss_itm", "loss_mlm"
 
@@ -104,6 +105,7 @@ def test_the_trainer_learns_from_them_and_scores_them(tmp_path):
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert any(entry.get("loss_absent", 0) > 0 for entry in logged)
+    assert "| loss_absent | 1 | a phrase that is marked absent does not" in model_card(trainer).text
     metrics = trainer.evaluate()
     probability = trainer.predict(dataset).predictions[1]
     true, absent = [p for p, r in zip(probability, records) if not r["absent"]], probability[[1, 3, 6]]

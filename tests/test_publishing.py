@@ -40,7 +40,8 @@ from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, p
 from tests.helpers.models import tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
 from tests.helpers.training import RUN, TINY_MODEL, make_trainer, training_logs
-from trainer.model_card import model_card
+from trainer.loss_means import ITEMS
+from trainer.model_card import OBJECTIVES, model_card
 from trainer.phrase_rows import PhraseRows
 
 pytestmark = pytest.mark.slow
@@ -363,6 +364,11 @@ def test_the_card_says_which_rows_were_evaluated(data, tmp_path):
     expected = {"train": "2 of 8", "eval_easy": "2 of 8 of train", "eval_hard": "3 of 8 of train"}
     assert rows == {**expected, "whole": "all 8 of train"}
     assert all(f"| {name} | {text} |" in card.text for name, text in rows.items())
+    # It says nothing about a training that was none of this run's.
+    assert "evaluated as it was loaded" in card.text and "This run did not train it" in card.text
+    for word in ("random weights", "trained on", "trained with", "optimizer", "seed", "Attention Mask", "| setting"):
+        assert word not in card.text
+    assert "amc" not in card.data.tags
 
 
 def test_the_card_of_lists_of_phrases_names_their_split(data, tmp_path):
@@ -379,6 +385,10 @@ def test_the_card_of_lists_of_phrases_names_their_split(data, tmp_path):
         model_card(trainer, dataset=["one", "two"])
 
 
+def test_the_card_can_say_what_every_loss_asks():
+    assert OBJECTIVES.keys() == ITEMS.keys()
+
+
 def test_the_card_of_a_short_run_that_is_started_again_says_how_it_was_trained(tmp_path):
     """Nothing was logged before its end."""
     for resume in (None, True):
@@ -386,6 +396,29 @@ def test_the_card_of_a_short_run_that_is_started_again_says_how_it_was_trained(t
         trainer.train(resume_from_checkpoint=resume)
         assert "trained with Attention Mask Consistency" in model_card(trainer).text
     assert training_logs(trainer) == []
+
+
+def own_sgd(model) -> dict:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
+    return {"model": model, "optimizers": (optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5))}
+
+
+@pytest.mark.parametrize(
+    ("settings", "optimizer", "schedule", "precision"),
+    [
+        (lambda model: {"bf16": True}, "AdamW, weight decay 0.02 or 0, betas 0.9 and 0.999, eps 1e-08",
+         "0.01, warm-up 0, cosine_warmup_with_min_lr, min_lr_rate 0.1, warmup_lr_rate 0.1", "bfloat16"),
+        (lambda model: {"optim": "sgd", "optim_args": "momentum=0.9", "lr_scheduler_type": "constant"},
+         "SGD, weight decay 0.02 or 0, momentum 0.9, dampening 0", "0.01, constant", "float32"),
+        (own_sgd, "SGD, momentum 0.5, dampening 0, weight decay 0", "0.01, ConstantLR", "float32"),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_ran(tmp_path, settings, optimizer, schedule, precision):
+    trainer = make_trainer(tmp_path, **settings(tiny_albef()), max_grad_norm=5.0, max_steps=1)
+    trainer.train()
+    rows = {"optimizer": f"{optimizer}, gradient norm up to 5", "learning rate": schedule, "precision": precision}
+    card = model_card(trainer).text
+    assert all(f"| {name} | {value} |" in card for name, value in rows.items())
 
 
 def test_the_card_has_the_scores_of_the_weights_that_are_saved(tmp_path):

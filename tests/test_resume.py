@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 
 import train
 from tests.helpers.data import tiny_albef, tiny_dataset
+from tests.helpers.models import TINY, tiny_blip
 from tests.helpers.runs import everything, finish, kill, options, prepare, start
-from tests.helpers.training import collator_of, make_trainer
+from tests.helpers.training import Poison, Watcher, collator_of, is_equal, make_trainer
 from tests.helpers.versions import resumes_processes
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
@@ -284,6 +285,76 @@ def test_a_run_that_is_stopped_saves_its_last_whole_step(whole, tmp_path, event,
     run_of_six(tmp_path, per_epoch).train(resume_from_checkpoint=True)
     found = everything(tmp_path / "checkpoint-6")
     assert [key for key in expected if expected[key] != found.get(key)] == [] and expected.keys() == found.keys()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"watcher": Stopping("on_step_begin", signal.SIGINT)},
+        {"watcher": Stopping("on_pre_optimizer_step", signal.SIGINT)},
+        {"watcher": Stopping("on_optimizer_step", signal.SIGINT)},
+        {"collator": Poison(collator_of(), "masks", "scene-12"), "max_bad_steps": 1},
+    ],
+)
+def test_a_run_that_is_stopped_in_its_first_step_writes_nothing(tmp_path, settings):
+    """What it went on from, in the middle of an epoch, stays as it is: nothing is unsaved."""
+    given = dict(dataset=tiny_dataset(16), save_strategy="steps", save_steps=3)
+    make_trainer(tmp_path, **given, max_steps=3).train()
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*/*")}
+    with pytest.raises((KeyboardInterrupt, FloatingPointError)) as raised:
+        make_trainer(tmp_path, **given, max_steps=6, **settings).train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*/*")} == before
+    assert not getattr(raised.value, "__notes__", [])
+
+
+@pytest.mark.parametrize("family", ["albef", *TINY])
+def test_every_family_goes_on_in_the_middle_of_an_epoch(tmp_path, family):
+    """With dropout, over several batches a step; whatever its weights are called in the file."""
+
+    def begin(run, **settings):
+        model = tiny_albef() if family == "albef" else TINY[family]()  # of other weights each time
+        for dropout in (module for module in model.modules() if isinstance(module, torch.nn.Dropout)):
+            dropout.p = 0.1
+        given = dict(dataset=tiny_dataset(32), collator=collator_of(mlm_probability=0.0), mlm_weight=0.0)
+        given |= dict(max_steps=4, gradient_accumulation_steps=2, save_strategy="steps", save_steps=2, **settings)
+        return make_trainer(tmp_path / run, model, **given)
+
+    watcher = Watcher()
+    straight, resumed = begin("straight", watcher=watcher), begin("resumed")
+    straight.train()
+    checkpoint = str(tmp_path / "straight" / "checkpoint-2")
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert is_equal(straight.model.state_dict(), resumed.model.state_dict())
+    resumed.state.best_model_checkpoint = checkpoint
+    resumed._load_best_model()
+    assert is_equal(watcher.weights[1], resumed.model.state_dict())
+
+
+def frozen_albef():
+    model = tiny_albef()
+    model.albef.text_projection.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (tiny_albef, {"optim": "adafactor"}, "an optimizer with .*betas.* Adafactor has .*clip_threshold.* set optim"),
+        (tiny_albef, {"optim": "sgd"}, "an optimizer with .*betas.* SGD has momentum.* set optim as it was"),
+        # By hand: a matrix, which decays, and a bias.
+        (frozen_albef, {}, r"trained 157 tensors \(\[57, 100\].* trains 155 \(\[56, 99\]\): set model, freeze and lo"),
+        (lambda: tiny_albef(queue_size=9), {}, r"another model: image_id_queue is \(12,\) there and \(9,\) here: go"),
+        (tiny_blip, {"mlm_weight": 0.0}, "checkpoint-2 is of type 'albef', the model of 'blip': go on with the model"),
+    ],
+)
+def test_what_a_run_does_not_go_on_with_is_named(tmp_path, model, settings, message):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*/*")}
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, model(), max_steps=4, **settings).train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*/*")} == before
+    with pytest.raises(ValueError, match=r"there is no folder .*checkpoint-9"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
 
 
 def test_weights_alone_are_not_gone_on_from(tmp_path):

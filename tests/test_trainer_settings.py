@@ -261,6 +261,8 @@ def test_weights_in_half_precision_are_not_trained_as_they_are(tmp_path):
     for dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(ValueError, match=f"is {dtype}, where most .* dtype=torch.float32"):
             make_trainer(tmp_path, tiny_albef().to(dtype)).train()
+    with pytest.raises(ValueError, match=r"fp16 does nothing on a CPU, which computes in float32: set bf16"):
+        make_trainer(tmp_path, fp16=True)
     adapted = get_peft_model(tiny_blip().to(torch.bfloat16), LoraConfig(target_modules=["query"], r=2))
     trainer = make_trainer(tmp_path, adapted, collator=collator_of(blip_processor(), mlm_probability=0.0), bf16=True)
     trainer.train()

@@ -33,7 +33,7 @@ from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
-from .model_checks import check_objectives, check_trained, check_wrong_images, learns_matching
+from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching
 from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
@@ -75,7 +75,7 @@ class AmcTrainer(PublishingTrainer):
     gradient is skipped, counted and reported with its records.
 
     Raises:
-        FloatingPointError: `max_bad_steps` such steps in a row. A checkpoint is saved before.
+        FloatingPointError: `max_bad_steps` such steps in a row. What was trained before is saved.
     """
 
     args: AmcConfig
@@ -109,11 +109,7 @@ class AmcTrainer(PublishingTrainer):
         self.given_explain, self.args = explain, args
         model = None if model is None else self.explained(model)
         super().__init__(model, args, data_collator, callbacks=callbacks, **kwargs)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
-                "start one process a GPU with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
-            )
+        check_device(args, self.accelerator)
         if self.train_dataset is not None:
             check_groups(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
             check_wrong_images(self.model, args, phrases_per_image)
@@ -138,7 +134,6 @@ class AmcTrainer(PublishingTrainer):
         self.trained_losses: set[str] = set()
         self.unusable: set[str] = set()
         self.bad_steps, self.epoch = 0, -1
-        self.random_state: tuple | None = None  # at the beginning of an epoch
         self.teacher_has_moved = False  # for the step to come, before a checkpoint in its middle
         self._step_records: list[str] = []
         self.means = {"train": LossMeans(), "eval": LossMeans()}
@@ -271,6 +266,7 @@ class AmcTrainer(PublishingTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        self._load_rng_state(self.resumed_from)
         batches = [self._prepare_inputs(batch) for batch in batches]
         self._step_records = [name for batch in batches for name in batch.get("record_names", [])]
         for batch in batches:
@@ -353,17 +349,18 @@ class AmcTrainer(PublishingTrainer):
         # Private: the norm of the gradient, which tells a bad step, reaches no public hook before the optimizer's step.
         grad_norm = super()._clip_grad_norm(model)
         if torch.isfinite(torch.as_tensor(grad_norm)):
-            self.bad_steps, self.has_unsaved_steps = 0, True
+            self.bad_steps = 0
             return grad_norm
         model.zero_grad(set_to_none=True)  # without gradients the optimizer leaves weights and its own state alone
         self.bad_steps += 1
         records = "; ".join(self._step_records) or "its records have no image_id"
         message = f"Step {self.state.global_step + 1} has no finite gradient and is skipped. Its examples: {records}."
         if self.bad_steps >= self.args.max_bad_steps:
-            self.save_checkpoint()
+            if self.has_unsaved_steps:
+                self.save_checkpoint()
             raise FloatingPointError(
-                f"{message} That makes {self.bad_steps} in a row, so training stops; the weights from before them "
-                f"are in {self.checkpoint.parent}. Lower the learning rate, or look at these examples."
+                f"{message} That makes {self.bad_steps} in a row, so training stops; what was trained before "
+                f"them is in {self.args.output_dir}. Lower the learning rate, or look at these examples."
             )
         self.log({"bad_step": self.state.global_step + 1})
         logger.warning(message)

@@ -11,12 +11,20 @@ import shutil
 import uuid
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling_albef_amc.families.checkpoint_checks import read_object
+
 STATE = "trainer_state.json"
+WEIGHTS = "model.safetensors"
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -106,11 +114,59 @@ def resumed(folder: Path, wanted: str | None) -> str | None:
 
 
 def check_whole(checkpoint: Path) -> None:
-    """ValueError: a folder of weights alone, from which a run would go on with another schedule and optimizer."""
-    if checkpoint.is_dir() and not ((checkpoint / "scheduler.pt").is_file() and any(checkpoint.glob("optimizer*"))):
+    """ValueError: no folder, or weights alone, from which a run would go on with another schedule and optimizer."""
+    if not checkpoint.is_dir():
+        raise ValueError(f"resume_from_checkpoint: there is no folder {checkpoint}.")
+    if not ((checkpoint / "scheduler.pt").is_file() and any(checkpoint.glob("optimizer*"))):
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} has no optimizer and schedule to go on with (save_only_model saves "
             "none). Begin a new run from its weights, or go on from another checkpoint."
+        )
+
+
+def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Loads a checkpoint of whole weights into the model that it is of.
+
+    ValueError: it is of another model, which the message tells from this one.
+    """
+    advice = "go on with the model that the run began with, or begin a new run in another output_dir."
+    model_type, own = read_object(checkpoint / "config.json").get("model_type"), model.state_dict()
+    if model_type != model.config.model_type:
+        raise ValueError(f"{checkpoint} is of type {model_type!r}, the model of {model.config.model_type!r}: {advice}")
+    weights = load_file(checkpoint / WEIGHTS) if (checkpoint / WEIGHTS).is_file() else {}
+    if not weights or weights.keys() - own.keys():  # in parts; or transformers has other names for it in files
+        weights = type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    for name, value in weights.items():
+        there, here = tuple(value.shape), tuple(own[name].shape) if name in own else "absent"
+        if there != here:
+            raise ValueError(f"{checkpoint} is of another model: {name} is {there} there and {here} here: {advice}")
+    model.load_state_dict(weights, strict=False)  # tied weights are in the file once
+
+
+def numbers(settings: dict[str, Any]) -> list[str]:
+    """Names of what an optimizer is set to, such as betas: neither learning rates nor switches, nor what is not set."""
+    return [name for name, value in settings.items() if type(value) in (int, float, tuple) and not name.endswith("lr")]
+
+
+def check_optimizer(optimizer: Optimizer, checkpoint: Path) -> None:
+    """ValueError: the checkpoint is of another optimizer, or of one of other weights: what differs, what to set."""
+    file = checkpoint / "optimizer.pt"
+    if not file.is_file():  # FSDP's has another name
+        return
+    is_mapped = zipfile.is_zipfile(file)  # else all of it is read
+    groups = torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped)["param_groups"]
+    was, now = ([len(group["params"]) for group in each] for each in (groups, optimizer.param_groups))
+    begin_new = f"or begin a new run from its weights (--model {checkpoint})."
+    if was != now:
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} trained {sum(was)} tensors ({was} with and without weight decay), "
+            f"and this run trains {sum(now)} ({now}): set model, freeze and lora_* as they were, {begin_new}"
+        )
+    there, here = numbers(groups[0]), numbers(optimizer.defaults)
+    if not {*here} <= groups[0].keys():
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} is of an optimizer with {', '.join(there)}, and this run's "
+            f"{type(optimizer).__name__} has {', '.join(here)}: set optim as it was, {begin_new}"
         )
 
 

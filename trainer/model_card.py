@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
 from modeling_albef_amc.families.registry import FAMILIES
 
+from .checkpoints import numbers
 from .data_collator import GroundingCollator
 from .lora import lora_config
 from .phrase_rows import PhraseRows
@@ -35,6 +36,7 @@ OBJECTIVES = {
     "loss_itm": "a phrase matches its own image, and not an image or a phrase that is hard to tell from it",
     "loss_mlm": "masked words are found again from the rest of the phrase and the image",
     "loss_caption": "the phrase is said of its image",
+    "loss_absent": "a phrase that is marked absent does not fit its image",
     "loss_amc_mean": "the heatmap's mean inside the region exceeds the mean outside by {args.amc_margin_mean}",
     "loss_amc_max": "the heatmap's maximum inside the region exceeds the maximum outside by {args.amc_margin_max}",
 }
@@ -44,6 +46,8 @@ KNOWN = datasets.Dataset, PhraseRows
 TASK = "zero-shot-object-detection"
 # Beginnings of the metrics that do not say how well a model points.
 NOT_SCORES = "loss", "num_", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch"
+# Schedules that have none, whatever warmup_steps says.
+NO_WARMUP = "constant", "reduce_lr_on_plateau", "greedy"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
     dataset: str | None = None,
     dataset_args: str | None = None,
 ) -> ModelCard:
-    """The card of what `trainer` trained and evaluated.
+    """The card of what `trainer` trained and evaluated; of what it did not train, nothing is said about training.
 
     Args:
         license: of the weights; default: `hub_license`, or the base model's, where its card is at hand and says it.
@@ -131,11 +135,13 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
     has_adapters = model._hf_peft_config_loaded
     model_name = model_name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1]
     base_model, dataset = finetuned_from or model.name_or_path, dataset_tags or dataset
-    evaluations = list(trainer.evaluations.values())
-    title = title_of(dataset) if dataset else name_of(trainer.train_dataset)
+    evaluations, is_trained = list(trainer.evaluations.values()), trainer.state.global_step > 0
+    title = title_of(dataset) if dataset else name_of(trainer.train_dataset if is_trained else trainer.eval_dataset)
     license = license or args.hub_license or (card_of(base_model).get("license") if base_model else None)
     results = eval_results(evaluations, title, dataset_args)
-    usual = ["visual-grounding", "grad-cam", "amc", model_type]
+    used = used_losses(trainer)
+    uses_amc = any(name.startswith("loss_amc") for name in used)
+    usual = ["visual-grounding", "grad-cam", *(["amc"] if uses_amc else []), model_type]
     usual += [lora_config(model).peft_type.lower()] if has_adapters else []
     card_data = ModelCardData(
         language=language,
@@ -149,11 +155,10 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
         model_name=model_name,
         eval_results=results or None,
     )
-    facts = {
-        "base model": link(base_model) if base_model else "none: it began with random weights",
-        "trained on": link(dataset, "datasets/") if dataset else title,
-    }
-    used = used_losses(trainer)
+    facts = {"base model": link(base_model)} if base_model else {}
+    if is_trained:
+        facts = {"base model": "none: it began with random weights", **facts}
+        facts["trained on"] = link(dataset, "datasets/") if dataset else title
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -164,7 +169,8 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
         model_name=model_name,
         model_id=trainer.hub_model_id or args.hub_model_id or model_name,
         phrases=json.dumps(example_phrases(trainer.eval_dataset), ensure_ascii=False),
-        uses_amc=any(name.startswith("loss_amc") for name in used),
+        is_trained=is_trained,
+        uses_amc=uses_amc,
         facts=facts | (adapter_facts(trainer) if has_adapters else {}),
         has_heatmaps=trainer.draw_heatmaps is not None,
         evaluations=evaluations,
@@ -172,7 +178,7 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
         losses=list(dict.fromkeys(n for each in evaluations for n in each.metrics if n.startswith("loss"))),
         protocol=PROTOCOL,
         objectives=[(name, args.loss_weights[name], OBJECTIVES[name].format(args=args)) for name in used],
-        settings=settings(trainer, used),
+        settings=settings(trainer, used) if is_trained else {},
         data_title=title,
         measured_splits=" and ".join(each.name for each in evaluations if each.scores) or "no split",
     )
@@ -261,7 +267,7 @@ def adapter_facts(trainer: "AmcTrainer") -> dict[str, str]:
     heads = ", ".join(f"`{name}`" for name in config.modules_to_save or [])
     facts = {
         "weights": f"{kind} adapters, which `from_pretrained` (with peft) puts into the base model"
-        + (f"; trained in full: {heads}" if heads else "")
+        + (f"; whole beside them: {heads}" if heads else "")
     }
     if kind == "LoRA":
         facts["rank"] = f"{config.r}, scaled by {config.lora_alpha:g} / {config.r}, dropout {config.lora_dropout:g}"
@@ -275,14 +281,11 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
     args, state = trainer.args, trainer.state
     batch, processes, accumulated = trainer._train_batch_size, args.world_size, args.gradient_accumulation_steps
     is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-    of_schedule: Any = args.lr_scheduler_kwargs or {}
-    schedule = [
-        SchedulerType(args.lr_scheduler_type).value,
-        *(f"{name} {value}" for name, value in of_schedule.items()),
-    ]
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in trainer.model.parameters()) - trained
     seconds = next((entry["train_runtime"] for entry in reversed(state.log_history) if "train_runtime" in entry), None)
+    accelerator, own_dtype = trainer.accelerator, str(trainer.model.dtype).removeprefix("torch.")
+    precision = accelerator.mixed_precision if accelerator.native_amp else own_dtype
     device = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type.upper()
     rows = {
         "phrases": f"{len(trainer.train_dataset):,}" if has_length(trainer.train_dataset) else "as many as came",
@@ -290,10 +293,9 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
         + (f"; the weights are those after step {state.best_global_step:,}, the best" if is_best else ""),
         "phrases a step": f"{batch * processes * accumulated} (batches of {batch} × {processes} processes × "
         f"{accumulated} accumulated), up to {trainer.phrases_per_image} of an image together",
-        "optimizer": f"{args.optim.value}, betas {args.adam_beta1:g} and {args.adam_beta2:g}, "
-        f"weight decay {args.weight_decay:g}, gradient norm up to {args.max_grad_norm:g}",
-        "learning rate": f"{args.learning_rate:g}, warm-up {args.warmup_steps:g}, {', '.join(schedule)}",
-        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "optimizer": f"{optimizer_facts(trainer.optimizer.optimizer)}, gradient norm up to {args.max_grad_norm:g}",
+        "learning rate": schedule_facts(trainer),
+        "precision": {"bf16": "bfloat16", "fp16": "float16"}.get(precision, precision),
         "trained weights": f"{trained:,}; {frozen:,} more are frozen or momentum copies",
     }
     if "loss_itc" in used:
@@ -313,3 +315,28 @@ def settings(trainer: "AmcTrainer", used: list[str]) -> dict[str, str]:
         "device": f"{processes} × {device}" + (f", {seconds:,.0f} s" if seconds is not None else ""),
         "versions": f"transformers {transformers.__version__}, torch {torch.__version__}",
     }
+
+
+def optimizer_facts(optimizer: torch.optim.Optimizer) -> str:
+    """What it is and is set to, which a checkpoint that a run goes on from decides, or its caller, and not `args`."""
+    values: dict[str, list[str]] = {}
+    for group in optimizer.param_groups:
+        for name in numbers(group):
+            value = group[name] if isinstance(group[name], tuple) else (group[name],)
+            values.setdefault(name, []).append(" and ".join(f"{each:g}" for each in value))
+    named = (f"{name.replace('_', ' ')} {' or '.join(dict.fromkeys(each))}" for name, each in values.items())
+    return ", ".join([type(optimizer).__name__, *named])
+
+
+def schedule_facts(trainer: "AmcTrainer") -> str:
+    """The highest learning rate, and how it changes."""
+    args, schedule, optimizer = trainer.args, trainer.lr_scheduler, trainer.optimizer.optimizer
+    # Schedules note where they begin, except for those by a metric.
+    rates = (f"{group.get('initial_lr', optimizer.defaults['lr']):g}" for group in optimizer.param_groups)
+    facts = [" or ".join(dict.fromkeys(rates))]
+    if not trainer._created_lr_scheduler:
+        return ", ".join([*facts, type(schedule).__name__])
+    name = SchedulerType(args.lr_scheduler_type).value
+    of_schedule: Any = args.lr_scheduler_kwargs or {}
+    facts += [] if name in NO_WARMUP else [f"warm-up {args.warmup_steps:g}"]
+    return ", ".join([*facts, name, *(f"{setting} {value}" for setting, value in of_schedule.items())])

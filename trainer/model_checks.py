@@ -2,6 +2,7 @@
 
 import os
 
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,6 +13,17 @@ from .amc_config import AmcConfig
 
 # By which `accelerate launch --dynamo_backend` asks for a compiled model.
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"
+
+
+def check_device(args: AmcConfig, accelerator: Accelerator) -> None:
+    """ValueError: a process has several GPUs, or a precision that its device does not compute in."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process would split its batches over {args.n_gpu} GPUs (DataParallel), which does not work here: "
+            "start one process a GPU with `accelerate launch`, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+        raise ValueError(f"fp16 does nothing on a {args.device.type.upper()}, which computes in float32: set bf16.")
 
 
 def check_trained(model: nn.Module) -> None:

@@ -22,12 +22,14 @@ from .amc_config import AmcConfig
 from .checkpoints import (
     begin,
     check_kind,
+    check_optimizer,
     check_shared,
     check_unused,
     check_whole,
     checkpoints,
     discard,
     is_complete,
+    load_weights,
     resumed,
     rotate,
     sync,
@@ -50,6 +52,8 @@ class PublishingTrainer(Trainer):
     draw_heatmaps: Callable[[Any], Any] | None
     checkpoint: Path | None = None
     has_unsaved_steps = False
+    resumed_from: str | None = None  # a checkpoint whose random numbers are still to be loaded
+    random_state: tuple | None = None  # at the beginning of an epoch
     before_step: tuple[tuple, list[torch.Tensor]] | None = None  # random numbers and buffers, in the middle of a step
     _pushed: Path | None = None
 
@@ -74,7 +78,7 @@ class PublishingTrainer(Trainer):
             ValueError: before anything is trained, if machines do not share the output folder that they save into; if
                 a run that begins anew finds checkpoints there; or one of adapters a whole model, or the other way.
         """
-        run, self.has_unsaved_steps = Path(self.args.output_dir), False
+        run, self.has_unsaved_steps, self.resumed_from = Path(self.args.output_dir), False, None
         if self.args.world_size > 1:
             check_shared(run, self.is_world_process_zero())
         if resume_from_checkpoint is True:
@@ -83,21 +87,16 @@ class PublishingTrainer(Trainer):
             check_whole(Path(resume_from_checkpoint))
         elif self.checkpoint is None and self.hp_search_backend is None:  # its trials have folders of their own
             check_unused(run)
-        loads_best = self.args.load_best_model_at_end
         self.is_stopped = False
         handler = signal.signal(signal.SIGTERM, self._stop) if self.saves_on_sigterm else None
         try:
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         except (Exception, KeyboardInterrupt) as error:
             self._rescue(error)
             raise
         finally:
-            self.args.load_best_model_at_end = loads_best
             if self.saves_on_sigterm:
                 signal.signal(signal.SIGTERM, handler)
-        if loads_best and self.has_adapters() and self.state.best_model_checkpoint is not None:
-            load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
-        return output
 
     def _stop(self, *_: Any) -> None:
         self.is_stopped = True
@@ -166,12 +165,34 @@ class PublishingTrainer(Trainer):
     def has_adapters(self) -> bool:
         return self.model._hf_peft_config_loaded
 
+    # Private, all of them: no public hook loads anything.
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # Private: Trainer looks for adapters in peft's own wrapper only, and no public hook loads weights.
-        if not self.has_adapters():
-            check_kind(Path(resume_from_checkpoint), has_adapters=False)
+        """Trainer looks for adapters in peft's own wrapper only, and passes over weights that files name otherwise."""
+        checkpoint = Path(resume_from_checkpoint)
+        if self.has_adapters():
+            return load_checkpoint(self.model, checkpoint)
+        check_kind(checkpoint, has_adapters=False)
+        if self.is_fsdp_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_checkpoint(self.model, Path(resume_from_checkpoint))
+        load_weights(self.model, checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled and not self.has_adapters():
+            return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            check_optimizer(self.optimizer.optimizer, Path(checkpoint))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.resumed_from = checkpoint
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """In the middle of an epoch Trainer calls it after `get_batch_samples`, which needs the numbers before."""
+        if self.resumed_from is not None:
+            super()._load_rng_state(checkpoint)
+            self.random_state, self.resumed_from = random_state(), None
 
     # The Hub
 
@@ -264,10 +285,9 @@ class SaveHooks(TrainerCallback):
 
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         check_kind(Path(args.output_dir), self.trainer.has_adapters())
-        if self.trainer.has_adapters():  # which Trainer cannot load: `train` does
-            args.load_best_model_at_end = False
 
     def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.trainer.has_unsaved_steps = True
         # The signal comes to all processes, but not to all in the same step.
         if self.trainer.saves_on_sigterm and any(gather_object([self.trainer.is_stopped])):
             control.should_save = control.should_training_stop = True
