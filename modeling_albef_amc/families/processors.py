@@ -1,31 +1,54 @@
 """What the processors of all families must do for grounding: show the whole image, and place phrases alike."""
 
+import math
+from typing import Any
+
 import torch
 from transformers import PreTrainedConfig, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip import CLIPImageProcessorPil
 
 from ..processing_albef import TOKENIZED, Span, span_tokens
 from ..tokenization_albef import span_characters
+from .family import vision_config
 
 SIDES = "height", "width"
 # What of an image processor is about neither size nor cutting.
 KEPT = "image_mean", "image_std", "resample", "do_rescale", "rescale_factor", "do_normalize"
 
 
+class Squares(CLIPImageProcessorPil):
+    """Images of one size, in place of patches in the shape of each as SigLIP 2's processor (naflex) makes them.
+
+    What is saved is that processor, `own`, with as many patches.
+    """
+
+    def __init__(self, own: BaseImageProcessor):
+        self.own, self.valid_kwargs = own, own.valid_kwargs  # the processor around it passes some of SigLIP 2's own
+        super().__init__(**{name: getattr(own, name) for name in KEPT})
+        self.size = dict.fromkeys(SIDES, math.isqrt(own.max_num_patches) * own.patch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        num_patches = math.prod(self.size[side] // self.own.patch_size for side in SIDES)
+        return self.own.to_dict() | {"max_num_patches": num_patches}
+
+
 def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size: int | None = None) -> ProcessorMixin:
     """Sets a processor to resize images to one size, all of them and nothing but them; it is changed in place.
 
     CLIP and its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps
-    would lie beside what they show.
+    would lie beside what they show. SigLIP 2's (naflex) has a shape for every image, which no batch could have.
 
     Args:
-        config: of the model; SigLIP's takes over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
+        config: of the model; SigLIP's take over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
             the processor's own height and width, or those of the configuration.
 
     Raises:
         ValueError: the size is no whole number of patches: the model would cut off what is left over.
     """
-    images, vision = processor.image_processor, getattr(config, "vision_config", config)
+    images, vision = processor.image_processor, vision_config(config)
+    if type(images).__name__.startswith("Siglip2ImageProcessor"):
+        images = processor.image_processor = Squares(images)
     own, patch_size = dict(images.size), getattr(vision, "patch_size", 1)
     trained = getattr(vision, "image_size", None)
     trained = [trained] * 2 if trained is None or isinstance(trained, int) else list(trained)
@@ -42,7 +65,7 @@ def whole_images(processor: ProcessorMixin, config: PreTrainedConfig, image_size
     if config.model_type == "bridgetower" or getattr(images, "crop_size", None) is not None:
         # BridgeTower's processor asks for a cut in any case: one of all that there is.
         images.do_center_crop, images.crop_size = False, size
-    if config.model_type == "siglip":  # its pass fills phrases up, and SigLIP 2's configuration names another token
+    if config.model_type in ("siglip", "siglip2"):  # its pass fills phrases up; some configurations name another token
         config.text_config.pad_token_id = processor.tokenizer.pad_token_id
     return processor
 
