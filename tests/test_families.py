@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
+from transformers.models.siglip2 import Siglip2ImageProcessorPil
 
 from modeling_albef_amc import (
     AlbefForPreTraining,
@@ -25,6 +27,7 @@ from modeling_albef_amc.families.objectives import following_images, known_match
 from modeling_albef_amc.families.registry import FAMILIES as KNOWN
 from modeling_albef_amc.families.training import step_targets
 from tests.helpers.models import (
+    SIZE,
     TINY,
     check_by_finite_differences,
     relative_difference,
@@ -85,6 +88,22 @@ def test_maps(family):
     close_maps(heatmaps_of(model.requires_grad_(False), batch), heatmaps)
 
 
+@pytest.mark.parametrize("family", [*TINY, "aimv2_native"])
+@pytest.mark.parametrize("size", [(24, 48), (16, 64)])
+def test_the_grid(family, size):
+    """How much a patch is attended to depends most on its own pixels; (16, 64) has as many patches as (32, 32)."""
+    options = {"is_native": True} if family == "aimv2_native" else {}
+    model = KNOWN[family.removesuffix("_native")].small_model(replace(SIZE, std=0.1), **options)
+    pixel_values = torch.randn(4, 3, *size, requires_grad=True)
+    explained = explain_function(model)(model, **tiny_batch() | {"pixel_values": pixel_values}, create_graph=True)
+    rows, columns = explained.grid
+    attended = explained.attention[..., explained.queries, explained.patches].log().sum(dim=(0, 1, 2))
+    for patch in range(rows * columns):
+        (gradient,) = torch.autograd.grad(attended[patch] - attended.mean(), pixel_values, retain_graph=True)
+        cells = gradient.square().sum(dim=(0, 1)).unflatten(1, (columns, 8)).unflatten(0, (rows, 8)).sum(dim=(1, 3))
+        assert cells.argmax() == patch
+
+
 @every_family
 def test_padding_and_the_rest_of_the_batch_do_not_matter(family):
     model, batch = build(family), tiny_batch()
@@ -97,6 +116,16 @@ def test_padding_and_the_rest_of_the_batch_do_not_matter(family):
     close_maps(heatmaps_of(model, padded).flip(0), expected)
     alone = {"pixel_values": batch["pixel_values"][:1], "input_ids": batch["input_ids"][:1, :-2]}
     close_maps(heatmaps_of(model, alone), expected[:1])
+
+
+@every_family
+def test_weights_in_bfloat16(family):
+    """Images come in float32."""
+    model, batch = build(family), tiny_batch()
+    expected, found = heatmaps_of(model, batch), heatmaps_of(model.bfloat16(), batch, create_graph=True)
+    assert torch.corrcoef(torch.stack([found.detach().flatten(), expected.flatten()]))[0, 1] > 0.99
+    found.sum().backward()
+    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
 
 
 @every_family
@@ -149,25 +178,89 @@ def test_blip_by_its_own_recorded_attention(layer):
     torch.testing.assert_close(explained.score, own_score, rtol=1e-4, atol=1e-5)
 
 
+def score_of_clip(model, batch) -> torch.Tensor:
+    return model(**batch, interpolate_pos_encoding=True).logits_per_text.diagonal()
+
+
+def score_of_siglip(model, batch) -> torch.Tensor:
+    """Naflex by its own image processor, which pads to 20 patches and masks them."""
+    ids, images = padded_as_trained(model, batch["input_ids"], batch["attention_mask"]), batch["pixel_values"]
+    inputs = {"pixel_values": images, "interpolate_pos_encoding": True}
+    if model.config.model_type == "siglip2":
+        unchanged = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), False)
+        processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=20, **unchanged)
+        inputs = processor(list(images.numpy()), return_tensors="pt")
+        assert inputs["pixel_attention_mask"].sum(dim=1).tolist() == [images[0, 0].numel() // 64] * 4
+    return model(ids, **inputs).logits_per_text.diagonal()
+
+
+def score_of_flava(model, batch) -> torch.Tensor:
+    return model(**batch, return_loss=False).itm_logits[:, 1]
+
+
+POOLING = "siglip", "siglip2", "aimv2"
+CLIPS = "clip", "altclip", "chinese_clip", "metaclip_2", "clipseg", "owlvit", "aimv2"
 OWN_SCORES = {
     "blip-2": lambda model, batch: model(**batch, use_image_text_matching_head=True).logits_per_image[:, 1],
     "vilt": lambda model, batch: model(**batch, pixel_mask=torch.ones(4, 32, 32)).logits[:, 0],
     "bridgetower": lambda model, batch: model(**batch).logits[:, 1],
-    "clip": lambda model, batch: model(**batch).logits_per_text.diagonal(),
-    "altclip": lambda model, batch: model(**batch).logits_per_text.diagonal(),
-    "chinese_clip": lambda model, batch: model(**batch).logits_per_text.diagonal(),
-    "siglip": lambda model, batch: model(
-        padded_as_trained(model, batch["input_ids"], batch["attention_mask"]), batch["pixel_values"]
-    ).logits_per_text.diagonal(),
+    "flava": score_of_flava,
+    **dict.fromkeys(CLIPS, score_of_clip),
+    **dict.fromkeys(("siglip", "siglip2"), score_of_siglip),
 }
+
+
+def check_own_score(model, batch) -> None:
+    with torch.no_grad():
+        own = OWN_SCORES[model.config.model_type](model, batch)
+    torch.testing.assert_close(explain_function(model)(model, **batch).score.detach(), own, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", OWN_SCORES)
 def test_the_score_is_the_one_that_transformers_computes(family):
-    model, batch = build(family), tiny_batch()
+    check_own_score(build(family), tiny_batch())
+
+
+@pytest.mark.parametrize("family", [*CLIPS, "siglip", "siglip2"])
+def test_the_score_of_images_that_are_not_square(family):
+    """AIMv2 takes them where its positions are not learned."""
+    model = TINY[family](**{"is_native": True} if family == "aimv2" else {})
+    check_own_score(model, tiny_batch() | {"pixel_values": torch.randn(4, 3, 24, 48)})
+
+
+def test_learned_positions_of_aimv2_are_stretched_to_larger_images():
+    model, batch = build("aimv2"), tiny_batch() | {"pixel_values": torch.randn(4, 3, 48, 48)}
+    larger, weights = KNOWN["aimv2"].small_model(replace(SIZE, image_size=48)), model.state_dict()
+    name = "vision_model.embeddings.position_embedding.weight"
+    table = weights[name].view(1, 4, 4, -1).permute(0, 3, 1, 2)
+    weights[name] = F.interpolate(table, (6, 6), mode="bicubic").permute(0, 2, 3, 1).view(36, -1)
+    larger.load_state_dict(weights)
     with torch.no_grad():
-        own = OWN_SCORES[family](model, batch)
+        own = score_of_clip(larger, batch)
     torch.testing.assert_close(explain_function(model)(model, **batch).score.detach(), own, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scale_of_aimv2_is_bounded():
+    model = build("aimv2")
+    model.logit_scale.data.fill_(7.0)  # above log(100)
+    check_own_score(model, tiny_batch())
+
+
+def test_images_of_naflex_that_are_no_whole_number_of_patches():
+    model = build("siglip2")
+    with pytest.raises(ValueError, match="30 x 32 pixels are not a whole number of patches of 8"):
+        heatmaps_of(model, tiny_batch() | {"pixel_values": torch.randn(4, 3, 30, 32)})
+
+
+@pytest.mark.parametrize(("family", "end"), [("clip", 3), ("clipseg", 3), ("metaclip_2", 2), ("aimv2", 2)])
+def test_phrases_without_the_end_token_that_is_read(family, end):
+    """transformers would read the first place; CLIP and CLIPSeg take 2 for an old configuration."""
+    model, batch = KNOWN[family].small_model(replace(SIZE, eos=end)), tiny_batch()
+    batch["input_ids"][:, 2] = end
+    check_own_score(model, batch)
+    batch["input_ids"][1] = 9
+    with pytest.raises(ValueError, match=rf"no end token \(id {end}\), which the model reads"):
+        heatmaps_of(model, batch)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +269,17 @@ def test_the_score_is_the_one_that_transformers_computes(family):
         ("blip-2", {"attention_probs_dropout_prob": 0.5}),
         ("vilt", {"attention_probs_dropout_prob": 0.5}),
         ("bridgetower", {"attention_probs_dropout_prob": 0.5}),
+        ("flava", {"attention_probs_dropout_prob": 0.5}),
         ("clip", {"attention_dropout": 0.5}),
+        ("aimv2", {"attention_dropout": 0.5}),
+        ("siglip2", {"attention_dropout": 0.5}),
     ],
 )
 def test_attention_is_recorded_without_its_dropout(family, dropout):
     model, batch = TINY[family](**dropout).train(), tiny_batch()
     attention = explain_function(model)(model, **batch).attention.detach()
     torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]), rtol=1e-4, atol=1e-5)
-    assert (attention > 0).all() or family == "vilt"  # whose padded words are masked out
+    assert (attention > 0).all() or family in ("vilt", "flava")  # whose padded words are masked out
     # Everywhere else it is on, and it is back when the pass is over.
     again = explain_function(model)(model, **batch).score
     assert not torch.equal(again, explain_function(model)(model, **batch).score)
@@ -204,12 +300,12 @@ def test_nothing_is_left_behind(family):
 
 
 @pytest.mark.parametrize(
-    "family", ["clip", "siglip", pytest.param("blip-2", marks=needs("transformers>=5.18", "BLIP-2 with sdpa"))]
+    "family", ["clip", *POOLING, pytest.param("blip-2", marks=needs("transformers>=5.18", "BLIP-2 with sdpa"))]
 )
 def test_attention_that_is_not_handed_out(family):
     model = build(family)
     model.set_attn_implementation("sdpa")
-    layer = 0 if family == "siglip" else None  # whose pooling head is written out in any case
+    layer = 0 if family in POOLING else None  # whose pooling head is written out in any case
     with pytest.raises(ValueError, match="attn_implementation='eager'"):
         gradcam(explain_function(model)(model, **tiny_batch(), layer=layer))
 
@@ -278,6 +374,13 @@ def test_second_order_gradients_of_every_parameter(family):
         "cross_modal_text_layers.0 cross_modal_text_layers.1.crossattention itm_score.fc.weight",
         "siglip": "patch_embedding vision_model.encoder.layers.2 text_model.encoder.layers.0 head.probe "
         "head.attention.in_proj_weight",
+        "siglip2": "patch_embedding vision_model.embeddings.position_embedding vision_model.encoder.layers.2 "
+        "text_model.encoder.layers.0 head.probe head.attention.in_proj_weight",
+        "aimv2": "patch_embed vision_model.embeddings.position_embedding vision_model.encoder.layers.2 text_model "
+        "head.cls_token head.k_proj head.v_proj head.output_proj visual_projection text_projection",
+        "flava": "patch_embeddings word_embeddings image_model.encoder.layer.2 text_model.encoder.layer.0 "
+        "image_to_mm_projection multimodal_model.cls_token multimodal_model.encoder.layer.1.attention "
+        "multimodal_model.encoder.layer.2 itm_head",
     }
     of_decoder = "patch layers.0.self_attn.v_proj layers.1.self_attn.q_proj layers.1.self_attn.o_proj embed_tokens"
     default = of_decoder if family in DECODERS else f"{of_clip} text_projection"
@@ -462,14 +565,14 @@ def test_losses_of_dual_encoders_by_hand():
     ids, mask = batch["input_ids"][[1, 1, 2]], batch["attention_mask"][[1, 1, 2]]
     inputs = batch["pixel_values"], ids, mask, own
     negatives = {0: [2], 1: [2], 2: [0, 1]}
-    model = TINY["clip"]()
-    logits = model(ids, batch["pixel_values"], mask).logits_per_text
-    expected = []
-    for table in (logits, logits.T):
-        for i, others in negatives.items():
-            expected.append(torch.logsumexp(torch.stack([table[i, i], *table[i, others]]), dim=0) - table[i, i])
-    actual = contrastive_loss(model, None, None, *inputs)
-    torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+    for family in ("clip", "aimv2"):
+        model, expected = TINY[family](), []
+        logits = model(ids, batch["pixel_values"], mask).logits_per_text
+        for table in (logits, logits.T):
+            for i, others in negatives.items():
+                expected.append(torch.logsumexp(torch.stack([table[i, i], *table[i, others]]), dim=0) - table[i, i])
+        actual = contrastive_loss(model, None, None, *inputs)
+        torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
     model = TINY["siglip"]()
     logits = model(padded_as_trained(model, ids, mask), batch["pixel_values"]).logits_per_text
     expected = [F.softplus(-logits[i, i]) + F.softplus(logits[i, others]).sum() for i, others in negatives.items()]
@@ -477,8 +580,16 @@ def test_losses_of_dual_encoders_by_hand():
     torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_phrases_without_a_mask_are_not_padded():
+    """AIMv2 without one lets words look at those behind them."""
+    model, batch = build("aimv2"), tiny_batch(3)
+    inputs = batch["pixel_values"][1:], batch["input_ids"][1:], None, torch.arange(2)
+    expected = model(inputs[1], inputs[0], torch.ones_like(inputs[1])).text_embeds
+    torch.testing.assert_close(own_pairs(model, *inputs).texts, expected)
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("family", ["clip", "altclip", "chinese_clip", "siglip"])
+@pytest.mark.parametrize("family", [*CLIPS, "siglip", "siglip2"])
 def test_accumulation_contrasts_all_pairs_of_the_step(family, training):
     """Gradients of the halves of a batch, weighted by their pairs, add up to those of the whole; so do the losses."""
     model, twin = groundable(TINY[family]().train(training)), groundable(TINY[family]().train(training))

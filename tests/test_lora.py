@@ -40,10 +40,10 @@ COUNTS = {
     "blip-2": 39 * 2 + 12 * 4 + 6 * 4,
     "vilt": 12 * 4,
     "bridgetower": 12 * 4 + 6 * 8 * 2 + 12 * 2,
-    "clip": 12 * 4 * 2,
-    "siglip": 12 * 4 * 2,
+    "flava": (12 + 12 + 6) * 4,
     "altclip": 12 * 4 + 24 * 4,
-    "chinese_clip": 12 * 4 * 2,
+    "aimv2": (24 + 12) * 4 + 3,
+    **dict.fromkeys(("clip", "chinese_clip", "metaclip_2", "clipseg", "owlvit", "siglip", "siglip2"), 12 * 4 * 2),
 }
 
 

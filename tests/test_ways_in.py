@@ -1,6 +1,7 @@
 """Every family, however it is loaded or wrapped, gives the answers of the plain model."""
 
 import copy
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,8 +13,10 @@ import torch
 from accelerate import cpu_offload
 from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
 from PIL import Image
+from torch.nn import functional as F
 from transformers import (
     AltCLIPConfig,
+    AutoProcessor,
     BertConfig,
     BertModel,
     BlipForConditionalGeneration,
@@ -21,6 +24,8 @@ from transformers import (
     BridgeTowerConfig,
     CLIPConfig,
     CLIPProcessor,
+    CLIPSegForImageSegmentation,
+    OwlViTForObjectDetection,
     PretrainedConfig,
     SiglipConfig,
     ViltConfig,
@@ -30,6 +35,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.clip import CLIPImageProcessorPil
+from transformers.models.siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
 
 from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
@@ -44,9 +50,12 @@ from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
 from tests.helpers.models import (
     CHECKPOINTING,
+    IMAGE_PROCESSORS,
     SIZE,
+    SQUARE,
     TINY,
     enable_checkpointing,
+    own_tokenizer,
     tiny_batch,
     tiny_config,
     tiny_family_processor,
@@ -55,6 +64,7 @@ from tests.helpers.training import collator_of, make_trainer
 from trainer.lora import merge
 
 TEXTS = ["a red dog", "a man on the left"]
+FAMILY = registry.FAMILIES
 FAMILIES = ["albef", *TINY]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 # Linear layers that attend, whatever the family calls them.
@@ -113,6 +123,35 @@ def test_siglip_fills_up_as_its_tokenizer():
     assert AutoGrounder(model, processor).score(picture(), TEXTS) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "clipseg", "owlvit", "aimv2", "siglip", "siglip2", "flava"])
+def test_the_score_is_the_models_own_of_its_own_processor(family):
+    """Of phrases of several lengths, and a square image larger than the model's, which no processor cuts."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    processor_class, tokenizer = FAMILY[family].load(FAMILY[family].processor_class), own_tokenizer(family, words)
+    eos, pad = (getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad"))
+    size = replace(SIZE, vocab_size=len(tokenizer), max_tokens=30, eos=eos or tokenizer.sep_token_id, pad=pad)
+    model, image, options = FAMILY[family].small_model(size), picture(64, 64), {"padding": True}
+    if family in ("siglip", "siglip2"):
+        options = {"padding": "max_length", "max_length": 30}
+    if family == "siglip2":
+        options |= {"max_num_patches": 16, "patch_size": 8}
+    images = IMAGE_PROCESSORS.get(family, partial(BlipImageProcessorPil, **SQUARE))
+    if images is CLIPImageProcessorPil:
+        images = partial(images, size={"shortest_edge": 32}, crop_size=SQUARE["size"])
+    processor = processor_class(images(), tokenizer)
+    inputs = processor(images=[image] * len(TEXTS), text=TEXTS, return_tensors="pt", **options)
+    with torch.no_grad():
+        output = model(**inputs, return_loss=False)
+    if family == "flava":
+        expected = output.itm_logits.softmax(dim=1)[:, 1]
+    elif family in ("siglip", "siglip2"):
+        expected = output.logits_per_image[0].sigmoid()
+    else:
+        expected = (1 + F.cosine_similarity(output.image_embeds, output.text_embeds)) / 2
+    assert AutoGrounder(model, processor).score(image, TEXTS) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert abs(expected[0] - expected[1]) > 1e-4
+
+
 @every_family
 def test_offloaded_weights(family, folder, tmp_path):
     """Each is brought to the device when its module runs; some are used without that."""
@@ -165,6 +204,22 @@ def test_a_model_for_another_task_is_refused(tmp_path):
     for take in (explain_function, groundable, lambda model: AutoGrounder(model, processor)):
         with pytest.raises(ValueError, match="BlipForConditionalGeneration has no score of image and text to explain"):
             take(captioner)
+
+
+@pytest.mark.parametrize(
+    ("family", "model_class"), [("clipseg", CLIPSegForImageSegmentation), ("owlvit", OwlViTForObjectDetection)]
+)
+def test_a_segmenter_and_a_detector_have_a_clip_in_them(family, model_class, tmp_path):
+    """Whose score is explained; the heads behind it are left out."""
+    model = model_class(TINY[family]().config)
+    model.save_pretrained(tmp_path)
+    tiny_family_processor(family, TEXTS).save_pretrained(tmp_path)
+    grounder = AutoGrounder.from_pretrained(str(tmp_path), device="cpu")
+    found, expected = grounder.model.state_dict(), model.base_model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert grounder.ground(picture(), TEXTS)[0]["heatmap"].max() > 0
+    with pytest.raises(ValueError, match=f"{model_class.__name__} has no score of image and text to explain"):
+        explain_function(model)
 
 
 def wrapped_in_peft(model):
@@ -415,6 +470,27 @@ def test_pixel_values_stay_as_the_processor_says(family):
         np.testing.assert_allclose(expected, [1, 2, 4], rtol=1e-6)
     seen = shown(whole_images(processor, TINY[family]().config), image)
     np.testing.assert_allclose(seen, np.broadcast_to(expected[:, None, None], (3, 32, 32)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("image_size", "num_patches"), [(None, 16), (64, 64)])
+def test_naflex_shows_squares_and_is_saved_as_it_came(tmp_path, image_size, num_patches):
+    """Its image processor makes patches in the shape of each image, which no batch could have."""
+    model, processor = build("siglip2")
+    model.save_pretrained(tmp_path)
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    expected = json.loads(processor.to_json_string())
+    expected["image_processor"]["max_num_patches"] = num_patches
+    side = image_size or 32
+    for _ in range(2):  # what was saved is loaded as that, and shown alike
+        shows = whole_images(whole_images(processor, model.config, image_size), model.config)
+        assert shown(shows, picture()).shape == (3, side, side)
+        assert json.loads(shows.to_json_string()) == expected
+        shows.save_pretrained(tmp_path)
+        processor, image_size = AutoProcessor.from_pretrained(tmp_path), None
+        assert type(processor.image_processor) is Siglip2ImageProcessorPil
+        assert processor.image_processor.max_num_patches == num_patches
+    answers = AutoGrounder.from_pretrained(str(tmp_path), device="cpu").ground(picture(), TEXTS)
+    same(AutoGrounder(model, shows).ground(picture(), TEXTS), answers)
 
 
 def test_a_pipeline_of_transformers_shows_whole_images_too():

@@ -1,4 +1,4 @@
-"""Dual encoders, explained by the image encoder's self-attention: CLIP, AltCLIP, ChineseCLIP, SigLIP.
+"""Dual encoders, explained by the image encoder's self-attention: CLIP, SigLIP, AIMv2, and their kin.
 
 Such a model does not look at the image for a phrase: its attention is the same for all phrases, and what tells them
 apart is the gradient of the similarity.
@@ -19,8 +19,9 @@ from ..gradcam import PhraseAttention
 from ..modeling_albef_pretraining import gather_rows, text_fingerprints
 from .family import AdaptedModules, Family, Pass, Size, layers_of_images
 from .fusion import BERT_ATTENTION
-from .hooks import explained_attention, replaced_forward
+from .hooks import explained_attention
 from .objectives import fits
+from .pooling import eager_pooling, image_inputs
 from .relevance import clip_modules
 
 
@@ -35,34 +36,52 @@ def clip(given: Pass) -> PhraseAttention:
     rows = None if attention is None else torch.zeros(attention.shape[::2], device=cosine.device)
     if rows is not None:
         rows[:, 0] = 1
-    score = cosine * given.model.logit_scale.exp().to(cosine.device)
+    score = cosine * logit_scale(given.model).to(cosine.device)
     probability = (1 + cosine.detach().float()) / 2
     return PhraseAttention(score, attention, rows, slice(1, None), given.grid, probability)
 
 
-def siglip_layers(model: PreTrainedModel) -> range:
+def pooled_layers(model: PreTrainedModel) -> range:
     """Those of the image encoder, and the pooling head behind them."""
     return range(model.config.vision_config.num_hidden_layers + model.vision_model.use_head)
 
 
 def siglip(given: Pass) -> PhraseAttention:
-    """SigLIP: the log-odds of a pair, by the attention of its pooling head, whose one query stands for the image.
+    """SigLIP and SigLIP 2: the log-odds of a pair, by the attention of the pooling head; see `pooled_cosine`."""
+    cosine, attention, rows = pooled_cosine(given, "self_attn")
+    scale, bias = (each.to(cosine.device) for each in (logit_scale(given.model), given.model.logit_bias))
+    score = cosine * scale + bias
+    return PhraseAttention(
+        score, attention, rows, slice(None), given.grid, score.detach().float().sigmoid(), match_logit=score
+    )
 
-    The head is layer `num_hidden_layers`, the default; below it, there is no [CLS] and all rows of a layer's
-    self-attention count.
+
+def aimv2(given: Pass) -> PhraseAttention:
+    """AIMv2: the scaled cosine, by the attention of the pooling head; see `pooled_cosine`. `probability`: of `clip`."""
+    cosine, attention, rows = pooled_cosine(given, "attention")
+    score, probability = cosine * logit_scale(given.model).to(cosine.device), (1 + cosine.detach().float()) / 2
+    return PhraseAttention(score, attention, rows, slice(None), given.grid, probability)
+
+
+def pooled_cosine(given: Pass, name: str) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """The cosines (num_phrases,), the attention, and which rows of it count, of an encoder with a pooling head.
+
+    The head is layer `num_hidden_layers`, the default, of one row; below it there is no [CLS], and all rows count of a
+    layer's self-attention, its `name`.
     """
     vision = given.model.vision_model
     is_head = given.layer == len(vision.encoder.layers)
     start = vision.head if is_head else vision.encoder.layers[given.layer]
-    # Its own attention has no second derivative, and returns probabilities that its output is not computed from.
-    with eager_pooling(vision):
-        cosine, attention = explained_cosine(given, start, start.attention if is_head else start.self_attn)
-    scale, bias = (each.to(cosine.device) for each in (given.model.logit_scale.exp(), given.model.logit_bias))
-    score = cosine * scale + bias
-    rows = None if attention is None else torch.ones(attention.shape[::2], device=score.device)
-    return PhraseAttention(
-        score, attention, rows, slice(None), given.grid, score.detach().float().sigmoid(), match_logit=score
-    )
+    with eager_pooling(vision) as pooling:
+        cosine, attention = explained_cosine(given, start, pooling if is_head else getattr(start, name))
+    rows = None if attention is None else torch.ones(attention.shape[::2], device=cosine.device)
+    return cosine, attention, rows
+
+
+def logit_scale(model: PreTrainedModel) -> torch.Tensor:
+    """What cosines are multiplied by; AIMv2's is bounded."""
+    scale = model.logit_scale
+    return (scale.clamp(0, model.max_log_logit_scale) if model.config.model_type == "aimv2" else scale).exp()
 
 
 def explained_cosine(given: Pass, start: nn.Module, attention: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -74,48 +93,34 @@ def explained_cosine(given: Pass, start: nn.Module, attention: nn.Module) -> tup
         return (images * text.to(images.device)).sum(dim=-1), recorded[0]
 
 
-@contextmanager
-def eager_pooling(vision: nn.Module) -> Iterator[None]:
-    """The pooling head's `nn.MultiheadAttention` by matrix products and softmax, with probabilities of every head."""
-    if not vision.use_head:
-        yield
-        return
-    attention = vision.head.attention
-
-    def forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        query, key, value = (
-            F.linear(states, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-            for states, weight, bias in zip((query, key, value), weights, biases)
-        )
-        probabilities = (query @ key.mT * attention.head_dim**-0.5).softmax(dim=-1)
-        return attention.out_proj((probabilities @ value).transpose(1, 2).flatten(2)), probabilities
-
-    with replaced_forward(attention, forward):
-        yield
-
-
 def image_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """(num_images, projection_dim), unit length."""
-    features = model.get_image_features(pixel_values=pixel_values, interpolate_pos_encoding=True).pooler_output
+    with image_inputs(model, pixel_values) as inputs:
+        features = model.get_image_features(**inputs).pooler_output
     return F.normalize(features, dim=-1)
 
 
 def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """(num_phrases, projection_dim), unit length."""
-    if model.config.model_type == "siglip":
+    model_type = model.config.model_type
+    if model_type in ("siglip", "siglip2"):
         input_ids, attention_mask = padded_as_trained(model, input_ids, attention_mask), None
-    elif model.config.model_type == "clip":
-        check_end(input_ids, model.config.text_config.eos_token_id)
+    elif attention_mask is None:  # without one, AIMv2 lets words look at those behind them
+        attention_mask = torch.ones_like(input_ids)
+    # Of CLIP and CLIPSeg 2 stands in old configurations, whatever the end token is: they then read the highest token.
+    end = model.config.text_config.eos_token_id
+    if model_type in ("metaclip_2", "aimv2") or (model_type in ("clip", "clipseg") and end != 2):
+        check_end(input_ids, end)
     features = model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
     return F.normalize(features, dim=-1)
 
 
 def check_end(input_ids: torch.Tensor, end: int) -> None:
     """CLIP reads the place of the end token; where there is none, it takes the first place without a word."""
-    # 2 stands in old configurations, whatever the end token is: transformers then reads the highest token.
-    if end != 2 and not (input_ids == end).any(dim=1).all():
-        raise ValueError(f"A phrase has no end token (id {end}), which CLIP reads: tokenize it with CLIP's tokenizer.")
+    if not (input_ids == end).any(dim=1).all():
+        raise ValueError(
+            f"A phrase has no end token (id {end}), which the model reads: tokenize it with the model's tokenizer."
+        )
 
 
 def padded_as_trained(
@@ -218,7 +223,7 @@ def contrasted(model: PreTrainedModel, batch: tuple, step_pairs: StepPairs | Non
     Returns: the pairs, and the scaled cosines (num_step_pairs, num_step_pairs) of each phrase with each image. All
         micro-batches compute all of them: each gives the scale its share of the gradient.
     """
-    scale = model.logit_scale.exp()
+    scale = logit_scale(model)
     with seeded(None if step_pairs is None else step_pairs.seed, batch[0].device):
         pairs = own = own_pairs(model, *batch)
     if step_pairs is not None:
@@ -294,6 +299,12 @@ def small_dual(config_class: str, more_text: Callable[[Size], dict], size: Size,
     )
 
 
+def small_siglip_2(size: Size, **options) -> PreTrainedConfig:
+    vision = size.encoder | dict(patch_size=size.patch_size, num_patches=(size.image_size // size.patch_size) ** 2)
+    text = size.text | dict(projection_size=size.width)
+    return transformers.Siglip2Config(text_config=text, vision_config=vision | options)
+
+
 CLIP_ATTENTION = r"self_attn\.([qkv]|out)_proj"
 CLIP_ENCODERS = rf"(vision|text)_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
 CLIP_VISION = rf"vision_model\.encoder\.layers\.\d+\.{CLIP_ATTENTION}"
@@ -332,14 +343,53 @@ CHINESE_CLIP = replace(
     adapted=AdaptedModules(rf"{CLIP_VISION}|text_model\.encoder\.layer\.\d+\.{BERT_ATTENTION}"),
     small_config=partial(small_dual, "ChineseCLIPConfig", lambda size: {}),
 )
+METACLIP_2 = replace(
+    CLIP,
+    title="MetaCLIP 2",
+    model_class="MetaClip2Model",
+    small_config=partial(small_dual, "MetaClip2Config", lambda size: {}),
+)
+CLIPSEG = replace(
+    CLIP,
+    title="CLIPSeg",
+    model_class="CLIPSegModel",
+    processor_class="CLIPSegProcessor",
+    small_config=partial(small_dual, "CLIPSegConfig", lambda size: {}),
+)
+OWLVIT = replace(
+    CLIP,
+    title="OWL-ViT",
+    model_class="OwlViTModel",
+    processor_class="OwlViTProcessor",
+    small_config=partial(small_dual, "OwlViTConfig", lambda size: {}),
+)
+AIMV2 = replace(
+    CLIP,
+    title="AIMv2",
+    model_class="Aimv2Model",
+    function=aimv2,
+    layers={"itc": pooled_layers},
+    adapted=AdaptedModules(
+        r"(vision|text)_model\.encoder\.layers\.\d+\.attention\.([qkv]|out)_proj|vision_model\.head\.(k|v|output)_proj"
+    ),
+    modules=None,
+    small_config=partial(small_dual, "Aimv2Config", lambda size: {}),
+)
 SIGLIP = replace(
     CLIP,
     title="SigLIP",
     model_class="SiglipModel",
     processor_class="SiglipProcessor",
     function=siglip,
-    layers={"itc": siglip_layers},
+    layers={"itc": pooled_layers},
     losses={"loss_itc": sigmoid_loss},
     modules=None,
     small_config=partial(small_dual, "SiglipConfig", lambda size: dict(projection_size=size.width)),
+)
+SIGLIP_2 = replace(
+    SIGLIP,
+    title="SigLIP 2 (naflex)",
+    model_class="Siglip2Model",
+    processor_class="Siglip2Processor",
+    small_config=small_siglip_2,
 )

@@ -41,7 +41,7 @@ class Pass(NamedTuple):
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patches."""
-        patch_size = getattr(self.model.config, "vision_config", self.model.config).patch_size
+        patch_size = vision_config(self.model.config).patch_size
         return self.pixel_values.shape[2] // patch_size, self.pixel_values.shape[3] // patch_size
 
 
@@ -187,6 +187,11 @@ class Family:
                 if parameter.ndim > 1:
                     parameter.normal_(std=size.std)
         return model.eval()
+
+
+def vision_config(config: transformers.PreTrainedConfig) -> transformers.PreTrainedConfig:
+    """Of the image encoder; ViLT's is that of the whole model."""
+    return next((getattr(config, name) for name in ("vision_config", "image_config") if hasattr(config, name)), config)
 
 
 def layers_of_text(model: PreTrainedModel) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""Models that look at an image with a phrase in mind, and say whether they fit: BLIP, BLIP-2, ViLT, BridgeTower.
+"""Models that look at an image with a phrase in mind, and say if they fit: BLIP, BLIP-2, ViLT, BridgeTower, FLAVA.
 
 LXMERT is not among them: it sees the regions of a detector, and no grid of patches.
 """
@@ -124,6 +124,47 @@ def bridgetower(given: Pass) -> PhraseAttention:
         return matched(given, itm_logits, recorded[0])
 
 
+class FlavaForPreTraining(transformers.FlavaForPreTraining):
+    """As of transformers; it also says where its word embeddings are, which peft asks every model that ties weights."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.flava.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        self.flava.text_model.set_input_embeddings(value)
+
+
+def flava(given: Pass) -> PhraseAttention:
+    """FLAVA with its matching head: the match logit, by what the words attend to among the patches in a joint layer.
+
+    The default is the last layer but one (4 of 6), since of the last [CLS] alone is read. As in `FlavaModel`, they take
+    what the encoders of image and text end with, before it is normalised. Attention comes after dropout, which is off
+    in the explained layer.
+    """
+    model, flava, mask = given.model, given.model.flava, given.attention_mask
+    layer = flava.multimodal_model.encoder.layer[given.layer]
+    with explained_attention(layer, layer.attention.attention, given.create_graph) as recorded:
+        images = encode_flava_images(model, given.pixel_values) if given.image_embeds is None else given.image_embeds
+        images = given.own_images(flava.image_to_mm_projection(images))
+        words = flava.text_model(given.input_ids, mask, output_hidden_states=True).hidden_states[-1]
+        words = flava.text_to_mm_projection(words).to(images.device)
+        first_word = flava.multimodal_model.use_cls_token + images.shape[1]
+        states = flava.multimodal_model(
+            torch.cat([images, words], dim=1),
+            attention_mask=torch.cat([mask.new_ones(len(mask), first_word), mask], dim=1),
+            output_attentions=True,
+        ).last_hidden_state
+        patches = slice(first_word - images.shape[1] + 1, first_word)  # behind one [CLS] of both, one of the image
+        found = matched(given, model.itm_head(states), recorded[0])
+        return found._replace(patches=patches, queries=slice(first_word, None))
+
+
+def encode_flava_images(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(num_images, 1 + num_patches, hidden_size)"""
+    options = dict(interpolate_pos_encoding=True, output_hidden_states=True)
+    return model.flava.image_model(pixel_values.to(model.dtype), **options).hidden_states[-1]
+
+
 def matched(
     given: Pass, itm_logits: torch.Tensor, attention: torch.Tensor, queries: torch.Tensor | None = None
 ) -> PhraseAttention:
@@ -170,6 +211,17 @@ def small_bridgetower(size: Size, **options) -> PreTrainedConfig:
         hidden_size=size.width,
         num_hidden_layers=size.layers - 1,
         num_attention_heads=size.heads,
+    )
+
+
+def small_flava(size: Size, **options) -> PreTrainedConfig:
+    return transformers.FlavaConfig(
+        image_config=size.encoder | size.images | dict(vocab_size=size.vocab_size),
+        text_config=size.text,
+        multimodal_config=size.encoder | options,
+        hidden_size=size.width,
+        projection_dim=size.width,
+        init_codebook=False,  # it makes labels for a loss that is not used here
     )
 
 
@@ -221,4 +273,16 @@ BRIDGETOWER = Family(
         ("itm_score",),
     ),
     small_config=small_bridgetower,
+)
+FLAVA = Family(
+    title="FLAVA",
+    model_class="FlavaForPreTraining",
+    processor_class="FlavaProcessor",
+    function=flava,
+    layers={"itm": lambda model: range(model.config.multimodal_config.num_hidden_layers - 1)},
+    depth=1,
+    adapted=AdaptedModules(rf"(image|text|multimodal)_model\.encoder\.layer\.\d+\.{BERT_ATTENTION}", ("itm_head",)),
+    encode_images=encode_flava_images,
+    small_config=small_flava,
+    own_classes={"FlavaForPreTraining": FlavaForPreTraining},
 )

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from ..processing_albef import TOKENIZED, Span, span_tokens
 from ..tokenization_albef import span_characters
 from .decoder import DECODERS, IMAGE_SIZE
+from .family import vision_config
 from .prompts import Prompt, make_prompt
 
 SIDES = "height", "width"
@@ -102,15 +103,31 @@ class LoadedProcessor:
                 shutil.copyfile(file, Path(folder, name))
 
 
+class Squares(CLIPImageProcessorPil):
+    """Images of one size, in place of patches in the shape of each as SigLIP 2's processor (naflex) makes them.
+
+    What is saved is that processor, `own`, with as many patches.
+    """
+
+    def __init__(self, own: BaseImageProcessor):
+        self.own, self.valid_kwargs = own, own.valid_kwargs  # the processor around it passes some of SigLIP 2's own
+        super().__init__(**{name: getattr(own, name) for name in KEPT})
+        self.size = dict.fromkeys(SIDES, math.isqrt(own.max_num_patches) * own.patch_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        num_patches = math.prod(self.size[side] // self.own.patch_size for side in SIDES)
+        return self.own.to_dict() | {"max_num_patches": num_patches}
+
+
 def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | None = None) -> Any:
     """A processor that resizes images to one size, all of them and nothing but them.
 
     It is the processor itself, changed in place, but for generative models, which get a `GenerativeProcessor`. CLIP and
     its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps would lie
-    beside what they show.
+    beside what they show. SigLIP 2's (naflex) has a shape for every image, which no batch could have.
 
     Args:
-        config: of the model; SigLIP's takes over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
+        config: of the model; SigLIP's take over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
             the processor's own height and width, or those of the configuration.
 
     Raises:
@@ -119,7 +136,9 @@ def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | Non
     if config.model_type in DECODERS:
         own = processor.processor if isinstance(processor, GenerativeProcessor) else processor
         return GenerativeProcessor(own, config, image_size)
-    images, vision = processor.image_processor, getattr(config, "vision_config", config)
+    images, vision = processor.image_processor, vision_config(config)
+    if type(images).__name__.startswith("Siglip2ImageProcessor"):
+        images = processor.image_processor = Squares(images)
     own, patch_size = dict(images.size), getattr(vision, "patch_size", 1)
     trained = getattr(vision, "image_size", None)
     trained = [trained] * 2 if trained is None or isinstance(trained, int) else list(trained)
@@ -136,7 +155,7 @@ def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | Non
     if config.model_type == "bridgetower" or getattr(images, "crop_size", None) is not None:
         # BridgeTower's processor asks for a cut in any case: one of all that there is.
         images.do_center_crop, images.crop_size = False, size
-    if config.model_type == "siglip":  # its pass fills phrases up, and SigLIP 2's configuration names another token
+    if config.model_type in ("siglip", "siglip2"):  # its pass fills phrases up; some configurations name another token
         config.text_config.pad_token_id = processor.tokenizer.pad_token_id
     return processor
 

@@ -8,13 +8,12 @@ from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from ..modeling_albef import AlbefModel
 from ..pipeline import PhraseGrounder
 from .albef import ALBEF
 from .decoder import DECODERS
-from .dual import ALTCLIP, CHINESE_CLIP, CLIP, SIGLIP
+from .dual import AIMV2, ALTCLIP, CHINESE_CLIP, CLIP, CLIPSEG, METACLIP_2, OWLVIT, SIGLIP, SIGLIP_2
 from .family import Explain, Family
-from .fusion import BLIP, BLIP_2, BRIDGETOWER, VILT
+from .fusion import BLIP, BLIP_2, BRIDGETOWER, FLAVA, VILT
 from .hooks import unwrapped
 from .relevance import explain_all_layers, relevance
 
@@ -24,10 +23,16 @@ FAMILIES: dict[str, Family] = {
     "blip-2": BLIP_2,
     "vilt": VILT,
     "bridgetower": BRIDGETOWER,
+    "flava": FLAVA,
     "clip": CLIP,
     "altclip": ALTCLIP,
     "chinese_clip": CHINESE_CLIP,
+    "metaclip_2": METACLIP_2,
+    "clipseg": CLIPSEG,
+    "owlvit": OWLVIT,
+    "aimv2": AIMV2,
     "siglip": SIGLIP,
+    "siglip2": SIGLIP_2,
     **DECODERS,
 }
 METHODS: dict[str, Callable[..., torch.Tensor]] = {**PhraseGrounder.methods, "relevance": relevance}
@@ -38,7 +43,7 @@ class AutoModelForVisualGrounding(_BaseAutoModelClass):
 
     _model_mapping = _LazyAutoMapping(
         CONFIG_MAPPING_NAMES,
-        OrderedDict((name, family.model_class) for name, family in FAMILIES.items() if name != "albef"),
+        OrderedDict((name, family.model_class) for name, family in FAMILIES.items() if not family.own_classes),
     )
 
     @classmethod
@@ -51,7 +56,8 @@ class AutoModelForVisualGrounding(_BaseAutoModelClass):
         return model
 
 
-AutoModelForVisualGrounding.register(AlbefModel.config_class, AlbefModel)
+for own_class in (family.load(family.model_class) for family in FAMILIES.values() if family.own_classes):
+    AutoModelForVisualGrounding.register(own_class.config_class, own_class, exist_ok=True)
 
 
 def check_complete(path: str, model: PreTrainedModel, missing: set[str]) -> None:

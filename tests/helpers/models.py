@@ -7,22 +7,31 @@ from string import ascii_lowercase
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import (
+    BertTokenizer,
     BlipConfig,
     BlipForImageTextRetrieval,
     ByT5Tokenizer,
     CLIPProcessor,
     CLIPTokenizer,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
+    Siglip2Tokenizer,
     SiglipProcessor,
     TrainingArguments,
+    XLMRobertaTokenizer,
 )
 from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.bridgetower import BridgeTowerImageProcessorPil
 from transformers.models.clip import CLIPImageProcessorPil
+from transformers.models.flava import FlavaImageProcessorPil
+from transformers.models.owlvit import OwlViTImageProcessorPil
+from transformers.models.siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
+from transformers.models.vit import ViTImageProcessorPil
 
 from modeling_albef_amc import AlbefConfig, tokenizer_from_texts
 from modeling_albef_amc.families.decoder import DECODERS
@@ -34,8 +43,17 @@ from modeling_albef_amc.families.registry import FAMILIES
 SIZE = Size(width=16, heads=2, image_size=32, patch_size=8, vocab_size=40, max_tokens=20, std=0.3, eos=2)
 FOLDERS = tempfile.TemporaryDirectory()
 TINY = {name: partial(family.small_model, SIZE) for name, family in FAMILIES.items() if name != "albef"}
-IMAGE_PROCESSORS = {"vilt": ViltImageProcessorPil, "bridgetower": BridgeTowerImageProcessorPil}
-IMAGE_PROCESSORS |= dict.fromkeys(("clip", "altclip", "chinese_clip"), CLIPImageProcessorPil)
+# As the families' own, for images of 32 x 32 pixels where they say a size.
+SQUARE = {"size": {"height": 32, "width": 32}}
+IMAGE_PROCESSORS = {
+    "vilt": ViltImageProcessorPil,
+    "bridgetower": BridgeTowerImageProcessorPil,
+    "flava": partial(FlavaImageProcessorPil, **SQUARE, crop_size=SQUARE["size"]),
+    "clipseg": partial(ViTImageProcessorPil, **SQUARE),
+    "owlvit": partial(OwlViTImageProcessorPil, **SQUARE),
+    "siglip2": partial(Siglip2ImageProcessorPil, patch_size=8, max_num_patches=16),
+    **dict.fromkeys(("clip", "altclip", "chinese_clip", "metaclip_2", "aimv2"), CLIPImageProcessorPil),
+}
 # What transformers calls it, and called it before 5.22.
 IS_NEW = hasattr(TrainingArguments, "activation_checkpointing")
 CHECKPOINTING = f"{'activation' if IS_NEW else 'gradient'}_checkpointing"
@@ -50,12 +68,25 @@ def tiny_family_processor(family: str, texts: list[str]) -> ProcessorMixin | Loa
     if family in DECODERS:  # whose models know how they are asked
         folder = tempfile.mkdtemp(dir=FOLDERS.name)
         tokenizer_from_texts(texts).save_pretrained(folder)
-        BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+        BlipImageProcessorPil(**SQUARE).save_pretrained(folder)
         return LoadedProcessor(folder)
-    image_processor_class = IMAGE_PROCESSORS.get(family, BlipImageProcessorPil)
-    size = {"size": {"height": 32, "width": 32}} if image_processor_class is BlipImageProcessorPil else {}
+    tokenizer = siglip_2_tokenizer(texts) if family == "siglip2" else tokenizer_from_texts(texts)
+    if family in ("metaclip_2", "aimv2"):  # they read the place of the end token
+        ends = TemplateProcessing("$A [CLS]", special_tokens=[("[CLS]", SIZE.eos)])
+        tokenizer.backend_tokenizer.post_processor = ends
     processor_class = FAMILIES[family].load(FAMILIES[family].processor_class)
-    return processor_class(image_processor_class(**size), tokenizer_from_texts(texts))
+    return processor_class(IMAGE_PROCESSORS.get(family, partial(BlipImageProcessorPil, **SQUARE))(), tokenizer)
+
+
+def siglip_2_tokenizer(texts: list[str]) -> Siglip2Tokenizer:
+    """As checkpoints come with it; transformers loads no other for naflex. A word before a blank is one token."""
+    words = sorted({f"{word}▁" for text in texts for word in text.split()})
+    merges = dict.fromkeys((word[at], word[at + 1 :]) for word in words for at in range(len(word) - 2, -1, -1))
+    special = "<pad>", "<eos>", "<bos>", "<unk>", "<mask>"
+    pieces = dict.fromkeys([*special, *sorted({*"".join(words)}), *words, *map("".join, merges)])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    options = dict(padding_side="right", model_input_names=["input_ids"], add_bos_token=False, add_eos_token=True)
+    return Siglip2Tokenizer(vocab=vocabulary, merges=list(merges), **options)
 
 
 def own_clip_processor() -> CLIPProcessor:
@@ -64,6 +95,21 @@ def own_clip_processor() -> CLIPProcessor:
     vocabulary = {token: number for number, token in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     return CLIPProcessor(images, CLIPTokenizer(vocab=vocabulary, merges=[]))
+
+
+def own_tokenizer(family: str, words: list[str]) -> PreTrainedTokenizerBase:
+    """Of the class, and with the special tokens, that checkpoints of these families come with."""
+    if family in ("siglip", "siglip2"):
+        return siglip_2_tokenizer(words)
+    if family == "metaclip_2":
+        pieces = ["<s>", "<pad>", "</s>", "<unk>", *(f"▁{word}" for word in words), "<mask>"]
+        return XLMRobertaTokenizer(vocab=[(piece, -float(number)) for number, piece in enumerate(pieces)])
+    if family == "flava":
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+        return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+    letters = [letter + end for letter in ascii_lowercase for end in ("", "</w>")]
+    pieces = ["!", *letters, "<|startoftext|>", "<|endoftext|>"]  # OWL-ViT reads the token of the highest number
+    return CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[])
 
 
 def slow_siglip_processor() -> SiglipProcessor:
@@ -120,9 +166,10 @@ def tiny_blip() -> BlipForImageTextRetrieval:
 def tiny_batch(
     num_phrases: int = 4, num_tokens: int = 6, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Random images with one phrase each; the first phrase is two tokens shorter than the others."""
+    """Random images with one phrase each, with an end token; the first phrase is two tokens shorter than the others."""
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(5, 40, (num_phrases, num_tokens), generator=generator)
+    input_ids[:, -1], input_ids[0, -3] = SIZE.eos, SIZE.eos
     attention_mask = torch.ones_like(input_ids)
     attention_mask[0, -2:] = 0
     return {
