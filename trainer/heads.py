@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from modeling_albef_amc.families.auto import AutoGrounder
+from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.families.registry import explained_layers
 from modeling_albef_amc.pipeline import GroundedImage
 
@@ -20,13 +21,14 @@ class HeadGrounder(AutoGrounder):
         explain, heatmaps_of = super().method_functions(method, in_captions)
         return explain, partial(heatmaps_of, per_head=True)
 
-    def explain_phrases(self, images: Sequence[GroundedImage], **options: Any) -> Sequence[GroundedImage]:
+    def explain_phrases(self, *args: Any, explain: Explain | None = None, **options: Any) -> Sequence[GroundedImage]:
         """As of `PhraseGrounder`, a pass for each of their layers. ValueError: a layer has no such head."""
         if not self.heads:
-            return super().explain_phrases(images, **options)
+            return super().explain_phrases(*args, explain=explain, **options)
+        images, *args = args
         sums: list[list] = [[] for _ in images]
         for layer in dict.fromkeys(layer for layer, _ in self.heads):
-            images = super().explain_phrases(images, **{**options, "grounding_layer": layer})
+            images = super().explain_phrases(images, *args, explain=explain, **options | {"grounding_layer": layer})
             chosen = [head for of, head in self.heads if of == layer]
             for number, image in enumerate(images):
                 if image.heatmaps and max(chosen) >= len(image.heatmaps[0]):
@@ -38,8 +40,8 @@ class HeadGrounder(AutoGrounder):
         return images
 
 
-def set_heads(grounder: HeadGrounder, heads: list[Head], explanation: str | None) -> None:
-    """Chooses what an engine grounds by. ValueError: the model has no such layer."""
+def set_heads(grounder: Any, heads: list[Head], explanation: str | None) -> None:
+    """Chooses what a `HeadGrounder` grounds by. ValueError: the model has no such layer."""
     layers = explained_layers(grounder.model, explanation)
     if other := [layer for layer, _ in heads if layer not in layers]:
         raise ValueError(f"--heads: layer {other[0]} explains nothing here, only {', '.join(map(str, layers))} do.")

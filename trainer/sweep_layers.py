@@ -76,7 +76,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     heads = [AVERAGE, *sorted({head for _, head in hits if head != AVERAGE}, key=int)]
     scores = {layer: {head: hits[layer, head] / num_phrases for head in heads} for layer in layers}
     best = max(layers, key=lambda layer: scores[layer][AVERAGE])
-    result = {"layers": scores, "best": {"layer": best, "accuracy": scores[best][AVERAGE]}}
+    result: dict[str, Any] = {"layers": scores, "best": {"layer": best, "accuracy": scores[best][AVERAGE]}}
     if args.heads:
         of_heads = {f"{layer}.{head}": scores[layer][head] for layer in layers for head in heads if head != AVERAGE}
         result["best_heads"] = dict(sorted(of_heads.items(), key=lambda each: -each[1])[:NUM_BEST])

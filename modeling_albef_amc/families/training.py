@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -101,7 +102,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
                 for rows in (ids, mask, own_image, attention.score, attention.match_logit)
             )
             true_pairs = attention._replace(score=score, match_logit=match_logit)
-        options = {} if step_pairs is None else {"step_pairs": step_pairs}
+        options: dict[str, Any] = {} if step_pairs is None else {"step_pairs": step_pairs}
         batch = pixel_values, ids, mask, true_image, image_ids
         for name, loss_of in losses_of.items():
             if objectives is None or name in objectives:
