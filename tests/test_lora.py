@@ -278,7 +278,10 @@ def test_a_base_in_a_folder_is_found_from_another_one(base, tmp_path, monkeypatc
         load_model(".")
 
 
-def test_merged_equals_adapted(base, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_equals_adapted(base, tmp_path, dtype):
+    """In float32: a base in half precision would lose most of it."""
+    tiny_albef().to(dtype).save_pretrained(base)
     model = adapted(base)
     model.save_pretrained(tmp_path / "adapters")
     tiny_processor().save_pretrained(tmp_path / "adapters")

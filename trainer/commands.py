@@ -407,7 +407,7 @@ def export(args: argparse.Namespace) -> None:
 def merge(args: argparse.Namespace) -> None:
     hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
     load(".lora:merge")(args.adapters, args.output, **hub)
-    print(f"{args.output} written.")
+    print(f"{args.output} written, in float32.")
 
 
 COMMANDS = {

@@ -163,6 +163,7 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
 def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
+    It is in float32, whatever the base is in: half precision would round off up to half of what was trained.
     `adapters` is a folder or Hub id, `hub` are its `hub_options`. ValueError: it has no adapters; or `output` exists
     and is not an empty folder: adapters left beside what was merged would be put in again.
     """
@@ -174,7 +175,7 @@ def merge(adapters: str, output: str | Path, **hub: Any) -> None:
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
     from peft import PeftModel
 
-    model = load_model(base, training=True, dtype="auto", **base_hub)
+    model = load_model(base, training=True, **base_hub)
     model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
     if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
