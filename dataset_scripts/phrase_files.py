@@ -10,13 +10,14 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .builder import GroundingBuilder, SourceImage, Unusable, joined, unusable_if
+from .builder import GroundingBuilder, SourceImage, Unusable, joined, unusable_if, walk
 from .coco_format import read_whole
 from .features import PhraseFields
 from .json_files import stream_json_records
 
 _ENDINGS = (".json", ".jsonl")
 _LOOKED_AT = 200  # images of a file
+_BEGINNING = 2**24  # bytes
 PUNCTUATION = ".,;:!?"
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
@@ -134,18 +135,29 @@ class PhraseFiles(GroundingBuilder):
     # Parts
 
     def _names(self) -> list[str]:
-        """The files to read: those named, or those in the data folder whose first record is of this kind."""
+        """The files to read: those named, or those in the data folder or below whose first record is of this kind."""
         if self.config.annotations:
             return [name.strip() for name in self.config.annotations.split(",")]
-        folder = Path(self.config.data_dir)
-        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.is_file())
-        first = {name: next(stream_json_records(folder / name), None) for name in names}
-        fitting = [name for name in names if isinstance(first[name], dict) and first[name].keys() & set(self.keys)]
-        if not fitting:
+        folder = self.config.data_dir
+        names = [name for name in walk(folder) if name.lower().endswith(_ENDINGS) and self._fits(Path(folder, name))]
+        if not names:
             raise ValueError(
                 f"{folder} has no .json or .jsonl file of records with {' or '.join(self.keys)}: name it (annotations)"
             )
-        return fitting
+        return names
+
+    def _fits(self, path: Path) -> bool:
+        if not path.is_file():  # but a pipe, or a link to nothing
+            return False
+        with path.open("rb") as file:
+            beginning = file.read(_BEGINNING)
+        if len(beginning) == _BEGINNING and not any(f'"{key}"'.encode() in beginning for key in self.keys):
+            return False  # of another kind, which may be one record of gigabytes
+        try:
+            first = next(stream_json_records(path), None)
+        except ValueError as error:
+            raise ValueError(f"{error} (annotations names the files to read)") from error
+        return isinstance(first, dict) and not first.keys().isdisjoint(self.keys)
 
     def _by_image(self, file: str) -> Iterator[Records]:
         for _, group in groupby(self.records(file), key=self._name):
