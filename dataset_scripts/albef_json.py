@@ -69,7 +69,8 @@ class AlbefJson(GroundingBuilder):
             self.lose(lost)
             return None
         path = name.removeprefix(self.config.image_prefix)
-        return SourceImage(path.lstrip("/\\") if self.config.image_prefix else path, place, records, lost)
+        files = (path.lstrip("/\\") if self.config.image_prefix else path,)
+        return SourceImage(files, place, records, lost, near=self.config.annotations)
 
     def phrases(self, content: list[Numbered], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """One row a caption, in the order of the file."""

@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property, lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +26,12 @@ from .options import AnnotationOptions
 
 # What images are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
 IMAGE_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
+IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than memory
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
 _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
-_WHOLE_PATH = re.compile("/|[A-Za-z]:/")  # the latter of Windows
+_OUTSIDE = re.compile(r"/|\.\./|[A-Za-z]:/")  # paths that lead out of a folder, the last of Windows
 MOSTLY_OUTSIDE = "box that is mostly outside of the image"
 _FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
 _WIDEST = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
@@ -38,10 +40,18 @@ _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 # A photo's versions by Roboflow, `img07_jpg.rf.<hash>.jpg` of img07.jpg, and what COCO's names of 2014 begin with.
 _VERSION = re.compile(r"(.+?)(?:[._](jpe?g|png|webp|bmp|tiff?))?\.rf\.[\w-]+\.\w+", re.IGNORECASE)
 _COCO_2014 = re.compile(r"COCO_[a-z]+2014_(?=\d{12}\.)")
+# Word of a file's or folder's name, in lower case → the split that it names.
+SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
+SPLITS |= {"test": "test", "testing": "test", "testa": "testA", "testb": "testB", "testc": "testC", "miniv": "miniv"}
+_FOLDER = re.compile(r"(?:(?:images|labels|annotations)[_-])?([a-z]+?)(?:\d{4})?(?:[_-](?:images|labels|annotations))?")
 
 
 class Unusable(Exception):
-    """Why a record cannot be used; its text is the reason that it is counted under."""
+    """Why a record cannot be used; its text is the reason that it is counted under, `detail` goes with its name."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.detail = detail
 
 
 class OutsideImage(Unusable):
@@ -93,12 +103,13 @@ class LoadedImage(NamedTuple):
 class SourceImage(NamedTuple):
     """What a record says of its image."""
 
-    path: str  # in `images_dir`
+    files: Sequence[str]  # what its file may be called; the first that is there is taken
     record: str  # what the image is called in messages
     content: Any  # what `phrases` makes the rows of
     lost: dict[str, int]  # what is lost with the image, and how many; {} in a name stands for the reason
     size: tuple[int, int] | None = None  # (width, height) in pixels
-    name: str | None = None  # in its id; none: the path
+    name: str | None = None  # in its id; none: the first of the files
+    near: str = ""  # path of its annotations in the data folder; a folder's ends in /
 
 
 class GroundingBuilder(datasets.GeneratorBasedBuilder):
@@ -116,7 +127,6 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         super().__init__(*args, **kwargs)
         self.report = BuildReport()
         self._moved: dict[str, str] = {}
-        self._places: dict[str, list[str]] | None = None  # of the files in `images_dir`, by their names
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "splits": None}
@@ -155,13 +165,13 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         """The rows of a job, those of an image following each other; counts into `self.report`."""
         for image in filter(None, map(self.image, job)):
             try:
-                loaded = self.load_image(image.path, image.size)
+                loaded = self.load_image(self.find_image(image.files, image.near), image.size)
             except Unusable as reason:
-                self.drop(str(reason), image.record)
+                self.drop(str(reason), image.record + reason.detail)
                 self.lose(image.lost, str(reason))
                 continue
             self.report.kept["images"] += 1
-            image_id = self.image_id(image.name or image.path, loaded)
+            image_id = self.image_id(image.name or image.files[0], loaded)
             for fields in self.phrases(image.content, loaded.size):
                 yield make_row(loaded.stored, image_id, **fields)
 
@@ -197,6 +207,18 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
 
     # For subclasses
 
+    def file_splits(self, files: Sequence[str]) -> list[str | None]:
+        """The splits of annotation files, by their paths in the data folder; where none names one, they are drawn.
+
+        Beside a file that names one, those that name none are train's, which is counted.
+        """
+        splits = [self.config.split or file_split(file) for file in files]
+        if not any(splits):
+            return splits
+        for file in (file for file, split in zip(files, splits) if split is None):
+            self.report.kept[f"files that no split is named for, in train: {file}"] += 1
+        return [split or "train" for split in splits]
+
     def drop(self, reason: str, record: str, count: int = 1) -> None:
         """Counts records that cannot be used; in strict mode raises a ValueError that names the record."""
         if self.config.strict:
@@ -216,10 +238,10 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
     def name_in_id(self, name: str) -> str:
         """What an image's id calls it, by its name in the source: without a folder of this machine."""
         name = plain_name(name)
-        if _WHOLE_PATH.match(name):
-            root = self.config.images_dir and os.path.abspath(self.config.images_dir)
-            name = os.path.relpath(name, root) if root and Path(name).is_relative_to(root) else name.rsplit("/", 1)[-1]
-        return name
+        if name.startswith("/") and self.config.images_dir:
+            root = os.path.abspath(self.config.images_dir)
+            name = os.path.relpath(name, root) if Path(name).is_relative_to(root) else name
+        return name.rpartition("/")[2] if _OUTSIDE.match(name) else name
 
     def image_id(self, name: str, image: LoadedImage) -> str:
         """The id of an image by its name in the source, marked by its bytes or, without these, by where it is."""
@@ -228,20 +250,27 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         place = os.path.join(os.path.abspath(self.config.data_dir), plain_name(name))
         return make_image_id(self.name, self.name_in_id(name), place.encode(errors="surrogatepass"))
 
+    @cached_property
+    def image_files(self) -> "ImageFiles":
+        return ImageFiles(self.config.images_dir)
+
+    def find_image(self, files: Sequence[str], near: str = "") -> str:
+        """Where in `images_dir` an image is (`ImageFiles.find`); its first name where it is not, or without images."""
+        return (self.config.images_dir and self.image_files.find(files, near)) or files[0]
+
     def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.
 
         Args:
-            path: in `images_dir`, or in any folder of it.
+            path: in `images_dir`.
             size: (width, height) in pixels that the annotations say it has.
 
         Raises:
-            Unusable: it is missing, or in several places; outside `images_dir`, not readable to its end, or of another
-                size.
+            Unusable: it is missing, outside `images_dir`, not readable to its end, or of another size.
         """
         if self.config.images_dir is None:
             return LoadedImage(None, size)
-        data = read_inside(Path(self.config.images_dir), self._place_of(path))
+        data = read_inside(Path(self.config.images_dir), path)
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
@@ -252,24 +281,10 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         unusable_if(size not in (None, found), "images: have another size than their record says")
         return LoadedImage({"bytes": data, "path": None}, found)
 
-    def _place_of(self, path: str) -> str:
-        """Where in `images_dir` an image is: at its path, or else at the one place that ends so."""
-        root, name = self.config.images_dir, plain_name(path)
-        if os.path.isfile(os.path.join(root, path)):
-            return path
-        if self._places is None:
-            self._places = {}
-            for place in walk(root):
-                self._places.setdefault(place.rpartition("/")[2], []).append(place)
-        called_so = self._places.get(name.rpartition("/")[2], ())
-        found = [place for place in called_so if f"/{place}".endswith(f"/{name}")]
-        unusable_if(len(found) > 1, "images: several files in the folder of the images are called so")
-        return found[0] if found else path
-
     def twin(self) -> Any:
         """One to look ahead with, who counts nothing here and stops at nothing."""
         twin = copy.copy(self)
-        twin.report, twin.config = BuildReport(), copy.copy(self.config)
+        twin.report, twin.config, twin.image_files = BuildReport(), copy.copy(self.config), self.image_files
         twin.config.strict = False
         return twin
 
@@ -363,6 +378,124 @@ class _Dropping:
         return isinstance(error, Unusable)
 
 
+class ImageFiles:
+    """The files of a folder and those below, found by what annotations call them."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        places: dict[str, list[str]] = {}
+        for place in walk(self.folder):
+            places.setdefault(_key(place), []).append(place)
+        return places
+
+    @cached_property
+    def _splits(self) -> set[str | None]:
+        """Those that folders are named for."""
+        folders = {place.rpartition("/")[0] for places in self._places.values() for place in places}
+        return {folder_split(f"{folder}/") for folder in folders}
+
+    def find(self, names: Iterable[str], near: str = "") -> str | None:
+        """Where a file is that has one of the names, the first that any has: at this path, or the nearest that ends so.
+
+        A name may be without its suffix. Where the folder of the annotations is named for a split, or their file is and
+        there is such a folder, one of another split has other images, unless the name is of that split itself.
+
+        Args:
+            near: path of the annotations, from whose folder a name may be, too; a folder's ends in /.
+
+        Raises:
+            Unusable: several are as near.
+        """
+        folder, several = near[: near.rfind("/") + 1], []
+        for name in map(plain_name, names):
+            for place in (plain_name(folder + name), name):
+                # By a bare name the file in the folder of the images is but one of those that may be meant.
+                is_path = "/" in place and not _OUTSIDE.match(place)
+                if is_path and os.path.isfile(os.path.join(self.folder, place)):
+                    return place
+            end = f"/{name.lower()}"
+            found = [place for place in self._places.get(_key(name), ()) if _ends_in(f"/{place.lower()}", end)]
+            if found and (split := self._split_of(near)):
+                found = [place for place in found if folder_split(place) in (None, split, file_split(name))]
+            found.sort(key=lambda place: _nearness(place, name, near), reverse=True)
+            if len(found) == 1 or len({_nearness(place, name, near) for place in found[:2]}) == 2:
+                return found[0]
+            several = several or found
+        if several:
+            detail = f" (is it {' or '.join(several[:2])}?)"
+            raise Unusable("images: several files in images_dir are called so: leave one, or name its folder", detail)
+        return None
+
+    def _split_of(self, near: str) -> str | None:
+        split = file_split(near)
+        return folder_split(near) or (split if split in self._splits else None)
+
+
+def _key(place: str) -> str:
+    """A file's name as files are looked for: in lower case, an image's without its suffix."""
+    name = place.rpartition("/")[2].lower()
+    stem, _, suffix = name.rpartition(".")
+    return stem if suffix in IMAGE_SUFFIXES else name
+
+
+def _ends_in(place: str, end: str) -> bool:
+    return place.endswith(end) or place.rpartition(".")[0].endswith(end)
+
+
+def _nearness(place: str, name: str, near: str) -> tuple[bool, int, bool, int]:
+    """How near a file of this name is to annotations: by its case, by its folders, by how deep it is in others."""
+    folders, words = set(place.lower().split("/")[:-1]), _words(near)
+    is_of_split = folder_split(place) == file_split(near) is not None
+    depth = place.count("/")
+    return place.endswith(name), len(folders & words) + is_of_split, not folders.isdisjoint(("images", "data")), -depth
+
+
+@lru_cache(1024)
+def _words(near: str) -> frozenset[str]:
+    """What folders of images are called that lie beside annotations, or that their file's name ends or begins with.
+
+    `train2017` is of `instances_train2017.json`.
+    """
+    *folders, name = near.lower().split("/")
+    parts = name.rpartition(".")[0].split("_")
+    runs = ("_".join(parts[i : j + 1]) for i in range(len(parts)) for j in range(i, len(parts)))
+    return frozenset([*folders, *runs])
+
+
+@lru_cache(4096)
+def folder_split(path: str) -> str | None:
+    """The split that a folder on the path of a file is named for: `train/a.xml`, `labels/val2017/a.txt`."""
+    for folder in reversed(path.replace("\\", "/").lower().split("/")[:-1]):
+        if (found := _FOLDER.fullmatch(folder)) and found[1] in SPLITS:
+            return SPLITS[found[1]]
+    return None
+
+
+@lru_cache(4096)
+def file_split(path: str) -> str | None:
+    """The split that a file of a whole split, or a folder on its path, is named for: `instances_val2017.json`."""
+    name = path.replace("\\", "/").rpartition("/")[2].lower()
+    named = {SPLITS[word] for word in re.findall("[a-z]+", name.rpartition(".")[0] or name) if word in SPLITS}
+    return named.pop() if len(named) == 1 else folder_split(path)
+
+
+def joined(near: str, name: str) -> str:
+    """What an image that annotations at a path in the data folder call by a name is called in its id."""
+    name, folder = plain_name(name), "" if near.startswith("/") else near[: near.rfind("/") + 1]
+    return folder + (name.rpartition("/")[2] if _OUTSIDE.match(name) else name)
+
+
+def telling_ends(names: Iterable[str]) -> dict[str, str]:
+    """Name → as much of its end as tells it from all others, in whole parts: of `a/1.jpg` beside `b/1.jpg` all."""
+    backwards = sorted({tuple(name.split("/"))[::-1] for name in names})
+    same = ([one == other for one, other in zip(*pair)] for pair in pairwise(backwards))
+    common = [0, *([*each, False].index(False) for each in same), 0]
+    return {"/".join(own[::-1]): "/".join(own[max(pair) :: -1]) for own, pair in zip(backwards, pairwise(common))}
+
+
 def walk(folder: str) -> Iterator[str]:
     """Paths of all files in a folder and those below, in order; none that is hidden."""
     for top, folders, names in os.walk(folder):
@@ -396,7 +529,7 @@ def read_inside(folder: Path, name: str) -> bytes:
             "--image_prefix)"
         )
     # Not of Path, which raises for long names and rings of links.
-    unusable_if(not os.path.isfile(path), "images: not in the folder of the images")
+    unusable_if(not os.path.isfile(path), "images: neither in images_dir nor below it: give the folder that has them")
     try:
         return Path(path).read_bytes()
     except OSError as error:

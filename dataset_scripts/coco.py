@@ -24,14 +24,12 @@ the categories are called. In the files of the RefCOCO sets the caption is an ex
 `tokens_positive` marks its noun only.
 """
 
-import os
-import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby, starmap
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -39,8 +37,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .builder import SourceImage, Unusable, unusable_if
-from .coco_files import annotation_files, find_file, image_folders
+from .builder import ImageFiles, SourceImage, Unusable, telling_ends, unusable_if
+from .coco_files import annotation_files
 from .coco_format import (
     NO_CATEGORY,
     AnnotationFile,
@@ -55,7 +53,7 @@ from .coco_format import (
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import ObjectBuilder, ObjectConfig, as_read, file_split, words_of_labels
+from .objects import ObjectBuilder, ObjectConfig, as_read, words_of_labels
 from .options import CocoOptions
 from .segmentations import (
     mask_to_run_lengths,
@@ -83,6 +81,7 @@ class Record(NamedTuple):
     image: CocoImage
     file: int  # in `Coco.files`
     name: str  # in its id
+    end: str  # of its file's name, which tells it from all others
     annotations: np.ndarray  # columns: number in its file, image, label or NO_CATEGORY, first byte, end, file
 
 
@@ -92,8 +91,6 @@ class _File(NamedTuple):
     scope: str  # the folder that its images' names are for; nothing for the data folder
     split: str | None
     labels: dict[int | str, int]  # of its categories by their id
-    image_folders: list[str]  # where its images may lie, in `images_dir`
-    mask_folders: list[str]  # and its PNG files, in the data folder
 
 
 @dataclass
@@ -111,8 +108,8 @@ class Coco(ObjectBuilder):
     A box may be turned as CVAT writes it (`attributes.rotation`, degrees clockwise). A row is of all instances, as of
     `RegionBuilder`, also where the files of a split list the image several times.
 
-    Images are looked for in `images_dir`, and there in the folder of the annotation file, in `images` and in what the
-    file's name ends in (`train2017`); by their `file_name`, or by COCO's address (`coco_url`), as LVIS has it.
+    Images are looked for by their `file_name`, by COCO's address (`coco_url`), as LVIS has it, and by as much of the
+    end of `file_name` as tells it from all others.
     """
 
     BUILDER_CONFIG_CLASS = CocoConfig
@@ -130,11 +127,10 @@ class Coco(ObjectBuilder):
         self._is_only = len(paths) == 1
         images: dict[int, tuple[CocoImage, int]] = {}  # by number, each with its file's
         by_words: set[int] = set()
-        annotations = np.concatenate([self._read(path, images, by_words) for path in paths])
+        splits = self.file_splits([str(self._place(path)) for path in paths])
+        annotations = np.concatenate([self._read(*each, images, by_words) for each in zip(paths, splits)])
         words = words_of_labels(self.labels)
         self.labels = [words[label] for label in self.labels]
-        if self.config.images_dir and (found := self._name_in_folder(images, self.config.images_dir)):
-            self.report.kept["images whose name leads out of their folder, found there by their file's name"] += found
         if again := self._take_together(images, annotations, by_words):
             self.report.kept["images that are listed again, taken together with the first"] += again
         self.splits = self._sorted(images, annotations)
@@ -149,39 +145,38 @@ class Coco(ObjectBuilder):
         if not len(record.annotations) and not image.negative:
             self.report.dropped["images without annotation"] += 1
             return None
-        place = self._place(image, self.files[record.file].image_folders) or image.file_name
+        files = (*_files_of(image), record.end)
         lost = {"instances: of an image that cannot be used": len(record.annotations)}
-        called = f"image {image.id} ({image.file_name})"
-        return SourceImage(place, called, record, lost, image.size, record.name)
+        called, near = f"image {image.id} ({image.file_name})", self.files[record.file].place
+        return SourceImage(files, called, record, lost, image.size, record.name, near)
 
-    def _place(self, image: CocoImage, folders: Sequence[str]) -> str | None:
-        """Where in these folders of `images_dir` an image lies, if it does."""
-        root, address = self.config.images_dir, image.address or ""
-        # LVIS 0.5 has the names of COCO's edition of 2014, and the addresses of 2017's, which has other names.
-        names = filter(None, (image.file_name, address, address.rpartition("/")[2])) if root else ()
-        return next(filter(None, (find_file(root, folders, name) for name in names)), None)
-
-    def _size_of(self, image: CocoImage, folders: Sequence[str]) -> tuple[int, int] | None:
+    def _size_of(self, image: CocoImage, near: str) -> tuple[int, int] | None:
         with suppress(Unusable):  # which is said when it is the image's turn
-            return self.load_image(self._place(image, folders) or image.file_name).size
+            return self.load_image(self.find_image(_files_of(image), near)).size
         return None
+
+    @cached_property
+    def _mask_files(self) -> ImageFiles:
+        return ImageFiles(self.config.data_dir)
 
     # The files
 
-    def _read(self, path: Path, images: dict[int, tuple[CocoImage, int]], by_words: set[int]) -> np.ndarray:
+    def _place(self, path: Path) -> PurePosixPath:
+        """Where an annotation file is in the data folder; of one that is not in there, its name."""
+        folder = Path(self.config.data_dir)
+        return PurePosixPath(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
+
+    def _read(
+        self, path: Path, split: str | None, images: dict[int, tuple[CocoImage, int]], by_words: set[int]
+    ) -> np.ndarray:
         """Adds the images of a file to those of the files before; returns the columns of its annotations."""
-        folder, others = Path(self.config.data_dir), self.config.categories
-        place = PurePosixPath(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
+        place, others = self._place(path), self.config.categories
         scope = place.parent.parent if place.parent.name == "annotations" else place.parent
-        of_images, of_masks = (
-            image_folders(root, str(place)) if root else [] for root in (self.config.images_dir, self.config.data_dir)
-        )
-        size_of = partial(self._size_of, folders=of_images) if self.config.images_dir else None
-        file = AnnotationFile(path, folder / others if others else None, size_of=size_of)
+        size_of = partial(self._size_of, near=str(place)) if self.config.images_dir else None
+        file = AnnotationFile(path, Path(self.config.data_dir, others) if others else None, size_of=size_of)
         labels = self._add_labels(file)
         by_id = {id_: labels[number] for id_, number in file.category_numbers.items() if number in labels}
-        split = self.config.split or file_split(str(place))
-        self.files.append(_File(path, str(place), str(scope) if scope.parts else "", split, by_id, of_images, of_masks))
+        self.files.append(_File(path, str(place), str(scope) if scope.parts else "", split, by_id))
         first, total = max(images, default=-1) + 1, Counter(labels.values())
         for number, image in file.images.items():
             images[first + number] = self._with_labels(image, labels, total), len(self.files) - 1
@@ -236,30 +231,6 @@ class Coco(ObjectBuilder):
                 absent.append(label)
         return image._replace(not_exhaustive=in_part, negative=tuple(absent))
 
-    def _name_in_folder(self, images: dict[int, tuple[CocoImage, int]], root: str) -> int:
-        """Names images anew whose names lead out of `images_dir`, as Label Studio's do, by files that lie in it.
-
-        Only by the name of a file that no other image's name ends in. Returns how many.
-        """
-        top = os.path.abspath(root)
-        names = {number: plain_name(image.file_name) for number, (image, _) in images.items()}
-        outside = {number for number, name in names.items() if _leads_out(top, name)}
-        for number in list(outside):  # of the folder of the annotations it may lead to another one inside
-            image, index = images[number]
-            if (place := self._place(image, self.files[index].image_folders)) and not _leads_out(top, place):
-                outside.remove(number)
-        wanted = {posixpath.basename(names[number]) for number in outside}
-        places: dict[int, str | None] = {}
-        for number, name in names.items():
-            if (end := posixpath.basename(name)) in wanted:
-                places[number] = find_file(root, self.files[images[number][1]].image_folders, end)
-        num_names = Counter(place for place, _ in {(place, names[number]) for number, place in places.items()})
-        found = [number for number in outside if places[number] and num_names[places[number]] == 1]
-        for number in found:
-            image, index = images[number]
-            images[number] = image._replace(file_name=posixpath.basename(names[number])), index
-        return len(found)
-
     def _take_together(
         self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray, by_words: set[int]
     ) -> int:
@@ -275,10 +246,7 @@ class Coco(ObjectBuilder):
                 same = first.setdefault((file.split, file.scope, plain_name(image.file_name), image.size), number)
                 known, its_file = images[same]
                 # By one name two files may mean an image each, which then lie in folders of their own.
-                folders, its_folders = file.image_folders, self.files[its_file].image_folders
-                if same != number and (
-                    its_file == index or self._place(known, its_folders) == self._place(image, folders)
-                ):
+                if same != number and (its_file == index or self._found(known, its_file) == self._found(image, index)):
                     again[number] = same
                     in_part, negative = known.not_exhaustive + image.not_exhaustive, known.negative + image.negative
                     images[same] = known._replace(not_exhaustive=in_part, negative=negative), its_file
@@ -288,6 +256,11 @@ class Coco(ObjectBuilder):
             annotations[:, 1] = [again.get(number, number) for number in annotations[:, 1].tolist()]
         return len(again)
 
+    def _found(self, image: CocoImage, file: int) -> str | None:
+        with suppress(Unusable):
+            return self.find_image(_files_of(image), self.files[file].place)
+        return None
+
     def _sorted(self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray) -> dict[str, list[Record]]:
         """Split → its images, each with the annotations of its own, sorted by their label."""
         rank = {number: place for place, number in enumerate(images)}
@@ -296,8 +269,11 @@ class Coco(ObjectBuilder):
         by_image = np.lexsort((label_ranks, image_ranks))  # keeps the order of the files among equals
         ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
         names = self._names(images)
+        telling = telling_ends(plain_name(image.file_name) for image, _ in images.values())
         parts = zip(images.values(), names, np.split(annotations[by_image], ends))
-        records = [Record(image, index, name, own) for (image, index), name, own in parts]
+        records = [
+            Record(image, index, name, telling[plain_name(image.file_name)], own) for (image, index), name, own in parts
+        ]
         fixed = [file.split for file in self.files]
         if not self.config.split and "validation" not in fixed:
             fixed = [None if split == "train" else split for split in fixed]
@@ -393,9 +369,10 @@ class Coco(ObjectBuilder):
 
     def _segments(self, file: _File, called: str, record: dict[str, Any], size: tuple[int, int] | None) -> Labelled:
         """The segments of an image, each as an instance of its category."""
-        root, ids = self.config.data_dir, None
+        ids = None
         try:
-            ids = read_segment_ids(Path(root), find_file(root, file.mask_folders, record["file_name"]), size)
+            place = self._mask_files.find((record["file_name"],), file.place)
+            ids = read_segment_ids(Path(self.config.data_dir), place, size)
         except Unusable as reason:
             self.drop(f"masks: {reason}", called)
         for segment in record["segments_info"]:
@@ -430,9 +407,9 @@ class Coco(ObjectBuilder):
             yield {"phrase": words, "caption": caption if span else None, "caption_span": span}, own
 
 
-def _leads_out(root: str, name: str) -> bool:
-    """Whether a name is of no file in the folder: a path that leads out of it, or one of Windows."""
-    return name[1:3] == ":/" or not Path(os.path.normpath(os.path.join(root, name))).is_relative_to(root)
+def _files_of(image: CocoImage) -> tuple[str, ...]:
+    """What an image's file may be called: LVIS 0.5 has COCO's names of 2014, and addresses of 2017, with others."""
+    return image.file_name, *((image.address, image.address.rpartition("/")[2]) if image.address else ())
 
 
 def _instance(called: str, annotation: dict[str, Any]) -> Instance:

@@ -1,12 +1,10 @@
-"""Where people keep COCO's annotation files, and the images that these name."""
+"""Where people keep COCO's annotation files."""
 
 import mmap
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-from .features import plain_name
-from .objects import file_split, folder_split
+from .builder import file_split
 
 # In the order in which they are looked for: exporters' own, Roboflow's, COCO's and CVAT's, then anybody's.
 _NAMES = ("instances.json", "_annotations.coco*.json", "instances_*.json", "*.json")
@@ -71,35 +69,3 @@ def _has_lists(path: Path) -> bool:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(content.find(key) >= 0 for key in _KEYS)
-
-
-def image_folders(root: str, annotations: str) -> list[str]:
-    """The folders in `root` where files may lie that are named by an annotation file, the likeliest first.
-
-    Those are its own, the one above and the root, each by itself and in it `images` and `data`; and before them what is
-    in any of these and called as the file's name ends (`train2017` of `annotations/instances_train2017.json`) or for
-    its split.
-
-    Args:
-        annotations: path of the annotation file from the data folder.
-    """
-    own, name = os.path.split(plain_name(annotations))
-    stem = os.path.splitext(name)[0]
-    ends = [stem.split("_", count)[-1] for count in range(stem.count("_") + 1)]
-    bases = [os.path.join(base, inner) for base in (own, os.path.dirname(own), "") for inner in ("", "images", "data")]
-    bases = [base for base in dict.fromkeys(bases) if os.path.isdir(os.path.join(root, base))]
-    folders = [os.path.join(base, end) for end in ends for base in bases]
-    if split := file_split(annotations):
-        for base in bases:
-            names = sorted(entry.name for entry in os.scandir(os.path.join(root, base)) if entry.is_dir())
-            folders += [os.path.join(base, name) for name in names if folder_split(f"{name}/_") == split]
-    return [folder for folder in dict.fromkeys((*folders, *bases)) if os.path.isdir(os.path.join(root, folder))]
-
-
-def find_file(root: str, folders: Iterable[str], name: str) -> str | None:
-    """Where in `root` the first of these folders has a file of this name, which other systems may have written."""
-    for folder in folders:
-        for place in dict.fromkeys((os.path.join(folder, name), os.path.join(folder, plain_name(name)))):
-            if os.path.isfile(os.path.join(root, place)):
-                return place
-    return None

@@ -4,13 +4,12 @@ The phrase is a label, its region all boxes of that label in the image. Coordina
 centre, `width` and `height`. Splits are files, or their folders, named train, valid and test.
 """
 
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .builder import Unusable
+from .builder import Unusable, joined
 from .coco_format import (
     read_number,  # noqa: F401 - `objects` needs it, as it does those below (see `builder`)
 )
@@ -18,7 +17,7 @@ from .features import (
     FEATURES,  # noqa: F401
 )
 from .json_files import stream_json_records
-from .objects import ObjectConfig, Photo, PhotoListBuilder, joined
+from .objects import ObjectConfig, Photo, PhotoListBuilder
 from .options import CreatemlOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
@@ -41,7 +40,6 @@ class Createml(PhotoListBuilder):
     source = "Images and CreateML's JSON that the builder was given, images stored byte for byte as they were."
 
     def read(self, path: Path, name: str) -> Iterator[Photo]:
-        folder = posixpath.dirname(name)
         for number, record in enumerate(stream_json_records(path, lines=False)):
             record = record if isinstance(record, dict) else {}
             image = record.get("image", record.get("imagefilename"))
@@ -53,7 +51,7 @@ class Createml(PhotoListBuilder):
                 for place, each in ((f"{name}, {image}, annotation {at}", each) for at, each in enumerate(listed))
                 if (label := self.label_of(each.get("label") if isinstance(each, dict) else None, place))
             ]
-            yield Photo(joined(folder, image), f"{name}, {image}", (image,), folder, instances)
+            yield Photo(joined(name, image), f"{name}, {image}", (image,), name, instances)
 
 
 def _instance(annotation: dict[str, Any], record: str, label: str) -> Instance:

@@ -6,7 +6,6 @@ tags, which are of whole images, are counted. The subsets of a project (Train, V
 files and folders that are named so. XML for videos is refused: CVAT exports the same as images.
 """
 
-import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .builder import MAX_PIXELS, Unusable, unusable_if
+from .builder import MAX_PIXELS, Unusable, file_split, joined, unusable_if
 from .coco_format import read_number, read_whole
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does those below (see `builder`)
@@ -22,7 +21,7 @@ from .features import (
 from .json_files import (
     read_json,  # noqa: F401
 )
-from .objects import ObjectConfig, Photo, PhotoListBuilder, file_split, joined
+from .objects import ObjectConfig, Photo, PhotoListBuilder
 from .options import CvatOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
@@ -49,7 +48,7 @@ class Cvat(PhotoListBuilder):
     suffix = ".xml"
 
     def read(self, path: Path, name: str) -> Iterator[Photo]:
-        elements, folder = stream_xml(path, ("image", "track")), posixpath.dirname(name)
+        elements = stream_xml(path, ("image", "track"))
         root = next(elements, None)
         if root is None or root.tag != "annotations":
             raise ValueError(f"{path} is no XML of CVAT for images 1.1")
@@ -69,7 +68,7 @@ class Cvat(PhotoListBuilder):
                     instances.append(_instance(shape.tag, shape.attrib, place, label, (width, height)))
             split = file_split(element.get("subset", ""))
             place = f"{name}, {file}"
-            yield Photo(joined(folder, file), place, (file,), folder, instances, (width, height), split)
+            yield Photo(joined(name, file), place, (file,), name, instances, (width, height), split)
 
 
 def _instance(kind: str, values: dict[str, str], record: str, label: str, size: tuple[int, int]) -> Instance:

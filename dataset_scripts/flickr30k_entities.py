@@ -142,11 +142,8 @@ class Flickr30kEntities(GroundingBuilder):
         if content is None:
             return None
         image_id, sentences, annotation = content
-        folder, path = "flickr30k-images", f"{image_id}.jpg"
-        if self.config.images_dir is not None and Path(self.config.images_dir, folder).is_dir():
-            path = f"{folder}/{path}"
         lost = {"phrases: of an image that cannot be used": sum(len(sentence.phrases) for sentence in sentences)}
-        return SourceImage(path, f"image {image_id}", content, lost, annotation.size, image_id)
+        return SourceImage((f"{image_id}.jpg",), f"image {image_id}", content, lost, annotation.size, image_id)
 
     def phrases(self, content: Content, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image_id, sentences, annotation = content

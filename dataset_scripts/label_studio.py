@@ -9,7 +9,6 @@ Images that were uploaded are called `<8 digits>-<name>` by Label Studio: both n
 of an address. Splits are files, or their folders, named train, valid and test.
 """
 
-import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from .builder import MAX_PIXELS, Unusable, unusable_if
+from .builder import IMAGE_SUFFIXES, MAX_PIXELS, Unusable, joined, unusable_if
 from .coco_format import read_number, read_whole
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import stream_json_records
-from .objects import IMAGE_SUFFIXES, ObjectConfig, Photo, PhotoListBuilder, joined
+from .objects import ObjectConfig, Photo, PhotoListBuilder
 from .options import LabelStudioOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
@@ -62,7 +61,6 @@ class LabelStudio(PhotoListBuilder):
             yield photo if is_one or len(photo.files) == 1 else photo._replace(files=photo.files[:-1])
 
     def _photos(self, path: Path, name: str) -> Iterator[Photo]:
-        folder = posixpath.dirname(name)
         for number, task in enumerate(stream_json_records(path, lines=False)):
             if not isinstance(task, dict):
                 raise ValueError(f"{path}: record {number} is no task of Label Studio: {str(task)[:80]}")
@@ -80,7 +78,7 @@ class LabelStudio(PhotoListBuilder):
                 for labels in self._labels(each, results, f"{place}, region {each.get('id', at)}")
             ]
             size = sizes.pop() if len(sizes) == 1 else None
-            yield Photo(joined(folder, files[0]), f"{place} ({files[0]})", files, folder, instances, size)
+            yield Photo(joined(name, files[0]), f"{place} ({files[0]})", files, name, instances, size)
 
     def _results(self, task: dict[str, Any], place: str) -> list[dict[str, Any]]:
         """What the task's annotation has, or in JSON-MIN all that has a size."""

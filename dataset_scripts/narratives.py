@@ -8,8 +8,7 @@ around the places where the mouse was from the clause's first word to its last.
 Such a box is looser than a drawn one, and at times late: use these rows to train, not to evaluate. The trace itself is
 not kept: people circle what they speak of, and a stroke along its edge teaches to point there (`docs/regions.md`).
 
-Images are COCO's (`000000137576.jpg`), Open Images', Flickr30k's or ADE20K's, in `images_dir` or its folder of the
-split (`val2017`, `validation`).
+Images are COCO's (`000000137576.jpg`), Open Images', Flickr30k's or ADE20K's.
 """
 
 import re
@@ -57,10 +56,6 @@ class Narratives(PhraseFiles):
         unusable_if(not isinstance(image, str | int) or image == "", "records without image (image_id)")
         is_coco = "coco" in str(record.get("dataset_id")).lower() and str(image).isdigit()
         return f"{image:0>12}.jpg" if is_coco else f"{image}.jpg"
-
-    def places(self, name: str, record: dict[str, Any]) -> list[str]:
-        split = str(record.get("dataset_id")).rsplit("_", 1)[-1]
-        return [name, f"{split}/{name}"]
 
     def regions(self, record: dict[str, Any], size: tuple[int, int] | None, name: str) -> Iterable[Region]:
         caption, points = record.get("caption"), _points(record.get("traces"))

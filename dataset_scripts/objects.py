@@ -6,19 +6,18 @@ A format has a `Photo` for each image, of a file of its own (`PhotoFileBuilder`)
 drawn.
 """
 
-import posixpath
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .builder import (
+    IMAGE_SUFFIXES,
     MOSTLY_OUTSIDE,
     DrawnSplitsConfig,
     GroundingBuilder,
@@ -26,6 +25,9 @@ from .builder import (
     SourceImage,
     Unusable,
     clip_box,
+    file_split,
+    folder_split,
+    telling_ends,
     unusable_if,
     walk,
 )
@@ -36,12 +38,8 @@ from .segmentations import segmentation_to_mask
 from .shapes import Instance
 
 _BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
-IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 _LOOKS = 200  # photos that are read ahead
 _BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
-_SPLITS = dict.fromkeys(("val", "valid", "validation"), "validation")
-_SPLITS |= {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_FOLDER = re.compile(r"(?:(?:images|labels|annotations)[_-])?([a-z]+?)(?:\d{4})?(?:[_-](?:images|labels|annotations))?")
 
 
 @dataclass
@@ -189,7 +187,7 @@ class Photo(NamedTuple):
         name: of the image in its id, no other's.
         record: what it is called in messages.
         files: what the image file may be called; the first that is there is taken.
-        folder: of the annotations in the data folder, which tells image files of one name apart.
+        near: path of the annotations in the data folder, which tells image files of one name apart.
         size: (width, height) in pixels.
         split: that the record names, if it does.
     """
@@ -197,48 +195,10 @@ class Photo(NamedTuple):
     name: str
     record: str
     files: tuple[str, ...]
-    folder: str
+    near: str
     instances: list[Instance]
     size: tuple[int, int] | None = None
     split: str | None = None
-
-
-class ImageFiles:
-    """The files of a folder, found by what annotations call them: a path, a name, a name without its suffix."""
-
-    def __init__(self, folder: str):
-        self.paths: set[str] = set()
-        self._by_name: dict[str, list[str]] = {}
-        for path in walk(folder):
-            self.paths.add(path)
-            name = path.rsplit("/", 1)[-1].lower()
-            self._by_name.setdefault(name, []).append(path)
-            stem, _, suffix = name.rpartition(".")
-            if suffix in IMAGE_SUFFIXES:
-                self._by_name.setdefault(stem, []).append(path)
-
-    def find(self, names: Iterable[str], folder: str) -> str | None:
-        """The file that has one of the names, the first that any has; of several, that nearest to `folder`.
-
-        Of folders named for splits, that of another split has other images.
-
-        Raises:
-            Unusable: several are as near.
-        """
-        split, is_double = folder_split(f"{folder}/name"), False
-        for name in map(plain_name, names):
-            for path in (posixpath.normpath(f"{folder}/{name}"), name):
-                if path in self.paths:
-                    return path
-            found = self._by_name.get(name.rsplit("/", 1)[-1].lower(), [])
-            found = [path for path in found if not split or folder_split(path) in (None, split)]
-            if found:
-                nearness = [_nearness(path, name, folder) for path in found]
-                if nearness.count(max(nearness)) == 1:
-                    return found[nearness.index(max(nearness))]
-                is_double = True
-        unusable_if(is_double, "images: several files in the folder of the images are called so")
-        return None
 
 
 class _PhotoBuilder(ObjectBuilder):
@@ -253,7 +213,6 @@ class _PhotoBuilder(ObjectBuilder):
         raise NotImplementedError
 
     def split_names(self) -> list[str]:
-        self.files = ImageFiles(self.config.images_dir) if self.config.images_dir else None
         listed = list(self.listed())
         self._check_fit([record for *_, record in listed])
         if not self.config.split and not any(split for split, *_ in listed):
@@ -277,19 +236,13 @@ class _PhotoBuilder(ObjectBuilder):
         try:
             photo = self.photo(record)
         except Unusable as reason:
-            self.drop(f"files: {reason}", str(record))
+            self.drop(f"files: {reason}", f"{record}{reason.detail}")
             return None
         if not photo.instances:
             self.report.dropped["images without annotation"] += 1
             return None
         lost = {"instances: of an image that cannot be used": len(photo.instances)}
-        try:
-            path = self.files and self.files.find(photo.files, photo.folder)
-        except Unusable as reason:
-            self.drop(str(reason), photo.record)
-            self.lose(lost)
-            return None
-        return SourceImage(path or photo.files[0], photo.record, photo, lost, photo.size, photo.name)
+        return SourceImage(photo.files, photo.record, photo, lost, photo.size, photo.name, photo.near)
 
     def label_of(self, value: Any, record: str) -> str | None:
         """A label that is a text with a word; of an object without one nobody knows whose it is: it is counted."""
@@ -303,9 +256,7 @@ class _PhotoBuilder(ObjectBuilder):
 
     def known_size(self, photo: Photo) -> tuple[float, float] | None:
         """The size that boxes are held against before the build, of photos some of which cannot be used."""
-        if photo.size is None and self.files and (path := self.files.find(photo.files, photo.folder)):
-            return self.load_image(path).size
-        return photo.size
+        return photo.size or self.load_image(self.find_image(photo.files, photo.near)).size
 
     def _check_fit(self, records: list[Any]) -> None:
         """Looks at evenly spread records: where many boxes are beyond their image, something is wrong with all."""
@@ -343,15 +294,15 @@ class PhotoFileBuilder(_PhotoBuilder):
     def drawn_name(self, name: str) -> str:
         """The image file's, by which formats of many images call it; without images, that of the record's file."""
         with suppress(Unusable):
-            return (self.files and self.files.find((name,), posixpath.dirname(name))) or name
+            return self.find_image((name.rpartition("/")[2],), name[: name.rfind("/") + 1])
         return name
 
     def photo_of(self, path: str, stated: str, instances: list[Instance], size: tuple[int, int] | None = None) -> Photo:
         """The photo of a file, which is called as the file is, or as it states."""
         stem, ending = path[: -len(self.suffix)], stated.rpartition(".")[2]
         name = f"{stem}.{ending}" if ending.lower() in IMAGE_SUFFIXES else stem
-        files = (stem, stated) if stated else (stem,)
-        return Photo(name, path, files, path.rpartition("/")[0], instances, size)
+        files = (stem.rpartition("/")[2], *((stated, plain_name(stated).rpartition("/")[2]) if stated else ()))
+        return Photo(name, path, files, path[: path.rfind("/") + 1], instances, size)
 
 
 class PhotoListBuilder(_PhotoBuilder):
@@ -371,14 +322,17 @@ class PhotoListBuilder(_PhotoBuilder):
                 raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
         photos: dict[tuple[str, str], tuple[str | None, Photo]] = {}
         for name, photo in self._read_all(names):
-            split, key = photo.split or file_split(name), (photo.folder, plain_name(photo.files[0]))
+            split, key = photo.split or file_split(name), (name.rpartition("/")[0], plain_name(photo.files[0]))
             if key in photos:
                 self.report.kept["images that are listed again, taken together with the first"] += 1
                 split, first = photos[key]
                 photo = first._replace(instances=first.instances + photo.instances)
             photos[key] = split, photo
         self.words = words_of_labels(instance.label for _, photo in photos.values() for instance in photo.instances)
-        return ((split, photo.name, photo) for split, photo in photos.values())
+        ends = telling_ends(plain_name(photo.files[0]) for _, photo in photos.values())
+        for split, photo in photos.values():
+            first, *others = photo.files
+            yield split, photo.name, photo._replace(files=(first, ends[plain_name(first)], *others))
 
     def _read_all(self, names: list[str]) -> Iterator[tuple[str, Photo]]:
         for name in names:
@@ -438,34 +392,3 @@ def words_of_labels(labels: Iterable[str]) -> dict[str, str]:
         own = in_words(label) if len(readings[same_words(label)]) == 1 else " ".join(label.replace("_", " ").split())
         words[label] = first.setdefault(as_read(own), own)
     return words
-
-
-def folder_split(path: str) -> str | None:
-    """The split that a folder on the path of a file is named for: `train/a.xml`, `labels/val2017/a.txt`."""
-    for folder in reversed(PurePosixPath(plain_name(path).lower()).parent.parts):
-        if (found := _FOLDER.fullmatch(folder)) and found[1] in _SPLITS:
-            return _SPLITS[found[1]]
-    return None
-
-
-def file_split(path: str) -> str | None:
-    """The split that a file of a whole split, or a folder on its path, is named for: `instances_val2017.json`."""
-    words = re.findall("[a-z]+", PurePosixPath(plain_name(path).lower()).stem)
-    named = {_SPLITS[word] for word in words if word in _SPLITS}
-    return named.pop() if len(named) == 1 else folder_split(path)
-
-
-def _nearness(path: str, name: str, folder: str) -> tuple[int, int, int]:
-    """How near a file is to what annotations in a folder call it: parts of the name, of the folder, and no others."""
-    parts, named = path.lower().split("/"), name.lower().split("/")
-    same = 0
-    while same < min(len(parts), len(named)) and parts[-1 - same] == named[-1 - same]:
-        same += 1
-    common = set(parts[:-1]) & set(folder.lower().split("/"))
-    return same, len(common), -len(parts)
-
-
-def joined(folder: str, name: str) -> str:
-    """What an image that annotations in a folder call by a name is called in its id."""
-    name = plain_name(name)
-    return posixpath.join(folder, name.rsplit("/", 1)[-1] if ":/" in name or name.startswith(("/", "..")) else name)

@@ -168,7 +168,7 @@ class PhraseFilesOptions(AnnotationOptions):
     """Options of what reads files of records with phrases."""
 
     annotations: str | None = option(
-        None, "Files, in the data folder, with commas between them; default: every .json and .jsonl there that fits."
+        None, "Files, in the data folder, with commas between them; default: every .json and .jsonl in it that fits."
     )
     split: str | None = option(
         None, "Name of one split for all; default: train, validation, test as the files' names say, or else drawn."

@@ -1,26 +1,23 @@
 """The base of the builders that read files of records, JSON or JSON Lines, each with phrases and boxes of one image.
 
-A file is of the split that its name says: `train`, `val`, `valid` or `validation`, `test`, `testA`, `testB`, as a word
-of it. Where no name says one, a share of the images is drawn for validation. Records of an image that follow each other
-are taken together; where they are apart, so are their rows, and the image is stored with each.
+A file is of the split that its name or its folder says: `train`, `val`, `valid` or `validation`, `test`, `testA`,
+`testB`, as a word of it. Where no name says one, a share of the images is drawn for validation. Records of an image
+that follow each other are taken together; where they are apart, so are their rows, and the image is stored with each.
 """
 
-import copy
-import os
-import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .builder import GroundingBuilder, SourceImage, Unusable, unusable_if
+from .builder import GroundingBuilder, SourceImage, Unusable, joined, unusable_if, walk
 from .coco_format import read_whole
-from .features import BuildReport, PhraseFields
+from .features import PhraseFields
 from .json_files import stream_json_records
 
-_SPLIT = re.compile(r"(?<![a-z])(?:(train)|(val|valid|validation)|(test[ab]?))(?![a-z])", re.IGNORECASE)
 _ENDINGS = (".json", ".jsonl")
 _LOOKED_AT = 200  # images of a file
+_BEGINNING = 2**24  # bytes
 PUNCTUATION = ".,;:!?"
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
@@ -58,30 +55,16 @@ class PhraseFiles(GroundingBuilder):
     def look(self) -> None:
         """What is to be known or checked of all files before any row is made; `self.files` has their names."""
 
-    def places(self, name: str, record: dict[str, Any]) -> list[str]:
-        """Where an image may be in `images_dir`."""
-        return [name]
-
-    def split_of(self, file: str) -> str | None:
-        """The split that a file's name says."""
-        found = {match.groups() for match in _SPLIT.finditer(Path(file).stem)}
-        if len(found) != 1:
-            return None
-        train, validation, test = found.pop()
-        return "train" if train else "validation" if validation else test[:4].lower() + test[4:].upper()
-
     # What `build` calls
 
     def split_names(self) -> list[str]:
         names = self._names()
-        told = {name: self.config.split or self.split_of(name) for name in names}
-        some = any(told.values())
-        self.files = {name: split or ("train" if some else None) for name, split in told.items()}
+        self.files = dict(zip(names, self.file_splits(names)))
         self.look()
-        if not some:
+        if None in self.files.values():
             self.draw_splits((self._key(record), record) for file in names for record in self._by_image(file))
             return ["train", "validation"] if self.config.validation_fraction else ["train"]
-        return sorted(set(filter(None, self.files.values())))
+        return sorted(set(self.files.values()))
 
     def images(self, split: str) -> Iterator[Records]:
         for file, own in self.files.items():
@@ -100,12 +83,11 @@ class PhraseFiles(GroundingBuilder):
         except Unusable as reason:
             self.drop(str(reason), name, len(numbered))
             return None
-        places = self.places(source.removeprefix(self.config.image_prefix), first)
-        folder = self.config.images_dir or ""
-        place = next((place for place in places if os.path.isfile(os.path.join(folder, place))), places[0])
         lost = {"records of images that cannot be used": len(numbered)}
         size = next(filter(None, (self.size_of(own) for _, own in numbered)), None)
-        return SourceImage(place, f"{name} ({source:.200})", record, lost, size)
+        files = (source.removeprefix(self.config.image_prefix),)
+        called = joined(file, self.name_in_id(files[0]))
+        return SourceImage(files, f"{name} ({source:.200})", record, lost, size, called, file)
 
     def phrases(self, content: Records, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         """One row a phrase of a record, in the order of the file."""
@@ -140,13 +122,11 @@ class PhraseFiles(GroundingBuilder):
 
     def sizes(self, file: str) -> Iterator[tuple[dict[str, Any], tuple[int, int]]]:
         """The first records of a file whose image's (width, height) is known, to look at before any row is made."""
-        twin = copy.copy(self)
-        twin.report, twin.config = BuildReport(), copy.copy(self.config)  # a look counts nothing and stops at nothing
-        twin.config.strict = False
+        twin = self.twin()
         for file_and_records in islice(self._by_image(file), _LOOKED_AT):
             image = twin.image(file_and_records)
             try:
-                size = image and twin.load_image(image.path, image.size).size
+                size = image and twin.load_image(twin.find_image(image.files, image.near), image.size).size
             except Unusable:
                 continue
             if size:
@@ -155,18 +135,29 @@ class PhraseFiles(GroundingBuilder):
     # Parts
 
     def _names(self) -> list[str]:
-        """The files to read: those named, or those in the data folder whose first record is of this kind."""
+        """The files to read: those named, or those in the data folder or below whose first record is of this kind."""
         if self.config.annotations:
             return [name.strip() for name in self.config.annotations.split(",")]
-        folder = Path(self.config.data_dir)
-        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _ENDINGS and path.is_file())
-        first = {name: next(stream_json_records(folder / name), None) for name in names}
-        fitting = [name for name in names if isinstance(first[name], dict) and first[name].keys() & set(self.keys)]
-        if not fitting:
+        folder = self.config.data_dir
+        names = [name for name in walk(folder) if name.lower().endswith(_ENDINGS) and self._fits(Path(folder, name))]
+        if not names:
             raise ValueError(
                 f"{folder} has no .json or .jsonl file of records with {' or '.join(self.keys)}: name it (annotations)"
             )
-        return fitting
+        return names
+
+    def _fits(self, path: Path) -> bool:
+        if not path.is_file():  # but a pipe, or a link to nothing
+            return False
+        with path.open("rb") as file:
+            beginning = file.read(_BEGINNING)
+        if len(beginning) == _BEGINNING and not any(f'"{key}"'.encode() in beginning for key in self.keys):
+            return False  # of another kind, which may be one record of gigabytes
+        try:
+            first = next(stream_json_records(path), None)
+        except ValueError as error:
+            raise ValueError(f"{error} (annotations names the files to read)") from error
+        return isinstance(first, dict) and not first.keys().isdisjoint(self.keys)
 
     def _by_image(self, file: str) -> Iterator[Records]:
         for _, group in groupby(self.records(file), key=self._name):

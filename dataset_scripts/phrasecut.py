@@ -3,8 +3,7 @@
 The files are `refer_train.json`, `refer_val.json`, `refer_test.json` and `refer_miniv.json` (a few images of
 validation, for a try; a split of its own), lists of {"image_id", "phrase", "instance_boxes", "Polygons"}: `[x, y,
 width, height]` in pixels, and for each box the polygons of that instance. The size of an image is in
-`image_data_split3000.json`, where that is there, or in the image. Images are Visual Genome's, `<image_id>.jpg`, by
-themselves or in `VG_100K` and `VG_100K_2`.
+`image_data_split3000.json`, where that is there, or in the image. Images are Visual Genome's, `<image_id>.jpg`.
 """
 
 from collections.abc import Iterator
@@ -51,16 +50,10 @@ class PhraseCut(PhraseFiles, RegionBuilder):
             if isinstance(record, dict) and (size := super(PhraseCut, self).size_of(record))
         }
 
-    def split_of(self, file: str) -> str | None:
-        return "miniv" if "miniv" in file else super().split_of(file)
-
     def image_name(self, record: dict[str, Any]) -> str:
         number = read_whole(record.get("image_id"))
         unusable_if(number is None, "records without image (image_id)")
         return f"{number}.jpg"
-
-    def places(self, name: str, record: dict[str, Any]) -> list[str]:
-        return [name, f"VG_100K/{name}", f"VG_100K_2/{name}"]
 
     def size_of(self, record: dict[str, Any]) -> tuple[int, int] | None:
         return self.image_sizes.get(read_whole(record.get("image_id")))

@@ -49,11 +49,10 @@ class RefCocoConfig(RefCocoOptions, AnnotationConfig):
 class RefCoco(GroundingBuilder):
     """`datasets` builder of referring expressions; rows as in `features.FEATURES`.
 
-    `images_dir` holds the images, or for COCO's a folder `train2014` with them. A broken file (missing keys, an id
-    twice, code in the pickle) raises a `ValueError` that names the record. What is of no use is dropped and counted:
-    expressions of an annotation that is not there or lies in another image, of an unknown split, without a word, with a
-    box without area in the image, or of an image that cannot be used. Of several objects, one beside the image is left
-    out, and one that is lost otherwise takes the expression along.
+    A broken file (missing keys, an id twice, code in the pickle) raises a `ValueError` that names the record. What is
+    of no use is dropped and counted: expressions of an annotation that is not there or lies in another image, of an
+    unknown split, without a word, with a box without area in the image, or of an image that cannot be used. Of several
+    objects, one beside the image is left out, and one that is lost otherwise takes the expression along.
 
     A part of a segmentation that cannot be read is left out; where nothing is left, the row goes by boxes alone. An
     object without a box has its mask's own. Where the two contradict each other (an IoU below a half), the mask is left
@@ -105,8 +104,7 @@ class RefCoco(GroundingBuilder):
     def image(self, record: "_Image") -> SourceImage:
         image = record.image
         lost = {"expressions: of an image that cannot be used": sum(len(ref["sentences"]) for ref, *_ in record.refs)}
-        place = self._path(image.file_name)
-        return SourceImage(place, f"image {image.id} ({image.file_name})", record, lost, image.size, image.file_name)
+        return SourceImage((image.file_name,), f"image {image.id} ({image.file_name})", record, lost, image.size)
 
     def phrases(self, content: "_Image", size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image, refs, proposals = content
@@ -174,13 +172,6 @@ class RefCoco(GroundingBuilder):
             drop("masks: contradict their box (IoU below 0.5), which is taken alone")
             mask = None
         return box, [] if mask is None else [encode_png(mask)]
-
-    def _path(self, file_name: str) -> str:
-        """An image's path in `images_dir`, which may hold COCO's folders instead of the images themselves."""
-        subset = re.match(r"COCO_([a-z]+20\d\d)_", file_name)
-        if subset and self.config.images_dir and Path(self.config.images_dir, subset[1]).is_dir():
-            return f"{subset[1]}/{file_name}"
-        return file_name
 
     def _join_proposals(self, proposals: dict[str, Boxes]) -> None:
         for split, own in self.splits.items():

@@ -67,7 +67,7 @@ class ReferIt(GroundingBuilder):
     def image(self, record: tuple[int, list[int]]) -> SourceImage:
         image, regions = record
         lost = {"records: of an image that cannot be used": len(regions)}
-        return SourceImage(f"{image}.jpg", f"image {image}", record, lost, name=str(image))
+        return SourceImage((f"{image}.jpg",), f"image {image}", record, lost, name=str(image))
 
     def phrases(self, content: tuple[int, list[int]], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image, regions = content

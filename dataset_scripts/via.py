@@ -10,20 +10,19 @@ Splits are files, or their folders, named train, valid and test. VIA 3 has anoth
 """
 
 import math
-import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .builder import Unusable, unusable_if
+from .builder import Unusable, joined, unusable_if
 from .coco_format import read_number
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
 from .json_files import read_json
-from .objects import ObjectConfig, Photo, PhotoListBuilder, joined
+from .objects import ObjectConfig, Photo, PhotoListBuilder
 from .options import ViaOptions
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401
@@ -47,7 +46,7 @@ class Via(PhotoListBuilder):
     source = "Images and VIA's JSON that the builder was given, images stored byte for byte as they were."
 
     def read(self, path: Path, name: str) -> Iterator[Photo]:
-        content, folder = read_json(path), posixpath.dirname(name)
+        content = read_json(path)
         project = content if isinstance(content, dict) else {}
         images = project.get("_via_img_metadata", project)
         if "project" in project and "metadata" in project:
@@ -72,7 +71,7 @@ class Via(PhotoListBuilder):
                 for each in ticked or [None if isinstance(value, dict) else value]:
                     if label := self.label_of(options.get(each, each) if isinstance(each, str) else each, place):
                         instances.append(_instance(region.get("shape_attributes"), place, label))
-            yield Photo(joined(folder, file), f"{name}, {file}", (file,), folder, instances)
+            yield Photo(joined(name, file), f"{name}, {file}", (file,), name, instances)
 
     def _attribute(self, path: Path, images: dict[str, Any]) -> str | None:
         """The region attribute that names objects."""

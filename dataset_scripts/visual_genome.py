@@ -12,14 +12,12 @@ The latter three are put together here, in lower case; what is called the same i
 all its objects. A region description is of the one region it was written about, and has a row of its own.
 
 The files are Visual Genome's own, of any version: `image_data.json` and, for the four kinds,
-`region_descriptions.json`, `objects.json`, `attributes.json`, `relationships.json` (with `attributes.json`). Images are
-looked for in `VG_100K` and `VG_100K_2`.
+`region_descriptions.json`, `objects.json`, `attributes.json`, `relationships.json` (with `attributes.json`).
 
 Many of the images are in COCO too, and some in Flickr30k: leave out those of an evaluation split by its list of ids.
 """
 
 import heapq
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +39,6 @@ _KINDS = {
     "attributes": ["attributes"],
     "relations": ["attributes", "relationships"],
 }
-_FOLDERS = ("VG_100K", "VG_100K_2")
 
 _AGAIN = "phrase and box that the image has already"
 
@@ -118,16 +115,10 @@ class VisualGenome(GroundingBuilder):
             reason = listed.excluded
             self.report.dropped[reason] += 1
         else:
-            return SourceImage(self._place(listed), name, record, lost, listed.size, str(image_id))
+            files = (listed.place, listed.place.rpartition("/")[2])  # of VG_100K's two folders it may be in the other
+            return SourceImage(files, name, record, lost, listed.size, str(image_id))
         self.lose(lost, reason)
         return None
-
-    def _place(self, image: _Image) -> str:
-        """Where an image is in `images_dir`: at its address, in either folder, or in none."""
-        name = Path(image.place).name
-        places = [image.place, *(f"{folder}/{name}" for folder in _FOLDERS), name]
-        folder = self.config.images_dir or ""
-        return next((place for place in places if os.path.isfile(os.path.join(folder, place))), image.place)
 
     # Files
 
@@ -372,7 +363,7 @@ def _read_images(path: Path, lists: dict[str, str | None]) -> tuple[dict[int, _I
                 unused.discard((key, name))
                 excluded = excluded or f"images: excluded by their {_OTHER_IDS[key]} id"
         address = re.search(r"/(VG_100K(?:_2)?)/[^/]+$", str(record.get("url")))
-        folder = address[1] if address else _FOLDERS[0]
+        folder = address[1] if address else "VG_100K"
         images[image_id] = _Image(rank, (width, height), f"{folder}/{image_id}.jpg", excluded)
     return images, [name for _, name in sorted(unused)]
 

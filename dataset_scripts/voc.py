@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .builder import Unusable, unusable_if, walk
+from .builder import SPLITS, Unusable, unusable_if, walk
 from .coco_format import read_number, read_whole
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
@@ -30,7 +30,7 @@ from .segmentations import (
 from .shapes import Instance, corners_of, turn, turned_box
 from .xml_files import read_xml
 
-_SETS = {"train": "train", "val": "validation", "test": "test", "trainval": "train"}
+_SETS = SPLITS | {"trainval": "train"}
 
 
 @dataclass

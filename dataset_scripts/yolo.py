@@ -10,15 +10,15 @@ it was written; or else folders that are named so. An image is found by the name
 matches best: `train/images` for `train/labels`.
 """
 
-import posixpath
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .builder import Unusable, unusable_if, walk
+from .builder import SPLITS, Unusable, unusable_if, walk
 from .coco_format import read_number, read_whole
 from .features import PhraseFields
 from .json_files import read_text
@@ -29,7 +29,6 @@ from .segmentations import (
 )
 from .shapes import Instance, polygon
 
-_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}  # by keys of data.yaml
 _OTHER_FILES = ("classes", "train", "val", "valid", "test", "trainval", "requirements", "license")
 
 
@@ -87,8 +86,7 @@ class Yolo(PhotoFileBuilder):
             except Unusable as reason:
                 instances.append(Instance(place, self.names[index], trouble=str(reason)))
         photo = self.photo_of(record, "", instances)
-        path = self.files.find(photo.files, photo.folder)
-        return photo._replace(name=path or photo.name)
+        return photo._replace(name=self.image_files.find(photo.files, photo.near) or photo.name)
 
     def known_size(self, photo: Photo) -> tuple[float, float]:
         return 1, 1
@@ -113,11 +111,13 @@ class Yolo(PhotoFileBuilder):
 
     def _is_no_label(self, stem: str) -> bool:
         """Whether a text file is of another kind: those that no image is called like, known by their name."""
-        folder, name = posixpath.split(stem)
+        folder, _, name = stem.rpartition("/")
         if name.lower() not in _OTHER_FILES and not name.lower().startswith("readme"):
             return False
-        image = self.files.find((stem,), folder)
-        return image is None or not ("labels" in folder.split("/") or posixpath.dirname(image) == folder)
+        with suppress(Unusable):
+            image = self.image_files.find((name,), f"{folder}/" if folder else "")
+            return image is None or not ("labels" in folder.split("/") or image.rpartition("/")[0] == folder)
+        return False
 
     def _settings(self) -> dict[str, Any]:
         """What the YAML file that has names says, all of it as texts; nothing if there is none."""
@@ -152,7 +152,7 @@ class Yolo(PhotoFileBuilder):
     def _named_splits(self, settings: dict[str, Any], stems: set[str]) -> dict[str, str]:
         """Labels, without suffix → the split that the settings name for their images."""
         named: dict[str, str] = {}
-        for key, split in _SPLITS.items():
+        for key, split in SPLITS.items():
             entries = settings.get(key) or []
             for entry in entries if isinstance(entries, list) else [entries]:
                 own = self._labels_of(str(entry), stems)

@@ -11,7 +11,7 @@ from dataset_scripts.build import builder_class
 from dataset_scripts.builder import OutsideImage, Unusable, clip_box
 from dataset_scripts.features import FEATURES, make_row, why_not_storable
 from dataset_scripts.options import BUILDERS
-from tests.helpers.builders import AN_IMAGE, HEIGHT, TREES, WIDTH, read_all, write, write_image
+from tests.helpers.builders import AN_IMAGE, HEIGHT, MISSING, TREES, WIDTH, read_all, write, write_image
 
 OBJECTS = ("yolo", "voc", "labelme", "via", "cvat", "label_studio", "createml")
 LOST = {
@@ -45,7 +45,7 @@ def spoil(kind: str, path: Path) -> str:
     """Makes an image one that cannot be used. Returns why."""
     if kind == "missing":
         path.unlink()
-        return "images: not in the folder of the images"
+        return MISSING
     if kind == "of another size":
         write_image(path, (WIDTH + 1, HEIGHT))
         return "images: have another size than their record says"
@@ -78,16 +78,21 @@ def test_an_image_may_lie_in_any_folder_unless_there_are_two(tree):
     before = path.read_bytes()
     elsewhere.parent.mkdir(parents=True)
     path.rename(elsewhere)
-    builder = made(name, options)
-    assert builder.load_image(str(place)).stored["bytes"] == before
+
+    def stored(named):
+        builder = made(name, options)
+        return builder.load_image(builder.find_image((named,))).stored["bytes"]
+
+    assert stored(str(place)) == before
     for named in f"x/{place}", f"n/here/{place}", f"{place}x", "\0", "a" * 5000, "":
         with pytest.raises(Unusable, match="images: "):
-            builder.load_image(named)
+            stored(named)
     write_image(Path(options["images_dir"], "or", "here", place))
-    with pytest.raises(Unusable, match="images: several files in the folder of the images are called so"):
-        made(name, options).load_image(str(place))
+    with pytest.raises(Unusable, match="images: several files in images_dir are called so") as error:
+        stored(str(place))
+    assert error.value.detail == f" (is it in/here/{place} or or/here/{place}?)"
     path.write_bytes(before)
-    assert builder.load_image(str(place)).stored["bytes"] == before
+    assert stored(str(place)) == before
 
 
 def test_rows_of_an_image_share_its_bytes_and_id(tree):

@@ -36,6 +36,21 @@ def told(rows):
     return [(row["phrase"], row["boxes"]) for row in rows]
 
 
+def test_roboflows_download_for_florence2(workshop):
+    for folder in "train", "valid", "test":
+        workshop.image(f"../data/{folder}/1.png", SIZE)
+        record = {"image": "1.png", "prefix": "<OD>", "suffix": f"{folder} car<loc_52><loc_332><loc_932><loc_774>"}
+        workshop.write(f"{folder}/annotations.jsonl", json_lines([record]))
+    rows, _ = workshop.build(images_dir=str(workshop.folder), strict=True)
+    box = [[52.5, 166.25, 932.5, 387.25]]
+    assert {
+        split: [(name_in_source(row["image_id"]), *told([row])[0]) for row in own] for split, own in rows.items()
+    } == {
+        split: [(f"{folder}/1.png", f"{folder} car", box)]
+        for split, folder in (("test", "test"), ("train", "train"), ("validation", "valid"))
+    }
+
+
 # Answer → rows; pixels of an image of 1000 x 500.
 STYLES = {
     "qwen": (

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from dataset_scripts.coco import Coco
-from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, SQUARE_RUNS, WIDTH, Workshop, decoded, name_in_source
+from tests.helpers.builders import (
+    HEIGHT,
+    MISSING,
+    SQUARE,
+    SQUARE_MASK,
+    SQUARE_RUNS,
+    WIDTH,
+    Workshop,
+    decoded,
+    name_in_source,
+)
 
 SECOND = dict(bbox=[5, 0, 2, 2], segmentation=[[5, 0, 7, 0, 7, 2, 5, 2]])
 
@@ -432,9 +442,10 @@ def test_names_of_one_image_are_one(workshop, other):
 
 
 def test_an_image_named_by_an_address_must_be_downloaded(workshop):
-    data = content(annotation(1), images=[image(1, "https://images.org/one.png")])
-    rows, report = workshop.of(data)
-    assert not rows["train"]
+    names = "https://images.org/one.png", "https://images.org/gone.png"
+    marked = [annotation(i, image_id=i) for i in range(2)]
+    rows, report = workshop.of(content(*marked, images=[image(i, name) for i, name in enumerate(names)]))
+    assert [row["image"]["bytes"] for row in rows["train"]] == [(workshop.images / "one.png").read_bytes()]
     assert report.dropped["images: named by an address; download them, and name the files instead"] == 1
 
 
@@ -459,14 +470,14 @@ def test_a_size_that_the_file_does_not_say_is_the_images_own(workshop, sides):
         changed(("images", sides))({"images": [each]})
     rows, report = workshop.of(data)
     assert rows == expected and len(rows["train"][0]["masks"]) == 1
-    assert report.dropped["images: not in the folder of the images"] == 1
+    assert report.dropped[MISSING] == 1
     corners = [annotation(i, bbox=box, segmentation=None) for i, box in enumerate(CORNERS)]
     with pytest.raises(ValueError, match=r"are \[x, y, width, height\]"):
         workshop.of(data | {"annotations": corners})
 
 
-def test_a_name_outside_of_the_folder_may_be_of_a_file_directly_in_it(workshop):
-    """As Label Studio writes it; not where two images are called so, nor in place of a file that is meant."""
+def test_a_name_outside_of_the_folder_may_be_of_a_file_in_it(workshop):
+    """As Label Studio writes it; not where two images are called so."""
     out = r"..\..\label-studio\media\upload\4"
     workshop.image("two.png")
     workshop.image("below/three.png")
@@ -475,11 +486,26 @@ def test_a_name_outside_of_the_folder_may_be_of_a_file_directly_in_it(workshop):
         *(annotation(i, image_id=i) for i in range(len(names))), images=[image(i, name) for i, name in enumerate(names)]
     )
     rows, report = workshop.of(data)
-    (row,) = rows["train"]
-    assert row["image"]["bytes"] == (workshop.images / "one.png").read_bytes()
-    assert name_in_source(row["image_id"]) == "one.png"
-    assert report.kept["images whose name leads out of their folder, found there by their file's name"] == 1
-    assert report.dropped["instances: of an image that cannot be used"] == 4
+    stored = {name_in_source(row["image_id"]): row["image"]["bytes"] for row in rows["train"]}
+    assert stored == {
+        name: (workshop.images / place).read_bytes()
+        for name, place in (("one.png", "one.png"), ("three.png", "below/three.png"))
+    }
+    assert report.dropped["instances: of an image that cannot be used"] == 3
+
+
+def test_another_folder_than_that_of_the_name_may_have_the_image_unless_another_is_called_so(workshop):
+    """As of Objects365, whose names and downloads have other folders; and of videos of which one is not there."""
+    names = "images/v2/patch16/1.png", "day1/cam/0.png", "day2/cam/0.png", "day1/2.png", "3.png", "x/3.png"
+    for place in "train/patch16/1.png", "day1/cam/0.png", "mine/day1/2.png", "day3/3.png":
+        workshop.image(place)
+    marked = [annotation(i, image_id=i) for i in range(len(names))]
+    rows, report = workshop.of(content(*marked, images=[image(i, name) for i, name in enumerate(names)]))
+    stored = {name_in_source(row["image_id"]): row["image"]["bytes"] for row in rows["train"]}
+    assert {name: (workshop.images / place).read_bytes() for name, place in (
+        (names[0], "train/patch16/1.png"), (names[1], names[1]), (names[3], "mine/day1/2.png"), ("3.png", "day3/3.png")
+    )} == stored  # fmt: skip
+    assert report.dropped[MISSING] == 2
 
 
 # Splits ---------------------------------------------------------------------------------------------------------------

@@ -174,6 +174,31 @@ def test_files_of_one_split_are_taken_together_unless_their_images_lie_apart(wor
     assert len({row["image_id"] for row in rows["train"]}) == 2
 
 
+@pytest.mark.parametrize(
+    ("others", "splits", "said"),
+    [
+        (["val", "testA", "testB"], ["validation", "testA", "testB"], []),  # as MDETR's RefCOCO
+        (["val", "extra"], ["validation", "train"], ["extra"]),
+        (["test", "trainval"], ["test", "train"], ["trainval"]),
+    ],
+)
+def test_beside_files_that_name_a_split_none_is_strewn_over_train_and_validation(workshop, others, splits, said):
+    """Of 20 images each, of which a draw would take some for validation: where none is named, they are train's."""
+    for name in ("train", *others):
+        images = [image(i, f"{name}{i}.jpg") for i in range(20)]
+        data = content(*(annotation(i, image=i) for i in range(20)), images=images)
+        workshop.write(f"finetune_refcoco_{name}.json", data)
+    names = ",".join(f"finetune_refcoco_{name}.json" for name in ("train", *others))
+    rows, report = workshop.build(annotations=names)
+    places = {name: {s for s, own in told(rows).items() if any(each.startswith(name) for each, *_ in own)}
+              for name in others}  # fmt: skip
+    drawn = {"train", "validation"} if "validation" not in splits else {"train"}
+    assert places == {name: {split} if split != "train" else drawn for name, split in zip(others, splits)}
+    assert [kept for kept in report.kept if kept.startswith("files that no split is named for")] == [
+        f"files that no split is named for, in train: finetune_refcoco_{name}.json" for name in said
+    ]
+
+
 def test_files_that_need_not_be_of_one_data_set_are_asked_for(workshop):
     data = content(annotation(1), images=[image(0, "0.jpg")])
     for names in (["a.json", "b.json"], ["instances_train2014.json", "instances_train2017.json"]):
@@ -213,7 +238,6 @@ def test_names_that_lead_out_of_the_folder_are_told_apart_by_where_their_files_a
         "train": [stored["train/a.jpg"]],
         "validation": [stored["val/a.jpg"], stored["images/c.jpg"]],
     }
-    assert report.kept["images whose name leads out of their folder, found there by their file's name"] == 3
     assert report.dropped["instances: of an image that cannot be used"] == 2
     workshop.write("annotations/train.json", content(annotation(1), images=[image(0, "../images/c.jpg")]))
     workshop.image("annotations/c.jpg")

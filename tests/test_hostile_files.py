@@ -33,7 +33,7 @@ from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tools.albef_checkpoint_files import load_folder, load_original
 from modeling_albef_amc.tools.albef_checkpoint_layout import ConversionError
 from tests.fuzz.run import TARGETS
-from tests.helpers.builders import AN_IMAGE, TREES, read_all, write
+from tests.helpers.builders import AN_IMAGE, MISSING, TREES, read_all, write
 from tests.helpers.data import tiny_albef, tiny_processor
 from trainer.arguments import ModelArguments, parse_arguments
 from trainer.lora import add_adapters, load_checkpoint
@@ -237,7 +237,7 @@ def test_what_is_no_file_is_not_opened(name, kind, tmp_path):
         place.symlink_to({"link out": secret, "device": "/dev/zero", "ring of links": "other"}[kind])
         (place.parent / "other").symlink_to(place.name)
     assert secret.read_bytes() not in stored(builder)
-    reason = LINK_OUT if kind in ("link out", "device") else "images: not in the folder of the images"
+    reason = LINK_OUT if kind in ("link out", "device") else MISSING
     assert builder.report.dropped[reason] >= 1
 
 

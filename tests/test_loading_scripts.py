@@ -17,7 +17,7 @@ import pytest
 from dataset_scripts.build import builder_class
 from dataset_scripts.features import FEATURES
 from dataset_scripts.options import BUILDERS
-from tests.helpers.builders import HEIGHT, TREES, WIDTH, read_all, write
+from tests.helpers.builders import HEIGHT, MISSING, TREES, WIDTH, read_all, write
 from tests.helpers.flickr30k_tree import draw_images, write_processed
 
 pytestmark = pytest.mark.slow
@@ -96,14 +96,14 @@ def test_the_rows_have_something_in_every_column_that_a_source_has_and_are_read_
 def test_splits_without_a_row_are_left_out_and_what_was_dropped_is_told(loaded):
     assert loaded.found["refcoco"]["splits"] == ["train", "testA"]
     report = loaded.log.partition("coco\nkept")[2].partition("flickr30k_entities\nkept")[0]
-    assert "dropped          1  images: not in the folder of the images" in report.splitlines()
+    assert f"dropped          1  {MISSING}" in report.splitlines()
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
         ("no folder", "CocoConfig needs data_dir"),
-        ("no image", "coco: not one row came out\ndropped          8  images: not in the folder of the images"),
+        ("no image", f"coco: not one row came out\ndropped          8  {MISSING}"),
         ("strict", "list.json, record 1: captions: missing"),
     ],
 )

@@ -417,8 +417,8 @@ def test_what_is_in_doubt_is_told_the_commands():
         ["build", name, "--data_dir", "D", "--images_dir", "D"] for name in ("yolo", "coco")
     ]
     for split in "train", "val":
-        TREES["odvg"](Path("E", split))
-    assert [words[:4] for words in refused("E")] == [["build", "odvg", "--data_dir", "E/train"]]
+        TREES["refcoco"](Path("E", split))
+    assert [words[:4] for words in refused("E")] == [["build", "refcoco", "--data_dir", "E/train"]]
     write(Path("F/instances.json"), coco_of([0, 1, 2, 3]))
     (words,) = refused("F")
     photos(Path("far away"))

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset_scripts.builder import Unusable
+from dataset_scripts.builder import ImageFiles, Unusable, file_split, folder_split, telling_ends
 from dataset_scripts.labelme import Labelme
-from dataset_scripts.objects import ImageFiles, file_split, folder_split
 from dataset_scripts.shapes import place_mask
 from dataset_scripts.voc import Voc
 from dataset_scripts.yolo import Yolo
-from tests.helpers.builders import Workshop, decoded, labelme_json, name_in_source, voc_xml, write
+from tests.helpers.builders import MISSING, Workshop, decoded, labelme_json, name_in_source, voc_xml, write
 
 BESIDE = "instances: beside one that was lost, without which the row would not be of all"
 MARK = b"\xef\xbb\xbf"
@@ -129,8 +128,9 @@ def test_an_image_is_found_by_the_name_of_its_file_or_what_that_states(voc):
         "other.png": (voc.images / "b name.png").read_bytes(),
         "train/c": (voc.images / "train/c.png").read_bytes(),
     }
-    assert report.dropped["images: several files in the folder of the images are called so"] == 1
-    assert report.dropped["images: not in the folder of the images"] == 1
+    several = "images: several files in images_dir are called so: leave one, or name its folder"
+    assert report.examples[several] == ["c.xml (is it train/c.png or valid/c.png?)"]
+    assert report.dropped[MISSING] == 1
     assert report.kept["images that no split is named for, in train"] == 3
 
 
@@ -452,6 +452,8 @@ def test_yolo_files_beside_the_images(yolo):
         ("data/valid/labels/a.txt", "validation"),
         ("labels/val2017/a.txt", "validation"),
         ("Test_images/a.json", "test"),
+        ("testB/a.json", "testB"),
+        ("dev/", "validation"),
         ("train_station/a.json", None),
         ("train.json", None),
         ("a/b.json", None),
@@ -466,6 +468,8 @@ def test_folders_are_named_for_splits(path, split):
     [
         ("instances_val2017.json", "validation"),
         ("my-Train.xml", "train"),
+        ("finetune_refcoco+_testA.json", "testA"),
+        ("refer_miniv.json", "miniv"),
         ("trainval.json", None),
         ("train_test.json", None),
         ("valid/_annotations.createml.json", "validation"),
@@ -477,31 +481,45 @@ def test_files_are_named_for_splits(path, split):
 
 
 def test_files_are_found_by_what_annotations_call_them(tmp_path):
-    for name in (
-        "A.JPG",
-        "train/b.png",
-        "x/train/c.png",
-        "x/c.png",
-        "y/d.png",
-        "z/d.png",
-        ".hidden/e.png",
-        "f.tar.png",
-    ):
+    places = (
+        "A.JPG train/b.png x/train/c.png x/c.png y/d.png z/d.png .hidden/e.png f.tar.png train2014/COCO_train2014_1.jpg"
+    )
+    places += " thumbs/g.png images/g.png g/h.png G/h.png train/i.png val/i.png one/j.png two/j.png j.png"
+    for name in places.split():
         write(tmp_path / name, "")
     files = ImageFiles(str(tmp_path))
-    for names, folder, expected in (
+    for names, near, expected in (
         (["a.jpg"], "", "A.JPG"),
-        (["a"], "elsewhere", "A.JPG"),
-        (["../b.png"], "train/labels", "train/b.png"),
-        (["c.png"], "train", "x/train/c.png"),
+        (["a"], "elsewhere/", "A.JPG"),
+        (["../b.png"], "train/labels/", "train/b.png"),
+        (["../b.png"], "train/train.json", None),
+        (["c.png"], "train/", "x/train/c.png"),
         (["c.png"], "", "x/c.png"),
+        (["train/c.png"], "", "x/train/c.png"),
+        (["z/c.png"], "", None),  # in another folder it is another image
+        (["/data/b.png"], "", None),
         (["y\\d.png"], "", "y/d.png"),
         (["none.png", "b.png"], "", "train/b.png"),
-        (["b.png"], "valid", None),
+        (["b.png"], "valid/", None),
+        (["b.png"], "lists/val.json", None),
+        (["b.png"], "lists/test.json", "train/b.png"),  # here images have no folder of that split
+        (["COCO_train2014_1.jpg"], "finetune_refcoco_val.json", "train2014/COCO_train2014_1.jpg"),
+        (["train/b.png"], "lvis_v1_val.json", "train/b.png"),
+        (["i.png"], "instances_val2017.json", "val/i.png"),
+        (["j.png"], "train_two.json", "two/j.png"),
+        (["j.png"], "train_three.json", "j.png"),
         (["e.png"], "", None),
         (["f.tar"], "", "f.tar.png"),
+        (["g.png"], "", "images/g.png"),
+        (["G/h.png"], "", "G/h.png"),
     ):
-        assert files.find(names, folder) == expected
+        assert files.find(names, near) == expected, (names, near)
     with pytest.raises(Unusable, match="several files"):
         files.find(["d.png"], "")
     assert files.find(["d.png", "b.png"], "") == "train/b.png"
+
+
+def test_as_much_of_a_name_as_tells_it_from_others():
+    names = "a.png", "x/b.png", "y/b.png", "xy/b.png", "1/z/c.png", "2/z/c.png", "../../3/z/d.png", "e.png", "q/e.png"
+    ends = "a.png", "x/b.png", "y/b.png", "xy/b.png", "1/z/c.png", "2/z/c.png", "d.png", "e.png", "q/e.png"
+    assert telling_ends(names) == dict(zip(names, ends))

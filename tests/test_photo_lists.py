@@ -10,7 +10,7 @@ from dataset_scripts.createml import Createml
 from dataset_scripts.cvat import Cvat
 from dataset_scripts.label_studio import LabelStudio
 from dataset_scripts.via import Via
-from tests.helpers.builders import HEIGHT, SQUARE_MASK, WIDTH, Workshop, decoded, name_in_source
+from tests.helpers.builders import HEIGHT, MISSING, SQUARE_MASK, WIDTH, Workshop, decoded, name_in_source
 
 BESIDE = "instances: beside one that was lost, without which the row would not be of all"
 SIZE = {"original_width": WIDTH, "original_height": HEIGHT}
@@ -70,6 +70,16 @@ def test_createml_splits_are_files_and_folders(createml):
         "train": ["train/x.jpg"],
         "validation": ["valid/x.jpg"],
     }
+
+
+def test_createml_images_of_one_name_are_told_apart_by_their_folders(createml):
+    """Of two videos one is not there: its frames are not those of the other."""
+    for place in "frames/one/0.png", "frames/1.png":
+        createml.image(place)
+    names = "one/0.png", "two/0.png", "two/1.png"
+    rows, report = createml.of([{"image": name, "annotations": [centred("dog", 3, 2, 4, 2)]} for name in names])
+    assert [name_in_source(row["image_id"]) for row in rows] == ["one/0.png", "two/1.png"]
+    assert report.dropped[MISSING] == 1
 
 
 def test_createml_images_that_are_listed_again_are_one(createml):
@@ -393,7 +403,7 @@ def test_label_studio_uploads_of_one_name_are_not_mixed_up(studio):
     """Each has a name of its own since; what was called so before may be either."""
     tasks = [task(RECTANGLE, image=f"/data/upload/1/0123abc{i}-1.png") for i in range(2)]
     rows, report = studio.of(tasks)
-    assert not rows and report.dropped["images: not in the folder of the images"] == 2
+    assert not rows and report.dropped[MISSING] == 2
     for i in range(2):
         studio.image(f"0123abc{i}-1.png")
     rows, _ = studio.of(tasks)

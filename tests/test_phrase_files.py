@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from dataset_scripts import phrase_files
 from dataset_scripts.build import builder_class
 from dataset_scripts.phrase_files import span_of
-from tests.helpers.builders import Workshop, decoded, json_lines, name_in_source
+from tests.helpers.builders import MISSING, Workshop, decoded, json_lines, name_in_source
 
 SIZE = {"height": 480, "width": 640}
 
@@ -38,6 +39,7 @@ DOG = grounding(("two dogs", [10, 20, 30, 40]))
         ("coco_val2017_odvg", "validation"),
         ("valid", "validation"),
         ("refcoco.testA", "testA"),
+        ("valid/annotations", "validation"),
         ("my-TEST", "test"),
         ("instances_train2017_vg", "train"),
     ],
@@ -63,14 +65,13 @@ def test_where_one_name_says_a_split_the_others_are_of_train(workshop):
     odvg = workshop("odvg")
     for name in "extra", "val":
         odvg.write(f"{name}.jsonl", json_lines([DOG | {"filename": f"{name}.jpg"}]))
-    assert {split: told(rows)[0][0] for split, rows in odvg.build()[0].items()} == {
-        "train": "extra.jpg",
-        "validation": "val.jpg",
-    }
+    rows, report = odvg.build()
+    assert {split: told(own)[0][0] for split, own in rows.items()} == {"train": "extra.jpg", "validation": "val.jpg"}
+    assert report.kept["files that no split is named for, in train: extra.jsonl"] == 1
     assert list(odvg.build(annotations=" val.jsonl")[0]) == ["validation"]
 
 
-def test_files_of_another_kind_are_passed_over_and_none_is_refused(workshop):
+def test_files_of_another_kind_are_passed_over_and_none_is_refused(workshop, monkeypatch):
     odvg = workshop("odvg")
     odvg.write("label_map.json", {"0": "dog"})
     odvg.write("instances.json", {"images": [], "annotations": []})
@@ -78,8 +79,30 @@ def test_files_of_another_kind_are_passed_over_and_none_is_refused(workshop):
         ValueError, match=r"data has no \.json or \.jsonl file of records with grounding or detection or"
     ):
         odvg.build()
-    odvg.write("train.json", [DOG])
-    assert told(odvg.rows()[0]) == [("1.jpg", "two dogs", [[10, 20, 30, 40]])]
+    odvg.write("below/train.json", [DOG])
+    assert told(odvg.rows()[0]) == [("below/1.jpg", "two dogs", [[10, 20, 30, 40]])]
+    monkeypatch.setattr(phrase_files, "_BEGINNING", 400)
+    odvg.write("instances.json", '{"images": [' + 99 * '{"id": 1}, ')  # of gigabytes: what is longer is not read
+    assert told(odvg.rows()[0])
+    odvg.write("other.json", "7")
+    with pytest.raises(ValueError, match=r"other\.json does not begin .* \(annotations names the files to read\)"):
+        odvg.build()
+
+
+def test_images_of_files_of_several_splits_lie_in_folders_of_theirs(workshop):
+    """As COCO's and Roboflow's do: by one name there are several."""
+    odvg = workshop("odvg")
+    for file, folder in ("instances_train2017_od", "train2017"), ("b/valid/data", "b/valid"), ("test", "test"):
+        odvg.write(f"{file}.jsonl", json_lines([DOG | {"filename": f"{i}.jpg"} for i in range(2)]))
+        odvg.image(f"{folder}/0.jpg", (640, 480), quality=50 + len(folder))
+    rows, report = odvg.build(True)
+    assert {split: [row["image"]["bytes"] for row in own] for split, own in rows.items()} == {
+        split: [(odvg.images / folder / "0.jpg").read_bytes()]
+        for split, folder in (("test", "test"), ("train", "train2017"), ("validation", "b/valid"))
+    }
+    assert report.dropped[MISSING] == 3
+    odvg.image("train2017/sub/1.jpg", (640, 480))  # which is no image of another split
+    assert {split: len(own) for split, own in odvg.build(True)[0].items()} == {"test": 1, "train": 2, "validation": 1}
 
 
 FORMS = {
@@ -350,7 +373,7 @@ def test_phrasecut(workshop):
     rows, report = phrasecut.build(True, strict=True)
     assert list(rows) == ["miniv", "train", "validation"] and report.kept["rows (an image and a phrase)"] == 4
     first, second = rows["train"]
-    assert told([first]) == [("VG_100K_2/7.jpg", "two dogs", [[1, 1, 4, 4], [5, 2, 7, 5]])]
+    assert told([first]) == [("7.jpg", "two dogs", [[1, 1, 4, 4], [5, 2, 7, 5]])]
     assert [decoded(mask).sum() for mask in first["masks"]] == [9, 6]
     assert decoded(first["masks"][1])[2:5, 5:7].all()
     assert [decoded(mask).sum() for mask in second["masks"]] == [15]

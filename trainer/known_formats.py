@@ -47,7 +47,7 @@ BESIDE = {"coco": ("refcoco", "*refs(*).*"), "voc": ("flickr30k_entities", "../S
 BEGINNING, MOST_READ, MOST_LISTED = 65_536, 20, 100_000  # bytes; files of an ending that are read; all looked at
 BESIDE_IMAGES = r"(?i)annotations?|labels"  # folders whose images lie in the folder around them
 WHOLE = "yolo", "voc", "labelme", "visual_genome", "refcoco", "flickr30k_entities"  # those that are told no file
-IN_ONE_FOLDER = *RECORDS, "visual_genome", "refcoco"  # those that look in no folder below theirs
+IN_ONE_FOLDER = "visual_genome", "refcoco"  # those that look in no folder below theirs
 
 
 def rows_of(path: str, columns: Columns, strict: bool = False) -> str:

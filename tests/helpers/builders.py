@@ -23,6 +23,8 @@ SQUARE_MASK = np.zeros((HEIGHT, WIDTH), bool)
 SQUARE_MASK[1:4, 1:4] = True
 # The same square down the columns: 7 zeros, 3 ones, 3 zeros, 3 ones, 3 zeros, 3 ones and 26 zeros.
 SQUARE_RUNS = {"size": [HEIGHT, WIDTH], "counts": [7, 3, 3, 3, 3, 3, 26]}
+# What reports call an image that is not there.
+MISSING = "images: neither in images_dir nor below it: give the folder that has them"
 
 Rows = list[dict[str, Any]]
 
