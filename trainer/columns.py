@@ -46,7 +46,7 @@ TEXTS = "phrase", "caption", "categories"
 # What columns are called elsewhere, as of `plain_name`. A category is a phrase only where there are regions.
 IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
 PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
-CATEGORY_NAMES = re.compile("category|labels?|class|classes|(class|category)name")
+CATEGORY_NAMES = re.compile("categor(y|ies)|labels?|class|classes|(class|category)name")
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
 # Four columns of a box, the first that are there (width and height may be the image's), and what it is, the second
 # where the first does not fit.
