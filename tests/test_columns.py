@@ -152,7 +152,7 @@ def test_names_that_are_guessed(tmp_path, names, kind, caplog):
 
 
 def test_objects_of_detection_sets(tmp_path):
-    """Both ways that `datasets` stores lists of structs; equal names are one phrase with all its boxes."""
+    """Both ways that `datasets` stores lists of structs, and texts; equal names are one phrase with all its boxes."""
     rows = [
         {"image": {"bytes": png(), "path": None}, "objects": {"bbox": [as_format(b, "xywh") for b in CORNERS],
          "category": [0, 1, 0, 2]}},
@@ -169,7 +169,23 @@ def test_objects_of_detection_sets(tmp_path):
         }
         for row in rows
     ]
-    for name, objects, given in (("lists", of_lists, rows), ("structs", of_structs, turned)):
+    texts = [
+        {
+            **row,
+            "objects": row["objects"]
+            and {
+                "bbox": row["objects"]["bbox"],
+                "categories": [LABELS.names[number] for number in row["objects"]["category"]],
+            },
+        }
+        for row in rows
+    ]
+    of_texts = {"bbox": of_lists["bbox"], "categories": List(TEXT)}
+    for name, objects, given in (
+        ("lists", of_lists, rows),
+        ("structs", of_structs, turned),
+        ("texts", of_texts, texts),
+    ):
         path = write_hub(tmp_path / name, given, image=Image(), objects=objects)
         for streaming in (False, True):
             columns = Columns()
@@ -463,14 +479,14 @@ def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog)
     """As tables of detectors are written; expressions stay apart."""
     photos(tmp_path)
     rows = [{"image_path": f"photos/{n // 3}.png", "class": name, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box))}
-            for n, (name, box) in enumerate(zip(["dog", "cat", "dog", "dog"], CORNERS))]  # fmt: skip
+            for n, (name, box) in enumerate(zip(["red_dog", "cat", "red dog", "red_dog"], CORNERS))]  # fmt: skip
     path = write_rows(tmp_path / "mine.csv", rows)
     logging.getLogger("transformers").propagate = True
     with caplog.at_level("WARNING"):
         found = records(path)
     assert "4 boxes in 3 rows, one for each image and class" in caplog.text
     assert [(record["phrase"], record["image"]["path"][-5:]) for record in found] == [
-        ("dog", "0.png"), ("cat", "0.png"), ("dog", "1.png"),
+        ("red dog", "0.png"), ("cat", "0.png"), ("red dog", "1.png"),
     ]  # fmt: skip
     assert boxes_of(found) == [[CORNERS[0], CORNERS[2]], [CORNERS[1]], [CORNERS[3]]]
     rows = [{"expression" if name == "class" else name: value for name, value in row.items()} for row in rows]

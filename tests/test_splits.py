@@ -208,6 +208,10 @@ def test_image_folders(tmp_path, streaming):
     assert row["phrase"] == "0.png" and np.array_equal(open_image(row["image"]), picture())
     with pytest.raises(ValueError, match=r"passed over metadata\.jsonl: words such as train .* below one folder"):
         open_split(str(image_folder(tmp_path / "coco", ["COCO_train2014_0.png"])), None, "train", streaming)
+    objects = {"file_name": "0.png", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}}
+    (source / "metadata.jsonl").write_text(json.dumps(objects))
+    with pytest.raises(ValueError, match=r"objects\.categories has numbers: .* write the categories' names there\. Re"):
+        open_split(str(source), None, "train", streaming)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

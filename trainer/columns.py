@@ -70,7 +70,7 @@ HOLDS = {
 # What columns are called elsewhere, as of `plain_name`. A category is a phrase only where there are regions.
 IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
 PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
-CATEGORY_NAMES = re.compile("category|labels?|class|classes|(class|category)name")
+CATEGORY_NAMES = re.compile("categor(y|ies)|labels?|class|classes|(class|category)name")
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
 # Four columns of a box, and what it is, the second where the first does not fit. Where others are there, too, width and
 # height are the image's.
@@ -397,7 +397,7 @@ class Arrangement:
     """Turns tables of a data set into tables of those of our columns that have to be made.
 
     Args:
-        places, labels: of our columns; where categories are numbers, their names.
+        places, labels: of our columns; where they are categories, the names of their numbers, None of texts.
         meant: where texts stand for numbers or lists, these.
         ways: of a region, how it belongs to the row's phrases: "one" instance is the region of a phrase, or "shared" by
             several; "each" instance has a phrase of its own, so that those with the same one are its region.
@@ -407,7 +407,7 @@ class Arrangement:
     """
 
     places: dict[str, list[Place]]
-    labels: dict[str, list[str]]
+    labels: dict[str, list[str] | None]
     meant: dict[str, Leaf]
     ways: dict[str, str]
     is_grouped: bool
@@ -502,11 +502,13 @@ def four(values: list) -> list | None:
     return None if all(value is None for value in values) else values
 
 
-def named(value: Any, labels: list[str]) -> Any:
-    """Numbers of categories, in lists of lists, as what they are called; -1 is none."""
+def named(value: Any, labels: list[str] | None) -> Any:
+    """Categories, in lists of lists, in words; of numbers, -1 is none."""
     if isinstance(value, list):
         return [named(each, labels) for each in value]
-    return None if value is None or value < 0 else in_words(labels[value])
+    if labels is None or value is None:
+        return value and in_words(value)
+    return None if value < 0 else in_words(labels[value])
 
 
 def in_words(category: str) -> str:
@@ -616,6 +618,8 @@ def arrangement_of(features: Features, found: Found, path: str, first: list[Row]
     is_label = {ours: isinstance(kinds[ours].feature, ClassLabel) for ours in places}
     labels = {ours: kinds[ours].feature.names for ours in places if is_label[ours] and ours in TEXTS}
     phrase = kinds.get("phrase", Leaf(0, Value("null")))
+    if phrase.is_text and CATEGORY_NAMES.fullmatch(plain_name(places["phrase"][0][-1])):
+        labels.setdefault("phrase", None)
     phrase = phrase if phrase.is_text and phrase.depth < 3 else Leaf(0, phrase.feature)  # which is refused later
     ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
     is_grouped = phrase.depth == 2 or "each" in ways.values()

@@ -35,6 +35,7 @@ from modeling_albef_amc.images import download
 
 from .box_units import decide_boxes
 from .columns import (
+    CATEGORY_NAMES,
     FIRST,
     Columns,
     Found,
@@ -43,6 +44,7 @@ from .columns import (
     first_rows,
     leaves,
     misfit,
+    plain_name,
     put_together,
     rows_to_look_at,
     written,
@@ -201,7 +203,15 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
     tables = [file for kind in FILES for file in sorted(Path(path).glob(f"*{kind}"))]
     metadata = sorted(Path(path).rglob("metadata.*"))
-    if (metadata or tables) and "phrase" in missing and isinstance(dataset.features.get("image"), Image):
+    there = leaves(dataset.features)
+    numbers = [
+        place
+        for place, leaf in there.items()
+        if leaf.is_number and CATEGORY_NAMES.fullmatch(re.sub("ids?$", "", plain_name(place[-1])))
+    ]
+    if "phrase" in missing and numbers:
+        remedy = f"{written(numbers[:1])} has numbers: for phrases, write the categories' names there. {remedy}"
+    if (metadata or tables) and "phrase" in missing and set(dataset.column_names) <= {"image", "label"}:
         remedy = f"datasets read its images and passed over {os.path.relpath((metadata or tables)[0], path)}: " + (
             "words such as train or test in the names of images or folders say splits to it. Put all images of a "
             "split, with a metadata file that is of them alone, below one folder: train/, test/."
@@ -209,7 +219,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
             else "put this file into a folder of its own, with paths of the images from there, such as ../images/1.jpg,"
             f" or name the file: --dataset {tables[0]}."
         )
-    has = ", ".join(map(written, ([place] for place in leaves(dataset.features))))
+    has = ", ".join(map(written, ([place] for place in there)))
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
 
 
