@@ -232,19 +232,33 @@ def wrapped_in_peft(model):
     return adapted.eval(), copy.deepcopy(adapted).merge_and_unload().eval()
 
 
+def compiled_in_place(model):
+    """Every module of a copy, its parts in wrappers beside; tracing gradients, as the default does."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        module.compile(backend="aot_eager")
+    for name, part in list(model.named_children()):
+        setattr(model, name, torch.compile(part, backend="aot_eager"))
+    return model
+
+
 @every_family
 def test_in_wrappers(family):
     model, processor = build(family)
     adapted, merged = wrapped_in_peft(model)
+    compiled = compiled_in_place(model)
+    before = [(module._compiled_call_impl, module.forward) for module in compiled.modules()]
     for wrapped, plain in (
         (adapted, merged),
         (torch.compile(model, backend="eager"), model),
         (torch.compile(adapted, backend="eager"), merged),
+        (compiled, model),
     ):
         same(*(AutoGrounder(each, processor, device="cpu").ground(picture(), TEXTS) for each in (wrapped, plain)))
         found, expected = (explain_function(each, "attention")(each, **tiny_batch()) for each in (wrapped, plain))
         torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(*(explain_function(each)(each, **tiny_batch()).score for each in (model, merged)))
+    assert before == [(module._compiled_call_impl, module.forward) for module in compiled.modules()]
 
 
 @pytest.mark.parametrize("family", ["albef", "blip"])

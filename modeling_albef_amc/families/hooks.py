@@ -90,9 +90,30 @@ def own_pass(model: nn.Module) -> Iterator[None]:
     with (
         PASSES.setdefault(model, threading.RLock()),
         replaced_forward(model, MethodType(type(model).forward, model)),
+        uncompiled_parts(model),
         onloaded(model),
     ):
         yield
+
+
+@contextmanager
+def uncompiled_parts(model: nn.Module) -> Iterator[None]:
+    """The model, and each part of it, runs eagerly in here, compiled in place or in the wrapper of `torch.compile`.
+
+    What a hook records inside of compiled code is not what the score is computed from.
+    """
+    before = []
+    for module in model.modules():
+        is_wrapper = "_orig_mod" in module._modules
+        name, eager = ("forward", module._orig_mod.__call__) if is_wrapper else ("_compiled_call_impl", None)
+        if getattr(module, name) is not eager:
+            before.append((module, name, getattr(module, name)))
+            setattr(module, name, eager)
+    try:
+        yield
+    finally:
+        for module, name, compiled in before:
+            setattr(module, name, compiled)
 
 
 def with_own_forward(function: Callable) -> Callable:
