@@ -39,7 +39,8 @@ LINES = "\n".join(PHRASES)
 def entries(tmp_path_factory) -> dict[str, models.Entry]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models")
-    families = {"a": "albef", "b": "albef"} | {family: family for family in ("blip", "clip", "vilt", "internvl")}
+    others = "blip", "clip", "vilt", "flava", "siglip2", "internvl"
+    families = {"a": "albef", "b": "albef"} | {family: family for family in others}
     return {
         name: models.Entry(str(save_model(folder / name, family)), f"Tiny {family}", "nothing")
         for name, family in families.items()
@@ -60,7 +61,7 @@ def heatmap(packed: dict) -> np.ndarray:
 # The view -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a", "blip", "clip", "vilt", "internvl"])
+@pytest.mark.parametrize("name", ["a", "blip", "clip", "vilt", "flava", "siglip2", "internvl"])
 def test_the_view_says_what_the_python_api_says(store, entries, name):
     image, entry = picture(50, 36), entries[name]
     view = grounding.ground_lines(store, image, f"  {PHRASES[0]} \n\n{PHRASES[1].replace(' ', '  ')}", entry.id)
@@ -75,7 +76,7 @@ def test_the_view_says_what_the_python_api_says(store, entries, name):
         np.testing.assert_allclose(heatmap(answer["map"]), expected["heatmap"], rtol=1e-4, atol=1e-9)
         words = phrase["text"].split(" ")
         assert phrase["words"] == words and len(answer["words"]) == len(words)
-        if name == "clip":  # its words have no maps
+        if name in ("clip", "siglip2"):  # its words have no maps
             assert answer["words"] == [{"map": None, "tokens": 0}] * len(words)
             continue
         spans = [{"caption": phrase["text"], "caption_span": (number, number + 1)} for number in range(len(words))]

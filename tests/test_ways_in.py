@@ -215,7 +215,7 @@ def test_a_segmenter_and_a_detector_have_a_clip_in_them(family, model_class, tmp
     model.save_pretrained(tmp_path)
     tiny_family_processor(family, TEXTS).save_pretrained(tmp_path)
     grounder = AutoGrounder.from_pretrained(str(tmp_path), device="cpu")
-    found, expected = grounder.model.state_dict(), model.base_model.state_dict()
+    found, expected = grounder.model.state_dict(), getattr(model, grounder.model.base_model_prefix).state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     assert grounder.ground(picture(), TEXTS)[0]["heatmap"].max() > 0
     with pytest.raises(ValueError, match=f"{model_class.__name__} has no score of image and text to explain"):

@@ -41,6 +41,12 @@ def clip(given: Pass) -> PhraseAttention:
     return PhraseAttention(score, attention, rows, slice(1, None), given.grid, probability)
 
 
+class CLIPSegModel(transformers.CLIPSegModel):
+    """As of transformers; checkpoints of the segmenter have its weights under this name, which older versions miss."""
+
+    base_model_prefix = "clip"
+
+
 def pooled_layers(model: PreTrainedModel) -> range:
     """Those of the image encoder, and the pooling head behind them."""
     return range(model.config.vision_config.num_hidden_layers + model.vision_model.use_head)
@@ -107,10 +113,11 @@ def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mas
         input_ids, attention_mask = padded_as_trained(model, input_ids, attention_mask), None
     elif attention_mask is None:  # without one, AIMv2 lets words look at those behind them
         attention_mask = torch.ones_like(input_ids)
-    # Of CLIP and CLIPSeg 2 stands in old configurations, whatever the end token is: they then read the highest token.
-    end = model.config.text_config.eos_token_id
-    if model_type in ("metaclip_2", "aimv2") or (model_type in ("clip", "clipseg") and end != 2):
-        check_end(input_ids, end)
+    if model_type in ("clip", "clipseg", "metaclip_2", "aimv2"):
+        end = model.text_model.eos_token_id
+        # 2 stands in old configurations of the first two, whatever the end token is: they read the highest token.
+        if end != 2 or model_type not in ("clip", "clipseg"):
+            check_end(input_ids, end)
     features = model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
     return F.normalize(features, dim=-1)
 
@@ -355,6 +362,7 @@ CLIPSEG = replace(
     model_class="CLIPSegModel",
     processor_class="CLIPSegProcessor",
     small_config=partial(small_dual, "CLIPSegConfig", lambda size: {}),
+    own_classes={"CLIPSegModel": CLIPSegModel},
 )
 OWLVIT = replace(
     CLIP,
