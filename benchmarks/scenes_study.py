@@ -150,7 +150,7 @@ def build_model(family: str, folder: Path) -> None:
 # data; `family` is trained from random weights, ALBEF otherwise from the base model of `make train`.
 NO_AMC = {"amc_mean_weight": 0.0, "amc_max_weight": 0.0}
 # Families without results yet. From the same random weights, MetaCLIP 2 and CLIPSeg score as CLIP does.
-NOT_RUN = "metaclip_2", "clipseg", "owlvit", "siglip2", "flava"
+NOT_RUN = "metaclip_2", "clipseg", "owlvit", "siglip2", "flava", *DECODERS
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "kinds": {"none": {"data": "box"} | NO_AMC} | {name: {"data": name} for name in VARIANTS},
     "budget": {f"{percent} %": {"data": f"budget_{percent}"} for percent in (0, 1, 5, 25, 100)},

@@ -479,7 +479,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         originals = {**dict(self.albef.named_parameters()), **dict(self.named_parameters())}
         originals = {re.sub(r"\.(base_layer|original_module)\.", ".", name): value for name, value in originals.items()}
         for name, layer in self.named_modules():
-            name = name.removeprefix("albef.")
+            name = name.removeprefix("albef.").removesuffix(".token_adapter")
             if hasattr(layer, "base_layer"):
                 merged = deepcopy(layer)
                 merged.merge()

@@ -187,6 +187,9 @@ def without_foreign(path: Path) -> None:
 
 def load_folder(entry: Entry, folder: Path) -> Loaded:
     """A checkpoint of a known family, not too large."""
+    if not (folder / "config.json").is_file():
+        adapters = "if it has LoRA adapters alone, merge them (albef-amc merge) and name the merged model"
+        raise VisitorError(f"{entry.id} has no config.json and is no whole model: {adapters}.")
     model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     if model_type not in FAMILIES:
         raise VisitorError(f"{entry.id} is a model of type {model_type!r}; known here: {', '.join(FAMILIES)}.")

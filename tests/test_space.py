@@ -152,6 +152,12 @@ def test_lines_that_cannot_be_answered(store, lines, sentence):
 # What is kept ---------------------------------------------------------------------------------------------------------
 
 
+def test_adapters_alone_are_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(VisitorError, match=r"has no config\.json .* merge them \(albef-amc merge\)"):
+        models.load_own(models.Entry(str(tmp_path), "Adapters", "nothing"))
+
+
 @pytest.mark.parametrize("name", ["a", "blip"])
 def test_an_image_is_encoded_once(store, entries, name):
     seen, model_id = [], entries[name].id

@@ -71,6 +71,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 MODULES = ["query", "value", "qkv", "q_proj", "v_proj"]
 LORA = LoraConfig(target_modules=MODULES, r=2, lora_alpha=8)
 DORA = LoraConfig(target_modules=MODULES, r=2, lora_alpha=8, use_dora=True)
+TOKENS = LoraConfig(target_modules=MODULES, r=2, trainable_token_indices={"word_embeddings": [5, 6]})
 VERA = VeraConfig(target_modules=["q_proj"], r=2)
 IA3 = IA3Config(target_modules=MODULES, feedforward_modules=[])
 
@@ -537,7 +538,7 @@ def first_step(model, folder, **settings) -> tuple[dict, dict]:
     return trainer.state.log_history[0], trainer
 
 
-@pytest.mark.parametrize("adapters", [LORA, DORA, IA3], ids=["LoRA", "DoRA", "IA3"])
+@pytest.mark.parametrize("adapters", [LORA, DORA, IA3, TOKENS], ids=["LoRA", "DoRA", "IA3", "tokens"])
 def test_albef_in_peft_is_trained_by_all_of_its_objectives(adapters, tmp_path):
     """`get_peft_model` puts adapters into the teacher too; its values follow the merged student's."""
     plain = tiny_albef()
