@@ -35,7 +35,7 @@ class Rows(torch.utils.data.Dataset):
     [
         ({"itc_weight": -1.0}, "itc_weight must not be negative"),
         ({"amc_max_weight": math.nan}, "amc_max_weight must not be negative"),
-        (ONLY, "nothing is left to train on"),
+        (ONLY | {"caption_weight": 0}, r"caption_weight, .* are all 0: nothing is left to train on"),
         ({"alpha": 1.5}, "alpha must lie in"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor must be 0\.0, not 0\.1"),
@@ -77,6 +77,13 @@ class Rows(torch.utils.data.Dataset):
 def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         AmcConfig(output_dir=str(tmp_path), **settings)
+
+
+def test_a_model_without_any_objective_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"itc_weight, itm_weight, mlm_weight of AlbefForPreTraining and .* are all 0"):
+        make_trainer(tmp_path, **ONLY)
+    with pytest.raises(ValueError, match="itc_weight of CLIPModel and those of AMC are all 0"):
+        make_trainer(tmp_path, TINY["clip"](), collator=collator_of(mlm_probability=0.0), **ONLY | {"itm_weight": 1})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.families.training import has_own_objectives
 
-from .amc_config import AmcConfig
+from .amc_config import AmcConfig, weight_name
 
 # By which `accelerate launch --dynamo_backend` asks for a compiled model.
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"
@@ -50,9 +50,14 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
         except NotImplementedError as error:
             name = type(model).__name__
             raise ValueError(f"neftune_noise_alpha must be None for {name}, which names no embeddings.") from error
+    family = FAMILIES.get(model.config.model_type)
+    losses = ["loss_itm"] if family is None else [*family.losses]
+    losses = ["loss_itc", "loss_itm", "loss_mlm"] if has_own_objectives(model) else losses
+    if not args.uses_amc and not any(args.loss_weights[name] for name in losses):
+        names = ", ".join(map(weight_name, losses))
+        raise ValueError(f"{names} of {type(model).__name__} and those of AMC are all 0: nothing is left to train on.")
     if has_own_objectives(model):
         return
-    family = FAMILIES.get(model.config.model_type)
     weights = [name for name in ("itc_weight", "mlm_weight") if getattr(args, name) > 0]
     if family is not None and family.training_class is not None and weights:
         raise ValueError(
