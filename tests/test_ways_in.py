@@ -63,6 +63,7 @@ from tests.helpers.models import (
 from tests.helpers.training import collator_of, make_trainer
 from trainer.lora import merge
 
+pytestmark = pytest.mark.slow  # every family, every way: begun first
 TEXTS = ["a red dog", "a man on the left"]
 FAMILY = registry.FAMILIES
 FAMILIES = ["albef", *TINY]
