@@ -353,7 +353,8 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
 def tail_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, encoded: torch.Tensor) -> dict[str, Any]:
     """Of a pass that goes on from the image's keys and values."""
     past, position_ids = cache_of(model, encoded), prefix.following(*tail.input_ids.shape)
-    return {"input_ids": tail.input_ids, CACHE: past, "position_ids": position_ids, "use_cache": True}
+    words = model.get_input_embeddings()(tail.input_ids)
+    return {"inputs_embeds": words, CACHE: past, "position_ids": position_ids, "use_cache": True}
 
 
 def whole_inputs(model: PreTrainedModel, prefix: Prefix, tail: Tail, features: torch.Tensor) -> dict[str, Any]:
