@@ -417,7 +417,9 @@ def small(config_class: str, parts: Callable[[Size], dict[str, Any]], size: Size
     tokens = dict(image_token_id=image, tie_word_embeddings=False)
     config = getattr(transformers, config_class)(**tokens, **made)
     ends = others[:1] if config.model_type == "mistral3" else []
-    Prompt([1], [question], [question, size.eos], [question, yes], yes, no, ends).keep(config)
+    Prompt([1], [question], [question, size.eos], [question, yes], yes, no, ends).keep(
+        config, image_size=size.image_size
+    )
     return config
 
 
