@@ -64,9 +64,9 @@ def gradcam(
 
 
 def attention_map(phrase_attention: PhraseAttention, per_token: bool = False, per_head: bool = False) -> Tensor:
-    """The attention alone, without a gradient: what the tokens look at. Arguments and shape as of `gradcam`."""
+    """The attention alone, in its graph: what the tokens look at. Arguments and shape as of `gradcam`."""
     check_recorded(phrase_attention.attention)
-    maps = patch_maps(phrase_attention, at_least_float32(phrase_attention.attention.detach()), per_head)
+    maps = patch_maps(phrase_attention, at_least_float32(phrase_attention.attention), per_head)
     return maps if per_token else average_tokens(maps, phrase_attention.token_mask)
 
 

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .gradcam import PhraseAttention, gradcam, leaving_inference_mode, resolve_image_index
+from .gradcam import PhraseAttention, attention_map, gradcam, leaving_inference_mode, resolve_image_index
 from .modeling_albef import (
     AlbefEncoderOutput,
     AlbefModel,
@@ -46,6 +46,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
       phrase's image with a negative phrase.
     - `mlm_logits` (num_masked, vocab_size): at the masked positions, in row order.
     - `heatmaps` (num_phrases, rows, columns): explanation of `itm_logits[:, 1]`, differentiable in training.
+    - `attention_maps` (num_phrases, num_heads, rows, columns): what their tokens look at on average, differentiable.
     - `text_features` (num_phrases, projection_dim): without the phrases that are absent.
     - The others: of the phrases and their images, as of `AlbefOutput`.
     """
@@ -59,6 +60,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
     negative_itm_logits: torch.FloatTensor | None = None
     mlm_logits: torch.FloatTensor | None = None
     heatmaps: torch.FloatTensor | None = None
+    attention_maps: torch.FloatTensor | None = None
     image_features: torch.FloatTensor | None = None
     text_features: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -250,6 +252,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         mlm_labels: Tensor | None = None,
         alpha: float | None = None,
         output_heatmaps: bool = False,
+        output_attention_maps: bool = False,
         momentum_targets: MomentumTargets | None = None,
         is_absent: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -262,7 +265,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_ids: (num_images,) whole numbers, not negative: equal numbers are the same image. None: all differ.
             mlm_input_ids, mlm_labels: (num_phrases, num_tokens), masked tokens and what they were (-100: not masked).
             alpha: weight of the momentum model's soft labels; default `config.alpha`; in evaluation always 0.
-            output_heatmaps: explain the match of the true pairs; differentiable unless gradients are off.
+            output_heatmaps, output_attention_maps: explain the match of the true pairs, by the gradient and without it.
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from.
             kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
@@ -280,7 +283,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             (momentum_targets,) = self.momentum_step([batch])
 
         pairs, losses = TruePairs(own_image, input_ids, attention_mask, mlm_input_ids, mlm_labels), {}
-        image_key_values, found = self._encode(pixel_values, pairs, image_index, output_heatmaps, **kwargs)
+        kwargs |= dict(output_heatmaps=output_heatmaps, output_attention_maps=output_attention_maps)
+        image_key_values, found = self._encode(pixel_values, pairs, image_index, **kwargs)
         if is_absent is not None and is_absent.any():
             match_logit = (pairs.itm_logits[:, 1] - pairs.itm_logits[:, 0]).float()
             losses["loss_absent"] = F.softplus(match_logit[is_absent]).mean()
@@ -314,7 +318,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         )
 
     def _encode(
-        self, pixel_values: Tensor, pairs: TruePairs, image_index: Tensor | None, output_heatmaps: bool, **kwargs
+        self,
+        pixel_values: Tensor,
+        pairs: TruePairs,
+        image_index: Tensor | None,
+        output_heatmaps: bool,
+        output_attention_maps: bool,
+        **kwargs,
     ) -> tuple[list[KeyValue], dict[str, Any]]:
         """Encodes images and phrases and matches them: fills in `text_embeds`, `masked_embeds` and `itm_logits`.
 
@@ -331,8 +341,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         elif pairs.mlm_labels is not None:
             pairs.masked_embeds = text_model(pairs.mlm_input_ids, mask).last_hidden_state
         input_ids = None if "text_embeds" in kwargs else pairs.input_ids
-        inputs, heatmaps = (input_ids, mask, image_key_values, image_index), None
-        if not output_heatmaps:
+        inputs, maps = (input_ids, mask, image_key_values, image_index), {}
+        if not (output_heatmaps or output_attention_maps):
             encoded, pairs.itm_logits = self.albef.match(*inputs, **kwargs)
         else:
             create_graph, layer = torch.is_grad_enabled(), self.config.grounding_layer
@@ -341,11 +351,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
                 key.requires_grad_()
             token_mask, grid = tokens_to_explain(pairs.input_ids, mask), self.albef.patch_grid(pixel_values)
             encoded, itm_logits = self.albef.match(*inputs, layer, create_graph=create_graph, **kwargs)
-            heatmaps = gradcam(match_attention(itm_logits, encoded, token_mask, grid), create_graph)
+            explained = match_attention(itm_logits, encoded, token_mask, grid)
+            maps = {"heatmaps": gradcam(explained, create_graph)} if output_heatmaps else {}
+            maps |= {"attention_maps": attention_map(explained, per_head=True)} if output_attention_maps else {}
             pairs.itm_logits = itm_logits if create_graph else itm_logits.detach()
         pairs.text_embeds = encoded.text_hidden_state
         found = {name: encoded.get(name) for name in ("hidden_states", "attentions", "cross_attentions")}
-        found |= dict(itm_logits=pairs.itm_logits, heatmaps=heatmaps, vision_model_output=vision)
+        found |= dict(itm_logits=pairs.itm_logits, vision_model_output=vision, **maps)
         return image_key_values, found
 
     def _itc(

@@ -243,7 +243,7 @@ class PhraseGrounder:
         for attention in self.attend(pixel_values, tokens, index, phrase_batch_size, explain, **options):
             if attention.probability is None:
                 raise ValueError("the explain function gives no probability: see PhraseAttention")
-            maps: Any = heatmaps_of(attention).cpu() if output_points else [None] * len(attention.probability)
+            maps: Any = heatmaps_of(attention).detach().cpu() if output_points else [None] * len(attention.probability)
             if output_points and tokens.heatmap_token_mask is not None and not maps.flatten(1).any(dim=1).all():
                 message = "words of captions have heatmaps of zeros, as at a last layer, whose score is of [CLS] alone"
                 warnings.warn(f"{message}: choose an earlier grounding_layer", stacklevel=2)

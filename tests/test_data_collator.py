@@ -156,6 +156,14 @@ def test_training_cuts_long_phrases_and_evaluation_does_not(processor):
     assert evaluation.box_choice == "all" and evaluation.augmentation is None and evaluation.mask_size == 8
 
 
+def test_tokens_that_the_model_does_not_know(processor):
+    most = processor.tokenizer("man")["input_ids"][1]
+    known = replace(GroundingCollator(processor, mlm_probability=0, mask_size=8), num_known_tokens=most + 1)
+    assert known([record(phrase="man")])["input_ids"].max() == most
+    with pytest.raises(ValueError, match=rf"image 'a', phrase 'man': .* a token {most}, the model {most} tokens only"):
+        replace(known, num_known_tokens=most)([record(phrase="man")])
+
+
 @pytest.mark.parametrize(("max_length", "num_tokens"), [(25, 20), (7, 7), (None, None)])
 def test_no_phrase_is_longer_than_the_model_reads(processor, max_length, num_tokens):
     """It is cut where phrases are cut, and else cannot be used; one of just as many tokens can."""

@@ -15,10 +15,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
+import train
 from modeling_albef_amc import AutoGrounder, gradcam
 from modeling_albef_amc.families.decoder import DECODERS, Decoder
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.prompts import ANSWER, QUESTION, REQUEST, SAMPLES, Prompt
+from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.models import (
     SIZE,
     TINY,
@@ -28,8 +30,10 @@ from tests.helpers.models import (
     tiny_batch,
     tiny_family_processor,
 )
+from tests.helpers.training import RUN, write_yaml
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.arguments import ModelArguments
+from trainer.lora import merge
 from trainer.training import build_model, set_explained
 
 TEXTS = [*SAMPLES, QUESTION.format(""), REQUEST, ANSWER.format(""), "Yes no yes No user: assistant model answer en"]
@@ -448,3 +452,26 @@ def test_the_explanation_and_layer_that_it_was_trained_with(name):
     assert not torch.allclose(explained(family, model, batch), expected)
     model.config.grounding |= dict(explanation="likelihood", layer=2)
     assert torch.equal(explained(family, model, batch), expected)
+
+
+def test_adapters_know_how_they_were_asked_and_explained(tmp_path):
+    """Neither of which is in a file of their base model; nor is it lost when they are merged."""
+    pytest.importorskip("peft")
+    model = DECODERS["qwen2_vl"].small_model(replace(SIZE, vocab_size=200))
+    for part in (model, tiny_family_processor("qwen2_vl", PHRASES)):
+        part.save_pretrained(tmp_path / "base")
+    data = write_folder(tmp_path / "data-set", train=tiny_records(4))
+    config = write_yaml(tmp_path, dataset=data, **RUN | dict(max_steps=2), report_to="none", itm_weight=0)
+    options = ["--lora_rank", "2", "--explanation", "likelihood", "--grounding_layer", "2", "--image_size", "64"]
+    run, merged = str(tmp_path / "run"), str(tmp_path / "merged")
+    train.main([config, "--model", str(tmp_path / "base"), *options, "--output_dir", run, "--save_strategy", "epoch"])
+    merge(run, merged)
+    loaded = [AutoGrounder.from_pretrained(path, device="cpu") for path in (run, f"{run}/checkpoint-2", merged)]
+    for grounder in loaded:
+        grounding = grounder.model.config.grounding
+        assert (grounding["explanation"], grounding["layer"], grounding["image_size"]) == ("likelihood", 2, 64)
+        assert grounding["prompt"] == model.config.grounding["prompt"]
+    answers = [grounder.ground(photo(), PHRASES) for grounder in loaded]
+    for found in answers[1:]:
+        for one, other in zip(answers[0], found, strict=True):
+            assert one["score"] == pytest.approx(other["score"], rel=1e-4) and one["point"] == other["point"]

@@ -37,6 +37,7 @@ from tests.helpers.models import (
 )
 from tests.helpers.versions import needs
 from trainer.amc_loss import attention_mask_consistency_loss
+from trainer.klal_loss import kl_attention_loss
 
 FAMILIES = {
     "albef": lambda: AlbefModel(tiny_config()),
@@ -449,6 +450,22 @@ def test_the_pretraining_model_needs_no_change():
     model = AlbefForPreTraining(tiny_config())
     assert groundable(model) is model
     assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("family", ["albef_pretraining", *TINY])
+def test_attention_maps_are_the_attention_that_is_explained(family):
+    model, batch = groundable(build(family)), tiny_batch()
+    explained = explain_function(model)(model, **batch)
+    rows = explained.attention[:, :, explained.queries, explained.patches].detach()
+    counts = explained.token_mask[:, None, :, None]
+    found = model(**batch, output_attention_maps=True)
+    assert found.heatmaps is None
+    torch.testing.assert_close(found.attention_maps.flatten(2), (rows * counts).sum(dim=2) / counts.sum(dim=2))
+    kl_attention_loss(found.attention_maps, region_masks())["loss_klal"].backward()
+    moved = [name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()]
+    assert any(part in name for name in moved for part in ("patch", "visual"))
+    with torch.no_grad():
+        assert not model(**batch, output_attention_maps=True).attention_maps.requires_grad
 
 
 @pytest.mark.parametrize("family", ["albef", *TINY])

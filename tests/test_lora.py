@@ -15,9 +15,10 @@ import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
 from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
+from modeling_albef_amc.families.decoder import DECODERS
 from modeling_albef_amc.families.registry import FAMILIES
 from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.helpers.models import check_by_finite_differences, tiny_batch, tiny_blip
+from tests.helpers.models import TINY, check_by_finite_differences, tiny_batch, tiny_blip
 from tests.helpers.training import (
     RUN,
     Watcher,
@@ -45,6 +46,8 @@ COUNTS = {
     "aimv2": (24 + 12) * 4 + 3,
     **dict.fromkeys(("clip", "chinese_clip", "metaclip_2", "clipseg", "owlvit", "siglip", "siglip2"), 12 * 4 * 2),
 }
+# Linear layers between image encoder and language model; Gemma 3 has a matrix there that is no layer.
+PROJECTORS = dict.fromkeys(DECODERS, 2) | dict(smolvlm=1, idefics3=1, paligemma=1, gemma3=0, mistral3=3)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,14 @@ def test_default_modules_of_every_family(model_type):
     names = lora.adapted_names(model, whole_pattern(model, family.pattern, family.never), family.pattern)
     assert len(names) == COUNTS[model_type]
     assert all(any(name.endswith(head) for name, _ in model.named_modules()) for head in family.heads)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_default_modules_of_generative_models(name):
+    model, family = TINY[name](), FAMILIES[name].adapted
+    names = lora.adapted_names(model, whole_pattern(model, family.pattern, family.never), family.pattern)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    assert len(names) == 4 * num_layers + PROJECTORS[name]
 
 
 def test_default_modules_of_albef(base):

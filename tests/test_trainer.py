@@ -126,6 +126,7 @@ def test_logged_losses_are_means_over_the_logged_steps(tmp_path):
         ("itm_weight", ("albef.vision_projection", "albef.text_projection", "albef.temperature", "mlm_head.dense")),
         ("mlm_weight", ("albef.vision_projection", "albef.text_projection", "albef.temperature", "albef.itm_head")),
         ("amc_mean_weight", ("albef.vision_projection", "albef.temperature", "mlm_head.dense", "albef.itm_head.bias")),
+        ("klal_weight", ("albef.vision_projection", "albef.temperature", "mlm_head.dense", "albef.itm_head")),
     ],
 )
 def test_a_weight_of_zero_switches_a_term_off(tmp_path, kept, untouched):
@@ -138,7 +139,7 @@ def test_a_weight_of_zero_switches_a_term_off(tmp_path, kept, untouched):
         assert own and all(gradients[name] is None for name in own), start
     assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
     (entry,) = training_logs(trainer)
-    (name,) = [name for name in LOSSES if kept.removesuffix("_weight") == name.removeprefix("loss_")]
+    (name,) = [name for name in (*LOSSES, "loss_klal") if kept.removesuffix("_weight") == name.removeprefix("loss_")]
     assert entry["loss"] == pytest.approx(entry[name], rel=1e-5)
     assert ("loss_amc_max" in entry) == (kept == "amc_mean_weight")
 

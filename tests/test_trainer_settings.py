@@ -82,7 +82,7 @@ def test_settings_that_cannot_work_are_named(tmp_path, settings, message):
 def test_a_model_without_any_objective_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"itc_weight, itm_weight, mlm_weight of AlbefForPreTraining and .* are all 0"):
         make_trainer(tmp_path, **ONLY)
-    with pytest.raises(ValueError, match="itc_weight of CLIPModel and those of AMC are all 0"):
+    with pytest.raises(ValueError, match="itc_weight of CLIPModel and those of regions are all 0"):
         make_trainer(tmp_path, TINY["clip"](), collator=collator_of(mlm_probability=0.0), **ONLY | {"itm_weight": 1})
 
 

@@ -31,6 +31,9 @@ LEFT: dict[str, tuple[tuple, str]] = {
     "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
     "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
 }
+# Of `region_loss`: the losses that count then.
+_AMC = "loss_amc_mean", "loss_amc_max"
+REGION_LOSSES = {"amc": _AMC, "klal": ("loss_klal",), "both": (*_AMC, "loss_klal"), "none": ()}
 # `metric_for_best_model` until the first evaluation says which metrics there are.
 BEST_BY_DEFAULT = "pointing_game_or_loss"
 
@@ -73,11 +76,20 @@ class AmcConfig(AmcArguments, TrainingArguments):
     @property
     def loss_weights(self) -> dict[str, float]:
         """Loss → its weight in the sum."""
-        return {name: getattr(self, weight_name(name)) for name in ITEMS}
+        unused = {*REGION_LOSSES["both"]} - {*REGION_LOSSES[self.region_loss]}
+        return {name: 0.0 if name in unused else getattr(self, weight_name(name)) for name in ITEMS}
 
     @property
     def uses_amc(self) -> bool:
-        return self.amc_mean_weight > 0 or self.amc_max_weight > 0
+        return any(self.loss_weights[name] > 0 for name in _AMC)
+
+    @property
+    def uses_klal(self) -> bool:
+        return self.loss_weights["loss_klal"] > 0
+
+    @property
+    def uses_regions(self) -> bool:
+        return self.uses_amc or self.uses_klal
 
     def _check_loading(self) -> None:
         loading = self.accelerator_config
@@ -91,10 +103,12 @@ class AmcConfig(AmcArguments, TrainingArguments):
         loading.dispatch_batches = False  # not None, which deals out the batches of an IterableDataset
 
     def _check_losses(self) -> None:
+        if self.region_loss not in REGION_LOSSES:
+            raise ValueError(f"region_loss must be one of {', '.join(REGION_LOSSES)}, not {self.region_loss!r}.")
+        for name in map(weight_name, ITEMS):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         weights = self.loss_weights
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"{weight_name(name)} must not be negative, got {weight}.")
         if not any(weight for name, weight in weights.items() if name != "loss_absent"):  # few data have such phrases
             raise ValueError(f"{', '.join(map(weight_name, weights))} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.families.hooks import with_own_forward
 from modeling_albef_amc.families.objectives import known_matches
-from modeling_albef_amc.families.processors import whole_images
+from modeling_albef_amc.families.processors import num_known_tokens, whole_images
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
 from modeling_albef_amc.gradcam import heatmap_points
@@ -31,6 +31,7 @@ from .data_checks import check_groups, check_regions
 from .data_collator import PADDING, GroundingCollator
 from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
+from .klal_loss import kl_attention_loss
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
 from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching
@@ -156,6 +157,7 @@ class AmcTrainer(PublishingTrainer):
         if isinstance(collator, GroundingCollator) and config.model_type in FAMILIES:
             collator.processor = whole_images(collator.processor, config)
             collator.max_tokens = max_tokens(config)
+            collator.num_known_tokens = num_known_tokens(config)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return self.explained(super().call_model_init(trial))
@@ -183,9 +185,9 @@ class AmcTrainer(PublishingTrainer):
 
         Raises:
             ValueError: before anything is trained, if no weight is to be trained, or weights in half precision, or if
-                no example can have a region, which AMC needs.
+                no example can have a region, which `region_loss` needs.
         """
-        if self.args.uses_amc:
+        if self.args.uses_regions:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
         self.num_phrases = self.num_without_wrong_image = 0
@@ -305,7 +307,7 @@ class AmcTrainer(PublishingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The weighted sum of the model's objectives and AMC.
+        """The weighted sum of the model's objectives and those of regions.
 
         Args:
             inputs: a batch of `GroundingCollator`.
@@ -315,11 +317,15 @@ class AmcTrainer(PublishingTrainer):
         of_model = {name: value for name, value in inputs.items() if name not in NOT_OF_THE_MODEL}
         if not has_own_objectives(self.accelerator.unwrap_model(model)):
             of_model["objectives"] = [name for name, weight in weights.items() if weight > 0]
-        outputs = model(**of_model, alpha=self.alpha(), output_heatmaps=args.uses_amc or not model.training)
+        of_model |= dict(output_heatmaps=args.uses_amc or not model.training, output_attention_maps=args.uses_klal)
+        outputs = model(**of_model, alpha=self.alpha())
         losses = {name: outputs[name] for name in ITEMS if outputs.get(name) is not None}
+        regions = inputs["masks"], inputs["has_region"]
         if outputs.heatmaps is not None:
             of_amc = args.amc_margin_mean, args.amc_margin_max, args.amc_reduction
-            losses |= attention_mask_consistency_loss(outputs.heatmaps, inputs["masks"], inputs["has_region"], *of_amc)
+            losses |= attention_mask_consistency_loss(outputs.heatmaps, *regions, *of_amc)
+        if args.uses_klal:
+            losses |= kl_attention_loss(outputs.attention_maps, *regions)
         if model.training:
             num_items = num_items_in_batch or counts
             new = losses.keys() - self.trained_losses
@@ -488,9 +494,9 @@ class Hooks(TrainerCallback):
         state.stateful_callbacks[TRAINED_LOSSES] = sorted(self.trainer.trained_losses)
 
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if args.uses_amc and "loss_amc_mean" not in self.trainer.trained_losses:
+        if args.uses_regions and not self.trainer.trained_losses & {"loss_amc_mean", "loss_klal"}:
             logger.warning(
-                "No example trained on so far had a region: AMC has not begun. Look at the columns "
+                f"No example trained on so far had a region: {args.region_loss} has not begun. Look at the columns "
                 f"{', '.join(REGIONS)} of the training data."
             )
         count, num_alone = self.trainer.num_phrases, int(self.trainer.num_without_wrong_image)

@@ -160,6 +160,10 @@ class AmcArguments:
     amc_reduction: Literal["example", "batch"] = option(
         "example", "Means of loss_amc_mean per example (the paper) or over the batch (the released code)."
     )
+    region_loss: Literal["amc", "klal", "both", "none"] = option(
+        "amc", "Whether heatmaps learn regions (amc), the attention itself without its gradient (klal), both or none."
+    )
+    klal_weight: float = option(1.0, "Weight of loss_klal, with region_loss klal or both.")
     alpha: float = option(0.4, "Weight of the momentum encoders' soft labels (ALBEF).")
     alpha_ramp_epochs: float = option(1.0, "Epochs over which alpha rises from 0.")
     max_bad_steps: int = option(10, "Steps in a row without a finite gradient (each is skipped) until training stops.")

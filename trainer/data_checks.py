@@ -37,8 +37,7 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
     if not columns_of_regions:
         raise ValueError(
             f"AMC needs regions, and the training data has none of the columns {', '.join(REGIONS)}; it has "
-            f"{', '.join(columns)}. Rename its column of regions, or train without AMC: amc_mean_weight and "
-            "amc_max_weight 0."
+            f"{', '.join(columns)}. Rename its column of regions, or train without AMC: region_loss none."
         )
     if is_transformed(dataset):  # what it holds is not what is read
         return
@@ -48,12 +47,12 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
     if found.num_with_region == 0 and is_whole:
         raise ValueError(
             f"AMC needs regions, and {', '.join(columns_of_regions)} of the {found.num_records:,} training phrases are "
-            "empty. Fill them, or train without AMC: amc_mean_weight and amc_max_weight 0."
+            "empty. Fill them, or train without AMC: region_loss none."
         )
     if found.num_with_region < found.num_records:
         share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
         phrases = "training phrases" if is_whole else "first training phrases"
-        logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region: AMC learns from these only.")
+        logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region, which is learned from these only.")
 
 
 def check_boxes(dataset: Any, box_format: str, name: str) -> "RegionStatistics":

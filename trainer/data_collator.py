@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 
-from modeling_albef_amc.families.processors import tokenize_phrases
+from modeling_albef_amc.families.processors import check_tokens, tokenize_phrases
 from modeling_albef_amc.images import open_image
 
 from .augmentation import GroundingAugmentation
@@ -70,6 +70,7 @@ class GroundingCollator:
         box_format: What the records' boxes are, of BOX_FORMATS; the batch's are xyxy in pixels.
         max_tokens: Tokens of the longest phrase that the model reads; a longer one that is not cut cannot be used. None
             does not look. `AmcTrainer` sets it for the families it knows.
+        num_known_tokens: Of the model; a phrase with others cannot be used. Likewise.
     """
 
     processor: ProcessorMixin
@@ -84,6 +85,7 @@ class GroundingCollator:
     spare: Record | None = None
     box_format: str = "xyxy"
     max_tokens: int | None = None
+    num_known_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.box_format not in BOX_FORMATS:
@@ -234,6 +236,7 @@ class GroundingCollator:
         num_tokens = encoded["attention_mask"].sum(dim=1).max().item()
         if self.max_tokens is not None and num_tokens > self.max_tokens:
             raise ValueError(f"the phrase has {num_tokens} word pieces, the model takes {self.max_tokens}; shorten it")
+        check_tokens(encoded["input_ids"], self.num_known_tokens)
         return encoded
 
     @property

@@ -5,6 +5,7 @@ such a folder loads the base model and puts them in. `merge` writes a plain chec
 get adapters is in the family's record (`AdaptedModules`).
 """
 
+import json
 import re
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from modeling_albef_amc.families.auto import base_of, check_peft, load_model, processor_source
+from modeling_albef_amc.families.auto import (
+    GROUNDING,
+    base_of,
+    check_peft,
+    load_grounding,
+    load_model,
+    load_processor,
+)
 from modeling_albef_amc.families.checkpoint_checks import check_safetensors
 from modeling_albef_amc.families.family import AdaptedModules
 from modeling_albef_amc.families.registry import FAMILIES
@@ -132,6 +140,13 @@ def known_modules(model: PreTrainedModel, pattern: str | None = None) -> Adapted
     return AdaptedModules(pattern) if family is None else family.adapted
 
 
+def save_grounding(model: PreTrainedModel, folder: Path) -> None:
+    """Saves beside adapters how a generative model is asked and explained, which is in no file of its base model."""
+    grounding = vars(model.config).get("grounding")
+    if grounding is not None:
+        (folder / GROUNDING).write_text(json.dumps(grounding, indent=2))
+
+
 def save_moving(model: PreTrainedModel, folder: Path) -> None:
     """Saves what moves without a gradient beside the adapters, so that a run goes on as if nothing had been."""
     moving = known_modules(model).moving
@@ -176,9 +191,9 @@ def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     from peft import PeftModel
 
     model = load_model(base, training=True, **base_hub)
+    load_grounding(model, adapters, **hub)
     model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
     if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
     model.save_pretrained(output)
-    source, hub = processor_source(adapters, **hub)
-    AutoProcessor.from_pretrained(source, trust_remote_code=False, **hub).save_pretrained(output)
+    load_processor(adapters, model, **hub).save_pretrained(output)

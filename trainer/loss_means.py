@@ -14,6 +14,7 @@ ITEMS = {
     "loss_absent": "absent",
     "loss_amc_mean": "regions",
     "loss_amc_max": "regions",
+    "loss_klal": "regions",
 }
 
 

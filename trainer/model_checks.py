@@ -53,9 +53,11 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
     family = FAMILIES.get(model.config.model_type)
     losses = ["loss_itm"] if family is None else [*family.losses]
     losses = ["loss_itc", "loss_itm", "loss_mlm"] if has_own_objectives(model) else losses
-    if not args.uses_amc and not any(args.loss_weights[name] for name in losses):
+    if not args.uses_regions and not any(args.loss_weights[name] for name in losses):
         names = ", ".join(map(weight_name, losses))
-        raise ValueError(f"{names} of {type(model).__name__} and those of AMC are all 0: nothing is left to train on.")
+        raise ValueError(
+            f"{names} of {type(model).__name__} and those of regions are all 0: nothing is left to train on."
+        )
     if has_own_objectives(model):
         return
     weights = [name for name in ("itc_weight", "mlm_weight") if getattr(args, name) > 0]

@@ -35,7 +35,7 @@ from .checkpoints import (
     sync,
 )
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, set_random_state
-from .lora import MOMENTUM, load_checkpoint, save_moving
+from .lora import MOMENTUM, load_checkpoint, save_grounding, save_moving
 from .model_card import model_card
 from .process_group import add_note
 
@@ -136,8 +136,10 @@ class PublishingTrainer(Trainer):
                 begin(self.checkpoint, 0 if self.args.save_only_model else self.args.world_size)
             self.accelerator.wait_for_everyone()
         super().save_model(output_dir, _internal_call)
-        if is_checkpoint and self.args.should_save and self.has_adapters():
-            save_moving(self.model, self.checkpoint)
+        if self.args.should_save and self.has_adapters():
+            save_grounding(self.model, Path(output_dir or self.args.output_dir))
+            if is_checkpoint:
+                save_moving(self.model, self.checkpoint)
 
     @contextmanager
     def as_before_step(self) -> Iterator[None]:

@@ -332,7 +332,7 @@ def known_columns(
         raise ValueError(
             f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
             f"{', '.join(others) or 'none'}. Say which has its regions (--columns boxes=…), or train without AMC: "
-            "--amc_mean_weight 0 --amc_max_weight 0."
+            "--region_loss none."
         )
     dataset = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
     is_listed = fits(dataset.features["phrase"], LISTED["phrase"])

@@ -23,6 +23,7 @@ from modeling_albef_amc import (
 )
 from modeling_albef_amc.families.auto import hub_options, load_model, load_processor
 from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.processors import num_known_tokens
 from modeling_albef_amc.families.training import has_own_objectives
 from modeling_albef_amc.pipeline import max_tokens
 
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     check_frozen(model, args)
     collator = make_collator(processor, data_args, args, model)
-    if args.uses_amc:
+    if args.uses_regions:
         check_regions(train_dataset, data_args.box_format)
     first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
     collator.spare = None if data_args.strict else first_usable
@@ -119,6 +120,7 @@ def make_collator(
         mlm_probability=data_args.mlm_probability if masks_words else 0.0,
         max_length=data_args.max_text_length,
         max_tokens=max_tokens(model.config),
+        num_known_tokens=num_known_tokens(model.config),
         augmentation=GroundingAugmentation(
             flip=data_args.flip, gray=data_args.gray, jitter=data_args.color_jitter, crop=data_args.crop
         ),
@@ -143,7 +145,7 @@ def load_data(
     if fraction and data_args.streaming:
         raise ValueError("validation_fraction needs all images at hand: leave out streaming, or name eval_splits.")
     limit = None if fraction else data_args.max_train_examples
-    train_dataset = training_data(data_args, columns, limit, needs_regions=args.uses_amc)
+    train_dataset = training_data(data_args, columns, limit, needs_regions=args.uses_regions)
     splits = splits_to_evaluate(data_args, args)
     eval_datasets = {split: load_split(*source, split, data_args.max_eval_examples, columns) for split in splits}
     if fraction:

@@ -21,11 +21,20 @@ from .checkpoint_checks import naming_damage, read_object
 from .decoder import DECODERS
 from .family import Explain, Family
 from .hooks import with_own_forward
-from .processors import QUIETLY, LoadedProcessor, tokenize_phrases, whole_images
+from .processors import (
+    QUIETLY,
+    LoadedProcessor,
+    check_tokens,
+    num_known_tokens,
+    tokenize_phrases,
+    whole_images,
+)
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 # What peft's layers and wrappers of modules are switched by.
 OF_ADAPTERS = "_active_adapter", "_disable_adapters", "scaling"
+# Beside adapters of a generative model: `config.grounding` of the model that they were trained in.
+GROUNDING = "grounding.json"
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -110,11 +119,7 @@ class AutoGrounder(PhraseGrounder):
 
     def _tokenize(self, texts: list[str], spans: list | None) -> Mapping[str, torch.Tensor]:
         inputs = tokenize_phrases(self.processor, texts, spans=spans)
-        config, most = self.model.config, inputs["input_ids"].max()
-        size = getattr(getattr(config, "qformer_config", None) or config.get_text_config(), "vocab_size", None)
-        if size is not None and most >= size:
-            advice = "model.resize_token_embeddings(len(tokenizer)) adds them"
-            raise ValueError(f"the tokenizer has a token {most}, the model {size} tokens only: {advice}")
+        check_tokens(inputs["input_ids"], num_known_tokens(self.model.config))
         return inputs
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -256,9 +261,18 @@ def load_model(
         except ValueError as error:  # VeRA's share matrices
             raise ValueError(f"{path}: its adapters cannot be loaded ({error}) {merge}") from error
         missing = [name for name in missing if "momentum_encoder." not in name]  # which `groundable` drops
+        if base != path:
+            load_grounding(model, path, **hub)
     if missing:
         raise ValueError(f"{path}: {min(missing)} of its adapters cannot be loaded. {merge}")
     return explainable(model.eval())
+
+
+def load_grounding(model: PreTrainedModel, adapters: str, **hub: Any) -> None:
+    """Of a generative model: it is asked and explained as it was when these adapters were trained."""
+    file = cached_file(adapters, GROUNDING, **hub, **QUIETLY)
+    if file is not None:
+        model.config.grounding = read_object(Path(file))
 
 
 def processor_source(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:

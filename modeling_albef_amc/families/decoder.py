@@ -31,7 +31,7 @@ from .prompts import ImageText, Prompt
 ATTENTION_AND_PROJECTOR = (
     r"model\.(language_model|text_model)\.layers\.\d+\.self_attn\.[qkvo]_proj"
     r"|model\.multi_modal_projector\.(linear|linear_1|linear_2|patch_merger\.merging_layer)"
-    r"|model\.connector\.modality_projection\.proj|model\.visual\.merger\.(mlp\.\d|linear_fc\d)"
+    r"|model\.connector\.modality_projection\.proj|model\.visual\.merger\.(mlp\.[02]|linear_fc\d)"
 )
 # How far up the default layer is: 14 of 32 in LLaVA-1.5 ("MLLMs Know Where to Look", arXiv 2502.17422).
 DEPTH = 0.44

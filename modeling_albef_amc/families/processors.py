@@ -72,6 +72,19 @@ class GenerativeProcessor:
         self.processor.save_pretrained(folder, **options)
 
 
+def num_known_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model has embeddings of, where its configuration says so."""
+    return getattr(getattr(config, "qformer_config", None) or config.get_text_config(), "vocab_size", None)
+
+
+def check_tokens(input_ids: torch.Tensor, num_known: int | None) -> None:
+    """ValueError: the tokenizer has tokens that the model does not know."""
+    most = int(input_ids.max())
+    if num_known is not None and most >= num_known:
+        advice = "model.resize_token_embeddings(len(tokenizer)) adds them"
+        raise ValueError(f"the tokenizer has a token {most}, the model {num_known} tokens only: {advice}")
+
+
 def fixed_side(images: BaseImageProcessor) -> int:
     """Of square images, in pixels, where a processor asks for so many and no others (Qwen's); or else the default."""
     fewest, most = (dict(images.size).get(name) for name in ("shortest_edge", "longest_edge"))

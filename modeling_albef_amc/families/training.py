@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..gradcam import gradcam, leaving_inference_mode, resolve_image_index
+from ..gradcam import attention_map, gradcam, leaving_inference_mode, resolve_image_index
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
 from .hooks import unwrapped, with_own_forward, words_begin_graph
@@ -28,6 +28,7 @@ class GroundingOutput(ModelOutput):
     - `loss_absent`: phrases that are known to fit nothing in their image, where there are some.
     - `loss`: the sum.
     - `scores`, `probability` (num_phrases,), `heatmaps` (num_phrases, rows, columns): of the phrases and their images.
+    - `attention_maps` (num_phrases, num_heads, rows, columns): what their tokens look at on average, differentiable.
     - `step_pairs`: the true pairs, encoded and nothing else, for `pairs_of_step`.
     """
 
@@ -39,6 +40,7 @@ class GroundingOutput(ModelOutput):
     scores: torch.FloatTensor | None = None
     probability: torch.FloatTensor | None = None
     heatmaps: torch.FloatTensor | None = None
+    attention_maps: torch.FloatTensor | None = None
     step_pairs: StepPairs | None = None
 
 
@@ -74,6 +76,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         image_ids: torch.Tensor | None = None,
         is_absent: torch.Tensor | None = None,
         output_heatmaps: bool = False,
+        output_attention_maps: bool = False,
         step_pairs: StepPairs | None = None,
         objectives: Collection[str] | None = None,
         output_pairs: bool = False,
@@ -93,6 +96,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
             heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
+        attention_maps = attention_map(attention, per_head=True) if output_attention_maps else None
         losses = {}
         true_pairs, ids, mask, true_image = attention, input_ids, attention_mask, own_image
         if is_absent is not None and is_absent.any():
@@ -114,6 +118,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             scores=attention.score if create_graph else attention.score.detach(),
             probability=attention.probability,
             heatmaps=heatmaps,
+            attention_maps=attention_maps if create_graph or attention_maps is None else attention_maps.detach(),
             **losses,
         )
 

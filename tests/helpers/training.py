@@ -37,6 +37,7 @@ RUN = dict(
 )
 # Losses and steps of their own: what a test is not about weighs nothing.
 ONLY = {"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0, "amc_mean_weight": 0, "amc_max_weight": 0}
+ONLY |= {"klal_weight": 0, "region_loss": "both"}
 OF_TRAINER = "phrases_per_image", "draw_heatmaps", "model_init", "compute_loss_func", "optimizers"
 
 
