@@ -7,8 +7,8 @@ SECONDS ?= 60
 BIN := .venv/bin
 INSTALLED := .venv/installed
 EXTRAS := train,lora,eval,space,dev
-# The extra for LoRA needs a newer transformers than everything else.
-LOWEST := -e ".[train,eval,space,dev]"
+# The extra for LoRA needs a newer transformers than everything else: with these, LoRA says so.
+LOWEST := -e ".[train,eval,space,dev]" "$(shell grep -o "peft>=[0-9.]*" pyproject.toml)"
 OLDER := 2026-05-01
 SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.

@@ -59,7 +59,7 @@ def build(
 
     The folder appears under its name when it is complete, or not at all. A call that was killed is gone on with by the
     same call, unless files that it reads have changed since; what it has done lies in the hidden folder
-    `.<output>.building` beside the output.
+    `.<output>.building` beside the output until a build of that output ends.
 
     Args:
         splits: The names of those to build; default: all.
@@ -84,19 +84,24 @@ def build(
     for key, value in (("limit", limit), ("num_proc", num_proc)):
         if value is not None and value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}")
-    output = Path(output).absolute()
+    output = Path(output).resolve()  # of a link, the folder that it leads to
     _check_output(output, overwrite)
     # Options first: bad ones must not touch what an earlier call left.
     with tempfile.TemporaryDirectory() as cache:
         builder = builder_class(name)(cache_dir=cache, **options)
     scratch = output.parent / f".{output.name}.building"
     settings = {"name": name, "splits": splits, "limit": limit, **options, "files": state_of(options)}
+    mark = hashlib.sha256(json.dumps(settings, default=str, sort_keys=True).encode()).hexdigest()
+    folder = scratch / mark[:16]
     with _locked(scratch, output):
-        folder = _begin_or_go_on(scratch, json.dumps(settings, default=str, sort_keys=True))
+        _check_output(output, overwrite)
+        if folder.exists():
+            print(f"Going on with what an earlier call left in {scratch}.")
+        folder.mkdir(exist_ok=True)
         try:
             write_splits(builder, folder, limit, num_proc or os.cpu_count() or 1, splits)
         except ValueError:
-            shutil.rmtree(scratch)  # of data that must be mended first; what else ends a build leaves it to go on
+            shutil.rmtree(folder)  # of data that must be mended first; what else ends a build leaves it to go on
             raise
         data_card(builder, name, _command(name, splits, limit, options), repo_id).save(folder / "README.md")
         shutil.rmtree(folder / "notes")
@@ -137,29 +142,17 @@ def _locked(scratch: Path, output: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise FileExistsError(f"{output} is being built by another call: wait for it to end") from error
         try:
+            if not output.exists() and (scratch / "replaced").exists():  # by a call that was killed then
+                (scratch / "replaced").rename(output)
             if output.exists():
                 output.rename(scratch / "probe").rename(output)
         except OSError as error:
-            with suppress(OSError):
-                scratch.rmdir()
             raise FileExistsError(f"{output} cannot be replaced ({error.strerror}): choose a folder in it") from error
         yield
     finally:
+        with suppress(OSError):  # it has work in it, or is gone
+            scratch.rmdir()
         os.close(descriptor)
-
-
-def _begin_or_go_on(scratch: Path, settings: str) -> Path:
-    """The folder to build in: what an earlier call with these settings left, or a new one."""
-    folder, record = scratch / "dataset", scratch / "settings.json"
-    if record.exists() and record.read_text() == settings and folder.is_dir():
-        print(f"Going on with what an earlier call left in {scratch}.")
-        return folder
-    record.unlink(missing_ok=True)
-    for name in ("dataset", "replaced"):
-        shutil.rmtree(scratch / name, ignore_errors=True)
-    folder.mkdir()
-    record.write_text(settings)
-    return folder
 
 
 def state_of(options: dict[str, Any]) -> str:

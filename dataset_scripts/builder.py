@@ -476,8 +476,13 @@ def folder_split(path: str) -> str | None:
 
 @lru_cache(4096)
 def file_split(path: str) -> str | None:
-    """The split that a file of a whole split, or a folder on its path, is named for: `instances_val2017.json`."""
+    """The split that a file of a whole split, or a folder on its path, is named for: `instances_val2017.json`.
+
+    Of several test splits each has its own: `instances_test_unseen.json` is of test_unseen.
+    """
     name = path.replace("\\", "/").rpartition("/")[2].lower()
+    if several := re.fullmatch(r"instances_(test_(?!dev\b)[a-z_]+)\.json", name):
+        return several[1]
     named = {SPLITS[word] for word in re.findall("[a-z]+", name.rpartition(".")[0] or name) if word in SPLITS}
     return named.pop() if len(named) == 1 else folder_split(path)
 

@@ -21,7 +21,8 @@ right nor wrong, so that it belongs neither to the region nor to the rest of the
 MDETR's and GoldG's files are COCO's with captions. Of an image whose annotations have `tokens_positive`, [[start, end],
 …] in characters of the image's `caption`, the phrases are those words, one row for each place in the caption, whatever
 the categories are called. In the files of the RefCOCO sets the caption is an expression for the one box, and
-`tokens_positive` marks its noun only.
+`tokens_positive` marks its noun only. An annotation with a text of its own (`caption`, `phrase` or `expression`) is of
+that phrase, whatever its category; `expressions` of an image are each of all that is marked in it.
 """
 
 import re
@@ -50,6 +51,7 @@ from .coco_format import (
     read_id,
     read_region,
     read_whole,
+    text_of,
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
@@ -181,7 +183,7 @@ class Coco(ObjectBuilder):
         for number, image in file.images.items():
             images[first + number] = self._with_labels(image, labels, total), len(self.files) - 1
         words = file.with_tokens | {
-            number for number, image in file.images.items() if image.dataset_name in _EXPRESSIONS
+            number for number, image in file.images.items() if image.dataset_name in _EXPRESSIONS or image.expressions
         }
         by_words |= {first + number for number in words}
         table = file.table()
@@ -316,14 +318,24 @@ class Coco(ObjectBuilder):
                 kind = "phrase" if "caption" in phrase else "category"
                 yield from self.region_rows(phrase, starmap(_instance, found), size, kind)
             return
+        if image.expressions:
+            found = [_instance(called, record) for _, _, called, record in own]
+            for expression in dict.fromkeys(image.expressions):
+                yield from self.region_rows({"phrase": expression}, found, size, "phrase")
+            return
         instances: list[tuple[int, bool, Instance]] = []
+        texts: dict[str, list[Instance]] = {}
         for label, file, called, record in own:
             if is_caption(record):
                 yield from self._caption(called, record)
             elif "segments_info" in record:
                 instances += self._segments(file, called, record, size)
+            elif text := text_of(record):
+                texts.setdefault(text, []).append(_instance(called, record))
             else:
                 instances.append((label, bool(read_flag(record, "ignore")), _instance(called, record)))
+        for text, found in texts.items():
+            yield from self.region_rows({"phrase": text}, found, size, "phrase")
         yield from self._labelled(image, instances, size)
 
     def _records(self, content: Record) -> Iterator[tuple[int, _File, str, dict[str, Any]]]:

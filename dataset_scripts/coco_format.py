@@ -132,7 +132,7 @@ def name_of(annotation: dict[str, Any], number: int) -> str:
 
 
 class CocoImage(NamedTuple):
-    """An image's record; the last four fields are MDETR's and LVIS's."""
+    """An image's record; the last fields are MDETR's, UNINEXT's and LVIS's."""
 
     id: int | str
     file_name: str  # LVIS's have none, but an address
@@ -140,6 +140,7 @@ class CocoImage(NamedTuple):
     size: tuple[int, int] | None  # (width, height) in pixels; none: the file does not say it, nor can the image be had
     caption: str | None
     dataset_name: Any
+    expressions: tuple[str, ...]  # each of them for all that is marked in the image
     not_exhaustive: tuple[int, ...]  # numbers of the categories not all of whose instances are marked
     negative: tuple[int, ...]  # and of those that it was searched for, and has none of
 
@@ -247,6 +248,7 @@ class AnnotationFile:
         file_name, address, caption = (record.get(key) for key in ("file_name", "coco_url", "caption"))
         address = "/".join(address.split("/")[-2:]) if isinstance(address, str) else None
         file_name = address if file_name is None else file_name
+        expressions = record.get("expressions") if isinstance(record.get("expressions"), list) else []
         in_part, negative = (record.get(key) or [] for key in _LISTS_OF_LVIS)
         width, height = (read_whole(record.get(side) or 0) for side in ("width", "height"))
         require = partial(_require, self.path, f"image {record['id']}", record)
@@ -263,6 +265,7 @@ class AnnotationFile:
             None if is_unsaid else (width, height),
             caption if isinstance(caption, str) else None,
             record.get("dataset_name"),
+            tuple(filter(None, (text_of({"expression": text}) for text in expressions))),
             *(tuple(self.category_numbers[read_id(id_)] for id_ in ids) for ids in (in_part, negative)),
         )
         self.images[number] = image._replace(size=self._size_of(image)) if is_unsaid else image
@@ -320,9 +323,17 @@ class AnnotationFile:
             self.has_segments = True
             _check_segments(self.path, annotation, name)
             return NO_CATEGORY
+        if text_of(annotation):
+            return NO_CATEGORY
         category = read_id(annotation.get("category_id"))
         _require(self.path, name, annotation, "category_id", category is not None)
         return self.category_numbers[category]
+
+
+def text_of(annotation: dict[str, Any]) -> str | None:
+    """What an annotation says of its own region, in words and not by a category, as GRiT's of Visual Genome do."""
+    texts = (annotation.get(key) for key in ("caption", "phrase", "expression"))
+    return next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.split()), None)
 
 
 def is_caption(annotation: dict[str, Any]) -> bool:

@@ -246,8 +246,10 @@ def _read_refs(path: Path) -> list[dict[str, Any]]:
             targets = list(dict.fromkeys(map(read_id, _as_list(ref["ann_id"]))))
             ref["ann_id"] = [] if targets == [-1] else targets
             # gRefCOCO's toolkit takes an id that occurs twice, and nothing here goes by it.
-            is_again = ref["ref_id"] in ids and not path.name.startswith("grefs")
-            problem = "its id occurs twice" if is_again else None
+            is_grefs = path.name.startswith("grefs")
+            problem = "its id occurs twice" if ref["ref_id"] in ids and not is_grefs else None
+            if not targets and not is_grefs:  # lost: each of their expressions has an object
+                ref["ann_id"] = [None]
         if problem:
             raise ValueError(f"{path}: ref {ref.get('ref_id')!r:.80} (number {number} in the file): {problem}")
         ids.add(ref["ref_id"])

@@ -5,9 +5,9 @@ or a mapping), or in `classes.txt` or `*.names`, one a line. A line is `class x 
 a polygon, `class x y x y x y …`, as for segmentation and turned boxes; of key points (`kpt_shape` in `data.yaml`) the
 box is read. A box may have a confidence.
 
-Splits are what `data.yaml` says (`train`, `val`, `test`: folders of images, or lists of images in text files), wherever
-it was written; or else folders that are named so. An image is found by the name of its text file, in the folder that
-matches best: `train/images` for `train/labels`.
+Splits are what `data.yaml` says (`train`, `val`, `test`: folders of images, or lists of images in text files; another
+one where the folder has its name), wherever it was written; or else folders that are named so. An image is found by the
+name of its text file, in the folder that matches best: `train/images` for `train/labels`.
 """
 
 from collections.abc import Iterator
@@ -152,7 +152,8 @@ class Yolo(PhotoFileBuilder):
     def _named_splits(self, settings: dict[str, Any], stems: set[str]) -> dict[str, str]:
         """Labels, without suffix → the split that the settings name for their images."""
         named: dict[str, str] = {}
-        for key, split in SPLITS.items():
+        others = {key: key for key, entry in settings.items() if str(entry).rstrip("/").rpartition("/")[2] == key}
+        for key, split in (others | SPLITS).items():
             entries = settings.get(key) or []
             for entry in entries if isinstance(entries, list) else [entries]:
                 own = self._labels_of(str(entry), stems)

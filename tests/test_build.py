@@ -157,6 +157,36 @@ def test_an_output_is_not_overwritten_unless_asked(tmp_path):
     assert (tmp_path / "empty" / "README.md").exists()
 
 
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to("large")
+    for limit in (1, 2):
+        build("scenes", tmp_path / "out", limit=limit, overwrite=limit == 2, **COUNTS)
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "large" / "README.md").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "out"]
+
+
+def test_what_was_being_replaced_when_a_build_was_killed_comes_back(tmp_path, monkeypatch):
+    output, rename = tmp_path / "out", Path.rename
+    build("scenes", output, limit=1, **COUNTS)
+    before = files_of(output)
+
+    def killed(self, to):
+        if to == output and self.parent.name == ".out.building" and (self / "README.md").exists():
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        patches.setattr(Path, "rename", lambda self, to: killed(self, to) if self.name != "probe" else rename(self, to))
+        build("scenes", output, limit=2, overwrite=True, **COUNTS)
+    assert not output.exists()
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        build("scenes", output, limit=2, **COUNTS)
+    assert files_of(output) == before
+    build("scenes", output, limit=2, overwrite=True, **COUNTS)
+    assert files_of(output) != before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_what_cannot_be_replaced_is_found_out_before_the_work(tmp_path, monkeypatch):
     """As a mount point; the system says so of a folder when it is renamed."""
     (tmp_path / "out").mkdir()

@@ -355,6 +355,30 @@ def test_captions_are_rows_without_a_region(workshop):
         workshop.build()
 
 
+@pytest.mark.parametrize("key", ["caption", "phrase", "expression"])
+def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key):
+    """As GRiT's of Visual Genome, all of whose objects are of one category; with equal texts they are one row."""
+    texts = ["a red  hat", None, "a shoe", "a red hat"]
+    plain = {"segmentation": []}
+    own = [annotation(i, bbox=[i, 1, 4, 5], **plain, **({key: text} if text else {})) for i, text in enumerate(texts)]
+    own[2].pop("category_id")
+    workshop.write("train.json", content(*own, images=[image(0, "0.jpg")]))
+    rows, _ = workshop.build()
+    boxes = {name: [row["boxes"] for row in rows["train"] if row["phrase"] == name] for name in ("a red hat", "a shoe")}
+    assert boxes == {"a red hat": [[[0, 1, 4, 6], [3, 1, 7, 6]]], "a shoe": [[[2, 1, 6, 6]]]}
+    assert len(rows["train"]) == 3
+
+
+def test_expressions_of_an_image_are_each_of_all_that_is_marked(workshop):
+    """As in UNINEXT's files, which list an image anew for each object."""
+    images = [image(0, "0.jpg") | {"expressions": ["red hat", "hat"]}, image(1, "0.jpg") | {"expressions": ["shoe"]}]
+    own = [annotation(i, image=i, bbox=[i, 1, 4, 5], segmentation=[]) for i in range(2)]
+    workshop.write("train.json", content(*own, images=images))
+    rows, _ = workshop.build()
+    expected = [("red hat", [[0, 1, 4, 6]]), ("hat", [[0, 1, 4, 6]]), ("shoe", [[1, 1, 5, 6]])]
+    assert [(row["phrase"], row["boxes"]) for row in rows["train"]] == expected
+
+
 # Panoptic -------------------------------------------------------------------------------------------------------------
 
 STUFF = [(1, "person", 1, "person"), (184, "tree-merged", 0, "plant"), (199, "wall-other-merged", 0, "wall")]

@@ -199,6 +199,20 @@ def test_objects_of_detection_sets(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_equal_phrases_of_a_row_are_one(tmp_path, streaming, is_whole):
+    """Whatever their regions are written as: an instance each, or a list of instances each."""
+    picture(WIDTH, HEIGHT).save(tmp_path / "0.png")
+    one, other, third = CORNERS[:3]
+    row = {"image": "0.png", "phrase": ["cat", "dog", "cat"], "absent": [False, True, False]}
+    each = {**row, "boxes": [[one], [], [other, third]] if is_whole else [one, None, other]}
+    found = records(write_rows(tmp_path / "mine.jsonl", [each]), streaming=streaming)
+    assert [record["phrase"] for record in found] == ["cat", "dog"]
+    assert found[0]["boxes"] == ([one, other, third] if is_whole else [one, other])
+    assert not found[0]["absent"] and found[1]["absent"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_several_expressions_of_one_box_and_several_objects_with_several(tmp_path, streaming):
     """As of jxu124, lmms-lab and moondream."""
     image = {"bytes": png(), "path": None}
@@ -279,6 +293,9 @@ def test_doubts_about_boxes(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         assert "boxes" not in open_split(path, None, "train").column_names  # which nobody needs here
     assert "Regions are left out." in caplog.text
+    row = {"image": "photos/0.png", "caption": "a cat on a mat", "label": "mat", "bbox": CORNERS[0]}
+    with pytest.raises(ValueError, match=r"Say --columns phrase=caption or phrase=label\."):  # whose box is it?
+        records(write_rows(tmp_path / "flat.jsonl", [row]))
     objects = {"bbox": [CORNERS[0], CORNERS[1]], "category": ["dog", "cat"]}
     path = write_rows(tmp_path / "caption.jsonl", [{"image": "photos/0.png", "phrase": "x", "objects": objects}])
     with pytest.raises(ValueError, match=r"Say --columns phrase=phrase or phrase=objects\.category\."):

@@ -1,6 +1,8 @@
 """Generative models: their scores against their own forward pass, processor and chat template; traps; prompts."""
 
+import copy
 import importlib
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,7 +32,7 @@ from tests.helpers.models import (
     tiny_batch,
     tiny_family_processor,
 )
-from tests.helpers.training import RUN, write_yaml
+from tests.helpers.training import RUN, collator_of, make_trainer, training_logs, write_yaml
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.arguments import ModelArguments
 from trainer.lora import merge
@@ -292,6 +294,34 @@ def test_the_grid_is_where_the_image_is(name):
         assert moved[: rows * columns].argmax() == cell
 
 
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_cls_among_the_image_tokens_is_no_cell(name):
+    model, family, batch = TINY[name](), DECODERS[name], tiny_batch()
+    expected = family.features(model, batch["pixel_values"])
+    model.config.vision_feature_select_strategy = "full"
+    torch.testing.assert_close(family.features(model, batch["pixel_values"])[:, 1:], expected)
+    start = len(model.config.grounding["prompt"]["before"]) + 1
+    for each in (family, replace(family, is_whole=True)):
+        assert each.explain(model, **batch).patches == slice(start, start + 16)
+    model = TINY["llava_onevision"]()  # whose image encoder has none to leave out
+    model.config.vision_feature_select_strategy = "default"
+    with pytest.raises(ValueError, match="16 features of an image of 4 x 4 cells: is vision_feature_select_strategy"):
+        DECODERS["llava_onevision"].explain(model, **batch)
+
+
+def test_noise_on_embeddings(tmp_path):
+    """NEFTune's, of Trainer."""
+    collator = collator_of(tiny_family_processor("llava", PHRASES), mlm_probability=0)
+    model, settings = DECODERS["llava"].small_model(replace(SIZE, vocab_size=200)), dict(max_steps=2, itm_weight=0)
+    losses = []
+    for alpha in (None, 5.0):
+        torch.manual_seed(0)
+        trainer = make_trainer(tmp_path, copy.deepcopy(model), collator=collator, neftune_noise_alpha=alpha, **settings)
+        trainer.train()
+        losses.append(training_logs(trainer)[0]["loss_caption"])
+    assert losses[0] != losses[1]
+
+
 def test_the_one_tile_of_llava_onevision_is_that_of_samples_of_several_images():
     """Which it never cuts into tiles; and LLaVA-NeXT's own way to pack an image of one tile."""
     images, sizes = torch.randn(2, 3, 32, 32), torch.tensor([[32, 32]] * 2)
@@ -373,12 +403,27 @@ def test_how_it_is_asked_is_saved_with_the_model_and_the_processor_as_it_was(tmp
     grounder = AutoGrounder.from_pretrained(str(tmp_path / "after"), device="cpu")
     for found, answer in zip(grounder.ground(photo(), PHRASES), expected, strict=True):
         assert found["score"] == pytest.approx(answer["score"], rel=1e-5) and found["point"] == answer["point"]
-    grounder.processor.save_pretrained(tmp_path / "again")
+    for folder in ("after", "again"):  # where it came from, too
+        grounder.processor.save_pretrained(tmp_path / folder)
     assert {file.name for file in (tmp_path / "again").iterdir()} == {path.name for path in before}
     for file in before:
         if file.name == "tokenizer_config.json":  # tokenizers write down when they were last loaded from a file
             continue
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+    shutil.rmtree(tmp_path / "after")
+    grounder.processor.save_pretrained(tmp_path / "later")
+    assert {file.name for file in (tmp_path / "later").iterdir()} == {path.name for path in before}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_images_of_another_size(name, monkeypatch):
+    processor = own_processor(name, monkeypatch)
+    model = model_of(name, processor)
+    if DECODERS[name].any_size:
+        assert AutoGrounder(model, whole_images(processor, model.config, 64), device="cpu").score(photo(), PHRASES)
+        return
+    with pytest.raises(ValueError, match="of the size that it was trained with, 32 x 32 pixels: leave out image_size"):
+        whole_images(processor, model.config, 64)
 
 
 CHAT_ERRORS = {
@@ -426,6 +471,9 @@ def test_what_cannot_be_explained_says_so():
     del model.config.grounding
     with pytest.raises(ValueError, match=r"call whole_images\(processor, model\.config\)"):
         DECODERS["llava"].explain(model, **batch)
+    config = transformers.LlavaConfig(vision_config=dict(model_type="pixtral"))
+    with pytest.raises(ValueError, match="Pixtral's image encoder is not known here"):
+        DECODERS["llava"].grid(config, batch["pixel_values"])
     with pytest.raises(ValueError, match="20 x 20 pixels are not a whole number of cells of 8"):
         DECODERS["qwen2_vl"].explain(TINY["qwen2_vl"](), torch.zeros(1, 3, 20, 20), batch["input_ids"][:1])
 

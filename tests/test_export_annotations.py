@@ -129,6 +129,41 @@ def test_there_and_back_the_boxes_are_the_same(form):
         np.testing.assert_allclose(boxes[row["image_id"], row["phrase"]], [row["box"]], atol=1e-4)
 
 
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_each_split_comes_back_as_itself(form, capsys):
+    """None as train; where COCO has no place for its name, that is said."""
+    splits = ["test", "test_unseen", "train", *(["held_out"] if form == "yolo" else [])]
+    for number, split in enumerate(splits):
+        photo(f"data/{split}.png", (90 + number, 50))
+        found([answer(f"{split}.png", "a dog", [1, 2, 30, 40])], split)
+        Path("photos", f"{split}.jsonl").rename(Path("photos", "data", f"{split}-00000-of-00001.jsonl"))
+    export(form)
+    main(["build", form, "--data_dir", form, "--images_dir", f"{form}/images", "--output", "again", *ALONE])
+    again = load_dataset("again")
+    assert again.keys() == {*splits, "validation"} or again.keys() == {*splits}
+    assert all(split in row["image_id"] for split in splits for row in again[split].remove_columns("image"))
+    found([answer("test.png", "a dog", [1, 2, 30, 40])], "held_out", "found")
+    if form == "coco":
+        with pytest.raises(SystemExit):
+            main(["export-annotations", "found", "--dataset", "photos", "--format", form, "--output", "more"])
+        assert "held_out: COCO has no place for a split but the name of its file" in capsys.readouterr().err
+
+
+def test_rows_of_a_stream():
+    """Rows of a box each stay apart there."""
+    photo("a.png")
+    rows = [answer("a.png", phrase, [1, 2, 30, 40]) for phrase in ("a cat", "a cat", "a dog")]
+    lines = [{"image": "a.png", "image_id": "a.png", "category": row["phrase"], "bbox": [1, 2, 3, 4]} for row in rows]
+    found(rows)
+    Path("photos", "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = Path("found", "train.json")
+    with pytest.raises(SystemExit):
+        export("coco", data="photos/train.jsonl")
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"streaming": True}))
+    data = json.loads((export("coco", data="photos/train.jsonl") / "annotations/instances_train.json").read_text())
+    assert len(data["images"]) == 1 and len(data["annotations"]) == 2
+
+
 def test_images_of_every_kind_are_what_the_boxes_are_of():
     """Turned by Exif, a kind that detectors do not read, no file, names that file systems would take for one."""
     exif = Image.Exif()

@@ -138,10 +138,12 @@ def test_a_build_that_was_killed_goes_on(tmp_path, tmp_path_factory, monkeypatch
     shared = dict(capture_output=True, timeout=300, start_new_session=True)
     killed = subprocess.run(command, cwd=ROOT, env=environment, **shared)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    scratch = tmp_path / ".out.building" / "dataset"
+    (scratch,) = (tmp_path / ".out.building").iterdir()
     assert len(list((scratch / "notes").glob("*.json"))) == 2 and not (tmp_path / "out").exists()
     times = {path.name: path.stat().st_mtime_ns for path in (scratch / "data").glob("*.parquet")}
     monkeypatch.setattr(Scenes, "images_per_job", 80)
+    with pytest.raises(ValueError, match="there is no split 'tain'"):  # nor does a call that fails take it away
+        build("scenes", tmp_path / "out", num_proc=1, splits=["tain"], **options)
     defaults = dict(seed=0, phrases_per_scene=4, absent_per_scene=0)  # as the command line gives them
     finished = build("scenes", tmp_path / "out", num_proc=1, **defaults, **options)
     assert "Going on with what an earlier call left" in capsys.readouterr().out

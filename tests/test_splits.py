@@ -73,8 +73,9 @@ def test_a_file_of_another_schema_is_refused_by_the_name_of_the_column(tmp_path,
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_that_are_broken_or_not_there(tmp_path, streaming):
-    with pytest.raises(ValueError, match=r"Split train of .*nowhere cannot be had"):
-        open_split(str(tmp_path / "nowhere"), None, "train", streaming)
+    for nowhere in ("nowhere", "nowhere.jsonl"):
+        with pytest.raises(ValueError, match=rf"There is no file or folder .*/{nowhere}\."):
+            open_split(str(tmp_path / nowhere), None, "train", streaming)
     (tmp_path / "train.parquet").write_bytes(b"PAR1, and no more")
     with pytest.raises(ValueError, match=r"Split train of .* cannot be had: Parquet magic bytes not found"):
         open_split(str(tmp_path), None, "train", streaming)
@@ -228,7 +229,7 @@ def test_splits_with_columns_of_their_own(tmp_path, streaming):
     if not streaming:
         assert len(open_split(str(tmp_path), None, "train[:50%]+train")) == 1
     (tmp_path / "train.jsonl").write_text('{"image": "0.png", "phrase": \n')
-    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: JSON parse error"):
+    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: (JSON parse error|Expected object)"):
         open_split(str(tmp_path), None, "train", streaming)
     (tmp_path / "README.md").write_text("---\npretty_name: my data: dogs\n---\n")
     with pytest.raises(ValueError, match=r"Split train of .* cannot be had: the YAML .* README\.md .*: mapping values"):
@@ -243,3 +244,17 @@ def test_a_line_that_is_not_utf_8_is_named(tmp_path):
         open_split(str(tmp_path), None, "train")
     with pytest.raises(ValueError, match=message):
         StreamedRows.open(str(tmp_path), None, "train")
+
+
+@pytest.mark.parametrize("place", ["run[2]", "run[2]/x.jsonl", "run[2]/deeper"])
+def test_a_path_that_datasets_would_take_for_a_pattern(tmp_path, monkeypatch, place):
+    """It would read those of the folder run2, without a word."""
+    for name in ("run[2]", "run2", "run[2]/deeper"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "x.jsonl").write_text(json.dumps({"image": "0.png", "phrase": name}) + "\n")
+    with pytest.raises(ValueError, match=r"datasets takes \[ in a path for a pattern"):
+        open_split(str(tmp_path / place), None, "train")
+    if place == "run[2]/deeper":
+        monkeypatch.chdir(tmp_path / place)
+        with pytest.raises(ValueError, match="in a path for a pattern"):
+            open_split("x.jsonl", None, "train")

@@ -375,6 +375,18 @@ def test_albef_its_training_class_and_another_size(family, folder):
     assert len(grounder.score(picture(), TEXTS)) == 2
 
 
+def test_adapters_of_positions_that_are_stretched():
+    model, config = TINY["aimv2"](), LoraConfig(target_modules=["vision_model.embeddings.position_embedding"], r=2)
+    adapted = get_peft_model(copy.deepcopy(model), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter)
+    wrapped, plain = (explain_function(each)(each, **tiny_batch()).score for each in (adapted, model))
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(wrapped, explain_function(merged)(merged, **tiny_batch()).score)
+    assert not torch.allclose(wrapped, plain)
+
+
 def test_adapters_as_peft_saves_them_have_the_processor_of_their_base(tmp_path):
     for part in build("clip"):
         part.save_pretrained(tmp_path / "base")

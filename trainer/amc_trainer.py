@@ -322,8 +322,8 @@ class AmcTrainer(PublishingTrainer):
         losses = {name: outputs[name] for name in ITEMS if outputs.get(name) is not None}
         regions = inputs["masks"], inputs["has_region"]
         if outputs.heatmaps is not None:
-            of_amc = args.amc_margin_mean, args.amc_margin_max, args.amc_reduction
-            losses |= attention_mask_consistency_loss(outputs.heatmaps, *regions, *of_amc)
+            margins = args.amc_margin_mean, args.amc_margin_max
+            losses |= attention_mask_consistency_loss(outputs.heatmaps, *regions, *margins, args.amc_reduction)
         if args.uses_klal:
             losses |= kl_attention_loss(outputs.attention_maps, *regions)
         if model.training:

@@ -303,8 +303,10 @@ class Guesses:
         if "phrase" in self.found.places:  # all boxes of the row would be of this phrase
             is_guess = "boxes" in self.found.guessed and home and self.found.places["phrase"] == [("phrase",)]
             return self.texts(PHRASE_NAMES, home) + self.texts(CATEGORY_NAMES, home) if is_guess else []
-        options = self.texts(PHRASE_NAMES, home)
-        if not options and self.found.places.keys() & set(REGIONS):
+        options, regions = self.texts(PHRASE_NAMES, home), self.found.places.keys() & set(REGIONS)
+        if regions and options and all(plain_name(place[-1]).startswith("caption") for (place,) in options):
+            options += self.texts(CATEGORY_NAMES, home)  # whose the boxes may be, and not the whole caption's
+        if not options and regions:
             options = self.texts(CATEGORY_NAMES, home) + (self.texts(PHRASE_NAMES, ()) if home else [])
         return options
 
@@ -537,7 +539,7 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
             raise ValueError(
                 f"{name} has {len(values)} entries for the phrases {found['phrase']!r:.80}: give one for each"
             )
-        if name not in REGIONS:
+        if name not in REGIONS or ways.get(name) == "shared":
             row[name] = [values[of_phrase[0]] for of_phrase in numbers.values()]
         elif ways.get(name) == "each":
             row[name] = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
@@ -581,7 +583,7 @@ def arrange(dataset: Dataset | IterableDataset, found: Found, path: str, first: 
 
     Args: first: as of `rows_to_look_at`.
     """
-    arrangement = arrangement_of(dataset.features, found, path, first)
+    arrangement = arrangement_of(dataset.features, found, path, first, may_repeat(dataset, found.places["phrase"]))
     made = arrangement.features
     renamed = {places[0][0]: ours for ours, places in found.places.items() if ours not in made}
     features = Features({**{ours: dataset.features[theirs] for theirs, ours in renamed.items()}, **made})
@@ -609,7 +611,23 @@ def arrange(dataset: Dataset | IterableDataset, found: Found, path: str, first: 
     return dataset.with_format("arrow").map(arranged, batched=True, features=features).with_format(None)
 
 
-def arrangement_of(features: Features, found: Found, path: str, first: list[Row]) -> Arrangement:
+def may_repeat(dataset: Dataset | IterableDataset, phrases: list[Place]) -> bool:
+    """Whether the list of phrases of a row may have one of them twice; that of a streamed row may."""
+    ((name, *inside), *_) = phrases
+    if not isinstance(dataset, Dataset) or inside:
+        return True
+    for lists in dataset.data.column(name).chunks:
+        if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+            return False
+        pairs = pa.table({"row": pc.list_parent_indices(lists), "phrase": pc.list_flatten(lists)})
+        if pa.types.is_nested(pairs["phrase"].type):
+            return True
+        if len(pairs.group_by(["row", "phrase"]).aggregate([])) < len(pairs):
+            return True
+    return False
+
+
+def arrangement_of(features: Features, found: Found, path: str, first: list[Row], may_repeat: bool) -> Arrangement:
     """What of our columns has to be made of theirs, and how."""
     places = found.places
     kinds = kinds_of(features, places)
@@ -622,7 +640,7 @@ def arrangement_of(features: Features, found: Found, path: str, first: list[Row]
         labels.setdefault("phrase", None)
     phrase = phrase if phrase.is_text and phrase.depth < 3 else Leaf(0, phrase.feature)  # which is refused later
     ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
-    is_grouped = phrase.depth == 2 or "each" in ways.values()
+    is_grouped = phrase.depth == 2 or "each" in ways.values() or (phrase.depth == 1 and may_repeat)
     is_made = {
         ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways or ours in meant
         for ours, each in places.items()

@@ -37,6 +37,7 @@ from .record_store import RecordStore, open_parquet, record_schema
 
 SUFFIXES = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}  # what detectors read
 ORIENTATION = 0x0112  # of Exif
+COCO_SPLITS = re.compile("train|validation|val|test[ABC]|test(_[a-z]+)*|miniv")  # that builds know by a file's name
 READ = ["image_id", "phrase", "score", "box", "absent", "error"]
 ABSENT, ERROR, UNLIKELY = "that are marked absent", "without an answer", "below the threshold"
 
@@ -71,7 +72,15 @@ def export_annotations(args: argparse.Namespace) -> None:
 def write(args: argparse.Namespace, splits: list[str]) -> None:
     left_out: Counter[str] = Counter()
     path, columns = data_of_run(args, strict=False)
-    sources = {split: open_blocks(path, args.dataset_config, split, columns=columns) for split in splits}
+    if args.format == "coco" and (wrong := [split for split in splits if not COCO_SPLITS.fullmatch(split)]):
+        raise ValueError(
+            f"{', '.join(wrong)}: COCO has no place for a split but the name of its file, by which build would take it "
+            "for train: write --format yolo, or ground splits called train, validation or test_…"
+        )
+    sources = {}
+    for split in splits:
+        streaming = bool(rows_of_split(args.rows, split).settings().get("streaming"))
+        sources[split] = open_blocks(path, args.dataset_config, split, streaming=streaming, columns=columns)
     found = {split: annotated(args, split, blocks, left_out) for split, blocks in sources.items()}
     phrases = sorted({phrase for images in found.values() for image in images for phrase, _ in image.boxes})
     if not phrases:
@@ -132,9 +141,13 @@ def boxes_of(
             yield (" ".join(answer["phrase"].split()), tuple(answer["box"])), answer["score"]
 
 
+def rows_of_split(folder: Path, split: str) -> RecordStore:
+    return RecordStore(folder, split, 0, record_schema(()))
+
+
 def read_answers(folder: Path, split: str) -> Iterator[Record]:
     """The rows of a split in their order; ValueError: a file is missing, damaged or has not the columns."""
-    store = RecordStore(folder, split, 0, record_schema(()))
+    store = rows_of_split(folder, split)
     store.num_blocks = store.settings().get("blocks")
     if not isinstance(store.num_blocks, int):
         raise ValueError(f"{store.settings_path} is not of rows of albef-amc ground-dataset")

@@ -38,6 +38,7 @@ def ground_dataset(args: argparse.Namespace) -> None:
     grounder, settings = load_grounder(args.model, args, protocol, accelerator)
     store = RecordStore(args.output, args.split, len(blocks), record_schema((), args.save_heatmaps))
     settings |= {"data": blocks.fingerprint(), "blocks": len(blocks), "block_size": args.block_size}
+    settings |= {"streaming": True} if args.streaming else {}  # rows of a box each stay apart then
     index, number = args.shard
     missing: list[int] = []
     if accelerator.is_main_process:

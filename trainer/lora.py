@@ -195,5 +195,6 @@ def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
     if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
-    model.save_pretrained(output)
-    load_processor(adapters, model, **hub).save_pretrained(output)
+    processor = load_processor(adapters, model, **hub)
+    for part in (model, processor):
+        part.save_pretrained(output)

@@ -181,7 +181,7 @@ def load(
         if texts:
             columns.say(f"{path}: {', '.join(texts)}: numbers are taken as texts.")
         if dataset.features is None:
-            options = {"converters": dict.fromkeys(texts, str)} if texts else {}
+            options = {"converters": dict.fromkeys(texts, text_or_none)} if texts else {}
         elif wide != features:
             options = {"features": wide}
     with told_here():
@@ -294,7 +294,7 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
         if isinstance(reason, CastError):
             keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
             reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
-        if isinstance(reason, UnicodeDecodeError) or "UTF8" in str(reason):
+        if isinstance(reason, UnicodeDecodeError) or re.search("UTF-?8", str(reason)):
             what, reason = next(lines_of_other_texts(files()), what), "it is not in UTF-8: save the file as UTF-8"
         raise ValueError(f"{what} cannot be had: {reason}") from error
 
@@ -375,8 +375,13 @@ def of_folder(
 def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any]:
     """What `load_dataset` is told of a folder or Hub id; or of a file, which is the split that is asked for.
 
-    Raises ValueError: it is a file of another kind.
+    Raises ValueError: it is a file of another kind, not there, or would be taken for a pattern of others.
     """
+    if os.path.exists(path):
+        if pattern := re.search(r"[][*?]", os.path.abspath(path)):
+            raise ValueError(f"{path}: datasets takes {pattern[0]} in a path for a pattern of others: rename it.")
+    elif Path(path).suffix.lower() in FILES or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ValueError(f"There is no file or folder {path}.")
     if folders := split_folders(path):
         (table, *_) = (file for name in ImageFolder.METADATA_FILENAMES if (file := Path(path, name)).is_file())
         return {"path": FILES[table.suffix], "data_files": dict.fromkeys(folders, str(table))}
@@ -388,6 +393,10 @@ def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any
     names = dict.fromkeys(part.partition("[")[0].strip() for part in (split or "train").split("+"))
     options = {"sep": separator(path)} if FILES[kind] == "csv" else {}
     return {"path": FILES[kind], "data_files": dict.fromkeys(names, path), **options}
+
+
+def text_or_none(text: str) -> str | None:
+    return text or None
 
 
 def separator(path: str) -> str:

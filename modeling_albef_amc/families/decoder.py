@@ -50,6 +50,7 @@ class Decoder(Family):
         features: of the model and pixel values, what its language model gets of each image.
         image_text: what its processor makes of the place of an image in a text.
         only_squares: the grid of other images would be another than it seems, without an error.
+        any_size: images may have another size than in training. num_after: features behind those of the grid.
         is_whole: the image's tokens look at the phrase, too: nothing can be computed before it is known.
     """
 
@@ -57,6 +58,8 @@ class Decoder(Family):
     features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor] | None = None
     image_text: ImageText = field(default_factory=ImageText)
     only_squares: bool = True
+    any_size: bool = False
+    num_after: int = 0
     is_whole: bool = False
     layers: dict[str, Layers] = field(
         default_factory=lambda: dict.fromkeys(("yes", "likelihood"), full_attention_layers)
@@ -168,10 +171,22 @@ class Prefix:
     next_place: int
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, grid: tuple[int, int], num_features: int, device: torch.device) -> "Prefix":
-        """`num_features`: image tokens, of which some may stand behind those of the grid."""
+    def of(
+        cls, family: Decoder, config: PreTrainedConfig, grid: tuple[int, int], num_features: int, device: torch.device
+    ) -> "Prefix":
+        """`num_features`: image tokens; those that are not of the grid are behind it, or [CLS] before it.
+
+        Raises ValueError: they are fewer than the grid's cells, or too many.
+        """
         (rows, columns), image, prompt = grid, config.image_token_id, Prompt.of(config)
-        start, end = len(prompt.before), prompt.row_end
+        end = prompt.row_end
+        num_before = 0 if end else num_features - rows * columns - family.num_after
+        if num_before not in (0, 1):
+            raise ValueError(
+                f"{num_features} features of an image of {rows} x {columns} cells: is vision_feature_select_strategy "
+                "what this image encoder needs, 'full' of one without [CLS]?"
+            )
+        start = len(prompt.before) + num_before
         row = [*[image] * columns, *end]
         of_image = [*row * rows][: -len(end)] if end else [image] * num_features
         ids = torch.tensor([*prompt.before, *of_image], device=device)
@@ -190,7 +205,7 @@ class Prefix:
         Qwen3-VL's features have parts for the first layers of its language model behind the first.
         """
         shape, is_image = (len(features), len(self.input_ids)), self.is_image.expand(len(features), -1)
-        embeds = model.get_input_embeddings()(self.input_ids.masked_fill(self.is_image, 0)).expand(*shape, -1)
+        embeds = model.get_input_embeddings()(self.input_ids.masked_fill(self.is_image, 0)[None]).expand(*shape, -1)
         first, *levels = features.to(embeds).split(embeds.shape[-1], dim=-1)
         inputs = dict(inputs_embeds=embeds.masked_scatter(is_image[..., None], first))
         if levels:
@@ -247,7 +262,7 @@ def encode_images(family: Decoder, model: PreTrainedModel, pixel_values: torch.T
     if runs_whole(model, family):
         return features
     grid = family.grid(model.config, pixel_values)
-    prefix = Prefix.of(model.config, grid, features.shape[1], pixel_values.device)
+    prefix = Prefix.of(family, model.config, grid, features.shape[1], pixel_values.device)
     cache = language_states(model, prefix.inputs(model, features) | dict(use_cache=True))[CACHE]
     pairs = [torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers]
     if min(pair.shape[3] for pair in pairs) < len(prefix.input_ids):
@@ -328,7 +343,7 @@ def decoder(family: Decoder, given: Pass) -> PhraseAttention:
         encoded = given.own_images(encoded)
     is_whole = encoded.ndim == 3
     num_features = encoded.shape[1] if is_whole else encoded.shape[4] - len(prompt.before)
-    prefix = Prefix.of(model.config, grid, num_features, given.pixel_values.device)
+    prefix = Prefix.of(family, model.config, grid, num_features, given.pixel_values.device)
     inputs = whole_inputs if is_whole else tail_inputs
     with (
         text_attention(model, "eager"),
@@ -495,11 +510,18 @@ def small_internvl(size: Size) -> dict[str, Any]:
     return dict(vision_config=vision, text_config=text, image_seq_length=tokens)
 
 
+def llava_cell(config: PreTrainedConfig) -> int:
+    """ValueError: another image encoder, beside whose tokens the prompt has others."""
+    if config.vision_config.model_type == "pixtral":
+        raise ValueError("LLaVA with Pixtral's image encoder is not known here; Mistral 3, which is made like it, is.")
+    return config.vision_config.patch_size
+
+
 LLAVA = Decoder(
     title="LLaVA",
     model_class="LlavaForConditionalGeneration",
     processor_class="LlavaProcessor",
-    cell=lambda config: config.vision_config.patch_size,
+    cell=llava_cell,
     features=plain_features,
     small_config=partial(small, "LlavaConfig", lambda size: small_tiled(size, image_seq_length=16)),
 )
@@ -509,6 +531,7 @@ LLAVA_NEXT = replace(
     model_class="LlavaNextForConditionalGeneration",
     processor_class="LlavaNextProcessor",
     features=single_tile_features,
+    num_after=1,
     small_config=partial(small, "LlavaNextConfig", small_tiled),
 )
 LLAVA_ONEVISION = replace(
@@ -539,6 +562,7 @@ IDEFICS_3 = Decoder(
     processor_class="Idefics3Processor",
     cell=lambda config: config.vision_config.patch_size * config.scale_factor,
     features=framed_features,
+    any_size=True,
     image_text=ImageText(text="<fake_token_around_image><global-img>{}<fake_token_around_image>"),
     small_config=partial(small, "Idefics3Config", small_framed),
 )
@@ -555,6 +579,7 @@ INTERNVL = Decoder(
     processor_class="InternVLProcessor",
     cell=lambda config: round(config.vision_config.patch_size[0] / config.downsample_ratio),
     features=plain_features,
+    any_size=True,
     image_text=ImageText(text="<img>{}</img>"),
     small_config=partial(small, "InternVLConfig", small_internvl),
 )
@@ -575,6 +600,7 @@ MISTRAL_3 = Decoder(
     features=sized_features,
     image_text=ImageText(text="{}[IMG_END]", row_end="[IMG_BREAK]"),
     only_squares=False,
+    any_size=True,
     small_config=partial(small, "Mistral3Config", small_mistral_3),
 )
 QWEN_2_VL = Decoder(
@@ -584,6 +610,7 @@ QWEN_2_VL = Decoder(
     cell=lambda config: config.vision_config.patch_size * config.vision_config.spatial_merge_size,
     features=qwen_features,
     only_squares=False,
+    any_size=True,
     small_config=partial(small, "Qwen2VLConfig", small_qwen_2),
 )
 QWEN_2_5_VL = replace(

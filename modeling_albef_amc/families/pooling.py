@@ -70,11 +70,12 @@ def image_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> Iterator
         return patches.flatten(1, 2) + positions
 
     table = getattr(embeddings, "position_embedding", None)  # AIMv2's, where they are learned
+    positions_of = None if table is None else table.forward  # which may have adapters
 
     def of_aimv2(ids: torch.Tensor) -> torch.Tensor:
         """transformers has the positions of one size; to others they are stretched as it stretches CLIP's."""
         grid = [length // embeddings.patch_size for length in pixel_values.shape[2:]]
-        return stretched(table.weight[ids[0]], grid, mode="bicubic")[None]
+        return stretched(positions_of(ids)[0], grid, mode="bicubic")[None]
 
     if model_type == "siglip2":
         with replaced_forward(embeddings, of_naflex):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,11 @@ class GenerativeProcessor:
         trained = getattr(config.vision_config, "image_size", None) or fixed_side(processor.image_processor)
         trained = trained if isinstance(trained, int) else trained[0]
         side, cell = image_size or grounding.get("image_size", trained), family.cell(config)
+        if side != trained and not family.any_size and side != trained // cell * cell:
+            raise ValueError(
+                f"{family.title} takes images of the size that it was trained with, {trained} x {trained} pixels: "
+                f"leave out image_size {side}."
+            )
         if side == trained:
             side = side // cell * cell
         if side % cell:
@@ -98,22 +102,18 @@ class LoadedProcessor:
     """
 
     def __init__(self, path: str, **hub: Any):
-        self.path, self.hub = path, hub
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
         self.image_processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil", **hub)
-        legacy = self.file("chat_template.json")
-        self.chat_template = None if legacy is None else json.loads(legacy.read_text("utf-8"))["chat_template"]
-
-    def file(self, name: str) -> Path | None:
-        found = cached_file(self.path, name, **self.hub, **QUIETLY)
-        return None if found is None else Path(found)
+        found = {name: cached_file(path, name, **hub, **QUIETLY) for name in PROCESSOR_FILES}
+        self.files = {name: Path(file).read_bytes() for name, file in found.items() if file is not None}
+        legacy = self.files.get("chat_template.json")
+        self.chat_template = None if legacy is None else json.loads(legacy)["chat_template"]
 
     def save_pretrained(self, folder: str, **options: Any) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        for name in PROCESSOR_FILES:
-            if (file := self.file(name)) is not None:
-                shutil.copyfile(file, Path(folder, name))
+        for name, content in self.files.items():
+            Path(folder, name).write_bytes(content)
 
 
 class Squares(CLIPImageProcessorPil):
