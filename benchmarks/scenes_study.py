@@ -149,6 +149,8 @@ def build_model(family: str, folder: Path) -> None:
 # By study and line of its table: settings of train.py beside those of the recipe. `data` is the variant of the training
 # data; `family` is trained from random weights, ALBEF otherwise from the base model of `make train`.
 NO_AMC = {"region_loss": "none"}
+# Generative models learn from random weights what they are to say, and not yet whether it is so.
+SAYS_PHRASES = {"explanation": "likelihood", "itm_weight": 0.0}
 # Families without results yet. From the same random weights, MetaCLIP 2 and CLIPSeg score as CLIP does.
 NOT_RUN = "metaclip_2", "clipseg", "owlvit", "siglip2", "flava", *DECODERS
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
@@ -163,8 +165,11 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "margin of the max 0.1": {"data": "mask", "amc_margin_max": 0.1},
         "margin of the max 1": {"data": "mask", "amc_margin_max": 1.0},
         "means over the batch": {"data": "mask", "amc_reduction": "batch"},
-        "KLAL alone": {"data": "mask", "region_loss": "klal"},
-        "AMC and KLAL": {"data": "mask", "region_loss": "both"},
+    },
+    "region losses": {
+        f"{title}, {loss}": {"data": "mask", "region_loss": loss} | settings
+        for title, settings in (("ALBEF", {}), ("LLaVA", {"family": "llava"} | SAYS_PHRASES))
+        for loss in ("none", "amc", "klal", "both")
     },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
     "families": {

@@ -2,8 +2,12 @@
 
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where transformers copies the code of checkpoints to: apart from that of other processes of tests.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
 
 from pathlib import Path
 
@@ -35,6 +39,10 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no reference data beside the project (../shared)")
     return SHARED
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

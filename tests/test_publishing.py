@@ -40,6 +40,7 @@ from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, p
 from tests.helpers.models import tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
 from tests.helpers.training import RUN, TINY_MODEL, make_trainer, training_logs
+from tests.helpers.versions import needs
 from trainer.loss_means import ITEMS
 from trainer.model_card import OBJECTIVES, model_card
 from trainer.phrase_rows import PhraseRows
@@ -464,6 +465,7 @@ for call in calls:
 """
 
 
+@needs("transformers>=5.18", "LoRA")
 def test_revision_and_token_reach_all_files_of_a_private_model(hub, without_token, tmp_path):
     """Of three revisions: another processor and other weights, in a folder of its own, and adapters of the first."""
     heads, repo = {}, Repo("models", "org/private", private=True)
