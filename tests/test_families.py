@@ -385,6 +385,8 @@ def test_second_order_gradients_of_every_parameter(family):
         "multimodal_model.encoder.layer.2 itm_head",
     }
     of_decoder = "patch layers.0.self_attn.v_proj layers.1.self_attn.q_proj layers.1.self_attn.o_proj embed_tokens"
+    if family == "qwen3_5":  # its first layer is a linear one
+        of_decoder = of_decoder.replace("layers.0.self_attn.v_proj", "layers.0.linear_attn.in_proj_qkv")
     default = of_decoder if family in DECODERS else f"{of_clip} text_projection"
     parts = set(parts.get(family, default).split())
     check_by_finite_differences(model, partial(amc_loss_of, model, batch), parts)

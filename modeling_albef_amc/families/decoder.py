@@ -491,6 +491,16 @@ def small_qwen_3(size: Size) -> dict[str, Any]:
     return small_qwen(size, vision | dict(deepstack_visual_indexes=[0, 1]), dict(mrope_interleaved=True))
 
 
+def small_qwen_3_5(size: Size) -> dict[str, Any]:
+    head = size.width // size.heads
+    linear = dict(linear_num_value_heads=size.heads, linear_num_key_heads=size.heads // 2)
+    linear |= dict(linear_key_head_dim=head, linear_value_head_dim=head)
+    types = [f"{'full' if number % 2 else 'linear'}_attention" for number in range(size.layers)]
+    vision = dict(out_hidden_size=size.width, intermediate_size=2 * size.width, num_position_embeddings=64)
+    rope = dict(mrope_interleaved=True, partial_rotary_factor=1.0)
+    return small_qwen(size, vision, rope, layer_types=types, **linear)
+
+
 def small_gemma_3(size: Size) -> dict[str, Any]:
     types = [f"{'full' if number % 2 else 'sliding'}_attention" for number in range(size.layers)]
     text = dict(query_pre_attn_scalar=size.width // size.heads, sliding_window=256, layer_types=types)
@@ -627,6 +637,13 @@ QWEN_3_VL = replace(
     processor_class="Qwen3VLProcessor",
     small_config=partial(small, "Qwen3VLConfig", small_qwen_3),
 )
+QWEN_3_5 = replace(
+    QWEN_3_VL,
+    title="Qwen3.5",
+    model_class="Qwen3_5ForConditionalGeneration",
+    is_whole=True,  # its linear layers have a state in place of keys and values
+    small_config=partial(small, "Qwen3_5Config", small_qwen_3_5),
+)
 DECODERS = {
     "llava": LLAVA,
     "llava_next": LLAVA_NEXT,
@@ -639,5 +656,6 @@ DECODERS = {
     "qwen2_vl": QWEN_2_VL,
     "qwen2_5_vl": QWEN_2_5_VL,
     "qwen3_vl": QWEN_3_VL,
+    "qwen3_5": QWEN_3_5,
     "paligemma": PALIGEMMA,
 }

@@ -70,7 +70,8 @@ def image_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> Iterator
         return patches.flatten(1, 2) + positions
 
     table = getattr(embeddings, "position_embedding", None)  # AIMv2's, where they are learned
-    positions_of = None if table is None else table.forward  # which may have adapters
+    # Its own, which may have adapters, inside accelerate's hooks.
+    positions_of = None if table is None else getattr(table, "_old_forward", table.forward)
 
     def of_aimv2(ids: torch.Tensor) -> torch.Tensor:
         """transformers has the positions of one size; to others they are stretched as it stretches CLIP's."""
