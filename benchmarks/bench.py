@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import baseline, conversion, serving, streaming, workloads
+from benchmarks import baseline, conversion, generative, serving, streaming, workloads
 from benchmarks.alternatives import ALTERNATIVES, NUM_PHRASES
 from benchmarks.measure import Row, gigaflops, in_a_process, matrix_products, median_seconds, report
 from benchmarks.workloads import Scale, TrainingStep, build_albef, evaluate, evaluation_batch, heatmaps_of
@@ -156,6 +156,7 @@ PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "alternatives": alternatives,
     "serving": lambda bench: serving.export_and_time(bench.scale, bench.repeats),
     "conversion": lambda bench: conversion.costs(bench.scale),
+    "generative": lambda bench: generative.costs(bench.quick),
     "streaming": lambda bench: streaming.rates(100 if bench.quick else 15_000, bench.repeats),
 }
 BY_DEFAULT = list(PARTS)[:5]

@@ -168,8 +168,12 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "region losses": {
         f"{title}, {loss}": {"data": "mask", "region_loss": loss} | settings
-        for title, settings in (("ALBEF", {}), ("LLaVA", {"family": "llava"} | SAYS_PHRASES))
-        for loss in ("none", "amc", "klal", "both")
+        # ALBEF without any, and by AMC, is among "kinds" and "losses".
+        for title, losses, settings in (
+            ("LLaVA", ("none", "amc", "klal", "both"), {"family": "llava"} | SAYS_PHRASES),
+            ("ALBEF", ("klal", "both"), {}),
+        )
+        for loss in losses
     },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
     "families": {

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, bench, conversion, measure, scenes_study, streaming, workloads
+from benchmarks import baseline, bench, conversion, generative, measure, scenes_study, streaming, workloads
 from benchmarks.workloads import ALPHA, QUICK, build_albef, evaluate, evaluation_batch, total_loss
 from dataset_scripts.features import encode_png
+from tests.helpers.versions import needs
 
 CPU = torch.device("cpu")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -124,6 +125,15 @@ def test_the_parts_of_make_bench_run_and_are_written(monkeypatch, tmp_path, caps
         assert row["ratio"] == (None if row["baseline"] is None else pytest.approx(row["ours"] / row["baseline"]))
     assert rows["eval_256px_map_difference_fp32"]["ours"] < 1e-4
     assert rows["eval_256px_same_points_fp32"]["ratio"] == 1
+
+
+@needs("transformers>=5.18", "LoRA")
+def test_generative_models_run(monkeypatch):
+    monkeypatch.setattr(generative, "in_a_process", lambda function, *arguments: function(*arguments))
+    rows = generative.costs(quick=True)
+    assert [(row["model"], row["what"]) for row in rows] == [
+        ("Qwen2.5-VL-3B", "ground"), ("SmolVLM-256M", "ground"), ("SmolVLM-256M", "train"),
+    ]  # fmt: skip
 
 
 def test_conversion_and_streaming_run(monkeypatch):
