@@ -292,7 +292,7 @@ def test_progress_in_a_log(options, tmp_path, monkeypatch):
         if options:
             assert drawn == []
         else:
-            assert 1 <= len(drawn) <= 2 and re.search(r"\d ?\S+/s\]$", drawn[-1]) and drawn[-1].isascii()
+            assert 1 <= len(drawn) <= 2 and re.search(r"(\d ?\S+/s|\ds/ ?\S+)\]$", drawn[-1]) and drawn[-1].isascii()
     assert "attribute phrases of train" in done.stdout and (tmp_path / "data" / "data").is_dir()
 
 

