@@ -5,6 +5,7 @@ is imported is there beforehand for those commands alone whose HF_* are the test
 """
 
 import contextlib
+import faulthandler
 import functools
 import gc
 import importlib
@@ -17,9 +18,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 TORCH = "torch._dynamo torch.distributed.fsdp torch.distributed.run torch.utils.data safetensors.torch tokenizers"
@@ -90,11 +94,23 @@ class Forked:
 
 
 def run(arguments, cwd, env, timeout: float = 300) -> subprocess.CompletedProcess:
-    """As `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`."""
+    """As `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`.
+
+    AssertionError: it did not end in time; with what it wrote, and where each of its processes was.
+    """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         process = Forked(arguments, cwd, env, out, errors)
         try:
             process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            own = psutil.Process(process.pid)
+            for each in (own, *own.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.send_signal(signal.SIGUSR1)
+                    time.sleep(0.5)
+                    each.kill()
+            errors.seek(0)
+            raise AssertionError(f"{error}\n{errors.read()[-20_000:]}") from error
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -130,6 +146,7 @@ def serve(channel: socket.socket) -> list[str]:
     os.environ.clear()
     os.environ.update(variables)
     sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.register(signal.SIGUSR1)
     sys.path[0] = folder
     sys.path[1:1] = [path for path in variables.get("PYTHONPATH", "").split(":") if path]
     return arguments
