@@ -53,7 +53,7 @@ def store(entries):
 
 
 def close_maps(actual: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 def heatmap(packed: dict) -> np.ndarray:

@@ -627,7 +627,7 @@ def may_repeat(dataset: Dataset | IterableDataset, phrases: list[Place]) -> bool
     return False
 
 
-def arrangement_of(features: Features, found: Found, path: str, first: list[Row], may_repeat: bool) -> Arrangement:
+def arrangement_of(features: Features, found: Found, path: str, first: list[Row], repeats: bool) -> Arrangement:
     """What of our columns has to be made of theirs, and how."""
     places = found.places
     kinds = kinds_of(features, places)
@@ -640,7 +640,7 @@ def arrangement_of(features: Features, found: Found, path: str, first: list[Row]
         labels.setdefault("phrase", None)
     phrase = phrase if phrase.is_text and phrase.depth < 3 else Leaf(0, phrase.feature)  # which is refused later
     ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
-    is_grouped = phrase.depth == 2 or "each" in ways.values() or (phrase.depth == 1 and may_repeat)
+    is_grouped = phrase.depth == 2 or "each" in ways.values() or (phrase.depth == 1 and repeats)
     is_made = {
         ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways or ours in meant
         for ours, each in places.items()

@@ -37,7 +37,7 @@ from .record_store import RecordStore, open_parquet, record_schema
 
 SUFFIXES = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}  # what detectors read
 ORIENTATION = 0x0112  # of Exif
-COCO_SPLITS = re.compile("train|validation|val|test[ABC]|test(_[a-z]+)*|miniv")  # that builds know by a file's name
+COCO_SPLITS = re.compile("train|validation|val|test[ABC]|test(_(?!dev$)[a-z_]+)?|miniv")  # by the names of files
 READ = ["image_id", "phrase", "score", "box", "absent", "error"]
 ABSENT, ERROR, UNLIKELY = "that are marked absent", "without an answer", "below the threshold"
 

@@ -42,7 +42,7 @@ OBJECTIVES = {
     "loss_klal": "the attention, without its gradient, is spread over the region alone",
 }
 # What draws heat into regions, by the beginning of its losses' names.
-REGION_LOSSES = {
+DRAWN_BY = {
     "amc": "Attention Mask Consistency (AMC), which draws that heat into regions that people annotated",
     "klal": "the KL attention loss (KLAL), which spreads the attention, without its gradient, over annotated regions",
 }
@@ -146,7 +146,7 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
     license = license or args.hub_license or (card_of(base_model).get("license") if base_model else None)
     results = eval_results(evaluations, title, dataset_args)
     used = used_losses(trainer)
-    region_losses = [title for title in REGION_LOSSES if any(name.startswith(f"loss_{title}") for name in used)]
+    region_losses = [title for title in DRAWN_BY if any(name.startswith(f"loss_{title}") for name in used)]
     usual = ["visual-grounding", "grad-cam", *region_losses, model_type]
     usual += [lora_config(model).peft_type.lower()] if has_adapters else []
     card_data = ModelCardData(
@@ -176,7 +176,7 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
         model_id=trainer.hub_model_id or args.hub_model_id or model_name,
         phrases=json.dumps(example_phrases(trainer.eval_dataset), ensure_ascii=False),
         is_trained=is_trained,
-        region_losses=[REGION_LOSSES[title] for title in region_losses],
+        region_losses=[DRAWN_BY[title] for title in region_losses],
         facts=facts | (adapter_facts(trainer) if has_adapters else {}),
         has_heatmaps=trainer.draw_heatmaps is not None,
         evaluations=evaluations,

@@ -118,7 +118,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             scores=attention.score if create_graph else attention.score.detach(),
             probability=attention.probability,
             heatmaps=heatmaps,
-            attention_maps=attention_maps if create_graph or attention_maps is None else attention_maps.detach(),
+            attention_maps=attention_maps,
             **losses,
         )
 

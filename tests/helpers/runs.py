@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import shutil
 import socket
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -130,26 +128,13 @@ def digest(tensor: torch.Tensor) -> str:
 
 
 def torchrun(*command: str, cwd: Path, processes: int = 2) -> str:
-    """Runs a script in several processes; what they print.
-
-    One that does not end is begun once more, with a warning that says where it was: among other tests that happens now
-    and then, for a reason that is not known.
-    """
+    """Runs a script in several processes; what they print."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ["--nproc_per_node", str(processes), "--master_port", str(port)]
+    launcher = ["-m", "torch.distributed.run", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    before = {*cwd.iterdir()}
-    for is_last in (False, True):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        options = ["--nproc_per_node", str(processes), "--master_port", str(port)]
-        try:
-            done = forked.run(["-m", "torch.distributed.run", *options, *command], cwd, environment, timeout=200)
-            break
-        except AssertionError as error:
-            if is_last:
-                raise
-            warnings.warn(str(error), stacklevel=2)
-            for path in {*cwd.iterdir()} - before:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    done = forked.run([*launcher, *command], cwd, environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
