@@ -35,7 +35,7 @@ from transformers.models.siglip2 import Siglip2ImageProcessorPil
 from benchmarks.measure import ROOT, Row, report
 from dataset_scripts.build import main as build_data
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefImageProcessorPil, tokenizer_from_texts
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.family import Size
 from modeling_albef_amc.families.registry import FAMILIES
 

@@ -20,7 +20,7 @@ from modeling_albef_amc import (
     gradcam,
     groundable,
 )
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.dual import contrastive_loss, own_pairs, padded_as_trained, seeded, sigmoid_loss
 from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.objectives import following_images, known_matches, matching_loss, other_image

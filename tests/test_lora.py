@@ -15,7 +15,7 @@ import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
 from modeling_albef_amc.families import auto
 from modeling_albef_amc.families.auto import base_of, load_model
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.registry import FAMILIES
 from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.models import TINY, check_by_finite_differences, tiny_batch, tiny_blip

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from modeling_albef_amc import AlbefModel, modeling_albef
 from modeling_albef_amc.families import dual
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.registry import explain_function, explainable
 from modeling_albef_amc.families.relevance import relevance
 from modeling_albef_amc.gradcam import gradcam

@@ -14,7 +14,7 @@ from transformers import BlipForImageTextRetrieval, TrainerCallback
 
 from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import (
     PHRASES,

@@ -41,7 +41,7 @@ from transformers.models.vilt import ViltImageProcessorPil
 from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
 from modeling_albef_amc.families import registry
 from modeling_albef_amc.families.auto import load_model, load_processor
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.registry import explain_function

@@ -18,7 +18,7 @@ from transformers.utils.versions import require_version
 
 from ..pipeline import GroundedImage, PhraseGrounder, VisualGroundingPipeline, input_device
 from .checkpoint_checks import naming_damage, read_object
-from .decoder import DECODERS
+from .decoders import DECODERS
 from .family import Explain, Family
 from .hooks import with_own_forward
 from .processors import (

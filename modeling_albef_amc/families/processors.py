@@ -14,9 +14,10 @@ from transformers.utils import cached_file
 
 from ..processing_albef import TOKENIZED, Span, span_tokens
 from ..tokenization_albef import span_characters
-from .decoder import DECODERS, IMAGE_SIZE
+from .decoder import IMAGE_SIZE
+from .decoders import DECODERS
 from .family import vision_config
-from .prompts import Prompt, make_prompt
+from .prompts import Prompt
 
 SIDES = "height", "width"
 # Of a processor, apart from its tokenizer.
@@ -62,7 +63,7 @@ class GenerativeProcessor:
             raise ValueError(f"Images of {side} x {side} pixels are not a whole number of cells of {cell}.")
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if "prompt" not in grounding:
-            make_prompt(config, self.tokenizer, template, family.image_text).keep(config)
+            family.make_prompt(config, self.tokenizer, template).keep(config)
         config.grounding = {**config.grounding, "image_size": side}
         self.lead = Prompt.of(config).lead
         options = {name: getattr(processor.image_processor, name) for name in KEPT}
@@ -90,8 +91,11 @@ def check_tokens(input_ids: torch.Tensor, num_known: int | None) -> None:
 
 
 def fixed_side(images: BaseImageProcessor) -> int:
-    """Of square images, in pixels, where a processor asks for so many and no others (Qwen's); or else the default."""
-    fewest, most = (dict(images.size).get(name) for name in ("shortest_edge", "longest_edge"))
+    """Of square images, in pixels, where a processor asks for them, or for so many pixels (Qwen's); else the default."""
+    size = dict(images.size)
+    if size.get("height") is not None and size["height"] == size.get("width"):
+        return size["height"]
+    fewest, most = (size.get(name) for name in ("shortest_edge", "longest_edge"))
     return math.isqrt(most) if most is not None and fewest == most else IMAGE_SIZE
 
 

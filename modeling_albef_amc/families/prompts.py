@@ -18,7 +18,7 @@ class Prompt:
 
     - `before`: what comes before the image. `row_end`: what is between two rows of its patches.
     - `question`, `after`: between the image and the phrase, and behind the phrase, where the answer is yes or no.
-    - `yes`, `no`: the first token of each answer.
+    - `yes`, `no`: the first token of each answer; None of a model that is asked nothing.
     - `caption`: between the image and the phrase, where the phrase is (the end of) the answer.
     - `lead`: what a phrase is tokenized with in front of it, to be what it is within a text.
     """
@@ -27,8 +27,8 @@ class Prompt:
     question: list[int]
     after: list[int]
     caption: list[int]
-    yes: int
-    no: int
+    yes: int | None
+    no: int | None
     row_end: list[int]
     lead: str = ""
 
@@ -55,7 +55,7 @@ class ImageText:
         place: what the chat template puts there; None: the image token itself.
         text: what that becomes, with the image token, "{}", once. row_end: token between two rows of patches.
         plain: the whole text where there is no chat template, with "{}" for what is said; None: there must be one.
-        answers: yes and no as the model says them.
+        answers: yes and no as the model says them. token: stands for an image; None: `config.image_token_id`.
     """
 
     place: str | None = None
@@ -63,6 +63,7 @@ class ImageText:
     row_end: str | None = None
     plain: str | None = None
     answers: tuple[str, str] = ("Yes", "No")
+    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,15 @@ class ChatTemplate:
     chat_template: str | None
     image_text: ImageText
 
+    @property
+    def image_id(self) -> int:
+        token = self.image_text.token
+        return self.config.image_token_id if token is None else self.tokenizer.convert_tokens_to_ids(token)
+
     def text(self, said: str) -> str:
         """The whole prompt, as far as the answer."""
         tokenizer, plain = self.tokenizer, self.image_text.plain
-        image = tokenizer.convert_ids_to_tokens(self.config.image_token_id)
+        image = tokenizer.convert_ids_to_tokens(self.image_id)
         if self.chat_template is None and plain is None:
             raise ValueError(f"There is no chat template to ask this {self.config.model_type} by: set the tokenizer's.")
         if self.chat_template is None:
@@ -106,9 +112,9 @@ class ChatTemplate:
             for start in range(len(wholes[0])):
                 front, back = wholes[0][:start], wholes[0][start + len(phrases[0]) :]
                 if all(whole == [*front, *phrase, *back] for whole, phrase in zip(wholes, phrases)):
-                    if self.config.image_token_id not in front:
+                    if self.image_id not in front:
                         raise ValueError("The chat template puts the image behind the text, which does not see it.")
-                    at = front.index(self.config.image_token_id)
+                    at = front.index(self.image_id)
                     return front[:at], front[at + 1 :], back, lead
         raise ValueError(
             f"A phrase has other tokens in a prompt than alone, which cannot be cut: {text_of(SAMPLES[0])!r}"
@@ -134,8 +140,8 @@ def make_prompt(
         the pieces, tokenized apart, are not the whole.
     """
     template, row_end = ChatTemplate(config, tokenizer, chat_template, image_text), image_text.row_end
-    if tokenizer.convert_ids_to_tokens(config.image_token_id) is None:
-        raise ValueError(f"The tokenizer has no token {config.image_token_id}, which is this model's image token.")
+    if tokenizer.convert_ids_to_tokens(template.image_id) is None:
+        raise ValueError(f"The tokenizer has no token {template.image_id}, which is this model's image token.")
     before, question, after, lead = template.cut(lambda sample: template.text(QUESTION.format(sample)), "", " ")
     yes, no = map(template.answer, image_text.answers)
     if yes == no:

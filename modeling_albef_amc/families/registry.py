@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..pipeline import PhraseGrounder
 from .albef import ALBEF
-from .decoder import DECODERS
+from .decoders import DECODERS
 from .dual import AIMV2, ALTCLIP, CHINESE_CLIP, CLIP, CLIPSEG, METACLIP_2, OWLVIT, SIGLIP, SIGLIP_2
 from .family import Explain, Family
 from .fusion import BLIP, BLIP_2, BRIDGETOWER, FLAVA, VILT

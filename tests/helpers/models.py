@@ -35,7 +35,7 @@ from transformers.models.vilt import ViltImageProcessorPil
 from transformers.models.vit import ViTImageProcessorPil
 
 from modeling_albef_amc import AlbefConfig, tokenizer_from_texts
-from modeling_albef_amc.families.decoder import DECODERS
+from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.family import Size
 from modeling_albef_amc.families.processors import LoadedProcessor
 from modeling_albef_amc.families.registry import FAMILIES
