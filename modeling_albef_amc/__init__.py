@@ -15,8 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
-from .families.auto import AutoGrounder, AutoGroundingPipeline
-from .families.registry import AutoModelForVisualGrounding, explain_function
+from .families.auto import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
+from .families.registry import explain_function
 from .families.training import groundable
 from .gradcam import PhraseAttention, gradcam, heatmap_points, normalize_heatmaps, upsample_heatmaps
 from .image_processing_pil_albef import AlbefImageProcessorPil

@@ -56,7 +56,10 @@ def gradcam(
     score, attention = phrase_attention.score, phrase_attention.attention
     (gradient,) = attention_gradients(score, [attention], create_graph)
     if gradient is None:
-        raise ValueError("The score does not depend on the recorded attention: record an attention below the score.")
+        raise ValueError(
+            "The score does not depend on the recorded attention: record an attention below the score, in layers that "
+            "gradients go through, which those of dynamic quantisation are not."
+        )
     # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
     maps = patch_maps(phrase_attention, at_least_float32(attention) * at_least_float32(gradient).relu(), per_head)
     maps = maps if create_graph else maps.detach()

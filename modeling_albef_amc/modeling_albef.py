@@ -617,6 +617,8 @@ class AlbefModel(AlbefPreTrainedModel):
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
             kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, `return_dict`.
         """
+        if unread := kwargs.keys() & {"inputs_embeds", "position_ids"}:
+            raise ValueError(f"ALBEF reads no {min(unread)}: give input_ids.")
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:
             if output_heatmaps or output_token_heatmaps:

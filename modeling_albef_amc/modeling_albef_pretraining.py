@@ -1,6 +1,7 @@
 """ALBEF's objectives: ITC, ITM and MLM with momentum distillation and hard negatives (arXiv 2107.07651, §3)."""
 
 import re
+import secrets
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -476,8 +477,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
     def _image_ids(self, image_ids: Tensor | None, pixel_values: Tensor) -> Tensor:
         """(num_images,), given or else all different."""
-        if image_ids is None and self.training:  # fingerprints that no image of the queue or of another process has
-            return torch.randint(2**62, (len(pixel_values),), device=pixel_values.device)
+        if image_ids is None and self.training:
+            return unlike_any(len(pixel_values), pixel_values.device)
         if image_ids is None:  # as different from all in the queue, and the same every time
             return -2 - torch.arange(len(pixel_values), device=pixel_values.device)
         if image_ids.shape != (len(pixel_values),):
@@ -608,6 +609,11 @@ def draw_negatives(similarity: Tensor, allowed: Tensor, hardest: bool = False) -
     probabilities = similarity.softmax(dim=1)  # of a row of -inf alone not a number
     is_drawable = probabilities.isfinite().all(dim=1, keepdim=True)
     return torch.multinomial(probabilities.where(is_drawable, 1.0), num_samples=1)[:, 0]
+
+
+def unlike_any(num_images: int, device: torch.device) -> Tensor:
+    """Ids (num_images,) that no image of the queue or of another process has, all of which may have the same seed."""
+    return torch.tensor([secrets.randbits(62) for _ in range(num_images)], device=device)
 
 
 def text_fingerprints(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

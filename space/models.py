@@ -24,11 +24,12 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from errors import VisitorError
 from modeling_albef_amc.families.auto import AutoGrounder, load_model, load_processor
 from modeling_albef_amc.families.family import vision_config
+from modeling_albef_amc.families.processors import PROCESSOR_FILES
 from modeling_albef_amc.families.registry import FAMILIES
 
 HERE = Path(__file__).parent
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json", "tokenizer.json"]
-FILES += ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt"]
+FILES = ["config.json", "model.safetensors", *PROCESSOR_FILES, "tokenizer.json", "tokenizer_config.json"]
+FILES += ["special_tokens_map.json", "vocab.txt"]
 # By these, transformers would take code, kernels or other models from elsewhere.
 FOREIGN = {"auto_map", "custom_pipelines", "quantization_config", "audio_tokenizer", "experts_implementation"}
 FOREIGN |= {"attn_implementation", "_attn_implementation", "_attn_implementation_internal"}

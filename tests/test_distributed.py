@@ -145,6 +145,26 @@ assert "pt_gloo_runloop" not in threads, "one that is still there at the interpr
 """
 
 
+ENDED_OFTEN = """
+import gc
+import torch
+from torch import distributed
+from trainer.process_group import end_process_group
+gc.freeze()
+for _ in range(100):
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    for _ in range(3):
+        distributed.all_gather([torch.empty(4)], torch.ones(4))
+    end_process_group()
+"""
+
+
+def test_a_group_ends_while_its_threads_let_go_of_tensors(tmp_path):
+    """With PyTorch 2.6, its own way to end one is to wait without end for a thread that waits for Python's lock."""
+    done = forked.run(["-c", ENDED_OFTEN], tmp_path, os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_train_py_and_evaluate_grounding_py_in_two_processes(tmp_path):
     data = write_folder(tmp_path / "data", train=tiny_records(16), validation=tiny_records(7, phrases_per_image=2))
     (tmp_path / "wrapper.py").write_text(WRAPPER)

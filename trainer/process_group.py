@@ -68,8 +68,13 @@ def end_process_group() -> None:
     A thread of gloo that lets go of its last tensor while Python shuts down aborts its process («terminate called
     without an active exception»), and with it the whole run that had just succeeded.
     """
-    distributed = sys.modules.get("torch.distributed")
+    distributed, backends = sys.modules.get("torch.distributed"), []
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # With the last of PyTorch's own references, a backend would end in a wait for its threads that keeps Python's
+        # lock, which a thread needs to let go of a tensor; with Python's reference it ends without the lock.
+        groups = distributed.distributed_c10d._world.pg_map
+        backends += [group._get_backend(device) for group in groups for device in group._device_types]
         distributed.destroy_process_group()
     # Models wrapped for several processes hold on to the group, in cycles.
     gc.collect()
+    backends.clear()

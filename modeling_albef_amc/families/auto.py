@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 import transformers
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import cached_file, find_adapter_config_file, is_peft_available
 from transformers.utils.versions import require_version
 
@@ -33,6 +35,8 @@ from .registry import FAMILIES, METHODS, check_complete, explain_function, expla
 
 # What peft's layers and wrappers of modules are switched by.
 OF_ADAPTERS = "_active_adapter", "_disable_adapters", "scaling"
+# Arguments of `from_pretrained` that Auto classes alone take, or that are not of a base model.
+OF_AUTO_CLASSES = "config", "code_revision", "trust_remote_code", "adapter_kwargs", "_commit_hash", "_from_pipeline"
 # Beside adapters of a generative model: `config.grounding` of the model that they were trained in.
 GROUNDING = "grounding.json"
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -171,8 +175,20 @@ def weights_state(model: PreTrainedModel) -> bytes | None:
         if tensor.is_meta:
             return None
         bits = tensor.view(INTEGERS[tensor.element_size()])
-        digest.update(bits.sum(-1, dtype=bits.dtype).cpu().contiguous().numpy())  # of each row: no change is too small
+        # Of each row, whose sum of bits no change is too small for. Changes that cancel in it, as of the signs of two
+        # numbers, or of their order, are seen in a product with other numbers.
+        sums = [bits.sum(-1, dtype=bits.dtype)]
+        if tensor.ndim and tensor.is_floating_point():
+            sums.append(tensor.float() @ fixed_numbers(tensor.shape[-1], tensor.device))
+        for each in sums:
+            digest.update(each.cpu().contiguous().numpy())
     return digest.digest()
+
+
+@lru_cache(64)
+def fixed_numbers(length: int, device: torch.device) -> torch.Tensor:
+    """float32 (length,), the same every time."""
+    return torch.rand(length, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def known_family(model_type: str | None, path: str) -> Family:
@@ -242,6 +258,8 @@ def load_model(
     hub = hub_options(options)
     base, base_hub = base_of(path, **hub)
     options = {name: value for name, value in options.items() if name not in hub} | base_hub
+    if "torch_dtype" in options:  # as it was called
+        options["dtype"] = options.pop("torch_dtype")
     with naming_damage(Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))):
         # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
         config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
@@ -266,6 +284,40 @@ def load_model(
     if missing:
         raise ValueError(f"{path}: {min(missing)} of its adapters cannot be loaded. {merge}")
     return explainable(model.eval())
+
+
+class AdapterError(Exception):
+    """Adapters that cannot be loaded. No ValueError, after which `pipeline` would load them in another way."""
+
+
+class AutoModelForVisualGrounding(_BaseAutoModelClass):
+    """`from_pretrained` gives a checkpoint the class of its family that scores phrases; AutoModel's BLIP does not."""
+
+    _model_mapping = _LazyAutoMapping(
+        CONFIG_MAPPING_NAMES,
+        OrderedDict((name, family.model_class) for name, family in FAMILIES.items() if not family.own_classes),
+    )
+
+    @classmethod
+    def from_pretrained(cls, path: str, *args, output_loading_info: bool = False, **kwargs):
+        """As of all Auto classes; but missing weights are an error, unless the caller gets the loading info.
+
+        Raises AdapterError: for what `load_model`, by which adapters are loaded, raises a ValueError.
+        """
+        if not args and not output_loading_info and base_of(path, **hub_options(kwargs))[0] != path:
+            try:
+                return load_model(path, **{name: kwargs[name] for name in kwargs if name not in OF_AUTO_CLASSES})
+            except ValueError as error:
+                raise AdapterError(str(error)) from error
+        model, loading = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, loading
+        check_complete(path, model, loading["missing_keys"])
+        return model
+
+
+for own_class in (family.load(family.model_class) for family in FAMILIES.values() if family.own_classes):
+    AutoModelForVisualGrounding.register(own_class.config_class, own_class, exist_ok=True)
 
 
 def load_grounding(model: PreTrainedModel, adapters: str, **hub: Any) -> None:

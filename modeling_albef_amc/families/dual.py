@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..gradcam import PhraseAttention
-from ..modeling_albef_pretraining import gather_rows, text_fingerprints
+from ..modeling_albef_pretraining import gather_rows, text_fingerprints, unlike_any
 from .family import AdaptedModules, Family, Pass, Size, layers_of_images
 from .fusion import BERT_ATTENTION
 from .hooks import explained_attention
@@ -185,7 +185,7 @@ def pairs_of_step(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]
     parts = []
     for batch in micro_batches:
         if batch.get("image_ids") is None:  # as different from all others of the step
-            batch = {**batch, "image_ids": torch.randint(2**62, batch["pixel_values"].shape[:1]).to(batch["input_ids"])}
+            batch = {**batch, "image_ids": unlike_any(len(batch["pixel_values"]), batch["pixel_values"].device)}
         seed = int(torch.randint(2**62, ()))
         with torch.no_grad(), seeded(seed, batch["pixel_values"].device):
             parts.append(replace(model(**batch, output_pairs=True).step_pairs, seed=seed))

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 PASSES: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
@@ -90,10 +91,25 @@ def own_pass(model: nn.Module) -> Iterator[None]:
     with (
         PASSES.setdefault(model, threading.RLock()),
         replaced_forward(model, MethodType(type(model).forward, model)),
+        named_outputs(model),
         uncompiled_parts(model),
         onloaded(model),
     ):
         yield
+
+
+@contextmanager
+def named_outputs(model: nn.Module) -> Iterator[None]:
+    """What its parts return in here is read by names, also where a configuration says `return_dict=False`."""
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    configs = {id(part.config): part.config for part in parts if vars(part.config).get("return_dict") is False}
+    for config in configs.values():
+        config.return_dict = True
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.return_dict = False
 
 
 @contextmanager

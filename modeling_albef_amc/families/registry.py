@@ -1,12 +1,9 @@
 """Which model families there are: by `config.model_type` the record of each."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
-from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from ..pipeline import PhraseGrounder
 from .albef import ALBEF
@@ -36,28 +33,6 @@ FAMILIES: dict[str, Family] = {
     **DECODERS,
 }
 METHODS: dict[str, Callable[..., torch.Tensor]] = {**PhraseGrounder.methods, "relevance": relevance}
-
-
-class AutoModelForVisualGrounding(_BaseAutoModelClass):
-    """`from_pretrained` gives a checkpoint the class of its family that scores phrases; AutoModel's BLIP does not."""
-
-    _model_mapping = _LazyAutoMapping(
-        CONFIG_MAPPING_NAMES,
-        OrderedDict((name, family.model_class) for name, family in FAMILIES.items() if not family.own_classes),
-    )
-
-    @classmethod
-    def from_pretrained(cls, path: str, *args, output_loading_info: bool = False, **kwargs):
-        """As of all Auto classes; but missing weights are an error, unless the caller gets the loading info."""
-        model, loading = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        if output_loading_info:
-            return model, loading
-        check_complete(path, model, loading["missing_keys"])
-        return model
-
-
-for own_class in (family.load(family.model_class) for family in FAMILIES.values() if family.own_classes):
-    AutoModelForVisualGrounding.register(own_class.config_class, own_class, exist_ok=True)
 
 
 def check_complete(path: str, model: PreTrainedModel, missing: set[str]) -> None:
