@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -417,7 +417,10 @@ class ImageFiles:
                 if is_path and os.path.isfile(os.path.join(self.folder, place)):
                     return place
             end = f"/{name.lower()}"
-            found = [place for place in self._places.get(_key(name), ()) if _ends_in(f"/{place.lower()}", end)]
+            # What seems to be its suffix may be a part of its stem: `a.tif` of `a.tif.jpg`.
+            keys = dict.fromkeys((_key(name), end.rpartition("/")[2]))
+            places = chain.from_iterable(self._places.get(key, ()) for key in keys)
+            found = [place for place in places if _ends_in(f"/{place.lower()}", end)]
             if found and (split := self._split_of(near)):
                 found = [place for place in found if folder_split(place) in (None, split, file_split(name))]
             found.sort(key=lambda place: _nearness(place, name, near), reverse=True)

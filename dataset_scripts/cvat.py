@@ -3,7 +3,8 @@
 The phrase is a label, its region all shapes of that label in the image. Boxes and ellipses may be turned. Points,
 lines, skeletons and cuboids outline no region: they are counted, and a row that they would be part of is left out;
 tags, which are of whole images, are counted. The subsets of a project (Train, Validation, Test) are the splits, or else
-files and folders that are named so. XML for videos is refused: CVAT exports the same as images.
+files and folders that are named so; images of one name in several subsets are in folders of these. XML for videos is
+refused: CVAT exports the same as images.
 """
 
 from collections.abc import Iterator
@@ -48,6 +49,18 @@ class Cvat(PhotoListBuilder):
     suffix = ".xml"
 
     def read(self, path: Path, name: str) -> Iterator[Photo]:
+        photos = list(self._photos(path, name))
+        subsets: dict[str, set[str]] = {}
+        for subset, photo in photos:
+            subsets.setdefault(photo.files[0], set()).add(subset)
+        for subset, photo in photos:  # of one name in several subsets, each has its folder
+            if subset and len(subsets[photo.files[0]]) > 1:
+                file = f"{subset}/{photo.files[0]}"
+                photo = photo._replace(name=joined(name, file), files=(file,))
+            yield photo
+
+    def _photos(self, path: Path, name: str) -> Iterator[tuple[str, Photo]]:
+        """Those of a file, each with its subset."""
         elements = stream_xml(path, ("image", "track"))
         root = next(elements, None)
         if root is None or root.tag != "annotations":
@@ -66,9 +79,9 @@ class Cvat(PhotoListBuilder):
                     self.report.dropped["tags of whole images"] += 1
                 elif label := self.label_of(shape.get("label"), place):
                     instances.append(_instance(shape.tag, shape.attrib, place, label, (width, height)))
-            split = file_split(element.get("subset", ""))
-            place = f"{name}, {file}"
-            yield Photo(joined(name, file), place, (file,), name, instances, (width, height), split)
+            subset, place = element.get("subset", ""), f"{name}, {file}"
+            split = file_split(subset)
+            yield subset, Photo(joined(name, file), place, (file,), name, instances, (width, height), split)
 
 
 def _instance(kind: str, values: dict[str, str], record: str, label: str, size: tuple[int, int]) -> Instance:

@@ -70,6 +70,9 @@ class LabelStudio(PhotoListBuilder):
                 raise ValueError(f"{path}: record {number} has no image in its data: {str(data)[:80]}")
             place = f"{name}, task {task.get('id', number)}"
             results = self._results(task, place)
+            shown = sorted({str(each.get("to_name")) for each in results if _kind(each)})
+            if len(shown) > 1:
+                raise ValueError(f"{path}: record {number} has regions of several images (to_name {', '.join(shown)}).")
             sizes = {_size(each) for each in results} - {None}
             instances = [
                 _instance(kind, each, labels.strip(), f"{place}, region {each.get('id', at)}")

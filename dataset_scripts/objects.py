@@ -301,7 +301,9 @@ class PhotoFileBuilder(_PhotoBuilder):
         """The photo of a file, which is called as the file is, or as it states."""
         stem, ending = path[: -len(self.suffix)], stated.rpartition(".")[2]
         name = f"{stem}.{ending}" if ending.lower() in IMAGE_SUFFIXES else stem
-        files = (stem.rpartition("/")[2], *((stated, plain_name(stated).rpartition("/")[2]) if stated else ()))
+        # By the stem alone a mask that lies nearer would be meant as well.
+        called = [name.rpartition("/")[2], stem.rpartition("/")[2]]
+        files = tuple(dict.fromkeys([*called, *((stated, plain_name(stated).rpartition("/")[2]) if stated else ())]))
         return Photo(name, path, files, path[: path.rfind("/") + 1], instances, size)
 
 

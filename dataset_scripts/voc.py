@@ -3,7 +3,7 @@
 The phrase is the name of an object, its region all objects of that name in the image, `difficult` ones too. Corners are
 those of pixels, counted from 1, both inside the box, as VOC defines them: `xmin` 1 and `xmax` 500 are all of an image
 500 wide. A file with a corner at 0 or between pixels is of a tool that measures edges from 0, and is read so. Boxes
-that roLabelImg has turned (`robndbox`) are masks of that shape.
+that roLabelImg (`robndbox`) or CVAT (an attribute `rotation`) has turned are masks of that shape.
 
 `ImageSets/Main/train.txt`, `val.txt` and `test.txt` are the splits; `trainval.txt` is train where neither of the first
 two is there. Without such lists, folders `train`, `valid` and `test` are, as Roboflow has them. An image is found by
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .builder import SPLITS, Unusable, unusable_if, walk
+from .builder import IMAGE_SUFFIXES, SPLITS, Unusable, unusable_if, walk
 from .coco_format import read_number, read_whole
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
@@ -90,7 +90,9 @@ class Voc(PhotoFileBuilder):
                 if rest != f"{name}.txt" or (name == "trainval" and "train" in sets.values()):
                     continue
                 for line in filter(str.strip, read_text(Path(self.config.data_dir, path)).splitlines()):
-                    stem = line.split()[0].lower().removesuffix(".jpg").removesuffix(".xml")
+                    image = line.split()[0].lower()
+                    stem, _, suffix = image.rpartition(".")
+                    stem = stem if suffix in ("xml", *IMAGE_SUFFIXES) else image
                     if sets.setdefault(top + stem, split) != split:
                         self.drop(f"image sets: images of {split} that are in another split, too", f"{path}: {stem}")
         return sets
@@ -103,10 +105,19 @@ def _numbers(each: Any, place: str, *keys: str) -> list[float] | None:
     return None if None in numbers else numbers  # type: ignore[return-value]
 
 
+def _rotation(each: Any) -> float:
+    """Degrees clockwise that CVAT has turned the box of an object by."""
+    found = [one for one in each.findall("attributes/attribute") if one.findtext("name") == "rotation"]
+    return (read_number(found[0].findtext("value")) if found else None) or 0
+
+
 def _instance(each: Any, record: str, label: str, box: list[float] | None, first: int) -> Instance:
     if box is not None:
-        x1, y1, x2, y2 = box
-        return Instance(record, label, [x1 - first, y1 - first, x2, y2])
+        x1, y1, x2, y2 = box[0] - first, box[1] - first, *box[2:]
+        if degrees := _rotation(each):
+            center = (x1 + x2) / 2, (y1 + y2) / 2
+            return turned_box(record, label, turn(corners_of([x1, y1, x2, y2]), center, degrees))
+        return Instance(record, label, [x1, y1, x2, y2])
     numbers = _numbers(each, "robndbox", "cx", "cy", "w", "h", "angle")
     if numbers is None:
         return Instance(record, label, trouble="without a box of four numbers (bndbox)")

@@ -594,6 +594,12 @@ def test_units_in_doubt(tmp_path, caplog):
     path = write_hub(tmp_path / "none", [row], image=Image(), phrase=TEXT, bbox=List(NUMBER))
     with pytest.raises(ValueError, match=r"the first rows have none\. Say --box_format"):
         records(path)
+    corners = {"image": "far.png", "text": "dog", "bbox": [[10, 20], [30, 40]]}
+    with pytest.raises(ValueError, match=r"Each must be four numbers, not as in \[\[10"):
+        records(write_rows(tmp_path / "corners.jsonl", [corners]))
+    missing = {"image": "missing.png", "text": "dog", "bbox": [12, 30, 18, 14]}
+    with pytest.raises(ValueError, match=r"no image of the first rows with boxes can be read; the first is .*missing"):
+        records(write_rows(tmp_path / "missing.jsonl", [missing]))
 
 
 def test_other_scales_are_not_taken_for_pixels(tmp_path):

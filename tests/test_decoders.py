@@ -574,11 +574,12 @@ def test_adapters_know_how_they_were_asked_and_explained(tmp_path):
     train.main([config, "--model", str(tmp_path / "base"), *options, "--output_dir", run, "--save_strategy", "epoch"])
     merge(run, merged)
     loaded = [AutoGrounder.from_pretrained(path, device="cpu") for path in (run, f"{run}/checkpoint-2", merged)]
+    loaded.append(transformers.pipeline("visual-grounding", model=run, device="cpu", processor=loaded[0].processor))
     for grounder in loaded:
         grounding = grounder.model.config.grounding
         assert (grounding["explanation"], grounding["layer"], grounding["image_size"]) == ("likelihood", 2, 64)
         assert grounding["prompt"] == model.config.grounding["prompt"]
-    answers = [grounder.ground(photo(), PHRASES) for grounder in loaded]
+    answers = [(loaded.pop())(photo(), PHRASES), *(grounder.ground(photo(), PHRASES) for grounder in loaded)]
     for found in answers[1:]:
         for one, other in zip(answers[0], found, strict=True):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4) and one["point"] == other["point"]

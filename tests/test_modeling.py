@@ -405,6 +405,9 @@ def test_features_of_images_and_phrases_alone():
         model()
     with pytest.raises(ValueError, match="Heatmaps need both"):
         model(pixels, output_heatmaps=True)
+    for name in ("inputs_embeds", "position_ids"):
+        with pytest.raises(ValueError, match=f"ALBEF reads no {name}"):
+            model(pixels, **{name: batch["input_ids"]})
 
 
 def test_positions_that_must_not_be_interpolated():

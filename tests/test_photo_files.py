@@ -64,12 +64,29 @@ def test_voc_boxes_that_rolabelimg_has_turned(voc):
     assert row["boxes"] == [[2, 2, 5, 4]] and decoded(row["masks"][0]).sum() == 6 and not report.dropped
 
 
+def test_voc_boxes_that_cvat_has_turned(voc):
+    """Of pixels 2 to 5 and 3 to 4: 4 wide and 2 high about (3, 3), turned by 90 degrees."""
+    said = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+    for degrees, boxes in (("90.0", [[2, 1, 4, 5]]), ("0.0", [[1, 2, 5, 4]])):
+        voc.write("a.xml", voc_xml(("pen", 2, 3, 5, 4)).replace("</object>", said.format(degrees)))
+        (row,), report = voc.rows(split="train")
+        assert row["boxes"] == boxes and not report.dropped
+
+
+def test_a_mask_beside_the_annotations_is_not_the_image(voc):
+    for name in ("images/a.jpg", "annotations/trimaps/a.png"):
+        voc.image(name)
+    voc.write("annotations/xmls/a.xml", voc_xml(("dog", 1, 1, 2, 2), name="a.jpg"))
+    (row,), _ = voc.rows(images=True, split="train")
+    assert row["image"]["bytes"] == (voc.images / "images/a.jpg").read_bytes()
+
+
 def test_voc_splits_are_those_of_image_sets(voc):
     for top in "VOC2007", "VOC2012":
         for name in "1", "2", "3", "4":
             voc.write(f"{top}/Annotations/{name}.xml", voc_xml(("dog", 1, 1, 2, 2), name=f"{name}.jpg"))
         sets = f"{top}/ImageSets/Main"
-        for name, lines in {"train": "1\n", "val": "2\r\n1\n", "trainval": "1\n2\n", "dog_train": "4  1"}.items():
+        for name, lines in {"train": "1.png\n", "val": "2\r\n1\n", "trainval": "1\n2\n", "dog_train": "4  1"}.items():
             voc.write(f"{sets}/{name}.txt", lines)
     voc.write("VOC2007/ImageSets/Main/test.txt", "3\n9\n")
     rows, report = voc.build()
@@ -484,7 +501,7 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
     places = (
         "A.JPG train/b.png x/train/c.png x/c.png y/d.png z/d.png .hidden/e.png f.tar.png train2014/COCO_train2014_1.jpg"
     )
-    places += " thumbs/g.png images/g.png g/h.png G/h.png train/i.png val/i.png one/j.png two/j.png j.png"
+    places += " scan.tif.jpg thumbs/g.png images/g.png g/h.png G/h.png train/i.png val/i.png one/j.png two/j.png j.png"
     for name in places.split():
         write(tmp_path / name, "")
     files = ImageFiles(str(tmp_path))
@@ -510,6 +527,7 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         (["j.png"], "train_three.json", "j.png"),
         (["e.png"], "", None),
         (["f.tar"], "", "f.tar.png"),
+        (["scan.tif"], "", "scan.tif.jpg"),
         (["g.png"], "", "images/g.png"),
         (["G/h.png"], "", "G/h.png"),
     ):

@@ -315,6 +315,21 @@ def test_cvat_subsets_are_splits(cvat):
     assert report.kept["images that no split is named for, in train"] == 1
 
 
+def test_cvat_images_of_one_name_in_several_subsets(cvat):
+    """CVAT writes each into a folder of its subset, and asks for names that differ within one alone."""
+    boxes = {"Train": BOX, "Validation": BOX.replace('"dog"', '"cat"')}
+    shapes = [cvat_xml(shape, subset=subset, name="1.png") for subset, shape in boxes.items()]
+    cvat.write("annotations.xml", annotations(*shapes))
+    cvat.image("images/Train/1.png")
+    rows, report = cvat.build(images=True)
+    phrases = {split: [phrase for phrase, _ in found(own)] for split, own in rows.items()}
+    assert phrases == {"train": ["dog"], "validation": []} and report.dropped[MISSING] == 1
+    cvat.image("images/Validation/1.png")
+    rows, _ = cvat.build(images=True)
+    phrases = {split: [(name_in_source(row["image_id"]), row["phrase"]) for row in own] for split, own in rows.items()}
+    assert phrases == {"train": [("Train/1.png", "dog")], "validation": [("Validation/1.png", "cat")]}
+
+
 ENTITIES = [f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi")]
 BOMB = f'<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">{"".join(ENTITIES)}]>'
 
@@ -487,6 +502,7 @@ def test_label_studio_shapes_without_a_region_lose_their_row(studio, each, reaso
         ([1], "record 0 is no task of Label Studio"),
         ([{"data": {"text": "a"}}], "record 0 has no image in its data"),
         ([{"data": {"a": "a.png", "b": "b.png"}}], "record 0 has no image in its data"),
+        ([task(*(RECTANGLE | {"to_name": name} for name in "ab"))], "has regions of several images (to_name a, b)"),
         (json.dumps([task(RECTANGLE)])[:-9], "was cut off"),
         ({"id": 1}, "an array of records is expected"),
     ],

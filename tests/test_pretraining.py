@@ -16,6 +16,7 @@ from modeling_albef_amc.modeling_albef_pretraining import (
     itm_loss,
     known_to_fit,
     text_fingerprints,
+    unlike_any,
 )
 from tests.helpers.models import masked_batch, tiny_batch, tiny_config
 
@@ -420,6 +421,14 @@ def test_phrases_that_share_an_image_equal_copies_of_it():
 
 
 # Fingerprints and errors ----------------------------------------------------------------------------------------------
+
+
+def test_images_without_ids_are_unlike_those_of_processes_of_the_same_seed():
+    ids = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        ids += unlike_any(3, torch.device("cpu")).tolist()
+    assert len({*ids}) == 6 and min(ids) >= 0
 
 
 def test_fingerprints_do_not_see_padding():

@@ -27,6 +27,7 @@ from transformers import (
     CLIPSegForImageSegmentation,
     OwlViTForObjectDetection,
     PretrainedConfig,
+    PreTrainedModel,
     SiglipConfig,
     ViltConfig,
     ViltProcessor,
@@ -40,7 +41,7 @@ from transformers.models.vilt import ViltImageProcessorPil
 
 from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
 from modeling_albef_amc.families import registry
-from modeling_albef_amc.families.auto import load_model, load_processor
+from modeling_albef_amc.families.auto import AdapterError, load_model, load_processor
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.fusion import BLIP
 from modeling_albef_amc.families.processors import whole_images
@@ -115,6 +116,11 @@ def test_every_way_to_a_checkpoint(family, folder):
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
     same(AutoGrounder(trainable, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
     assert trainable(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+    parts = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for config in parts:
+        config.return_dict = False
+    same(AutoGrounder(model, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
+    assert not any(config.return_dict for config in parts)
 
 
 def test_siglip_fills_up_as_its_tokenizer():
@@ -303,6 +309,10 @@ def test_kept_encodings_are_those_of_the_weights(family):
     with torch.inference_mode():
         adapted.register_buffer("of_inference", torch.ones(2))
     check(2)
+    for name, parameter in adapted.named_parameters():  # an even number of signs in every row
+        if name.endswith("lora_A.default.weight"):
+            parameter.data.neg_()
+    check(3)
     # By ways that torch keeps no count of, and in place of tensors whose addresses come back.
     ways = [
         lambda factor: adapted.of_inference.data.mul_(factor),
@@ -311,10 +321,10 @@ def test_kept_encodings_are_those_of_the_weights(family):
             {name: value * factor for name, value in adapted.state_dict().items()}, assign=True
         ),
     ]
-    keeping.max_encodings = 12
+    keeping.max_encodings = 13
     for number, way in enumerate(3 * ways):
         way(1 + 1e-6)
-        check(3 + number)
+        check(4 + number)
 
 
 def test_offloaded_weights_keep_no_encodings():
@@ -632,6 +642,10 @@ def test_adapters_that_have_to_be_merged(adapters, message, tmp_path):
     adapted.save_pretrained(saved)  # without a processor
     with pytest.raises(ValueError, match=message):
         load_model(saved)
+    build("clip")[1].save_pretrained(saved)
+    for load in (AutoModelForVisualGrounding.from_pretrained, partial(pipeline, "visual-grounding")):
+        with pytest.raises(AdapterError, match=message):
+            load(model=saved) if isinstance(load, partial) else load(saved)
     merge(saved, merged)
     assert len(AutoGrounder.from_pretrained(merged, device="cpu").score(picture(), TEXTS)) == 2
     batch = tiny_batch()

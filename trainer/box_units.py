@@ -51,7 +51,13 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
     """Of the formats that the boxes may have, the one, and what to say of it."""
     boxes, sizes = first_boxes(dataset)
     if not len(boxes):
-        raise ValueError(f"{path}: it is in doubt what its boxes are; the first rows have none. Say --box_format.")
+        seen = next((row["boxes"] for row in first_rows(dataset) if row["boxes"]), None)
+        advice = "Say --box_format." if seen is None else f"Each must be four numbers, not as in {str(seen)[:80]}."
+        raise ValueError(f"{path}: it is in doubt what its boxes are; the first rows have none. {advice}")
+    if not sizes.any():
+        image = next(row["image"] for row in first_rows(dataset) if list(fours(row["boxes"])))
+        place = (image and image["path"]) or "stored in the row"
+        raise ValueError(f"{path}: no image of the first rows with boxes can be read; the first is {place}.")
     groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats or ()]
     fitting: list[str] = next(filter(None, groups), [])
     theirs, first = written(found.places["boxes"]), f"the first is {[round(v, 4) for v in boxes[0].tolist()]}"
@@ -75,15 +81,20 @@ def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndar
     one that cannot be read. Of an image only the header is."""
     boxes: list[list[float]] = []
     sizes: list[tuple[int, int]] = []
-    rows = dataset.select_columns(["image", "boxes"]).with_format("arrow").iter(batch_size=64)
-    for table in islice(rows, MAX_ROWS // 64):
-        for row in table.to_pylist():
-            of_row = list(fours(row["boxes"]))
-            boxes += of_row
-            sizes += [image_size(row["image"])] * len(of_row) if of_row else []
+    for row in first_rows(dataset):
+        of_row = list(fours(row["boxes"]))
+        boxes += of_row
+        sizes += [image_size(row["image"])] * len(of_row) if of_row else []
         if len(boxes) >= NUM_DECIDING:
             break
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
+
+
+def first_rows(dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
+    """At most MAX_ROWS, of images and boxes."""
+    tables = dataset.select_columns(["image", "boxes"]).with_format("arrow").iter(batch_size=64)
+    for table in islice(tables, MAX_ROWS // 64):
+        yield from table.to_pylist()
 
 
 def fours(values: Any) -> Iterator[list[float]]:

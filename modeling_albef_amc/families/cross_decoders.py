@@ -1,7 +1,7 @@
 """Generative models in which an attention of its own looks at the image: Florence-2, Kosmos-2, Mllama (Llama 3.2)."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .decoder import Decoder, Tail, small, small_text, small_vision
 from .family import AdaptedModules, Size
+from .hooks import onloaded
 from .prompts import ImageText, Prompt
 
 # What Florence-2's processor makes of its task <CAPTION>.
@@ -96,9 +97,7 @@ class Mllama(Decoder):
         # What comes before the image does not look at it, nor anything at the empty tiles.
         looks = ids.new_zeros(*ids.shape, 1, model.config.vision_config.max_num_tiles)
         looks[:, len(before) :, :, 0] = 1
-        output = model.model(
-            input_ids=ids, cross_attention_states=encoded, cross_attention_mask=looks, use_cache=False
-        )
+        output = model.model(input_ids=ids, cross_attention_states=encoded, cross_attention_mask=looks, use_cache=False)
         return output.last_hidden_state[:, len(prefix) :], behind_first(grid)
 
 
@@ -132,7 +131,8 @@ def mllama_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch
     is_tile = torch.zeros(num_images, 1, vision.max_num_tiles, dtype=torch.long, device=tiles.device)
     is_tile[..., 0] = 1
     ratio = torch.full((num_images, 1), 1 + vision.supported_aspect_ratios.index([1, 1]), device=tiles.device)
-    states = model.model.vision_model(tiles, ratio, is_tile).last_hidden_state
+    with onloaded(model.model.vision_model.patch_embedding):  # it asks for its device before it calls it
+        states = model.model.vision_model(tiles, ratio, is_tile).last_hidden_state
     return model.model.multi_modal_projector(states).flatten(1, 3)
 
 

@@ -11,7 +11,7 @@ for each phrase, in eager attention, from the keys and values of the former.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 

@@ -91,7 +91,7 @@ def check_tokens(input_ids: torch.Tensor, num_known: int | None) -> None:
 
 
 def fixed_side(images: BaseImageProcessor) -> int:
-    """Of square images, in pixels, where a processor asks for them, or for so many pixels (Qwen's); else the default."""
+    """Of square images, in pixels, where a processor asks for them or for so many pixels (Qwen's); or the default."""
     size = dict(images.size)
     if size.get("height") is not None and size["height"] == size.get("width"):
         return size["height"]
