@@ -100,15 +100,19 @@ def build_variant(name: str, folder: Path) -> None:
         build_data(["scenes", "--output", str(folder), "--absent-per-scene", "1"])
         return
     (folder / "data").mkdir(parents=True, exist_ok=True)
+    splits = ["train"]
     for path in (SCENES / "data" / "data").glob("test*.parquet"):
         (folder / "data" / path.name).unlink(missing_ok=True)
         (folder / "data" / path.name).symlink_to(path)
+        splits.append(path.name.split("-")[0])
     rows = load_dataset(str(SCENES / "data"), split="train")
     rows = rows.cast_column("image", Image(decode=False)).cast_column("masks", List(Image(decode=False)))
     rank = np.random.default_rng(0).permutation(len(rows)) / len(rows)
     rows = rows.map(partial(annotate, name=name, rank=rank), with_indices=True)
     rows.to_parquet(str(folder / "data" / "train-00000.parquet"))
-    (folder / "README.md").write_text(f"Scenes, train annotated by: {name}.\n")
+    files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
+    settings = json.dumps({"configs": [{"config_name": "default", "data_files": files}]})  # which is YAML, too
+    (folder / "README.md").write_text(f"---\n{settings}\n---\nScenes, train annotated by: {name}.\n")
 
 
 def build_model(family: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from modeling_albef_amc.families.decoder import Decoder
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.prompts import ANSWER, QUESTION, REQUEST, SAMPLES, Prompt
+from modeling_albef_amc.families.training import groundable
 from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.models import (
     SIZE,
@@ -583,3 +585,18 @@ def test_adapters_know_how_they_were_asked_and_explained(tmp_path):
     for found in answers[1:]:
         for one, other in zip(answers[0], found, strict=True):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4) and one["point"] == other["point"]
+    Path(run, "grounding.json").write_text('{"prompt": {"before": [1]}}')
+    with pytest.raises(ValueError, match=r"grounding\.json is damaged: it has no prompt"):
+        AutoGrounder.from_pretrained(run)
+
+
+@pytest.mark.parametrize("name", ["llava", "florence2"])
+def test_a_model_that_has_been_trained_still_writes(name):
+    model, batch = TINY[name](), tiny_batch()
+    image, options = model.config.image_token_id, dict(max_new_tokens=3, do_sample=False)
+    ids = torch.tensor([[1, *[image] * (17 if name == "florence2" else 16), 5]])
+    inputs = dict(pixel_values=batch["pixel_values"][:1], input_ids=ids, attention_mask=torch.ones_like(ids))
+    expected = model.generate(**inputs, **options)
+    trained = groundable(model)
+    assert torch.equal(trained.generate(**inputs, **options), expected)
+    assert trained(**batch).loss.requires_grad  # as before

@@ -31,6 +31,7 @@ from .processors import (
     tokenize_phrases,
     whole_images,
 )
+from .prompts import Prompt
 from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
 
 # What peft's layers and wrappers of modules are switched by.
@@ -323,8 +324,14 @@ for own_class in (family.load(family.model_class) for family in FAMILIES.values(
 def load_grounding(model: PreTrainedModel, adapters: str, **hub: Any) -> None:
     """Of a generative model: it is asked and explained as it was when these adapters were trained."""
     file = cached_file(adapters, GROUNDING, **hub, **QUIETLY)
-    if file is not None:
-        model.config.grounding = read_object(Path(file))
+    if file is None:
+        return
+    content = read_object(Path(file))
+    try:
+        Prompt(**content["prompt"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it has no prompt as models are asked by. Get it again.") from error
+    model.config.grounding = content
 
 
 def processor_source(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:

@@ -216,7 +216,7 @@ def runs_whole(model: PreTrainedModel, family: Decoder) -> bool:
 
     Raises ValueError: what is computed once more in the backward pass would be so in another kind of attention.
     """
-    is_checkpointed = model.training and model.is_gradient_checkpointing
+    is_checkpointed = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     if is_checkpointed and model.config.get_text_config()._attn_implementation != "eager":
         raise ValueError(
             f"Activation checkpointing of {family.title} needs eager attention throughout: load the model with "

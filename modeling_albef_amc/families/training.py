@@ -1,6 +1,6 @@
 """The forward pass that `AmcTrainer` trains any family by, and what the micro-batches of a step know of each other."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +122,14 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             **losses,
         )
 
+    return with_methods(model, forward)
+
+
+def with_methods(model: PreTrainedModel, forward: Callable[..., GroundingOutput]) -> PreTrainedModel:
+    """The model with this forward pass in place of its own, by which it still writes."""
     model.forward = MethodType(forward, model)
+    if model.can_generate():
+        model.generate = MethodType(with_own_forward(type(model).generate), model)
     model.enable_input_require_grads = MethodType(enable_input_require_grads, model)
     if vars(model).get("_require_grads_hooks"):  # of transformers, from before
         model.enable_input_require_grads()
