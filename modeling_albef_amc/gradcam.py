@@ -23,6 +23,7 @@ class PhraseAttention(NamedTuple):
     - `queries`: the rows of the attention that `token_mask` is of, where there are others too.
     - `cls_places` (num_phrases,): which token each score was read from; None: the first.
     - `layers`: every attention of the pass, where a method needs them. `num_more`: rows behind those of tokens.
+    - `has_token_maps`: the rows are tokens of the phrase, and no learned queries or patches.
     """
 
     score: Tensor
@@ -36,6 +37,7 @@ class PhraseAttention(NamedTuple):
     cls_places: Tensor | None = None
     layers: tuple = ()
     num_more: int = 0
+    has_token_maps: bool = True
 
 
 @torch.compiler.disable
@@ -108,10 +110,13 @@ def attention_gradients(
 
 def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAttention:
     """The same with fewer tokens that count: those where `chosen` (num_phrases, num_tokens) is 1."""
+    if not phrase_attention.has_token_maps:
+        raise ValueError(
+            "This explanation has no maps of words (ALBEF's 'itm' has): leave out captions around phrases."
+        )
     token_mask, chosen = phrase_attention.token_mask, F.pad(chosen, (0, phrase_attention.num_more))
     if chosen.shape != token_mask.shape:
-        found = f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}"
-        raise ValueError(f"{found}: it takes one value a token, and a map of every token (of ALBEF: 'itm').")
+        raise ValueError(f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}: give each a value.")
     return phrase_attention._replace(token_mask=token_mask * chosen.to(token_mask.device))
 
 

@@ -761,7 +761,8 @@ class AlbefModel(AlbefPreTrainedModel):
         score = self._itc_score(states, text_features)
         cls_row = torch.zeros(attention.shape[::2], device=attention.device)
         cls_row[:, 0] = 1
-        return PhraseAttention(score, attention, cls_row, slice(1, None), self.patch_grid(pixel_values))
+        grid = self.patch_grid(pixel_values)
+        return PhraseAttention(score, attention, cls_row, slice(1, None), grid, has_token_maps=False)
 
     @uncompiled
     @torch.enable_grad()

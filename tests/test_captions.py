@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoModel, BertTokenizer
 
 from dataset_scripts.flickr30k_entities import read_sentences
-from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor
+from modeling_albef_amc import AlbefImageProcessorPil, AlbefProcessor, AutoGrounder
 from modeling_albef_amc.families.processors import tokenize_phrases
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.gradcam import choose_tokens, gradcam
@@ -23,7 +23,7 @@ from modeling_albef_amc.tools.vocabulary import tokenizer_from_texts
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_processor, tiny_records, write_folder
 from tests.helpers.evaluation import evaluate, files, rows, run_ground, save_checkpoint
 from tests.helpers.grounding import build, same
-from tests.helpers.models import slow_siglip_processor, tiny_blip
+from tests.helpers.models import TINY, slow_siglip_processor, tiny_blip, tiny_family_processor
 from trainer.blocks import by_image
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog", "##s", "two", "story", "house", "tree"]
@@ -181,6 +181,22 @@ def test_other_families_are_asked_as_they_stand():
     explained = FAMILIES["blip"].explain(model, pixels, inputs["input_ids"], inputs["attention_mask"])
     with pytest.raises(ValueError, match=r"\(2, 3\) tokens to choose from \(2, 14\)"):
         choose_tokens(explained, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("family", "num_rows", "options"),
+    [("blip-2", 4, {}), ("kosmos-2", 4, {}), ("clip", 16, {}), ("albef", 16, {"explanation": "itc"})],
+)
+def test_captions_where_words_have_no_maps(family, num_rows, options):
+    """Also of as many tokens as the attention has rows, which are queries or patches."""
+    model, processor = tiny_albef().eval(), tiny_processor()
+    if family != "albef":
+        model, processor = TINY[family](), tiny_family_processor(family, [CAPTION])
+    grounder = AutoGrounder(model, processor, device="cpu")
+    for num_words in range(1, num_rows + 2):
+        asked = {"caption": " ".join(["red"] * num_words), "caption_span": (0, 1)}
+        with pytest.raises(ValueError, match="This explanation has no maps of words"):
+            grounder.ground(picture(), [asked], **options)
 
 
 # --- the evaluation engine -------------------------------------------------------------------------------------------
@@ -361,7 +377,7 @@ def test_words_without_a_map_are_warned_of(recwarn):
         ({"caption": 7, "caption_span": [0, 1]}, {}, "a phrase must be a string, not 7"),
         ({"caption": CAPTION, "caption_span": [1, 2]}, {}, r"nothing is left of \[','\] after cleaning"),
         ({"caption": CAPTION, "caption_span": []}, {}, r"the span \[\] must be"),
-        ({"caption": CAPTION, "caption_span": [0, 1]}, {"explanation": "itc"}, "one value a token.*'itm'"),
+        ({"caption": CAPTION, "caption_span": [0, 1]}, {"explanation": "itc"}, "no maps of words .ALBEF's 'itm'"),
         ({"caption": "red " * 25, "caption_span": [0, 1]}, {}, "has 26 word pieces, the model takes 20"),
     ],
 )

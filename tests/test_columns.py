@@ -439,6 +439,20 @@ def test_masks_and_polygons_of_objects(tmp_path):
     assert (first["phrase"], second["phrase"]) == ("dog", "cat")
     assert first["polygons"] == [outlines[0], outlines[2]]
     assert second["polygons"] == [outlines[1]]
+    flat = {"category": ["dog", "Cat", "cat "], "outline": [outline[0] for outline in outlines]}  # of one part each
+    path = write_hub(
+        tmp_path / "flat",
+        [{"image": image, "objects": flat}],
+        image=Image(),
+        objects={"category": List(TEXT), "outline": List(List(NUMBER))},
+    )
+    first, second = records(path, columns)
+    assert (first["phrase"], second["phrase"]) == ("dog", "Cat")
+    assert first["polygons"] == [outlines[0]] and second["polygons"] == [outlines[1], outlines[2]]
+    rows = [{"image": image, "phrase": ["dog", "cat"], "polygons": flat["outline"]}]
+    path = write_hub(tmp_path / "listed", rows, image=Image(), phrase=List(TEXT), polygons=List(List(NUMBER)))
+    with pytest.raises(ValueError, match="holds 3 instances for the 2 phrases"):
+        records(path)
     path = write_hub(
         tmp_path / "one", [{"image": image, "text": "dog", "mask": image}], image=Image(), text=TEXT, mask=Image()
     )
@@ -496,7 +510,7 @@ def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog)
     """As tables of detectors are written; expressions stay apart."""
     photos(tmp_path)
     rows = [{"image_path": f"photos/{n // 3}.png", "class": name, **dict(zip(("xmin", "ymin", "xmax", "ymax"), box))}
-            for n, (name, box) in enumerate(zip(["red_dog", "cat", "red dog", "red_dog"], CORNERS))]  # fmt: skip
+            for n, (name, box) in enumerate(zip(["red_dog", "cat", "Red dog", "red_dog"], CORNERS))]  # fmt: skip
     path = write_rows(tmp_path / "mine.csv", rows)
     logging.getLogger("transformers").propagate = True
     with caplog.at_level("WARNING"):

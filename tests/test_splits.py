@@ -1,5 +1,6 @@
 """Data sets as `open_split` takes them: columns of the right kinds, or an error that names the column."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Array2D, ClassLabel, Dataset, Features, Image, List, Value
+from datasets import Array2D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
 from dataset_scripts.build import build
 from dataset_scripts.features import FEATURES
 from modeling_albef_amc.images import open_image
 from tests.helpers.builders import coco
 from tests.helpers.data import picture, tiny_records, write_folder
+from trainer.columns import Columns
 from trainer.splits import COLUMNS, data_files, fits, open_split, split_names
 from trainer.streaming import StreamedRows
 
@@ -213,6 +215,35 @@ def test_image_folders(tmp_path, streaming):
     (source / "metadata.jsonl").write_text(json.dumps(objects))
     with pytest.raises(ValueError, match=r"objects\.categories has numbers: .* write the categories' names there\. Re"):
         open_split(str(source), None, "train", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_that_datasets_has_saved(tmp_path, streaming):
+    """Beside their files, `map` leaves its own."""
+    rows = Dataset.from_list(tiny_records(3), features=FEATURES)
+    DatasetDict(train=rows, test=rows.select([2])).save_to_disk(tmp_path / "several")
+    rows.save_to_disk(tmp_path / "one")
+    load_from_disk(tmp_path / "several")["train"].map(lambda row: {"phrase": f"not {row['phrase']}"})
+    load_from_disk(tmp_path / "one").filter(lambda row: True)
+    for name in ("several", "one"):
+        found = list(open_split(str(tmp_path / name), None, "train", streaming))
+        assert [row["phrase"] for row in found] == rows["phrase"][:]
+    assert split_names(str(tmp_path / "several"), None) == ["train", "test"]
+    assert len(list(open_split(str(tmp_path / "several"), None, "test", streaming))) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_of_categories_in_a_readme(tmp_path, streaming):
+    (tmp_path / "data").mkdir()
+    picture().save(content := io.BytesIO(), "PNG")
+    table = pa.table({"image": [{"bytes": content.getvalue(), "path": None}], "label": [1], "boxes": [[[1, 1, 5, 5]]]})
+    pq.write_table(table, tmp_path / "data" / "train-00000-of-00001.parquet")
+    label = {"name": "label", "dtype": {"class_label": {"names": {"0": "cat", "1": "red_car"}}}}
+    boxes = {"name": "boxes", "list": {"list": "int64"}}
+    card = {"dataset_info": {"features": [{"name": "image", "dtype": "image"}, label, boxes]}}
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    (row,) = open_split(str(tmp_path), None, "train", streaming, columns=Columns({"phrase": "label"}))
+    assert row["phrase"] == "red car"
 
 
 @pytest.mark.parametrize("streaming", [False, True])

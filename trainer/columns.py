@@ -402,7 +402,8 @@ class Arrangement:
         places, labels: of our columns; where they are categories, the names of their numbers, None of texts.
         meant: where texts stand for numbers or lists, these.
         ways: of a region, how it belongs to the row's phrases: "one" instance is the region of a phrase, or "shared" by
-            several; "each" instance has a phrase of its own, so that those with the same one are its region.
+            several; "each" instance has a phrase of its own, so that those with the same one are its region; so has
+            each "flat" polygon.
         is_grouped: phrases with the same words are one.
         features: of the columns that come out.
         path: of the data set, for messages.
@@ -439,8 +440,8 @@ class Arrangement:
                 found[region] = [given] if is_there else []
             elif way == "shared":
                 found[region] = [[given] if is_there else []] * len(several)
-            elif way == "each":
-                given = found[region] = given or []
+            elif way in ("each", "flat"):
+                given = found[region] = [[each] if way == "flat" else each for each in given or []]
                 if len(given) != len(several):
                     raise ValueError(
                         f"Column {region} of {self.path} holds {len(given)} instances for the {len(several)} phrases "
@@ -527,9 +528,11 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
     if found["phrase"] is None:
         return {**found, **dict.fromkeys(ways, None)}
     numbers: dict[Any, list[int]] = {}
+    spelled: dict[Any, Any] = {}
     for number, phrase in enumerate(found["phrase"]):
         for each in phrase if isinstance(phrase, list) else [phrase]:  # several expressions of one object
-            numbers.setdefault(each, []).append(number)
+            same = " ".join(each.casefold().split()) if isinstance(each, str) else each
+            numbers.setdefault(spelled.setdefault(same, each), []).append(number)
     row = {**found, "phrase": list(numbers)}
     for name in OF_PHRASES[1:]:
         values = found.get(name)
@@ -541,7 +544,7 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
             )
         if name not in REGIONS or ways.get(name) == "shared":
             row[name] = [values[of_phrase[0]] for of_phrase in numbers.values()]
-        elif ways.get(name) == "each":
+        elif ways.get(name) in ("each", "flat"):
             row[name] = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
         else:
             row[name] = [
@@ -611,17 +614,20 @@ def arrange(dataset: Dataset | IterableDataset, found: Found, path: str, first: 
     return dataset.with_format("arrow").map(arranged, batched=True, features=features).with_format(None)
 
 
-def may_repeat(dataset: Dataset | IterableDataset, phrases: list[Place]) -> bool:
+def may_repeat(dataset: Dataset | IterableDataset, places: list[Place]) -> bool:
     """Whether the list of phrases of a row may have one of them twice; that of a streamed row may."""
-    ((name, *inside), *_) = phrases
+    ((name, *inside), *_) = places
     if not isinstance(dataset, Dataset) or inside:
         return True
     for lists in dataset.data.column(name).chunks:
         if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
             return False
-        pairs = pa.table({"row": pc.list_parent_indices(lists), "phrase": pc.list_flatten(lists)})
-        if pa.types.is_nested(pairs["phrase"].type):
+        phrases = pc.list_flatten(lists)
+        if pa.types.is_nested(phrases.type):
             return True
+        is_text = pa.types.is_string(phrases.type) or pa.types.is_large_string(phrases.type)
+        phrases = pc.utf8_lower(phrases) if is_text else phrases
+        pairs = pa.table({"row": pc.list_parent_indices(lists), "phrase": phrases})
         if len(pairs.group_by(["row", "phrase"]).aggregate([])) < len(pairs):
             return True
     return False
@@ -640,7 +646,7 @@ def arrangement_of(features: Features, found: Found, path: str, first: list[Row]
         labels.setdefault("phrase", None)
     phrase = phrase if phrase.is_text and phrase.depth < 3 else Leaf(0, phrase.feature)  # which is refused later
     ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
-    is_grouped = phrase.depth == 2 or "each" in ways.values() or (phrase.depth == 1 and repeats)
+    is_grouped = phrase.depth == 2 or bool({"each", "flat"} & {*ways.values()}) or (phrase.depth == 1 and repeats)
     is_made = {
         ours: len(each) > 1 or len(each[0]) > 1 or ours in labels or ours in ways or ours in meant
         for ours, each in places.items()
@@ -694,7 +700,9 @@ def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: b
         kind, is_mask = kinds[region], region == "masks"
         missing = DEPTHS[region] + is_listed - kind.depth - (len(places[region]) > 1)
         if kind.is_image or kind.is_text if is_mask else kind.is_number:
-            way = {1: "each", 2: "shared"}.get(missing) if is_listed else {1: "one"}.get(missing)
+            # A flat polygon, not a list of such, is the one part of an instance.
+            listed = {1: "each", 2: "flat"} if region == "polygons" else {1: "each", 2: "shared"}
+            way = listed.get(missing) if is_listed else {1: "one"}.get(missing)
             ways |= {region: way} if way else {}
     return ways
 
@@ -738,7 +746,8 @@ def put_together(
 def same_images(table: pa.Table) -> list[list[int]]:
     """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
 
-    Images are told apart by their paths or else, where several of one phrase are as long, by their bytes.
+    Images are told apart by their paths or else, where several of one phrase are as long, by their bytes. Phrases are
+    the same in whatever case.
     """
     images = table["image"]
     if pa.types.is_struct(images.type):
@@ -748,7 +757,8 @@ def same_images(table: pa.Table) -> list[list[int]]:
         missing = pa.nulls(len(images))
         contents, paths = (missing, images) if is_path else (images, missing)
     contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
-    keys = {"path": paths, "size": pc.binary_length(contents), "phrase": table["phrase"]}
+    phrases = pc.utf8_lower(pc.utf8_trim_whitespace(table["phrase"]))
+    keys = {"path": paths, "size": pc.binary_length(contents), "phrase": phrases}
     rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)
     is_named, groups = pc.is_valid(paths).to_numpy(), []
     for group in rows.aggregate([("row", "list")])["row_list"].to_pylist():

@@ -31,6 +31,7 @@ from datasets.features.features import FeatureType
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import CastError, embed_table_storage, table_cast
 
+from modeling_albef_amc.families.checkpoint_checks import read_object
 from modeling_albef_amc.images import download
 
 from .box_units import decide_boxes
@@ -382,6 +383,8 @@ def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any
             raise ValueError(f"{path}: datasets takes {pattern[0]} in a path for a pattern of others: rename it.")
     elif Path(path).suffix.lower() in FILES or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ValueError(f"There is no file or folder {path}.")
+    if saved := saved_files(path):
+        return {"path": "arrow", "data_files": saved}
     if folders := split_folders(path):
         (table, *_) = (file for name in ImageFolder.METADATA_FILENAMES if (file := Path(path, name)).is_file())
         return {"path": FILES[table.suffix], "data_files": dict.fromkeys(folders, str(table))}
@@ -411,6 +414,15 @@ def not_a_loader(path: str) -> str:
     return os.path.abspath(path) if os.path.isdir(path) else path
 
 
+def saved_files(path: str) -> dict[str, list[str]]:
+    """Split → the files of a folder of `save_to_disk`; beside them may lie what `map` has left there."""
+    folders = {"train": Path(path)} if Path(path, "state.json").is_file() else {}
+    if (several := Path(path, "dataset_dict.json")).is_file():
+        folders = {split: Path(path, split) for split in read_object(several).get("splits", [])}
+    listed = {split: read_object(folder / "state.json").get("_data_files", []) for split, folder in folders.items()}
+    return {split: [os.path.abspath(folders[split] / file["filename"]) for file in listed[split]] for split in listed}
+
+
 def named_files(path: str) -> dict[str, str] | None:
     """Split → its files, of builds put together without a README.md; by their names, of which datasets knows few."""
     files = [] if Path(path, "README.md").exists() else Path(path, "data").glob("*.parquet")
@@ -423,7 +435,7 @@ def split_names(path: str, config: str | None) -> list[str]:
     if os.path.isfile(path):
         return []
     with told(path):
-        return list(split_folders(path)) or get_dataset_split_names(
+        return list(saved_files(path) or split_folders(path)) or get_dataset_split_names(
             not_a_loader(path), config, data_files=named_files(path)
         )
 
@@ -454,7 +466,9 @@ def own_files(path: str, config: str | None, split: str) -> dict[str, Any] | Non
         for files in own.values()
         for file in files
     )
-    return own if own and are_tables and builder.info.splits is None else named
+    # Of all splits, of which a part would lose them: their counts, and the kinds of columns.
+    is_counted = builder.info.splits is not None or builder.info.features is not None
+    return own if own and are_tables and not is_counted else named
 
 
 def place_images(

@@ -167,7 +167,8 @@ class Family:
             image_embeds = image_embeds.detach()
         with torch.enable_grad(), own_pass(model):
             given = Pass(model, pixel_values, input_ids, mask, image_index, create_graph, layer, image_embeds)
-            return self.function(given._replace(explanation=explanation or next(iter(self.layers))))
+            found = self.function(given._replace(explanation=explanation or next(iter(self.layers))))
+            return found._replace(has_token_maps=self.has_token_maps)
 
     def layers_of(self, model: PreTrainedModel, explanation: str | None = None) -> Sequence[int]:
         """The layers that can explain a score of the model; None: its own."""
