@@ -328,9 +328,10 @@ class PhraseGrounder:
 def max_tokens(config: PreTrainedConfig) -> int:
     """Word pieces of the longest phrase that a model of this configuration reads."""
     text = getattr(config, "qformer_config", None) or config.get_text_config()
-    # The positions of a Roberta, as these two have one, begin behind that of the padding.
+    # The positions of a Roberta, as these two have one, begin behind that of the padding; a text that is decoded by
+    # itself begins with one token more.
     is_roberta = text.model_type in ("altclip_text_model", "bridgetower_text_model")
-    return text.max_position_embeddings - (text.pad_token_id + 1 if is_roberta else 0)
+    return text.max_position_embeddings - (text.pad_token_id + 1 if is_roberta else int(text.is_encoder_decoder))
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

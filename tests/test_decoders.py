@@ -243,6 +243,8 @@ def test_scores_are_those_of_the_models_own_forward_pass(name, monkeypatch):
     """With the prompt that its own processor makes of its own chat template, phrase by phrase."""
     processor, own = own_processor(name, monkeypatch), OWN[name]
     model = model_of(name, processor)
+    if name == "kosmos-2":  # of whose attention to the image older versions make a causal one by SDPA
+        model.set_attn_implementation("eager")
     grounder = AutoGrounder(model, processor, device="cpu")
     prompt = Prompt.of(model.config)
 

@@ -69,7 +69,8 @@ pytestmark = pytest.mark.slow  # every family, every way: begun first
 TEXTS = ["a red dog", "a man on the left"]
 FAMILY = registry.FAMILIES
 FAMILIES = ["albef", *TINY]
-OFFLOADED = dict.fromkeys(("flava", "qwen3_vl", "qwen3_5"), needs("transformers>=5.18", "offloading this family"))
+NOT_OFFLOADED = "flava", "qwen3_vl", "qwen3_5", "florence2", "kosmos-2"
+OFFLOADED = dict.fromkeys(NOT_OFFLOADED, needs("transformers>=5.18", "offloading this family"))
 every_family = pytest.mark.parametrize("family", FAMILIES)
 # Linear layers that attend, whatever the family calls them.
 MODULES = ["query", "value", "qkv", "q_proj", "v_proj"]
