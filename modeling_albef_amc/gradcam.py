@@ -59,8 +59,8 @@ def gradcam(
     (gradient,) = attention_gradients(score, [attention], create_graph)
     if gradient is None:
         raise ValueError(
-            "The score does not depend on the recorded attention: record an attention below the score, in layers that "
-            "gradients go through, which those of dynamic quantisation are not."
+            "The score does not depend on the recorded attention: record one below it, in layers that gradients go "
+            "through, which those of dynamic quantisation are not."
         )
     # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
     maps = patch_maps(phrase_attention, at_least_float32(attention) * at_least_float32(gradient).relu(), per_head)
@@ -111,9 +111,7 @@ def attention_gradients(
 def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAttention:
     """The same with fewer tokens that count: those where `chosen` (num_phrases, num_tokens) is 1."""
     if not phrase_attention.has_token_maps:
-        raise ValueError(
-            "This explanation has no maps of words (ALBEF's 'itm' has): leave out captions around phrases."
-        )
+        raise ValueError("This explanation has no maps of words (ALBEF's 'itm' has): leave out captions.")
     token_mask, chosen = phrase_attention.token_mask, F.pad(chosen, (0, phrase_attention.num_more))
     if chosen.shape != token_mask.shape:
         raise ValueError(f"{tuple(chosen.shape)} tokens to choose from {tuple(token_mask.shape)}: give each a value.")
