@@ -93,22 +93,26 @@ def annotate(row: Row, index: int, name: str, rank: np.ndarray) -> Row:
 
 
 def build_variant(name: str, folder: Path) -> None:
-    """The scenes with other regions in `train`; `test` stays as it is."""
+    """The scenes with other regions in `train`; test splits stay as they are."""
     if (folder / "README.md").exists():
         return
     if name == "absent":
         build_data(["scenes", "--output", str(folder), "--absent-per-scene", "1"])
         return
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    for path in (SCENES / "data" / "data").glob("test-*.parquet"):
+    splits = ["train"]
+    for path in (SCENES / "data" / "data").glob("test*.parquet"):
         (folder / "data" / path.name).unlink(missing_ok=True)
         (folder / "data" / path.name).symlink_to(path)
+        splits.append(path.name.split("-")[0])
     rows = load_dataset(str(SCENES / "data"), split="train")
     rows = rows.cast_column("image", Image(decode=False)).cast_column("masks", List(Image(decode=False)))
     rank = np.random.default_rng(0).permutation(len(rows)) / len(rows)
     rows = rows.map(partial(annotate, name=name, rank=rank), with_indices=True)
     rows.to_parquet(str(folder / "data" / "train-00000.parquet"))
-    (folder / "README.md").write_text(f"Scenes, train annotated by: {name}.\n")
+    files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
+    settings = json.dumps({"configs": [{"config_name": "default", "data_files": files}]})  # which is YAML, too
+    (folder / "README.md").write_text(f"---\n{settings}\n---\nScenes, train annotated by: {name}.\n")
 
 
 def build_model(family: str, folder: Path) -> None:
@@ -175,6 +179,12 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         )
         for loss in losses
     },
+    # Beside LLaVA of "region losses".
+    "generative": {
+        f"{family} {name} AMC": {"data": "mask", "family": family} | SAYS_PHRASES | settings
+        for family in ("smolvlm", "qwen2_5_vl", "internvl", "gemma3")
+        for name, settings in (("without", NO_AMC), ("with", {}))
+    },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
     "families": {
         f"{family} {name} AMC": {"data": "mask", "family": family} | settings
@@ -192,7 +202,8 @@ def train(settings: dict[str, Any], recipe: str, output: Path) -> dict[str, floa
     if not done.exists():
         shutil.rmtree(output, ignore_errors=True)  # what an interrupted run left
         output.mkdir(parents=True)
-        options = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        pairs = ((name, value if isinstance(value, list) else [value]) for name, value in settings.items())
+        options = [text for name, values in pairs for text in (f"--{name}", *map(str, values))]
         command = [sys.executable, "train.py", recipe, *options, "--output_dir", str(output)]
         with open(output / "log.txt", "w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -206,6 +217,8 @@ def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> li
     common = {"eval_splits": "test", "max_eval_examples": 10_000, "max_steps": steps, "logging_steps": 100}
     common |= {"num_logged_heatmaps": 0, "report_to": "none"}
     metric = "test_absent_auroc" if study == "absent" else "test_pointing_game"
+    if study == "generative":  # of combinations that no training phrase has
+        common["eval_splits"] = ["test", "test_unseen"]
     futures: dict[str, list[Future]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         for name, changed in STUDIES[study].items():
@@ -221,9 +234,16 @@ def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> li
     rows = []
     for name, of_name in futures.items():
         found = [100 * future.result()[metric] for future in of_name]
-        spread = statistics.stdev(found) if len(found) > 1 else 0.0
-        rows.append({"name": name, "steps": steps, "mean": statistics.mean(found), "spread": spread, "seeds": found})
+        row = {"name": name, "steps": steps, "mean": statistics.mean(found), "spread": spread(found), "seeds": found}
+        if study == "generative":
+            unseen = [100 * future.result()["test_unseen_pointing_game"] for future in of_name]
+            row |= {"unseen_mean": statistics.mean(unseen), "unseen_spread": spread(unseen), "unseen_seeds": unseen}
+        rows.append(row)
     return rows
+
+
+def spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw_budget(rows: list[Row], path: Path) -> None:
