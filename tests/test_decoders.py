@@ -265,7 +265,8 @@ def test_scores_are_those_of_the_models_own_forward_pass(name, monkeypatch):
     for phrase, score in zip(PHRASES, grounder.score(photo(), PHRASES), strict=True):
         last = logits(QUESTION.format(phrase))[-1]
         expected = last[prompt.yes] - last[prompt.no]
-        assert torch.tensor(score).logit() == pytest.approx(expected.item(), abs=1e-3), phrase
+        rounding = 2e-7 / (expected.sigmoid() * (-expected).sigmoid()).item()  # of a probability close to 1
+        assert torch.tensor(score).logit() == pytest.approx(expected.item(), abs=2e-4 + rounding), phrase
     if name == "paligemma":  # its processor puts a line's end behind what is answered
         return
     for phrase, score in zip(PHRASES, grounder.score(photo(), PHRASES, explanation="likelihood"), strict=True):
