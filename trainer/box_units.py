@@ -51,11 +51,11 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
     """Of the formats that the boxes may have, the one, and what to say of it."""
     boxes, sizes = first_boxes(dataset)
     if not len(boxes):
-        seen = next((row["boxes"] for row in first_rows(dataset) if row["boxes"]), None)
+        seen = next((row["boxes"] for row in images_and_boxes(dataset) if row["boxes"]), None)
         advice = "Say --box_format." if seen is None else f"Each must be four numbers, not as in {str(seen)[:80]}."
         raise ValueError(f"{path}: it is in doubt what its boxes are; the first rows have none. {advice}")
     if not sizes.any():
-        image = next(row["image"] for row in first_rows(dataset) if list(fours(row["boxes"])))
+        image = next(row["image"] for row in images_and_boxes(dataset) if list(fours(row["boxes"])))
         place = (image and image["path"]) or "stored in the row"
         raise ValueError(f"{path}: no image of the first rows with boxes can be read; the first is {place}.")
     groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats or ()]
@@ -81,7 +81,7 @@ def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndar
     one that cannot be read. Of an image only the header is."""
     boxes: list[list[float]] = []
     sizes: list[tuple[int, int]] = []
-    for row in first_rows(dataset):
+    for row in images_and_boxes(dataset):
         of_row = list(fours(row["boxes"]))
         boxes += of_row
         sizes += [image_size(row["image"])] * len(of_row) if of_row else []
@@ -90,8 +90,8 @@ def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndar
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
 
 
-def first_rows(dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
-    """At most MAX_ROWS, of images and boxes."""
+def images_and_boxes(dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
+    """Of the first rows, at most MAX_ROWS."""
     tables = dataset.select_columns(["image", "boxes"]).with_format("arrow").iter(batch_size=64)
     for table in islice(tables, MAX_ROWS // 64):
         yield from table.to_pylist()

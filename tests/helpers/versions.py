@@ -10,9 +10,13 @@ from modeling_albef_amc.families.auto import check_peft
 
 def needs(requirement: str, what: str) -> pytest.MarkDecorator:
     """Skips a test, of `what`, where a package is older, as in "torch>=2.8"."""
+    return pytest.mark.skipif(is_older(requirement), reason=f"{what} needs {requirement}")
+
+
+def is_older(requirement: str) -> bool:
+    """Whether the package that is installed is older than this, as in "torch>=2.8"."""
     package, version = requirement.split(">=")
-    is_older = Version(metadata.version(package)) < Version(version)
-    return pytest.mark.skipif(is_older, reason=f"{what} needs {requirement}")
+    return Version(metadata.version(package)) < Version(version)
 
 
 # Older ones look for the optimizer's state on "cpu:0", which torch does not know.
