@@ -111,6 +111,8 @@ def why_not_storable(row: dict[str, Any]) -> str | None:
         "".join(texts).encode()
     except UnicodeEncodeError:
         return "half a character (a lone surrogate) in its text"
+    if not any(each.isprintable() and each != " " for each in row["phrase"]):
+        return "a phrase of which there is nothing to see"
     if not all(abs(value) <= _FAR for key in ("boxes", "proposals") for box in row[key] for value in box):
         return "a coordinate that is no number, or farther than an image can be wide"
     return None

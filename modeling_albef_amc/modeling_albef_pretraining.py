@@ -184,17 +184,16 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, AlbefForPreTraining):
-            # The momentum encoders begin as copies; children come before their parent, so the originals are ready.
-            for copy, original in module._momentum_pairs():
-                init.copy_(copy, original)
-            for buffer in (module.image_queue, module.text_queue, module.queue_pointer):
-                init.zeros_(buffer)
-            for buffer in (module.image_id_queue, module.text_id_queue):
-                init.constant_(buffer, -1)
+    def initialize_weights(self) -> None:
+        """What no file has. The momentum encoders begin as copies, and wherever a file's weights are of another size
+        (`ignore_mismatched_sizes`): `_init_weights` would not be asked when all buffers come from the file."""
+        super().initialize_weights()
+        for copy, original in self._momentum_pairs():
+            init.copy_(copy, original)
+        for buffer in (self.image_queue, self.text_queue, self.queue_pointer):
+            init.zeros_(buffer)
+        for buffer in (self.image_id_queue, self.text_id_queue):
+            init.constant_(buffer, -1)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm_head.decoder

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
-from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import Pipeline, PreTrainedModel, ProcessorMixin
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .gradcam import PhraseAttention, attention_map, choose_tokens, gradcam
 from .images import ImageSource, is_image, open_image
 from .processing_albef import TOKENIZED, Span, post_process_grounding
-from .tokenization_albef import check_characters, cleaned_words
+from .tokenization_albef import check_characters, cleaned_words, is_blank
 from .visualization import mark, overlay
 
 # A phrase by itself, or in its caption: {"caption": "a man in a red hat", "caption_span": [3, 6]}.
@@ -95,6 +95,7 @@ class PhraseGrounder:
     """
 
     keeps_encodings = False  # from call to call
+    tokenizing = threading.Lock()  # of all, as it cannot be pickled: a tokenizer keeps state in a call
     # Makes the context that the model runs in, such as `Accelerator.autocast`; heatmaps are made outside.
     autocast: Callable[[], AbstractContextManager] = nullcontext
     # By `method`, what turns the explanation of a pass into heatmaps.
@@ -113,12 +114,11 @@ class PhraseGrounder:
                 raise ValueError(f"No explanation is known for models of type {model_type!r}: pass explain")
             explain, encode_images = explain_itself, encode_itself
         self.model, self.processor, self.explain, self.encode_images = model.eval(), processor, explain, encode_images
-        self.tokenizing = threading.Lock()  # a tokenizer keeps state in a call
 
     @property
     def max_tokens(self) -> int:
         """Word pieces of the longest phrase that the model reads."""
-        return max_tokens(self.model.config)
+        return self.model.config.get_text_config().max_position_embeddings
 
     def ground(
         self,
@@ -238,6 +238,9 @@ class PhraseGrounder:
         options = {"explanation": explanation, "layer": grounding_layer}
         options = {name: value for name, value in options.items() if value is not None}
         own_explain, heatmaps_of = self.method_functions(method, tokens.heatmap_token_mask is not None)
+        sizes = sorted({tuple(image.pixel_values.shape[2:]) for image in asked})
+        if len(sizes) > 1:
+            raise ValueError(f"images of {sizes} (height, width) make no batch: resize them, or pass batch_size=1")
         pixel_values, explain = torch.cat([image.pixel_values for image in asked]), explain or own_explain
         scores, heatmaps = [], []
         for attention in self.attend(pixel_values, tokens, index, phrase_batch_size, explain, **options):
@@ -325,15 +328,6 @@ class PhraseGrounder:
         return answer
 
 
-def max_tokens(config: PreTrainedConfig) -> int:
-    """Word pieces of the longest phrase that a model of this configuration reads."""
-    text = getattr(config, "qformer_config", None) or config.get_text_config()
-    # The positions of a Roberta, as these two have one, begin behind that of the padding; a text that is decoded by
-    # itself begins with one token more.
-    is_roberta = text.model_type in ("altclip_text_model", "bridgetower_text_model")
-    return text.max_position_embeddings - (text.pad_token_id + 1 if is_roberta else int(text.is_encoder_decoder))
-
-
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model takes its inputs: its own device, or the one that accelerate brings offloaded weights to."""
     hooks = (getattr(module, "_hf_hook", None) for module in model.modules() if model.device.type == "meta")
@@ -385,9 +379,9 @@ def as_record(image: Any, phrases: Any) -> dict[str, Any]:
     for text, _ in map(text_and_span, phrases):
         if not isinstance(text, str):
             raise ValueError(f"a phrase must be a string, not {text!r}; for one image pass one list of phrases")
-        if not text.strip():
-            raise ValueError(f"a phrase is empty ({text!r}): give it a word or leave it out")
         check_characters(text)
+        if is_blank(text):
+            raise ValueError(f"a phrase is empty ({text!r}): give it a word or leave it out")
     return {"image": image, "phrases": phrases}
 
 

@@ -45,6 +45,11 @@ def check_characters(text: str) -> None:
         raise ValueError(f"half a character (a lone surrogate) is in {text!r:.80}: decode it anew or leave it out")
 
 
+def is_blank(text: str) -> bool:
+    """Whether there is nothing in it to see; of zero-width blanks, too, tokenizers leave nothing."""
+    return not any(each.isprintable() and each != " " for each in text)
+
+
 def cleaned_words(text: str) -> list[str]:
     """All words of a text after the cleaning of `clean_text`."""
     text = text.lower().translate(REPLACEMENTS).replace("<person>", "person")

@@ -1,5 +1,6 @@
 """GroundingCollator: its batch by hand, its masks against a slow rasteriser, every refusal with the record's name."""
 
+import copy
 import hashlib
 import io
 import json
@@ -164,6 +165,19 @@ def test_tokens_that_the_model_does_not_know(processor):
         replace(known, num_known_tokens=most)([record(phrase="man")])
 
 
+def test_random_words_are_of_those_that_the_model_knows(processor):
+    known = max(processor.tokenizer("man on the left")["input_ids"]) + 1
+    processor = copy.deepcopy(processor)
+    processor.tokenizer.add_tokens([f"word{number}" for number in range(1000)])
+    collator = GroundingCollator(processor, mlm_probability=1, mask_size=8, num_known_tokens=known)
+    batch = collator([record(phrase="man on the left", image_id=str(number)) for number in range(40)])
+    ids, labels = batch["mlm_input_ids"], batch["mlm_labels"]
+    is_random = (ids != labels) & (labels >= 0) & (ids != processor.tokenizer.mask_token_id)
+    assert is_random.sum() > 5 and ids.max() < known
+    with pytest.raises(ValueError, match="the tokenizer has a token 4, the model 4 tokens only"):
+        replace(collator, num_known_tokens=4)._mask_tokens(batch["input_ids"])
+
+
 @pytest.mark.parametrize(("max_length", "num_tokens"), [(25, 20), (7, 7), (None, None)])
 def test_no_phrase_is_longer_than_the_model_reads(processor, max_length, num_tokens):
     """It is cut where phrases are cut, and else cannot be used; one of just as many tokens can."""
@@ -243,6 +257,11 @@ def test_draws_depend_on_seed_epoch_and_records_alone(processor):
 
     assert draw() == draw() != draw(epoch=1)
     assert draw(seed=1) not in (draw(), draw(epoch=1))
+    expected, of_data = draw(), datasets.Dataset.from_list(records)
+    for kind in ("numpy", "torch"):
+        records = list(of_data.with_format(kind))
+        assert draw() == expected
+    records = of_data.to_list()
     assert draw(epoch=1) == draw(epoch=1)
 
 
@@ -495,6 +514,7 @@ def broken_image():
         ({"image": "photo.png"}, "there is no image photo.png"),
         ({"image": np.zeros((1, 4, 4, 3), dtype=np.uint8)}, "is no image"),
         ({"phrase": "  "}, "phrase is empty"),
+        ({"phrase": "\u200b"}, "phrase is empty"),  # to be seen by nobody
         ({"phrase": None}, "phrase is empty"),
         ({"phrase": ["a", "b"]}, r"a row of several phrases; trainer\.phrase_rows\.PhraseRows\(dataset\) has a record"),
         ({"phrase": "...!"}, "empty after cleaning"),
@@ -515,6 +535,7 @@ def test_an_unusable_record_is_named(collator, changes, message):
         ({"image_id": float("nan"), "image": {"bytes": b"", "path": "1.png"}}, None, "image '1.png', phrase 'the man'"),
         ({"image_id": None, "image": {"bytes": b"", "path": None}}, 3, "record 3, phrase 'the man'"),
         ({"image_id": None}, None, "phrase 'the man'"),
+        ({"image_id": None, "image": "L" * 9000}, None, f"image '{199 * 'L'}, phrase 'the man'"),  # base64
     ],
 )
 def test_what_messages_call_a_record(changes, number, name):

@@ -280,6 +280,7 @@ def test_workers_are_forked_however_processes_begin_else(ground, monkeypatch):
     [
         (picture(), " ", r"a phrase is empty \(' '\)"),
         (picture(), ["a dog", ""], r"a phrase is empty \(''\)"),
+        (picture(), ["a dog", "\u200b\u2060"], r"a phrase is empty \('\\u200b\\u2060'\)"),
         (picture(), ["a dog", "!?"], r"phrase 1 \('!\?'\) is empty after cleaning"),
         (picture(), ["a dog", 3], "a phrase must be a string, not 3"),
         (picture(), [["a dog"]], "for one image pass one list"),

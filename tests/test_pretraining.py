@@ -332,6 +332,17 @@ def test_the_momentum_encoder_moves_a_little_towards_the_model():
     assert not any(parameter.requires_grad for parameter in model.momentum_encoder.parameters())
 
 
+def test_where_a_file_has_other_sizes_the_momentum_encoder_is_a_copy(tmp_path):
+    model = pretraining_model()
+    model.save_pretrained(tmp_path)
+    config = copy.deepcopy(model.config)
+    config.text_config.vocab_size += 3
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path, config=config, ignore_mismatched_sizes=True)
+    new = [pair for pair in loaded._momentum_pairs() if len(pair[0]) == config.text_config.vocab_size]
+    assert len(new) == 2 and all(torch.equal(copied, original) for copied, original in new)
+    assert torch.equal(loaded.image_queue, model.image_queue)
+
+
 def test_the_queues_go_round():
     model, batch = pretraining_model(), tiny_batch(5)
     before, written = state_of(model), []

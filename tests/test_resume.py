@@ -18,7 +18,7 @@ import train
 from tests.helpers.data import tiny_albef, tiny_dataset
 from tests.helpers.models import TINY, tiny_blip
 from tests.helpers.runs import everything, finish, kill, options, prepare, start
-from tests.helpers.training import Poison, Watcher, collator_of, is_equal, make_trainer
+from tests.helpers.training import Poison, Watcher, collator_of, is_equal, make_trainer, snapshot
 from tests.helpers.versions import resumes_processes
 from trainer import checkpoints
 from trainer.amc_trainer import AmcTrainer
@@ -330,10 +330,39 @@ def test_every_family_goes_on_in_the_middle_of_an_epoch(tmp_path, family):
     assert is_equal(watcher.weights[1], resumed.model.state_dict())
 
 
-def frozen_albef():
+def frozen_albef(part: str):
     model = tiny_albef()
-    model.albef.text_projection.requires_grad_(False)
+    model.albef.get_submodule(part).requires_grad_(False)
     return model
+
+
+def test_equally_many_other_weights_are_not_gone_on_with(tmp_path):
+    make_trainer(tmp_path, frozen_albef("vision_model.layers.0"), save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match="trained other weights of the model, although as many: set freeze"):
+        other = frozen_albef("vision_model.layers.1")
+        make_trainer(tmp_path, other, max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_data_without_a_length_are_gone_on_with_in_their_first_pass(tmp_path):
+    """Of three batches. After it, they can be begun anew."""
+
+    def begin(folder, **settings):
+        rows = tiny_dataset(10).to_iterable_dataset()
+        settings |= dict(save_strategy="steps", save_steps=1, lr_scheduler_type="constant")
+        return make_trainer(tmp_path / folder, dataset=rows, **settings)
+
+    watcher = Watcher()
+    begin("straight", watcher=watcher, max_steps=5).train()
+    for step in (1, 2):
+        resumed = begin(f"from {step}", max_steps=3)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / f"checkpoint-{step}"))
+        assert is_equal(watcher.weights[2], snapshot(resumed.model))
+    checkpoint = str(tmp_path / "straight" / "checkpoint-4")
+    with pytest.raises(ValueError, match="went 1 times over data without a length, and its place in them is not"):
+        begin("refused", max_steps=5).train(resume_from_checkpoint=checkpoint)
+    again = begin("again", max_steps=5, ignore_data_skip=True)
+    again.train(resume_from_checkpoint=checkpoint)
+    assert again.state.global_step == 5 and again.data_collator.epoch == 1
 
 
 @pytest.mark.parametrize(
@@ -342,7 +371,11 @@ def frozen_albef():
         (tiny_albef, {"optim": "adafactor"}, "an optimizer with .*betas.* Adafactor has .*clip_threshold.* set optim"),
         (tiny_albef, {"optim": "sgd"}, "an optimizer with .*betas.* SGD has momentum.* set optim as it was"),
         # By hand: a matrix, which decays, and a bias.
-        (frozen_albef, {}, r"trained 157 tensors \(\[57, 100\].* trains 155 \(\[56, 99\]\): set model, freeze and lo"),
+        (
+            lambda: frozen_albef("text_projection"),
+            {},
+            r"trained 157 tensors \(\[57, 100\].* trains 155 \(\[56, 99\]\): set model, freeze and lo",
+        ),
         (lambda: tiny_albef(queue_size=9), {}, r"another model: image_id_queue is \(12,\) there and \(9,\) here: go"),
         (tiny_blip, {"mlm_weight": 0.0}, "checkpoint-2 is of type 'albef', the model of 'blip': go on with the model"),
     ],

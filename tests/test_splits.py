@@ -209,6 +209,12 @@ def test_image_folders(tmp_path, streaming):
     shutil.make_archive(str(tmp_path / "zipped" / "train"), "zip", source)
     (row,) = open_split(str(tmp_path / "zipped"), None, "train", streaming)
     assert row["phrase"] == "0.png" and np.array_equal(open_image(row["image"]), picture())
+    assert row["image"] == {"bytes": (source / "0.png").read_bytes(), "path": "0.png"}
+    (source / "0.png").write_bytes(b"broken")
+    shutil.make_archive(str(tmp_path / "zipped" / "train"), "zip", source)
+    (row,) = open_split(str(tmp_path / "zipped"), None, "train", streaming)
+    with pytest.raises(ValueError, match=r"^0\.png is not a readable image"):
+        open_image(row["image"])
     with pytest.raises(ValueError, match=r"passed over metadata\.jsonl: words such as train .* below one folder"):
         open_split(str(image_folder(tmp_path / "coco", ["COCO_train2014_0.png"])), None, "train", streaming)
     objects = {"file_name": "0.png", "objects": {"bbox": [[1, 2, 3, 4]], "categories": [0]}}

@@ -15,7 +15,7 @@ from transformers import BlipForImageTextRetrieval, TrainerCallback
 from dataset_scripts.features import FEATURES, encode_png, make_row
 from modeling_albef_amc import AlbefForPreTraining
 from modeling_albef_amc.families.decoders import DECODERS
-from modeling_albef_amc.pipeline import max_tokens
+from modeling_albef_amc.families.processors import max_tokens
 from tests.helpers.data import (
     PHRASES,
     blip_processor,
@@ -228,6 +228,34 @@ def test_a_short_last_step_of_an_epoch(tmp_path):
     norms = [max(g.abs().max() for g in grads.values() if g is not None) for grads in watcher.gradients]
     # Not divided by three where there are but one or two: the two steps are of the same order.
     assert 0.2 < norms[1] / norms[0] < 5
+
+
+@pytest.mark.parametrize("num_rows", [10, 8])
+def test_steps_of_data_without_a_length_are_whole(tmp_path, num_rows):
+    """Passes of three batches, or of two, in steps of two: what a pass leaves over begins the next step."""
+    seen = []
+
+    def collator(rows):
+        seen.append([row["image_id"] for row in rows])
+        return collate(rows)
+
+    collate = collator_of(mlm_probability=0.0)
+    settings = dict(max_steps=4, gradient_accumulation_steps=2, learning_rate=0.0, mlm_weight=0.0)
+    trainer = make_trainer(
+        tmp_path, dataset=tiny_dataset(num_rows).to_iterable_dataset(), collator=collator, **settings
+    )
+    trainer.train()
+    passes = [[f"scene-{row}" for row in range(first, min(first + 4, num_rows))] for first in range(0, num_rows, 4)]
+    assert seen[:8] == (passes * 4)[:8]
+    for entry in training_logs(trainer):
+        parts = [weight * entry.get(name, 0) for name, weight in trainer.args.loss_weights.items()]
+        assert entry["loss"] == pytest.approx(sum(parts), rel=1e-4)
+
+
+def test_a_pass_of_fewer_batches_than_a_step_takes(tmp_path):
+    rows = tiny_dataset(4).to_iterable_dataset()
+    with pytest.raises(ValueError, match="The training data have 1 batches, and a step takes 2: lower gradient_acc"):
+        make_trainer(tmp_path, dataset=rows, gradient_accumulation_steps=2).train()
 
 
 # Schedules and groups -------------------------------------------------------------------------------------------------

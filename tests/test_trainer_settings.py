@@ -38,6 +38,7 @@ class Rows(torch.utils.data.Dataset):
         (ONLY | {"caption_weight": 0}, r"caption_weight, .* are all 0: nothing is left to train on"),
         ({"alpha": 1.5}, "alpha must lie in"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"max_grad_norm": None}, "max_grad_norm must be above 0"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor must be 0\.0, not 0\.1"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy must be random or sequential"),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -44,10 +45,9 @@ from modeling_albef_amc.families import registry
 from modeling_albef_amc.families.auto import AdapterError, load_model, load_processor
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.fusion import BLIP
-from modeling_albef_amc.families.processors import whole_images
+from modeling_albef_amc.families.processors import max_tokens, whole_images
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
-from modeling_albef_amc.pipeline import max_tokens
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
 from tests.helpers.models import (
     CHECKPOINTING,
@@ -122,6 +122,27 @@ def test_every_way_to_a_checkpoint(family, folder):
         config.return_dict = False
     same(AutoGrounder(model, build(family)[1], device="cpu").ground(picture(), TEXTS), expected)
     assert not any(config.return_dict for config in parts)
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_a_grounder_is_pickled_and_copied(family, folder):
+    """Its pipeline, too; with an encoding that it keeps, once it has answered."""
+    grounder, ground = AutoGrounder.from_pretrained(folder, max_encodings=2), pipeline("visual-grounding", model=folder)
+    expected = grounder.ground(picture(), TEXTS)
+    for way in (copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))):
+        copied = way(grounder)
+        same(copied.ground(picture(), TEXTS), expected)
+        assert copied.max_encodings == 2 and copied.model is not grounder.model
+        same(way(ground)(picture(), TEXTS), expected)
+
+
+def test_images_of_several_sizes_make_no_batch():
+    model, processor = build("albef")
+    processor.image_processor.do_resize = False
+    grounder, images = AutoGrounder(model, processor), [picture().resize(size) for size in ((32, 32), (64, 32))]
+    assert len(grounder.ground(images, TEXTS)) == 2
+    with pytest.raises(ValueError, match=r"images of \[\(32, 32\), \(32, 64\)\] \(height, width\) make no batch"):
+        grounder.ground(images, TEXTS, batch_size=2)
 
 
 def test_siglip_fills_up_as_its_tokenizer():

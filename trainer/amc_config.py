@@ -113,7 +113,7 @@ class AmcConfig(AmcArguments, TrainingArguments):
             raise ValueError(f"{', '.join(map(weight_name, weights))} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
-        if self.max_grad_norm <= 0:
+        if not (self.max_grad_norm or 0) > 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 
     def _check_early_stopping(self) -> None:

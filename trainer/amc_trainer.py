@@ -1,6 +1,7 @@
 """Trains any groundable vision-language model with Attention Mask Consistency, and evaluates where it points."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,11 +20,10 @@ from transformers.utils import logging
 from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.families.hooks import with_own_forward
 from modeling_albef_amc.families.objectives import known_matches
-from modeling_albef_amc.families.processors import num_known_tokens, whole_images
+from modeling_albef_amc.families.processors import max_tokens, num_known_tokens, whole_images
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
 from modeling_albef_amc.gradcam import heatmap_points
-from modeling_albef_amc.pipeline import max_tokens
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
@@ -43,7 +43,9 @@ from .scores import PointingScores
 from .streaming import StreamedBatches, StreamedRows, as_it_is
 
 logger = logging.get_logger(__name__)
-TRAINED_LOSSES = "trained_losses"  # in the state of a checkpoint
+# In the state of a checkpoint: losses that were trained; a digest of the names of trained weights; passes over data
+# without a length.
+TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES = "trained_losses", "trained_weights", "passes"
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
@@ -137,6 +139,7 @@ class AmcTrainer(PublishingTrainer):
         self.bad_steps, self.epoch = 0, -1
         self.teacher_has_moved = False  # for the step to come, before a checkpoint in its middle
         self._step_records: list[str] = []
+        self._left_over: list[dict] = []
         self.means = {"train": LossMeans(), "eval": LossMeans()}
 
     def explained(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -190,7 +193,7 @@ class AmcTrainer(PublishingTrainer):
         if self.args.uses_regions:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
-        self.num_phrases = self.num_without_wrong_image = 0
+        self.num_phrases, self.num_without_wrong_image, self._left_over = 0, 0, []
         output = super().train(*args, **kwargs)
         best = self.state.best_global_step
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
@@ -265,7 +268,11 @@ class AmcTrainer(PublishingTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict], dict[str, torch.Tensor] | None]:
         """All micro-batches of an optimizer step, with what their losses must know of each other."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches - len(self._left_over), device)
+        batches, self._left_over = [*self._left_over, *batches], []
+        if len(batches) < num_batches:
+            # A pass over data without a length ends within a step, and Trainer would not take it: the next one does.
+            self._left_over, batches = batches, []
         if not batches:
             return batches, None
         self._load_rng_state(self.resumed_from)
@@ -456,8 +463,20 @@ class Hooks(TrainerCallback):
                 f"{trainer.num_examples(loader)} rows: lower per_device_train_batch_size, or do without it."
             )
         warn_of_warmup(args, state, kwargs["lr_scheduler"])
+        passes, weights = state.stateful_callbacks.get(PASSES, 0), trained_weights(trainer.model, kwargs["optimizer"])
+        if passes and not has_length(loader) and not args.ignore_data_skip:
+            raise ValueError(
+                f"resume_from_checkpoint: the run went {passes} times over data without a length, and its place in "
+                "them is not known. ignore_data_skip=True begins with their first row; StreamedRows and data with a "
+                "length go on where they were."
+            )
+        if state.stateful_callbacks.setdefault(TRAINED_WEIGHTS, weights) != weights:
+            raise ValueError(
+                "resume_from_checkpoint: the checkpoint's run trained other weights of the model, although as many: "
+                "set freeze and lora_* as they were, or begin a new run from its weights."
+            )
         trainer.trained_losses.update(state.stateful_callbacks.get(TRAINED_LOSSES, []))
-        trainer.epoch, trainer.teacher_has_moved = -1, TEACHER_HAS_MOVED in state.stateful_callbacks
+        trainer.epoch, trainer.teacher_has_moved = passes - 1, TEACHER_HAS_MOVED in state.stateful_callbacks
         state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
         if trainer.before_step is not None:
             restore_buffers(trainer.accelerator.unwrap_model(trainer.model), trainer.before_step[1])
@@ -494,6 +513,13 @@ class Hooks(TrainerCallback):
         state.stateful_callbacks[TRAINED_LOSSES] = sorted(self.trainer.trained_losses)
 
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if not has_length(kwargs["train_dataloader"]):
+            state.stateful_callbacks[PASSES] = self.trainer.epoch + 1
+        if self.trainer._left_over and control.should_training_stop:
+            raise ValueError(
+                f"The training data have {len(self.trainer._left_over)} batches, and a step takes "
+                f"{args.gradient_accumulation_steps}: lower gradient_accumulation_steps, or the size of a batch."
+            )
         if args.uses_regions and not self.trainer.trained_losses & {"loss_amc_mean", "loss_klal"}:
             logger.warning(
                 f"No example trained on so far had a region: {args.region_loss} has not begun. Look at the columns "
@@ -515,6 +541,13 @@ def known_pairs(batch: dict[str, Any]) -> torch.Tensor:
     is_true = ~batch.get("is_absent", torch.zeros_like(own_image).bool())
     ids, mask, own_image = (None if of is None else of[is_true] for of in (ids, mask, own_image))
     return known_matches(own_image, batch.get("image_ids"), ids, mask)
+
+
+def trained_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """A digest of their names, in the optimizer's order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [[names.get(parameter, "") for parameter in group["params"]] for group in optimizer.param_groups]
+    return hashlib.blake2b(repr(order).encode(), digest_size=8).hexdigest()
 
 
 def warn_of_warmup(args: AmcConfig, state: TrainerState, schedule: Any) -> None:

@@ -57,7 +57,7 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
     if not sizes.any():
         image = next(row["image"] for row in images_and_boxes(dataset) if list(fours(row["boxes"])))
         place = (image and image["path"]) or "stored in the row"
-        raise ValueError(f"{path}: no image of the first rows with boxes can be read; the first is {place}.")
+        raise ValueError(f"{path}: no image of the first rows with boxes can be read; the first is {place:.200}.")
     groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats or ()]
     fitting: list[str] = next(filter(None, groups), [])
     theirs, first = written(found.places["boxes"]), f"the first is {[round(v, 4) for v in boxes[0].tolist()]}"

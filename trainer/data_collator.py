@@ -13,6 +13,7 @@ from transformers import DataCollatorForLanguageModeling, ProcessorMixin
 
 from modeling_albef_amc.families.processors import check_tokens, tokenize_phrases
 from modeling_albef_amc.images import open_image
+from modeling_albef_amc.tokenization_albef import is_blank
 
 from .augmentation import GroundingAugmentation
 from .phrase_rows import Record, check_same_image, image_id_of, is_absent, record_name
@@ -131,7 +132,9 @@ class GroundingCollator:
         """
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
-        names = [f"image {record.get('image_id')!r}, phrase {record.get('phrase')!r}" for record in records]
+        # Alike for data in NumPy's or torch's format.
+        told = [[plain(record.get(name)) for name in ("image_id", "phrase")] for record in records]
+        names = [f"image {image_id!r}, phrase {phrase!r}" for image_id, phrase in told]
         seed = "\n".join([f"{self.seed} {self.epoch}", *names])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_hash(seed.encode(errors="surrogatepass")))
@@ -265,7 +268,11 @@ class GroundingCollator:
         # Ours rather than the tokenizer's own special tokens mask, which spares [UNK] too.
         special = torch.isin(input_ids, torch.tensor([token for token in spared if token is not None]))
         masker = DataCollatorForLanguageModeling(tokenizer, mlm_probability=self.mlm_probability)
-        return masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
+        masked, labels = masker.torch_mask_tokens(input_ids.clone(), special_tokens_mask=special)
+        if self.num_known_tokens is not None:
+            check_tokens(torch.tensor(tokenizer.mask_token_id), self.num_known_tokens)
+            masked %= self.num_known_tokens  # random ones are of all that the tokenizer has
+        return masked, labels
 
 
 def read_example(record: Record, source: SourceImage, box_format: str) -> Example:
@@ -273,12 +280,17 @@ def read_example(record: Record, source: SourceImage, box_format: str) -> Exampl
     phrase = record.get("phrase")
     if isinstance(phrase, list):
         raise ValueError("it is a row of several phrases; trainer.phrase_rows.PhraseRows(dataset) has a record of each")
-    if not isinstance(phrase, str) or not phrase.strip():
+    if not isinstance(phrase, str) or is_blank(phrase):
         raise ValueError("the phrase is empty or not a string; drop the record")
     region = Region.from_record(record, source.image.height, source.image.width, box_format)
     if is_absent(record) and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
     return Example(source, phrase, region, is_absent(record))
+
+
+def plain(value: Any) -> Any:
+    """Python's own value of NumPy's or torch's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _hash(content: bytes) -> int:

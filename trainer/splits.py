@@ -29,7 +29,7 @@ from datasets import (
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.table import CastError, embed_table_storage, table_cast
+from datasets.table import CastError, table_cast
 
 from modeling_albef_amc.families.checkpoint_checks import read_object
 from modeling_albef_amc.images import download
@@ -191,7 +191,8 @@ def load(
         if dataset.column_names is None:
             next(iter(dataset))  # says why, if the first file is broken
         else:
-            dataset = of_files(dataset, path, config, split)
+            # datasets would decode images, and stop at one that is missing or broken.
+            dataset = dataset if isinstance(dataset, Dataset) else dataset.decode(False)
     if folders := split_folders(path):
         dataset = of_folder(dataset, path, split, folders)
     return dataset, found
@@ -308,18 +309,6 @@ def lines_of_other_texts(files: list[str]) -> Iterator[str]:
                 for number, line in enumerate(lines, 1):
                     if "\ufffd" in line.decode(errors="replace"):
                         yield f"Line {number} of {file}"
-
-
-def of_files(
-    dataset: Dataset | IterableDataset, path: str, config: str | None, split: str
-) -> Dataset | IterableDataset:
-    """The data set with images in files as paths, streamed too; with those in archives as bytes."""
-    is_zipped = any(file.lower().endswith(".zip") for file in data_files(path, config, split))
-    if isinstance(dataset, Dataset):
-        embed = partial(dataset.with_format("arrow").map, embed_table_storage, batched=True, batch_size=100)
-        return embed().with_format(None) if is_zipped else dataset
-    # datasets would decode them, and stop at one that is missing; those of archives and of the Hub it has to read.
-    return dataset if is_zipped or not os.path.isdir(path) else dataset.decode(False)
 
 
 def known_columns(
@@ -490,6 +479,8 @@ def place_images(
         image = {"bytes": None, "path": image} if isinstance(image, str) else image
         if image and image["bytes"] is None and image["path"] in contents:
             return {"bytes": contents[image["path"]], "path": image["path"]}
+        if image and image["bytes"] is None and is_within(image["path"]):
+            return read_within(image["path"])
         if not image or image["bytes"] is not None or not is_relative(image["path"]):
             return image if image and any(image.values()) else None
         if len(folders) != 1:
@@ -533,13 +524,28 @@ def is_address(path: str) -> bool:
     return path.startswith(("http://", "https://"))
 
 
+def is_within(path: str | None) -> bool:
+    """Whether a file is in an archive, or on the Hub, by the address that datasets gives it."""
+    return bool(path) and path.startswith(("zip://", "hf://"))
+
+
+def read_within(path: str) -> dict[str, Any]:
+    """An image `is_within`: its bytes, under its name there."""
+    stored = pa.array([{"bytes": None, "path": path}], Image().pa_type)
+    try:
+        (image,) = Image().embed_storage(stored).to_pylist()
+    except FileNotFoundError:  # named when it is its turn
+        image = {"bytes": None}
+    return image | {"path": path.partition("::")[0].partition("://")[2]}
+
+
 def is_relative(path: str | None) -> bool:
     return bool(path) and "://" not in path and not os.path.isabs(path)
 
 
 def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> bool:
-    """Whether a column of images may hold relative paths, or addresses to fetch; of undecoded images on disk, whether
-    it does."""
+    """Whether a column of images may hold relative paths, files in archives, or addresses to fetch; of undecoded images
+    on disk, whether it does."""
     feature = dataset.features[name]
     while isinstance(feature, List | LargeList):
         feature = feature.feature
@@ -550,7 +556,7 @@ def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> boo
             while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
                 images = images.flatten()
             paths = images.field("path").filter(images.field("bytes").is_null()).to_pylist()
-            if any(is_relative(path) or (fetch and path and is_address(path)) for path in paths):
+            if any(is_relative(path) or is_within(path) or (fetch and path and is_address(path)) for path in paths):
                 return True
     return False
 

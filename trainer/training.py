@@ -23,9 +23,8 @@ from modeling_albef_amc import (
 )
 from modeling_albef_amc.families.auto import hub_options, load_model, load_processor
 from modeling_albef_amc.families.decoders import DECODERS
-from modeling_albef_amc.families.processors import num_known_tokens
+from modeling_albef_amc.families.processors import max_tokens, num_known_tokens
 from modeling_albef_amc.families.training import has_own_objectives
-from modeling_albef_amc.pipeline import max_tokens
 
 from .amc_config import AmcConfig
 from .amc_trainer import AmcTrainer

@@ -27,6 +27,7 @@ from .processors import (
     QUIETLY,
     LoadedProcessor,
     check_tokens,
+    max_tokens,
     num_known_tokens,
     tokenize_phrases,
     whole_images,
@@ -78,10 +79,19 @@ class AutoGrounder(PhraseGrounder):
             if explain is None and family.encode_images is not None:
                 encode_images = with_own_forward(family.encode_images)
         model = explainable(model if device is None else model.to(device))
+        self.given_explain = explain
         explain = explain_function(model) if explain is None else with_own_forward(explain)
         super().__init__(model, processor, explain, encode_images)
         self.keeps_encodings, self.max_encodings = max_encodings > 0, max_encodings
         self.encodings, self.lock = OrderedDict(), threading.Lock()
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        """Pickled and copied as what it was made of, without encodings."""
+        return type(self), (self.model, self.processor, self.given_explain, None, self.max_encodings)
+
+    @property
+    def max_tokens(self) -> int:
+        return max_tokens(self.model.config)
 
     @classmethod
     def from_pretrained(

@@ -77,9 +77,23 @@ class GenerativeProcessor:
         self.processor.save_pretrained(folder, **options)
 
 
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Of what reads the phrases."""
+    return getattr(config, "qformer_config", None) or config.get_text_config()
+
+
+def max_tokens(config: PreTrainedConfig) -> int:
+    """Word pieces of the longest phrase that a model of this configuration reads."""
+    text = text_config(config)
+    # The positions of a Roberta, as these two have one, begin behind that of the padding; a text that is decoded by
+    # itself begins with one token more.
+    is_roberta = text.model_type in ("altclip_text_model", "bridgetower_text_model")
+    return text.max_position_embeddings - (text.pad_token_id + 1 if is_roberta else int(text.is_encoder_decoder))
+
+
 def num_known_tokens(config: PreTrainedConfig) -> int | None:
     """How many tokens the model has embeddings of, where its configuration says so."""
-    return getattr(getattr(config, "qformer_config", None) or config.get_text_config(), "vocab_size", None)
+    return getattr(text_config(config), "vocab_size", None)
 
 
 def check_tokens(input_ids: torch.Tensor, num_known: int | None) -> None:

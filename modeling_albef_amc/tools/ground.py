@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from ..families.auto import AutoGrounder, hub_options
 from ..images import open_image
+from ..tokenization_albef import is_blank
 from .figures import panel, sheet
 
 
@@ -25,7 +26,7 @@ def ground(args: argparse.Namespace) -> None:
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # downloads take long enough for one
-    if not all(phrase.strip() for phrase in args.phrases):
+    if any(map(is_blank, args.phrases)):
         raise ValueError("a phrase is empty: give it a word or leave it out")
     for phrase in filter(os.path.isfile, args.phrases):
         raise ValueError(f"{phrase} is a file where a phrase is expected: one image a call, then its phrases")
