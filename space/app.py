@@ -47,6 +47,10 @@ THEME = gr.themes.Default(
     input_placeholder_color="*neutral_500",
     input_placeholder_color_dark="*neutral_400",
 )
+GRADIO_5 = gr.__version__.startswith("5.")
+HTML = importlib.import_module("gradio5").HTML if GRADIO_5 else gr.HTML
+PRIVATE = {"api_name": False} if GRADIO_5 else {"api_visibility": "private"}  # no part of the API
+LOOK = {"theme": THEME, "css": (HERE / "page.css").read_text()}
 INTRODUCTION = "# Point at it\nName things in a photo, and see where the model looks for them."
 # Of the README, where the Space has the name that it would be uploaded under.
 (SNIPPET,) = re.findall(r"```python\n.*?```", (HERE / "README.md").read_text(), re.DOTALL)
@@ -111,7 +115,8 @@ def build(store: ModelStore) -> gr.Blocks:
     def take(event: gr.EventData):
         return list(EXAMPLE_FILES.values())[event.index], EXAMPLES[event.index]["lines"], ""
 
-    with gr.Blocks(title="Point at it", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    options = {"title": "Point at it", "analytics_enabled": False, "delete_cache": (600, 3600)}
+    with gr.Blocks(**options, **(LOOK if GRADIO_5 else {})) as page:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
@@ -121,15 +126,15 @@ def build(store: ModelStore) -> gr.Blocks:
         image, lines, url, *_ = fields
         # All that computes stands in one queue.
         queued = {"concurrency_id": "ground", "concurrency_limit": 2}
-        options = {"fn": show, "inputs": fields, "outputs": viewer, "api_visibility": "private", **queued}
+        options = {"fn": show, "inputs": fields, "outputs": viewer, **PRIVATE, **queued}
         button.click(**options)
         url.submit(**options)
-        examples.click(take, None, [image, lines, url], api_visibility="private").then(**options)
+        examples.click(take, None, [image, lines, url], **PRIVATE).then(**options)
         # In the browser: who presses the button at once does not get the image of the old address.
-        image.input(None, None, url, js="() => ''", api_visibility="private")
+        image.input(None, None, url, js="() => ''", **PRIVATE)
         # Only a link makes the state change. Queued, since otherwise gradio does not tell the page that it has.
         link = gr.State()
-        page.load(restore, None, [*fields, link], concurrency_limit=None, api_visibility="private")
+        page.load(restore, None, [*fields, link], concurrency_limit=None, **PRIVATE)
         link.change(**options)
         with gr.Accordion("Use it from Python", open=False):
             here = os.environ.get("SPACE_ID", "http://127.0.0.1:7860")
@@ -150,7 +155,7 @@ def inputs(store: ModelStore) -> tuple[list[gr.components.Component], gr.Button,
     lines = gr.Textbox(FIRST["lines"], label="What to look for, one phrase a line", lines=4, max_lines=8)
     button = gr.Button("Point", variant="primary")
     chosen = (HERE / "examples.js").read_text()
-    examples = gr.HTML(gallery(), js_on_load=chosen, elem_id="examples", apply_default_css=False)
+    examples = HTML(gallery(), js_on_load=chosen, elem_id="examples", apply_default_css=False)
     with gr.Accordion("Advanced", open=False):
         choices = [(entry.title, entry.id) for entry in store.catalogue.values()]
         hint = "One of these, or the Hub id of any model of a known family: ALBEF, BLIP, CLIP, …"
@@ -170,7 +175,7 @@ def first_view(store: ModelStore) -> gr.HTML:
     names = {"html_template": "viewer.html", "css_template": "viewer.css", "js_on_load": "viewer.js"}
     files = {option: (HERE / name).read_text() for option, name in names.items()}
     shown = [store.describe(store.catalogue[name]) for name in (store.default, second) if name]
-    return gr.HTML(view, **files, models=shown, elem_id="viewer", apply_default_css=False)
+    return HTML(view, **files, models=shown, elem_id="viewer", apply_default_css=False)
 
 
 def on_gpu(function: Callable) -> Callable:
@@ -194,14 +199,12 @@ def gallery() -> str:
 
 
 def launch_options() -> dict[str, Any]:
-    return {
-        "theme": THEME,
-        "css": (HERE / "page.css").read_text(),
+    own = {} if GRADIO_5 else LOOK | {"footer_links": ["api", "settings"]}
+    return own | {
         "max_file_size": MAX_BYTES,
         "state_session_capacity": 200,  # of each visitor, gradio keeps the last answer
         "ssr_mode": False,
         "allowed_paths": [str(HERE / "examples")],
-        "footer_links": ["api", "settings"],
     }
 
 
