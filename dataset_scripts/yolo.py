@@ -3,7 +3,7 @@
 The phrase is the name of a class, its region all objects of it in the image. Names are in `data.yaml` (`names`, a list
 or a mapping), or in `classes.txt` or `*.names`, one a line. A line is `class x y width height` about a box's centre, or
 a polygon, `class x y x y x y …`, as for segmentation and turned boxes; of key points (`kpt_shape` in `data.yaml`) the
-box is read. A box may have a confidence.
+box is read. Boxes and key points may have a confidence, as predictions do.
 
 Splits are what `data.yaml` says (`train`, `val`, `test`: folders of images, or lists of images in text files; another
 one where the folder has its name), wherever it was written; or else folders that are named so. An image is found by the
@@ -59,7 +59,8 @@ class Yolo(PhotoFileBuilder):
         self.words = words_of_labels(self.names.values())
         shape = settings.get("kpt_shape")
         points = [read_whole(each) or 0 for each in shape] if isinstance(shape, list) else []
-        self.num_pose = 4 + points[0] * points[1] if len(points) == 2 else None
+        # Those that a model has found have a confidence, and a number where they are followed over images.
+        self.lengths_of_poses = [4 + points[0] * points[1] + more for more in range(3)] if len(points) == 2 else []
         listed = list(super().listed())
         if any("labels" in path.split("/")[:-1] for *_, path in listed):
             listed = [each for each in listed if "labels" in each[2].split("/")[:-1]]
@@ -103,10 +104,12 @@ class Yolo(PhotoFileBuilder):
     def _instance(self, words: list[str], record: str, label: str) -> Instance:
         numbers = [read_number(word) for word in words]
         unusable_if(None in numbers, "with a coordinate that is no finite number")
-        if len(numbers) in (4, 5, self.num_pose):
+        if len(numbers) in (4, 5, *self.lengths_of_poses):
             x, y, width, height = numbers[:4]
             return Instance(record, label, [x - width / 2, y - height / 2, x + width / 2, y + height / 2])
         unusable_if(len(numbers) % 2 or len(numbers) < 6, "neither a box nor a polygon")
+        is_followed = len(numbers) == 6 and read_whole(words[4]) is None and (read_whole(words[5]) or 0) >= 1
+        unusable_if(is_followed, "a triangle, or a box with a confidence and a number: write its box alone")
         return polygon(record, label, [list(point) for point in zip(numbers[::2], numbers[1::2])])
 
     def _is_no_label(self, stem: str) -> bool:

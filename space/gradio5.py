@@ -40,7 +40,14 @@ class HTML(gr.JSON):
     is_template = True  # looks like its parent
 
     def __init__(
-        self, value: Any, *, elem_id: str, js_on_load: str, html_template: str = "", css_template: str = "", **props: Any
+        self,
+        value: Any,
+        *,
+        elem_id: str,
+        js_on_load: str,
+        html_template: str = "",
+        css_template: str = "",
+        **props: Any,
     ):
         del props["apply_default_css"]
         self.names = {"id": json.dumps(elem_id), "props": json.dumps(props), "script": json.dumps(js_on_load)}

@@ -487,6 +487,16 @@ def test_an_empty_file_is_named(tmp_path, streaming):
         open_split(str(tmp_path), None, "train", streaming)
 
 
+def test_what_is_trained_on_is_not_evaluated_on(model, tmp_path, caplog):
+    folder = write_folder(tmp_path / "data", train=tiny_records(4), validation=tiny_records(4))
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert run(model, folder, tmp_path / "run", "--train_split", "train+validation") == {}
+    assert "its split validation is trained on: training goes on without evaluation" in caplog.text
+    with pytest.raises(ValueError, match="eval_splits: validation is trained on"):
+        run(model, folder, tmp_path / "run", "--train_split", "train+validation", "--eval_splits", "validation")
+
+
 def test_without_validation_training_goes_on_and_says_so(model, tmp_path, caplog):
     folder = write_folder(tmp_path / "data", train=tiny_records(4))
     logging.getLogger("transformers").propagate = True

@@ -134,18 +134,29 @@ def test_fingerprints_tell_data_sets_apart(data, tmp_path):
     assert open_blocks(str(moved), None, "test").fingerprint() != same
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("changed", ["0.png", "mask.png", "test.jsonl"])
-def test_fingerprints_see_that_a_file_was_corrected(tmp_path, changed):
+def test_fingerprints_see_that_a_file_was_corrected(tmp_path, changed, streaming):
     for name in ("0.png", "mask.png"):
         Image.new("L", (8, 8), 255).save(tmp_path / name)
     (tmp_path / "test.jsonl").write_text('{"image": "0.png", "phrase": "a dog", "masks": ["mask.png"]}\n')
-    streaming = changed == "test.jsonl"
     before = open_blocks(str(tmp_path), None, "test", streaming=streaming).fingerprint()
     assert open_blocks(str(tmp_path), None, "test", streaming=streaming).fingerprint() == before
     content = (tmp_path / changed).read_bytes()
     (tmp_path / changed).write_bytes(content.replace(b"dog", b"cat"))  # as large as before
     os.utime(tmp_path / changed, ns=(0, 10**18))
     assert open_blocks(str(tmp_path), None, "test", streaming=streaming).fingerprint() != before
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_fingerprints_see_what_the_card_says_of_columns(tmp_path, streaming):
+    row = {"image": "0.png", "short": "a dog", "long": "a big dog"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    found = set()
+    for column in ("short", "long"):
+        (tmp_path / "README.md").write_text(f"---\nalbef_amc:\n  columns:\n    phrase: {column}\n---\n")
+        found.add(open_blocks(str(tmp_path), None, "test", streaming=streaming, columns=Columns()).fingerprint())
+    assert len(found) == 2
 
 
 def test_a_missing_mask_is_one_unusable_record(checkpoint, tmp_path):

@@ -265,6 +265,16 @@ def test_heads_that_are_chosen(checkpoint, tmp_path, capsys):
     assert "such as 14.24,14.13" in capsys.readouterr().err
 
 
+def test_the_sweep_of_a_model_that_diverged(checkpoint, tmp_path):
+    diverged = AlbefModel.from_pretrained(checkpoint)
+    diverged.itm_head.weight.data.fill_(float("nan"))
+    for part in (diverged, tiny_processor()):
+        part.save_pretrained(tmp_path / "model")
+    data = write_folder(tmp_path / "data", test=tiny_records(2))
+    with pytest.raises(ValueError, match="heatmap 0 has NaN or infinite values: the model diverged"):
+        sweep_layers.main(["--model", str(tmp_path / "model"), "--dataset", str(data), "--split", "test", "--cpu"])
+
+
 def test_the_sweep_refuses(checkpoint, tmp_path, capsys):
     data = write_folder(tmp_path / "data", test=tiny_records(2, without_region=(0, 1)))
     arguments = ["--model", str(checkpoint), "--dataset", str(data), "--split", "test", "--cpu"]

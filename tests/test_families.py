@@ -447,7 +447,10 @@ def test_amc_alone_trains_the_model(family):
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1] < 0.7 * losses[0]
+        if losses[-1] < 0.7 * losses[0]:
+            break
+    else:
+        raise AssertionError(losses)
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     parts = {
         "albef": ("vision_model", "text_", "itm_head.weight"),

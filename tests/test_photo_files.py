@@ -353,8 +353,16 @@ def test_yolo_names_that_brackets_tell_apart_keep_them(yolo):
 
 def test_yolo_key_points_leave_their_box(yolo):
     names = "names: [dog, cat]\nkpt_shape: [2, 3]\n"
-    rows, report = yolo.of("0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.6 0.6 1\n", names)
-    assert found(rows) == [("dog", [[2, 1.5, 6, 4.5]])] and not report.dropped and not rows[0]["masks"]
+    for more in ("", " 0.9", " 0.9 1"):
+        rows, report = yolo.of(f"0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.6 0.6 1{more}\n", names)
+        assert found(rows) == [("dog", [[2, 1.5, 6, 4.5]])] and not report.dropped and not rows[0]["masks"]
+
+
+def test_yolo_boxes_that_are_followed_are_no_triangles(yolo):
+    rows, report = yolo.of("0 0.3 0.4 0.2 0.2 0.93 1\n1 0.1 0.1 0.9 0.1 0.5 0.9\n", "names: [dog, cat]\n")
+    assert [row["phrase"] for row in rows] == ["cat"] and rows[0]["masks"]
+    (reason,) = report.dropped
+    assert "a triangle, or a box with a confidence and a number" in reason
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,13 @@ def test_a_wrong_yaml_is_refused_with_its_name_and_key(tmp_path, text, message):
     assert str(path) in str(raised.value)
 
 
+def test_a_yaml_says_true_where_a_word_could_stand(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("output_dir: x\nfsdp: true\nuse_cpu: true\nreport_to: none\n")
+    *_, args = parse_arguments(*CLASSES, arguments=[str(path)])
+    assert args.fsdp is AmcConfig("x", fsdp=True, use_cpu=True).fsdp and args.use_cpu is True
+
+
 def test_a_missing_yaml_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.yaml: No such file"):
         parse_arguments(*CLASSES, arguments=[str(tmp_path / "none.yaml")])

@@ -15,6 +15,7 @@ from tests.helpers.training import ONLY, collator_of, is_equal, make_trainer, sn
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.model_card import model_card
+from trainer.streaming import StreamedRows
 
 
 class Rows(torch.utils.data.Dataset):
@@ -39,6 +40,8 @@ class Rows(torch.utils.data.Dataset):
         ({"alpha": 1.5}, "alpha must lie in"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
         ({"max_grad_norm": None}, "max_grad_norm must be above 0"),
+        ({"alpha_ramp_epochs": -1.0}, "alpha_ramp_epochs must not be negative"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, "use_seedable_sampler must be True: a resumed run"),
         ({"label_smoothing_factor": 0.1}, r"label_smoothing_factor must be 0\.0, not 0\.1"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy must be random or sequential"),
@@ -236,6 +239,15 @@ def test_phrases_share_images_only_where_the_rows_say_which(tmp_path):
             make_trainer(tmp_path, dataset=rows, phrases_per_image=2, train_sampling_strategy="random")
     with pytest.raises(ValueError, match="needs train_sampling_strategy random, not sequential"):
         make_trainer(tmp_path, dataset=dataset, phrases_per_image=2)
+    dataset.to_parquet(tmp_path / "data" / "train.parquet")
+    rows = StreamedRows.open(str(tmp_path / "data"), None, "train")
+    with pytest.raises(ValueError, match="Streamed data need train_sampling_strategy random, not sequential"):
+        AmcTrainer(
+            tiny_albef(),
+            AmcConfig(str(tmp_path), use_cpu=True, train_sampling_strategy="sequential", report_to="none"),
+            train_dataset=rows,
+            data_collator=collator_of(),
+        )
 
 
 # Regions --------------------------------------------------------------------------------------------------------------

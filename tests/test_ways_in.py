@@ -136,6 +136,11 @@ def test_a_grounder_is_pickled_and_copied(family, folder):
         same(way(ground)(picture(), TEXTS), expected)
 
 
+def test_an_image_size_of_nothing():
+    with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
+        whole_images(tiny_processor(), tiny_config(), 0)
+
+
 def test_images_of_several_sizes_make_no_batch():
     model, processor = build("albef")
     processor.image_processor.do_resize = False
@@ -195,8 +200,8 @@ def test_offloaded_weights(family, folder, tmp_path):
     assert {parameter.device.type for parameter in grounder.model.parameters()} == {"meta"}
     ground = pipeline("visual-grounding", model=grounder.model, processor=grounder.processor)
     same(ground(picture(), TEXTS), plain.ground(picture(), TEXTS))
-    own = {name: "cpu" for name, _ in load_model(folder).named_parameters() if "." not in name}
-    parts = own | {name: "disk" for name, _ in load_model(folder).named_children()}
+    own = {name: "cpu" for name, _ in plain.model.named_parameters() if "." not in name}
+    parts = own | {name: "disk" for name, _ in plain.model.named_children()}
     parts[min(parts)] = "cpu"
     grounder = AutoGrounder.from_pretrained(folder, device_map=parts, offload_folder=tmp_path / "offload")
     same(grounder.ground(picture(), TEXTS), plain.ground(picture(), TEXTS))

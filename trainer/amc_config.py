@@ -97,6 +97,7 @@ class AmcConfig(AmcArguments, TrainingArguments):
             ("dispatch_batches", False, "batches hold more than tensors"),
             ("split_batches", False, "per_device_train_batch_size says what a process takes"),
             ("even_batches", True, "processes that take different numbers of steps wait for each other"),
+            ("use_seedable_sampler", True, "a resumed run would draw another order"),
         ):
             if getattr(loading, name) not in (value, None):
                 raise ValueError(f"accelerator_config: {name} must be {value}: {reason}.")
@@ -113,6 +114,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
             raise ValueError(f"{', '.join(map(weight_name, weights))} are all 0: nothing is left to train on.")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
+        if not self.alpha_ramp_epochs >= 0:
+            raise ValueError(f"alpha_ramp_epochs must not be negative, got {self.alpha_ramp_epochs}.")
         if not (self.max_grad_norm or 0) > 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 

@@ -27,7 +27,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
-from .data_checks import check_groups, check_regions
+from .data_checks import check_order, check_regions
 from .data_collator import PADDING, GroundingCollator
 from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
@@ -74,8 +74,8 @@ class AmcTrainer(PublishingTrainer):
 
     Every loss is the mean over its items in the whole optimizer step, and contrasts go over all pairs of the step:
     neither the number of processes nor gradient accumulation changes the gradient. Only hard negatives, and what dual
-    encoders compare absent phrases with, are chosen from the micro-batch. A step without a finite
-    gradient is skipped, counted and reported with its records.
+    encoders compare absent phrases with, are chosen from the micro-batch, of which `amc_reduction` batch takes its
+    means. A step without a finite gradient is skipped, counted and reported with its records.
 
     Raises:
         FloatingPointError: `max_bad_steps` such steps in a row. What was trained before is saved.
@@ -114,7 +114,7 @@ class AmcTrainer(PublishingTrainer):
         super().__init__(model, args, data_collator, callbacks=callbacks, **kwargs)
         check_device(args, self.accelerator)
         if self.train_dataset is not None:
-            check_groups(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
+            check_order(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
             check_wrong_images(self.model, args, phrases_per_image)
         if self.is_fsdp_enabled:
             if self.model_init is not None:

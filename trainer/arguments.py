@@ -158,7 +158,7 @@ class AmcArguments:
     amc_margin_mean: float = option(0.1, "Margin between the means (Δ_mean).")
     amc_margin_max: float = option(0.5, "Margin between the maxima (Δ_max).")
     amc_reduction: Literal["example", "batch"] = option(
-        "example", "Means of loss_amc_mean per example (the paper) or over the batch (the released code)."
+        "example", "Means of loss_amc_mean per example (the paper) or over the micro-batch (the released code)."
     )
     region_loss: Literal["amc", "klal", "both", "none"] = option(
         "amc", "Whether heatmaps learn regions (amc), the attention itself without its gradient (klal), both or none."
@@ -219,6 +219,8 @@ def typed(value: Any, action: argparse.Action, annotation: str) -> Any:
         return None
     if isinstance(value, dict) and "=" in (action.metavar or ""):
         return [f"{name}={each}" for name, each in value.items()]
+    if isinstance(value, bool) and action.const is True:  # transformers' `fsdp` may be a word, too
+        return value
     if isinstance(value, list | dict):
         if type(value).__name__ not in annotation.lower():
             raise ValueError(f"expected one value, got {reprlib.repr(value)}.")

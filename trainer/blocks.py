@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset, Value
 
 from .columns import Columns
 from .phrase_rows import PhraseRows, Record, check_same_image, records_of
-from .splits import IMAGES, data_files, named_shards, open_split, reading
+from .splits import IMAGES, TEXT_FILES, data_files, named_shards, open_split, reading
 
 
 class Blocks:
@@ -66,10 +66,14 @@ class Blocks:
 
 
 class FileBlocks:
-    """Blocks of a streamed data set: one file each, as its builder wrote them. Methods: as of `Blocks`."""
+    """Blocks of a streamed data set: one file each, as its builder wrote them. Methods: as of `Blocks`.
 
-    def __init__(self, dataset: IterableDataset, files: list[str]):
+    Args: columns: what the data were read by.
+    """
+
+    def __init__(self, dataset: IterableDataset, files: list[str], columns: Columns):
         self.dataset, self.files, self.names = dataset, files, named_shards(dataset, files)
+        self.columns = columns
 
     def __len__(self) -> int:
         return self.dataset.num_shards
@@ -87,9 +91,17 @@ class FileBlocks:
         return [found[position] for position in positions]
 
     def fingerprint(self) -> str:
-        """A hash of the files' names, and of the sizes and times of those that are on disk."""
-        named = [(os.path.basename(file), *file_stamp(file)) if os.path.exists(file) else file for file in self.files]
-        return hashlib.blake2b(repr(named).encode(), digest_size=16).hexdigest()
+        """A hash of the files' names, and of the sizes and times of those that are on disk, images that they name too;
+        and of how columns and boxes are read."""
+        on_disk = [file for file in self.files if os.path.exists(file)]
+        named = [(os.path.basename(file), *file_stamp(file)) if file in on_disk else file for file in self.files]
+        read = named, self.columns.names, self.columns.box_format
+        digest, stamp_of_file = hashlib.blake2b(repr(read).encode(), digest_size=16), cache(file_stamp)
+        if any(file.lower().endswith(TEXT_FILES) for file in on_disk):
+            images = [name for name in IMAGES if name in self.dataset.column_names]
+            for row in self.dataset.select_columns(images):
+                digest.update(repr([stamp(row[name], stamp_of_file) for name in images]).encode())
+        return digest.hexdigest()
 
 
 def open_blocks(
@@ -110,9 +122,10 @@ def open_blocks(
     """
     if streaming and limit is not None:
         raise ValueError("A streamed data set is taken whole: leave out streaming to take a part of it.")
+    columns = columns or Columns()
     dataset = open_split(path, config, split, streaming, columns, needs_regions)
     if streaming:
-        return FileBlocks(dataset, data_files(path, config, split))
+        return FileBlocks(dataset, data_files(path, config, split), columns)
     dataset = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
     if len(dataset) == 0:
         raise ValueError(f"Split {split} of {path} is empty.")

@@ -174,8 +174,10 @@ def check_sample(
     return usable
 
 
-def check_groups(dataset: Any, strategy: str, phrases_per_image: int) -> None:
-    """Refuses a data set whose rows cannot be drawn so that some share an image, where they should."""
+def check_order(dataset: Any, strategy: str, phrases_per_image: int) -> None:
+    """Refuses a data set whose rows cannot be drawn in the order asked for, or so that some share an image."""
+    if isinstance(dataset, StreamedRows) and strategy != "random":
+        raise ValueError(f"Streamed data need train_sampling_strategy random, not {strategy}: parts come in any order.")
     if phrases_per_image == 1:
         return
     columns = columns_of(dataset) or []

@@ -269,7 +269,6 @@ def load_grounder(
     reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format or "xyxy"}
     settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
     settings |= {"heads": heads} if heads else {}
-    settings |= {"columns": args.columns} if args.columns and args.streaming else {}  # else part of the data's hash
     work = {"batch_size": args.batch_size, "num_workers": args.num_workers, "strict": args.strict}
     return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options
 

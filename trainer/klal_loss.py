@@ -23,8 +23,8 @@ def kl_attention_loss(
     Args:
         attention_maps: (num_phrases, num_heads, rows, columns), not negative; each head's is normalised here.
         masks: (num_phrases, height, width) in [0, 1], averaged over the cells.
-        has_region: (num_phrases,) bool: phrases without a region are left out, as are empty masks; default: all have
-            one.
+        has_region: (num_phrases,) bool: phrases without a region are left out; default: all have one. An empty mask
+            adds 0 to the mean.
 
     Returns: `{"loss_klal"}`, the mean over the phrases with a region; 0 where there is none, still with a gradient (of
         zero).

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from modeling_albef_amc.families.registry import explained_layers
 from modeling_albef_amc.gradcam import heatmap_points
+from modeling_albef_amc.processing_albef import check_heatmaps
 
 from .benchmarks import Protocol, table
 from .blocks import open_blocks
@@ -99,6 +100,7 @@ def hits_of_layer(grounder: RecordGrounder, images: list[ImageQuestions], layer:
     hits: Hits = Counter()
     for found in images:
         for question, of_heads in zip(found.usable, found.image.heatmaps if found.image else ()):
+            check_heatmaps(of_heads)
             maps = torch.cat([of_heads.mean(dim=0, keepdim=True), of_heads if per_head else of_heads[:0]])
             points = heatmap_points(maps, torch.tensor([found.image.size]).expand(len(maps), 2)).numpy()
             for head, point in zip([AVERAGE, *map(str, range(len(of_heads)))], points):

@@ -216,6 +216,7 @@ def hold_out(dataset: Dataset | PhraseRows, fraction: float) -> tuple[Dataset | 
 def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
     """Those asked for, or else validation. Where there is none, training goes on without evaluation, and says so."""
     fraction, path = data_args.validation_fraction, data_args.dataset
+    trained = [split.strip() for split in data_args.train_split.split("+")]
     if data_args.eval_splits is not None:
         named = {re.split(r"\W", split)[0] for split in data_args.eval_splits}
         if Path(path).is_file() and named - {re.split(r"\W", data_args.train_split)[0]}:
@@ -227,19 +228,23 @@ def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
                 f"eval_splits: its results would be written over those of the training ({split}_results.json): name it "
                 f"{split}[:100%]."
             )
+        for split in {*trained} & {*data_args.eval_splits}:
+            raise ValueError(f"eval_splits: {split} is trained on (train_split): name another one.")
         return data_args.eval_splits
-    if "validation" in split_names(path, data_args.dataset_config):
+    is_trained = any(re.split(r"\W", split)[0] == "validation" for split in trained)
+    if not is_trained and "validation" in split_names(path, data_args.dataset_config):
         if fraction:
             raise ValueError(f"validation_fraction: {path} has a split validation; leave it out.")
         return ["validation"]
     if fraction:
         return []
+    why = f"{path}: its split validation is trained on" if is_trained else f"{path} has no split validation"
     if args.load_best_model_at_end or args.save_strategy == "best" or args.early_stopping_patience:
         raise ValueError(
             "load_best_model_at_end, save_strategy best and early_stopping_patience need an evaluation, and "
-            f"{data_args.dataset} has no split validation: name others by eval_splits."
+            f"{why}: name others by eval_splits."
         )
-    logger.warning(f"{data_args.dataset} has no split validation: training goes on without evaluation.")
+    logger.warning(f"{why}: training goes on without evaluation.")
     args.eval_strategy = IntervalStrategy.NO
     return []
 

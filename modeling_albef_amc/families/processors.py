@@ -164,6 +164,8 @@ def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | Non
     Raises:
         ValueError: the size is no whole number of patches: the model would cut off what is left over.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}.")
     if config.model_type in DECODERS:
         own = processor.processor if isinstance(processor, GenerativeProcessor) else processor
         return GenerativeProcessor(own, config, image_size)

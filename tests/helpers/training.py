@@ -12,6 +12,7 @@ from tests.helpers.data import blip_processor, tiny_albef, tiny_dataset, tiny_pr
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.data_collator import GroundingCollator
+from trainer.streaming import StreamedRows
 
 TINY_MODEL = {
     "vision_config": dict(
@@ -129,6 +130,8 @@ def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, 
         disable_tqdm=True,
         alpha_ramp_epochs=0,
     )
+    if isinstance(dataset, StreamedRows):
+        defaults["train_sampling_strategy"] = "random"
     dataset = tiny_dataset() if dataset is None else dataset
     trainer = AmcTrainer(
         tiny_albef() if model is None and "model_init" not in of_trainer else model,
