@@ -112,10 +112,16 @@ def test_the_summary_by_hand():
         "num_records": 5,
         "num_unusable": 1,
         "unusable": ["image 'a', phrase 'b': broken"],
-        "pointing_game": {"accuracy": 2 / 3, "num_phrases": 3, "categories": {"other": other, "people": people}},
+        "pointing_game": {
+            "accuracy": 2 / 3,
+            "num_phrases": 3,
+            "interval": (2 / 3, 2 / 3),  # of one image
+            "categories": {"other": other, "people": people},
+        },
         "box_accuracy": {
             "accuracy": 1 / 3,
             "num_phrases": 3,
+            "interval": (1 / 3, 1 / 3),
             "num_without_proposals": 1,
             "categories": {"other": other, "people": people},
         },

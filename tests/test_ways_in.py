@@ -220,8 +220,8 @@ def test_several_threads(family):
     calls += [{"phrases": TEXTS, "method": "relevance"}] if registry.FAMILIES[family].modules else []
     expected = [grounder.ground(picture(), **call) for call in calls]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda call: grounder.ground(picture(), **call), calls * 10))
-    for one, other in zip(found, expected * 10, strict=True):
+        found = list(pool.map(lambda call: grounder.ground(picture(), **call), calls * 5))
+    for one, other in zip(found, expected * 5, strict=True):
         same(one, other)
 
 

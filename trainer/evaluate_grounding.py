@@ -28,6 +28,7 @@ from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
 from .record_store import check_split, read_records, record_schema, write_records
 from .scoring import check_usable, summarize
+from .uncertainty import compared, told
 
 
 def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -41,7 +42,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     splits = open_splits(args, protocol)
     report: dict[str, Any] = {"dataset": args.dataset, "dataset_config": args.dataset_config, "models": {}}
     chosen, heatmaps = [], {}  # the records of the picture, and each model's heatmaps of them
-    usable: dict[str, dict[str, list[bool]]] = {}  # model → split → which records
+    all_records: dict[str, dict[str, pa.Table]] = {split: {} for split in splits}  # split → model → records
     for name, path in args.models.items():
         grounder, settings = load_grounder(path, args, protocol, accelerator)
         report["protocol"] = grounder.protocol.spelled_out()
@@ -62,11 +63,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             chosen = chosen or picture_records(splits, records, args.num_pictured)
             drawn, heatmaps[name] = grounder.pictured(chosen)
         if accelerator.is_main_process:
-            usable[name] = {split: table["error"].is_null().to_pylist() for split, table in records.items()}
+            for split, of_split in records.items():
+                all_records[split][name] = of_split.select(["image_id", "error", protocol.metrics[0]])
     results: dict[str, dict[str, float]] = {}
     if accelerator.is_main_process:
+        metric = protocol.metrics[0]
+        report["compared"] = {split: compared(of_models, metric) for split, of_models in all_records.items()}
         results = write_results(args.output, report, protocol)
-        tell_of_other_phrases(usable)
+        tell_of_other_phrases(all_records)
         if args.num_pictured:
             grid_of_batch(drawn, heatmaps).save(args.output / "heatmaps.png")
             print(f"\n{args.output / 'results.json'} and {args.output / 'heatmaps.png'} written.")
@@ -156,14 +160,23 @@ def write_results(output: Path, report: dict[str, Any], protocol: Protocol) -> d
         percent = {name: {split: 100 * score for split, score in of.items()} for name, of in results.items()}
         drawn = table(f"{TITLES[metric]}, %", splits, percent)
     print(drawn)
+    for split in splits:
+        bounds = {name: [100 * bound for bound in of[split][metric]["interval"]] for name, of in models.items()}
+        said = "; ".join(f"{name} {low:.1f} to {high:.1f}" for name, (low, high) in bounds.items())
+        print(f"{split}, 95 % intervals: {said}", *(told(split, pair) for pair in report["compared"][split]), sep="\n")
     return results
 
 
-def tell_of_other_phrases(usable: dict[str, dict[str, list[bool]]]) -> None:
-    """Says where models could not use the same records: theirs are numbers of different phrases."""
-    for split, first in next(iter(usable.values())).items():
-        if any(of[split] != first for of in usable.values()):
-            counts = ", ".join(f"{name} {sum(of[split])}" for name, of in usable.items())
+def tell_of_other_phrases(records: dict[str, dict[str, pa.Table]]) -> None:
+    """Says where models could not use the same records: theirs are numbers of different phrases.
+
+    `records`: split → model → records.
+    """
+    for split, of_models in records.items():
+        usable = {name: table["error"].is_null().to_pylist() for name, table in of_models.items()}
+        first = next(iter(usable.values()))
+        if any(of_model != first for of_model in usable.values()):
+            counts = ", ".join(f"{name} {sum(of_model)}" for name, of_model in usable.items())
             print(
                 f"Split {split}: the models could use different ones of its {len(first)} records ({counts}), so that "
                 "their numbers are of different phrases. To compare them, mend or drop those that were left out."

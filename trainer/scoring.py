@@ -9,6 +9,7 @@ import pyarrow as pa
 from .metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .phrase_rows import record_name
+from .uncertainty import interval
 
 IOU_THRESHOLD = 0.5
 # So many unusable records are named; the others are counted only.
@@ -86,7 +87,8 @@ def check_usable(name: str, num_unusable: int, num_records: int, unusable: list[
 
 
 def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
-    """The numbers of a split, for JSON: shares of right answers, of all scored phrases and by category.
+    """The numbers of a split, for JSON: shares of right answers, of all scored phrases, with their 95 % interval, and
+    by category.
 
     Box accuracy is left out where no phrase has proposals; else a phrase without counts as wrong.
 
@@ -112,6 +114,8 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         if num_unanswered == len(scored):
             continue
         summary[metric] = accuracy(scored, metric)
+        hits, image_ids = zip(*((row[metric] is True, row["image_id"]) for row in scored))
+        summary[metric]["interval"] = interval(hits, image_ids)
         if metric == "box_accuracy":
             summary[metric]["num_without_proposals"] = num_unanswered
         if categories:
