@@ -261,8 +261,12 @@ def test_from_yaml_to_checkpoint_to_scores_and_picture(config, data, tmp_path, c
     assert all(list(scores) == ["validation", "test"] for scores in results.values())
     for split in ("validation", "test"):
         assert results["first"][split] == pytest.approx(metrics[f"{split}_pointing_game"])
-    printed = capsys.readouterr().out
+    printed, report = capsys.readouterr().out, json.loads((tmp_path / "out" / "report.json").read_text())
     assert "| pointing accuracy, %" in printed and f"{100 * results['second']['test']:.1f}" in printed
+    for split in ("validation", "test"):
+        (pair,) = report["compared"][split]
+        assert pair["difference"] == pytest.approx(results["first"][split] - results["second"][split])
+        assert f"\n{split}, 95 % intervals: first " in printed and f"\n{split}: first against second " in printed
     check_picture(tmp_path / "out" / "heatmaps.png", columns=3, rows=3)
 
 
