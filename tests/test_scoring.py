@@ -15,7 +15,7 @@ from modeling_albef_amc.processing_albef import post_process_grounding
 from trainer import benchmarks
 from trainer.heatmap_grid import choose_cases
 from trainer.record_store import record_schema
-from trainer.scoring import best_proposal, overlaps, score_answer, summarize
+from trainer.scoring import best_proposal, heat_inside, overlaps, score_answer, size_of, summarize
 
 METRICS = ("pointing_game", "box_accuracy", "heatmap_box")
 
@@ -89,6 +89,32 @@ def test_answers_as_the_original_code_judges_them(shared_dir):
         assert hits["box_accuracy"] is ("box" in case and case["box"]["iou"] >= 0.5), case
         scored += "box" in case
     assert scored > 10
+
+
+def test_heat_inside_by_hand():
+    heatmap = np.array([[1.0, 2, -5], [3, 4, 0]])
+    assert heat_inside(heatmap, np.array([[0.0, 0, 2, 1]])) == 3 / 10
+    assert heat_inside(heatmap, np.array([[0.6, 0, 2.4, 1], [1, 0.5, 3, 2]])) == (2 + 4) / 10  # centres, each once
+    assert heat_inside(heatmap, np.array([[-3.0, -1, 30, 20]])) == 1
+    assert heat_inside(heatmap, np.zeros((0, 4))) is None
+    assert heat_inside(np.full((2, 3), -1.0), np.array([[0.0, 0, 2, 1]])) is None
+
+
+def test_sizes_as_coco_parts_them():
+    boxes = [[0.0, 0, 32, 31.9]], [[0.0, 0, 32, 32]], [[5.0, 5, 101, 101]], [[0.0, 0, 10, 10], [0, 0, 100, 100]]
+    assert [size_of(np.array(each)) for each in boxes] == ["small", "medium", "large", "medium"]
+    assert size_of(np.zeros((0, 4))) is None
+
+
+def test_the_summary_of_sizes_and_heat():
+    rows = [
+        {"image_id": str(number), "phrase": "b", "pointing_game": hit, "size": size, "energy": energy}
+        for number, (hit, size, energy) in enumerate([(True, "small", 0.5), (False, "small", None), (True, "large", 1)])
+    ]
+    summary = summarize(pa.Table.from_pylist(rows, record_schema(METRICS[:1])), METRICS[:1])
+    assert summary["energy"] == {"mean": 0.75, "num_phrases": 2}
+    small, large = {"accuracy": 0.5, "num_phrases": 2}, {"accuracy": 1.0, "num_phrases": 1}
+    assert summary["pointing_game"]["sizes"] == {"small": small, "large": large}
 
 
 def test_the_summary_by_hand():

@@ -34,7 +34,7 @@ from .heads import HeadGrounder, set_heads
 from .known_formats import rows_of
 from .phrase_rows import Record, is_absent, record_name
 from .regions import Region, read_boxes
-from .scoring import score_answer
+from .scoring import heat_inside, score_answer, size_of
 
 NO_BOXES = np.zeros((0, 4))
 
@@ -220,6 +220,8 @@ class RecordGrounder:
         answer = self.grounder.answer(image, question.number)
         row |= {"score": answer["score"], "point": list(answer["point"]), "box": list(answer["box"])}
         row |= score_answer(answer, question.boxes, question.proposals, self.protocol.metrics)
+        if self.protocol.metrics:
+            row |= {"size": size_of(question.boxes), "energy": heat_inside(answer["heatmap"], question.boxes)}
         if self.heatmaps is not None:
             row["heatmap"] = list(image.heatmaps[question.number].numpy().astype(self.heatmaps))
         return row

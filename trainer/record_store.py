@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+OF_REGIONS = {"size": pa.string(), "energy": pa.float32()}
 HEATMAP_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 # Rows that a file is written by; memory stays bounded however long a block is.
 ROWS_AT_ONCE = 1024
@@ -31,7 +32,8 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
 
     `score` is the probability that the phrase fits its image, or the caption that it was grounded in. `point` (x, y)
     and `box` (x1, y1, x2, y2; half-open) are in pixels of the image, `heatmap` is the map over the grid of patches.
-    Every metric has a column that says whether the answer is right, null where there is nothing to compare it with. A
+    Every metric has a column that says whether the answer is right, null where there is nothing to compare it with;
+    beside them are the `size` of what is to be found and the share of the heat inside it, `energy`, see `scoring`. A
     record that could not be used has the reason in `error` and no answer.
 
     Args:
@@ -44,6 +46,7 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
         ("point", pa.list_(pa.int32())),
         ("box", pa.list_(pa.int32())),
         *((metric, pa.bool_()) for metric in metrics),
+        *(OF_REGIONS.items() if metrics else ()),
         ("categories", pa.list_(pa.string())),
         ("absent", pa.bool_()),
         ("error", pa.string()),

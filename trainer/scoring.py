@@ -9,6 +9,7 @@ import pyarrow as pa
 from .metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .phrase_rows import record_name
+from .record_store import OF_REGIONS
 from .uncertainty import interval
 
 IOU_THRESHOLD = 0.5
@@ -38,6 +39,29 @@ def score_answer(
             best = best_proposal(answer["heatmap"], proposals)
             hits[metric] = best is not None and overlaps(best, boxes)
     return hits
+
+
+def heat_inside(heatmap: np.ndarray, boxes: np.ndarray) -> float | None:
+    """The share of the heat that is inside the boxes, in [0, 1]; None without heat or boxes.
+
+    The energy-based pointing game (Wang et al., Score-CAM, arXiv 1910.01279). A pixel is inside by its centre; heat
+    below 0, as upsampling makes, is none.
+
+    Args: heatmap: (height, width). boxes: (num_boxes, 4), xyxy in pixels.
+    """
+    heat, inside = heatmap.clip(min=0), np.zeros(heatmap.shape, dtype=bool)
+    for x1, y1, x2, y2 in np.ceil(boxes - 0.5).clip(min=0).astype(int):
+        inside[y1:y2, x1:x2] = True
+    total = heat.sum(dtype=np.float64)
+    return float(heat[inside].sum(dtype=np.float64) / total) if total > 0 and len(boxes) else None
+
+
+def size_of(boxes: np.ndarray) -> str | None:
+    """By the mean area of boxes (num_boxes, 4), xyxy in pixels: "small", "medium" or "large", as COCO parts them."""
+    if not len(boxes):
+        return None
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).mean()
+    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
 
 
 def best_proposal(heatmap: np.ndarray, proposals: np.ndarray) -> np.ndarray | None:
@@ -88,7 +112,7 @@ def check_usable(name: str, num_unusable: int, num_records: int, unusable: list[
 
 def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
     """The numbers of a split, for JSON: shares of right answers, of all scored phrases, with their 95 % interval, and
-    by category.
+    by category and size; and the mean share of the heat inside the regions.
 
     Box accuracy is left out where no phrase has proposals; else a phrase without counts as wrong.
 
@@ -96,6 +120,7 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         records: see `record_schema`.
     """
     columns = ["image_id", "phrase", "categories", "score", "absent", "error", *metrics]
+    columns += [name for name in OF_REGIONS if name in records.column_names]  # records from before have none
     rows = records.select(columns).to_pylist()
     usable = [row for row in rows if row["error"] is None]
     named = [f"{record_name(row, number)}: {row['error']}" for number, row in enumerate(rows)]
@@ -108,6 +133,9 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         rank = auroc(np.array(scores[False]), np.array(scores[True]))
         summary["absent"] = {"auroc": rank, "num_phrases": len(scores[True])}
     scored = [row for row in usable if any(row[metric] is not None for metric in metrics)]
+    energies = [row["energy"] for row in scored if row.get("energy") is not None]
+    if energies:
+        summary["energy"] = {"mean": sum(energies) / len(energies), "num_phrases": len(energies)}
     categories = sorted({category for row in scored for category in row["categories"] or ()} - {None})
     for metric in metrics:
         num_unanswered = sum(row[metric] is None for row in scored)
@@ -116,6 +144,9 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         summary[metric] = accuracy(scored, metric)
         hits, image_ids = zip(*((row[metric] is True, row["image_id"]) for row in scored))
         summary[metric]["interval"] = interval(hits, image_ids)
+        sizes = {size: [row for row in scored if row.get("size") == size] for size in ("small", "medium", "large")}
+        if any(sizes.values()):
+            summary[metric]["sizes"] = {size: accuracy(of_size, metric) for size, of_size in sizes.items() if of_size}
         if metric == "box_accuracy":
             summary[metric]["num_without_proposals"] = num_unanswered
         if categories:
