@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from dataset_scripts.features import FEATURES, encode_png
@@ -39,7 +41,7 @@ from tests.helpers.evaluation import (
 from tests.helpers.models import SIZE, own_tokenizer_model, slow_siglip_processor, tiny_family_processor
 from tests.helpers.runs import torchrun
 from tests.helpers.versions import needs
-from trainer import benchmarks, evaluate_grounding, ground_dataset
+from trainer import benchmarks, evaluate_grounding, evaluation, ground_dataset
 from trainer.blocks import Blocks, by_image, open_blocks
 from trainer.columns import Columns
 from trainer.evaluation import RecordGrounder, ahead, batches_of
@@ -493,6 +495,14 @@ def test_masks_count_where_there_are_no_boxes(checkpoint, tmp_path):
     for picture in ("heatmaps.png", "gallery-tiny-test.png"):  # the same boxes are drawn
         pictures = {Image.open(tmp_path / "out" / name / picture).tobytes() for name in ("boxed", "masked")}
         assert len(pictures) == 1
+
+
+def test_quiet_is_the_last_word_on_progress(monkeypatch):
+    """tqdm's own settings, by which `--quiet` is told, come before the process that shows a bar."""
+    for is_quiet in (False, True):
+        monkeypatch.setattr(evaluation, "tqdm", partial(tqdm, disable=True) if is_quiet else tqdm)
+        assert evaluation.progress_bar(True, total=1).disable is is_quiet
+        assert evaluation.progress_bar(False, total=1).disable
 
 
 # The commands ---------------------------------------------------------------------------------------------------------

@@ -113,8 +113,8 @@ class RecordGrounder:
         # The model alone is asked in this thread.
         explained = ((number, self.explain(images)) for number, images in self.read_blocks(blocks, numbers))
         answered = ahead(lambda item: (item[0], self.rows(item[1])), explained, self.num_workers)
-        total, is_silent = blocks.num_rows(numbers), description is None
-        with tqdm(total=total, desc=description, unit=" pairs", disable=is_silent, smoothing=0.1) as bar:
+        total, is_shown = blocks.num_rows(numbers), description is not None
+        with progress_bar(is_shown, total=total, desc=description, unit=" pairs", smoothing=0.1) as bar:
             for number, rows in answered:
                 yield number, rows
                 bar.update(len(rows))
@@ -290,6 +290,11 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 def share(numbers: list[int], accelerator: Accelerator) -> list[int]:
     """Those of this process, of the numbers of blocks."""
     return numbers[accelerator.process_index :: accelerator.num_processes]
+
+
+def progress_bar(is_shown: bool, **options: Any) -> tqdm:
+    """Where it is shown, what `--quiet` has told tqdm counts: disable=False would be the last word."""
+    return tqdm(**options) if is_shown else tqdm(**options, disable=True)
 
 
 def progress_title(name: str, accelerator: Accelerator) -> str | None:

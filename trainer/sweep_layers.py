@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
 from modeling_albef_amc.families.registry import explained_layers
 from modeling_albef_amc.gradcam import heatmap_points
@@ -24,7 +23,15 @@ from .benchmarks import Protocol, table
 from .blocks import open_blocks
 from .commands import parse
 from .data_checks import check_boxes
-from .evaluation import ImageQuestions, RecordGrounder, data_of_run, load_grounder, make_accelerator, share
+from .evaluation import (
+    ImageQuestions,
+    RecordGrounder,
+    data_of_run,
+    load_grounder,
+    make_accelerator,
+    progress_bar,
+    share,
+)
 from .heads import HeadGrounder
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .process_group import run_script
@@ -55,7 +62,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     layers = explained_layers(grounder.grounder.model, args.explanation)
     own = share(list(range(len(blocks))), accelerator)
     hits, unusable, num_phrases, num_records = Counter(), [], 0, 0
-    with tqdm(total=blocks.num_rows(own), unit=" phrases", disable=not accelerator.is_main_process) as shown:
+    with progress_bar(accelerator.is_main_process, total=blocks.num_rows(own), unit=" phrases") as shown:
         for _, images in grounder.read_blocks(blocks, own):
             for layer in layers:
                 hits.update(hits_of_layer(grounder, images, layer, args.heads))
