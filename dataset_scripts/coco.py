@@ -51,7 +51,7 @@ from .coco_format import (
     read_id,
     read_region,
     read_whole,
-    text_of,
+    texts_of,
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
@@ -64,7 +64,7 @@ from .segmentations import (
 )
 from .shapes import Instance
 
-_EXPRESSIONS = ("refcoco", "refcoco+", "refcocog")  # as `dataset_name`
+_EXPRESSIONS = re.compile(r"refcoco[+g]?([_\W].*)?")  # as `dataset_name`, which may say whose splits they are
 _NOT_LISTED = "a category that is not listed (see --categories)"
 # Why a category has no row in an image: what the file means, so that no strict build stops at it.
 _NOT_EXHAUSTIVE = "instances: of a category not all of whose instances are marked (not_exhaustive_category_ids)"
@@ -183,7 +183,7 @@ class Coco(ObjectBuilder):
         for number, image in file.images.items():
             images[first + number] = self._with_labels(image, labels, total), len(self.files) - 1
         words = file.with_tokens | {
-            number for number, image in file.images.items() if image.dataset_name in _EXPRESSIONS or image.expressions
+            number for number, image in file.images.items() if is_expression(image.dataset_name) or image.expressions
         }
         by_words |= {first + number for number in words}
         table = file.table()
@@ -312,17 +312,25 @@ class Coco(ObjectBuilder):
 
     def phrases(self, content: Record, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
         image, own = content.image, list(self._records(content))
-        if image.dataset_name in _EXPRESSIONS or any("tokens_positive" in record for *_, record in own):
+        has_tokens = any("tokens_positive" in record for *_, record in own)
+        if has_tokens or (is_expression(image.dataset_name) and not image.expressions):
             called = [(name, record) for _, _, name, record in own]
             for phrase, found in self._instances_by_words(called, image, self.files[content.file].path):
                 kind = "phrase" if "caption" in phrase else "category"
                 yield from self.region_rows(phrase, starmap(_instance, found), size, kind)
-            return
-        if image.expressions:
+        elif image.expressions:
             found = [_instance(called, record) for _, _, called, record in own]
             for expression in dict.fromkeys(image.expressions):
                 yield from self.region_rows({"phrase": expression}, found, size, "phrase")
-            return
+        else:
+            yield from self._texts_and_categories(image, own, size)
+
+    def _texts_and_categories(
+        self, image: CocoImage, own: list[tuple[int, _File, str, dict[str, Any]]], size: tuple[int, int] | None
+    ) -> Iterator[PhraseFields]:
+        """Rows of what annotations say themselves, and of their categories."""
+        if image.caption:
+            self.report.kept["images whose caption is not read, as nothing says which of its words are where"] += 1
         instances: list[tuple[int, bool, Instance]] = []
         texts: dict[str, list[Instance]] = {}
         for label, file, called, record in own:
@@ -330,8 +338,9 @@ class Coco(ObjectBuilder):
                 yield from self._caption(called, record)
             elif "segments_info" in record:
                 instances += self._segments(file, called, record, size)
-            elif text := text_of(record):
-                texts.setdefault(text, []).append(_instance(called, record))
+            elif own_texts := texts_of(record):
+                for text in own_texts:
+                    texts.setdefault(text, []).append(_instance(called, record))
             else:
                 instances.append((label, bool(read_flag(record, "ignore")), _instance(called, record)))
         for text, found in texts.items():
@@ -437,9 +446,14 @@ def _instance(called: str, annotation: dict[str, Any]) -> Instance:
     )
 
 
+def is_expression(dataset_name: Any) -> bool:
+    """Whether the captions of an image of this data set are each an expression of one object."""
+    return isinstance(dataset_name, str) and _EXPRESSIONS.fullmatch(dataset_name) is not None
+
+
 def _words_of(caption: str, dataset_name: Any, tokens: Any) -> tuple[str, tuple[int, int] | None]:
     """The phrase at places of a caption, and which of its words that is: (first, end), or None if not one piece."""
-    if dataset_name in _EXPRESSIONS:
+    if is_expression(dataset_name):
         tokens = [[0, len(caption)]]
     unusable_if(not isinstance(tokens, list) or not tokens, "tokens_positive are no places in the caption")
     places: list[tuple[int, int]] = []

@@ -248,7 +248,6 @@ class AnnotationFile:
         file_name, address, caption = (record.get(key) for key in ("file_name", "coco_url", "caption"))
         address = "/".join(address.split("/")[-2:]) if isinstance(address, str) else None
         file_name = address if file_name is None else file_name
-        expressions = record.get("expressions") if isinstance(record.get("expressions"), list) else []
         in_part, negative = (record.get(key) or [] for key in _LISTS_OF_LVIS)
         width, height = (read_whole(record.get(side) or 0) for side in ("width", "height"))
         require = partial(_require, self.path, f"image {record['id']}", record)
@@ -265,7 +264,7 @@ class AnnotationFile:
             None if is_unsaid else (width, height),
             caption if isinstance(caption, str) else None,
             record.get("dataset_name"),
-            tuple(filter(None, (text_of({"expression": text}) for text in expressions))),
+            tuple(texts_in(record.get("expressions")) or texts_in(record.get("expression"))),
             *(tuple(self.category_numbers[read_id(id_)] for id_ in ids) for ids in (in_part, negative)),
         )
         self.images[number] = image._replace(size=self._size_of(image)) if is_unsaid else image
@@ -323,17 +322,24 @@ class AnnotationFile:
             self.has_segments = True
             _check_segments(self.path, annotation, name)
             return NO_CATEGORY
-        if text_of(annotation):
+        if texts_of(annotation):
             return NO_CATEGORY
         category = read_id(annotation.get("category_id"))
         _require(self.path, name, annotation, "category_id", category is not None)
         return self.category_numbers[category]
 
 
-def text_of(annotation: dict[str, Any]) -> str | None:
-    """What an annotation says of its own region, in words and not by a category, as GRiT's of Visual Genome do."""
-    texts = (annotation.get(key) for key in ("caption", "phrase", "expression"))
-    return next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.split()), None)
+def texts_of(annotation: dict[str, Any]) -> list[str]:
+    """What an annotation says of its own region, in words and not by a category, as GRiT's of Visual Genome do: a text
+    or a list of them, each once."""
+    found = (texts_in(annotation.get(key)) for key in ("caption", "phrase", "expression", "expressions"))
+    return next(filter(None, found), [])
+
+
+def texts_in(value: Any) -> list[str]:
+    """The texts in a value, with single blanks between words; none that is empty."""
+    texts = value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(" ".join(text.split()) for text in texts if isinstance(text, str) and text.split()))
 
 
 def is_caption(annotation: dict[str, Any]) -> bool:

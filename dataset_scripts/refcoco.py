@@ -28,13 +28,14 @@ from .builder import (
     clip_box,
     unusable_if,
 )
-from .coco_format import AnnotationFile, CocoImage, contradict, read_box, read_corners, read_id
+from .coco_format import SIZEABLE, AnnotationFile, CocoImage, contradict, read_box, read_corners, read_id
 from .features import PhraseFields, encode_png, mask_to_box
 from .json_files import read_json
 from .options import RefCocoOptions
 from .safe_pickle import load_plain_pickle
 from .segmentations import segmentation_to_mask
 
+_BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
 # The toolkit's name of a split → its name here.
 _SPLITS = {name: name for name in ("train", "val", "test", "testA", "testB", "testC")} | {"val": "validation"}
 
@@ -184,6 +185,14 @@ class RefCoco(GroundingBuilder):
                 f"{self.config.proposals} has no box for any image of {self.config.data_dir}, such as {image.id} "
                 f"({image.file_name}): is it of another data set?"
             )
+        located = [(image.image, box) for image in images for box in image.proposals or ()]
+        wrong = [f"image {image.id}: {box}" for image, box in located if _are_corners(box, image.size)]
+        if len(wrong) > max(1, SIZEABLE * len(located)) or all(max(box) <= 1 for _, box in located):
+            raise ValueError(
+                f"{self.config.proposals}: {len(wrong):,} of {len(located):,} boxes end beyond their image, and "
+                f"would not as corners, or all are shares of it ({'; '.join(wrong[:3])}): proposals are "
+                "[x, y, width, height] in pixels"
+            )
 
     def _usable_proposals(self, proposals: Boxes, image: CocoImage) -> Boxes:
         """Those that are in the image for the most part, as evaluation takes them; as the detector gave them."""
@@ -193,6 +202,13 @@ class RefCoco(GroundingBuilder):
                 clip_box(box, image.size)
                 usable.append(box)
         return usable
+
+
+def _are_corners(box: list[float], size: tuple[int, int]) -> bool:
+    """Whether `[x, y, width, height]` ends beyond its image, and as `[x1, y1, x2, y2]` would be inside."""
+    (x, y, *sizes), limits = box, [_BEYOND * side for side in size]
+    is_beyond = any(start + length > limit for start, length, limit in zip((x, y), sizes, limits))
+    return is_beyond and all(start < end <= limit for start, end, limit in zip((x, y), sizes, limits))
 
 
 class _Image(NamedTuple):

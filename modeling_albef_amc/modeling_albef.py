@@ -733,7 +733,9 @@ class AlbefModel(AlbefPreTrainedModel):
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
         kwargs |= dict(image_key_values=image_key_values, image_index=image_index, explained_layer=explained_layer)
         encoded = self.text_model(input_ids, attention_mask, **kwargs)
-        if encoded.cross_attentions and len(encoded.cross_attentions) <= last - first:  # of explained layers alone
+        if encoded.attentions and len(encoded.attentions) <= last:  # of those alone that ran eagerly
+            encoded.attentions = ()
+        if encoded.cross_attentions and len(encoded.cross_attentions) <= last - first:  # likewise
             encoded.cross_attentions = ()
         head = self.itm_logits if explained_layer is None else self._explained_itm_logits
         return encoded, head(encoded.last_hidden_state, attention_mask)

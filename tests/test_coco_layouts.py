@@ -355,12 +355,16 @@ def test_captions_are_rows_without_a_region(workshop):
         workshop.build()
 
 
-@pytest.mark.parametrize("key", ["caption", "phrase", "expression"])
-def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key):
+@pytest.mark.parametrize("is_list", [False, True])
+@pytest.mark.parametrize("key", ["caption", "phrase", "expression", "expressions"])
+def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key, is_list):
     """As GRiT's of Visual Genome, all of whose objects are of one category; with equal texts they are one row."""
     texts = ["a red  hat", None, "a shoe", "a red hat"]
     plain = {"segmentation": []}
-    own = [annotation(i, bbox=[i, 1, 4, 5], **plain, **({key: text} if text else {})) for i, text in enumerate(texts)]
+    own = [
+        annotation(i, bbox=[i, 1, 4, 5], **plain, **({key: [text] if is_list else text} if text else {}))
+        for i, text in enumerate(texts)
+    ]
     own[2].pop("category_id")
     workshop.write("train.json", content(*own, images=[image(0, "0.jpg")]))
     rows, _ = workshop.build()
@@ -371,12 +375,24 @@ def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key):
 
 def test_expressions_of_an_image_are_each_of_all_that_is_marked(workshop):
     """As in UNINEXT's files, which list an image anew for each object."""
-    images = [image(0, "0.jpg") | {"expressions": ["red hat", "hat"]}, image(1, "0.jpg") | {"expressions": ["shoe"]}]
+    images = [image(0, "0.jpg") | {"expressions": ["red hat", "hat"]}, image(1, "0.jpg") | {"expressions": "shoe"}]
+    images[0]["dataset_name"] = "refcoco"
     own = [annotation(i, image=i, bbox=[i, 1, 4, 5], segmentation=[]) for i in range(2)]
     workshop.write("train.json", content(*own, images=images))
     rows, _ = workshop.build()
     expected = [("red hat", [[0, 1, 4, 6]]), ("hat", [[0, 1, 4, 6]]), ("shoe", [[1, 1, 5, 6]])]
     assert [(row["phrase"], row["boxes"]) for row in rows["train"]] == expected
+
+
+def test_captions_of_data_sets_of_expressions_are_these(workshop):
+    """Whosever splits they are; of another image that has a caption, nothing says where its words are."""
+    names = ["refcoco", "refcoco+-unc", "refcocog_umd", "mine"]
+    images = [image(i, "0.jpg") | {"caption": f"hat {i}", "dataset_name": name} for i, name in enumerate(names)]
+    own = [annotation(i, image=i, bbox=[i, 1, 4, 5], segmentation=[]) for i in range(4)]
+    workshop.write("train.json", content(*own, images=images))
+    rows, report = workshop.build()
+    assert [row["phrase"] for row in rows["train"]][:3] == ["hat 0", "hat 1", "hat 2"] and len(rows["train"]) == 4
+    assert [name for name in report.kept if "caption is not read" in name]
 
 
 # Panoptic -------------------------------------------------------------------------------------------------------------

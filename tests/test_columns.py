@@ -583,6 +583,39 @@ def test_x_y_width_height_is_a_corner_unless_only_a_centre_fits(tmp_path, box_fo
     assert columns.box_format == box_format
 
 
+def test_proposals_that_are_not_as_the_boxes_are_guessed_to_be(tmp_path):
+    """Proposals are read in the boxes' format: corners beside boxes that only fit as sizes are an error."""
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": "a dog", "bbox": as_format(box, "xywh"), "proposals": [box]}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(
+        ValueError, match=r"boxes are xywh, and proposals, which must be so, too, do not fit their imag"
+    ):
+        records(path)
+    path = write_rows(tmp_path / "alike.jsonl", [{**row, "proposals": [row["bbox"]]} for row in rows])
+    assert boxes_of(records(path)) == [[row["bbox"]] for row in rows]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_categories_of_a_row_of_several_phrases_are_of_each(tmp_path, streaming):
+    photos(tmp_path)
+    row = {"image": "photos/0.png", "phrase": ["a dog", "a cat"], "boxes": [[CORNERS[0]], [CORNERS[1]]]}
+    path = write_rows(tmp_path / "mine.jsonl", [row | {"categories": [["dog"], ["cat"]]}])
+    assert [record["categories"] for record in records(path, streaming=streaming)] == [["dog"], ["cat"]]
+    path = write_rows(tmp_path / "of_all.jsonl", [row | {"categories": ["dog", "cat"]}])
+    with pytest.raises(ValueError, match=r"categories.*one entry for each of the row's phrases"):
+        records(path, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_path_that_is_spelled_in_two_ways_is_of_one_image(tmp_path, streaming):
+    photos(tmp_path)
+    rows = [{"image": f"{start}photos/0.png", "phrase": "a dog", "boxes": [CORNERS[0]]} for start in ("", "./")]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), streaming=streaming)
+    assert len({record["image"]["path"] for record in found}) == 1
+
+
 def test_units_in_doubt(tmp_path, caplog):
     photos(tmp_path)
     row = {"image": "photos/0.png", "phrase": "a dog", "bbox": [40, 40, 60, 60]}

@@ -122,9 +122,9 @@ def test_the_command_it_ends_with_trains(tmp_path, capsys, monkeypatch):
     rows = [{"img": f"{number}.png", "caption": f"thing {number}", "bbox": [50, 10, 40, 30]} for number in range(4)]
     write(tmp_path / "mine", rows)
     monkeypatch.chdir(tmp_path)
-    main(["inspect", "mine/train.jsonl", "--columns", "phrase=caption", "--box_format", "xywh"])
+    main(["inspect", "mine/train.jsonl", "--columns", "phrase=caption", "--box_format", "xywh", "--download_images"])
     words = shlex.split(capsys.readouterr().out.split("Train on it: ")[1])
-    assert "--box_format" in words and "phrase=caption" in words
+    assert "--box_format" in words and "phrase=caption" in words and "--download_images" in words
     given = []
     monkeypatch.setattr(training, "main", given.extend)
     main(words[1:])

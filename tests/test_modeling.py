@@ -462,6 +462,15 @@ def test_masks_that_are_none(mask):
             model(**{**tiny_batch(), "attention_mask": mask}, output_heatmaps=True)
 
 
+@pytest.mark.parametrize("layer", [2, 3, 4])
+def test_attentions_are_those_of_all_layers_or_none(layer):
+    """In training, explained layers run eagerly and record theirs; the others, by SDPA, do not."""
+    for model_class in (AlbefModel, AlbefForPreTraining):
+        model = model_class(tiny_config(grounding_layer=layer)).train()
+        output = model(**tiny_batch(), output_heatmaps=True, output_attentions=True)
+        assert len(output.attentions) in (0, 5) and len(output.cross_attentions) in (0, 3)
+
+
 @pytest.mark.parametrize("part", ["config", "vision_config", "text_config"])
 def test_a_configuration_that_asks_for_all_states(part):
     """Also where MLM shares a pass with the true pairs, which then need one of their own."""

@@ -376,6 +376,16 @@ def test_proposals_are_joined_by_image(workshop, layout):
     assert report.kept["expressions without proposals"] == 3 and not report.dropped
 
 
+@pytest.mark.parametrize("boxes", [[[1, 1, 5, 4], [4, 2, 8, 6], [5, 1, 7, 5]], [[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]]])
+def test_proposals_in_other_units_are_refused(workshop, boxes):
+    """Corners, some of which would fit as sizes; and shares."""
+    workshop.write("dets.json", {"1": boxes})
+    with pytest.raises(
+        ValueError, match=r"dets\.json: . of . boxes end beyond .* are \[x, y, width, height\] in pixels"
+    ):
+        workshop.of([ref(1)], proposals="dets.json")
+
+
 def test_proposals_stay_as_the_detector_gave_them_unless_evaluation_would_refuse_them(workshop):
     boxes = [
         [-1, -1, 9, 4],

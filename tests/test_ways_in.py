@@ -39,13 +39,14 @@ from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.clip import CLIPImageProcessorPil
 from transformers.models.siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vilt import ViltImageProcessorPil
+from transformers.utils import PushToHubMixin
 
 from modeling_albef_amc import AutoGrounder, AutoGroundingPipeline, AutoModelForVisualGrounding
 from modeling_albef_amc.families import registry
 from modeling_albef_amc.families.auto import AdapterError, load_model, load_processor
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.fusion import BLIP
-from modeling_albef_amc.families.processors import max_tokens, whole_images
+from modeling_albef_amc.families.processors import LoadedProcessor, max_tokens, whole_images
 from modeling_albef_amc.families.registry import explain_function
 from modeling_albef_amc.families.training import groundable
 from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records
@@ -134,6 +135,28 @@ def test_a_grounder_is_pickled_and_copied(family, folder):
         same(copied.ground(picture(), TEXTS), expected)
         assert copied.max_encodings == 2 and copied.model is not grounder.model
         same(way(ground)(picture(), TEXTS), expected)
+
+
+@pytest.mark.parametrize("family", ["albef", "clip"])
+def test_in_the_wrapper_for_adapters_of_several_kinds(family):
+    model, processor = build(family)
+    adapted, merged = wrapped_in_peft(model, mixed=True)
+    same(*(AutoGrounder(each, processor, device="cpu").ground(picture(), TEXTS) for each in (adapted, merged)))
+    assert groundable(wrapped_in_peft(model, mixed=True)[0])(**tiny_batch(), output_heatmaps=True).heatmaps.max() > 0
+
+
+def test_a_generative_processor_is_saved_and_pushed_as_others_are(tmp_path, monkeypatch):
+    model, processor = build("llava")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "llava")
+    processor, pushed = load_processor(str(tmp_path / "llava"), model), []
+    assert issubclass(LoadedProcessor, PushToHubMixin)
+    monkeypatch.setattr(LoadedProcessor, "push_to_hub", lambda self, name, **options: pushed.append((name, options)))
+    processor.save_pretrained(tmp_path / "again", False)
+    assert not pushed and (tmp_path / "again" / "tokenizer_config.json").is_file()
+    processor.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="org/llava", private=True)
+    processor.push_to_hub("org/other")
+    assert pushed == [("org/llava", {"private": True}), ("org/other", {})]
 
 
 def test_an_image_size_of_nothing():
@@ -259,9 +282,9 @@ def test_a_segmenter_and_a_detector_have_a_clip_in_them(family, model_class, tmp
         explain_function(model)
 
 
-def wrapped_in_peft(model):
+def wrapped_in_peft(model, mixed=False):
     """In peft's wrapper, with adapters that change it; and a plain model of the same values."""
-    adapted = get_peft_model(copy.deepcopy(model), LORA)
+    adapted = get_peft_model(copy.deepcopy(model), LORA, mixed=mixed)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -68,6 +68,7 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
             f"{path}: boxes ({theirs}) {what}, by {len(boxes)} of them; {first}. Say which: --box_format "
             f"{' or '.join(fitting) or '…'}; or, if they are in other columns, --columns boxes=…."
         )
+    check_proposals(dataset, fitting[0], path)
     if scale := seeming_scale(boxes, sizes):
         raise ValueError(
             f"{path}: boxes ({theirs}) seem to be counted to {scale} in images of any size: none goes beyond; {first}. "
@@ -76,13 +77,25 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
     return fitting[0], f"boxes are {fitting[0]}, {first}"
 
 
-def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndarray]:
-    """float64 (num_boxes, 4), of the first rows with any, and (num_boxes, 2): width and height of their images, 0 for
-    one that cannot be read. Of an image only the header is."""
+def check_proposals(dataset: Dataset | IterableDataset, box_format: str, path: str) -> None:
+    """ValueError: the first proposals do not fit the format that the boxes have, by which they are read, too."""
+    if "proposals" not in dataset.column_names:
+        return
+    proposals, sizes = first_boxes(dataset, "proposals")
+    if len(proposals) and not fits_images(proposals, sizes, box_format):
+        raise ValueError(
+            f"{path}: boxes are {box_format}, and proposals, which must be so, too, do not fit their images then; the "
+            f"first is {proposals[0].tolist()}. Make both alike."
+        )
+
+
+def first_boxes(dataset: Dataset | IterableDataset, column: str = "boxes") -> tuple[np.ndarray, np.ndarray]:
+    """float64 (num_boxes, 4), of the first rows with any in this column, and (num_boxes, 2): width and height of their
+    images, 0 for one that cannot be read. Of an image only the header is."""
     boxes: list[list[float]] = []
     sizes: list[tuple[int, int]] = []
-    for row in images_and_boxes(dataset):
-        of_row = list(fours(row["boxes"]))
+    for row in images_and_boxes(dataset, column):
+        of_row = list(fours(row[column]))
         boxes += of_row
         sizes += [image_size(row["image"])] * len(of_row) if of_row else []
         if len(boxes) >= NUM_DECIDING:
@@ -90,9 +103,9 @@ def first_boxes(dataset: Dataset | IterableDataset) -> tuple[np.ndarray, np.ndar
     return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
 
 
-def images_and_boxes(dataset: Dataset | IterableDataset) -> Iterator[dict[str, Any]]:
+def images_and_boxes(dataset: Dataset | IterableDataset, column: str = "boxes") -> Iterator[dict[str, Any]]:
     """Of the first rows, at most MAX_ROWS."""
-    tables = dataset.select_columns(["image", "boxes"]).with_format("arrow").iter(batch_size=64)
+    tables = dataset.select_columns(["image", column]).with_format("arrow").iter(batch_size=64)
     for table in islice(tables, MAX_ROWS // 64):
         yield from table.to_pylist()
 

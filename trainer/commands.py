@@ -121,6 +121,13 @@ def with_underscores(word: str) -> str:
 HEADS = "ground by these attention heads alone, such as 14.24,14.13 (`sweep --heads` finds the best)"
 
 
+def count(text: str) -> int:
+    """A type of options."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
+    return number
+
+
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
     parser.add_argument("--token", help="for private models of the Hub; default: HF_TOKEN, or that of `hf auth login`")
@@ -153,7 +160,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--streaming", action="store_true", help="read its files as they come; each is read by one process")
     add("--max_examples", type=int, help="take the first so many rows of a split only")
     add("--batch_size", type=int, default=64, help="phrases a pass (default: 64)")
-    add("--num_workers", type=int, default=2, help="threads a process that read ahead (default: 2)")
+    add("--num_workers", type=count, default=2, help="threads a process that read ahead (default: 2)")
     text = "ask with the row's caption, whose probability is the score, and average the maps of the phrase's words only"
     add("--in_caption", action="store_true", help=text)
     text = "keep the maps over the patches; values below 6e-8 are lost to float16 (default type: float32)"
@@ -220,8 +227,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--benchmark", choices=list(BENCHMARKS), help="its protocol, and what was published, in the table")
     add("--splits", nargs="+", help="splits to score (default: the benchmark's; test)")
     add("--output", type=Path, default=Path("outputs"), help="folder for results, pictures and records")
-    add("--num_pictured", type=int, default=8, help="rows of heatmaps.png (default: 8)")
-    add("--gallery", type=int, default=0, metavar="N", help="draw N best, worst and random cases each")
+    add("--num_pictured", type=count, default=8, help="rows of heatmaps.png (default: 8)")
+    add("--gallery", type=count, default=0, metavar="N", help="draw N best, worst and random cases each")
     add("--heads", metavar="L.H,L.H", help=HEADS)
     add_run_arguments(parser)
 
@@ -261,8 +268,8 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     add("dataset", help="rows or known annotations, see docs/data.md: folder, file, or Hub id")
     add("--splits", nargs="+", help="splits to look at (default: all)")
     add("--output", type=Path, default=Path("inspected.png"), help="picture of random rows (default: %(default)s)")
-    add("--num_read", type=int, default=1000, help="records of a split that are read whole (default: %(default)s)")
-    add("--num_pictured", type=int, default=16, help="of those, drawn with their regions (default: %(default)s)")
+    add("--num_read", type=count, default=1000, help="records of a split that are read whole (default: %(default)s)")
+    add("--num_pictured", type=count, default=16, help="of those, drawn with their regions (default: %(default)s)")
     add("--strict", action="store_true", help="exit with an error if a record that was read cannot be used")
     add_data_arguments(parser)
 

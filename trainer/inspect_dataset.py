@@ -22,6 +22,7 @@ from PIL import Image
 
 from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tools.figures import captioned, panel, sheet
+from modeling_albef_amc.tools.ground import picture_suffixes
 
 from .columns import Columns
 from .commands import parse
@@ -49,6 +50,8 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises ValueError: the data set cannot be read, or no record can be used; with --strict, one cannot.
     """
+    if args.output.suffix.lower() not in picture_suffixes():
+        raise ValueError(f"--output {args.output}: choose a kind of picture by its ending, such as .png or .jpg")
     path, columns = data_of_run(args, args.strict)
     source = path, args.dataset_config
     splits = args.splits or split_names(*source) or ["train"]
@@ -203,6 +206,7 @@ def command(args: argparse.Namespace, box_format: str | None, splits: list[str])
     words += ["--dataset_config", args.dataset_config] if args.dataset_config else []
     words += ["--columns", *map("=".join, args.columns.items())] if args.columns else []
     words += ["--box_format", box_format] if box_format not in (None, "xyxy") else []
+    words += ["--download_images"] if args.download_images else []
     words += ["--train_split", train_split(splits)] if "train" not in splits else []
     words += ["--validation_fraction", "0.1"] if "validation" not in splits else []
     name = os.path.splitext(os.path.basename(os.path.normpath(args.dataset)))[0]

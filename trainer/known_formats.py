@@ -59,6 +59,8 @@ def rows_of(path: str, columns: Columns, strict: bool = False) -> str:
 
     Raises ValueError: how to build it is in doubt, and the command with options is named; or the build fails.
     """
+    if not path:
+        raise ValueError("the data set has an empty name: is a variable of the shell not set?")
     found = {} if columns.names else known_formats(path)
     if not found:
         return path

@@ -14,7 +14,7 @@ from .regions import REGIONS, as_number
 
 Record = dict[str, Any]
 # Of a row with a list of phrases, these hold one value a phrase; the others are of all its phrases.
-OF_PHRASES = "phrase", "caption_span", "absent", *REGIONS
+OF_PHRASES = "phrase", "caption_span", "absent", "categories", *REGIONS
 
 
 def records_of(row: Record) -> list[Record]:

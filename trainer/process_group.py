@@ -10,6 +10,18 @@ from typing import Any, NoReturn
 
 # Packages whose errors say what their user can mend.
 OWN = "modeling_albef_amc", "albef_amc", "trainer", "dataset_scripts"  # installed, or in a clone of the repository
+# Modules of libraries that check settings, in words that say what to do.
+OF_SETTINGS = (
+    "transformers.configuration_utils",
+    "transformers.hf_argparser",
+    "transformers.integrations",
+    "transformers.modeling_utils",
+    "transformers.optimization",
+    "transformers.trainer_utils",
+    "transformers.training_args",
+    "transformers.utils.generic",  # of words of which one is to be chosen
+    "torch.optim",
+)
 
 
 def check_restart() -> None:
@@ -28,11 +40,13 @@ def run_script(main: Callable[[], Any]) -> None:
     """Runs a command to its end; what its user can mend is told in one line, and the exit status is 2."""
     try:
         main()
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         # Files, the Hub and what is installed are the user's, whoever looks for them; of other errors, our own are.
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        package = frame.f_globals["__name__"].split(".")[0]
-        if not isinstance(error, OSError | ImportError | UnicodeError) and package not in (*OWN, main.__module__):
+        modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        *_, module = (each for each in modules if each.split(".")[0] not in sys.stdlib_module_names)
+        is_own = module.split(".")[0] in (*OWN, main.__module__) and not isinstance(error, RuntimeError)
+        of_files = isinstance(error, OSError | ImportError | UnicodeError)
+        if not (of_files or is_own or module.startswith(OF_SETTINGS)):
             raise
         fail(f"error: {error}", *getattr(error, "__notes__", []))
     end_process_group()

@@ -487,7 +487,7 @@ def place_images(
             raise ValueError(
                 f"Files in several folders name images by relative paths, such as {image['path']}: keep them in one."
             )
-        whole = os.path.join(folders[0], image["path"])
+        whole = os.path.join(folders[0], os.path.normpath(image["path"]))  # equal paths are equal images
         path = whole if "\\" not in image["path"] or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
         return {"bytes": None, "path": path}
 

@@ -184,8 +184,14 @@ def words_begin_graph(model: nn.Module) -> list[RemovableHandle]:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside the wrappers of `torch.compile` and peft, with the adapters that are in it, not in its input."""
     model = getattr(model, "_orig_mod", model)
-    if hasattr(model, "get_base_model"):
-        if model.active_peft_config.is_prompt_learning:
-            raise ValueError(f"{model.active_peft_config.peft_type} adapts a model's input: only LoRA and its like do.")
-        return unwrapped(model.get_base_model())
+    if is_in_peft(model):
+        config = model.peft_config[model.active_adapters[0]]
+        if config.is_prompt_learning:
+            raise ValueError(f"{config.peft_type} adapts a model's input: only LoRA and its like do.")
+        return unwrapped(model.base_model.model)
     return model
+
+
+def is_in_peft(model: nn.Module) -> bool:
+    """Whether it is a wrapper of peft's, the one for adapters of several kinds (`mixed`) too."""
+    return hasattr(model, "get_base_model") or type(model).__name__ == "PeftMixedModel"

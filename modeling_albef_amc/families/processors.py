@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.clip import CLIPImageProcessorPil
-from transformers.utils import cached_file
+from transformers.utils import PushToHubMixin, cached_file
 
 from ..processing_albef import TOKENIZED, Span, span_tokens
 from ..tokenization_albef import span_characters
@@ -73,8 +73,11 @@ class GenerativeProcessor:
     def __call__(self, images: Any, **options: Any) -> Mapping[str, torch.Tensor]:
         return self.image_processor(images, **options)
 
-    def save_pretrained(self, folder: str, **options: Any) -> None:
-        self.processor.save_pretrained(folder, **options)
+    def save_pretrained(self, folder: str, push_to_hub: bool = False, **options: Any) -> None:
+        self.processor.save_pretrained(folder, push_to_hub, **options)
+
+    def push_to_hub(self, *args: Any, **options: Any) -> Any:
+        return self.processor.push_to_hub(*args, **options)
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -113,7 +116,7 @@ def fixed_side(images: BaseImageProcessor) -> int:
     return math.isqrt(most) if most is not None and fewest == most else IMAGE_SIZE
 
 
-class LoadedProcessor:
+class LoadedProcessor(PushToHubMixin):
     """Tokenizer, image processor and chat template of a folder or Hub id; its files are saved as they are.
 
     The processors of several families cannot be made without torchvision, which nothing here needs.
@@ -127,11 +130,16 @@ class LoadedProcessor:
         legacy = self.files.get("chat_template.json")
         self.chat_template = None if legacy is None else json.loads(legacy)["chat_template"]
 
-    def save_pretrained(self, folder: str, **options: Any) -> None:
+    def save_pretrained(
+        self, folder: str, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+    ) -> None:
+        """As of transformers' processors. Options: of `push_to_hub`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         for name, content in self.files.items():
             Path(folder, name).write_bytes(content)
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(folder).name, **options)
 
 
 class Squares(CLIPImageProcessorPil):

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from ..gradcam import attention_map, gradcam, leaving_inference_mode, resolve_image_index
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
-from .hooks import unwrapped, with_own_forward, words_begin_graph
+from .hooks import is_in_peft, unwrapped, with_own_forward, words_begin_graph
 from .objectives import absent_loss, matching_loss
 from .registry import FAMILIES, explain_function, explainable
 
@@ -52,7 +52,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
     Returns: the model; out of peft's wrapper, as if its adapters had come by `model.add_adapter`.
     """
-    has_adapters, model = hasattr(model, "get_base_model"), explainable(unwrapped(model))
+    has_adapters, model = is_in_peft(model), explainable(unwrapped(model))
     if has_adapters:
         model._hf_peft_config_loaded = HasAdapters(model)
     if has_own_objectives(model):
