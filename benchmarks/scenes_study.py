@@ -179,10 +179,9 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         )
         for loss in losses
     },
-    # Beside LLaVA of "region losses".
     "generative": {
         f"{family} {name} AMC": {"data": "mask", "family": family} | SAYS_PHRASES | settings
-        for family in ("smolvlm", "qwen2_5_vl", "internvl", "gemma3")
+        for family in ("llava", "smolvlm", "qwen2_5_vl", "internvl", "gemma3")
         for name, settings in (("without", NO_AMC), ("with", {}))
     },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
