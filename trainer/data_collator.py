@@ -133,7 +133,7 @@ class GroundingCollator:
         if len(records) == 0:
             raise ValueError("cannot collate an empty batch")
         # Alike for data in NumPy's or torch's format.
-        told = [[plain(record.get(name)) for name in ("image_id", "phrase")] for record in records]
+        told = [[python_value(record.get(name)) for name in ("image_id", "phrase")] for record in records]
         names = [f"image {image_id!r}, phrase {phrase!r}" for image_id, phrase in told]
         seed = "\n".join([f"{self.seed} {self.epoch}", *names])
         with torch.random.fork_rng(devices=[]):
@@ -288,8 +288,8 @@ def read_example(record: Record, source: SourceImage, box_format: str) -> Exampl
     return Example(source, phrase, region, is_absent(record))
 
 
-def plain(value: Any) -> Any:
-    """Python's own value of NumPy's or torch's."""
+def python_value(value: Any) -> Any:
+    """Python's own of NumPy's or torch's."""
     return value.item() if hasattr(value, "item") else value
 
 
