@@ -185,8 +185,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         self.post_init()
 
     def initialize_weights(self) -> None:
-        """What no file has, or has of another size. The momentum encoders begin as copies; not in `_init_weights`, which
-        is not asked about a model whose buffers all come from the file."""
+        """What no file has, or has of another size. The momentum encoders begin as copies; not in `_init_weights`,
+        which is not asked about a model whose buffers all come from the file."""
         super().initialize_weights()
         for copy, original in self._momentum_pairs():
             init.copy_(copy, original)
