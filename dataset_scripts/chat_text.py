@@ -187,7 +187,7 @@ def qwen_size(width: int, height: int) -> Size:
 def _read_json(text: str, style: str, size: Size) -> Iterator[Marked]:
     for record in _objects_in(text):
         label = record.get("label")
-        boxes = [read_box(box) for box in listed_boxes(record[_IN_JSON])] or [None]
+        boxes = [read_box(box) for box in listed_boxes(record.get(_IN_JSON))] or [None]
         yield Marked(
             label.strip() or None if isinstance(label, str) else None,
             [box and _in_pixels(box, style, size) for box in boxes],
@@ -195,7 +195,7 @@ def _read_json(text: str, style: str, size: Size) -> Iterator[Marked]:
 
 
 def _objects_in(text: str) -> Iterator[dict[str, Any]]:
-    """The objects with bbox_2d of all JSON in a text, between whatever words."""
+    """The objects with bbox_2d, or a label that lacks it, of all JSON in a text, between whatever words."""
     decoder, end = json.JSONDecoder(), 0
     for number, match in enumerate(_JSON_START.finditer(text)):
         if number >= _MOST_STARTS:
@@ -216,7 +216,7 @@ def _objects_in(text: str) -> Iterator[dict[str, Any]]:
             if isinstance(own, list)
             for part in own
         ]
-        yield from (record for record in records if isinstance(record, dict) and _IN_JSON in record)
+        yield from (record for record in records if isinstance(record, dict) and {_IN_JSON, "label"} & record.keys())
 
 
 # Phrases without a mark at their beginning ----------------------------------------------------------------------------

@@ -333,6 +333,7 @@ class Coco(ObjectBuilder):
             self.report.kept["images whose caption is not read, as nothing says which of its words are where"] += 1
         instances: list[tuple[int, bool, Instance]] = []
         texts: dict[str, list[Instance]] = {}
+        spelled: dict[str, str] = {}  # texts that differ in case alone are one
         for label, file, called, record in own:
             if is_caption(record):
                 yield from self._caption(called, record)
@@ -340,6 +341,7 @@ class Coco(ObjectBuilder):
                 instances += self._segments(file, called, record, size)
             elif own_texts := texts_of(record):
                 for text in own_texts:
+                    text = spelled.setdefault(text.casefold(), text)
                     texts.setdefault(text, []).append(_instance(called, record))
             else:
                 instances.append((label, bool(read_flag(record, "ignore")), _instance(called, record)))

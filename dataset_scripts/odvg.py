@@ -65,10 +65,10 @@ class Odvg(PhraseFiles):
         unusable_if(not any(isinstance(record.get(key), dict | list) for key in self.keys), "without a list of regions")
         for kind, own in self._listed(record):
             for part in own:
-                if not isinstance(part, dict) or not listed_boxes(part.get("bbox")):
-                    self.drop(f"{kind}: that are no records with bbox", name)
+                if not isinstance(part, dict):
+                    self.drop(f"{kind}: that are no records", name)
                     continue
-                boxes: list[Box] = [read_box(box) for box in listed_boxes(part["bbox"])]
+                boxes: list[Box] = [read_box(box) for box in listed_boxes(part.get("bbox"))] or [None]
                 if kind == "detection":
                     phrase = self._category(part, name)
                     if phrase is not None:

@@ -95,10 +95,11 @@ class PhraseFiles(GroundingBuilder):
             name = f"{content[0]}, record {number}"
             with self.dropping("records", name):
                 regions: dict[str, list[Region]] = {}
+                spelled: dict[str, str] = {}  # phrases that differ in case alone are one
                 for region in self.regions(record, size, name):
                     phrase = " ".join(region.phrase.split()) if isinstance(region.phrase, str) else ""
                     if phrase:
-                        regions.setdefault(phrase, []).append(region)
+                        regions.setdefault(spelled.setdefault(phrase.casefold(), phrase), []).append(region)
                     else:
                         self.drop("phrases: missing, empty or no text", name)
                 for phrase, own in regions.items():

@@ -187,7 +187,8 @@ class RefCoco(GroundingBuilder):
             )
         located = [(image.image, box) for image in images for box in image.proposals or ()]
         wrong = [f"image {image.id}: {box}" for image, box in located if _are_corners(box, image.size)]
-        if len(wrong) > max(1, SIZEABLE * len(located)) or all(max(box) <= 1 for _, box in located):
+        are_shares = bool(located) and all(max(box) <= 1 for _, box in located)
+        if are_shares or len(wrong) > max(1, SIZEABLE * len(located)):
             raise ValueError(
                 f"{self.config.proposals}: {len(wrong):,} of {len(located):,} boxes end beyond their image, and "
                 f"would not as corners, or all are shares of it ({'; '.join(wrong[:3])}): proposals are "

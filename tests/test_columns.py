@@ -597,6 +597,48 @@ def test_proposals_that_are_not_as_the_boxes_are_guessed_to_be(tmp_path):
     assert boxes_of(records(path)) == [[row["bbox"]] for row in rows]
 
 
+def test_splits_with_boxes_of_other_formats(tmp_path):
+    """What was guessed of one is not taken for the other; in doubt by itself, the other is as the one."""
+    photos(tmp_path)
+    names = {
+        "train": ("x1", "y1", "x2", "y2"),
+        "validation": ("x", "y", "width", "height"),
+        "test": ("x1", "y1", "x2", "y2"),
+    }
+    for split, four in names.items():
+        boxes = CORNERS if split != "validation" else [as_format(box, "xywh") for box in CORNERS]
+        rows = [{"image": f"photos/{n}.png", "phrase": "a dog", **dict(zip(four, box))} for n, box in enumerate(boxes)]
+        write_rows(tmp_path / f"{split}.csv", rows)
+    columns = Columns()
+    for split in ("train", "test"):
+        open_split(str(tmp_path), None, split, columns=columns, needs_regions=True)
+        assert columns.box_format == "xyxy"
+    with pytest.raises(
+        ValueError, match=r"boxes \(x,y,width,height\) are xywh, and those of a split before \(x1,y1,x2,y2"
+    ):
+        open_split(str(tmp_path), None, "validation", columns=columns, needs_regions=True)
+    columns = Columns(box_format="xyxy")
+    open_split(str(tmp_path), None, "validation", columns=columns, needs_regions=True)
+
+
+def test_a_category_one_of_whose_boxes_is_missing_cannot_be_used(tmp_path):
+    photos(tmp_path)
+    cells = [("0", "cat", *CORNERS[0]), ("0", "cat", *[""] * 4), ("1", "cat", *CORNERS[1]), ("2", "dog", *[""] * 4)]
+    rows = [
+        {"image": f"photos/{n}.png", "label": label, **dict(zip(("x1", "y1", "x2", "y2"), box))}
+        for n, label, *box in cells
+    ]
+    found = records(write_rows(tmp_path / "mine.csv", rows))
+    row = {"image": "photos/0.png", "phrase": ["cat", "cat"]}
+    found += records(
+        write_rows(tmp_path / "mine.jsonl", [row | {"boxes": [[CORNERS[0]], lost]} for lost in ([], None)])
+    )
+    collator, is_usable = GroundingCollator(tiny_processor(), strict=False, spare=found[1]), []
+    for record in found:
+        is_usable.append(not collator([record])["unusable"])
+    assert is_usable == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_categories_of_a_row_of_several_phrases_are_of_each(tmp_path, streaming):
     photos(tmp_path)

@@ -224,6 +224,15 @@ def test_image_folders(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_file_without_rows_is_named(tmp_path, streaming):
+    rows = Dataset.from_list(tiny_records(3), features=FEATURES)
+    for number, count in enumerate((3, 0, 3)):
+        pq.write_table(rows.data.table.slice(0, count), tmp_path / f"train-{number}.parquet")
+    with pytest.raises(ValueError, match=r"cannot be had: .*(train-1\.parquet|a file of it) has no row: remove it"):
+        StreamedRows.open(str(tmp_path), None, "train") if streaming else open_split(str(tmp_path), None, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_folders_that_datasets_has_saved(tmp_path, streaming):
     """Beside their files, `map` leaves its own."""
     rows = Dataset.from_list(tiny_records(3), features=FEATURES)

@@ -22,6 +22,7 @@ from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor
 from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.models import own_clip_processor, own_tokenizer_model, slow_siglip_processor, tiny_config
 from tests.helpers.training import RUN, TINY_MODEL, write_yaml
+from tests.helpers.versions import needs
 from trainer import evaluate_grounding, training
 from trainer.amc_config import AmcConfig
 from trainer.arguments import DataArguments, ModelArguments, parse_arguments
@@ -98,6 +99,7 @@ def test_a_wrong_yaml_is_refused_with_its_name_and_key(tmp_path, text, message):
     assert str(path) in str(raised.value)
 
 
+@needs("transformers>=5.23", "fsdp by a switch")
 def test_a_yaml_says_true_where_a_word_could_stand(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("output_dir: x\nfsdp: true\nuse_cpu: true\nreport_to: none\n")

@@ -8,9 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments, trainer_callback
 
+from modeling_albef_amc import groundable
 from modeling_albef_amc.families.auto import load_model, load_processor
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
-from tests.helpers.models import TINY, tiny_blip
+from tests.helpers.models import TINY, enable_checkpointing, tiny_batch, tiny_blip
 from tests.helpers.training import ONLY, collator_of, is_equal, make_trainer, snapshot, training_logs
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
@@ -248,6 +249,40 @@ def test_phrases_share_images_only_where_the_rows_say_which(tmp_path):
             train_dataset=rows,
             data_collator=collator_of(),
         )
+
+
+@pytest.mark.parametrize(("family", "dropout"), [("blip-2", 0.1), ("vilt", 0.1)])
+def test_dropout_of_what_is_explained_does_not_go_with_checkpointing(family, dropout):
+    model = TINY[family](attention_probs_dropout_prob=dropout).train()
+    enable_checkpointing(model)
+    with pytest.raises(ValueError, match=r"once more with its dropout of 0\.1: set the attention's dropout to 0"):
+        groundable(model)(**tiny_batch(), output_heatmaps=True)
+
+
+def test_klal_needs_a_graph(tmp_path):
+    """Which reentrant checkpointing does not leave."""
+    collator = collator_of(blip_processor(), mlm_probability=0.0)
+    settings = dict(region_loss="klal", activation_checkpointing=True)
+    settings["activation_checkpointing_kwargs"] = {"use_reentrant": True}
+    with pytest.raises(ValueError, match=r"loss_klal has no gradient: .* set use_reentrant=False"):
+        make_trainer(tmp_path, tiny_blip(), collator=collator, **settings).train()
+
+
+def test_a_card_names_what_was_trained_before_a_resume(tmp_path):
+    settings = dict(save_strategy="steps", save_steps=1)
+    make_trainer(tmp_path, max_steps=1, **settings).train()
+    trainer = make_trainer(tmp_path, max_steps=2, region_loss="none", itc_weight=0.0, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    card = card_of(trainer)
+    assert "Attention Mask" in card and "trained on images and phrases alone" not in card
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_configuration_that_asks_for_tuples(family):
+    model, batch = groundable(TINY[family]()).train(), tiny_batch()
+    expected = model(**batch).loss
+    model.config.return_dict = False
+    assert model(**batch).loss == expected
 
 
 # Regions --------------------------------------------------------------------------------------------------------------

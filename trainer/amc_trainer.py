@@ -332,11 +332,16 @@ class AmcTrainer(PublishingTrainer):
             margins = args.amc_margin_mean, args.amc_margin_max
             losses |= attention_mask_consistency_loss(outputs.heatmaps, *regions, *margins, args.amc_reduction)
         if args.uses_klal:
+            if model.training and torch.is_grad_enabled() and not outputs.attention_maps.requires_grad:
+                raise ValueError(
+                    "loss_klal has no gradient: no weight is trained that the attention depends on, or activation "
+                    "checkpointing is reentrant, which records attention without a graph: set use_reentrant=False."
+                )
             losses |= kl_attention_loss(outputs.attention_maps, *regions)
         if model.training:
             num_items = num_items_in_batch or counts
             new = losses.keys() - self.trained_losses
-            self.trained_losses |= {name for name in new if num_items[ITEMS[name]] > 0}
+            self.trained_losses |= {name for name in new if weights[name] > 0 and num_items[ITEMS[name]] > 0}
         loss = 0.0
         for name, value in losses.items():
             count = counts[ITEMS[name]]

@@ -32,10 +32,19 @@ def decide_boxes(
     Raises ValueError: none fits, or several do.
     """
     decided = ""
-    if "boxes" in found.places and columns.box_format is None:
+    if "boxes" in found.places and (columns.box_format is None or columns.guessed_of is not None):
+        theirs = written(found.places["boxes"])
         try:
-            columns.box_format, decided = fitting_format(dataset, found, path) if found.formats else ("xyxy", "")
+            box_format, decided = fitting_format(dataset, found, path) if found.formats else ("xyxy", "")
+            if columns.box_format not in (None, box_format):
+                raise ValueError(
+                    f"{path}: boxes ({theirs}) are {box_format}, and those of a split before ({columns.guessed_of}) "
+                    f"{columns.box_format}: make them alike, or take the splits one by one."
+                )
+            columns.box_format, columns.guessed_of = box_format, theirs
         except ValueError as error:
+            if columns.guessed_of == theirs and columns.box_format in chain.from_iterable(found.formats or ()):
+                return dataset  # in doubt by itself, and as in a split before
             if needs_regions or "boxes" not in found.guessed:
                 raise
             columns.say(f"Boxes are left out. {error}")

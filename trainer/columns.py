@@ -110,11 +110,13 @@ class Columns:
             with commas between them, "x1,y1,x2,y2".
         box_format: of BOX_FORMATS; None until the data's card or its first boxes have decided.
         download_images: fetch images that are addresses.
+        guessed_of: the columns that `box_format` was guessed of, if it was.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     box_format: str | None = None
     download_images: bool = False
+    guessed_of: str | None = None
     said: set[str] = field(default_factory=set)
 
     def say(self, line: str) -> None:
@@ -546,11 +548,19 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
             row[name] = [values[of_phrase[0]] for of_phrase in numbers.values()]
         elif ways.get(name) in ("each", "flat"):
             row[name] = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
+        elif name == "boxes":
+            row[name] = [all_boxes([values[number] for number in of_phrase]) for of_phrase in numbers.values()]
         else:
             row[name] = [
                 [each for number in of_phrase for each in values[number] or []] for of_phrase in numbers.values()
             ]
     return row
+
+
+def all_boxes(lists: list[list | None]) -> list:
+    """Those of one phrase, of several entries. Where only some have any, None stands for what the others lack, so that
+    nobody takes the rest for all that the phrase means."""
+    return [box for boxes in lists for box in boxes or ([None] if any(lists) else [])]
 
 
 def kinds_of(features: Features, places: dict[str, list[Place]]) -> dict[str, Leaf]:
@@ -733,7 +743,7 @@ def put_together(
     columns.say(f"{path}: {len(dataset):,} boxes in {len(groups):,} rows, one for each image and {name}.")
     given, boxes = dataset["boxes"][:], [[]] * len(dataset)
     for group in groups:
-        boxes[group[0]] = [box for row in group for box in given[row] or []]
+        boxes[group[0]] = all_boxes([given[row] for row in group])
     together = Dataset.from_dict({"boxes": boxes}, Features({"boxes": dataset.features["boxes"]}))
     # Of all rows, and the first of each group chosen then: images would be written once more.
     kept = dataset.remove_columns("boxes")

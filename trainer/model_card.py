@@ -256,7 +256,8 @@ def used_losses(trainer: "AmcTrainer") -> list[str]:
     """
     logged = {n for entry in trainer.state.log_history if "loss" in entry for n, value in entry.items() if value}
     weights = trainer.args.loss_weights
-    return [name for name in OBJECTIVES if name in logged | trainer.trained_losses and weights[name] > 0]
+    used = trainer.trained_losses | {name for name in logged if weights.get(name, 0) > 0}
+    return [name for name in OBJECTIVES if name in used]
 
 
 def example_phrases(dataset: Any) -> list[str]:

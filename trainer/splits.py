@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from datasets import (
     Array2D,
@@ -296,9 +297,17 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
         if isinstance(reason, CastError):
             keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
             reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
+        if "BatchSize must be greater than 0" in str(reason):  # of a file's first part
+            reason = f"{', '.join(files_without_rows(files())) or 'a file of it'} has no row: remove it"
         if isinstance(reason, UnicodeDecodeError) or re.search("UTF-?8", str(reason)):
             what, reason = next(lines_of_other_texts(files()), what), "it is not in UTF-8: save the file as UTF-8"
         raise ValueError(f"{what} cannot be had: {reason}") from error
+
+
+def files_without_rows(files: list[str]) -> list[str]:
+    """Of Parquet files on disk."""
+    on_disk = [file for file in files if file.endswith(".parquet") and os.path.isfile(file)]
+    return [file for file in on_disk if not pq.read_metadata(file).num_rows]
 
 
 def lines_of_other_texts(files: list[str]) -> Iterator[str]:

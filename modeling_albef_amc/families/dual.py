@@ -19,7 +19,7 @@ from ..gradcam import PhraseAttention
 from ..modeling_albef_pretraining import gather_rows, text_fingerprints, unlike_any
 from .family import AdaptedModules, Family, Pass, Size, layers_of_images
 from .fusion import BERT_ATTENTION
-from .hooks import explained_attention
+from .hooks import explained_attention, named_outputs
 from .objectives import fits
 from .pooling import eager_pooling, image_inputs
 from .relevance import clip_modules
@@ -219,7 +219,8 @@ def own_pairs(
     image_ids: torch.Tensor | None = None,
 ) -> StepPairs:
     """The pairs of a micro-batch alone; arguments of `matching_loss`."""
-    images, texts = image_features(model, pixel_values), text_features(model, input_ids, attention_mask)
+    with named_outputs(model):
+        images, texts = image_features(model, pixel_values), text_features(model, input_ids, attention_mask)
     image_of = own_image if image_ids is None else image_ids[own_image]
     return StepPairs(images[own_image].float(), texts.float(), image_of, text_fingerprints(input_ids, attention_mask))
 

@@ -26,7 +26,7 @@ def explained_attention(
     """
     with (
         graph_from(start, create_graph, rows),
-        without_dropout(attention),
+        without_dropout(attention, is_recomputed=getattr(start, "gradient_checkpointing", False)),
         record_attention(attention) as recorded,
     ):
         yield recorded
@@ -72,12 +72,20 @@ def graph_from(module: nn.Module, create_graph: bool, rows: torch.Tensor | None 
 
 
 @contextmanager
-def without_dropout(attention: nn.Module) -> Iterator[None]:
-    """The dropout of attention probabilities, an `nn.Dropout` or a number, is off in here."""
+def without_dropout(attention: nn.Module, is_recomputed: bool = False) -> Iterator[None]:
+    """The dropout of attention probabilities, an `nn.Dropout` or a number, is off in here.
+
+    Raises ValueError: it is on where activation checkpointing would compute them once more, out of here.
+    """
     owner, name = attention, "dropout" if hasattr(attention, "dropout") else "attention_dropout"
     if isinstance(getattr(owner, name), nn.Dropout):
         owner, name = getattr(owner, name), "p"
     before = getattr(owner, name)
+    if before and is_recomputed and attention.training:
+        raise ValueError(
+            f"Activation checkpointing would compute the explained attention once more with its dropout of {before}: "
+            "set the attention's dropout to 0 in the model's configuration."
+        )
     setattr(owner, name, 0.0)
     try:
         yield
