@@ -11,8 +11,9 @@ from transformers import TrainingArguments, trainer_callback
 from modeling_albef_amc import groundable
 from modeling_albef_amc.families.auto import load_model, load_processor
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
-from tests.helpers.models import TINY, enable_checkpointing, tiny_batch, tiny_blip
+from tests.helpers.models import CHECKPOINTING, TINY, enable_checkpointing, tiny_batch, tiny_blip
 from tests.helpers.training import ONLY, collator_of, is_equal, make_trainer, snapshot, training_logs
+from tests.helpers.versions import needs
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.model_card import model_card
@@ -259,11 +260,11 @@ def test_dropout_of_what_is_explained_does_not_go_with_checkpointing(family, dro
         groundable(model)(**tiny_batch(), output_heatmaps=True)
 
 
+@needs("transformers>=5.23", "reentrant checkpointing of BLIP that records without a graph")
 def test_klal_needs_a_graph(tmp_path):
     """Which reentrant checkpointing does not leave."""
     collator = collator_of(blip_processor(), mlm_probability=0.0)
-    settings = dict(region_loss="klal", activation_checkpointing=True)
-    settings["activation_checkpointing_kwargs"] = {"use_reentrant": True}
+    settings = {"region_loss": "klal", CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
     with pytest.raises(ValueError, match=r"loss_klal has no gradient: .* set use_reentrant=False"):
         make_trainer(tmp_path, tiny_blip(), collator=collator, **settings).train()
 
