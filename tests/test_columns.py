@@ -621,6 +621,18 @@ def test_splits_with_boxes_of_other_formats(tmp_path):
     open_split(str(tmp_path), None, "validation", columns=columns, needs_regions=True)
 
 
+def test_splits_whose_column_of_boxes_has_other_formats(tmp_path):
+    photos(tmp_path)
+    for split, box_format in {"train": "xyxy", "validation": "xywh"}.items():
+        rows = [{"image": f"photos/{n}.png", "phrase": "a dog", "bbox": as_format(box, box_format)}
+                for n, box in enumerate(CORNERS)]  # fmt: skip
+        write_rows(tmp_path / f"{split}.jsonl", rows)
+    columns = Columns()
+    open_split(str(tmp_path), None, "train", columns=columns, needs_regions=True)
+    with pytest.raises(ValueError, match=r"boxes \(bbox\) are xywh, and those of a split before \(bbox\) xyxy"):
+        open_split(str(tmp_path), None, "validation", columns=columns, needs_regions=True)
+
+
 def test_a_category_one_of_whose_boxes_is_missing_cannot_be_used(tmp_path):
     photos(tmp_path)
     cells = [("0", "cat", *CORNERS[0]), ("0", "cat", *[""] * 4), ("1", "cat", *CORNERS[1]), ("2", "dog", *[""] * 4)]

@@ -36,12 +36,6 @@ def decide_boxes(
         theirs = written(found.places["boxes"])
         try:
             box_format, decided = fitting_format(dataset, found, path) if found.formats else ("xyxy", "")
-            if columns.box_format not in (None, box_format):
-                raise ValueError(
-                    f"{path}: boxes ({theirs}) are {box_format}, and those of a split before ({columns.guessed_of}) "
-                    f"{columns.box_format}: make them alike, or take the splits one by one."
-                )
-            columns.box_format, columns.guessed_of = box_format, theirs
         except ValueError as error:
             if columns.guessed_of == theirs and columns.box_format in chain.from_iterable(found.formats or ()):
                 return dataset  # in doubt by itself, and as in a split before
@@ -50,6 +44,13 @@ def decide_boxes(
             columns.say(f"Boxes are left out. {error}")
             found.guessed.remove("boxes")
             dataset = dataset.remove_columns("boxes")
+        else:
+            if columns.box_format not in (None, box_format):
+                raise ValueError(
+                    f"{path}: boxes ({theirs}) are {box_format}, and those of a split before ({columns.guessed_of}) "
+                    f"{columns.box_format}: make them alike, or take the splits one by one."
+                )
+            columns.box_format, columns.guessed_of = box_format, theirs
     if found.guessed or decided:
         said = "; ".join(filter(None, (str(found), decided)))
         columns.say(f"{path}: {said}. Guessed; --columns and --box_format say otherwise.")

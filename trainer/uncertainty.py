@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Sequence
 from itertools import combinations
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,11 @@ def mcnemar(num_first: int, num_second: int) -> float:
 
     Args: `num_first`, `num_second`: phrases that the first alone, and the second alone, is right about.
     """
-    count, fewer = num_first + num_second, min(num_first, num_second)
-    return min(1.0, 2 * sum(comb(count, number) for number in range(fewer + 1)) / 2**count)
+    count, term, tail = num_first + num_second, 1, 1
+    for number in range(min(num_first, num_second)):  # `term` is "count over number", each from the one before
+        term = term * (count - number) // (number + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**count)
 
 
 def compared(records: dict[str, pa.Table], metric: str) -> list[dict[str, Any]]:
