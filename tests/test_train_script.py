@@ -196,6 +196,8 @@ def test_a_checkpoint_of_another_family_is_named(data, tmp_path):
     ("command", "message"),
     [
         (["--lora_rank", "-1"], "lora_rank must not be negative"),
+        (["--lora_dropout", "1"], "lora_dropout must be at least 0 and below 1"),
+        (["--metric_for_best_model", "eval_klal"], "klal is not measured; what is: absent_auroc, loss, loss_absent"),
         (["--lora_alpha", "8"], "lora_alpha needs lora_rank"),
         (["--lora_modules", "query"], "lora_modules needs lora_rank"),
         (["--model", "x"], "model_config is about ALBEF from random weights"),

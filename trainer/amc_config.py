@@ -1,11 +1,18 @@
 """Settings of a run: transformers' TrainingArguments, and what AMC adds."""
 
+import math
 from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
 from .arguments import AmcArguments
 from .loss_means import ITEMS
+
+
+def weight_name(loss: str) -> str:
+    """The setting that weighs a loss: "loss_itc" → "itc_weight"."""
+    return f"{loss.removeprefix('loss_')}_weight"
+
 
 # Settings of Trainer that cannot do here what they say: the values that are left, and why.
 LEFT: dict[str, tuple[tuple, str]] = {
@@ -31,6 +38,20 @@ LEFT: dict[str, tuple[tuple, str]] = {
     "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
     "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
 }
+# The least and the most that settings may be, where Trainer would find out late or not at all.
+RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
+    (
+        *map(weight_name, ITEMS),
+        *("alpha_ramp_epochs", "amc_margin_mean", "amc_margin_max", "dataloader_num_workers", "num_logged_heatmaps"),
+        *("early_stopping_patience", "early_stopping_threshold", "num_train_epochs", "warmup_steps", "weight_decay"),
+    ),
+    (0, math.inf),
+)
+RANGES |= dict.fromkeys(
+    ("gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_prefetch_factor", "max_bad_steps"),
+    (1, math.inf),
+)
+RANGES |= {"alpha": (0, 1), "seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1)}
 # Of `region_loss`: the losses that count then.
 _AMC = "loss_amc_mean", "loss_amc_max"
 REGION_LOSSES = {"amc": _AMC, "klal": ("loss_klal",), "both": (*_AMC, "loss_klal"), "none": ()}
@@ -69,6 +90,7 @@ class AmcConfig(AmcArguments, TrainingArguments):
                 f"This lr_scheduler_type expects {self.metric_for_best_model} to fall: set lr_scheduler_kwargs to "
                 '{"mode": "max"}.'
             )
+        self._check_ranges()
         self._check_loading()
         self._check_losses()
         self._check_early_stopping()
@@ -91,6 +113,15 @@ class AmcConfig(AmcArguments, TrainingArguments):
     def uses_regions(self) -> bool:
         return self.uses_amc or self.uses_klal
 
+    def _check_ranges(self) -> None:
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # no number lies in a range, either
+                allowed = f"lie in {least}..{most:,}" if most < math.inf else f"be at least {least}"
+                raise ValueError(f"{name} must {allowed}, got {value}.")
+        if not (self.max_grad_norm or 0) > 0:
+            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
+
     def _check_loading(self) -> None:
         loading = self.accelerator_config
         for name, value, reason in (
@@ -106,22 +137,11 @@ class AmcConfig(AmcArguments, TrainingArguments):
     def _check_losses(self) -> None:
         if self.region_loss not in REGION_LOSSES:
             raise ValueError(f"region_loss must be one of {', '.join(REGION_LOSSES)}, not {self.region_loss!r}.")
-        for name in map(weight_name, ITEMS):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         weights = self.loss_weights
         if not any(weight for name, weight in weights.items() if name != "loss_absent"):  # few data have such phrases
             raise ValueError(f"{', '.join(map(weight_name, weights))} are all 0: nothing is left to train on.")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}.")
-        if not self.alpha_ramp_epochs >= 0:
-            raise ValueError(f"alpha_ramp_epochs must not be negative, got {self.alpha_ramp_epochs}.")
-        if not (self.max_grad_norm or 0) > 0:
-            raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 
     def _check_early_stopping(self) -> None:
-        if self.early_stopping_patience < 0 or self.early_stopping_threshold < 0:
-            raise ValueError("early_stopping_patience and early_stopping_threshold must not be negative.")
         if self.early_stopping_threshold and not self.early_stopping_patience:
             raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
         if self.early_stopping_patience and self.eval_strategy == "no":
@@ -132,8 +152,3 @@ class AmcConfig(AmcArguments, TrainingArguments):
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.
         return {**vars(self), "hub_token": None}
-
-
-def weight_name(loss: str) -> str:
-    """The setting that weighs a loss: "loss_itc" → "itc_weight"."""
-    return f"{loss.removeprefix('loss_')}_weight"

@@ -56,6 +56,8 @@ class ModelArguments:
     def __post_init__(self):
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}.")
         for name in ("lora_alpha", "lora_dropout", "lora_modules"):
             if getattr(self, name) != getattr(ModelArguments, name) and not self.lora_rank:
                 raise ValueError(f"{name} needs lora_rank: it is about new adapters.")
