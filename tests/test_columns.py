@@ -283,6 +283,14 @@ def test_columns_that_are_not_there_or_in_doubt(tmp_path, names, message):
         records(write_rows(tmp_path / "mine.jsonl", rows), Columns(names))
 
 
+def test_objects_of_which_one_has_another_key_are_named(tmp_path):
+    photos(tmp_path)
+    objects = [{"bbox": CORNERS[0], "phrase": "a dog"}, {"bbox": CORNERS[1], "phrase": "a cat", "crowd": 0}]
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", "objects": objects}])
+    with pytest.raises(ValueError, match=r"no column phrase; .* objects cannot be looked into: .* the same keys"):
+        records(path)
+
+
 def test_doubts_about_boxes(tmp_path, caplog):
     photos(tmp_path)
     row = {"image": "photos/0.png", "phrase": "a dog", "bbox": CORNERS[0], "box": CORNERS[1]}

@@ -214,6 +214,8 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     ]
     if "phrase" in missing and numbers:
         remedy = f"{written(numbers[:1])} has numbers: for phrases, write the categories' names there. {remedy}"
+    if mixed := [place for place, leaf in there.items() if leaf.is_mixed]:
+        remedy += f" {written(mixed[:1])} cannot be looked into: give all that is in it the same keys and types."
     if (metadata or tables) and "phrase" in missing and set(dataset.column_names) <= {"image", "label"}:
         remedy = f"datasets read its images and passed over {os.path.relpath((metadata or tables)[0], path)}: " + (
             "words such as train or test in the names of images or folders say splits to it. Put all images of a "
