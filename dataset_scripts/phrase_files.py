@@ -5,19 +5,20 @@ A file is of the split that its name or its folder says: `train`, `val`, `valid`
 that follow each other are taken together; where they are apart, so are their rows, and the image is stored with each.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .builder import GroundingBuilder, SourceImage, Unusable, joined, unusable_if, walk
-from .coco_format import read_whole
+from .coco_format import SIZEABLE, read_box, read_whole
 from .features import PhraseFields
 from .json_files import stream_json_records
 
 _ENDINGS = (".json", ".jsonl")
 _LOOKED_AT = 200  # images of a file
 _BEGINNING = 2**24  # bytes
+_BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
 PUNCTUATION = ".,;:!?"
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
@@ -133,6 +134,29 @@ class PhraseFiles(GroundingBuilder):
             if size:
                 yield from ((record, size) for _, record in file_and_records[1])
 
+    def check_sizes(self, key: str, boxes_of: Callable[[dict[str, Any]], Iterable[tuple[str, Any]]]) -> None:
+        """ValueError: corners in place of sizes, where images tell: boxes end beyond, and would not as corners.
+
+        Args: boxes_of: the boxes that a record has under `key`, with their names.
+        """
+        for file in self.files:
+            count, wrong = 0, []
+            for record, size in self.sizes(file):
+                for name, value in boxes_of(record):
+                    box = read_box(value)
+                    if box is None:
+                        continue
+                    count += 1
+                    x, y, right, bottom = box
+                    is_over, is_inside = ends_beyond([x, y, x + right, y + bottom], size), not ends_beyond(box, size)
+                    if is_over and is_inside and x < right and y < bottom:
+                        wrong.append(f"{name}: {box}")
+            if len(wrong) > SIZEABLE * count:
+                raise ValueError(
+                    f"{file}: {len(wrong):,} of {count:,} boxes ({'; '.join(wrong[:3])}) end beyond their image, and "
+                    f"would not as corners [x1, y1, x2, y2]: {key} is expected to be [x, y, width, height]"
+                )
+
     # Parts
 
     def _names(self) -> list[str]:
@@ -180,6 +204,10 @@ class PhraseFiles(GroundingBuilder):
         self.report.kept["rows with boxes" if boxes else "rows without region"] += 1
         caption, span = regions[0].caption, regions[0].caption_span
         return {"phrase": phrase, "boxes": boxes, "caption": caption if span else None, "caption_span": span}
+
+
+def ends_beyond(corners: list[float], size: tuple[int, int]) -> bool:
+    return corners[2] > _BEYOND * size[0] or corners[3] > _BEYOND * size[1]
 
 
 def span_of(phrase: str, caption: str) -> tuple[int, int] | None:

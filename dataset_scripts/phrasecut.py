@@ -49,6 +49,13 @@ class PhraseCut(PhraseFiles, RegionBuilder):
             for record in listed
             if isinstance(record, dict) and (size := super(PhraseCut, self).size_of(record))
         }
+        self.check_sizes("instance_boxes", self.named_boxes)
+
+    @staticmethod
+    def named_boxes(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        boxes = record.get("instance_boxes")
+        for number, box in enumerate(boxes if isinstance(boxes, list) else []):
+            yield f"box {number} of {record.get('phrase')!s:.80}", box
 
     def image_name(self, record: dict[str, Any]) -> str:
         number = read_whole(record.get("image_id"))

@@ -6,18 +6,16 @@ height]` in pixels; `caption` is a text or a list of texts, each of which become
 are called the same are one row. The image's own `caption` is a row without a region.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .builder import DrawnSplitsConfig, Unusable, unusable_if
-from .coco_format import SIZEABLE, read_box, read_corners
+from .coco_format import read_corners
 from .features import PhraseFields as PhraseFields
 from .json_files import stream_json_records as stream_json_records
 from .options import XvlmOptions
-from .phrase_files import Box, PhraseFiles, Region
-
-_BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
+from .phrase_files import Box, PhraseFiles, Region, ends_beyond
 
 
 @dataclass
@@ -38,25 +36,14 @@ class Xvlm(PhraseFiles):
     source = "Regions with captions in X-VLM's format that the builder was given."
 
     def look(self) -> None:
-        """Corners in place of sizes, where images tell: they end beyond the image, and would not as corners."""
-        for file in self.files:
-            count, wrong = 0, []
-            for record, size in self.sizes(file):
-                elems = record.get("elems")
-                for number, elem in enumerate(elems if isinstance(elems, list) else []):
-                    bb = read_box(elem.get("bb")) if isinstance(elem, dict) else None
-                    if bb is None:
-                        continue
-                    count += 1
-                    x, y, right, bottom = bb
-                    is_over, is_inside = _ends_beyond([x, y, x + right, y + bottom], size), not _ends_beyond(bb, size)
-                    if is_over and is_inside and x < right and y < bottom:
-                        wrong.append(f"elem {number} of {record.get('image')!s:.80}: {bb}")
-            if len(wrong) > SIZEABLE * count:
-                raise ValueError(
-                    f"{file}: {len(wrong):,} of {count:,} boxes ({'; '.join(wrong[:3])}) end beyond their image, and "
-                    "would not as corners [x1, y1, x2, y2]: bb is expected to be [x, y, width, height]"
-                )
+        self.check_sizes("bb", self.named_boxes)
+
+    @staticmethod
+    def named_boxes(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        elems = record.get("elems")
+        for number, elem in enumerate(elems if isinstance(elems, list) else []):
+            if isinstance(elem, dict):
+                yield f"elem {number} of {record.get('image')!s:.80}", elem.get("bb")
 
     def image_name(self, record: dict[str, Any]) -> str:
         name = record.get("image")
@@ -85,10 +72,6 @@ def _texts(value: Any) -> list[Any]:
 
 def _box(bb: Any, size: tuple[int, int] | None) -> Box:
     box = read_corners(bb)
-    if box and size and _ends_beyond(box, size):
+    if box and size and ends_beyond(box, size):
         return Unusable("box that ends beyond the image, as corners do where [x, y, width, height] is expected")
     return box
-
-
-def _ends_beyond(box: list[float], size: tuple[int, int]) -> bool:
-    return box[2] > _BEYOND * size[0] or box[3] > _BEYOND * size[1]

@@ -97,9 +97,7 @@ def attention_gradients(
     for attention in attentions:
         check_recorded(attention)
         if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
-            raise RuntimeError(
-                "Activation checkpointing with use_reentrant=True cuts the graph: pass use_reentrant=False."
-            )
+            raise RuntimeError("Checkpointing with use_reentrant=True cuts the graph: pass use_reentrant=False.")
     if not (score.requires_grad and all(attention.requires_grad for attention in attentions)):
         raise ValueError(
             "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an "

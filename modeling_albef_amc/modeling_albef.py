@@ -43,6 +43,7 @@ from .gradcam import (
 KeyValue = tuple[Tensor, Tensor]
 # Hidden states, and attention probabilities where they are at hand.
 StatesAndAttention = tuple[Tensor, Tensor | None]
+OF_MAPS = "create_graph", "explanation", "grounding_layer", "heatmap_token_mask", "output_token_heatmaps"
 
 
 @dataclass
@@ -218,8 +219,16 @@ class AlbefVisionEmbeddings(nn.Module):
         return self.dropout(torch.cat([cls_token, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
 
 
+def check_read(kwargs: dict[str, Any]) -> None:
+    """ValueError: an argument that other models read, or AlbefModel.forward alone, would be ignored."""
+    for name in ("inputs_embeds", "position_ids", *OF_MAPS):
+        if kwargs.get(name) is not None and kwargs[name] is not False:
+            raise ValueError(f"ALBEF reads no {name} here: see AlbefModel.forward (of model.albef) for what there is.")
+
+
 def recorded_outputs(config: AlbefConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a pass, with what a configuration asks every pass to record."""
+    check_read(kwargs)
     parts = config, config.vision_config, config.text_config
     names = "output_hidden_states", "output_attentions"
     return {name: True for name in names if any(getattr(part, name) for part in parts)} | kwargs
@@ -443,6 +452,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
             explained_layer: the fusion layer whose cross-attention is recorded, counted from the first text layer.
             create_graph: the explanation is to be differentiated.
         """
+        check_read(kwargs)
         if (input_ids is None) == (text_embeds is None):
             raise ValueError("Give either input_ids or text_embeds.")
         fusion_layer = self.config.fusion_layer
@@ -617,8 +627,6 @@ class AlbefModel(AlbefPreTrainedModel):
             create_graph: keep the heatmaps differentiable; default: in training mode, unless gradients are off.
             kwargs: `interpolate_pos_encoding`, `output_hidden_states`, `output_attentions`, `return_dict`.
         """
-        if unread := kwargs.keys() & {"inputs_embeds", "position_ids"}:
-            raise ValueError(f"ALBEF reads no {min(unread)}: give input_ids.")
         kwargs = recorded_outputs(self.config, kwargs)
         if pixel_values is None or input_ids is None:
             if output_heatmaps or output_token_heatmaps:
@@ -651,8 +659,7 @@ class AlbefModel(AlbefPreTrainedModel):
             raise ValueError("Give pixel_values, input_ids or both.")
         if pixel_values is not None:
             vision = self.vision_model(pixel_values, **kwargs)
-            features = self.itc_image_features(vision.last_hidden_state)
-            return AlbefOutput(image_features=features, vision_model_output=vision)
+            return AlbefOutput(image_features=self.itc_image_features(vision[0]), vision_model_output=vision)
         text = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         states = dict(hidden_states=text.hidden_states, attentions=text.attentions)
         return AlbefOutput(text_features=text.pooler_output, last_hidden_state=text.last_hidden_state, **states)

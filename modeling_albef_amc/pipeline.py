@@ -168,9 +168,7 @@ class PhraseGrounder:
     def score(self, images: Any, phrases: Phrases | list[Phrases] | None = None, **options: Any) -> Any:
         """The probability in [0, 1] that each phrase fits its image, in the layout of `ground`; no heatmaps."""
         answers = self.ground(images, phrases, output_points=False, **options)
-        if isinstance(answers, Iterator):
-            return map(scores_of, answers)
-        return scores_of(answers) if answers and isinstance(answers[0], dict) else [scores_of(each) for each in answers]
+        return map(scores_of, answers) if isinstance(answers, Iterator) else scores_of(answers)
 
     def _run(
         self, records: Any, batch_size: int, num_workers: int, timeout: float, **options: Any
@@ -321,8 +319,7 @@ class PhraseGrounder:
         (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
         answer |= {"point": found["point"], "box": found["box"]}
         heat = found["heatmap"].numpy()
-        if output_heatmaps:
-            answer["heatmap"] = heat
+        answer |= {"heatmap": heat} if output_heatmaps else {}
         if output_pictures:
             answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
         return answer
@@ -343,8 +340,8 @@ def encode_itself(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     return model.encode_images(pixel_values)
 
 
-def scores_of(answers: list[Answer]) -> list[float]:
-    return [answer["score"] for answer in answers]
+def scores_of(answers: Answer | list) -> Any:
+    return answers["score"] if isinstance(answers, dict) else [scores_of(each) for each in answers]
 
 
 class Records(Dataset):

@@ -56,5 +56,4 @@ def mark(
     if point is not None:
         draw.circle(point, 3.5 * width, fill=RIM)
         draw.circle(point, 2.5 * width, fill=colour)
-        draw.point(point, fill=colour)
     return image

@@ -125,7 +125,8 @@ NAMES = [
     {"image": 0, "phrase": 1, "bbox": 8},
     {"image": 0, "phrase": 1, "boxes": 8},
     {"filename": 0, "width": WIDTH, "height": HEIGHT, "label": 1, "x": 4, "y": 5, "w": 9, "h": 10},
-    {"file": 0, "bbox_x": 4, "bbox_y": 5, "bbox_width": 9, "bbox_height": 10, "phrase": 1, "width": 11, "height": 11},
+    {"file": 0, "bbox_x": 4, "bbox_y": 5, "bbox_width": 9, "bbox_height": 10, "phrase": 1}
+    | {"width": WIDTH, "height": HEIGHT},
 ]
 
 
@@ -149,6 +150,77 @@ def test_names_that_are_guessed(tmp_path, names, kind, caplog):
     for ours, at in {"image": 0, "phrase": 1}.items():
         (name,) = (name for name, each in names.items() if each == at)
         assert (name == ours) or f"{ours}={name}" in said[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"polygons": [[[150, 50, 200, 50, 180, 100]]]}, {"scribbles": [[170, 70]], "scribble_radius": 3.0}],
+    ids=["polygons", "scribbles"],
+)
+def test_boxes_are_found_beside_other_regions(tmp_path, other):
+    """In rows of their own, too; where the first rows have none, they are left out, and that is said."""
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": f"dog {n}", "bbox": box} for n, box in enumerate(CORNERS)]
+    rows = [row | dict.fromkeys(other) for row in rows[:3]] + [rows[3] | other]
+    found = records(write_rows(tmp_path / "mixed.jsonl", rows))
+    assert boxes_of(found) == [[box] for box in CORNERS] and found[3][min(other)] == other[min(other)]
+    columns = Columns()
+    for row in rows:
+        row["bbox"] = []
+    assert "boxes" not in records(write_rows(tmp_path / "none.jsonl", rows), columns)[3]
+
+
+def test_corners_of_quadrilaterals_are_no_boxes(tmp_path):
+    photos(tmp_path)
+    corners = dict(zip(("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4"), (100, 50, 190, 55, 188, 95, 98, 90)))
+    for first in (1, 0):
+        named = {f"{name[0]}{int(name[1]) - 1 + first}": value for name, value in corners.items()}
+        path = write_rows(tmp_path / "skewed.csv", [{"image": "photos/0.png", "phrase": "a sign", **named}] * 4)
+        with pytest.raises(ValueError, match=f"not understood: x{first}, y{first}, .* Say which has its regions"):
+            records(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_of_another_size_than_columns_say(tmp_path, streaming):
+    """As after resizing them. Of shares of an image it does not matter."""
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "width": 2 * WIDTH, "height": 2 * HEIGHT, "phrase": "a dog", "bbox": box}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    message = (
+        r"4 of the first 4 images are not as large as width, height say, such as .*0\.png: it has 200 x 100 pixels"
+    )
+    with pytest.raises(ValueError, match=message):
+        records(write_rows(tmp_path / "resized.jsonl", rows), streaming=streaming)
+    for row in rows:
+        row["bbox"] = as_format(row["bbox"], "xyxy_normalized")
+    assert len(records(write_rows(tmp_path / "shares.jsonl", rows), streaming=streaming)) == 4
+
+
+@pytest.mark.parametrize(
+    ("header", "many", "last", "name", "expected"),
+    [
+        ("x1,y1,x2,y2", "10,10,60,60", "10.5,10,60,60", "boxes", [[10.5, 10, 60, 60]]),
+        ("x1,y1,x2,y2,image_id", "10,10,60,60,7", "10,10,60,60,b7", "image_id", "b7"),
+        ("x1,y1,x2,y2,caption", "10,10,60,60,", "10,10,60,60,a star", "caption", "a star"),
+        ("x1,y1,x2,y2,absent", "10,10,60,60,", ",,,,True", "absent", True),
+        ("x1,y1,x2,y2,absent", "10,10,60,60,", "10,10,60,60,", "absent", None),
+        ("bbox", "", '"[10, 10, 60, 99]"', "boxes", [[10, 10, 60, 99]]),
+    ],
+)
+def test_columns_of_csv_are_of_one_kind_in_all_rows(tmp_path, header, many, last, name, expected):
+    """More rows than datasets reads at once."""
+    photos(tmp_path)
+    lines = [f"image,phrase,{header}", *[f"photos/0.png,star,{many}"] * 10_001, f"photos/0.png,star,{last}"]
+    (tmp_path / "long.csv").write_text("\n".join(lines))
+    rows = open_split(str(tmp_path / "long.csv"), None, "train")
+    assert len(rows) == 10_002 and rows[10_001][name] == expected
+
+
+@pytest.mark.parametrize("text", ["null\n{}", " [ null, {}]", "null", "\ufeffnull"])
+def test_a_first_record_of_null_is_named(tmp_path, text):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(ValueError, match=r"the first record of .*mine\.json is null: remove it"):
+        records(str(tmp_path / "mine.json"))
 
 
 def test_objects_of_detection_sets(tmp_path):
@@ -719,6 +791,15 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     with pytest.raises(ValueError, match=r"seem to be counted to 100 in .*--box_format xywh"):
         records(path, Columns({"boxes": "bbox"}))
     assert len(records(path, Columns(box_format="xywh"))) == 20
+    picture(1920, 1080).save(tmp_path / "wide.png")
+    boxes = [[400 + 20 * n, 300 + 10 * n, 600 + 16 * n, 500 + 20 * n] for n in range(24)]
+    corners = "x1", "y1", "x2", "y2"
+    rows = [{"image": "wide.png", "phrase": f"dog {n}", **dict(zip(corners, box))} for n, box in enumerate(boxes)]
+    assert boxes_of(records(write_rows(tmp_path / "few.jsonl", rows))) == [[box] for box in boxes]
+    of_all = {"image": "wide.png", "phrase": "all of it", **dict(zip(corners, (0, 0, 1000, 1000)))}
+    for each in ([*rows, of_all], 3 * rows):
+        with pytest.raises(ValueError, match=r"seem to be counted to 1000 in images of any size"):
+            records(write_rows(tmp_path / "thousandths.jsonl", each))
 
 
 def test_a_file_that_is_no_table(tmp_path):

@@ -1,5 +1,7 @@
 """ALBEF as a transformers model: configuration, saving and loading, attention implementations, shapes, errors."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, BertConfig, BertModel
@@ -406,8 +408,13 @@ def test_features_of_images_and_phrases_alone():
     with pytest.raises(ValueError, match="Heatmaps need both"):
         model(pixels, output_heatmaps=True)
     for name in ("inputs_embeds", "position_ids"):
-        with pytest.raises(ValueError, match=f"ALBEF reads no {name}"):
-            model(pixels, **{name: batch["input_ids"]})
+        for read in (
+            partial(model, pixels),
+            partial(model.get_text_features, **batch),
+            partial(model.text_model, **batch),
+        ):
+            with pytest.raises(ValueError, match=f"ALBEF reads no {name} here"):
+                read(**{name: batch["input_ids"]})
 
 
 def test_positions_that_must_not_be_interpolated():

@@ -374,6 +374,14 @@ OTHER = [[5, 2], [7, 2], [7, 5], [5, 5]]
 AGAINST = "boxes: contradict their mask (IoU below 0.5); the mask's own is taken"
 
 
+def test_phrasecut_with_corners_is_refused_where_images_tell(workshop):
+    phrasecut = workshop("phrasecut")
+    phrasecut.image("7.jpg")
+    phrasecut.write("refer_train.json", [task("dog", [[5, 1, 7, 4]], [[]])])
+    with pytest.raises(ValueError, match=r"1 of 1 boxes .* would not as corners .*: instance_boxes is expected to be"):
+        phrasecut.build(True)
+
+
 def test_phrasecut(workshop):
     phrasecut = workshop("phrasecut")
     phrasecut.image("VG_100K_2/7.jpg")

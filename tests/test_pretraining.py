@@ -466,6 +466,19 @@ def test_fingerprints_of_different_texts_differ():
 
 
 @pytest.mark.parametrize(
+    "option",
+    [
+        *({"grounding_layer": 2}, {"explanation": "itc"}, {"heatmap_token_mask": torch.ones(4, 6)}),
+        *({"output_token_heatmaps": True}, {"create_graph": True}, {"position_ids": torch.arange(6).expand(4, -1)}),
+    ],
+    ids=lambda option: min(option),
+)
+def test_what_the_model_inside_alone_reads_is_refused(option):
+    with pytest.raises(ValueError, match=f"ALBEF reads no {min(option)} here: see AlbefModel"):
+        AlbefForPreTraining(tiny_config())(**masked_batch(), output_heatmaps=True, **option)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"image_ids": torch.arange(5)}, r"image_ids must be 4 numbers, one an image, not \(5,\)"),

@@ -5,6 +5,7 @@ Such tensors refuse to meet across devices, as those of GPUs do.
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
@@ -13,9 +14,11 @@ from modeling_albef_amc.families import dual
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.registry import explain_function, explainable
 from modeling_albef_amc.families.relevance import relevance
+from modeling_albef_amc.families.training import groundable
 from modeling_albef_amc.gradcam import gradcam
 from tests.helpers.models import TINY, tiny_config
 from tests.helpers.versions import needs
+from trainer.amc_loss import attention_mask_consistency_loss
 
 FIRST, SECOND = torch.device("cpu:1"), torch.device("cpu:2")
 SPLITS = {
@@ -107,3 +110,22 @@ def test_parts_of_other_families_meet(family, second, monkeypatch):
         for create_graph in (False, True):
             attention = explain_function(model)(model, images, phrases, None, index, create_graph)
             assert gradcam(attention, create_graph).shape == (3, 4, 4)
+
+
+@needs("torch>=2.8", "a fake gather over devices")
+def test_regions_meet_heatmaps_that_are_trained(monkeypatch):
+    """What accelerate puts around a model brings outputs back to where inputs were; without it, masks follow."""
+    monkeypatch.setattr(dual, "check_end", lambda *_: None)
+    masks, has_region = torch.ones(3, 16, 16), torch.ones(3, dtype=torch.bool)
+    for is_hooked in (True, False):
+        model = TINY["clip"]()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            split(model, ["vision_model", "visual_projection"])
+            if is_hooked:
+                add_hook_to_module(model, AlignDevicesHook(execution_device=FIRST, io_same_device=True))
+            batch = dict(pixel_values=torch.randn(3, 3, 32, 32, device=FIRST))
+            batch |= dict(input_ids=torch.ones(3, 6, dtype=torch.long, device=FIRST))
+            heatmaps = groundable(model)(**batch, output_heatmaps=True, objectives=[]).heatmaps
+            assert heatmaps.device == (FIRST if is_hooked else SECOND)
+            losses = attention_mask_consistency_loss(heatmaps, masks.to(FIRST), has_region.to(FIRST))
+            assert losses["loss_amc_max"].device == heatmaps.device

@@ -590,6 +590,17 @@ def test_phrases_of_an_image_come_together_and_every_epoch_has_its_own_order(tmp
     assert first != second
 
 
+@pytest.mark.parametrize("form", [None, "numpy", "torch"])
+def test_phrases_share_images_whose_ids_are_numbers_in_any_format(tmp_path, form):
+    rows = [{**record, "image_id": number // 2} for number, record in enumerate(tiny_records(8, phrases_per_image=2))]
+    dataset = tiny_dataset(8).remove_columns("image_id").add_column("image_id", [row["image_id"] for row in rows])
+    dataset = dataset.map(lambda row, number: {"image": rows[number]["image"]}, with_indices=True).with_format(form)
+    trainer = make_trainer(tmp_path, dataset=dataset, phrases_per_image=2, train_sampling_strategy="random")
+    assert [len(batch["pixel_values"]) for batch in trainer.get_train_dataloader()] == [2, 2]
+    ids = trainer.data_collator([dataset[0], dataset[2]])["image_ids"]
+    assert torch.equal(ids, trainer.data_collator([rows[0], rows[2]])["image_ids"])
+
+
 # Another family -------------------------------------------------------------------------------------------------------
 
 

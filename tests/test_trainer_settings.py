@@ -243,6 +243,10 @@ def test_phrases_share_images_only_where_the_rows_say_which(tmp_path):
         (dataset.remove_columns("image_id"), r"needs the column image_id.* this is Dataset with image, phrase"),
         (Rows(dataset), "needs the column image_id.* this is Rows with none"),
         (dataset.to_iterable_dataset(), "needs the column image_id.* this is IterableDataset with image, image_id"),
+        (
+            dataset.rename_column("image_id", "name").with_transform(lambda row: row | {"image_id": row["name"]}),
+            "needs the column image_id.* this is Dataset with image, name, phrase",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(tmp_path, dataset=rows, phrases_per_image=2, train_sampling_strategy="random")

@@ -52,8 +52,7 @@ def attention_mask_consistency_loss(
     elif has_region.shape != (len(heatmaps),):
         raise ValueError(f"has_region must be ({len(heatmaps)},), not {tuple(has_region.shape)}.")
     heatmaps = normalize_heatmaps(heatmaps)
-    masks = masks.to(heatmaps.dtype)
-    weights = has_region.to(heatmaps.dtype)
+    masks, weights = masks.to(heatmaps), has_region.to(heatmaps)
     num_regions = weights.sum().clamp(min=1)
     heatmaps = F.interpolate(heatmaps[:, None], size=masks.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     inside, outside = masks * heatmaps, (1 - masks) * heatmaps

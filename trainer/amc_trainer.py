@@ -35,6 +35,7 @@ from .klal_loss import kl_attention_loss
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
 from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching
+from .phrase_rows import PhraseRows
 from .publishing import PublishingTrainer
 from .regions import REGIONS
 from .reporting import log_image, warn_of_places_without_images
@@ -222,7 +223,9 @@ class AmcTrainer(PublishingTrainer):
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # of transformers 5.8
         )
         if not is_streamed:
-            sampler = ImageGroupedSampler(self.train_dataset["image_id"], self.phrases_per_image, seed)
+            rows = self.train_dataset  # whose format may be torch's, of which equal numbers are unlike each other
+            stored = rows if isinstance(rows, PhraseRows) else rows.with_format(None)
+            sampler = ImageGroupedSampler(stored["image_id"], self.phrases_per_image, seed)
             options |= dict(batch_size=self._train_batch_size, drop_last=args.dataloader_drop_last)
             loader = DataLoader(self.train_dataset, sampler=sampler, collate_fn=self.data_collator, **options)
             return self.accelerator.prepare(loader)

@@ -12,10 +12,13 @@ from datasets import Dataset, IterableDataset
 from modeling_albef_amc.images import UNREADABLE, open_file
 
 from .columns import Columns, Found, written
-from .regions import to_xyxy
+from .regions import REGIONS, to_xyxy
 
 # As many boxes decide what all are, looked for in so many rows.
 NUM_DECIDING, MAX_ROWS = 256, 10_240
+# Above this share, a mistake is one of the whole data set and not of some of its records.
+SIZEABLE = 0.25
+_MANY = 64  # boxes in images of whose longest side they would leave a third free
 _MISFITS = 0.01  # share of boxes that are wrong in any data set
 _EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # of the latter, width and height change places
 
@@ -39,7 +42,9 @@ def decide_boxes(
         except ValueError as error:
             if columns.guessed_of == theirs and columns.box_format in chain.from_iterable(found.formats or ()):
                 return dataset  # in doubt by itself, and as in a split before
-            if needs_regions or "boxes" not in found.guessed:
+            others = set(REGIONS) & set(dataset.column_names) - {"boxes"}
+            is_blank = not any(list(fours(row["boxes"])) for row in images_and_boxes(dataset))
+            if (needs_regions and not (others and is_blank)) or "boxes" not in found.guessed:
                 raise
             columns.say(f"Boxes are left out. {error}")
             found.guessed.remove("boxes")
@@ -79,7 +84,7 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
             f"{' or '.join(fitting) or '…'}; or, if they are in other columns, --columns boxes=…."
         )
     check_proposals(dataset, fitting[0], path)
-    if scale := seeming_scale(boxes, sizes):
+    if scale := seeming_scale(to_xyxy(boxes, fitting[0]), sizes):
         raise ValueError(
             f"{path}: boxes ({theirs}) seem to be counted to {scale} in images of any size: none goes beyond; {first}. "
             f"Make pixels or shares of them, or, if that is what they are, say --box_format {fitting[0]}."
@@ -142,10 +147,16 @@ def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
         return 0, 0
 
 
-def seeming_scale(boxes: np.ndarray, sizes: np.ndarray) -> int | None:
-    """100 or 1000, where boxes end there in images that are far larger, and are too many for that to be chance."""
-    scales = (scale for scale in (100, 1000) if 1 < boxes.max() <= scale and sizes.min() > 2 * scale)
-    return next(scales, None) if len(boxes) >= 16 else None
+def seeming_scale(corners: np.ndarray, sizes: np.ndarray) -> int | None:
+    """100 or 1000, where boxes end there in images that are larger, and are too many for that to be chance: all of them
+    far larger, or many by half (of thousandths); or on both axes one ends at that very number."""
+    ends, longest = corners[:, 2:].max(axis=0), sizes.max(axis=1)
+    for scale in (100, 1000):
+        is_larger = sizes.min() > 2 * scale or (scale == 1000 and (longest > 1.5 * scale).sum() >= _MANY)
+        is_larger |= bool(sizes.min() > scale) and bool((ends == scale).all())
+        if len(corners) >= 16 and 1 < ends.max() <= scale and is_larger:
+            return scale
+    return None
 
 
 def fits_images(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> bool:

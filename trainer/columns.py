@@ -245,7 +245,7 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
             found.places[name] = [(name,)]
     guesses = Guesses(found, there, path)
     try:
-        guesses.add("boxes", [] if found.places.keys() & set(REGIONS) else guesses.boxes())
+        guesses.add("boxes", [] if "boxes" in found.places else guesses.boxes())
     except ValueError as error:
         if needs_regions:
             raise
@@ -293,6 +293,8 @@ class Guesses:
             places.sort(key=lambda place: of_box(place) != plain_name(place[-1]))  # bbox_width rather than the image's
             beside = {of_box(place): place for place in places}
             fours = [names.split() for names in FOUR_NAMES if {*names.split()} <= beside.keys()]
+            # Of quadrilaterals, x1 y1 … x4 y4 or x0 y0 … x3 y3, two corners are no box.
+            fours = [names for names in fours if {"x1": "x3", "x0": "x2"}.get(names[0]) not in beside]
             fours = [names for names in fours if "width" not in names] or fours
             options += [[beside[name] for name in names] for names in fours]
         return options

@@ -11,14 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers.utils import logging
 
+from .box_units import SIZEABLE
 from .phrase_rows import PhraseRows, Record, phrase_counts
 from .regions import REGIONS, to_xyxy
 from .splits import told
 from .streaming import StreamedRows
 
 logger = logging.get_logger(__name__)
-# Of boxes or records: above this share, the mistake is one of the whole data set and not of some of its records.
-SIZEABLE = 0.25
 SAMPLE = 64  # records that are read before training
 NAMED = 3
 _STREAMED_ROWS = 10_000  # of which regions are looked at; all others are only read when it is their turn
@@ -181,6 +180,8 @@ def check_order(dataset: Any, strategy: str, phrases_per_image: int) -> None:
     if phrases_per_image == 1:
         return
     columns = columns_of(dataset) or []
+    if is_transformed(dataset):  # whose rows are not made only to be told apart
+        columns = [name for name in columns if name in dataset.column_names]
     if not isinstance(dataset, datasets.Dataset | StreamedRows | PhraseRows) or "image_id" not in columns:
         raise ValueError(
             "phrases_per_image above 1 needs the column image_id, to know which rows share an image, of a "

@@ -16,7 +16,7 @@ from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tokenization_albef import is_blank
 
 from .augmentation import GroundingAugmentation
-from .phrase_rows import Record, check_same_image, image_id_of, is_absent, record_name
+from .phrase_rows import Record, check_same_image, image_id_of, is_absent, python_value, record_name
 from .regions import BOX_FORMATS, Region
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
@@ -286,11 +286,6 @@ def read_example(record: Record, source: SourceImage, box_format: str) -> Exampl
     if is_absent(record) and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
     return Example(source, phrase, region, is_absent(record))
-
-
-def python_value(value: Any) -> Any:
-    """Python's own of NumPy's or torch's."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _hash(content: bytes) -> int:

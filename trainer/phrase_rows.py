@@ -90,8 +90,13 @@ def is_absent(record: Record) -> bool:
 
 def image_id_of(record: Record) -> Any:
     """None where it is missing, for which pandas has NaN."""
-    image_id = record.get("image_id")
+    image_id = python_value(record.get("image_id"))
     return image_id if image_id == image_id else None
+
+
+def python_value(value: Any) -> Any:
+    """Python's own of NumPy's or torch's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 class PhraseRows:

@@ -233,7 +233,11 @@ def _as_array(value: Any) -> Any:
 
 def as_number(value: Any) -> float | None:
     """A number of whatever library, or a truth value; None of anything else."""
-    value = np.asarray(_as_array(value)) if isinstance(value, bool | int | float | np.generic | Tensor) else None
+    value = (
+        np.asarray(_as_array(value))
+        if isinstance(value, bool | int | float | np.generic | np.ndarray | Tensor)
+        else None
+    )
     return float(value) if value is not None and value.ndim == 0 and value.dtype.kind in "biuf" else None
 
 

@@ -4,12 +4,12 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -29,16 +29,15 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
+from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.table import CastError, table_cast
+from datasets.table import CastError
 
 from modeling_albef_amc.families.checkpoint_checks import read_object
-from modeling_albef_amc.images import download
 
 from .box_units import decide_boxes
 from .columns import (
     CATEGORY_NAMES,
-    FIRST,
     Columns,
     Found,
     arrange,
@@ -52,6 +51,7 @@ from .columns import (
     written,
 )
 from .columns import widened as widened_at
+from .image_places import check_sizes, has_paths, place_images, size_columns
 from .known_formats import IMAGE_FILES
 from .phrase_rows import OF_PHRASES
 from .regions import REGIONS
@@ -63,6 +63,7 @@ SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
 TEXT_FILES = ".csv", ".json", ".jsonl", ".ndjson", ".tsv"
+MAX_WHOLE = 2**30  # bytes of a table that is read at once
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
@@ -118,6 +119,7 @@ def open_split(
     if missing := {"image", "phrase"} - found.places.keys():
         raise ValueError(missing_columns(dataset, missing, found, path))
     others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
+    stored, sides = dataset, size_columns(dataset.column_names, found)
     with told_here():
         first = rows_to_look_at(dataset, found)
     dataset = arrange(dataset, found, path, first)
@@ -138,7 +140,11 @@ def open_split(
         # each: a table of 2 GiB of images cannot be written.
         options = {"batched": True, "batch_size": 100, "features": features, "fn_kwargs": place}
         dataset = dataset.with_format("arrow").map(place_images, **options).with_format(None)
-    return decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
+    dataset = decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
+    is_in_pixels = "boxes" in dataset.column_names and not (columns.box_format or "").endswith("_normalized")
+    if sides and (is_in_pixels or set(REGIONS) & set(dataset.column_names) - {"boxes"}):
+        check_sizes(stored, found.places["image"][0][0], sides, path, folders_of_files(path, config, split))
+    return dataset
 
 
 def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset | IterableDataset:
@@ -164,16 +170,19 @@ def load(
     told_here: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Dataset | IterableDataset, Found | None]:
     """The split as datasets reads it, its columns wide enough for all rows; and where ours are in it, if it says so."""
+    is_here = os.path.exists(path)
     # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
-    is_look = os.path.exists(path) and split.isidentifier() and not streaming  # nor is a slice streamed
+    is_look = is_here and split.isidentifier() and not streaming  # nor is a slice streamed
     with told_here():
         source = source_of(path, config, split)
         if "name" in source:
             source["data_files"] = own_files(path, config, split)
-        dataset = load_dataset(**source, split=split, streaming=streaming or is_look)
-        features = dataset.features
-        if is_look and features is None:  # of CSV, which says them with its rows
-            features = Features.from_arrow_schema(next(dataset.with_format("arrow").iter(batch_size=FIRST)).schema)
+        files, is_csv = text_files(source, split) if is_here else ([], False)
+        if is_csv and not streaming:
+            dataset, features = None, csv_features(files, source)
+        else:
+            dataset = load_dataset(**source, split=split, streaming=streaming or is_look)
+            features = dataset.features
     columns.read_card(path)
     found, options = None, {}
     if features is not None:
@@ -182,8 +191,8 @@ def load(
         texts = [name for name in features if fits(features[name], NUMBERS) and wide[name] == Value("string")]
         if texts:
             columns.say(f"{path}: {', '.join(texts)}: numbers are taken as texts.")
-        if dataset.features is None:
-            options = {"converters": dict.fromkeys(texts, text_or_none)} if texts else {}
+        if dataset is None:
+            options = csv_options(files, features, texts, found)
         elif wide != features:
             options = {"features": wide}
     with told_here():
@@ -197,6 +206,40 @@ def load(
     if folders := split_folders(path):
         dataset = of_folder(dataset, path, split, folders)
     return dataset, found
+
+
+def text_files(source: dict[str, Any], split: str) -> tuple[list[str], bool]:
+    """Files of a split on disk, and whether they are CSV.
+
+    Raises ValueError: the first record of a file of JSON is null, at which Arrow ends the process.
+    """
+    builder = load_dataset_builder(**source)
+    named = [file for files in files_by_split(builder, split).values() for file in files]
+    files = [file for file in named if os.path.isfile(file)]
+    for file in files:
+        if file.lower().endswith((".json", ".jsonl", ".ndjson")):
+            with open(file, "rb") as opened:
+                if re.match(rb"(\xef\xbb\xbf)?\s*\[?\s*null\b", opened.read(1000)):
+                    raise ValueError(f"the first record of {file} is null: remove it")
+    return files, bool(files) and isinstance(builder.config, CsvConfig)
+
+
+def csv_features(files: list[str], source: dict[str, Any]) -> Features:
+    """What the first file has in all its rows; of a file too large to be read at once, in the first of them."""
+    most = 10_000 if os.path.getsize(files[0]) > MAX_WHOLE else None
+    frame = pd.read_csv(files[0], sep=source.get("sep", ","), nrows=most, low_memory=False)
+    return Features.from_arrow_schema(pa.Table.from_pandas(frame, preserve_index=False).schema)
+
+
+def csv_options(files: list[str], features: Features, texts: list[str], found: Found) -> dict[str, Any]:
+    """How CSV is read so that a column is of one kind in all rows; else it would be of that of the first 10,000."""
+    texts = [*texts, *(name for name in features if fits(features[name], TEXT))]
+    converters: dict[str, Callable] = dict.fromkeys(texts, text_or_none)
+    for ((name, *_),) in filter(None, [found.places.get("absent")]):
+        converters |= {} if fits(features[name], COLUMNS["absent"]) else {name: truth_or_none}
+    options = {"converters": converters} if converters else {}
+    is_whole = all(os.path.getsize(file) <= MAX_WHOLE for file in files)
+    return options | ({"chunksize": 2**31 - 1} if is_whole else {})
 
 
 def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found: Found, path: str) -> str:
@@ -402,6 +445,13 @@ def text_or_none(text: str) -> str | None:
     return text or None
 
 
+def truth_or_none(text: str) -> bool | str | None:
+    """A cell of CSV that says whether a phrase is absent; what says neither stays text, and is refused."""
+    return {"": None, "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}.get(
+        text.strip().lower(), text
+    )
+
+
 def separator(path: str) -> str:
     """What parts the columns of a CSV file; by its first line."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -469,107 +519,6 @@ def own_files(path: str, config: str | None, split: str) -> dict[str, Any] | Non
     # Of all splits, of which a part would lose them: their counts, and the kinds of columns.
     is_counted = builder.info.splits is not None or builder.info.features is not None
     return own if own and are_tables and not is_counted else named
-
-
-def place_images(
-    table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema, fetch: bool = False
-) -> pa.Table:
-    """Paths in these columns, and images that are only a path, as images in files, relative ones of the only folder.
-
-    Args:
-        fetch: images that are addresses, too; those that cannot be had stay addresses, which are named when it is
-            their turn.
-
-    Raises ValueError: there is a relative path, and another number of folders.
-    """
-    contents: dict[str, bytes | None] = {}
-
-    def place(image: str | dict | list | None) -> dict | list | None:
-        if isinstance(image, list):
-            return [place(each) for each in image]
-        image = {"bytes": None, "path": image} if isinstance(image, str) else image
-        if image and image["bytes"] is None and image["path"] in contents:
-            return {"bytes": contents[image["path"]], "path": image["path"]}
-        if image and image["bytes"] is None and is_within(image["path"]):
-            return read_within(image["path"])
-        if not image or image["bytes"] is not None or not is_relative(image["path"]):
-            return image if image and any(image.values()) else None
-        if len(folders) != 1:
-            raise ValueError(
-                f"Files in several folders name images by relative paths, such as {image['path']}: keep them in one."
-            )
-        whole = os.path.join(folders[0], os.path.normpath(image["path"]))  # equal paths are equal images
-        path = whole if "\\" not in image["path"] or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
-        return {"bytes": None, "path": path}
-
-    for name in names:
-        given = table[name].to_pylist()
-        if fetch:
-            contents = fetched(addresses_in(given))
-        images = pa.array(place(given), schema.field(name).type)
-        table = table.set_column(table.column_names.index(name), name, images)
-    return table_cast(table, schema)
-
-
-def addresses_in(images: Any) -> set[str]:
-    if isinstance(images, list):
-        return set().union(*map(addresses_in, images))
-    path = images.get("path") if isinstance(images, dict) and images["bytes"] is None else images
-    return {path} if isinstance(path, str) and is_address(path) else set()
-
-
-def fetched(addresses: set[str]) -> dict[str, bytes | None]:
-    """What is there; None of what cannot be had."""
-
-    def fetch(address: str) -> bytes | None:
-        try:
-            return download(address, timeout=30)
-        except ConnectionError:
-            return None
-
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(addresses, pool.map(fetch, addresses)))
-
-
-def is_address(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
-
-
-def is_within(path: str | None) -> bool:
-    """Whether a file is in an archive, or on the Hub, by the address that datasets gives it."""
-    return bool(path) and path.startswith(("zip://", "hf://"))
-
-
-def read_within(path: str) -> dict[str, Any]:
-    """An image `is_within`: its bytes, under its name there."""
-    stored = pa.array([{"bytes": None, "path": path}], Image().pa_type)
-    try:
-        (image,) = Image().embed_storage(stored).to_pylist()
-    except FileNotFoundError:  # named when it is its turn
-        image = {"bytes": None}
-    return image | {"path": path.partition("::")[0].partition("://")[2]}
-
-
-def is_relative(path: str | None) -> bool:
-    return bool(path) and "://" not in path and not os.path.isabs(path)
-
-
-def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> bool:
-    """Whether a column of images may hold relative paths, files in archives, or addresses to fetch; of undecoded images
-    on disk, whether it does."""
-    feature = dataset.features[name]
-    while isinstance(feature, List | LargeList):
-        feature = feature.feature
-    if isinstance(feature, Value) or isinstance(dataset, IterableDataset):
-        return not isinstance(feature, Value) or feature.dtype in ("string", "large_string")
-    for table in dataset.select_columns([name]).with_format("arrow").iter(batch_size=1000):
-        for images in table[name].chunks:
-            while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
-                images = images.flatten()
-            paths = images.field("path").filter(images.field("bytes").is_null()).to_pylist()
-            if any(is_relative(path) or is_within(path) or (fetch and path and is_address(path)) for path in paths):
-                return True
-    return False
 
 
 def folders_of_files(path: str, config: str | None, split: str) -> list[str]:

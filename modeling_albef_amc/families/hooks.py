@@ -170,13 +170,16 @@ def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
 def onloaded(*modules: nn.Module) -> Iterator[None]:
     """Own parameters of these can be used in here without calling them, also where accelerate has offloaded them."""
     hooked = [module for module in modules if hasattr(module, "_hf_hook")]
+    # Of a pass that they are in the middle of: where its inputs were.
+    devices = [getattr(module._hf_hook, "input_device", None) for module in hooked]
     for module in hooked:
         module._hf_hook.pre_forward(module)
     try:
         yield
     finally:
-        for module in hooked:
+        for module, device in zip(hooked, devices):
             module._hf_hook.post_forward(module, None)
+            module._hf_hook.input_device = device
 
 
 def words_begin_graph(model: nn.Module) -> list[RemovableHandle]:

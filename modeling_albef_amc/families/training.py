@@ -127,7 +127,8 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
 
 def with_methods(model: PreTrainedModel, forward: Callable[..., GroundingOutput]) -> PreTrainedModel:
     """The model with this forward pass in place of its own, by which it still writes."""
-    model.forward = MethodType(forward, model)
+    # Within the hook that accelerate has put around models on several devices.
+    setattr(model, "_old_forward" if hasattr(model, "_hf_hook") else "forward", MethodType(forward, model))
     if model.can_generate():
         model.generate = MethodType(with_own_forward(type(model).generate), model)
     model.enable_input_require_grads = MethodType(enable_input_require_grads, model)

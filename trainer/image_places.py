@@ -1,0 +1,145 @@
+"""Where the images of a data set are: beside the files that name them, in archives, at addresses; and of what size."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
+from datasets.table import table_cast
+
+from modeling_albef_amc.images import download
+
+from .box_units import SIZEABLE, image_size
+from .columns import Found, first_rows, plain_name
+from .regions import as_number
+
+
+def place_images(
+    table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema, fetch: bool = False
+) -> pa.Table:
+    """Paths in these columns, and images that are only a path, as images in files, relative ones of the only folder.
+
+    Args:
+        fetch: images that are addresses, too; those that cannot be had stay addresses, which are named when it is
+            their turn.
+
+    Raises ValueError: there is a relative path, and another number of folders.
+    """
+    contents: dict[str, bytes | None] = {}
+
+    def place(image: str | dict | list | None) -> dict | list | None:
+        if isinstance(image, list):
+            return [place(each) for each in image]
+        image = {"bytes": None, "path": image} if isinstance(image, str) else image
+        if image and image["bytes"] is None and image["path"] in contents:
+            return {"bytes": contents[image["path"]], "path": image["path"]}
+        if image and image["bytes"] is None and is_within(image["path"]):
+            return read_within(image["path"])
+        if not image or image["bytes"] is not None or not is_relative(image["path"]):
+            return image if image and any(image.values()) else None
+        if len(folders) != 1:
+            raise ValueError(
+                f"Files in several folders name images by relative paths, such as {image['path']}: keep them in one."
+            )
+        whole = os.path.join(folders[0], os.path.normpath(image["path"]))  # equal paths are equal images
+        path = whole if "\\" not in image["path"] or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
+        return {"bytes": None, "path": path}
+
+    for name in names:
+        given = table[name].to_pylist()
+        if fetch:
+            contents = fetched(addresses_in(given))
+        images = pa.array(place(given), schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), name, images)
+    return table_cast(table, schema)
+
+
+def addresses_in(images: Any) -> set[str]:
+    if isinstance(images, list):
+        return set().union(*map(addresses_in, images))
+    path = images.get("path") if isinstance(images, dict) and images["bytes"] is None else images
+    return {path} if isinstance(path, str) and is_address(path) else set()
+
+
+def fetched(addresses: set[str]) -> dict[str, bytes | None]:
+    """What is there; None of what cannot be had."""
+
+    def fetch(address: str) -> bytes | None:
+        try:
+            return download(address, timeout=30)
+        except ConnectionError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(addresses, pool.map(fetch, addresses)))
+
+
+def is_address(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
+
+
+def is_within(path: str | None) -> bool:
+    """Whether a file is in an archive, or on the Hub, by the address that datasets gives it."""
+    return bool(path) and path.startswith(("zip://", "hf://"))
+
+
+def read_within(path: str) -> dict[str, Any]:
+    """An image `is_within`: its bytes, under its name there."""
+    stored = pa.array([{"bytes": None, "path": path}], Image().pa_type)
+    try:
+        (image,) = Image().embed_storage(stored).to_pylist()
+    except FileNotFoundError:  # named when it is its turn
+        image = {"bytes": None}
+    return image | {"path": path.partition("::")[0].partition("://")[2]}
+
+
+def is_relative(path: str | None) -> bool:
+    return bool(path) and "://" not in path and not os.path.isabs(path)
+
+
+def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> bool:
+    """Whether a column of images may hold relative paths, files in archives, or addresses to fetch; of undecoded images
+    on disk, whether it does."""
+    feature = dataset.features[name]
+    while isinstance(feature, List | LargeList):
+        feature = feature.feature
+    if isinstance(feature, Value) or isinstance(dataset, IterableDataset):
+        return not isinstance(feature, Value) or feature.dtype in ("string", "large_string")
+    for table in dataset.select_columns([name]).with_format("arrow").iter(batch_size=1000):
+        for images in table[name].chunks:
+            while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
+                images = images.flatten()
+            paths = images.field("path").filter(images.field("bytes").is_null()).to_pylist()
+            if any(is_relative(path) or is_within(path) or (fetch and path and is_address(path)) for path in paths):
+                return True
+    return False
+
+
+def size_columns(names: list[str], found: Found) -> tuple[str, str] | None:
+    """The columns of the images' width and height, where there are such beside those of boxes."""
+    used = [place for places in found.places.values() for place in places]
+    free = {plain_name(name): name for name in names if (name,) not in used}
+    pairs = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"))
+    is_flat = len(found.places["image"][0]) == 1
+    return next(((free[one], free[other]) for one, other in pairs if is_flat and {one, other} <= free.keys()), None)
+
+
+def check_sizes(
+    dataset: Dataset | IterableDataset, image: str, sides: tuple[str, str], path: str, folders: list[str]
+) -> None:
+    """ValueError: a sizeable share of the first images has another size than columns say that they have, for which
+    their regions would be made. Args: image, sides: names of columns."""
+    schema = Features({image: Image(decode=False)}).arrow_schema
+    rows = [row for row in first_rows(dataset, [image, *sides]) if isinstance(row[image], str | dict)]
+    told = [tuple(as_number(row[side]) for side in sides) for row in rows]
+    placed = place_images(pa.table({image: [row[image] for row in rows]}), [image], folders, schema)[image].to_pylist()
+    sizes = [(given, size, image_size(given)) for given, size in zip(placed, told) if None not in size]
+    wrong = [each for each in sizes if each[2] not in ((0, 0), each[1])]
+    if len(wrong) > SIZEABLE * len(sizes):
+        given, size, found = wrong[0]
+        raise ValueError(
+            f"{path}: {len(wrong)} of the first {len(sizes)} images are not as large as {', '.join(sides)} say, "
+            f"such as {(given['path'] or 'one')!s:.200}: it has {found[0]} x {found[1]} pixels, not {size[0]:g} x "
+            f"{size[1]:g}. Regions would be out of place: scale them, and correct or remove these columns."
+        )
