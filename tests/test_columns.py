@@ -216,6 +216,16 @@ def test_columns_of_csv_are_of_one_kind_in_all_rows(tmp_path, header, many, last
     assert len(rows) == 10_002 and rows[10_001][name] == expected
 
 
+def test_columns_of_csv_are_of_one_kind_in_all_files(tmp_path):
+    photos(tmp_path)
+    header = "image,phrase,image_id,x1,y1,x2,y2"
+    for number, line in enumerate(("7,10,10,60,60", "b7,10.5,10,60,60", "8,,,,")):
+        (tmp_path / f"train-{number}.csv").write_text(f"{header}\nphotos/0.png,star,{line}\n")
+    rows = open_split(str(tmp_path), None, "train")
+    assert rows["image_id"][:] == ["7", "b7", "8"]
+    assert rows["boxes"][:] == [[[10, 10, 60, 60]], [[10.5, 10, 60, 60]], []]
+
+
 @pytest.mark.parametrize("text", ["null\n{}", " [ null, {}]", "null", "\ufeffnull"])
 def test_a_first_record_of_null_is_named(tmp_path, text):
     (tmp_path / "mine.json").write_text(text)

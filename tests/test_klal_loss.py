@@ -96,5 +96,5 @@ def test_which_losses_count():
     assert used["both"] - used["none"] == amc | klal and not used["none"] & (amc | klal)
     with pytest.raises(ValueError, match="region_loss must be one of amc, klal, both, none, not 'kl'"):
         AmcConfig(**settings, region_loss="kl")
-    with pytest.raises(ValueError, match="klal_weight must not be negative"):
+    with pytest.raises(ValueError, match="klal_weight must be at least 0"):
         AmcConfig(**settings, klal_weight=-1)

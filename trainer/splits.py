@@ -225,16 +225,25 @@ def text_files(source: dict[str, Any], split: str) -> tuple[list[str], bool]:
 
 
 def csv_features(files: list[str], source: dict[str, Any]) -> Features:
-    """What the first file has in all its rows; of a file too large to be read at once, in the first of them."""
-    most = 10_000 if os.path.getsize(files[0]) > MAX_WHOLE else None
-    frame = pd.read_csv(files[0], sep=source.get("sep", ","), nrows=most, low_memory=False)
-    return Features.from_arrow_schema(pa.Table.from_pandas(frame, preserve_index=False).schema)
+    """What columns hold in all rows of all files; of a file too large to be read at once, in the first of them."""
+    kinds: dict[str, pa.DataType] = {}
+    for file in files:
+        most = 10_000 if os.path.getsize(file) > MAX_WHOLE else None
+        frame = pd.read_csv(file, sep=source.get("sep", ","), nrows=most, low_memory=False)
+        for field in pa.Table.from_pandas(frame, preserve_index=False).schema:
+            kind = kinds.setdefault(field.name, field.type)
+            if kind != field.type:
+                are_numbers = all(fits(Value(str(each)), NUMBERS) for each in (kind, field.type))
+                kinds[field.name] = pa.float64() if are_numbers else pa.string()
+    return Features.from_arrow_schema(pa.schema(kinds))
 
 
 def csv_options(files: list[str], features: Features, texts: list[str], found: Found) -> dict[str, Any]:
     """How CSV is read so that a column is of one kind in all rows; else it would be of that of the first 10,000."""
     texts = [*texts, *(name for name in features if fits(features[name], TEXT))]
     converters: dict[str, Callable] = dict.fromkeys(texts, text_or_none)
+    if len(files) > 1:  # in some of which all numbers may be whole
+        converters |= {name: number_or_nan for name in features if features[name] == Value("float64")}
     for ((name, *_),) in filter(None, [found.places.get("absent")]):
         converters |= {} if fits(features[name], COLUMNS["absent"]) else {name: truth_or_none}
     options = {"converters": converters} if converters else {}
@@ -443,6 +452,10 @@ def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any
 
 def text_or_none(text: str) -> str | None:
     return text or None
+
+
+def number_or_nan(text: str) -> float:
+    return float(text.strip() or "nan")
 
 
 def truth_or_none(text: str) -> bool | str | None:
