@@ -30,7 +30,8 @@ MODELS: dict[str, tuple[int, Any, dict[str, Any], dict[str, Any]]] = {
     "Qwen2.5-VL-3B": (448, Qwen2_5_VLConfig, QWEN_VISION, QWEN_TEXT),
     "SmolVLM-256M": (512, SmolVLMConfig, SMOL_VISION, SMOL_TEXT),
 }
-QUICK = dict(hidden_size=64, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+QUICK = dict(hidden_size=64, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2)
+QUICK_TEXT = QUICK | dict(num_key_value_heads=1, head_dim=32, vocab_size=1000)
 
 
 def build(name: str, quick: bool) -> tuple[Family, PreTrainedModel, dict[str, torch.Tensor]]:
@@ -38,8 +39,8 @@ def build(name: str, quick: bool) -> tuple[Family, PreTrainedModel, dict[str, to
     side, config_class, vision, text = MODELS[name]
     if quick:
         rope = ROPE | {"mrope_section": [4, 6, 6]} if "rope_parameters" in text else {"rope_type": "default"}
-        text = text | QUICK | dict(num_hidden_layers=2, rope_parameters=rope | {"rope_theta": 1e4})
-        vision = vision | dict(out_hidden_size=64, depth=2, num_hidden_layers=2)
+        text = text | QUICK_TEXT | dict(rope_parameters=rope | {"rope_theta": 1e4})
+        vision = vision | QUICK | dict(out_hidden_size=64, depth=2, num_heads=2)
     tokens = dict(image_token_id=9, tie_word_embeddings=True, scale_factor=4)  # the last is SmolVLM's
     config = config_class(vision_config=vision, text_config=text, **tokens)
     Prompt([1, 2, 3], [4], [5, 6, 7], [5, 8], 10, 11, []).keep(config, image_size=side)
