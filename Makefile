@@ -6,9 +6,9 @@ SECONDS ?= 60
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
-EXTRAS := train,lora,eval,space,dev
+EXTRAS := train,lora,eval,space,scale,dev
 # The extra for LoRA needs a newer transformers than everything else: with these, LoRA says so.
-LOWEST := -e ".[train,eval,space,dev]" "$(shell grep -o "peft>=[0-9.]*" pyproject.toml)"
+LOWEST := -e ".[train,eval,space,scale,dev]" "$(shell grep -o "peft>=[0-9.]*" pyproject.toml)"
 OLDER := 2026-05-01
 SCENES := outputs/scenes
 # All that accelerate would otherwise assume with a warning, and every core instead of one. A GPU is used if there is one.

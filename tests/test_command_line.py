@@ -213,8 +213,8 @@ def test_choices_are_those_of_the_modules():
         *(
             (["ground-dataset", "--model", "a", "--dataset", "x", "--output", "y", *more], message)
             for *more, message in [
-                *((f"--shard={shard}", "--shard takes I/N") for shard in ("2/2", "1", "-1/2", "a/b", "0/0")),
-                ("--shard", "0/2", "--overwrite", "would delete what other machines made"),
+                ("--num_actors", "-1", "--num_actors: must not be negative"),
+                ("--num_actors", "0", "--ray_address", "auto", "--num_actors 0 is this process alone"),
                 ("--columns", "caption", "--columns takes OURS=THEIRS pairs"),
             ]
         ),

@@ -24,13 +24,14 @@ USES = {
     "lora": ["trainer/lora.py"],
     "export": ["modeling_albef_amc/tools/export_albef.py"],
     "eval": [f"trainer/{name}.py" for name in ("evaluate_grounding", "ground_dataset", "sweep_layers")],
+    "scale": ["trainer/actors.py"],
     "space": ["space/*.py"],
     "dev": ["tests/**/*.py", "benchmarks/*.py"],
     "fuzz": ["tests/fuzz/*.py"],
 }
 DEVELOPERS = {"dev", "fuzz"}
 # Groups that another one imports where it is asked for what they are for, and says so where they are missing.
-OPTIONAL = {"train": ["lora"]}
+OPTIONAL = {"train": ["lora", "scale"], "eval": ["scale"]}
 # The groups that constraints.txt has the versions of; the fuzzer is not made for every machine that runs the tests.
 PINNED = [group for group in GROUPS if group != "fuzz"]
 # Modules that are not named as what is installed for them, or come with it in one version.

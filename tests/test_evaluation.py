@@ -335,16 +335,6 @@ def test_a_split_with_records_is_not_scored_again(checkpoint, data, tmp_path, mo
         evaluate(checkpoint, data, tmp_path, "--splits", "test[:4]")
 
 
-def test_shards_of_two_machines_make_the_whole(checkpoint, data, whole, tmp_path, capsys):
-    run_ground(checkpoint, data, tmp_path / "first", "--save_heatmaps", "--shard", "0/2")
-    assert "blocks are missing here" in capsys.readouterr().out
-    run_ground(checkpoint, data, tmp_path / "second", "--save_heatmaps", "--shard", "1/2")
-    first, second = files(tmp_path / "first"), files(tmp_path / "second")
-    assert first and second and not first.keys() & second.keys() and {**first, **second} == files(whole)
-    run_ground(checkpoint, data, tmp_path / "first", "--save_heatmaps", "--shard", "1/2")  # both into one folder
-    assert files(tmp_path / "first") == files(whole) and "has all 23 rows" in capsys.readouterr().out
-
-
 def test_a_killed_run_goes_on_and_ends_the_same(checkpoint, data, tmp_path, capsys):
     output, options = tmp_path / "killed", ["--batch_size", "3", "--save_heatmaps"]
     command = ground_arguments(checkpoint, data, output, *options)

@@ -245,7 +245,12 @@ def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
     add("--split", default="train", help="of the data set (default: train)")
-    add("--shard", default="0/1", metavar="I/N", help="machine I of N, counted from 0 (default: 0/1)")
+    text = (
+        "processes of Ray that ground, a GPU or a core each (default: one a GPU where there are several, or all of the "
+    )
+    text += "cluster's; otherwise 0, this process alone)"
+    add("--num_actors", type=count, metavar="N", help=text)
+    add("--ray_address", metavar="HOST:PORT", help="of a cluster of Ray whose machines share these folders, or auto")
     add("--block_size", type=int, default=1024, help="most rows of a file of records (default: 1024)")
     add("--output", type=Path, required=True, help="folder of the rows")
     add("--heads", metavar="L.H,L.H", help=HEADS)
@@ -255,12 +260,10 @@ def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
 def check_ground_dataset(args: argparse.Namespace) -> None:
     check_run(args, "data")
     read_heads(args)
-    index, slash, number = args.shard.partition("/")
-    if not (slash and index.isdecimal() and number.isdecimal() and int(index) < int(number)):
-        raise ValueError("--shard takes I/N with I from 0 to N - 1, e.g. 3/8 on the fourth of eight machines")
-    args.shard = int(index), int(number)
-    if args.overwrite and args.shard != (0, 1):
-        raise ValueError("--overwrite would delete what other machines made: delete the folder, then start the shards")
+    if args.ray_address is not None and args.num_actors == 0:
+        raise ValueError("--num_actors 0 is this process alone: leave out --ray_address, or take more actors")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("ground-dataset is started once, not by accelerate launch or torchrun: take --num_actors N")
 
 
 def add_inspect(parser: argparse.ArgumentParser) -> None:
