@@ -257,8 +257,6 @@ def test_mistakes_of_every_command_are_told_in_a_line(capsys, tmp_path, monkeypa
         (["train", "--dataset", "x"], "trainer.training", "datasets", "train"),
         (["build", "scenes", "--output", "x"], "dataset_scripts.scenes", "datasets", "train"),
         (["evaluate", "--models", "a=b", "--dataset", "x"], "trainer.evaluate_grounding", "pyarrow", "eval"),
-        (["ground-dataset", "--model", "a", "--dataset", "x", "--output", "y"], "trainer.ground_dataset",
-         "accelerate.utils", "eval"),
         (["sweep", "--model", "a", "--dataset", "x"], "trainer.sweep_layers", "accelerate.utils", "eval"),
     ],
 )  # fmt: skip

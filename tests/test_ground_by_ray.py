@@ -1,6 +1,7 @@
 """ground-dataset by actors of Ray, on two nodes of a cluster: the rows of one process, an actor killed among them."""
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from ray.cluster_utils import Cluster
 
 from tests.helpers.data import write_folder
 from tests.helpers.evaluation import files, records_with_everything, run_ground, save_checkpoint, write_files
+from trainer import ground_dataset
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -59,6 +61,13 @@ def test_what_an_actor_cannot_ground_is_told_in_its_words(address, tmp_path):
     records = records_with_everything(12)
     records[7]["phrase"] = " "
     folder = write_folder(tmp_path / "broken", test=records)
-    with pytest.raises(ValueError, match="^image 'scene-2', phrase ' ': a phrase is empty") as error:
+    with pytest.raises(ValueError, match=r"^image 'scene-2', phrase ' ': a phrase is empty") as error:
         run_ground(save_checkpoint(tmp_path / "tiny"), folder, tmp_path / "out", "--strict", "--ray_address", address)
     assert type(error.value) is ValueError
+
+
+def test_without_ray_its_extra_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "trainer.actors", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it is a ModuleNotFoundError
+    with pytest.raises(ImportError, match=r"which --num_actors needs: pip install 'albef-amc\[eval,scale\]'"):
+        next(ground_dataset.by_ray(None, "", None, [0]))

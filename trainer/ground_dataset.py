@@ -4,8 +4,8 @@
     albef-amc ground-dataset … --num_actors 8                   # by Ray: eight processes, a GPU or a core each
     albef-amc ground-dataset … --ray_address 10.0.0.1:6379      # by all GPUs of a cluster
 
-`datasets.load_dataset(OUTPUT)` reads the rows. A block of rows is a file, written by one process, which has its name when
-it is whole: a run that was cut off goes on with the blocks that are missing.
+`datasets.load_dataset(OUTPUT)` reads the rows. A block of rows is a file, written by one process, which has its name
+when it is whole: a run that was cut off goes on with the blocks that are missing.
 """
 
 import argparse
