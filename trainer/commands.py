@@ -245,10 +245,8 @@ def add_ground_dataset(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="CHECKPOINT", help="of any known family")
     add("--split", default="train", help="of the data set (default: train)")
-    text = (
-        "processes of Ray that ground, a GPU or a core each (default: one a GPU where there are several, or all of the "
-    )
-    text += "cluster's; otherwise 0, this process alone)"
+    text = "processes of Ray that ground, a GPU or a core each (default: one a GPU where there are several, or all "
+    text += "that the cluster has; otherwise 0, this process alone)"
     add("--num_actors", type=count, metavar="N", help=text)
     add("--ray_address", metavar="HOST:PORT", help="of a cluster of Ray whose machines share these folders, or auto")
     add("--block_size", type=int, default=1024, help="most rows of a file of records (default: 1024)")
