@@ -63,7 +63,7 @@ bench: $(INSTALLED)  ## how fast evaluation and training are (15 minutes); some 
 	@OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.bench --threads $(THREADS) $(BENCH)
 
 chaos: $(INSTALLED)  ## what the tests have no time for: kills, a full disk (as root), long runs (an hour)
-	@for trial in "kills --trials 50" full_disk "long_run --trials 3000" "long_run_streamed --trials 3000"; do \
+	@for trial in "kills --trials 50" full_disk "ground_by_ray --trials 9" "long_run --trials 3000" "long_run_streamed --trials 3000"; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $$trial || exit 1; \
 	done
 

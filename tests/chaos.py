@@ -3,6 +3,7 @@
 python -m tests.chaos kills --trials 50        runs are killed at random moments, and go on
 python -m tests.chaos full_disk --trials 8     a disk is full while a checkpoint is saved; as root, it mounts small ones
 python -m tests.chaos long_run --trials 3000   memory and open files of a run of so many steps; or long_run_streamed
+python -m tests.chaos ground_by_ray --trials 9 drivers, actors and raylets of ground-dataset are killed, and go on
 """
 
 import argparse
@@ -12,10 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import psutil
 
+from tests.helpers.evaluation import (
+    files,
+    ground_arguments,
+    records_with_everything,
+    run_ground,
+    save_checkpoint,
+    write_files,
+)  # fmt: skip
 from tests.helpers.runs import everything, finish, kill, prepare, start
 from trainer.checkpoints import all_checkpoints, checkpoints
 
@@ -137,7 +148,36 @@ def long_run_streamed(folder: Path, steps: int) -> bool:
     return long_run(folder, steps, **STREAMED)
 
 
-TRIALS = {trial.__name__: trial for trial in (kills, full_disk, long_run, long_run_streamed)}
+def ground_by_ray(folder: Path, trials: int) -> bool:
+    """Whether runs that are killed at random moments end with the rows of the plain loop, each file written once."""
+    rng, problems = random.Random(0), set()
+    checkpoint, data = save_checkpoint(folder / "tiny"), folder / "data"
+    write_files(data, "test", records_with_everything(6000))
+    run_ground(checkpoint, data, folder / "plain")
+    for trial, (part, mark) in zip(range(trials), cycle(PARTS.items())):
+        output = folder / f"trial-{trial}"
+        words = ["ground-dataset", *ground_arguments(checkpoint, data, output, "--num_actors", "2"), "--quiet"]
+        command = [sys.executable, "-m", "trainer.commands", *words]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        enough = rng.randint(1, 900)  # of 1000 files
+        while len(list(output.glob("data/*"))) < enough:
+            time.sleep(0.01)
+        lines = {each: " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])}
+        driver.kill() if part == "driver" else rng.choice([each for each in lines if mark in lines[each]]).kill()
+        driver.wait()
+        made = {path.name: path.stat().st_mtime_ns for path in output.glob("data/*")}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        now = {path.name: path.stat().st_mtime_ns for path in output.glob("data/*")}
+        problems |= set() if made.items() <= now.items() else {f"{part}: a finished file was written again"}
+        problems |= set() if files(output) == files(folder / "plain") else {f"{part}: other rows"}
+    found = "; ".join(sorted(problems)) or "the rows of the plain loop, no file written twice"
+    print(f"| ground-dataset by Ray: driver, actor or raylet killed, then started again | {trials} | {found} |")
+    return not problems
+
+
+# What the command lines of Ray's processes have in them.
+PARTS = {"driver": "", "actor": "ray::MapWorker", "raylet": "raylet/raylet"}
+TRIALS = {trial.__name__: trial for trial in (kills, full_disk, long_run, long_run_streamed, ground_by_ray)}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

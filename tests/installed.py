@@ -22,6 +22,7 @@ evaluate --models run=run --dataset data --splits test --output scores --cpu
 sweep --model run --dataset data --cpu
 ground space/examples/scene_1.png star --model run --output out.png
 ground-dataset --model run --dataset data --split test --output rows --cpu
+ground-dataset --model run --dataset data --split test --output by_ray --cpu --num_actors 2
 export-annotations rows --dataset data --format yolo --output boxes
 convert run run.pth --to_original
 convert run.pth again --tokenizer run --text_heads 4 --vision_heads 4 --grounding_layer 1
