@@ -1,7 +1,7 @@
 """How fast evaluation and training are: against the plain implementation, the machine, and what else there is.
 
     make bench                                           # the parts of docs/speed.md; writes benchmarks/results.json
-    make bench BENCH="--only training memory"            # or serving, conversion, streaming
+    make bench BENCH="--only training memory"            # or serving, conversion, scale, streaming
     make bench BENCH="--device cuda"                     # writes benchmarks/results_gpu.json
 
 Models of base size with random weights. Seconds are medians of runs in turns (A B C A B C …). `ratio` is always ours
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import baseline, conversion, generative, serving, streaming, workloads
+from benchmarks import baseline, conversion, generative, scale, serving, streaming, workloads
 from benchmarks.alternatives import ALTERNATIVES, NUM_PHRASES
 from benchmarks.measure import Row, gigaflops, in_a_process, matrix_products, median_seconds, report
 from benchmarks.workloads import Scale, TrainingStep, build_albef, evaluate, evaluation_batch, heatmaps_of
@@ -157,6 +157,9 @@ PARTS: dict[str, Callable[[Bench], list[Row]]] = {
     "serving": lambda bench: serving.export_and_time(bench.scale, bench.repeats),
     "conversion": lambda bench: conversion.costs(bench.scale),
     "generative": lambda bench: generative.costs(bench.quick),
+    "scale": lambda bench: scale.rates(
+        bench.scale.config, 10 if bench.quick else 200, 14 if bench.quick else 140, bench.repeats
+    ),
     "streaming": lambda bench: streaming.rates(100 if bench.quick else 15_000, bench.repeats),
 }
 BY_DEFAULT = list(PARTS)[:5]

@@ -22,17 +22,17 @@ from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
 BATCH_SIZE, PHRASES, NUM_WORKERS = 64, 5, 2
 
 
-def write(folder: Path, num_rows: int) -> int:
+def write(folder: Path, num_rows: int, phrases: int = PHRASES) -> int:
     """A data set of five files, 100 rows a row group, JPEG images of 500 x 375. Returns: its bytes."""
     rng = np.random.default_rng(0)
     (folder / "data").mkdir(parents=True)
     for number in range(5):
         rows = []
-        for index in range(num_rows // 5 // PHRASES):
+        for index in range(num_rows // 5 // phrases):
             coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((500, 375))
             coarse.save(file := io.BytesIO(), "JPEG")
             name, image = f"{number}-{index}", {"bytes": file.getvalue(), "path": None}
-            rows += [make_row(image, name, f"thing {i} of many", [[9, 9, 90, 90]]) for i in range(PHRASES)]
+            rows += [make_row(image, name, f"thing {i} of many", [[9, 9, 90, 90]]) for i in range(phrases)]
         file = folder / "data" / f"train-{number:05d}.parquet"
         datasets.Dataset.from_list(rows, features=FEATURES).to_parquet(file, batch_size=100)
     return bytes_of(folder / "data")

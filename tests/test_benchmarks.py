@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, bench, conversion, generative, measure, scenes_study, streaming, workloads
+from benchmarks import baseline, bench, conversion, generative, measure, scale, scenes_study, streaming, workloads
 from benchmarks.workloads import ALPHA, QUICK, build_albef, evaluate, evaluation_batch, total_loss
 from dataset_scripts.features import encode_png
 from tests.helpers.versions import needs
@@ -136,10 +136,12 @@ def test_generative_models_run(monkeypatch):
     ]  # fmt: skip
 
 
-def test_conversion_and_streaming_run(monkeypatch):
-    for module in (conversion, streaming):
+def test_conversion_scale_and_streaming_run(monkeypatch):
+    for module in (conversion, scale, streaming):
         monkeypatch.setattr(module, "in_a_process", lambda function, *arguments, **_: function(*arguments))
     assert [row["conversion"][:4] for row in conversion.costs(QUICK)] == ["to t", "to a", "to a"]
+    (row,) = scale.rates(QUICK.config, num_images=10, block_size=28, repeats=1, ways=(0,))
+    assert row["rows/s"] > 0
     assert [row["way"] for row in streaming.rates(400, repeats=1)] == ["prepared", "streamed"]
 
 
