@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from .features import FEATURES, BuildReport, PhraseFields, make_image_id, make_row, plain_name, why_not_storable
 from .options import AnnotationOptions
@@ -30,6 +30,7 @@ IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tif
 MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than memory
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
 _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _OUTSIDE = re.compile(r"/|\.\./|[A-Za-z]:/")  # paths that lead out of a folder, the last of Windows
 MOSTLY_OUTSIDE = "box that is mostly outside of the image"
@@ -274,8 +275,8 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
-                # Of the header alone it cannot be told: a TIFF file's size is turned already, that of others is not.
-                found = ImageOps.exif_transpose(image).size
+                image.load()  # to its end; then a TIFF file is turned already, and others are not
+                found = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation) in TURNED else image.size
         except UNREADABLE as error:
             raise Unusable("images: cannot be decoded") from error
         unusable_if(size not in (None, found), "images: have another size than their record says")

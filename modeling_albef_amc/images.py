@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import ChannelDimension
 
@@ -74,7 +74,11 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
     try:
         image = file if isinstance(file, Image.Image) else open_file(file)
         image.load()
-        return ImageOps.exif_transpose(image)
+        orientation, image, exif = image.getexif().get(ExifTags.Base.Orientation), image.copy(), Image.Exif()
+        exif[ExifTags.Base.Orientation] = int(orientation) if orientation in range(2, 9) else 1
+        image.info["exif"] = exif.tobytes()  # without odd tags of cameras, at which Pillow would fail
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UnidentifiedImageError as error:  # its message says where in memory the bytes are
         message = "is not a readable image: it is of no kind that is known; get it again, or convert it to JPEG or PNG"
         raise ValueError(f"{name} {message}") from error

@@ -233,8 +233,7 @@ class PhraseGrounder:
             return images
         tokens = Tokens.join([image.tokens for image in asked])
         index = torch.arange(len(asked)).repeat_interleave(torch.tensor([len(image.tokens.phrases) for image in asked]))
-        options = {"explanation": explanation, "layer": grounding_layer}
-        options = {name: value for name, value in options.items() if value is not None}
+        options = {k: v for k, v in (("explanation", explanation), ("layer", grounding_layer)) if v is not None}
         own_explain, heatmaps_of = self.method_functions(method, tokens.heatmap_token_mask is not None)
         sizes = sorted({tuple(image.pixel_values.shape[2:]) for image in asked})
         if len(sizes) > 1:

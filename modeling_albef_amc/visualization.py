@@ -40,13 +40,10 @@ def overlay(image: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Im
 def mark(
     image: Image.Image, point: tuple[int, int] | None = None, boxes: Sequence[Sequence[int]] = (), colour: str = MARK
 ) -> Image.Image:
-    """A copy of the image with half-open boxes (x1, y1, x2, y2) and a point (x, y) of this colour, in its pixels.
-
-    The lines grow with the image and have a dark rim, to be seen on light and dark alike.
-    """
+    """A copy of the image with half-open boxes (x1, y1, x2, y2) and a point (x, y) of this colour, in its pixels. The
+    lines grow with the image and have a dark rim, to be seen on light and dark alike."""
     image = image.copy()
-    draw = ImageDraw.Draw(image)
-    width = max(1, round(max(image.size) / 250))
+    draw, width = ImageDraw.Draw(image), max(1, round(max(image.size) / 250))
     for x1, y1, x2, y2 in boxes:
         x2, y2 = x2 - 1, y2 - 1
         # Outlines grow inwards; a box too small for its rim keeps the line.

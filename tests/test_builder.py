@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from dataset_scripts.build import builder_class
 from dataset_scripts.builder import OutsideImage, Unusable, clip_box
 from dataset_scripts.features import FEATURES, make_row, why_not_storable
 from dataset_scripts.options import BUILDERS
 from tests.helpers.builders import AN_IMAGE, HEIGHT, MISSING, TREES, WIDTH, read_all, write, write_image
+from tests.helpers.data import odd_exif
 
 OBJECTS = ("yolo", "voc", "labelme", "via", "cvat", "label_studio", "createml")
 LOST = {
@@ -112,8 +112,7 @@ def test_rows_of_an_image_share_its_bytes_and_id(tree):
 
 def test_an_image_that_is_turned_when_read_has_the_size_of_its_reader(tree):
     name, options, path = tree
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
+    exif = odd_exif(6)  # turn by 90 degrees
     write_image(path, (WIDTH, HEIGHT) if name != "flickr30k_entities" else (500, 375), exif=exif)
     builder = made(name, options)
     relative = str(path.relative_to(options["images_dir"]))

@@ -834,9 +834,10 @@ def test_boxes_that_fit_by_hand():
 def test_sizes_are_of_the_upright_image(tmp_path):
     exif = picture().getexif()
     exif[0x0112] = 6
-    picture(40, 36).save(tmp_path / "turned.jpg", exif=exif)
     picture(40, 36).save(tmp_path / "plain.png")
-    assert image_size({"bytes": None, "path": str(tmp_path / "turned.jpg")}) == (36, 40)
+    for name in ("turned.jpg", "turned.tiff"):
+        picture(40, 36).save(tmp_path / name, exif=exif)
+        assert image_size({"bytes": None, "path": str(tmp_path / name)}) == (36, 40)
     assert image_size({"bytes": (tmp_path / "plain.png").read_bytes(), "path": None}) == (40, 36)
     for nothing in (None, {"bytes": b"no", "path": None}, {"bytes": None, "path": "/no/where.png"}):
         assert image_size(nothing) == (0, 0)

@@ -167,7 +167,7 @@ def test_rows_of_a_stream():
 def test_images_of_every_kind_are_what_the_boxes_are_of():
     """Turned by Exif, a kind that detectors do not read, no file, names that file systems would take for one."""
     exif = Image.Exif()
-    exif[export_annotations.ORIENTATION] = 6
+    exif[0x0112] = 6
     photo("turned.jpg", exif=exif)
     photo("kind.gif")
     photo("x/same.png")

@@ -13,14 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import BertConfig, BertModel, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_albef_amc import AlbefForPreTraining, AutoGroundingPipeline, PhraseAttention, VisualGroundingPipeline
 from modeling_albef_amc.images import open_image
 from tests.helpers import forked
-from tests.helpers.data import EXIF_ORIENTATION, blip_processor, picture, tiny_albef, tiny_dataset, tiny_processor
+from tests.helpers.data import (
+    EXIF_ORIENTATION,
+    blip_processor,
+    odd_exif,
+    picture,
+    tiny_albef,
+    tiny_dataset,
+    tiny_processor,
+)
 from tests.helpers.grounding import build, same
 from tests.helpers.models import tiny_blip
 
@@ -187,6 +195,23 @@ def test_photos_are_turned_upright(ground, tmp_path, orientation):
         assert opened.size == ((40, 60) if orientation > 4 else (60, 40))
         same(ground(opened, PHRASES), expected)
     assert expected[0]["heatmap"].shape == (40, 60)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])
+def test_odd_tags_of_exif_turn_no_image_away(tmp_path, kind, orientation):
+    """Pillow's own way is right where it works."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    picture(60, 40).save(tmp_path / "plain", kind, exif=exif)
+    with Image.open(tmp_path / "plain") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    if kind != "tiff":  # whose own tags these are
+        picture(60, 40).save(tmp_path / "odd", kind, exif=odd_exif(orientation))
+    for path in tmp_path.iterdir():
+        found = open_image(path)
+        assert np.array_equal(np.asarray(found), expected)
+        assert np.array_equal(np.asarray(open_image(found)), expected), "turned twice"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from PIL import ExifTags
 
 from modeling_albef_amc.images import UNREADABLE, open_file
 
@@ -20,7 +21,7 @@ NUM_DECIDING, MAX_ROWS = 256, 10_240
 SIZEABLE = 0.25
 _MANY = 64  # boxes in images of whose longest side they would leave a third free
 _MISFITS = 0.01  # share of boxes that are wrong in any data set
-_EXIF_ORIENTATION, _TURNED = 0x0112, range(5, 9)  # of the latter, width and height change places
+_TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
 
 
 def decide_boxes(
@@ -141,7 +142,8 @@ def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
         with open_file(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
             # Of a PNG without Exif data in front, all would be decoded to look for it behind.
             is_known = opened.format != "PNG" or "exif" in opened.info
-            is_turned = is_known and opened.getexif().get(_EXIF_ORIENTATION) in _TURNED
+            is_known &= opened.format != "TIFF"  # whose size is turned already
+            is_turned = is_known and opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
             return opened.size[::-1] if is_turned else opened.size
     except (TypeError, *UNREADABLE):
         return 0, 0

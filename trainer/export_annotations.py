@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import ExifTags
 
 from modeling_albef_amc.images import UNREADABLE, open_file, open_image
 
@@ -36,7 +37,6 @@ from .process_group import run_script
 from .record_store import RecordStore, open_parquet, record_schema
 
 SUFFIXES = {"BMP": ".bmp", "JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "WEBP": ".webp"}  # what detectors read
-ORIENTATION = 0x0112  # of Exif
 COCO_SPLITS = re.compile("train|validation|val|test[ABC]|test(_(?!dev$)[a-z_]+)?|miniv")  # by the names of files
 READ = ["image_id", "phrase", "score", "box", "absent", "error"]
 ABSENT, ERROR, UNLIKELY = "that are marked absent", "without an answer", "below the threshold"
@@ -183,7 +183,7 @@ def content(source: Any) -> tuple[bytes, str, tuple[int, int]]:
     if data is not None:
         try:
             with open_file(io.BytesIO(data)) as image:
-                if image.format in SUFFIXES and image.getexif().get(ORIENTATION, 1) == 1:
+                if image.format in SUFFIXES and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
                     return data, SUFFIXES[image.format], image.size
         except UNREADABLE:
             pass  # said by `open_image`, with the file's name

@@ -1,5 +1,6 @@
 """A tiny grounding task for tests of the trainer: small pictures of one coloured square, their phrases and boxes."""
 
+import struct
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,13 @@ COLORS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (40, 60, 230), "
 SIDES = {"left": 0, "right": 1}
 EXIF_ORIENTATION = 0x0112
 PHRASES = [f"the {color} square on the {side}" for color in COLORS for side in SIDES]
+
+
+def odd_exif(orientation: int) -> bytes:
+    """Beside the orientation, YCbCrPositioning as text, as some cameras write it: Pillow cannot write that anew."""
+    entries = [(EXIF_ORIENTATION, 3, 1, struct.pack("<HH", orientation, 0)), (531, 2, 2, b"1\0\0\0")]
+    packed = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
 
 
 def tiny_records(count: int = 8, without_region: tuple[int, ...] = (), phrases_per_image: int = 1) -> list[dict]:
