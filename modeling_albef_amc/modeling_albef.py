@@ -221,7 +221,7 @@ class AlbefVisionEmbeddings(nn.Module):
 
 def check_read(kwargs: dict[str, Any]) -> None:
     """ValueError: an argument that other models read, or AlbefModel.forward alone, would be ignored."""
-    for name in ("inputs_embeds", "position_ids", *OF_MAPS):
+    for name in ("inputs_embeds", "position_ids", "labels", "return_loss", *OF_MAPS):
         if kwargs.get(name) is not None and kwargs[name] is not False:
             raise ValueError(f"ALBEF reads no {name} here: see AlbefModel.forward (of model.albef) for what there is.")
 

@@ -407,7 +407,7 @@ def test_features_of_images_and_phrases_alone():
         model()
     with pytest.raises(ValueError, match="Heatmaps need both"):
         model(pixels, output_heatmaps=True)
-    for name in ("inputs_embeds", "position_ids"):
+    for name in ("inputs_embeds", "position_ids", "labels", "return_loss"):
         for read in (
             partial(model, pixels),
             partial(model.get_text_features, **batch),
