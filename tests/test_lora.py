@@ -18,7 +18,7 @@ from modeling_albef_amc.families.auto import base_of, load_model
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.registry import FAMILIES
 from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
-from tests.helpers.models import TINY, check_by_finite_differences, tiny_batch, tiny_blip
+from tests.helpers.models import TINY, check_by_finite_differences, tiny_batch, tiny_blip, tiny_family_processor
 from tests.helpers.training import (
     RUN,
     Watcher,
@@ -314,6 +314,108 @@ def test_merged_equals_adapted(base, tmp_path, dtype):
     for folder in (tmp_path / "adapters", Path(base)):
         with pytest.raises(ValueError, match=f"{folder.name} exists and is not an empty folder: choose another"):
             lora.merge(str(tmp_path / "adapters"), folder)
+
+
+def save_of_peft(folder: Path, family: str, **options):
+    """A base model without objectives, adapters that peft put into it, and the model with both, which is returned."""
+    import peft
+
+    names = ["q_proj", "v_proj"] if family in ("clip", "qwen2_5_vl") else ["query", "value"]
+    if family.startswith("albef"):
+        model = tiny_albef() if family == "albef with objectives" else tiny_albef().albef
+        processor = tiny_processor()
+    else:
+        model, processor = TINY[family](), tiny_family_processor(family, PHRASES)
+    base = saved(folder / "base", model, processor)
+    model = peft.get_peft_model(type(model).from_pretrained(base), peft.LoraConfig(target_modules=names, **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder / "adapters")
+    return model.get_base_model().albef if family == "albef with objectives" else model, processor
+
+
+def scores(model, processor=None) -> torch.Tensor:
+    is_folder = processor is None
+    grounder = AutoGrounder.from_pretrained(str(model), device="cpu") if is_folder else AutoGrounder(model, processor)
+    return torch.tensor(grounder.score(picture(), PHRASES[:3]))
+
+
+HEADS = dict.fromkeys(("albef", "albef with objectives", "blip"), "itm_head")
+HEADS |= {"clip": "text_projection", "qwen2_5_vl": "lm_head"}
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "heads"])
+@pytest.mark.parametrize("family", HEADS)
+def test_adapters_of_peft_and_merged_ones_give_the_scores_of_the_live_model(family, kind, tmp_path):
+    options = {"dora": {"use_dora": True}, "heads": {"modules_to_save": [HEADS[family]]}}.get(kind, {})
+    expected = scores(*save_of_peft(tmp_path, family, **options))
+    assert (expected - scores(tmp_path / "base")).abs().max() > 1e-4
+    if kind == "dora":
+        with pytest.raises(ValueError, match=r"cannot be loaded\. Merge them into a plain checkpoint: albef-amc merge"):
+            load_model(str(tmp_path / "adapters"))
+    else:
+        torch.testing.assert_close(scores(tmp_path / "adapters"), expected, rtol=1e-4, atol=1e-6)
+    lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
+    torch.testing.assert_close(scores(tmp_path / "merged"), expected, rtol=1e-4, atol=1e-6)
+    if family == "albef":  # heads that the base lacks are in no file
+        assert type(AutoModel.from_pretrained(tmp_path / "merged")) is AlbefModel
+        merged = load_model(str(tmp_path / "merged"), training=True)
+        assert any(name.startswith("mlm_head.") for name in merged.newly_initialized)
+
+
+def test_adapters_of_the_model_inside_leave_the_heads_around_it(base, tmp_path):
+    import peft
+
+    model = peft.get_peft_model(AlbefModel.from_pretrained(base), peft.LoraConfig(target_modules=["query"]))
+    model.save_pretrained(tmp_path / "adapters")
+    lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
+    plain, merged = (AlbefForPreTraining.from_pretrained(folder).state_dict() for folder in (base, tmp_path / "merged"))
+    names = {name for name in plain if name.startswith(("albef.", "mlm_head."))}
+    assert is_equal({name: merged[name] for name in names}, {name: plain[name] for name in names})
+
+
+def test_merges_by_the_names_before_transformers_4_52(tmp_path):
+    expected = scores(*save_of_peft(tmp_path, "qwen2_5_vl"))
+    file = tmp_path / "adapters" / lora.ADAPTER_WEIGHTS
+    state = {name.replace(".language_model.", "."): value for name, value in lora.load_file(file).items()}
+    assert all("language_model" not in name for name in state)
+    lora.save_file(state, file, metadata={"format": "pt"})
+    lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
+    torch.testing.assert_close(scores(tmp_path / "merged"), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query.lora_A": None}, r"lacks base_model\.model\.text_model\S*query\.lora_A\.weight\. It is damaged, or"),
+        ({"query.lora_A": "queries.lora_A"}, r"lacks base_model\.model\.text_model\S*query\.lora_A\.weight\."),
+        ({"itm_head.": None}, r"lacks base_model\.model\.itm_head\.bias\. It is damaged, or they are of another model"),
+        ({"text_model.": "bert."}, r"lacks base_model\.model\.text_model\.layers"),
+        ({}, r"has base_model\.model\.text_model\.layers\.9\.more\.weight, which fits no module"),
+    ],
+)
+def test_adapters_that_are_not_used_to_the_last_tensor_are_not_merged(change, message, tmp_path):
+    save_of_peft(tmp_path, "albef", modules_to_save=["itm_head"])
+    file = tmp_path / "adapters" / lora.ADAPTER_WEIGHTS
+    state = lora.load_file(file)
+    for old, new in change.items():
+        renamed = {name: new and name.replace(old, new) for name in state if old in name}
+        state = {renamed.get(name, name): value for name, value in state.items() if renamed.get(name, name)}
+    if not change:
+        state["base_model.model.text_model.layers.9.more.weight"] = torch.zeros(2)
+    lora.save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"adapters: the file of the adapters {message}"):
+        lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_adapts_the_input_is_not_merged(base, tmp_path):
+    settings = {"peft_type": "PROMPT_TUNING", "base_model_name_or_path": base, "num_virtual_tokens": 2}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="PROMPT_TUNING adapts a model's input, which cannot be merged"):
+        lora.merge(str(tmp_path), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("family", ["base", "blip_base"])

@@ -7,6 +7,7 @@ get adapters is in the family's record (`AdaptedModules`).
 
 import json
 import re
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+IN_PEFT = "base_model.model."  # what the names in that file begin with
 # What moves in training without a gradient, in a run's own checkpoints: no part of the adapters, but of going on.
 MOMENTUM = "momentum.safetensors"
 
@@ -166,7 +168,7 @@ def load_checkpoint(model: PreTrainedModel, folder: Path) -> None:
         if saved.is_file():
             check_safetensors(saved)
     (name,) = model.active_adapters()
-    state = {key.removeprefix("base_model.model."): value for key, value in load_file(file).items()}
+    state = {key.removeprefix(IN_PEFT): value for key, value in load_file(file).items()}
     shapes = {key: value.shape for key, value in get_peft_model_state_dict(model, adapter_name=name).items()}
     if shapes != {key: value.shape for key, value in state.items()}:
         raise ValueError(f"The adapters in {folder} have another rank or sit in other modules: use the same lora_*.")
@@ -179,8 +181,8 @@ def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     """Writes a plain checkpoint of the same values as base model and adapters, with its processor and its code.
 
     It is in float32, whatever the base is in: half precision would round off up to half of what was trained.
-    `adapters` is a folder or Hub id, `hub` are its `hub_options`. ValueError: it has no adapters; or `output` exists
-    and is not an empty folder: adapters left beside what was merged would be put in again.
+    `adapters` is a folder or Hub id, `hub` are its `hub_options`. ValueError: see `merge_into`; it has no adapters; or
+    `output` exists and is not an empty folder: adapters left beside what was merged would be put in again.
     """
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
@@ -188,13 +190,59 @@ def merge(adapters: str, output: str | Path, **hub: Any) -> None:
     base, base_hub = base_of(adapters, **hub)
     if base == adapters:
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
-    from peft import PeftModel
-
     model = load_model(base, training=True, **base_hub)
     load_grounding(model, adapters, **hub)
-    model = PeftModel.from_pretrained(model, adapters, **hub).merge_and_unload(safe_merge=True)
+    part = merge_into(model, adapters, **hub)
     if known_modules(model).moving is not None:
         model.restart_momentum_encoder()
     processor = load_processor(adapters, model, **hub)
-    for part in (model, processor):
-        part.save_pretrained(output)
+    # The base lacks heads, which are random then: adapters of the model inside are merged into that alone.
+    for saved in (part if model.newly_initialized else model, processor):
+        saved.save_pretrained(output)
+
+
+def merge_into(model: PreTrainedModel, adapters: str, **hub: Any) -> PreTrainedModel:
+    """Merges adapters into `model`, in place; they may be of the base model inside it, as `AlbefModel` is.
+
+    Returns:
+        What they are of, `model` or the base model inside.
+
+    Raises:
+        ValueError: they cannot be merged, or a tensor of theirs is missing or left over.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    config = PeftConfig.from_pretrained(adapters, **hub)
+    if config.is_prompt_learning:
+        raise ValueError(f"{adapters}: {config.peft_type.value} adapts a model's input, which cannot be merged.")
+    renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+    state = {}
+    for name, value in load_peft_weights(adapters, device="cpu", **hub).items():
+        inner = name.removeprefix(IN_PEFT)  # VeRA's shared matrices are in no module
+        state[name if inner == name else IN_PEFT + rename_source_key(inner, renamings, [])[0]] = value
+    children = dict(model.named_children())
+    is_whole = any(name.removeprefix(IN_PEFT).partition(".")[0] in children for name in state)
+    part = model if is_whole else children.get(model.base_model_prefix, model)
+    adapted = PeftModel(part, config)
+    if part is model and known_modules(model).moving is not None:
+        model.drop_momentum_adapters()
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    problem, wrong = "lacks {}", outside_momentum(expected - state.keys())
+    if not wrong:
+        unused = set_peft_model_state_dict(adapted, state).unexpected_keys
+        problem, wrong = "has {}, which fits no module", outside_momentum(unused)
+    if wrong:
+        raise ValueError(
+            f"{adapters}: the file of the adapters {problem.format(min(wrong))}. It is damaged, or they are of another "
+            f"model than {type(part).__name__}: get it again, or merge it by merge_and_unload of peft."
+        )
+    adapted.merge_and_unload(safe_merge=True)
+    return part
+
+
+def outside_momentum(names: Iterable[str]) -> list[str]:
+    """Without those of the momentum encoder, which begins again as a copy, whatever the file has of it."""
+    return [name for name in names if "momentum_encoder." not in name]
