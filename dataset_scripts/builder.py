@@ -11,12 +11,14 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import datasets
 from PIL import ExifTags, Image
@@ -393,6 +395,16 @@ class ImageFiles:
         return places
 
     @cached_property
+    def _cleaned(self) -> dict[str, list[str]]:
+        """The files that servers call otherwise once they have them: blanks become _, all but letters, - _ . goes."""
+        places: dict[str, list[str]] = {}
+        for place in chain.from_iterable(self._places.values()):
+            name = _folded(place.rpartition("/")[2])
+            if (cleaned := re.sub(r"[^-\w.]", "", name.replace(" ", "_"))) != name:
+                places.setdefault(f"/{cleaned}", []).append(place)
+        return places
+
+    @cached_property
     def _splits(self) -> set[str | None]:
         """Those that folders are named for."""
         folders = {place.rpartition("/")[0] for places in self._places.values() for place in places}
@@ -401,8 +413,9 @@ class ImageFiles:
     def find(self, names: Iterable[str], near: str = "") -> str | None:
         """Where a file is that has one of the names, the first that any has: at this path, or the nearest that ends so.
 
-        A name may be without its suffix. Where the folder of the annotations is named for a split, or their file is and
-        there is such a folder, one of another split has other images, unless the name is of that split itself.
+        A name may be without its suffix, in another case or form of Unicode, percent-encoded, or as servers clean it.
+        Where the folder of the annotations is named for a split, or their file is and there is such a folder, one of
+        another split has other images, unless the name is of that split itself.
 
         Args:
             near: path of the annotations, from whose folder a name may be, too; a folder's ends in /.
@@ -410,18 +423,19 @@ class ImageFiles:
         Raises:
             Unusable: several are as near.
         """
-        folder, several = near[: near.rfind("/") + 1], []
-        for name in map(plain_name, names):
+        folder, several, given = near[: near.rfind("/") + 1], [], [*names]
+        names = dict.fromkeys(map(plain_name, [*given, *map(unquote, given)]))
+        for name in names:
             for place in (plain_name(folder + name), name):
                 # By a bare name the file in the folder of the images is but one of those that may be meant.
                 is_path = "/" in place and not _OUTSIDE.match(place)
                 if is_path and os.path.isfile(os.path.join(self.folder, place)):
                     return place
-            end = f"/{name.lower()}"
+            end = f"/{_folded(name)}"
             # What seems to be its suffix may be a part of its stem: `a.tif` of `a.tif.jpg`.
             keys = dict.fromkeys((_key(name), end.rpartition("/")[2]))
             places = chain.from_iterable(self._places.get(key, ()) for key in keys)
-            found = [place for place in places if _ends_in(f"/{place.lower()}", end)]
+            found = [place for place in places if _ends_in(f"/{_folded(place)}", end)] or self._cleaned.get(end, [])
             if found and (split := self._split_of(near)):
                 found = [place for place in found if folder_split(place) in (None, split, file_split(name))]
             found.sort(key=lambda place: _nearness(place, name, near), reverse=True)
@@ -440,9 +454,14 @@ class ImageFiles:
 
 def _key(place: str) -> str:
     """A file's name as files are looked for: in lower case, an image's without its suffix."""
-    name = place.rpartition("/")[2].lower()
+    name = _folded(place.rpartition("/")[2])
     stem, _, suffix = name.rpartition(".")
     return stem if suffix in IMAGE_SUFFIXES else name
+
+
+def _folded(name: str) -> str:
+    """In lower case and one form of Unicode: macOS parts letters from their accents."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _ends_in(place: str, end: str) -> bool:

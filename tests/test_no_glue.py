@@ -464,6 +464,7 @@ def test_rows_are_not_taken_for_annotations(tmp_path):
     objects |= {"regions": [{"phrase": "dog"}], "grounding": True, "messages": ["hi"], "suffix": "a dog", "elems": 3}
     write(tmp_path / "mine.json", [row | objects for row in rows_of_boxes(BOXES)])
     write(tmp_path / "settings.json", "{")
+    write(tmp_path / "info.json", {"info": "mine", "annotations": [{"text": "a dog"}], "categories": ["dog"]})
     write(tmp_path / "pom.xml", "<project/>")
     assert known(tmp_path) == known(tmp_path / "mine.json") == []
     write(tmp_path / "lines.json", lines([row | objects for row in rows_of_boxes(BOXES)]))
@@ -482,6 +483,46 @@ def test_cocos_lists_come_in_any_order(first, tmp_path):
     content["images"][0] = {"neg_category_ids": [1, 2], "coco_url": "http://a/val2017/0.png"}
     write(tmp_path / "lvis.json", {first: content[first]} | content)
     assert known(tmp_path) == ["coco"]
+
+
+@pytest.mark.parametrize(
+    ("builder", "content"),
+    [
+        (
+            "coco",
+            {
+                "info": {"year": 2024},
+                "licenses": [{"id": 1, "name": "none"}],
+                "categories": [{"id": k, "name": f"thing {k}", "supercategory": "none"} for k in range(1500)],
+                **{name: content for name, content in coco_of([0]).items() if name != "categories"},
+            },
+        ),
+        (
+            "label_studio",
+            [
+                {"id": k, "annotations": [{"id": k, "completed_by": 1, "result": [], "was_cancelled": False}] * (k % 2)}
+                | {"drafts": [], "predictions": [], "data": {"image": f"/data/upload/1/{k:08x}-photo.jpg"}}
+                for k in range(1000)
+            ],
+        ),
+        (
+            "via",
+            {
+                f"{k}.jpg99": {"filename": f"{k}.jpg", "size": 99, "regions": [], "file_attributes": {}}
+                for k in range(1000)
+            },
+        ),
+    ],
+    ids=["coco", "label_studio", "via"],
+)
+@pytest.mark.parametrize("indent", [None, 4])
+def test_annotations_are_known_though_nothing_is_marked_in_their_beginning(builder, content, indent, tmp_path):
+    text = json.dumps(content, indent=indent)
+    (tmp_path / "export.json").write_text(text)
+    assert len(text) > 65_536 and known(tmp_path) == known(tmp_path / "export.json") == [builder]
+    if builder == "label_studio":
+        (tmp_path / "export.json").write_text(json.dumps([task for task in content if not task["annotations"]]))
+        assert known(tmp_path) == [builder]
 
 
 def test_a_list_of_names_is_yolos_where_nothing_else_is(tmp_path):

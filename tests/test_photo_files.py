@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -510,7 +511,17 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         "A.JPG train/b.png x/train/c.png x/c.png y/d.png z/d.png .hidden/e.png f.tar.png train2014/COCO_train2014_1.jpg"
     )
     places += " scan.tif.jpg thumbs/g.png images/g.png g/h.png G/h.png train/i.png val/i.png one/j.png two/j.png j.png"
-    for name in places.split():
+    parted = normalize("NFD", "sets/한é.png")
+    for name in (
+        *places.split(),
+        parted,
+        "my photo (1).jpg",
+        "p 0.jpg",
+        "q%201.png",
+        "q 1.png",
+        "a b.png",
+        "a_(b).png",
+    ):
         write(tmp_path / name, "")
     files = ImageFiles(str(tmp_path))
     for names, near, expected in (
@@ -538,10 +549,16 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         (["scan.tif"], "", "scan.tif.jpg"),
         (["g.png"], "", "images/g.png"),
         (["G/h.png"], "", "G/h.png"),
+        ([normalize("NFC", "한É.png")], "", parted),
+        (["my_photo_1.jpg"], "", "my photo (1).jpg"),
+        (["other/my_photo_1.jpg"], "", None),
+        (["https://host/p%200.jpg", "p%200.jpg"], "", "p 0.jpg"),
+        (["q%201.png"], "", "q%201.png"),
     ):
         assert files.find(names, near) == expected, (names, near)
-    with pytest.raises(Unusable, match="several files"):
-        files.find(["d.png"], "")
+    for name in ("d.png", "a_b.png"):
+        with pytest.raises(Unusable, match="several files"):
+            files.find([name], "")
     assert files.find(["d.png", "b.png"], "") == "train/b.png"
 
 

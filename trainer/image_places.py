@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
@@ -42,9 +43,12 @@ def place_images(
             raise ValueError(
                 f"Files in several folders name images by relative paths, such as {image['path']}: keep them in one."
             )
-        whole = os.path.join(folders[0], os.path.normpath(image["path"]))  # equal paths are equal images
-        path = whole if "\\" not in image["path"] or os.path.isfile(whole) else whole.replace("\\", "/")  # of Windows
-        return {"bytes": None, "path": path}
+        name = os.path.normpath(image["path"])  # equal paths are equal images
+        forms = [name]
+        if "\\" in name or not name.isascii():  # of Windows; of another form of Unicode
+            forms += [normalize(form, name.replace("\\", "/")) for form in ("NFD", "NFC")]
+        wholes = [os.path.join(folders[0], form) for form in forms]
+        return {"bytes": None, "path": next(filter(os.path.isfile, wholes[:-1]), wholes[-1])}
 
     for name in names:
         given = table[name].to_pylist()

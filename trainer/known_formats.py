@@ -31,12 +31,14 @@ KEYS = {
     ".xml": {"cvat": r"<annotations>", "voc": r"<annotation\b.*<(filename|object|size)>"},
     ".jsonl": RECORDS,
     ".json": {
-        "via": r'"_via_|"shape_attributes"\s*:',
+        "via": r'"_via_|"(shape|file)_attributes"\s*:',
         "labelme": r'"shapes"\s*:\s*\[.*"(shape_type|imagePath)"\s*:',
-        "label_studio": r'"original_width"\s*:|"(rectangle|polygon|brush|ellipse)labels"\s*:',
+        "label_studio": r'"original_width"\s*:|"(rectangle|polygon|brush|ellipse)labels"\s*:'
+        r'|"annotations"\s*:\s*\[\s*\{[^\[\]]*"result"\s*:\s*\[|"drafts"\s*:\s*\[.*"predictions"\s*:\s*\[',
         "createml": r'"annotations?"\s*:\s*\[\s*\{[^\[\]]*"coordinates"\s*:\s*\{',
         "coco": rf'^\s*\{{.*"images"\s*:\s*\[\s*\{{{FLAT_LISTS}"(file_name|coco_url)"\s*:'
-        r'|^\s*\{\s*("(info|licenses|categories)".*)?"annotations"\s*:\s*\[\s*\{.*"image_id"\s*:',
+        r'|^\s*\{\s*("(info|licenses|categories)".*)?"annotations"\s*:\s*\[\s*\{.*"image_id"\s*:'
+        r'|^\s*\{\s*("(info|licenses)".*)?"categories"\s*:\s*\[\s*\{[^\[\]{}]*"(id|name)"\s*:',
         **RECORDS,
         "visual_genome": r'^\s*\[\s*\{.*("(region|relationship)_id"\s*:|"object_id"\s*:.*"names"\s*:\s*\['
         r'|"regions"\s*:\s*\[\s*\{[^\[\]{}]*"image(_id)?"\s*:)',
