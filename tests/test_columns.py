@@ -18,6 +18,7 @@ import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 from PIL import Image as PilImage
 
+from modeling_albef_amc.images import open_image
 from tests.helpers.data import picture, tiny_albef, tiny_processor
 from trainer import ground_dataset, sweep_layers, training
 from trainer.box_units import fits_images, image_size
@@ -224,6 +225,35 @@ def test_columns_of_csv_are_of_one_kind_in_all_files(tmp_path):
     rows = open_split(str(tmp_path), None, "train")
     assert rows["image_id"][:] == ["7", "b7", "8"]
     assert rows["boxes"][:] == [[[10, 10, 60, 60]], [[10.5, 10, 60, 60]], []]
+
+
+@pytest.mark.parametrize("mark", ["\t", ";"])
+def test_what_parts_columns_in_files_of_a_folder(tmp_path, mark):
+    photos(tmp_path / "beside")
+    (tmp_path / "own").mkdir()
+    lines = ["image,phrase,x1,y1,x2,y2", *(f"../beside/photos/{n}.png,dog {n},10,10,60,6{n}" for n in range(4))]
+    kind = "tsv" if mark == "\t" else "csv"
+    (tmp_path / "own" / f"train-0.{kind}").write_text("\n".join(lines).replace(",", mark))
+    (tmp_path / "own" / f"validation.{kind}").write_text("\n".join(lines[:2]))
+    found = records(str(tmp_path / "own"))
+    assert [(record["phrase"], record["boxes"]) for record in found] == [
+        (f"dog {n}", [[10, 10, 60, 60 + n]]) for n in range(4)
+    ]
+    assert len(open_split(str(tmp_path / "own"), None, "validation")) == 1
+    (tmp_path / "own" / f"train-1.{kind}").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"parted by '.*' in .*train-0\.{kind}, and by ',' in .*train-1\.{kind}"):
+        records(str(tmp_path / "own"))
+
+
+def test_phrases_that_pandas_takes_for_missing_values(tmp_path):
+    """In a column of numbers they are missing values."""
+    photos(tmp_path)
+    lines = ["image,phrase,x1,y1,x2,y2", *(f"photos/0.png,{text},1,1,9,9" for text in ("None", "NA", "null", "", "7"))]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join([*lines, "photos/0.png,nan,NA,NA,null,"]))
+    found = records(str(path), Columns(box_format="xyxy"))
+    assert [record["phrase"] for record in found] == ["None", "NA", "null", None, "7", "nan"]
+    assert found[0]["boxes"] == [[1, 1, 9, 9]] and not found[5]["boxes"]
 
 
 @pytest.mark.parametrize("text", ["null\n{}", " [ null, {}]", "null", "\ufeffnull"])
@@ -616,6 +646,82 @@ def test_rows_of_a_box_each_are_one_of_an_image_and_a_category(tmp_path, caplog)
         path = write_rows(tmp_path / "mine.jsonl", [{**row, "class": "dog"} for row in rows])
         assert len(records(path, Columns({"phrase": "class"}), True)) == 4
     assert "streamed rows stay apart" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["polygons", "masks", "boxes"])
+@pytest.mark.parametrize("feature", [TEXT, Image()], ids=["path", "bytes"])
+def test_rows_of_an_instance_each_are_one_of_an_image_and_a_category(tmp_path, kind, feature):
+    """Of what one row has and another lacks, None: the others are not all that the phrase means."""
+    photos(tmp_path)
+    (tmp_path / "m.png").write_bytes(png())
+    mask = "m.png" if feature == TEXT else {"bytes": png(), "path": "m.png"}
+    outlines = [[[x1, y1, x2, y1, x2, y2]] for x1, y1, x2, y2 in map(lambda box: map(float, box), CORNERS)]
+    of_kind = {"polygons": [*outlines[:3], None], "masks": [mask] * 3 + [None], "boxes": [None] * 4}[kind]
+    rows = [{"image": f"photos/{n // 2}.png", "label": "a_dog", "bbox": box, "region": of_kind[n]}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    kinds = {"polygons": List(List(NUMBER)), "masks": feature, "boxes": NUMBER}
+    path = write_hub(tmp_path / "hub", rows, image=TEXT, label=TEXT, bbox=List(NUMBER), region=kinds[kind])
+    (tmp_path / "hub" / "photos").symlink_to(tmp_path / "photos")
+    (tmp_path / "hub" / "m.png").symlink_to(tmp_path / "m.png")
+    names = {} if kind == "boxes" else {kind: "region"}
+    found = records(path, Columns({"boxes": "bbox", **names}, "xyxy"))
+    assert [record["phrase"] for record in found] == ["a dog"] * 2
+    assert [record["boxes"] for record in found] == [CORNERS[:2], CORNERS[2:]]
+    if kind == "polygons":
+        assert [record[kind] for record in found] == [outlines[:2], [outlines[2], None]]
+    if kind == "masks":
+        masks = [each for record in found for each in record[kind]]
+        assert masks[3] is None and all(open_image(each).size == (WIDTH, HEIGHT) for each in masks[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase", "count"), [("LabelName", "red dog", 2), ("name", "red_dog", 2), ("caption", "red_dog", 4)]
+)
+def test_phrases_that_are_told_are_put_together_but_for_expressions(tmp_path, name, phrase, count):
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n // 2}.png", name: "red_dog", "boxes": [box]} for n, box in enumerate(CORNERS)]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), Columns({"phrase": name}))
+    assert [record["phrase"] for record in found] == [phrase] * count
+    assert [box for boxes in boxes_of(found) for box in boxes] == CORNERS
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl"])
+def test_our_names_in_other_cases(tmp_path, kind):
+    photos(tmp_path)
+    outline = [[[1, 1, 9, 1, 9, 9]]]
+    rows = [{"Image_ID": "a", "Image": "photos/0.png", "Phrase": f"dog {n}", " absent": absent, "POLYGONS ": polygons}
+            for n, (absent, polygons) in enumerate([(False, outline), (True, None)])]  # fmt: skip
+    path = write_rows(tmp_path / f"mine{kind}", rows)
+    found = records(path)
+    assert [(record["image_id"], record["phrase"], record["absent"]) for record in found] == [
+        ("a", "dog 0", False), ("a", "dog 1", True),
+    ]  # fmt: skip
+    assert found[0]["polygons"] == outline
+    assert "absent" in records(write_rows(tmp_path / "both.jsonl", [{**rows[0], "absent": True}]))[0]
+    with pytest.raises(ValueError, match=r"in doubt what absent is\. Say --columns absent= absent or absent=Absent\."):
+        records(write_rows(tmp_path / "two.jsonl", [{**rows[0], "Absent": True}]))
+
+
+@pytest.mark.parametrize("kind", [".csv", ".json", ".parquet"])
+def test_a_column_says_the_splits_of_a_file(tmp_path, kind):
+    photos(tmp_path)
+    splits = ["train", "test", "Val", "train", "train", ""]
+    rows = [{"image": f"photos/{n % 4}.png", "phrase": f"dog {n}", "boxes": str(CORNERS[:1]), "split": split}
+            for n, split in enumerate(splits)]  # fmt: skip
+    path = write_rows(tmp_path / f"mine{kind}", rows)
+    assert split_names(path, None) == ["train", "test", "validation"]
+    for split, expected in {
+        "train": [0, 3, 4], "validation": [2], "test": [1], "train[1:]": [3, 4], "test+train[:1]": [1, 0],
+    }.items():  # fmt: skip
+        assert open_split(path, None, split)["phrase"][:] == [f"dog {n}" for n in expected]
+    if kind != ".csv":
+        assert [row["phrase"] for row in open_split(path, None, "train", True)] == ["dog 0", "dog 3", "dog 4"]
+    with pytest.raises(ValueError, match=r"its column split has only train, test, validation, not testA"):
+        open_split(path, None, "testA")
+    for others in (["train"] * 6, ["train", "a"] * 3):  # a file of one, and no splits at all
+        told = [{**row, "split": other} for row, other in zip(rows, others)]
+        path = write_rows(tmp_path / f"other{kind}", told)
+        assert split_names(path, None) == [] and len(open_split(path, None, "test")) == 6
 
 
 # Cards ----------------------------------------------------------------------------------------------------------------

@@ -184,6 +184,14 @@ def test_paths_as_other_machines_write_them(tmp_path):
         assert len(str(error.value)) < 200
 
 
+def test_why_splits_are_not_known_is_said(tmp_path):
+    (tmp_path / "train").mkdir()
+    picture().save(tmp_path / "train" / "0.png")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"image": "0.png", "text": "a dog"}\n')
+    with pytest.raises(ValueError, match=r"cannot be had: `file_name`, .* must be present"):
+        split_names(str(tmp_path), None)
+
+
 def image_folder(folder: Path, names: list[str], below: str = "") -> Path:
     """Of these pictures, with a metadata file in the folder `below`."""
     for name in names:

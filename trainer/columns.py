@@ -51,6 +51,7 @@ TYPES = dict.fromkeys(("boxes", "polygons", "scribbles", "scribble_radius", "pro
 TYPES |= {"caption_span": "int64", "absent": "bool"}
 LISTS_OF_TEXTS = "phrase", "categories", "masks"
 FIRST = 100  # rows that are looked at
+MAX_MASKS = 2**30  # bytes that are put together in memory
 # What each must hold, as a user would say it.
 HOLDS = {
     "image": "an image, or its path",
@@ -70,7 +71,10 @@ HOLDS = {
 # What columns are called elsewhere, as of `plain_name`. A category is a phrase only where there are regions.
 IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
 PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
-CATEGORY_NAMES = re.compile("categor(y|ies)|labels?|class|classes|(class|category)name")
+CATEGORY_NAMES = re.compile("categor(y|ies)|labels?|class|classes|(class|category|label)name")
+# Our columns that are so by this very name. In other spellings they are guessed: units of boxes are to be found out,
+# and categories may be the phrases.
+AS_WRITTEN = "image", "boxes", "categories"
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
 # Four columns of a box, and what it is, the second where the first does not fit. Where others are there, too, width and
 # height are the image's.
@@ -240,9 +244,7 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
         if ours == "boxes":
             found.formats = formats_of(found.places[ours])
     used = {place[0] for places in found.places.values() for place in places}
-    for name in features:
-        if name in known and name not in used | found.places.keys():
-            found.places[name] = [(name,)]
+    add_own(found, {name for name in features if name not in used}, known, path)
     guesses = Guesses(found, there, path)
     try:
         guesses.add("boxes", [] if "boxes" in found.places else guesses.boxes())
@@ -253,6 +255,17 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
     guesses.add("phrase", guesses.phrases())
     guesses.add("image", guesses.images())
     return found
+
+
+def add_own(found: Found, names: Collection[str], known: Collection[str], path: str) -> None:
+    """Adds those of our columns that are called as here, by the very name before others; ValueError: two others are."""
+    for ours in [ours for ours in known if ours not in found.places]:
+        named = [ours] if ours in names else sorted(name for name in names if own_name(name) == ours)
+        if len(named) > 1:
+            doubt = " or ".join(f"{ours}={name}" for name in named)
+            raise ValueError(f"{path}: it is in doubt what {ours} is. Say --columns {doubt}.")
+        if named:
+            found.places[ours] = [(named[0],)]
 
 
 @dataclass
@@ -305,7 +318,8 @@ class Guesses:
         home = boxes[0][:-1]
         home = home[:-1] if len(boxes) > 1 and home and BOX_NAMES.fullmatch(plain_name(home[-1])) else home
         if "phrase" in self.found.places:  # all boxes of the row would be of this phrase
-            is_guess = "boxes" in self.found.guessed and home and self.found.places["phrase"] == [("phrase",)]
+            is_own = own_name(written(self.found.places["phrase"])) == "phrase"
+            is_guess = "boxes" in self.found.guessed and home and is_own
             return self.texts(PHRASE_NAMES, home) + self.texts(CATEGORY_NAMES, home) if is_guess else []
         options, regions = self.texts(PHRASE_NAMES, home), self.found.places.keys() & set(REGIONS)
         if regions and options and all(plain_name(place[-1]).startswith("caption") for (place,) in options):
@@ -374,6 +388,12 @@ def formats_of(boxes: list[Place]) -> list[list[str]] | None:
 
 def plain_name(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def own_name(name: str) -> str:
+    """A name as one of ours, in whatever case and with blanks around it; of AS_WRITTEN only as it is."""
+    plain = name.strip().lower()
+    return name if plain in AS_WRITTEN else plain
 
 
 def of_box(place: Place) -> str:
@@ -550,19 +570,15 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
             row[name] = [values[of_phrase[0]] for of_phrase in numbers.values()]
         elif ways.get(name) in ("each", "flat"):
             row[name] = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
-        elif name == "boxes":
-            row[name] = [all_boxes([values[number] for number in of_phrase]) for of_phrase in numbers.values()]
         else:
-            row[name] = [
-                [each for number in of_phrase for each in values[number] or []] for of_phrase in numbers.values()
-            ]
+            row[name] = [all_instances([values[number] for number in of_phrase]) for of_phrase in numbers.values()]
     return row
 
 
-def all_boxes(lists: list[list | None]) -> list:
+def all_instances(lists: list[list | None]) -> list:
     """Those of one phrase, of several entries. Where only some have any, None stands for what the others lack, so that
     nobody takes the rest for all that the phrase means."""
-    return [box for boxes in lists for box in boxes or ([None] if any(lists) else [])]
+    return [each for instances in lists for each in instances or ([None] if any(lists) else [])]
 
 
 def kinds_of(features: Features, places: dict[str, list[Place]]) -> dict[str, Leaf]:
@@ -722,17 +738,17 @@ def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: b
 def put_together(
     dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str
 ) -> Dataset | IterableDataset:
-    """The data set, rows that have a box each of the same image and category as one row with all of these boxes.
+    """The data set, rows of the same image and category as one row with the regions of all.
 
     Args: dataset: with our columns, its images not placed yet.
     """
     (*_, name) = found.places["phrase"][0]
-    regions = set(REGIONS) & set(dataset.column_names)
-    if (
-        not CATEGORY_NAMES.fullmatch(plain_name(name))
-        or regions != {"boxes"}
-        or not isinstance(dataset.features["phrase"], Value)
-    ):
+    regions = [region for region in REGIONS if region in dataset.column_names]
+    is_category = CATEGORY_NAMES.fullmatch(plain_name(name))
+    # Of a phrase that somebody named, too, but for expressions, of which the same may be of two objects.
+    if not (is_category or ("phrase" in columns.names and not PHRASE_NAMES.fullmatch(plain_name(name)))):
+        return dataset
+    if not regions or not isinstance(dataset.features["phrase"], Value):
         return dataset
     if not isinstance(dataset, Dataset):
         columns.say(
@@ -742,16 +758,23 @@ def put_together(
     groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:])
     if len(groups) == len(dataset):
         return dataset
-    columns.say(f"{path}: {len(dataset):,} boxes in {len(groups):,} rows, one for each image and {name}.")
-    given, boxes = dataset["boxes"][:], [[]] * len(dataset)
-    for group in groups:
-        boxes[group[0]] = all_boxes([given[row] for row in group])
-    together = Dataset.from_dict({"boxes": boxes}, Features({"boxes": dataset.features["boxes"]}))
+    if "masks" in regions and dataset.data.column("masks").nbytes > MAX_MASKS:
+        columns.say(f"{path}: rows with the same image and {name} stay apart: their masks are too large to be moved.")
+        return dataset
+    what = "boxes" if regions == ["boxes"] else "regions"
+    columns.say(f"{path}: {len(dataset):,} {what} in {len(groups):,} rows, one for each image and {name}.")
+    together: dict[str, list] = {}
+    for region in regions:
+        given = dataset.select_columns([region]).with_format("arrow")[:][region].to_pylist()  # masks undecoded
+        together[region] = [[]] * len(dataset)
+        for group in groups:
+            together[region][group[0]] = all_instances([given[row] for row in group])
+    made = Dataset.from_dict(together, Features({region: dataset.features[region] for region in regions}))
     # Of all rows, and the first of each group chosen then: images would be written once more.
-    kept = dataset.remove_columns("boxes")
+    kept = dataset.remove_columns(regions)
     info = dataset.info.copy()
-    info.features = Features({**kept.features, **together.features})
-    whole = concatenate_datasets([kept, together], info=info, split=dataset.split, axis=1)
+    info.features = Features({**kept.features, **made.features})
+    whole = concatenate_datasets([kept, made], info=info, split=dataset.split, axis=1)
     return whole.select([group[0] for group in groups])
 
 

@@ -28,6 +28,7 @@ from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
 from .record_store import check_split, read_records, record_schema, write_records
 from .scoring import check_usable, summarize
+from .splits import split_names
 from .uncertainty import compared, told
 
 
@@ -82,7 +83,7 @@ def open_splits(args: argparse.Namespace, protocol: Protocol) -> dict[str, Block
     """The splits to score, their boxes checked; sets `args.box_format`."""
     splits, (path, columns) = {}, data_of_run(args, args.strict)
     names = args.splits or protocol.splits
-    if len(names) > 1 and Path(path).is_file():
+    if len(names) > 1 and Path(path).is_file() and not split_names(path, args.dataset_config):
         raise ValueError(f"{args.dataset} is a file, of one split: name it, e.g. --splits {names[0]}")
     for split in names:
         check_split(split)

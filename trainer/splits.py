@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 from datasets import (
@@ -22,6 +23,7 @@ from datasets import (
     IterableDataset,
     LargeList,
     List,
+    ReadInstruction,
     Value,
     get_dataset_split_names,
     load_dataset,
@@ -29,6 +31,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError, NonMatchingSplitsSizesError
 from datasets.features.features import FeatureType
+from datasets.inspect import SplitsNotFoundError
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.table import CastError
@@ -38,6 +41,7 @@ from modeling_albef_amc.families.checkpoint_checks import read_object
 from .box_units import decide_boxes
 from .columns import (
     CATEGORY_NAMES,
+    TEXTS,
     Columns,
     Found,
     arrange,
@@ -45,6 +49,7 @@ from .columns import (
     first_rows,
     leaves,
     misfit,
+    own_name,
     plain_name,
     put_together,
     rows_to_look_at,
@@ -62,6 +67,9 @@ FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parq
 SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
+# What pandas takes for a missing value; a phrase may be called so.
+NO_VALUES = "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"
+NO_VALUES += "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"
 TEXT_FILES = ".csv", ".json", ".jsonl", ".ndjson", ".tsv"
 MAX_WHOLE = 2**30  # bytes of a table that is read at once
 NUMBERS = pa.types.is_integer, pa.types.is_floating
@@ -97,7 +105,7 @@ def open_split(
     """One split of a file, a folder or a Hub id, with the columns of `COLUMNS` that it has.
 
     Paths of images and masks are relative to the folder of the files that name them. A file is the one split that is
-    asked for.
+    asked for, or, where its column `split` names several, the rows of it.
 
     Args:
         streaming: read files as they come instead of preparing the data set on disk first.
@@ -171,13 +179,17 @@ def load(
 ) -> tuple[Dataset | IterableDataset, Found | None]:
     """The split as datasets reads it, its columns wide enough for all rows; and where ours are in it, if it says so."""
     is_here = os.path.exists(path)
+    with told_here():
+        source = source_of(path, config, split)
+        splits = splits_of_rows(path)
+    asked, split = split, next(iter(source["data_files"])) if splits else split  # of several any is the whole file
     # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
     is_look = is_here and split.isidentifier() and not streaming  # nor is a slice streamed
     with told_here():
-        source = source_of(path, config, split)
         if "name" in source:
             source["data_files"] = own_files(path, config, split)
         files, is_csv = text_files(source, split) if is_here else ([], False)
+        source |= {"sep": separator_of_all(files)} if is_csv else {}
         if is_csv and not streaming:
             dataset, features = None, csv_features(files, source)
         else:
@@ -203,9 +215,11 @@ def load(
         else:
             # datasets would decode images, and stop at one that is missing or broken.
             dataset = dataset if isinstance(dataset, Dataset) else dataset.decode(False)
-    if folders := split_folders(path):
-        dataset = of_folder(dataset, path, split, folders)
-    return dataset, found
+    if splits:
+        columns.say(f"{path}: its column {splits[0]} says which rows are of split {asked}.")
+        with told_here():
+            return of_rows(dataset, asked, *splits), found
+    return of_folder(dataset, path, split), found
 
 
 def text_files(source: dict[str, Any], split: str) -> tuple[list[str], bool]:
@@ -229,7 +243,7 @@ def csv_features(files: list[str], source: dict[str, Any]) -> Features:
     kinds: dict[str, pa.DataType] = {}
     for file in files:
         most = 10_000 if os.path.getsize(file) > MAX_WHOLE else None
-        frame = pd.read_csv(file, sep=source.get("sep", ","), nrows=most, low_memory=False)
+        frame = pd.read_csv(file, sep=source["sep"], nrows=most, low_memory=False)
         for field in pa.Table.from_pandas(frame, preserve_index=False).schema:
             kind = kinds.setdefault(field.name, field.type)
             if kind != field.type:
@@ -246,7 +260,10 @@ def csv_options(files: list[str], features: Features, texts: list[str], found: F
         converters |= {name: number_or_nan for name in features if features[name] == Value("float64")}
     for ((name, *_),) in filter(None, [found.places.get("absent")]):
         converters |= {} if fits(features[name], COLUMNS["absent"]) else {name: truth_or_none}
-    options = {"converters": converters} if converters else {}
+    options: dict[str, Any] = {"converters": converters} if converters else {}
+    exact = {place[0] for ours in TEXTS for place in found.places.get(ours, [])}
+    missing = {name: [""] if name in exact else [*NO_VALUES] for name in features}
+    options |= {"keep_default_na": False, "na_values": missing}
     is_whole = all(os.path.getsize(file) <= MAX_WHOLE for file in files)
     return options | ({"chunksize": 2**31 - 1} if is_whole else {})
 
@@ -346,8 +363,9 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
         raise ValueError(f"{what} cannot be had: the YAML that its README.md begins with is none: {error}") from error
     except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
         # Of a broken file datasets says that there was an error, and what it was only as its cause.
-        cause = error.__cause__ if isinstance(error, DatasetsError) else None
-        reason = cause or error
+        reason: Any = error
+        while isinstance(reason, DatasetsError | SplitsNotFoundError) and reason.__cause__:
+            reason = reason.__cause__
         if isinstance(reason, CastError):
             keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
             reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
@@ -409,10 +427,11 @@ def split_folders(path: str) -> dict[str, str]:
     return {SPLIT_FOLDERS[folder.name.lower()]: folder.name for folder in folders}
 
 
-def of_folder(
-    dataset: Dataset | IterableDataset, path: str, split: str, folders: dict[str, str]
-) -> Dataset | IterableDataset:
-    """The rows of a table that name images in the folder of the split."""
+def of_folder(dataset: Dataset | IterableDataset, path: str, split: str) -> Dataset | IterableDataset:
+    """The rows of a table that name images in the folder of the split, where folders are splits."""
+    folders = split_folders(path)
+    if not folders:
+        return dataset
     if split not in folders or "file_name" not in (dataset.column_names or []):
         raise ValueError(
             f"Split {split} of {path} cannot be had: its table is of {', '.join(folders)}, each taken whole, and names "
@@ -423,6 +442,56 @@ def of_folder(
     if isinstance(found, Dataset) and len(found) == 0:
         raise ValueError(f"Split {split} of {path} cannot be had: no file_name in its table begins with {beginning}")
     return found
+
+
+def splits_of_rows(path: str) -> tuple[str, dict[str, str]] | None:
+    """The column `split` of a file, and what it says → the split; None where it does not tell several splits apart."""
+    if not os.path.isfile(path) or Path(path).suffix.lower() not in FILES:
+        return None
+    name, said = "", dict[str, None]()
+    for table in tables_of_splits(path):
+        name = next((name for name in table.column_names if own_name(name) == "split"), "")
+        kind = table[name].type if name else None
+        if kind is None or not (pa.types.is_dictionary(kind) or pa.types.is_null(kind) or fits(Value(str(kind)), TEXT)):
+            return None
+        said |= dict.fromkeys(pc.unique(table[name].cast(pa.string())).drop_null().to_pylist())
+    splits = {each: SPLIT_FOLDERS.get(each.strip().lower(), each.strip()) for each in said if each.strip()}
+    is_of_splits = all(re.match("train|val|dev|test", split, re.IGNORECASE) for split in splits.values())
+    return (name, splits) if is_of_splits and len({*splits.values()}) > 1 else None
+
+
+def tables_of_splits(path: str) -> Iterator[pa.Table]:
+    """Of a file, its column `split`, with others where it cannot be read alone."""
+    source = source_of(path, None, "train")
+    if source["path"] == "csv":
+        frame = pd.read_csv(path, sep=separator(path), usecols=lambda name: own_name(name) == "split", dtype=str)
+        yield pa.Table.from_pandas(frame, preserve_index=False)
+    elif source["path"] == "parquet":
+        names = [name for name in pq.read_schema(path).names if own_name(name) == "split"]
+        yield pq.read_table(path, columns=names)
+    else:
+        text_files(source, "train")  # refuses what would end the process
+        yield from load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
+
+
+def of_rows(
+    dataset: Dataset | IterableDataset, asked: str, column: str, splits: dict[str, str]
+) -> Dataset | IterableDataset:
+    """The rows of the splits that are asked for, by what a column says; slices are of these.
+
+    Raises ValueError: no row is of such a split.
+    """
+    names = dict.fromkeys(splits.values())
+    if unknown := {part.partition("[")[0].strip() for part in asked.split("+")} - names.keys():
+        raise ValueError(f"its column {column} has only {', '.join(names)}, not {', '.join(sorted(unknown))}")
+    if isinstance(dataset, IterableDataset):
+        wanted = [part.strip() for part in asked.split("+")]
+        return dataset.filter(lambda said: splits.get(said) in wanted, input_columns=column)
+    rows: dict[str, list[int]] = {split: [] for split in names}
+    for number, said in enumerate(dataset.select_columns([column])[column][:]):
+        rows.setdefault(splits.get(said, ""), []).append(number)
+    parts = ReadInstruction.from_spec(asked).to_absolute({split: len(rows[split]) for split in names})
+    return dataset.select([row for part in parts for row in rows[part.splitname][part.from_ : part.to]])
 
 
 def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any]:
@@ -446,8 +515,7 @@ def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any
     if kind not in FILES:
         raise ValueError(f"{path} is no table of {', '.join(FILES)}: albef-amc build reads other annotations.")
     names = dict.fromkeys(part.partition("[")[0].strip() for part in (split or "train").split("+"))
-    options = {"sep": separator(path)} if FILES[kind] == "csv" else {}
-    return {"path": FILES[kind], "data_files": dict.fromkeys(names, path), **options}
+    return {"path": FILES[kind], "data_files": dict.fromkeys(names, path)}
 
 
 def text_or_none(text: str) -> str | None:
@@ -455,7 +523,7 @@ def text_or_none(text: str) -> str | None:
 
 
 def number_or_nan(text: str) -> float:
-    return float(text.strip() or "nan")
+    return float("nan" if text.strip() in NO_VALUES else text)
 
 
 def truth_or_none(text: str) -> bool | str | None:
@@ -465,11 +533,21 @@ def truth_or_none(text: str) -> bool | str | None:
     )
 
 
-def separator(path: str) -> str:
-    """What parts the columns of a CSV file; by its first line."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        line = file.readline()
+def separator(file: str) -> str:
+    """What parts the columns of a CSV file; by its first line, and of a compressed one, a comma."""
+    if not file.lower().endswith(TEXT_FILES):
+        return ","
+    with open(file, encoding="utf-8-sig", errors="replace") as opened:
+        line = opened.readline()
     return max(",;\t", key=line.count)
+
+
+def separator_of_all(files: list[str]) -> str:
+    """ValueError: two files differ in what parts their columns, as which datasets reads all of a split."""
+    first, *others = map(separator, files)
+    if other := next((file for file, each in zip(files[1:], others) if each != first), None):
+        raise ValueError(f"columns are parted by {first!r} in {files[0]}, and by {separator(other)!r} in {other}")
+    return first
 
 
 def not_a_loader(path: str) -> str:
@@ -494,10 +572,11 @@ def named_files(path: str) -> dict[str, str] | None:
 
 
 def split_names(path: str, config: str | None) -> list[str]:
-    """Those of a folder or Hub id; a file has no other than the one that is asked for."""
-    if os.path.isfile(path):
-        return []
-    with told(path):
+    """Those of a folder, a Hub id, or a file's rows; else a file has no other than the one that is asked for."""
+    with told(path, lambda: [path] if os.path.isfile(path) else []):
+        if os.path.isfile(path):
+            _, splits = splits_of_rows(path) or ("", {})
+            return list(dict.fromkeys(splits.values()))
         return list(saved_files(path) or split_folders(path)) or get_dataset_split_names(
             not_a_loader(path), config, data_files=named_files(path)
         )

@@ -224,7 +224,8 @@ def splits_to_evaluate(data_args: DataArguments, args: AmcConfig) -> list[str]:
     trained = [split.strip() for split in data_args.train_split.split("+")]
     if data_args.eval_splits is not None:
         named = {re.split(r"\W", split)[0] for split in data_args.eval_splits}
-        if Path(path).is_file() and named - {re.split(r"\W", data_args.train_split)[0]}:
+        is_one = Path(path).is_file() and not split_names(path, data_args.dataset_config)
+        if is_one and named - {re.split(r"\W", data_args.train_split)[0]}:
             raise ValueError(f"{path} is a file, of one split: leave out eval_splits, or set validation_fraction.")
         if fraction:
             raise ValueError("validation_fraction: there are eval_splits to evaluate on; leave out one of them.")
