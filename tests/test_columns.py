@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import threading
+from decimal import Decimal
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,12 +21,12 @@ from PIL import Image as PilImage
 
 from modeling_albef_amc.images import open_image
 from tests.helpers.data import picture, tiny_albef, tiny_processor
-from trainer import ground_dataset, sweep_layers, training
+from trainer import evaluate_grounding, ground_dataset, sweep_layers, training
 from trainer.box_units import fits_images, image_size
 from trainer.columns import Columns
 from trainer.data_collator import GroundingCollator
 from trainer.phrase_rows import PhraseRows
-from trainer.regions import BOX_FORMATS
+from trainer.regions import BOX_FORMATS, Region
 from trainer.splits import open_split, split_names
 from trainer.streaming import StreamedRows
 
@@ -254,6 +255,19 @@ def test_phrases_that_pandas_takes_for_missing_values(tmp_path):
     found = records(str(path), Columns(box_format="xyxy"))
     assert [record["phrase"] for record in found] == ["None", "NA", "null", None, "7", "nan"]
     assert found[0]["boxes"] == [[1, 1, 9, 9]] and not found[5]["boxes"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_decimal_numbers_and_views_of_texts(tmp_path, streaming):
+    photos(tmp_path)
+    columns = {"image": pa.array([f"photos/{n}.png" for n in range(4)], pa.string_view())}
+    columns["phrases"] = pa.array([["a dog", "it"]] * 4, pa.list_(pa.string_view()))
+    for name, values in zip(("x1", "y1", "x2", "y2"), zip(*CORNERS)):
+        columns[name] = pa.array([Decimal(f"{value}.0") for value in values])
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    found = records(str(tmp_path / "mine.parquet"), None, streaming)
+    assert [record["phrase"] for record in found] == ["a dog", "it"] * 4
+    assert boxes_of(found) == [[box] for box in CORNERS for _ in range(2)]
 
 
 @pytest.mark.parametrize("text", ["null\n{}", " [ null, {}]", "null", "\ufeffnull"])
@@ -517,7 +531,7 @@ def test_numbers_where_texts_are_wanted(tmp_path, kind):
         ("bbox", ['["a", 2, 3, 4]'] * 2, r"Column bbox .*; it has '\[\"a\", 2, 3, 4\]'\. Write .*--columns boxes=…"),
         ("bbox", [["10,5", "10,5", "60,5", "60,5"]] * 2, r"Column bbox .* such as \[10\.5, .*it has \['10,5', '10,5'"),
         ("box", [{**dict.fromkeys(("x1", "y1", "x2"), "1"), "y2": "9,5"}] * 2, r"Column box\.x1,.* it has '9,5'\."),
-        ("polygons", ["[[1, 'a']]"] * 2, r"Column polygons .*each a list of parts \[x, y, x, y, …\]; it has "),
+        ("polygons", ["[[1, 'a']]"] * 2, r"Column polygons .*each a list of parts \[x, y, x, y, …\] or .*; it has "),
         (
             "phrase",
             ["['a cat' 'a dog']"] * 2,
@@ -578,6 +592,24 @@ def test_masks_and_polygons_of_objects(tmp_path):
     )
     (record,) = records(path, Columns({"image": "image", "masks": "mask"}))
     assert record["masks"] == [image]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".csv"])
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_polygons_of_points(tmp_path, kind, depth):
+    """As LabelMe and shapely have them, in however many lists."""
+    photos(tmp_path)
+    polygon = [[10, 10], [60, 10.5], [60, 60]]
+    for _ in range(depth - 2):
+        polygon = [polygon]
+    rows = [{"image": f"photos/{n}.png", "phrase": "a dog", "outline": polygon} for n in range(2)]
+    found = records(write_rows(tmp_path / f"mine{kind}", rows), Columns({"polygons": "outline"}))
+    regions = [Region.from_record(record, HEIGHT, WIDTH) for record in found]
+    assert [region.boxes.tolist() for region in regions] == [[[10, 10, 60, 60]]] * 2
+    assert regions[0].polygons[0][0].tolist() == [[10, 10], [60, 10.5], [60, 60]]
+    rows = [{**row, "outline": [[[[1, 2, 3, 4, 5, 6]]]]} for row in rows]
+    with pytest.raises(ValueError, match=r"Column outline .* must hold a list of objects, .* or of points"):
+        records(write_rows(tmp_path / f"deep{kind}", rows), Columns({"polygons": "outline"}))
 
 
 @pytest.mark.parametrize(("place", "streaming"), [("root", False), ("split", False), ("root", True), ("split", True)])
@@ -1036,3 +1068,20 @@ def test_a_table_of_ones_own_is_trained_on_evaluated_and_grounded(tmp_path, mode
     ):
         with pytest.raises(ValueError, match=message):
             training.main(["--dataset", path, "--model", model, "--output_dir", str(tmp_path / "c"), *SETTINGS, *more])
+
+
+def test_splits_of_a_files_column_are_trained_on_and_scored(tmp_path, model):
+    photos(tmp_path)
+    corners, said = ("x1", "y1", "x2", "y2"), ["train", "val", "test", "train"]
+    rows = [{"image": f"photos/{n}.png", "phrase": f"dog {n}", **dict(zip(corners, CORNERS[n])), "split": said[n]}
+            for n in range(4)]  # fmt: skip
+    settings = ["--dataset", write_rows(tmp_path / "mine.csv", rows), "--model", model, *SETTINGS]
+    assert training.main([*settings, "--output_dir", str(tmp_path / "a")])["validation_num_phrases"] == 1
+    found = training.main([*settings, "--output_dir", str(tmp_path / "b"), "--eval_splits", "test", "validation"])
+    assert found["test_num_phrases"] == found["validation_num_phrases"] == 1
+    with pytest.raises(ValueError, match="has a split validation; leave it out"):
+        training.main([*settings, "--output_dir", str(tmp_path / "c"), "--validation_fraction", "0.5"])
+    options = ["--models", f"mine={model}", *settings[:2], "--cpu", "--output", str(tmp_path / "scores")]
+    assert [*evaluate_grounding.main([*options, "--splits", "validation", "test"])["mine"]] == ["validation", "test"]
+    records = [pq.read_table(tmp_path / f"scores/records/mine/{split}.parquet") for split in ("validation", "test")]
+    assert [table.num_rows for table in records] == [1, 1]

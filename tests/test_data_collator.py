@@ -443,6 +443,22 @@ def test_real_polygons_fill_their_own_boxes(shared_dir):
     assert checked > 50
 
 
+@pytest.mark.parametrize("as_given", [list, np.array, torch.tensor])
+def test_polygons_of_points(as_given):
+    """Of one part, and of parts; a flat list is as before."""
+    points = [[4, 6], [12, 6], [12, 18], [4, 18]]
+    flat = Region.from_record({"polygons": [[[4, 6, 12, 6, 12, 18, 4, 18]]]}, 24, 32)
+    for polygon in (as_given(points), [as_given(points)]):
+        region = Region.from_record({"polygons": [polygon]}, 24, 32)
+        assert region.boxes.tolist() == [[4, 6, 12, 18]]
+        np.testing.assert_array_equal(region.polygons, flat.polygons)
+    two = Region.from_record({"polygons": [[points, [[x + 10, y] for x, y in points]]]}, 24, 32)
+    assert two.num_instances == 1 and two.boxes.tolist() == [[4, 6, 22, 18]]
+    for wrong in ([[4, 6], [12, 6]], [[4, 6], [12, 6], [12, 18, 4]], [4, 6, 12]):
+        with pytest.raises(ValueError, match=r"polygon 0 must be .* at least 3|must be finite numbers, a flat list"):
+            Region.from_record({"polygons": [wrong]}, 24, 32)
+
+
 # Refusals
 
 
@@ -459,6 +475,7 @@ def broken_image():
         ({"boxes": [[40, 6, 50, 18]]}, "box 0 lies outside the image of 32x24"),
         ({"boxes": [[-9, 6, 0, 18]]}, "box 0 lies outside"),
         ({"boxes": [[20, 6, 60, 18]]}, "box 0 lies outside the image of 32x24 pixels, most of it .*box_format"),
+        ({"boxes": None, "polygons": [outline(40, 6, 50, 18)]}, r"polygon 0 lies outside .* is in its pixels, or drop"),
         ({"polygons": [[[16, 1, 30, 1, 30, 9]]]}, r"boxes \[\[4.0, 6.0, .* contradict its polygons, .*\[\[16.0, 1.0"),
         ({"masks": [FULL]}, "boxes .* contradict its masks, .*box_format"),
         ({"boxes": [ONE, OTHER], "polygons": [outline(*ONE), outline(9, 9, 12, 12)]}, "contradict its polygons"),

@@ -76,6 +76,16 @@ def test_trouble_is_named_and_strict_stops(tmp_path, capsys):
         inspect_dataset.main([str(tmp_path / "none")])
 
 
+@pytest.mark.parametrize(("more", "is_of_units"), [({"image": "no.png"}, False), ({"boxes": [[9, 9, 1, 1]]}, True)])
+def test_another_format_is_proposed_where_boxes_are_the_trouble(tmp_path, capsys, more, is_of_units):
+    rows = [row(number, f"thing {number}", [[0, 0, 9, 9]]) for number in range(4)]
+    write(tmp_path / "mine", [*rows[:2], *({**each, **more} for each in rows[2:])])
+    found = inspect_dataset.main([str(tmp_path / "mine"), "--output", str(tmp_path / "sheet.png")])
+    assert len(found["train"]["unusable"]) == 2
+    assert ("are in another box_format" in capsys.readouterr().out) == is_of_units
+    assert ("box_format" in found["train"]["refused"]) == is_of_units
+
+
 # What is in each row, and why neither training nor evaluation takes it.
 REFUSED = [
     (

@@ -192,6 +192,43 @@ def test_why_splits_are_not_known_is_said(tmp_path):
         split_names(str(tmp_path), None)
 
 
+def of_keys(row: dict, number: int) -> dict:
+    return {f"{n}.png": row for n in range(number)}
+
+
+ROW = {"image": "0.png", "caption": "a dog", "bbox": [1, 1, 9, 9]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("whole", "keys"),
+    [
+        ({"version": "1", "data": [ROW]}, "version, data:"),
+        ({"train": [ROW], "val": [ROW]}, "train, val:"),
+        (of_keys({"caption": "a dog", "bbox": [1, 1, 9, 9]}, 500), r"0\.png, .* 29\.png … \(500 in all\):"),
+        ({"image": {"0": "0.png"}, "caption": {"0": "a dog"}}, "image, caption:"),
+        ({"columns": ["image"], "index": [0], "data": [["0.png"]]}, "columns, index, data:"),
+    ],
+    ids=["data", "splits", "keyed", "pandas", "pandas_split"],
+)
+def test_a_file_that_is_one_object_is_told_to_be_made_rows(tmp_path, whole, keys, streaming):
+    (tmp_path / "mine.json").write_text(json.dumps(whole))
+    message = rf"mine\.json is one object, of the keys {keys} make it a list of rows, or JSON Lines"
+    with pytest.raises(ValueError, match=message) as error:
+        open_split(str(tmp_path / "mine.json"), None, "train", streaming, needs_regions=True)
+    assert len(str(error.value)) < 1000
+
+
+def test_one_row_is_no_object_and_messages_name_a_part_of_many_columns(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({**ROW, "text": "a cat"}))
+    with pytest.raises(ValueError, match=r"in doubt what phrase is"):
+        open_split(str(tmp_path / "mine.json"), None, "train")
+    (tmp_path / "mine.json").write_text(json.dumps({"image": "0.png", **{f"c{n}": n for n in range(500)}}))
+    for columns in (Columns(), Columns({"phrase": "words"})):
+        with pytest.raises(ValueError, match=r"it has image, c0, .*, c28 … \(501 in all\)"):
+            open_split(str(tmp_path / "mine.json"), None, "train", columns=columns)
+
+
 def image_folder(folder: Path, names: list[str], below: str = "") -> Path:
     """Of these pictures, with a metadata file in the folder `below`."""
     for name in names:

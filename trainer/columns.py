@@ -51,6 +51,7 @@ TYPES = dict.fromkeys(("boxes", "polygons", "scribbles", "scribble_radius", "pro
 TYPES |= {"caption_span": "int64", "absent": "bool"}
 LISTS_OF_TEXTS = "phrase", "categories", "masks"
 FIRST = 100  # rows that are looked at
+MOST_NAMED = 30  # columns in a message
 MAX_MASKS = 2**30  # bytes that are put together in memory
 # What each must hold, as a user would say it.
 HOLDS = {
@@ -60,7 +61,7 @@ HOLDS = {
     "caption": "a text",
     "caption_span": "two whole numbers, such as [0, 2]",
     "boxes": "four numbers a box, such as [10.5, 20, 60, 80], or a list of such boxes",
-    "polygons": "a list of objects, each a list of parts [x, y, x, y, …]",
+    "polygons": "a list of objects, each a list of parts [x, y, x, y, …] or of points [[x, y], …]",
     "masks": "a list of images, or of their paths",
     "scribbles": "a list of strokes [x, y, x, y, …]",
     "scribble_radius": "a number",
@@ -281,7 +282,7 @@ class Guesses:
         places = self.found.places
         several = [places[ours], *options] if ours in places else options
         if len(several) > 1:
-            named = " or ".join(f"{ours}={written(each)}" for each in several)
+            named = listed([f"{ours}={written(each)}" for each in several], " or ")
             raise ValueError(f"{self.path}: it is in doubt what {ours} is. Say --columns {named}.")
         if options:
             places[ours] = options[0]
@@ -372,7 +373,7 @@ def places_of(ours: str, theirs: str, there: dict[Place, Leaf], path: str) -> li
     by_name = {".".join(place): place for place in there}
     parts = [theirs] if theirs in by_name else theirs.split(",")
     if missing := [part for part in parts if part not in by_name]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(by_name)}.")
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {listed(list(by_name))}.")
     if len(parts) not in ((1, 4) if ours == "boxes" else (1,)):
         raise ValueError(f"--columns {ours}={theirs}: a column is one, a box also four.")
     return [by_name[part] for part in parts]
@@ -405,6 +406,12 @@ def written(places: list[Place]) -> str:
     return ",".join(".".join(place) for place in places)
 
 
+def listed(names: list[str], between: str = ", ") -> str:
+    """Names in a message, of many the first."""
+    more = f" … ({len(names):,} in all)" if len(names) > MOST_NAMED else ""
+    return between.join(names[:MOST_NAMED]) + more
+
+
 def widened(feature: FeatureType, place: Place) -> FeatureType:
     """The same, with the whole numbers at a place as floating point numbers, which other rows may have."""
     if isinstance(feature, List | LargeList):
@@ -427,7 +434,7 @@ class Arrangement:
         meant: where texts stand for numbers or lists, these.
         ways: of a region, how it belongs to the row's phrases: "one" instance is the region of a phrase, or "shared" by
             several; "each" instance has a phrase of its own, so that those with the same one are its region; so has
-            each "flat" polygon.
+            each "flat" polygon. The parts of polygons may be lists of "points".
         is_grouped: phrases with the same words are one.
         features: of the columns that come out.
         path: of the data set, for messages.
@@ -462,6 +469,11 @@ class Arrangement:
             is_there = given is not None and not (isinstance(given, list) and not given)
             if way == "one":
                 found[region] = [given] if is_there else []
+            elif way == "points":
+                try:
+                    found[region] = flat_lists(given, DEPTHS[region] + isinstance(phrases, list))
+                except ValueError as error:
+                    raise ValueError(misfit(region, self.places[region], self.path, given)) from error
             elif way == "shared":
                 found[region] = [[given] if is_there else []] * len(several)
             elif way in ("each", "flat"):
@@ -486,6 +498,17 @@ class Arrangement:
             for _ in range(self.meant[ours].depth - depth):  # one box where others are lists of boxes
                 value = [value]
         return named(value, self.labels[ours]) if ours in self.labels else value
+
+
+def flat_lists(value: Any, depth: int) -> Any:
+    """With lists of points [x, y], so deep in lists, as flat lists of their numbers; ValueError: others are there."""
+    if value is None:
+        return None
+    if depth > 1:
+        return [flat_lists(each, depth - 1) for each in value]
+    if any(point is None or len(point) != 2 for point in value):
+        raise ValueError("these are no points")
+    return [number for point in value for number in point]
 
 
 def meaning(value: Any, ours: str, places: list[Place], path: str) -> Any:
@@ -729,8 +752,9 @@ def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: b
         missing = DEPTHS[region] + is_listed - kind.depth - (len(places[region]) > 1)
         if kind.is_image or kind.is_text if is_mask else kind.is_number:
             # A flat polygon, not a list of such, is the one part of an instance.
-            listed = {1: "each", 2: "flat"} if region == "polygons" else {1: "each", 2: "shared"}
-            way = listed.get(missing) if is_listed else {1: "one"}.get(missing)
+            more = {-1: "points"} if region == "polygons" else {}
+            listed = {1: "each", 2: "flat" if region == "polygons" else "shared"}
+            way = (more | (listed if is_listed else {1: "one"})).get(missing)
             ways |= {region: way} if way else {}
     return ways
 

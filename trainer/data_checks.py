@@ -165,12 +165,17 @@ def check_sample(
             usable = usable or record
     if usable is None or len(problems) > most * len(records):
         named = "; ".join(problems[:NAMED])
+        advice = " If their boxes are not [x1, y1, x2, y2] in pixels, say what they are by --box_format."
         raise ValueError(
             f"{len(problems)} of {len(records)} records of {name} that were tried cannot be used: {named}. "
-            "Mend or drop such records. If their boxes are not [x1, y1, x2, y2] in pixels, say what they are by "
-            "--box_format."
+            f"Mend or drop such records.{advice if any(map(is_of_units, problems)) else ''}"
         )
     return usable
+
+
+def is_of_units(problem: str) -> bool:
+    """Whether a record cannot be used because of a box that may be of another format; `Region` says so."""
+    return "box_format" in problem
 
 
 def check_order(dataset: Any, strategy: str, phrases_per_image: int) -> None:

@@ -26,7 +26,7 @@ from modeling_albef_amc.tools.ground import picture_suffixes
 
 from .columns import Columns
 from .commands import parse
-from .data_checks import SIZEABLE, check_regions, check_sample, plain, values_of_phrases
+from .data_checks import SIZEABLE, check_regions, check_sample, is_of_units, plain, values_of_phrases
 from .data_collator import Example, SourceImage, read_example
 from .evaluation import data_of_run
 from .phrase_rows import PhraseRows, Record, check_same_image, image_id_of, is_absent, phrase_counts, record_name
@@ -191,8 +191,8 @@ def show(split: str, found: dict[str, Any], num_read: int) -> None:
             print(f"  {name:16}{number:>12,}  {'█' * round(BAR * number / total)}".rstrip())
     unusable = found["unusable"]
     if unusable:
-        share = len(unusable) / num_read
-        advice = "; most of a data set in trouble is in another box_format" if share > SIZEABLE else ""
+        share, of_units = len(unusable) / num_read, sum(map(is_of_units, unusable))
+        advice = "; most such boxes are in another box_format" if of_units > SIZEABLE * num_read else ""
         print(f"{len(unusable):,} of {num_read:,} cannot be used ({share:.1%}){advice}:")
         print("\n".join(f"  {name:.300}" for name in unusable[:NAMED]))
 

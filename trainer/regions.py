@@ -60,10 +60,10 @@ class Region:
         instance is None or empty nothing is taken if the record has a box for each instance.
 
         Args:
-            record: May hold `boxes` (a list of xyxy), `polygons` (per instance a list of flat `[x0, y0, x1, y1, …]`),
-                `scribbles` (per instance one flat `[x0, y0, …]`, with the record's `scribble_radius` in pixels) and
-                `masks` (per instance an 8-bit gray PIL image, its undecoded `{"bytes", "path"}`, or an array
-                `(height, width)` in [0, 1]); each may be missing, None or empty.
+            record: May hold `boxes` (a list of xyxy), `polygons` (per instance a list of flat `[x0, y0, x1, y1, …]`,
+                or one of points `[[x0, y0], [x1, y1], …]`), `scribbles` (per instance one flat `[x0, y0, …]`, with the
+                record's `scribble_radius` in pixels) and `masks` (per instance an 8-bit gray PIL image, its undecoded
+                `{"bytes", "path"}`, or an array `(height, width)` in [0, 1]); each may be missing, None or empty.
             height, width: Of the image in pixels.
             box_format: of BOX_FORMATS, what the record's boxes are; those of the region are xyxy in pixels.
 
@@ -281,6 +281,14 @@ def _numbers(given: Any, name: str, form: str, most: float = _FAR) -> np.ndarray
     return numbers
 
 
+def _are_points(given: Any) -> bool:
+    """Whether it is a list of pairs [x, y]."""
+    lists = list | tuple | np.ndarray
+    if not isinstance(given, lists) or len(given) == 0:
+        return False
+    return all(isinstance(each, lists) and len(each) == 2 and not isinstance(each[0], lists) for each in given)
+
+
 def _points(given: Any, name: str, at_least: int) -> np.ndarray:
     """float64 `(num_points, 2)` of a flat list."""
     flat = _numbers(given, name, "a flat list [x0, y0, x1, y1, …]")
@@ -294,9 +302,10 @@ def _is_thin(box: Sequence[float] | np.ndarray) -> bool:
 
 
 def _outside(name: str, given: Any, height: int, width: int) -> ValueError:
+    remedy = " (or say their box_format)" if name.startswith(("box", "proposal")) else ""
     return ValueError(
         f"{name} lies outside the image of {width}x{height} pixels, most of it at least: {given!r:.80}; check that "
-        "it belongs to this image and is in its pixels (boxes: or say their box_format), or drop it"
+        f"it belongs to this image and is in its pixels{remedy}, or drop it"
     )
 
 
@@ -341,9 +350,12 @@ def _check_units(coordinates: np.ndarray, name: str, height: int, width: int, re
 
 def _read_polygons(parts: Any, index: int, height: int, width: int) -> tuple[np.ndarray, ...]:
     name = f"polygon {index}"
-    checked = [_points(part, name, 3) for part in _items(parts, name) if not _is_empty(part)]
-    if not checked:
+    given = [_as_array(part) for part in _items(parts, name) if not _is_empty(part)]
+    if not given:
         raise ValueError(f"{name} has no parts; drop it")
+    # A part has at least six numbers: of two each, they are the points of the one part.
+    given = [given] if _are_points(given) else given
+    checked = [_points(np.ravel(part) if _are_points(part) else part, name, 3) for part in given]
     points = np.concatenate(checked)
     _check_units(points, name, height, width)
     box = np.concatenate([points.min(axis=0), points.max(axis=0)])

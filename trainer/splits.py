@@ -1,6 +1,7 @@
 """One split of a data set, from disk or streamed: its columns checked, its images left undecoded."""
 
 import glob
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +42,7 @@ from modeling_albef_amc.families.checkpoint_checks import read_object
 from .box_units import decide_boxes
 from .columns import (
     CATEGORY_NAMES,
+    IMAGE_NAMES,
     TEXTS,
     Columns,
     Found,
@@ -48,6 +50,7 @@ from .columns import (
     find_columns,
     first_rows,
     leaves,
+    listed,
     misfit,
     own_name,
     plain_name,
@@ -123,15 +126,16 @@ def open_split(
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
         )
-    found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
-    if missing := {"image", "phrase"} - found.places.keys():
-        raise ValueError(missing_columns(dataset, missing, found, path))
-    others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
-    stored, sides = dataset, size_columns(dataset.column_names, found)
-    with told_here():
-        first = rows_to_look_at(dataset, found)
-    dataset = arrange(dataset, found, path, first)
-    dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
+    with rows_not_objects(lambda: data_files(path, config, split)):
+        found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
+        if missing := {"image", "phrase"} - found.places.keys():
+            raise ValueError(missing_columns(dataset, missing, found, path))
+        others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
+        stored, sides = dataset, size_columns(dataset.column_names, found)
+        with told_here():
+            first = rows_to_look_at(dataset, found)
+        dataset = arrange(dataset, found, path, first)
+        dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
     dataset = put_together(dataset, found, columns, path)
     if isinstance(dataset, Dataset):
         with told_here():
@@ -194,18 +198,19 @@ def load(
             dataset, features = None, csv_features(files, source)
         else:
             dataset = load_dataset(**source, split=split, streaming=streaming or is_look)
-            features = dataset.features
+            features = dataset.features and Features({name: plain(each) for name, each in dataset.features.items()})
     columns.read_card(path)
     found, options = None, {}
     if features is not None:
-        found = find_columns(features, columns, COLUMNS, path, needs_regions)
+        with rows_not_objects(lambda: files):
+            found = find_columns(features, columns, COLUMNS, path, needs_regions)
         wide = widened(features, found)
         texts = [name for name in features if fits(features[name], NUMBERS) and wide[name] == Value("string")]
         if texts:
             columns.say(f"{path}: {', '.join(texts)}: numbers are taken as texts.")
         if dataset is None:
             options = csv_options(files, features, texts, found)
-        elif wide != features:
+        elif wide != dataset.features:
             options = {"features": wide}
     with told_here():
         if is_look or options:
@@ -293,7 +298,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
             else "put this file into a folder of its own, with paths of the images from there, such as ../images/1.jpg,"
             f" or name the file: --dataset {tables[0]}."
         )
-    has = ", ".join(map(written, ([place] for place in there)))
+    has = listed([written([place]) for place in there])
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
 
 
@@ -310,6 +315,18 @@ def widened(features: Features, found: Found) -> Features:
         for place in found.places[ours]:
             wide[place[0]] = widened_at(wide[place[0]], place[1:])
     return Features(wide)
+
+
+def plain(feature: FeatureType) -> FeatureType:
+    """The same, decimal numbers as floating point numbers, and views of texts as texts."""
+    if isinstance(feature, List | LargeList):
+        inner = plain(feature.feature)
+        return LargeList(inner) if isinstance(feature, LargeList) else List(inner, length=feature.length)
+    if isinstance(feature, dict):
+        return {name: plain(each) for name, each in feature.items()}
+    if isinstance(feature, Value) and pa.types.is_decimal(feature.pa_type):
+        return Value("float64")
+    return Value("string") if isinstance(feature, Value) and pa.types.is_string_view(feature.pa_type) else feature
 
 
 def feature_of(wanted: Any) -> FeatureType:
@@ -376,6 +393,36 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
         raise ValueError(f"{what} cannot be had: {reason}") from error
 
 
+@contextmanager
+def rows_not_objects(files: Callable[[], list[str]]) -> Iterator[None]:
+    """Where columns are not understood, and a file is one JSON object, which datasets takes for a row, says that."""
+    try:
+        yield
+    except ValueError as error:
+        for file in files():
+            if keys := keys_of_object(file):
+                raise ValueError(
+                    f"{file} is one object, of the keys {listed(keys)}: make it a list of rows, or JSON Lines, a row "
+                    "each line, and a file of each split."
+                ) from error
+        raise
+
+
+def keys_of_object(file: str) -> list[str]:
+    """Of a JSON file on disk that is one object, and no row with the path of an image."""
+    if not (file.lower().endswith(".json") and os.path.isfile(file) and os.path.getsize(file) <= MAX_WHOLE):
+        return []
+    with open(file, encoding="utf-8-sig") as opened:
+        try:
+            found = json.load(opened)
+        except ValueError:  # of several rows
+            return []
+    if not isinstance(found, dict):
+        return []
+    is_row = any(isinstance(found[key], str) and IMAGE_NAMES.fullmatch(plain_name(key)) for key in found)
+    return [] if is_row else [f"{key:.80}" for key in found]
+
+
 def files_without_rows(files: list[str]) -> list[str]:
     """Of Parquet files on disk."""
     on_disk = [file for file in files if file.endswith(".parquet") and os.path.isfile(file)]
@@ -402,7 +449,7 @@ def known_columns(
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
             f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
-            f"{', '.join(others) or 'none'}. Say which has its regions (--columns boxes=…), or train without AMC: "
+            f"{listed(others) or 'none'}. Say which has its regions (--columns boxes=…), or train without AMC: "
             "--region_loss none."
         )
     dataset = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
