@@ -28,7 +28,7 @@ from .options import AnnotationOptions
 
 # What images are stored as. Pillow knows more kinds, of which some start other programs (EPS does) and few are tested.
 IMAGE_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
-IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
+IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jfif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than memory
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError

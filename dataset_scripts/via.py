@@ -90,6 +90,11 @@ class Via(PhotoListBuilder):
             raise ValueError(
                 f"{path}: regions have the attributes {listed}: say --label_attribute, which names the object"
             )
+        if not counts and any(map(_regions, images.values())):
+            raise ValueError(
+                f"{path}: no region says what it is: region_attributes are empty. Give all regions an attribute in VIA, "
+                "of one kind of object too, with the words that name it"
+            )
         return chosen or next(iter(counts), None)
 
 

@@ -159,6 +159,8 @@ def test_via_projects_and_older_annotations(via):
         assert found(via.of(content)[0]) == [("dog", [[1, 1, 4, 4]])]
     unlabelled = images(region(rect(), kind=""), {"shape_attributes": rect(), "region_attributes": {}})
     assert via.of(listed | {"2": unlabelled["1.png123"]})[1].dropped == {"instances: without a label": 2}
+    with pytest.raises(ValueError, match=r"no region says what it is: region_attributes are empty"):
+        via.of(unlabelled)
 
 
 def test_via_attribute_that_names_objects(via):

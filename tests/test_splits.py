@@ -345,6 +345,9 @@ def test_a_path_that_datasets_would_take_for_a_pattern(tmp_path, monkeypatch, pl
         (tmp_path / name / "x.jsonl").write_text(json.dumps({"image": "0.png", "phrase": name}) + "\n")
     with pytest.raises(ValueError, match=r"datasets takes \[ in a path for a pattern"):
         open_split(str(tmp_path / place), None, "train")
+    if not place.endswith("jsonl"):
+        with pytest.raises(ValueError, match=r"datasets takes \[ in a path for a pattern"):
+            split_names(str(tmp_path / place), None)
     if place == "run[2]/deeper":
         monkeypatch.chdir(tmp_path / place)
         with pytest.raises(ValueError, match="in a path for a pattern"):

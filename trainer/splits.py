@@ -624,6 +624,7 @@ def split_names(path: str, config: str | None) -> list[str]:
         if os.path.isfile(path):
             _, splits = splits_of_rows(path) or ("", {})
             return list(dict.fromkeys(splits.values()))
+        source_of(path, config, None)  # says what no folder may be called
         return list(saved_files(path) or split_folders(path)) or get_dataset_split_names(
             not_a_loader(path), config, data_files=named_files(path)
         )
