@@ -242,6 +242,27 @@ def test_a_tokenizer_without_a_mask_token_masks_nothing():
     assert "mlm_labels" not in GroundingCollator(own_clip_processor(), mlm_probability=0)([record()])
 
 
+def test_a_collator_of_ones_own_is_evaluated_and_finds_placeholders_as_itself(processor):
+    class Prefixed(GroundingCollator):
+        def __init__(self, processor, prefix, **options):
+            super().__init__(processor, mlm_probability=0, mask_size=8, **options)
+            self.prefix = prefix
+
+        def __call__(self, records):
+            return super().__call__([each | {"phrase": self.prefix + each["phrase"]} for each in records])
+
+    collator = Prefixed(processor, "the man ", strict=False, augmentation=GroundingAugmentation())
+    given = record(phrase="man")
+    expected = GroundingCollator(processor, mlm_probability=0, mask_size=8)([record(phrase="the man man")])
+    evaluating = collator.for_evaluation()
+    assert type(evaluating) is Prefixed and evaluating([given])["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert evaluating.augmentation is None and collator.augmentation is not None
+    collator.spare = given
+    assert collator([record(image="none")])["is_placeholder"].tolist() == [True] and not collator.strict
+    with pytest.raises(ValueError, match=r"mlm_probability must lie in \[0, 1\], got 2"):
+        collator.for_evaluation(2)
+
+
 def test_draws_depend_on_seed_epoch_and_records_alone(processor):
     """Neither on what was drawn before, nor on the process, to which the collator may come by pickle; and they leave
     torch's own generator where it was."""

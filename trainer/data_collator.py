@@ -1,9 +1,10 @@
 """Turns records `{image, image_id, phrase, boxes, polygons, masks, …}` into the batch of the model and the loss."""
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -101,11 +102,19 @@ class GroundingCollator:
             name = type(self.processor.tokenizer).__name__
             raise ValueError(f"{name} has no mask token to mask words with: pass mlm_probability=0")
 
+    def changed(self, **fields: Any) -> "GroundingCollator":
+        """A copy, of a class of one's own too and with all that it has, in which these fields differ."""
+        other = copy.copy(self)
+        for name, value in fields.items():
+            setattr(other, name, value)
+        GroundingCollator.__post_init__(other)
+        return other
+
     def for_evaluation(self, mlm_probability: float = 0.0) -> "GroundingCollator":
         """The same collator with nothing changed and nothing cut: no augmentation, all boxes, whole phrases; words are
         masked with `mlm_probability`, every time the same."""
-        return replace(
-            self, box_choice="all", mlm_probability=mlm_probability, max_length=None, augmentation=None, epoch=0
+        return self.changed(
+            box_choice="all", mlm_probability=mlm_probability, max_length=None, augmentation=None, epoch=0
         )
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -253,7 +262,7 @@ class GroundingCollator:
             return examples[min(examples)]
         if self.spare is None:
             raise ValueError("no record of the batch can be used, and there is no spare one to go on with")
-        return replace(self, strict=True)._read_image({0: self.spare}, {})[0]
+        return self.changed(strict=True)._read_image({0: self.spare}, {})[0]
 
     def _draw(self, region: Region | None) -> np.ndarray:
         if region is None:

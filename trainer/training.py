@@ -73,11 +73,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     collator = make_collator(processor, data_args, args, model)
     if args.uses_regions:
         check_regions(train_dataset, data_args.box_format)
-    first_usable = check_sample(train_dataset, replace(collator, mlm_probability=0.0, augmentation=None, strict=True))
+    first_usable = check_sample(train_dataset, collator.changed(mlm_probability=0.0, augmentation=None, strict=True))
     collator.spare = None if data_args.strict else first_usable
     eval_collator = collator.for_evaluation(collator.mlm_probability)
     for split, dataset in eval_datasets.items():
-        check_sample(dataset, replace(eval_collator, mlm_probability=0.0, strict=True), f"split {split}", most=0.5)
+        check_sample(dataset, eval_collator.changed(mlm_probability=0.0, strict=True), f"split {split}", most=0.5)
     first_eval_dataset = next(iter(eval_datasets.values()), None)
     trainer = AmcTrainer(
         model,
