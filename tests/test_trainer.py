@@ -217,6 +217,25 @@ def test_accumulation_gives_the_gradients_of_the_joined_batch(tmp_path):
     assert relative_difference(expected, mean) > 0.05
 
 
+@pytest.mark.parametrize(("batch_size", "num_batches"), [(6, 1), (3, 2), (2, 3)])
+def test_a_term_of_ones_own_counts_once_however_many_batches_a_step_has(tmp_path, batch_size, num_batches):
+    class WithDecay(AmcTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            loss = loss + 1e6 * model.albef.vision_projection.bias.square().sum()
+            return (loss, outputs) if return_outputs else loss
+
+    model, watcher = tiny_albef(), Watcher()
+    torch.nn.init.ones_(model.albef.vision_projection.bias)
+    settings = dict(per_device_train_batch_size=batch_size, gradient_accumulation_steps=num_batches)
+    settings |= dict(max_steps=1, max_grad_norm=1e9, trainer_class=WithDecay)
+    trainer = make_trainer(tmp_path, model, tiny_dataset(6), watcher=watcher, **settings)
+    trainer.train()
+    # Of 1e6 b² at 1, beside which the other losses are nothing.
+    assert watcher.gradients[0]["albef.vision_projection.bias"].tolist() == pytest.approx([2e6] * 8, rel=1e-4)
+    assert training_logs(trainer)[0]["loss"] == pytest.approx(8e6, rel=1e-4)
+
+
 def test_a_short_last_step_of_an_epoch(tmp_path):
     """Five batches of two in steps of three: the second step has two micro-batches and the same rule."""
     model, dataset = tiny_albef(), tiny_dataset(8)

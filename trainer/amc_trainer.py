@@ -124,8 +124,8 @@ class AmcTrainer(PublishingTrainer):
                 )
             plugin = self.accelerator.state.fsdp_plugin
             plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
-        # compute_loss divides by the items of the whole step already.
-        self.loss_is_scaled_for_ga = True
+        # Trainer divides any loss by the micro-batches of its step, whatever the model's forward takes: `compute_loss`.
+        self.model_accepts_loss_kwargs = False
         for collator in (data_collator, eval_data_collator):
             self.fit_collator(collator)
         self.eval_data_collator = eval_data_collator or evaluation_collator(data_collator)
@@ -319,6 +319,9 @@ class AmcTrainer(PublishingTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The weighted sum of the model's objectives and those of regions.
 
+        An override may add a term, the mean over its batch: of the micro-batches and processes of a step the mean
+        counts.
+
         Args:
             inputs: a batch of `GroundingCollator`.
             num_items_in_batch: from `get_batch_samples`, the items of the whole step over all processes.
@@ -351,9 +354,10 @@ class AmcTrainer(PublishingTrainer):
             self.means["train" if model.training else "eval"].add(name, value, count)
             if num_items_in_batch is not None:
                 # The mean over this process' items → its part of the mean over the step's items; gradients are then
-                # averaged over the processes.
+                # averaged over the processes, and over the micro-batches.
+                num_parts = self.accelerator.num_processes * self.current_gradient_accumulation_steps
                 total = num_items_in_batch[ITEMS[name]].clamp(min=1)
-                value = value * (count * self.accelerator.num_processes / total)
+                value = value * (count * num_parts / total)
             if weights[name] > 0:
                 loss = loss + weights[name] * value
         return (loss, outputs) if return_outputs else loss

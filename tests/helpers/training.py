@@ -113,7 +113,9 @@ def collator_of(processor=None, **options) -> GroundingCollator:
     return GroundingCollator(processor or tiny_processor(), **{"mask_size": 16, "mlm_probability": 0.5, **options})
 
 
-def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, **settings) -> AmcTrainer:
+def make_trainer(
+    folder, model=None, dataset=None, collator=None, watcher=None, trainer_class=AmcTrainer, **settings
+) -> AmcTrainer:
     of_trainer = {name: settings.pop(name) for name in OF_TRAINER if name in settings}
     defaults = dict(
         per_device_train_batch_size=4,
@@ -133,7 +135,7 @@ def make_trainer(folder, model=None, dataset=None, collator=None, watcher=None, 
     if isinstance(dataset, StreamedRows):
         defaults["train_sampling_strategy"] = "random"
     dataset = tiny_dataset() if dataset is None else dataset
-    trainer = AmcTrainer(
+    trainer = trainer_class(
         tiny_albef() if model is None and "model_init" not in of_trainer else model,
         AmcConfig(output_dir=str(folder), **{**defaults, **settings}),
         train_dataset=dataset,
