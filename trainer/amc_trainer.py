@@ -84,6 +84,7 @@ class AmcTrainer(PublishingTrainer):
 
     args: AmcConfig
     data_collator: Callable
+    current_gradient_accumulation_steps = 1  # until Trainer sets it, in its first step
     num_phrases = 0  # that matching has trained on, and those of them without a wrong image in their batch
     num_without_wrong_image: int | torch.Tensor = 0
 
