@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import train
@@ -228,6 +230,39 @@ def test_the_best_checkpoint_is_kept_and_known_by_its_place(tmp_path, limit):
     assert best == tmp_path / "checkpoint-2"
     left = ["checkpoint-2"] if limit else ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == left
+
+
+@pytest.mark.parametrize("pattern", ["checkpoint-1", "checkpoint-1/*.safetensors"])
+def test_without_the_best_checkpoint_the_last_weights_are_kept(tmp_path, caplog, pattern):
+    """It is deleted while the run goes on."""
+
+    class Tidy(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                for path in [*tmp_path.glob(pattern)]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    given = dict(eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_loss")
+    given |= dict(max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=1, greater_is_better=True)
+    trainer = make_trainer(tmp_path, **given, learning_rate=0.003, watcher=Tidy())
+    trainer.train()
+    last = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert all(torch.equal(value, trainer.model.state_dict()[name]) for name, value in last.items())
+    assert f"{tmp_path}/checkpoint-1, the best checkpoint, was deleted" in caplog.text
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.evaluations["eval"].metrics["loss"] == losses[2] < losses[0]  # which the card says
+    trainer.save_model()
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_restored_callbacks_are_those_that_are_saved(tmp_path, monkeypatch):
+    settings = dict(save_strategy="steps", save_steps=2, max_steps=4, restore_callback_states_from_checkpoint=True)
+    make_trainer(tmp_path, **settings | {"max_steps": 2}).train()
+    warnings = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning", warnings.append)
+    again = make_trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 4 and not [each for each in warnings if "callbacks not included" in each]
 
 
 class Stopping(TrainerCallback):

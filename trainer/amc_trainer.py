@@ -47,6 +47,7 @@ logger = logging.get_logger(__name__)
 # In the state of a checkpoint: losses that were trained; a digest of the names of trained weights; passes over data
 # without a length.
 TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES = "trained_losses", "trained_weights", "passes"
+OF_NO_CALLBACK = {TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES, TEACHER_HAS_MOVED}
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
@@ -196,7 +197,11 @@ class AmcTrainer(PublishingTrainer):
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
         self.num_phrases, self.num_without_wrong_image, self._left_over = 0, 0, []
-        output = super().train(*args, **kwargs)
+        metric = self.args.metric_for_best_model, self.args.greater_is_better
+        try:
+            output = super().train(*args, **kwargs)
+        finally:  # another run by these settings may have other metrics
+            self.args.metric_for_best_model, self.args.greater_is_better = metric
         best = self.state.best_global_step
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             evaluations = {name: each.of_step(best, self.state) for name, each in self.evaluations.items()}
@@ -204,6 +209,13 @@ class AmcTrainer(PublishingTrainer):
         output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
         output.metrics["num_bad_steps"] = sum("bad_step" in entry for entry in self.state.log_history)
         return output
+
+    def _load_callback_state(self) -> None:
+        # Private: Trainer takes all that a checkpoint keeps for callbacks' own, and warns of those that are not there.
+        saved = self.state.stateful_callbacks
+        self.state.stateful_callbacks = {name: each for name, each in saved.items() if name not in OF_NO_CALLBACK}
+        super()._load_callback_state()
+        self.state.stateful_callbacks = saved
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         check_trained(self.model)

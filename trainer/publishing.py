@@ -1,6 +1,5 @@
 """What a run leaves: checkpoints that are complete or do not count, pushes to the Hugging Face Hub, the model card."""
 
-import copy
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -42,12 +41,16 @@ from .process_group import add_note
 logger = logging.get_logger(__name__)
 # Files of a checkpoint that a run goes on from, and that are no part of the model.
 OF_TRAINING = "optimizer", "scheduler", "scaler", "rng_state", "trainer_state", MOMENTUM
+# By its own settings Trainer would push and delete checkpoints before all processes have written, and save on SIGTERM
+# without calling `on_save`: `SaveHooks` does all three.
+OF_HOOKS = {"save_total_limit": None, "hub_strategy": HubStrategy.END, "enable_jit_checkpoint": False}
 
 
 class PublishingTrainer(Trainer):
     """transformers' Trainer, whose checkpoints are complete or do not count, and whose pushes say when they fail."""
 
     args: AmcConfig
+    saving: dict[str, Any]  # of OF_HOOKS what `args` says
     control: TrainerControl
     draw_heatmaps: Callable[[Any], Any] | None
     checkpoint: Path | None = None
@@ -58,14 +61,8 @@ class PublishingTrainer(Trainer):
     _pushed: Path | None = None
 
     def __init__(self, model: PreTrainedModel | None, args: AmcConfig, *arguments, **kwargs):
-        self.save_total_limit, self.hub_strategy = args.save_total_limit, args.hub_strategy
-        # Trainer would push and delete checkpoints before all processes have written, and save on SIGTERM without
-        # calling `on_save`: `SaveHooks` does all three.
-        settings = copy.copy(args)
-        settings.hub_token = args.hub_token  # which copies leave out, see `AmcConfig.__getstate__`
-        settings.save_total_limit, settings.hub_strategy = None, HubStrategy.END
-        self.saves_on_sigterm, settings.enable_jit_checkpoint = args.enable_jit_checkpoint, False
-        super().__init__(model, settings, *arguments, **kwargs)
+        with hidden_from_trainer(args) as self.saving:
+            super().__init__(model, args, *arguments, **kwargs)
         self.add_callback(SaveHooks(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
@@ -87,15 +84,21 @@ class PublishingTrainer(Trainer):
             check_whole(Path(resume_from_checkpoint))
         elif self.checkpoint is None and self.hp_search_backend is None:  # its trials have folders of their own
             check_unused(run)
+        with hidden_from_trainer(self.args) as self.saving, self._noticing_sigterm():
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            except (Exception, KeyboardInterrupt) as error:
+                self._rescue(error)
+                raise
+
+    @contextmanager
+    def _noticing_sigterm(self) -> Iterator[None]:
         self.is_stopped = False
-        handler = signal.signal(signal.SIGTERM, self._stop) if self.saves_on_sigterm else None
+        handler = signal.signal(signal.SIGTERM, self._stop) if self.saving["enable_jit_checkpoint"] else None
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        except (Exception, KeyboardInterrupt) as error:
-            self._rescue(error)
-            raise
+            yield
         finally:
-            if self.saves_on_sigterm:
+            if self.saving["enable_jit_checkpoint"]:
                 signal.signal(signal.SIGTERM, handler)
 
     def _stop(self, *_: Any) -> None:
@@ -162,7 +165,7 @@ class PublishingTrainer(Trainer):
     def rotate_checkpoints(self, *spared: Path) -> None:
         if self.args.should_save and self.checkpoint is not None:
             best, pushed = self.state.best_model_checkpoint, self.pushed_checkpoint()
-            rotate(self.checkpoint.parent, self.save_total_limit, best, pushed, *spared)
+            rotate(self.checkpoint.parent, self.saving["save_total_limit"], best, pushed, *spared)
 
     def has_adapters(self) -> bool:
         return self.model._hf_peft_config_loaded
@@ -180,9 +183,14 @@ class PublishingTrainer(Trainer):
         load_weights(self.model, checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled and not self.has_adapters():
-            return super()._load_best_model()
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best, is_fsdp = Path(self.state.best_model_checkpoint), self.is_fsdp_enabled and not self.has_adapters()
+        if not any(best.glob("*" if is_fsdp else "*.safetensors")):
+            logger.warning(f"{best}, the best checkpoint, was deleted: the model keeps the weights of the last step.")
+            self.state.best_model_checkpoint = self.state.best_global_step = None  # the scores are of the last step too
+        elif is_fsdp:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(best))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -238,7 +246,8 @@ class PublishingTrainer(Trainer):
 
     def push_checkpoint(self, checkpoint: Path) -> None:
         """Uploads a complete checkpoint in the background, as `hub_strategy` asks; warns if it is not done."""
-        if self.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+        strategy = self.saving["hub_strategy"]
+        if strategy == HubStrategy.END or not self.is_world_process_zero():
             return
         if self.pushed_checkpoint() is not None and not self.args.hub_always_push:
             logger.warning(f"{checkpoint} is not pushed: the push before it is not done. hub_always_push waits for it.")
@@ -258,8 +267,8 @@ class PublishingTrainer(Trainer):
         message = f"Training in progress, step {self.state.global_step}"
         ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
         jobs = [upload(folder_path=folder, commit_message=message, ignore_patterns=ignored)]
-        if self.hub_strategy != HubStrategy.EVERY_SAVE:
-            name = "last-checkpoint" if self.hub_strategy == HubStrategy.CHECKPOINT else checkpoint.name
+        if strategy != HubStrategy.EVERY_SAVE:
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             message = f"{message}, checkpoint"
             jobs.append(upload(folder_path=checkpoint, path_in_repo=name, commit_message=message))
         for job in jobs:
@@ -291,7 +300,7 @@ class SaveHooks(TrainerCallback):
     def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.has_unsaved_steps = True
         # The signal comes to all processes, but not to all in the same step.
-        if self.trainer.saves_on_sigterm and any(gather_object([self.trainer.is_stopped])):
+        if self.trainer.saving["enable_jit_checkpoint"] and any(gather_object([self.trainer.is_stopped])):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -308,6 +317,19 @@ class SaveHooks(TrainerCallback):
         self.trainer.finish_push()
         is_last_kept = state.best_model_checkpoint is None
         self.trainer.rotate_checkpoints(*([self.trainer.checkpoint] if is_last_kept else []))
+
+
+@contextmanager
+def hidden_from_trainer(args: AmcConfig) -> Iterator[dict[str, Any]]:
+    """In here the settings that `SaveHooks` follows are off for Trainer. Yields: what they are."""
+    said = {name: getattr(args, name) for name in OF_HOOKS}
+    for name, value in OF_HOOKS.items():
+        setattr(args, name, value)
+    try:
+        yield said
+    finally:
+        for name, value in said.items():
+            setattr(args, name, value)
 
 
 @contextmanager
