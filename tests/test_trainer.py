@@ -530,7 +530,7 @@ def test_an_evaluation_of_a_callback_does_not_choose_the_best(tmp_path):
     settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
     trainer = make_trainer(tmp_path, watcher=Evaluating(), load_best_model_at_end=True, **settings)
     trainer.train()
-    assert trainer.args.metric_for_best_model == "eval_pointing_game" and "train" in trainer.evaluations
+    assert "train" in trainer.evaluations
 
 
 @pytest.mark.parametrize("family", ["albef", "blip", "vilt", "clip", "siglip"])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ class Rows(torch.utils.data.Dataset):
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
         ({"save_strategy": "best"}, "save_strategy best needs evaluations while training: set eval_strategy"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics cannot have inputs: phrases share images"),
         ({"do_train": False}, "do_train must be True, not False: a run trains; `albef-amc evaluate` scores"),
         ({"do_predict": True}, "do_predict must be False"),
         (
@@ -113,7 +115,7 @@ def test_losses_fall_and_scores_rise(tmp_path, metric, is_better):
     "settings",
     [
         {"neftune_noise_alpha": 5.0},
-        {"include_for_metrics": ["inputs", "loss"]},
+        {"include_for_metrics": ["loss"]},
         {"prediction_loss_only": True},
         {"bf16": True},
         {"eval_accumulation_steps": 1},
@@ -161,10 +163,11 @@ def test_a_schedule_has_its_own_arguments(tmp_path):
         ({"warmup_steps": 4, "lr_scheduler_type": "linear"}, "to 0.0025, not to 0.01"),
         ({"warmup_steps": 4, "lr_scheduler_type": "constant"}, None),
         ({"warmup_steps": 1}, None),
+        ({"max_steps": -1, "num_train_epochs": 0}, None),
     ],
 )
 def test_a_run_that_ends_in_its_warmup_is_told(tmp_path, caplog, settings, highest):
-    make_trainer(tmp_path, max_steps=2, learning_rate=0.01, **settings).train()
+    make_trainer(tmp_path, **{"max_steps": 2, "learning_rate": 0.01, **settings}).train()
     found = [record.getMessage() for record in caplog.records if "ends in the warm-up" in record.getMessage()]
     assert len(found) == (highest is not None) and all(f"only rises {highest}" in message for message in found)
 
@@ -225,9 +228,37 @@ def test_arguments_of_another_kind(tmp_path, monkeypatch):
         AmcTrainer(tiny_albef(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True), **given)
     with pytest.raises(ValueError, match="compute_loss_func cannot be used"):
         make_trainer(tmp_path, compute_loss_func=lambda *args: 0)
+    with pytest.raises(TypeError, match=r"model must be a model, not 'org/name': .* load_model\(path, training=True\)"):
+        make_trainer(tmp_path, "org/name")
+    processor = given["data_collator"].processor
+    for part in (processor.tokenizer, processor.image_processor):
+        with pytest.raises(TypeError, match=f"must be a whole processor, not {type(part).__name__}, .* leave it out"):
+            AmcTrainer(tiny_albef(), AmcConfig(str(tmp_path), use_cpu=True), processing_class=part, **given)
     monkeypatch.chdir(tmp_path)
-    found = AmcTrainer(tiny_albef(), **given).args
-    assert found == AmcConfig(hub_strategy=found.hub_strategy)  # which is followed by `PublishingTrainer` itself
+    assert AmcTrainer(tiny_albef(), **given).args == AmcConfig()
+
+
+def test_settings_may_change_until_training_and_are_as_they_were_after_it(tmp_path):
+    settings = dict(save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1, hub_strategy="end")
+    settings |= dict(load_best_model_at_end=True, enable_jit_checkpoint=True, learning_rate=0.0, hub_token="secret")
+    args = AmcConfig(str(tmp_path), max_steps=9, use_cpu=True, report_to="none", **settings)
+    data = dict(train_dataset=tiny_dataset(), eval_dataset=tiny_dataset(), data_collator=collator_of())
+    trainer = AmcTrainer(tiny_albef(), args, **data)
+    args.max_steps, args.save_total_limit, args.hub_strategy = 3, 1, "every_save"
+    said = dict(vars(args))
+    handler = signal.getsignal(signal.SIGTERM)
+    trainer.train()
+    assert trainer.args is args and vars(args) == said and said["hub_token"] == "secret"
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert trainer.state.global_step == 3 and [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    # A run by the same settings has its own best metric: these data have no region.
+    args.output_dir = str(tmp_path / "again")
+    rows = tiny_dataset(8, without_region=tuple(range(8)))
+    args.amc_mean_weight = args.amc_max_weight = 0
+    again = AmcTrainer(tiny_albef(), args, **data | {"train_dataset": rows, "eval_dataset": rows})
+    again.train()
+    losses = [entry["eval_loss"] for entry in again.state.log_history if "eval_loss" in entry]
+    assert again.state.best_metric == min(losses)
 
 
 def test_one_process_does_not_split_its_batches_over_gpus(tmp_path):
@@ -423,7 +454,8 @@ def test_training_ends_when_it_gets_no_better(tmp_path, monkeypatch):
     settings = dict(learning_rate=0.0, eval_strategy="steps", eval_steps=1, max_steps=9, early_stopping_patience=2)
     trainer = make_trainer(tmp_path, **settings)
     trainer.train()
-    assert trainer.state.global_step == 3 and trainer.args.metric_for_best_model == "eval_pointing_game"
+    points = [entry["eval_pointing_game"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.global_step == 3 and trainer.state.best_metric == points[0] == points[2]
     warnings = []
     monkeypatch.setattr(trainer_callback.logger, "warning", warnings.append)
     assert trainer.evaluate(metric_key_prefix="test")["test_num_phrases"] == 8
@@ -433,6 +465,20 @@ def test_training_ends_when_it_gets_no_better(tmp_path, monkeypatch):
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     waited = [min(losses[:i]) <= loss for i, loss in enumerate(losses[1:], start=1)]
     assert trainer.state.global_step == len(losses) and (len(losses) == 9 or waited[-2:] == [True, True])
+
+
+@pytest.mark.parametrize("metric", [None, "eval_a_pointing_game", "b_loss"])
+def test_only_evaluations_with_the_metric_count_for_early_stopping(tmp_path, monkeypatch, metric):
+    settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=9)
+    settings |= dict(learning_rate=0.0, early_stopping_patience=2, load_best_model_at_end=True)
+    if metric is not None:
+        settings |= dict(metric_for_best_model=metric, greater_is_better="loss" not in metric)
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.eval_dataset = {"a": tiny_dataset(4), "b": tiny_dataset(5)}
+    warnings = []
+    monkeypatch.setattr(trainer_callback.logger, "warning", warnings.append)
+    trainer.train()
+    assert trainer.state.global_step == 3 and warnings == []
 
 
 def test_how_long_it_got_no_better_outlives_a_resume(tmp_path):

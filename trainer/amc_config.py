@@ -94,6 +94,8 @@ class AmcConfig(AmcArguments, TrainingArguments):
         self._check_loading()
         self._check_losses()
         self._check_early_stopping()
+        if "inputs" in self.include_for_metrics:
+            raise ValueError("include_for_metrics cannot have inputs: phrases share images, so the rows do not match.")
 
     @property
     def loss_weights(self) -> dict[str, float]:

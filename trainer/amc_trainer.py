@@ -13,7 +13,15 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    ImageProcessingMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.trainer_utils import BestRun, TrainOutput, has_length
 from transformers.utils import logging
 
@@ -103,10 +111,7 @@ class AmcTrainer(PublishingTrainer):
         **kwargs,
     ):
         args = AmcConfig() if args is None else args
-        if not isinstance(args, AmcConfig):
-            raise TypeError(f"args must be an AmcConfig, not {type(args).__name__}: it has the losses' settings too.")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func cannot be used: AmcTrainer computes the losses; override compute_loss.")
+        check_arguments(model, args, **kwargs)
         callbacks = [*(kwargs.pop("callbacks", None) or []), Hooks(self)]
         if args.early_stopping_patience:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
@@ -417,13 +422,18 @@ class AmcTrainer(PublishingTrainer):
 
     # Evaluation
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         handler = self.callback_handler
         of_training = handler.callbacks
-        if not self.is_in_train:  # else early stopping warns that it is disabled, of metrics with another prefix
+        metric = self.args.metric_for_best_model or ""
+        is_unknown = metric == BEST_BY_DEFAULT and f"{metric_key_prefix}_".startswith("eval_")
+        is_in = f"eval_{metric.removeprefix('eval_')}".startswith(f"{metric_key_prefix}_")
+        if not (self.is_in_train and (is_unknown or is_in)):  # else early stopping warns that it is disabled
             handler.callbacks = [each for each in of_training if not isinstance(each, EarlyStoppingCallback)]
         try:
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         finally:
             handler.callbacks = of_training
 
@@ -559,6 +569,26 @@ class Hooks(TrainerCallback):
             )
 
 
+def check_arguments(
+    model: Any, args: Any, compute_loss_func: Callable | None = None, processing_class: Any = None, **_: Any
+) -> None:
+    """Of `AmcTrainer`, where they are of another kind."""
+    if not isinstance(model, nn.Module | None):
+        raise TypeError(
+            f"model must be a model, not {model!r}: of a folder or Hub id, load_model(path, training=True) of "
+            "modeling_albef_amc.families.auto loads it."
+        )
+    if not isinstance(args, AmcConfig):
+        raise TypeError(f"args must be an AmcConfig, not {type(args).__name__}: it has the losses' settings too.")
+    if compute_loss_func is not None:
+        raise ValueError("compute_loss_func cannot be used: AmcTrainer computes the losses; override compute_loss.")
+    if isinstance(processing_class, PreTrainedTokenizerBase | ImageProcessingMixin):
+        raise TypeError(
+            f"processing_class must be a whole processor, not {type(processing_class).__name__}, which no model loads "
+            "with: leave it out, and the collator's processor is saved."
+        )
+
+
 def known_pairs(batch: dict[str, Any]) -> torch.Tensor:
     """(num_phrases, num_phrases) of bool, as `known_matches`: of the phrases of a batch that are not absent."""
     ids, mask, own_image = (batch.get(name) for name in ("input_ids", "attention_mask", "image_index"))
@@ -578,7 +608,9 @@ def trained_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 def warn_of_warmup(args: AmcConfig, state: TrainerState, schedule: Any) -> None:
     """Warns of a run that ends before its learning rate has risen."""
     warmup = args.get_warmup_steps(state.max_steps)
-    if warmup < state.max_steps or not isinstance(schedule, LambdaLR) or not state.is_world_process_zero:
+    if not isinstance(schedule, LambdaLR) or not state.is_world_process_zero:
+        return
+    if warmup < state.max_steps or state.max_steps == 0:
         return
     highest = args.learning_rate * schedule.lr_lambdas[0](state.max_steps - 1)
     if highest < args.learning_rate:
