@@ -521,6 +521,7 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         "q 1.png",
         "a b.png",
         "a_(b).png",
+        "k.JFIF",
     ):
         write(tmp_path / name, "")
     files = ImageFiles(str(tmp_path))
@@ -554,6 +555,7 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         (["other/my_photo_1.jpg"], "", None),
         (["https://host/p%200.jpg", "p%200.jpg"], "", "p 0.jpg"),
         (["q%201.png"], "", "q%201.png"),
+        (["k"], "labels/", "k.JFIF"),
     ):
         assert files.find(names, near) == expected, (names, near)
     for name in ("d.png", "a_b.png"):

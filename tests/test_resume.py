@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -253,16 +252,6 @@ def test_without_the_best_checkpoint_the_last_weights_are_kept(tmp_path, caplog,
     assert trainer.evaluations["eval"].metrics["loss"] == losses[2] < losses[0]  # which the card says
     trainer.save_model()
     assert (tmp_path / "model.safetensors").is_file()
-
-
-def test_restored_callbacks_are_those_that_are_saved(tmp_path, monkeypatch):
-    settings = dict(save_strategy="steps", save_steps=2, max_steps=4, restore_callback_states_from_checkpoint=True)
-    make_trainer(tmp_path, **settings | {"max_steps": 2}).train()
-    warnings = []
-    monkeypatch.setattr(transformers.trainer.logger, "warning", warnings.append)
-    again = make_trainer(tmp_path, **settings)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert again.state.global_step == 4 and not [each for each in warnings if "callbacks not included" in each]
 
 
 class Stopping(TrainerCallback):

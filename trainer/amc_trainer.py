@@ -55,7 +55,6 @@ logger = logging.get_logger(__name__)
 # In the state of a checkpoint: losses that were trained; a digest of the names of trained weights; passes over data
 # without a length.
 TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES = "trained_losses", "trained_weights", "passes"
-OF_NO_CALLBACK = {TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES, TEACHER_HAS_MOVED}
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
@@ -214,13 +213,6 @@ class AmcTrainer(PublishingTrainer):
         output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
         output.metrics["num_bad_steps"] = sum("bad_step" in entry for entry in self.state.log_history)
         return output
-
-    def _load_callback_state(self) -> None:
-        # Private: Trainer takes all that a checkpoint keeps for callbacks' own, and warns of those that are not there.
-        saved = self.state.stateful_callbacks
-        self.state.stateful_callbacks = {name: each for name, each in saved.items() if name not in OF_NO_CALLBACK}
-        super()._load_callback_state()
-        self.state.stateful_callbacks = saved
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         check_trained(self.model)
