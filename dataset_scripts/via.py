@@ -92,8 +92,8 @@ class Via(PhotoListBuilder):
             )
         if not counts and any(map(_regions, images.values())):
             raise ValueError(
-                f"{path}: no region says what it is: region_attributes are empty. Give regions an attribute in VIA with "
-                "the words that name them, of one kind of object too"
+                f"{path}: no region says what it is: region_attributes are empty. Give regions an attribute in VIA "
+                "with the words that name them, of one kind of object too"
             )
         return chosen or next(iter(counts), None)
 
