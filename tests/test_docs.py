@@ -117,6 +117,7 @@ def test_the_notebook_runs(monkeypatch, tmp_path):
 
 NOT_PARSED = {
     "hf": "huggingface_hub's; the commands of docs/publishing.md are run by tests/test_publishing.py",
+    "ray": "of a cloud",
     "pip": "installs over the network",
     ".venv-dist/bin/twine": "uploads over the network",
     "git": "clones over the network",
