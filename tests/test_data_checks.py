@@ -18,7 +18,7 @@ from PIL import Image
 import train
 from dataset_scripts.features import encode_png
 from tests.helpers import forked
-from tests.helpers.data import picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
+from tests.helpers.data import odd_exif, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
 from tests.helpers.training import collator_of
 from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
 from trainer.blocks import by_image, open_blocks
@@ -335,7 +335,7 @@ def test_different_pictures_under_one_id_are_an_error():
 
 def test_one_picture_in_whatever_form_is_the_same(tmp_path):
     path = tmp_path / "0.png"
-    picture().save(path)
+    picture().save(path, exif=odd_exif(1))
     forms = [str(path), path, f"{tmp_path}/./0.png", {"bytes": path.read_bytes(), "path": None}, picture(),
              {"bytes": None, "path": str(path)}, Image.open(path), np.array(picture())]  # fmt: skip
     same = [{"image": image, "image_id": 7, "phrase": "red square"} for image in forms]
