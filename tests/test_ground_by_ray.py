@@ -24,11 +24,22 @@ def address():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 2**27, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        cluster.add_node(**{name: node[name] for name in ("num_cpus", "num_gpus", "object_store_memory")})
+        cluster, node = Cluster(), {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 2**27}
+        start(cluster, include_dashboard=False, **node)
+        start(cluster, **node)
         yield cluster.address
         cluster.shutdown()
+
+
+def start(cluster: Cluster, **node) -> None:
+    """Ray gives a node 30 seconds, in which its processes may not come to their turn on a busy machine."""
+    for _ in range(10):
+        try:
+            return cluster.add_node(**node)
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    raise TimeoutError("no node of Ray has started")
 
 
 def kill_an_actor(output: Path, killed: list[int]) -> None:
