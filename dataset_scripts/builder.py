@@ -13,6 +13,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice, pairwise
@@ -31,7 +32,7 @@ IMAGE_FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 IMAGE_SUFFIXES = {"avif", "bmp", "gif", "jfif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
 MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than memory
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
-UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+UNREADABLE = OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError
 TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
 _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _OUTSIDE = re.compile(r"/|\.\./|[A-Za-z]:/")  # paths that lead out of a folder, the last of Windows
@@ -278,7 +279,7 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
                 unusable_if(image.width * image.height > MAX_PIXELS, "images: have more pixels than are read")
                 image.load()  # to its end; then a TIFF file is turned already, and others are not
-                found = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation) in TURNED else image.size
+                found = image.size[::-1] if is_turned(image) else image.size
         except UNREADABLE as error:
             raise Unusable("images: cannot be decoded") from error
         unusable_if(size not in (None, found), "images: have another size than their record says")
@@ -379,6 +380,13 @@ class _Dropping:
         if isinstance(error, Unusable):
             self.builder.drop(f"{self.what}: {error}", self.record, self.count)
         return isinstance(error, Unusable)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF or XMP says that width and height change places; where neither can be read, it does not."""
+    with suppress(Exception):  # Pillow trusts the numbers there, and fails by whatever they lead it to
+        return image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    return False
 
 
 class ImageFiles:

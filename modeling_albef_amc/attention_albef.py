@@ -23,8 +23,7 @@ def eager_attention_forward(
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
     """Attention that can be differentiated twice; the probabilities returned are before dropout. `attention_mask` is of
-    bool, True where to look, or added to scores; `starts_graph`: nothing below the probabilities has a gradient.
-    """
+    bool, True where to look, or added to scores; `starts_graph`: nothing below the probabilities has a gradient."""
     with torch.set_grad_enabled(torch.is_grad_enabled() and not starts_graph):
         scores = query @ key.transpose(-2, -1) * scaling
         if attention_mask is not None and attention_mask.dtype == torch.bool:
@@ -55,8 +54,7 @@ def explained_interface(layer: int, explained_layer: int | None, create_graph: b
     """The attention that layer `layer` runs when `explained_layer` is explained; None: the configured one.
 
     SDPA and flash attention hand out no probabilities and have no second derivative: the explained layer is always
-    eager, the layers above it only if the heatmap is to be differentiated, the layers below never.
-    """
+    eager, the layers above it only if the heatmap is to be differentiated, the layers below never."""
     if explained_layer is None or layer < explained_layer:
         return None
     if create_graph:
@@ -89,8 +87,7 @@ class ImageGroups(NamedTuple):
 
     def part(self, context: Tensor, probabilities: Tensor | None, num_tokens: int) -> tuple[Tensor, Tensor | None]:
         """Context (num_images, num_places * num_tokens, num_heads, size) and probabilities (num_images, num_heads,
-        num_places * num_tokens, num_keys) or None → the same of every phrase, of num_tokens rows.
-        """
+        num_places * num_tokens, num_keys) or None → the same of every phrase, of num_tokens rows."""
         context = context.unflatten(1, (-1, num_tokens)).flatten(0, 1).index_select(0, self.places)
         if probabilities is not None:
             probabilities = probabilities.unflatten(2, (-1, num_tokens)).transpose(1, 2).flatten(0, 1)
@@ -102,8 +99,7 @@ def group_by_image(image_index: Tensor | None, num_images: int) -> ImageGroups |
     """Groups phrases by image on a CPU, where copying an image's keys takes longer than their use.
 
     A GPU copies in no time, but would have to be waited for to learn how many phrases an image has; nor is that known
-    while a model is exported or compiled.
-    """
+    while a model is exported or compiled."""
     if image_index is None or image_index.device.type != "cpu":
         return None
     if torch.compiler.is_compiling() or get_proxy_mode() is not None:
@@ -123,8 +119,7 @@ def group_by_image(image_index: Tensor | None, num_images: int) -> ImageGroups |
 def checkpointed(function: Callable, *inputs: Tensor | None, training: bool, is_random: bool = False) -> Any:
     """`function(*inputs)` by activation checkpointing: in training only `inputs` are kept for the backward pass.
 
-    A compiler decides for itself what to keep. `is_random`: `function` has dropout, which must drop the same again.
-    """
+    A compiler decides for itself what to keep. `is_random`: `function` has dropout, which must drop the same again."""
     if not training or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=is_random)

@@ -118,8 +118,7 @@ def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAt
 
 def average_tokens(token_heatmaps: Tensor, token_mask: Tensor) -> Tensor:
     """(num_phrases, …, num_tokens, rows, columns) → (num_phrases, …, rows, columns): the mean map of the tokens whose
-    `token_mask` (num_phrases, num_tokens) is 1; zeros where a phrase has none.
-    """
+    `token_mask` (num_phrases, num_tokens) is 1; zeros where a phrase has none."""
     weights = token_mask.to(token_heatmaps)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     weights = weights if token_heatmaps.ndim == 4 else weights[:, None]  # of heads
@@ -129,8 +128,7 @@ def average_tokens(token_heatmaps: Tensor, token_mask: Tensor) -> Tensor:
 def normalize_heatmaps(heatmaps: Tensor, epsilon: float = 1e-7) -> Tensor:
     """(…, rows, columns) → the same in [0, 1]: ReLU, minus the map's minimum, over (its maximum + `epsilon`).
 
-    Differentiable, in at least float32. A constant map becomes zero.
-    """
+    Differentiable, in at least float32. A constant map becomes zero."""
     heatmaps = at_least_float32(heatmaps).relu()
     heatmaps = heatmaps - heatmaps.amin(dim=(-2, -1), keepdim=True)
     return heatmaps / (heatmaps.amax(dim=(-2, -1), keepdim=True) + epsilon)
@@ -156,8 +154,7 @@ def heatmap_points(heatmaps: Tensor, target_sizes: Any) -> Tensor:
     """Where each map (num_phrases, rows, columns) is highest in its image: the pointing game's answer.
 
     `target_sizes` (num_phrases, 2) are height and width in pixels, or one pair for all. Returns (num_phrases, 2),
-    (x, y) of the first maximum in row order of the map upsampled bicubically.
-    """
+    (x, y) of the first maximum in row order of the map upsampled bicubically; of a constant map (0, 0)."""
     sizes = check_target_sizes(target_sizes, len(heatmaps))
     points = torch.zeros(len(heatmaps), 2, dtype=torch.long, device=heatmaps.device)
     for size in set(sizes):

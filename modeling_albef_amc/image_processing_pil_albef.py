@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
@@ -24,8 +25,7 @@ CHANNEL_COUNTS = (1, 3, 4)
 def flatten_images(images: Any, name: str = "images") -> list[Any]:
     """Images, called `name` in errors, in any nesting of lists and tuples → a flat list of paths, URLs, Pillow images,
     and arrays or tensors (height, width), (height, width, channels) or (channels, height, width); batches of these
-    (four dimensions) are taken apart.
-    """
+    (four dimensions) are taken apart."""
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]
     if isinstance(images, Image.Image):
@@ -45,11 +45,30 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
 
 def channel_axis_format(image: np.ndarray | Tensor) -> ChannelDimension:
     """Where the channels (1, 3 or 4) of an image of three dimensions are; where both ends could be, as in an array of
-    one row, the library's habit decides: NumPy arrays have them last, tensors first.
-    """
+    one row, the library's habit decides: NumPy arrays have them last, tensors first."""
     if image.shape[0] in CHANNEL_COUNTS and image.shape[-1] in CHANNEL_COUNTS:
         return ChannelDimension.FIRST if isinstance(image, Tensor) else ChannelDimension.LAST
     return infer_channel_dimension_format(image, num_channels=CHANNEL_COUNTS)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's 1 to 8, or XMP's; 1 where neither can be read: viewers show such a photo as it is stored."""
+    with suppress(Exception):  # Pillow trusts the numbers there, and fails by whatever they lead it to
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return int(found) if found in range(2, 9) else 1
+    return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded copy of whatever mode the image is stored in, turned by its orientation."""
+    if image.format == "TIFF":
+        vars(image)["filename"] = ""  # else Pillow maps the file to memory, by the sides of the upright image
+    image.load()
+    orientation, image, exif = orientation_of(image), image.copy(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.info["exif"] = exif.tobytes()  # without odd tags of cameras, at which Pillow would fail
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def pillow_to_eight_bit(image: Image.Image) -> Image.Image:
@@ -152,7 +171,8 @@ class AlbefImageInputs:
             try:
                 data_format = input_data_format
                 if isinstance(image, str):
-                    image = self.fetch_images(image)
+                    is_file = os.path.isfile(image)
+                    image = pillow_to_rgb(upright(Image.open(image))) if is_file else self.fetch_images(image)
                 if isinstance(image, Image.Image):
                     image = pillow_to_rgb(image) if do_convert_rgb else pillow_to_eight_bit(image)
                 else:
@@ -188,6 +208,4 @@ class AlbefImageProcessorPil(AlbefImageInputs, PilBackend):
     """
 
     def process_image(self, image: ImageInput, *args, **kwargs) -> np.ndarray:
-        if isinstance(image, Tensor):
-            image = image.cpu()
-        return super().process_image(image, *args, **kwargs)
+        return super().process_image(image.cpu() if isinstance(image, Tensor) else image, *args, **kwargs)

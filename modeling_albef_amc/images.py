@@ -4,14 +4,14 @@ import io
 import os
 import urllib.request
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers.image_utils import ChannelDimension
 
-from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_rgb
+from .image_processing_pil_albef import array_to_eight_bit, channel_axis_format, pillow_to_rgb, upright
 
 ImageSource: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor | Mapping[str, Any]
 # What is opened from files and addresses. Pillow knows more kinds, of which some start other programs (EPS does).
@@ -20,7 +20,7 @@ FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**28  # of a URL
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
-UNREADABLE = OSError, ValueError, SyntaxError, Image.DecompressionBombError
+UNREADABLE = OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
 
 def is_image(value: object) -> bool:
@@ -48,10 +48,8 @@ def open_image(source: ImageSource, timeout: float = 30) -> Image.Image:
 
 
 def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> Image.Image:
-    """A decoded and upright image of whatever mode it is stored in, as masks are read. Errors: as of `open_image`.
-
-    Args: source: a path, a Pillow image, or {"bytes", "path"}, of which bytes count first.
-    """
+    """A decoded and upright image of whatever mode it is stored in, as masks are read; of {"bytes", "path"} bytes count
+    first. Errors: as of `open_image`."""
     if source is None:
         raise ValueError("there is no image: was the data set built without images? Build it with --images_dir.")
     name, file = f"this image ({type(source).__name__})", cast(Any, source)
@@ -72,13 +70,7 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
             name, advice = f"{name[:60]}…", ": this is no path; of images as text (base64) store the bytes or files"
         raise FileNotFoundError(f"there is no image {name}{advice}")
     try:
-        image = file if isinstance(file, Image.Image) else open_file(file)
-        image.load()
-        orientation, image, exif = image.getexif().get(ExifTags.Base.Orientation), image.copy(), Image.Exif()
-        exif[ExifTags.Base.Orientation] = int(orientation) if orientation in range(2, 9) else 1
-        image.info["exif"] = exif.tobytes()  # without odd tags of cameras, at which Pillow would fail
-        ImageOps.exif_transpose(image, in_place=True)
-        return image
+        return upright(file if isinstance(file, Image.Image) else open_file(file))
     except UnidentifiedImageError as error:  # its message says where in memory the bytes are
         message = "is not a readable image: it is of no kind that is known; get it again, or convert it to JPEG or PNG"
         raise ValueError(f"{name} {message}") from error
@@ -86,7 +78,7 @@ def load_image(source: str | os.PathLike | Image.Image | Mapping[str, Any]) -> I
         raise ValueError(f"{name} is not a readable image ({error}); fetch it again, or drop it") from error
 
 
-def open_file(file: str | os.PathLike | io.BytesIO) -> Image.Image:
+def open_file(file: str | os.PathLike | BinaryIO) -> Image.Image:
     """An image of a known kind, not decoded yet; else one of `UNREADABLE`."""
     image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:

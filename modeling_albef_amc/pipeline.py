@@ -271,8 +271,7 @@ class PhraseGrounder:
         **options: Any,
     ) -> Iterator[PhraseAttention]:
         """What is looked at in images (num_images, 3, height, width), and how well each phrase fits, pass by pass.
-        `image_index` (num_phrases,) is each phrase's image, ascending; `options` are of `explain`, such as `layer`.
-        """
+        `image_index` (num_phrases,) is each phrase's image, ascending; `options` are of `explain`, such as `layer`."""
         device, explain = input_device(self.model.eval()), explain or self.explain  # it may have been trained since
         pixel_values, image_embeds = pixel_values.to(device), None
         is_reused = len(image_index) > phrase_batch_size or self.keeps_encodings

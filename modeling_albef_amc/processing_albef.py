@@ -165,8 +165,7 @@ def span_tokens(
     offsets: Sequence, attention_mask: Sequence, captions: list[str], spans: list[Span], characters: Callable
 ) -> list[list[int]]:
     """Which tokens, at `offsets` (start, end) of the tokenized texts, are word pieces of the spans: 1, others 0, a row
-    a caption; without a span, its attention mask. `characters`: caption, span → (start, end) in the tokenized text.
-    """
+    a caption; without a span, its attention mask. `characters`: caption, span → (start, end) in the tokenized text."""
     rows = []
     for index, (caption, span) in enumerate(zip(captions, spans, strict=True)):
         if span is None:

@@ -24,8 +24,7 @@ def colour_table() -> np.ndarray:
 
 def overlay(image: Image.Image, heatmap: np.ndarray, opacity: float = 0.6) -> Image.Image:
     """The image (RGB) under its heatmap (height, width), whose minimum lets it through and whose maximum covers it by
-    `opacity`, in [0, 1]. A constant heatmap shows nothing.
-    """
+    `opacity`, in [0, 1]. A constant heatmap shows nothing."""
     if heatmap.shape != (image.height, image.width):
         raise ValueError(f"a heatmap of {heatmap.shape} does not fit an image of {(image.height, image.width)}")
     if not 0 <= opacity <= 1:

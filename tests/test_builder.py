@@ -11,7 +11,7 @@ from dataset_scripts.builder import OutsideImage, Unusable, clip_box
 from dataset_scripts.features import FEATURES, make_row, why_not_storable
 from dataset_scripts.options import BUILDERS
 from tests.helpers.builders import AN_IMAGE, HEIGHT, MISSING, TREES, WIDTH, read_all, write, write_image
-from tests.helpers.data import odd_exif
+from tests.helpers.data import BROKEN_EXIF, odd_exif
 
 OBJECTS = ("yolo", "voc", "labelme", "via", "cvat", "label_studio", "createml")
 LOST = {
@@ -117,6 +117,9 @@ def test_an_image_that_is_turned_when_read_has_the_size_of_its_reader(tree):
     builder = made(name, options)
     relative = str(path.relative_to(options["images_dir"]))
     assert builder.load_image(relative).size == ((HEIGHT, WIDTH) if name != "flickr30k_entities" else (375, 500))
+    for broken in BROKEN_EXIF:
+        write_image(path, (WIDTH, HEIGHT), exif=broken)
+        assert builder.load_image(relative).size == (WIDTH, HEIGHT)
 
 
 def test_jobs_are_of_whole_images_and_a_copied_builder_makes_the_same_rows(tree, monkeypatch):

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, List, Value
 from PIL import Image as PilImage
+from PIL.PngImagePlugin import PngInfo
 
 from modeling_albef_amc.images import open_image
-from tests.helpers.data import picture, tiny_albef, tiny_processor
+from tests.helpers.data import BROKEN_EXIF, picture, tiny_albef, tiny_processor
 from trainer import evaluate_grounding, ground_dataset, sweep_layers, training
 from trainer.box_units import fits_images, image_size
 from trainer.columns import Columns
@@ -972,10 +973,22 @@ def test_boxes_that_fit_by_hand():
 def test_sizes_are_of_the_upright_image(tmp_path):
     exif = picture().getexif()
     exif[0x0112] = 6
+    xmp = PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
     picture(40, 36).save(tmp_path / "plain.png")
+    picture(40, 36).save(tmp_path / "turned.png", pnginfo=xmp)
+    data = (tmp_path / "turned.png").read_bytes()
+    at = data.index(b"iTXt") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    (tmp_path / "behind.png").write_bytes(data[:at] + data[end:-12] + data[at:end] + data[-12:])  # as exiftool has it
     for name in ("turned.jpg", "turned.tiff"):
         picture(40, 36).save(tmp_path / name, exif=exif)
+    for name in ("turned.jpg", "turned.tiff", "turned.png", "behind.png"):
         assert image_size({"bytes": None, "path": str(tmp_path / name)}) == (36, 40)
+        assert open_image(tmp_path / name).size == (36, 40)
+    for broken in BROKEN_EXIF:
+        picture(40, 36).save(tmp_path / "broken.png", exif=broken)
+        assert image_size({"bytes": (tmp_path / "broken.png").read_bytes(), "path": None}) == (40, 36)
     assert image_size({"bytes": (tmp_path / "plain.png").read_bytes(), "path": None}) == (40, 36)
     for nothing in (None, {"bytes": b"no", "path": None}, {"bytes": None, "path": "/no/where.png"}):
         assert image_size(nothing) == (0, 0)

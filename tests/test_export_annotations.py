@@ -14,6 +14,7 @@ import yaml
 from datasets import load_dataset
 from PIL import Image
 
+from tests.helpers.data import BROKEN_EXIF
 from tests.helpers.evaluation import save_checkpoint
 from trainer import export_annotations
 from trainer.commands import ANNOTATIONS, main
@@ -193,6 +194,13 @@ def test_what_an_image_file_is_called():
     Image.new("RGB", (3, 2)).save(file, format="BMP")
     assert export_annotations.content({"bytes": file.getvalue(), "path": None}) == (file.getvalue(), ".bmp", (3, 2))
     assert export_annotations.content(Image.new("RGB", (3, 2)))[1:] == (".png", (3, 2))
+
+
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+def test_a_photo_whose_exif_cannot_be_read_is_exported_as_it_is(exif):
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(file, format="WEBP", exif=exif)
+    assert export_annotations.content({"bytes": file.getvalue(), "path": None}) == (file.getvalue(), ".webp", (3, 2))
 
 
 def test_the_first_rows_alone():

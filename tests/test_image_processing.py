@@ -11,6 +11,7 @@ from transformers.utils import is_torchvision_available
 
 from modeling_albef_amc.image_processing_albef import AlbefImageProcessor
 from modeling_albef_amc.image_processing_pil_albef import AlbefImageProcessorPil
+from tests.helpers.data import BROKEN_EXIF
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -125,6 +126,18 @@ def test_exif_orientation_is_not_applied_to_pillow_images(processor, rgb, tmp_pa
     turned = expected_pixels(np.ascontiguousarray(np.rot90(rgb, -1)))
     for path in (tmp_path / "turned.png", str(tmp_path / "turned.png")):
         np.testing.assert_allclose(pixels(processor, path)[0].numpy(), turned, atol=2e-6)
+
+
+def test_files_are_read_as_images_are_opened_elsewhere(processor, rgb, tmp_path):
+    for exif in BROKEN_EXIF:
+        Image.fromarray(rgb).save(tmp_path / "broken.png", exif=exif)
+        np.testing.assert_allclose(
+            pixels(processor, tmp_path / "broken.png")[0].numpy(), expected_pixels(rgb), atol=2e-6
+        )
+    Image.new("RGBA", (9, 9)).save(tmp_path / "clear.png")
+    np.testing.assert_allclose(
+        pixels(processor, tmp_path / "clear.png")[0, :, 0, 0].numpy(), (1 - MEAN) / STD, atol=2e-6
+    )
 
 
 def test_scaled_values_are_kept_without_do_rescale(processor, rgb):

@@ -21,6 +21,7 @@ from modeling_albef_amc import AlbefForPreTraining, AutoGroundingPipeline, Phras
 from modeling_albef_amc.images import open_image
 from tests.helpers import forked
 from tests.helpers.data import (
+    BROKEN_EXIF,
     EXIF_ORIENTATION,
     blip_processor,
     odd_exif,
@@ -212,6 +213,24 @@ def test_odd_tags_of_exif_turn_no_image_away(tmp_path, kind, orientation):
         found = open_image(path)
         assert np.array_equal(np.asarray(found), expected)
         assert np.array_equal(np.asarray(open_image(found)), expected), "turned twice"
+
+
+@pytest.mark.parametrize("exif", BROKEN_EXIF)
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_a_photo_whose_exif_cannot_be_read_stays_as_it_is_stored(tmp_path, kind, exif):
+    picture(60, 40).save(tmp_path / "plain", kind)
+    picture(60, 40).save(tmp_path / "broken", kind, exif=exif)
+    assert np.array_equal(*(np.asarray(open_image(path)) for path in tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (6, -1), (8, 1)])
+def test_a_gray_tiff_file_is_turned_as_a_whole(tmp_path, orientation, turns):
+    """Pillow maps it to memory, for want of compression."""
+    exif, gray = Image.Exif(), picture(60, 40).convert("L")
+    exif[EXIF_ORIENTATION] = orientation
+    gray.save(tmp_path / "gray.tiff", exif=exif)
+    for source in (tmp_path / "gray.tiff", Image.open(tmp_path / "gray.tiff")):
+        assert np.array_equal(np.asarray(open_image(source))[..., 0], np.rot90(np.asarray(gray), turns))
 
 
 @pytest.fixture

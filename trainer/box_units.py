@@ -2,14 +2,17 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 from PIL import ExifTags
 
+from modeling_albef_amc.image_processing_pil_albef import orientation_of
 from modeling_albef_amc.images import UNREADABLE, open_file
 
 from .columns import Columns, Found, written
@@ -21,6 +24,7 @@ NUM_DECIDING, MAX_ROWS = 256, 10_240
 SIZEABLE = 0.25
 _MANY = 64  # boxes in images of whose longest side they would leave a third free
 _MISFITS = 0.01  # share of boxes that are wrong in any data set
+_TELL_OF_IT = re.compile(b"eXIf|XML:com.adobe.xmp|Raw profile type exif")  # chunks of PNG
 _TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
 
 
@@ -139,12 +143,14 @@ def fours(values: Any) -> Iterator[list[float]]:
 def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
     """Width and height of an undecoded image, upright; 0, 0 if it cannot be read."""
     try:
-        with open_file(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-            # Of a PNG without Exif data in front, all would be decoded to look for it behind.
-            is_known = opened.format != "PNG" or "exif" in opened.info
-            is_known &= opened.format != "TIFF"  # whose size is turned already
-            is_turned = is_known and opened.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return opened.size[::-1] if is_turned else opened.size
+        data = image["bytes"]
+        with Path(image["path"]).open("rb") if data is None else io.BytesIO(data) as file, open_file(file) as opened:
+            if opened.format == "PNG":  # which would be decoded to look for it behind the pixels
+                file.seek(0)
+                may_be_turned = _TELL_OF_IT.search(file.read())
+            else:  # the size of a TIFF is turned by its own tag already
+                may_be_turned = ExifTags.Base.Orientation not in getattr(opened, "tag_v2", ())
+            return opened.size[::-1] if may_be_turned and orientation_of(opened) in _TURNED else opened.size
     except (TypeError, *UNREADABLE):
         return 0, 0
 

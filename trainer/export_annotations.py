@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import ExifTags
 
+from modeling_albef_amc.image_processing_pil_albef import orientation_of
 from modeling_albef_amc.images import UNREADABLE, open_file, open_image
 
 from .blocks import Blocks, FileBlocks, open_blocks
@@ -183,7 +183,7 @@ def content(source: Any) -> tuple[bytes, str, tuple[int, int]]:
     if data is not None:
         try:
             with open_file(io.BytesIO(data)) as image:
-                if image.format in SUFFIXES and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                if image.format in SUFFIXES and orientation_of(image) == 1:
                     return data, SUFFIXES[image.format], image.size
         except UNREADABLE:
             pass  # said by `open_image`, with the file's name

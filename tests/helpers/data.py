@@ -28,6 +28,10 @@ def odd_exif(orientation: int) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
 
 
+# Cut off, leading behind the end, of no kind that is known.
+BROKEN_EXIF = b"Exif\0\0II", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no TIFF header"
+
+
 def tiny_records(count: int = 8, without_region: tuple[int, ...] = (), phrases_per_image: int = 1) -> list[dict]:
     """Records that differ in picture, size, phrase length and number of boxes; no two have the same phrase below 9.
 
