@@ -136,7 +136,10 @@ def normalize_heatmaps(heatmaps: Tensor, epsilon: float = 1e-7) -> Tensor:
 
 def upsample_heatmaps(heatmaps: Tensor, size: tuple[int, int]) -> Tensor:
     """(num_phrases, rows, columns) → (num_phrases, height, width) of an image, bicubic, `align_corners=False`."""
-    return F.interpolate(at_least_float32(heatmaps[:, None]), size=size, mode="bicubic", align_corners=False)[:, 0]
+    heatmaps = at_least_float32(heatmaps[:, None])
+    low, high = heatmaps.amin(dim=(2, 3), keepdim=True), heatmaps.amax(dim=(2, 3), keepdim=True)
+    upsampled = F.interpolate(heatmaps, size=size, mode="bicubic", align_corners=False)
+    return upsampled.where(low != high, low)[:, 0]  # a constant map stays one, whatever rounding makes of it
 
 
 def check_target_sizes(target_sizes: Any, num_maps: int) -> list[tuple[int, int]]:

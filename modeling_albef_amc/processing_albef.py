@@ -214,8 +214,8 @@ def post_process_grounding(
 
     Returns: one dictionary a phrase. "heatmap": (height, width) float32, upsampled bicubically, not normalised.
         "point": (x, y), the pixel of its first maximum in row order. "box": (x1, y1, x2, y2), half-open, in pixels,
-        around the pixels that reach the threshold and hang together, by their edges, with that point. The box of
-        a constant map is the whole image.
+        around the pixels that reach the threshold and hang together, by their edges, with that point. Of a constant
+        map they are (0, 0) and the whole image.
 
     >>> left = Tensor([[[1.0, 0.0], [1.0, 0.0]]])
     >>> (answer,) = post_process_grounding(left, target_sizes=(40, 60))
@@ -228,9 +228,7 @@ def post_process_grounding(
     for heatmap, size in zip(maps, check_target_sizes(target_sizes, len(maps)), strict=True):
         upsampled = upsample_heatmaps(heatmap[None], size)[0]
         y, x = divmod(upsampled.argmax().item(), size[1])
-        # Upsampled, a constant map is not quite constant any more; it has no region of its own.
-        is_constant = heatmap.min() == heatmap.max()
-        box = (0, 0, size[1], size[0]) if is_constant else box_around_point(upsampled, (x, y), threshold)
+        box = box_around_point(upsampled, (x, y), threshold)
         results.append({"heatmap": upsampled, "point": (x, y), "box": box})
     return results
 
