@@ -462,6 +462,7 @@ def test_rows_are_not_taken_for_annotations(tmp_path):
     photos(tmp_path)
     objects = {"objects": [{"label": "dog", "coordinates": [1, 2]}], "images": ["1.png"], "categories": ["dog"]}
     objects |= {"regions": [{"phrase": "dog"}], "grounding": True, "messages": ["hi"], "suffix": "a dog", "elems": 3}
+    objects |= {"file_attributes": {}, "shape_attributes": {}, "filename": "1.png", "size": 3, "original_width": 40}
     write(tmp_path / "mine.json", [row | objects for row in rows_of_boxes(BOXES)])
     write(tmp_path / "settings.json", "{")
     write(tmp_path / "info.json", {"info": "mine", "annotations": [{"text": "a dog"}], "categories": ["dog"]})
@@ -493,7 +494,10 @@ def test_cocos_lists_come_in_any_order(first, tmp_path):
             {
                 "info": {"year": 2024},
                 "licenses": [{"id": 1, "name": "none"}],
-                "categories": [{"id": k, "name": f"thing {k}", "supercategory": "none"} for k in range(1500)],
+                "categories": [
+                    {"keypoints": ["head", "tail"], "skeleton": [[1, 2], [2, 1]], "id": k, "name": f"thing {k}"}
+                    for k in range(1500)
+                ],
                 **{name: content for name, content in coco_of([0]).items() if name != "categories"},
             },
         ),
@@ -506,6 +510,14 @@ def test_cocos_lists_come_in_any_order(first, tmp_path):
             ],
         ),
         (
+            "label_studio",
+            [
+                {"image": f"/data/upload/1/{k:08x}-photo.jpg", "id": k, "annotator": 1, "annotation_id": k}
+                | {"created_at": "2024-05-01T10:00:00Z", "updated_at": "2024-05-01T10:00:00Z", "lead_time": 3.2}
+                for k in range(1000)
+            ],
+        ),
+        (
             "via",
             {
                 f"{k}.jpg99": {"filename": f"{k}.jpg", "size": 99, "regions": [], "file_attributes": {}}
@@ -513,14 +525,14 @@ def test_cocos_lists_come_in_any_order(first, tmp_path):
             },
         ),
     ],
-    ids=["coco", "label_studio", "via"],
+    ids=["coco", "label_studio", "label_studio_min", "via"],
 )
 @pytest.mark.parametrize("indent", [None, 4])
 def test_annotations_are_known_though_nothing_is_marked_in_their_beginning(builder, content, indent, tmp_path):
     text = json.dumps(content, indent=indent)
     (tmp_path / "export.json").write_text(text)
     assert len(text) > 65_536 and known(tmp_path) == known(tmp_path / "export.json") == [builder]
-    if builder == "label_studio":
+    if builder == "label_studio" and "annotations" in content[0]:
         (tmp_path / "export.json").write_text(json.dumps([task for task in content if not task["annotations"]]))
         assert known(tmp_path) == [builder]
 

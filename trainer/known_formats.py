@@ -26,19 +26,22 @@ RECORDS = {
     "xvlm": r'"elems"\s*:\s*\[\s*\{\s*"(caption|bb|attributes)"\s*:',
     "narratives": r'"timed_caption"\s*:\s*\[',
 }
-FLAT_LISTS = r"([^\[\]]|\[[^\[\]]*\])*"  # of the keys of a record, those that have no more than one in their value
+# Keys of a record with numbers, texts, lists, or as `skeleton` lists of lists in their values.
+VALUES = r"([^\[\]]|\[([^\[\]]|\[[^\[\]]*\])*\])*"
 KEYS = {
     ".xml": {"cvat": r"<annotations>", "voc": r"<annotation\b.*<(filename|object|size)>"},
     ".jsonl": RECORDS,
     ".json": {
-        "via": r'"_via_|"(shape|file)_attributes"\s*:',
+        "via": r'^\s*\{.*"_via_|^\s*\{\s*"[^"]*"\s*:\s*\{[^{}]*"filename"\s*:[^{}]*"(regions|file_attributes)"\s*:',
         "labelme": r'"shapes"\s*:\s*\[.*"(shape_type|imagePath)"\s*:',
-        "label_studio": r'"original_width"\s*:|"(rectangle|polygon|brush|ellipse)labels"\s*:'
+        "label_studio": r'"(rectangle|polygon|brush|ellipse)labels"\s*:'
+        r'|:\s*\[\s*\{[^{}]*("value"\s*:\s*\{[^{}]*\}[^{}]*)?"original_width"\s*:'
+        r'|"annotation_id"\s*:\s*\d+\s*,\s*"created_at"\s*:[^,{}]*,\s*"updated_at"\s*:[^,{}]*,\s*"lead_time"\s*:'
         r'|"annotations"\s*:\s*\[\s*\{[^\[\]]*"result"\s*:\s*\[|"drafts"\s*:\s*\[.*"predictions"\s*:\s*\[',
         "createml": r'"annotations?"\s*:\s*\[\s*\{[^\[\]]*"coordinates"\s*:\s*\{',
-        "coco": rf'^\s*\{{.*"images"\s*:\s*\[\s*\{{{FLAT_LISTS}"(file_name|coco_url)"\s*:'
+        "coco": rf'^\s*\{{.*"images"\s*:\s*\[\s*\{{{VALUES}"(file_name|coco_url)"\s*:'
         r'|^\s*\{\s*("(info|licenses|categories)".*)?"annotations"\s*:\s*\[\s*\{.*"image_id"\s*:'
-        r'|^\s*\{\s*("(info|licenses)".*)?"categories"\s*:\s*\[\s*\{[^\[\]{}]*"(id|name)"\s*:',
+        rf'|^\s*\{{\s*("(info|licenses)".*)?"categories"\s*:\s*\[\s*\{{{VALUES}"(id|name)"\s*:',
         **RECORDS,
         "visual_genome": r'^\s*\[\s*\{.*("(region|relationship)_id"\s*:|"object_id"\s*:.*"names"\s*:\s*\['
         r'|"regions"\s*:\s*\[\s*\{[^\[\]{}]*"image(_id)?"\s*:)',
