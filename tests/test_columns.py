@@ -119,6 +119,18 @@ def test_a_file_is_a_data_set(tmp_path, monkeypatch, kind):
         assert records(path, streaming=True) == found
 
 
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".tsv"])
+def test_paths_may_be_percent_encoded(tmp_path, kind):
+    photos(tmp_path)
+    files = [tmp_path / "photos" / name for name in ("my photo.png", "a%20b.png", "c%20d.png", "c d.png")]
+    for number, file in enumerate(files):
+        (tmp_path / f"photos/{number}.png").rename(file)
+    names = ["my%20photo.png", "a%20b.png", "c%20d.png", "c d.png"]
+    rows = [{"image": f"photos/{name}", "phrase": "a dog", "bbox": box} for name, box in zip(names, CORNERS)]
+    found = records(write_rows(tmp_path / f"mine{kind}", rows), Columns(box_format="xyxy"))
+    assert [record["image"]["path"] for record in found] == [*map(str, files)]
+
+
 NAMES = [
     {"img": 0, "caption": 1, "bbox": 2},
     {"image_path": 0, "text": 1, "box": 2},

@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unicodedata import normalize
+from urllib.parse import unquote
 
 import pyarrow as pa
 from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
@@ -45,8 +46,9 @@ def place_images(
             )
         name = os.path.normpath(image["path"])  # equal paths are equal images
         forms = [name]
-        if "\\" in name or not name.isascii():  # of Windows; of another form of Unicode
-            forms += [normalize(form, name.replace("\\", "/")) for form in ("NFD", "NFC")]
+        if "\\" in name or "%" in name or not name.isascii():  # of Windows; as in addresses; of another form of Unicode
+            called = [each.replace("\\", "/") for each in (unquote(name), name)]
+            forms += [normalize(form, each) for each in called for form in ("NFD", "NFC")]
         wholes = [os.path.join(folders[0], form) for form in forms]
         return {"bytes": None, "path": next(filter(os.path.isfile, wholes[:-1]), wholes[-1])}
 
