@@ -339,14 +339,15 @@ def test_objects_of_detection_sets(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("is_whole", [False, True])
-def test_equal_phrases_of_a_row_are_one(tmp_path, streaming, is_whole):
+@pytest.mark.parametrize("again", ["a cat", "A  cat ", "a_cat"])
+def test_equal_phrases_of_a_row_are_one(tmp_path, streaming, is_whole, again):
     """Whatever their regions are written as: an instance each, or a list of instances each."""
     picture(WIDTH, HEIGHT).save(tmp_path / "0.png")
     one, other, third = CORNERS[:3]
-    row = {"image": "0.png", "phrase": ["cat", "dog", "cat"], "absent": [False, True, False]}
+    row = {"image": "0.png", "phrase": ["a cat", "dog", again], "absent": [False, True, False]}
     each = {**row, "boxes": [[one], [], [other, third]] if is_whole else [one, None, other]}
     found = records(write_rows(tmp_path / "mine.jsonl", [each]), streaming=streaming)
-    assert [record["phrase"] for record in found] == ["cat", "dog"]
+    assert [record["phrase"] for record in found] == ["a cat", "dog"]
     assert found[0]["boxes"] == ([one, other, third] if is_whole else [one, other])
     assert not found[0]["absent"] and found[1]["absent"]
 
