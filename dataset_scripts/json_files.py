@@ -27,7 +27,13 @@ def read_text(path: Path | str) -> str:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+        raise ValueError(f"{path} is {other_text(error)}") from error
+
+
+def other_text(error: UnicodeDecodeError) -> str:
+    """What a file that is not UTF-8 is instead, if its byte order mark says so."""
+    is_utf_16 = error.object.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return "UTF-16, as PowerShell writes it: save it as UTF-8" if is_utf_16 else f"not UTF-8: {error}"
 
 
 def read_json(path: Path | str) -> Any:
@@ -119,7 +125,7 @@ def _reading(path: Path) -> Iterator["_Reader"]:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8, after {reader.count} records: {error}") from error
+        raise ValueError(f"{path} is {other_text(error)}; {reader.count} records were read") from error
 
 
 class _Reader:

@@ -128,7 +128,7 @@ def test_forms_of_a_file(workshop, form):
         (json_lines([DOG]) + "7\n", r"train\.jsonl: record 1 is none with grounding or detection or referring: 7"),
         ("", r"train\.jsonl does not begin with"),
         ("a,b", r"train\.jsonl does not begin with"),
-        (json_lines([DOG]).encode("utf-16"), r"train\.jsonl is not UTF-8"),
+        (json_lines([DOG]).encode("utf-16"), r"train\.jsonl is UTF-16, .*: save it as UTF-8"),
     ],
 )
 def test_a_broken_file_is_refused_by_name(workshop, content, message):

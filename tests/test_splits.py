@@ -337,6 +337,16 @@ def test_a_line_that_is_not_utf_8_is_named(tmp_path):
         StreamedRows.open(str(tmp_path), None, "train")
 
 
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, suffix, encoding):
+    text = "image,phrase\n0.png,café\n" if suffix == "csv" else json.dumps({"image": "0.png", "phrase": "café"})
+    (tmp_path / f"train.{suffix}").write_text("\ufeff" + text, encoding=encoding)
+    for opened in (open_split, StreamedRows.open):
+        with pytest.raises(ValueError, match=rf"train\.{suffix} cannot be had: it is in UTF-16, .*: save the file as"):
+            opened(str(tmp_path / f"train.{suffix}"), None, "train")
+
+
 @pytest.mark.parametrize("place", ["run[2]", "run[2]/x.jsonl", "run[2]/deeper"])
 def test_a_path_that_datasets_would_take_for_a_pattern(tmp_path, monkeypatch, place):
     """It would read those of the folder run2, without a word."""

@@ -390,6 +390,8 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
             reason = f"{', '.join(files_without_rows(files())) or 'a file of it'} has no row: remove it"
         if isinstance(reason, UnicodeDecodeError) or re.search("UTF-?8", str(reason)):
             what, reason = next(lines_of_other_texts(files()), what), "it is not in UTF-8: save the file as UTF-8"
+        if utf_16 := next(files_in_utf_16(files()), None):
+            what, reason = utf_16, "it is in UTF-16, as PowerShell writes it: save the file as UTF-8"
         raise ValueError(f"{what} cannot be had: {reason}") from error
 
 
@@ -427,6 +429,15 @@ def files_without_rows(files: list[str]) -> list[str]:
     """Of Parquet files on disk."""
     on_disk = [file for file in files if file.endswith(".parquet") and os.path.isfile(file)]
     return [file for file in on_disk if not pq.read_metadata(file).num_rows]
+
+
+def files_in_utf_16(files: list[str]) -> Iterator[str]:
+    """Of files on disk, those that begin with its byte order mark."""
+    for file in files:
+        if file.lower().endswith(TEXT_FILES) and os.path.isfile(file):
+            with open(file, "rb") as opened:
+                if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                    yield file
 
 
 def lines_of_other_texts(files: list[str]) -> Iterator[str]:
