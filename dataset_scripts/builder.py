@@ -43,6 +43,7 @@ _SIZEABLE = 0.25  # a share of the boxes that chance does not explain
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 # A photo's versions by Roboflow, `img07_jpg.rf.<hash>.jpg` of img07.jpg, and what COCO's names of 2014 begin with.
 _VERSION = re.compile(r"(.+?)(?:[._](jpe?g|png|webp|bmp|tiff?))?\.rf\.[\w-]+\.\w+", re.IGNORECASE)
+UPLOADED = re.compile("[0-9a-f]{8}-")  # what Label Studio puts before the names of uploads
 _COCO_2014 = re.compile(r"COCO_[a-z]+2014_(?=\d{12}\.)")
 # Word of a file's or folder's name, in lower case → the split that it names.
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
@@ -408,7 +409,7 @@ class ImageFiles:
         places: dict[str, list[str]] = {}
         for place in chain.from_iterable(self._places.values()):
             name = _folded(place.rpartition("/")[2])
-            if (cleaned := re.sub(r"[^-\w.]", "", name.replace(" ", "_"))) != name:
+            if (cleaned := _as_cleaned(name)) != name:
                 places.setdefault(f"/{cleaned}", []).append(place)
         return places
 
@@ -422,6 +423,7 @@ class ImageFiles:
         """Where a file is that has one of the names, the first that any has: at this path, or the nearest that ends so.
 
         A name may be without its suffix, in another case or form of Unicode, percent-encoded, or as servers clean it.
+        Of an upload, called `<8 digits>-<name>` as well, nobody knows whether its name was cleaned.
         Where the folder of the annotations is named for a split, or their file is and there is such a folder, one of
         another split has other images, unless the name is of that split itself.
 
@@ -434,20 +436,23 @@ class ImageFiles:
         folder, several, given = near[: near.rfind("/") + 1], [], [*names]
         names = dict.fromkeys(map(plain_name, [*given, *map(unquote, given)]))
         for name in names:
+            is_upload = any(UPLOADED.match(each) and each[9:] == name for each in names)
             for place in (plain_name(folder + name), name):
                 # By a bare name the file in the folder of the images is but one of those that may be meant.
                 is_path = "/" in place and not _OUTSIDE.match(place)
-                if is_path and os.path.isfile(os.path.join(self.folder, place)):
+                if is_path and not is_upload and os.path.isfile(os.path.join(self.folder, place)):
                     return place
             end = f"/{_folded(name)}"
             # What seems to be its suffix may be a part of its stem: `a.tif` of `a.tif.jpg`.
             keys = dict.fromkeys((_key(name), end.rpartition("/")[2]))
             places = chain.from_iterable(self._places.get(key, ()) for key in keys)
-            found = [place for place in places if _ends_in(f"/{_folded(place)}", end)] or self._cleaned.get(end, [])
+            found = [place for place in places if _ends_in(f"/{_folded(place)}", end)]
+            found += self._cleaned.get(end, []) if is_upload or not found else []
             if found and (split := self._split_of(near)):
                 found = [place for place in found if folder_split(place) in (None, split, file_split(name))]
-            found.sort(key=lambda place: _nearness(place, name, near), reverse=True)
-            if len(found) == 1 or len({_nearness(place, name, near) for place in found[:2]}) == 2:
+            nearness = {place: _nearness(_as_cleaned(place) if is_upload else place, name, near) for place in found}
+            found.sort(key=nearness.__getitem__, reverse=True)
+            if len(found) == 1 or len({nearness[place] for place in found[:2]}) == 2:
                 return found[0]
             several = several or found
         if several:
@@ -465,6 +470,12 @@ def _key(place: str) -> str:
     name = _folded(place.rpartition("/")[2])
     stem, _, suffix = name.rpartition(".")
     return stem if suffix in IMAGE_SUFFIXES else name
+
+
+def _as_cleaned(place: str) -> str:
+    """A file's path, its name as servers clean it."""
+    folder, slash, name = place.rpartition("/")
+    return folder + slash + re.sub(r"[^-\w.]", "", name.replace(" ", "_"))
 
 
 def _folded(name: str) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from .builder import IMAGE_SUFFIXES, MAX_PIXELS, Unusable, joined, unusable_if
+from .builder import IMAGE_SUFFIXES, MAX_PIXELS, UPLOADED, Unusable, joined, unusable_if
 from .coco_format import read_number, read_whole
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
@@ -32,7 +32,6 @@ from .segmentations import (
 )
 from .shapes import Instance, corners_of, ellipse, polygon, read_numbers, read_points, turn, turned_box
 
-_UPLOADED = re.compile("^[0-9a-f]{8}-")
 _KINDS = ("rectangle", "polygon", "brush", "ellipse", "keypoint", "vector")
 
 
@@ -122,7 +121,7 @@ def _files(data: dict[str, Any], uploaded: Any) -> tuple[str, ...]:
     name = path.rsplit("/", 1)[-1]
     if path.startswith("data/upload/"):
         path = name
-    return tuple(filter(None, dict.fromkeys((path, name, _UPLOADED.sub("", name, count=1)))))
+    return tuple(filter(None, dict.fromkeys((path, name, name[9:] if UPLOADED.match(name) else name))))
 
 
 def _path_of(address: str) -> str:

@@ -521,6 +521,8 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         "q 1.png",
         "a b.png",
         "a_(b).png",
+        "c d.png",
+        "c_d.png",
         "k.JFIF",
     ):
         write(tmp_path / name, "")
@@ -556,11 +558,15 @@ def test_files_are_found_by_what_annotations_call_them(tmp_path):
         (["https://host/p%200.jpg", "p%200.jpg"], "", "p 0.jpg"),
         (["q%201.png"], "", "q%201.png"),
         (["k"], "labels/", "k.JFIF"),
+        (["c_d.png"], "", "c_d.png"),
     ):
         assert files.find(names, near) == expected, (names, near)
     for name in ("d.png", "a_b.png"):
         with pytest.raises(Unusable, match="several files"):
             files.find([name], "")
+    with pytest.raises(Unusable) as error:  # of an upload, which may be of either
+        files.find(["0123abcd-c_d.png", "c_d.png"], "")
+    assert "c d.png" in error.value.detail and "c_d.png" in error.value.detail
     assert files.find(["d.png", "b.png"], "") == "train/b.png"
 
 
