@@ -6,8 +6,9 @@ SECONDS ?= 60
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
-EXTRAS := train,lora,eval,space,scale,dev
-# The extra for LoRA needs a newer transformers than everything else: with these, LoRA says so.
+WEB := .venv-web/done
+EXTRAS := train,lora,eval,space,export,scale,dev
+# The extras for LoRA and export need a newer transformers or torch than everything else: with these, they say so.
 LOWEST := -e ".[train,eval,space,scale,dev]" "$(shell grep -o "peft>=[0-9.]*" pyproject.toml)"
 OLDER := 2026-05-01
 SCENES := outputs/scenes
@@ -34,7 +35,7 @@ train: $(SCENES)/base/done  ## build scenes, train a base model, then it without
 	@$(MAKE) --no-print-directory -j2 THREADS=1 $(SCENES)/results.json
 	@echo "The numbers are in $(SCENES)/results.json, the pictures in $(SCENES)/heatmaps.png."
 
-test: $(INSTALLED)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
+test: $(INSTALLED) $(WEB)  ## the tests; some of them: make test TESTS="tests/test_scenes.py -k seed"
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 # Each installs gigabytes. LOWEST=1: tests/test_dependencies.py checks that every lower bound is what is installed.
@@ -44,7 +45,7 @@ test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that 
 test-older: .venv-older/installed  ## the tests with the versions of half a year ago
 	@OMP_NUM_THREADS=1 .venv-older/bin/python $(PYTEST)
 
-test-newest: .venv-newest/installed  ## the tests with the newest versions; of torch as well: make test-newest TORCH=torch
+test-newest: .venv-newest/installed $(WEB)  ## the tests with the newest versions; of torch as well: make test-newest TORCH=torch
 	@OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST)
 
 # --strict: what could not be looked up would otherwise count as sound.
@@ -90,6 +91,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check install -qq -e ".[$(EXTRAS)]"
 	@touch $@
+
+# What a content network gives to the page in space/static, which has its hashes.
+$(WEB): space/static/index.html
+	@mkdir -p $(@D) && rm -f $(@D)/*
+	@cd $(@D) && npm pack --silent $$(grep -oE '(@[a-z-]+/)?[a-z-]+@[0-9.]+' ../$< | sort -u) >/dev/null && touch done \
+		|| echo "npm gave nothing: the tests of space/static are left out."
 
 .venv-lowest/installed: UV := --resolution lowest-direct $(LOWEST)
 .venv-older/installed: UV := --exclude-newer $(OLDER) $(LOWEST)

@@ -28,13 +28,14 @@ convert run run.pth --to_original
 convert run.pth again --tokenizer run --text_heads 4 --vision_heads 4 --grounding_layer 1
 ground space/examples/scene_1.png star --model again
 export run programs
+export run onnx --format onnx-int8
 train --dataset data --model run --output_dir lora --lora_rank 2 --max_steps 1 --use_cpu true --report_to none
 merge lora --output merged
 """
 # Word of a command → Python that fails where the environment cannot do it, see docs/versions.md.
 CHECK_PEFT = "from modeling_albef_amc.families.auto import check_peft; check_peft('LoRA needs')"
 NEEDS = {
-    "export": "from transformers.utils.versions import require_version; require_version('torch>=2.13')",
+    "export": "import onnxscript; from transformers.utils.versions import require_version as need; need('torch>=2.13')",
     **dict.fromkeys(("lora", "merge"), CHECK_PEFT),
 }
 

@@ -272,6 +272,16 @@ def test_a_missing_extra_is_named_in_a_line(capsys, tmp_path, monkeypatch, argum
     assert errors.endswith(f", which albef-amc {arguments[0]} needs: pip install 'albef-amc[{extra}]'.\n")
 
 
+@pytest.mark.parametrize("requirement", ["torch>=99", "left_pad>=1"])
+def test_what_a_format_needs_is_said_before_anything_is_loaded(capsys, monkeypatch, requirement):
+    assert set(commands.PROGRAMS["onnx"]) == set(PROJECT["optional-dependencies"]["export"])
+    monkeypatch.setitem(commands.PROGRAMS, "onnx", [requirement])
+    with pytest.raises(SystemExit):
+        main(["export", "no/where", "out", "--format", "onnx"])
+    needs = f"albef-amc export --format onnx needs {requirement}: pip install -U 'albef-amc[export]'."
+    assert capsys.readouterr().err == f"error: {needs}\n"
+
+
 # In a log, ten steps of 0.15 seconds: by tqdm's own interval each would be drawn.
 BAR = """
 import sys, time

@@ -23,7 +23,7 @@ USES = {
     CORE: ["modeling_albef_amc/**/*.py", "trainer/commands.py"],
     "train": ["train.py", "trainer/**/*.py", "dataset_scripts/*.py"],
     "lora": ["trainer/lora.py"],
-    "export": ["modeling_albef_amc/tools/export_albef.py"],
+    "export": ["modeling_albef_amc/tools/*_albef.py"],
     "eval": [f"trainer/{name}.py" for name in ("evaluate_grounding", "ground_dataset", "sweep_layers")],
     "scale": ["trainer/actors.py"],
     "space": ["space/*.py"],
@@ -32,7 +32,7 @@ USES = {
 }
 DEVELOPERS = {"dev", "fuzz"}
 # Groups that another one imports where it is asked for what they are for, and says so where they are missing.
-OPTIONAL = {"train": ["lora", "scale"], "eval": ["scale"]}
+OPTIONAL = {CORE: ["export"], "train": ["lora", "scale"], "eval": ["scale"]}
 # The groups that constraints.txt has the versions of; the fuzzer is not made for every machine that runs the tests.
 PINNED = [group for group in GROUPS if group != "fuzz"]
 # Modules that are not named as what is installed for them, or come with it in one version.
@@ -41,6 +41,7 @@ NOT_IMPORTED = {
     "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
     "pytest-xdist": "--numprocesses of pytest",
+    "onnx": "onnxruntime and onnxscript write models with it",
     "mypy": "make lint",
     "ruff": "make lint",
 }

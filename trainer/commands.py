@@ -22,6 +22,8 @@ METHODS = "gradcam", "attention", "relevance"
 BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
 HEATMAP_TYPES = "float16", "float32"
 ANNOTATIONS = "coco", "yolo"
+PROGRAMS = {"torch": ["torch>=2.13"]}  # format → what of the extra it needs
+PROGRAMS["onnx"] = PROGRAMS["onnx-int8"] = [*PROGRAMS["torch"], "onnx>=1.20", "onnxruntime>=1.23", "onnxscript>=0.7"]
 LAYOUTS = "amc", "albef", "retrieval"
 
 
@@ -346,6 +348,8 @@ def check_convert(args: argparse.Namespace) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="folder or Hub name of an ALBEF checkpoint with its processor")
     parser.add_argument("output", help="a new folder")
+    text = "programs of torch.export, or of ONNX in float32 or with weights of eight bits (default: torch)"
+    parser.add_argument("--format", choices=PROGRAMS, default="torch", help=text)
     parser.add_argument("--grounding_layer", type=int, help="the explained fusion layer; default: the checkpoint's")
     add_hub_arguments(parser)
 
@@ -404,10 +408,16 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    load("transformers.utils.versions:require_version")("torch>=2.13", "pip install -U 'albef-amc[export]'.")
+    for requirement in PROGRAMS[args.format]:
+        try:
+            load("transformers.utils.versions:require_version")(requirement)
+        except ImportError as error:
+            needs = f"albef-amc export --format {args.format} needs {requirement}"
+            raise ImportError(f"{needs}: pip install -U 'albef-amc[export]'.") from error
     hub = load("modeling_albef_amc.families.auto:hub_options")(vars(args))
     export_albef = load("modeling_albef_amc.tools.export_albef:export")
-    for name, difference in export_albef(args.checkpoint, args.output, args.grounding_layer, **hub).items():
+    found = export_albef(args.checkpoint, args.output, args.grounding_layer, args.format, **hub)
+    for name, difference in found.items():
         print(f"largest difference from the model, {name}: {difference:.1e}")
     print(f"{args.output} written.")
 
@@ -436,7 +446,7 @@ COMMANDS = {
     "build": Command("build a data set from raw annotations", ".commands:build", "train"),
     "convert": Command("convert original ALBEF and AMC checkpoints to folders for transformers, and back",
                        ".commands:convert", None, add_convert, check_convert),
-    "export": Command("export an ALBEF checkpoint as programs of torch.export", ".commands:export", "export",
+    "export": Command("export an ALBEF checkpoint as programs of torch.export or ONNX", ".commands:export", "export",
                       add_export),
     "merge": Command("write base model and LoRA adapters as one plain checkpoint", ".commands:merge", "lora",
                      add_merge),

@@ -1,17 +1,19 @@
-"""ALBEF for serving: two programs that need torch alone, and give heatmaps without autograd.
+"""ALBEF for serving: two programs that need torch alone, or ONNX Runtime alone, and give heatmaps without autograd.
 
-`albef-amc export` writes them. `image_encoder.pt2` runs once an image; what it returns goes into `phrase_grounder.pt2`,
+`albef-amc export` writes them. The image encoder runs once an image; what it returns goes into the phrase grounder,
 together with any number of phrases.
 """
 
 import json
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Regex, Tokenizer, normalizers
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
@@ -24,10 +26,14 @@ from ..attention_albef import additive_mask
 from ..families.auto import base_of, load_model
 from ..gradcam import average_tokens, gradcam
 from ..modeling_albef import AlbefModel, match_attention
+from ..tokenization_albef import DROPPED_CHARACTERS
 
 # The largest difference allowed between a program and the model: of a heatmap relative to its maximum, else absolute.
 TOLERANCE = 1e-4
-IMAGE_ENCODER, PHRASE_GROUNDER, DESCRIPTION = "image_encoder.pt2", "phrase_grounder.pt2", "programs.json"
+IMAGE_ENCODER, PHRASE_GROUNDER, DESCRIPTION = "image_encoder", "phrase_grounder", "programs.json"
+# Format → ending of its programs' files.
+FORMATS = {"torch": ".pt2", "onnx": ".onnx", "onnx-int8": ".onnx"}
+Program = Callable[..., dict[str, Any]]
 
 
 class ImageEncoder(nn.Module):
@@ -177,7 +183,7 @@ def largest_differences(folder: Path, model: AlbefModel, grounding_layer: int) -
 
     Returns: of each output the largest difference: of maps relative to the phrase's maximum, else absolute.
     """
-    encode_images, ground = (torch.export.load(folder / name).module() for name in (IMAGE_ENCODER, PHRASE_GROUNDER))
+    encode_images, ground = load_programs(folder)
     own_grid, longest = model.config.vision_config.grid, min(9, model.config.text_config.max_position_embeddings)
     differences = defaultdict(list)
     for sizes in ((1, 1, longest, own_grid), (1, 5, longest, own_grid), (3, 4, longest, (3, 2)), (2, 1, 1, (2, 5))):
@@ -197,7 +203,33 @@ def largest_differences(folder: Path, model: AlbefModel, grounding_layer: int) -
     return {name: torch.stack(values).max().item() for name, values in differences.items()}
 
 
-def description(model: AlbefModel, grounding_layer: int) -> dict:
+def load_programs(folder: Path) -> tuple[Program, Program]:
+    """Image encoder and phrase grounder, of tensors by name, on as many threads of the CPU as torch's."""
+    if (folder / f"{IMAGE_ENCODER}.onnx").exists():
+        from .onnx_albef import load_onnx
+
+        return load_onnx(folder / f"{IMAGE_ENCODER}.onnx"), load_onnx(folder / f"{PHRASE_GROUNDER}.onnx")
+    encode_images, ground = (torch.export.load(folder / f"{name}.pt2") for name in (IMAGE_ENCODER, PHRASE_GROUNDER))
+    return encode_images.module(), ground.module()
+
+
+def save_cleaning(file: Path) -> None:
+    """Puts ALBEF's cleaning of phrases into a tokenizer's file, for those who have the file alone; cleaned phrases stay
+    as they are.
+    """
+    tokenizer = Tokenizer.from_file(str(file))
+    cleaning = [
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(f"[{DROPPED_CHARACTERS}]"), ""),
+        normalizers.Replace(Regex("[-/]"), " "),
+        normalizers.Replace("<person>", "person"),
+    ]
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([*cleaning, *own])
+    tokenizer.save(str(file))
+
+
+def description(model: AlbefModel, grounding_layer: int, format: str = "torch") -> dict[str, Any]:
     """What a server must know: dtype and shape of inputs and outputs, where a name stands for any number."""
     vision, text, features = model.config.vision_config, model.config.text_config, model.config.projection_dim
     num_layers, num_heads = text.num_hidden_layers - text.fusion_layer, text.num_attention_heads
@@ -216,8 +248,9 @@ def description(model: AlbefModel, grounding_layer: int) -> dict:
         "text_features": f"float32 (num_phrases, {features})",
     }
     return {
-        IMAGE_ENCODER: {"inputs": pixels, "outputs": images},
-        PHRASE_GROUNDER: {"inputs": phrases | images, "outputs": outputs},
+        IMAGE_ENCODER + FORMATS[format]: {"inputs": pixels, "outputs": images},
+        PHRASE_GROUNDER + FORMATS[format]: {"inputs": phrases | images, "outputs": outputs},
+        "format": format,
         "image_size": [side * vision.patch_size for side in vision.grid],
         "max_num_tokens": text.max_position_embeddings,
         "grounding_layer": grounding_layer,
@@ -236,22 +269,28 @@ def load_for_export(checkpoint: str, **hub: Any) -> AlbefModel:
     return load_model(checkpoint, dtype=torch.float32, attn_implementation=attention, **hub).requires_grad_(False)
 
 
-def export(checkpoint: str, output: str | Path, grounding_layer: int | None = None, **hub: Any) -> dict[str, float]:
+def export(
+    checkpoint: str, output: str | Path, grounding_layer: int | None = None, format: str = "torch", **hub: Any
+) -> dict[str, float]:
     """Writes programs, their description and the processor; the folder appears when all is there and checked.
 
     Args:
         checkpoint: folder or Hub name. output: a new or empty folder. grounding_layer: default: the checkpoint's.
+        format: of `FORMATS`; "onnx-int8" is "onnx", checked, with the weights of its matrix products in eight bits.
         hub: of `hub_options`.
 
     Returns: `largest_differences`.
 
     Raises:
         ValueError: `output` is not empty, the checkpoint is not ALBEF's or lacks weights, the layer is no fusion layer.
-        ArithmeticError: a program differs from the model by more than `TOLERANCE`.
+        ArithmeticError: a program, before it is made int8, differs from the model by more than `TOLERANCE`.
+        ImportError: the format needs a package that is missing or too old.
     """
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another.")
+    if format != "torch":
+        from . import onnx_albef
     model = load_for_export(checkpoint, **hub)
     layer = model.config.grounding_layer if grounding_layer is None else grounding_layer
     first, last = model.config.text_config.fusion_layer, model.config.text_config.num_hidden_layers - 1
@@ -262,16 +301,26 @@ def export(checkpoint: str, output: str | Path, grounding_layer: int | None = No
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         folder = Path(scratch) / output.name
         processor.save_pretrained(folder)
+        save_cleaning(folder / "tokenizer.json")
+        facts = description(model, layer, format)
         programs = {
             IMAGE_ENCODER: partial(export_image_encoder, model),
             PHRASE_GROUNDER: partial(export_phrase_grounder, model, layer),
         }
         for name, program in logging.tqdm(programs.items(), desc="Exporting", unit=" programs"):
-            torch.export.save(program(), folder / name)
-        differences = largest_differences(folder, model, layer)
+            path = folder / (name + FORMATS[format])
+            if format == "torch":
+                torch.export.save(program(), path)
+            else:
+                onnx_albef.save_onnx(program(), path, facts[path.name])
+                facts["opset"] = onnx_albef.OPSET
+        facts["largest_differences"] = differences = largest_differences(folder, model, layer)
         if not all(difference <= TOLERANCE for difference in differences.values()):
             raise ArithmeticError(f"The programs differ from the model by more than {TOLERANCE}: {differences}.")
-        facts = description(model, layer) | {"largest_differences": differences}
+        if format == "onnx-int8":
+            for name in programs:
+                onnx_albef.make_int8(folder / f"{name}.onnx")
+            facts["largest_differences"] = differences = largest_differences(folder, model, layer)
         (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
         folder.rename(output)
     return differences
