@@ -41,7 +41,6 @@ NOT_IMPORTED = {
     "jinja2": "huggingface_hub renders the templates of cards with it",
     "tensorboard": "transformers writes its files with it",
     "pytest-xdist": "--numprocesses of pytest",
-    "onnx": "onnxruntime and onnxscript write models with it",
     "mypy": "make lint",
     "ruff": "make lint",
 }

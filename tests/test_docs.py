@@ -54,7 +54,9 @@ PRINTED = {
 }
 ELSEWHERE = {
     "docs/publishing.md-1": "asks an open Space: tests/test_space.py",
-    "docs/serving.md-0": "needs exported programs, which take long: tests/test_export.py",
+    **dict.fromkeys(
+        ("docs/serving.md-0", "docs/serving.md-1"), "needs exported programs, which take long: tests/test_export.py"
+    ),
 }
 
 

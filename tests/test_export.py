@@ -258,6 +258,11 @@ def test_int8_is_what_was_exported_with_smaller_weights(folder, checkpoint, mode
     found = ground(**phrases, **encode_images(pixel_values=pixel_values))["heatmaps"]
     expected = model(pixel_values, **phrases, output_heatmaps=True).heatmaps
     assert torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] > 0.98
+    found = iter([0.0, float("nan")])  # before and after
+    monkeypatch.setattr(export, "largest_differences", lambda *arguments: {"heatmaps": next(found)})
+    with pytest.raises(ArithmeticError, match="nan"):
+        export.export(str(checkpoint), tmp_path / "broken", format="onnx-int8")
+    assert not (tmp_path / "broken").exists()
 
 
 def test_cleaned_phrases_stay_as_they_are(folder, checkpoint):
@@ -332,6 +337,7 @@ def test_what_cannot_be_exported(checkpoint, tmp_path):
         refused(checkpoint, taken, f"{taken} exists")
     assert (tmp_path / "full" / "kept.txt").read_text() == "kept"
     refused(checkpoint, output, r"grounding_layer 0 .*1\.\.2", grounding_layer=0)
+    refused(checkpoint, output, "format 'int8' is unknown: choose one of torch, onnx, onnx-int8", format="int8")
     model = AlbefModel.from_pretrained(checkpoint)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("itm_head")}
     model.save_pretrained(tmp_path / "headless", state_dict=weights)
@@ -343,4 +349,4 @@ def test_what_cannot_be_exported(checkpoint, tmp_path):
 
 
 def test_the_benchmark_of_serving_runs(model, folder):
-    assert [row["phrases"] for row in latencies(model, folder, repeats=1)] == [1, 5, 14]
+    assert [row["phrases"] for row in latencies(model, {"it": folder}, repeats=1)] == [1, 5, 14]

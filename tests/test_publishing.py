@@ -631,6 +631,9 @@ def test_the_space_says_what_a_space_must_say():
     assert header["colorFrom"] in COLOURS and header["colorTo"] in COLOURS
     assert header["title"] and header["emoji"] and header["license"] == "apache-2.0"
     assert len(header["short_description"]) <= 60 and re.fullmatch(r"3\.\d+", header["python_version"])
+    static = SpaceCard.load(ROOT / "space" / "static" / "README.md").data.to_dict()
+    assert static["sdk"] == "static" and (ROOT / "space" / "static" / static["app_file"]).is_file()
+    assert static["colorFrom"] in COLOURS and static["colorTo"] in COLOURS and len(static["short_description"]) <= 60
 
 
 def test_the_space_goes_up_as_it_is_and_shows_a_published_model(hub, with_token, stranger, pushed, tmp_path):

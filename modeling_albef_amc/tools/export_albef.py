@@ -5,6 +5,7 @@ together with any number of phrases.
 """
 
 import json
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -203,6 +204,14 @@ def largest_differences(folder: Path, model: AlbefModel, grounding_layer: int) -
     return {name: torch.stack(values).max().item() for name, values in differences.items()}
 
 
+def check(folder: Path, model: AlbefModel, grounding_layer: int, tolerance: float) -> dict[str, float]:
+    """`largest_differences`; ArithmeticError: one is larger, or no number."""
+    differences = largest_differences(folder, model, grounding_layer)
+    if not all(difference <= tolerance for difference in differences.values()):
+        raise ArithmeticError(f"The programs differ from the model by more than {tolerance}: {differences}.")
+    return differences
+
+
 def load_programs(folder: Path) -> tuple[Program, Program]:
     """Image encoder and phrase grounder, of tensors by name, on as many threads of the CPU as torch's."""
     if (folder / f"{IMAGE_ENCODER}.onnx").exists():
@@ -282,11 +291,14 @@ def export(
     Returns: `largest_differences`.
 
     Raises:
-        ValueError: `output` is not empty, the checkpoint is not ALBEF's or lacks weights, the layer is no fusion layer.
+        ValueError: `output` is not empty, the checkpoint is not ALBEF's or lacks weights, the layer is no fusion layer,
+            the format is unknown.
         ArithmeticError: a program, before it is made int8, differs from the model by more than `TOLERANCE`.
-        ImportError: the format needs a package that is missing or too old.
+        ImportError: a package that the format needs is missing.
     """
     output = Path(output)
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown: choose one of {', '.join(FORMATS)}.")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another.")
     if format != "torch":
@@ -314,13 +326,11 @@ def export(
             else:
                 onnx_albef.save_onnx(program(), path, facts[path.name])
                 facts["opset"] = onnx_albef.OPSET
-        facts["largest_differences"] = differences = largest_differences(folder, model, layer)
-        if not all(difference <= TOLERANCE for difference in differences.values()):
-            raise ArithmeticError(f"The programs differ from the model by more than {TOLERANCE}: {differences}.")
+        facts["largest_differences"] = differences = check(folder, model, layer, TOLERANCE)
         if format == "onnx-int8":
             for name in programs:
                 onnx_albef.make_int8(folder / f"{name}.onnx")
-            facts["largest_differences"] = differences = largest_differences(folder, model, layer)
+            facts["largest_differences"] = differences = check(folder, model, layer, math.inf)
         (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2) + "\n")
         folder.rename(output)
     return differences

@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import quantize_dynamic
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxscript import ir
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -34,11 +35,16 @@ def save_onnx(program: ExportedProgram, path: Path, facts: dict[str, dict[str, s
 
 def make_int8(path: Path) -> None:
     """Weights of matrix products become int8, a scale a column; activations do as they come, a scale a tensor."""
-    plain = path.with_suffix(".plain")
+    folded = path.with_suffix(".folded")
     # Transposes of weights, in the backward pass, become weights first: only those are made int8.
-    quant_pre_process(path, plain, skip_symbolic_shape=True, skip_onnx_shape=True)
-    quantize_dynamic(plain, path, op_types_to_quantize=["MatMul"], per_channel=True)
-    plain.unlink()
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    model = onnx.load(folded)
+    add_pre_process_metadata(model)  # else it is asked for what was just done
+    quantize_dynamic(model, path, op_types_to_quantize=["MatMul"], per_channel=True)
+    folded.unlink()
 
 
 def load_onnx(path: Path) -> Callable[..., dict[str, Tensor | int]]:
