@@ -14,7 +14,7 @@ from transformers import AutoModel
 import train
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AutoGrounder
 from modeling_albef_amc.families import auto
-from modeling_albef_amc.families.auto import base_of, load_model
+from modeling_albef_amc.families.auto import base_of, load_model, load_processor
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.registry import FAMILIES
 from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_dataset, tiny_processor, tiny_records, write_folder
@@ -359,6 +359,13 @@ def test_adapters_of_peft_and_merged_ones_give_the_scores_of_the_live_model(fami
         torch.testing.assert_close(scores(tmp_path / "adapters"), expected, rtol=1e-4, atol=1e-6)
     lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
     torch.testing.assert_close(scores(tmp_path / "merged"), expected, rtol=1e-4, atol=1e-6)
+    if kind == "heads":  # they go on being trained in a model with objectives around
+        model = load_model(str(tmp_path / "adapters"), training=True)
+        inside = model.albef if family.startswith("albef") else model
+        found = scores(inside, load_processor(str(tmp_path / "base"), inside))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        lora.train_adapters(model)
+        assert inside.get_submodule(HEADS[family]).weight.requires_grad
     if family == "albef":  # heads that the base lacks are in no file
         assert type(AutoModel.from_pretrained(tmp_path / "merged")) is AlbefModel
         merged = load_model(str(tmp_path / "merged"), training=True)

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 
 from modeling_albef_amc.families.auto import (
     GROUNDING,
+    IN_PEFT,
+    adapted_part,
     base_of,
     check_peft,
     load_grounding,
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-IN_PEFT = "base_model.model."  # what the names in that file begin with
 # What moves in training without a gradient, in a run's own checkpoints: no part of the adapters, but of going on.
 MOMENTUM = "momentum.safetensors"
 
@@ -223,9 +224,7 @@ def merge_into(model: PreTrainedModel, adapters: str, **hub: Any) -> PreTrainedM
     for name, value in load_peft_weights(adapters, device="cpu", **hub).items():
         inner = name.removeprefix(IN_PEFT)  # VeRA's shared matrices are in no module
         state[name if inner == name else IN_PEFT + rename_source_key(inner, renamings, [])[0]] = value
-    children = dict(model.named_children())
-    is_whole = any(name.removeprefix(IN_PEFT).partition(".")[0] in children for name in state)
-    part = model if is_whole else children.get(model.base_model_prefix, model)
+    part = adapted_part(model, state)
     adapted = PeftModel(part, config)
     if part is model and known_modules(model).moving is not None:
         model.drop_momentum_adapters()

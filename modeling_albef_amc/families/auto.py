@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ OF_ADAPTERS = "_active_adapter", "_disable_adapters", "scaling"
 OF_AUTO_CLASSES = "config", "code_revision", "trust_remote_code", "adapter_kwargs", "_commit_hash", "_from_pipeline"
 # Beside adapters of a generative model: `config.grounding` of the model that they were trained in.
 GROUNDING = "grounding.json"
+IN_PEFT = "base_model.model."  # what the names in the file of adapters begin with
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -286,7 +287,10 @@ def load_model(
         model.newly_initialized = frozenset(loading["missing_keys"])
         merge = f"Merge them into a plain checkpoint: albef-amc merge {path} --output FOLDER."
         try:  # DoRA's, transformers does not find
-            missing = model.load_adapter(path, adapter_kwargs=hub).missing_keys if base != path else ()
+            # Of a class without objectives, transformers does not find what was trained in full.
+            state = adapter_state(model, path, **hub) if is_training and base != path else None
+            options = {"adapter_kwargs": hub, "adapter_state_dict": state}
+            missing = model.load_adapter(path, **options).missing_keys if base != path else ()
         except ValueError as error:  # VeRA's share matrices
             raise ValueError(f"{path}: its adapters cannot be loaded ({error}) {merge}") from error
         missing = [name for name in missing if "momentum_encoder." not in name]  # which `groundable` drops
@@ -295,6 +299,22 @@ def load_model(
     if missing:
         raise ValueError(f"{path}: {min(missing)} of its adapters cannot be loaded. {merge}")
     return explainable(model.eval())
+
+
+def adapter_state(model: PreTrainedModel, path: str, **hub: Any) -> dict[str, torch.Tensor]:
+    """The tensors of adapters by their names in `model`, be they of the base model inside it."""
+    from peft.utils import load_peft_weights
+
+    state = load_peft_weights(path, device="cpu", **hub)
+    inside = "" if adapted_part(model, state) is model else f"{model.base_model_prefix}."
+    return {name.replace(IN_PEFT, IN_PEFT + inside, 1): tensor for name, tensor in state.items()}
+
+
+def adapted_part(model: PreTrainedModel, names: Iterable[str]) -> PreTrainedModel:
+    """What adapters with tensors of these names are of: `model`, or the base model inside it, as `AlbefModel` is."""
+    children = dict(model.named_children())
+    is_whole = any(name.removeprefix(IN_PEFT).partition(".")[0] in children for name in names)
+    return model if is_whole else children.get(model.base_model_prefix, model)
 
 
 class AdapterError(Exception):
