@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments, trainer_callback
+from transformers import TrainerCallback, TrainingArguments, trainer_callback
 
 from modeling_albef_amc import groundable
 from modeling_albef_amc.families.auto import load_model, load_processor
@@ -479,6 +479,69 @@ def test_only_evaluations_with_the_metric_count_for_early_stopping(tmp_path, mon
     monkeypatch.setattr(trainer_callback.logger, "warning", warnings.append)
     trainer.train()
     assert trainer.state.global_step == 3 and warnings == []
+
+
+def test_names_that_begin_another_evaluation_s_are_not_taken_for_it(tmp_path, monkeypatch):
+    """Also of metrics of one's own; and a prediction takes no callback away."""
+    settings = dict(eval_strategy="steps", eval_steps=1, max_steps=9, learning_rate=0.0, early_stopping_patience=2)
+    trainer = make_trainer(tmp_path, metric_for_best_model="eval_test_relations_accuracy", **settings)
+    trainer.eval_dataset = {"test": tiny_dataset(4), "test_relations": tiny_dataset(5)}
+    trainer.compute_metrics = lambda prediction: {"accuracy": len(prediction.predictions[0])}
+    warnings, predicted = [], []
+
+    class Predicts(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            predicted.append(trainer.predict(tiny_dataset(2)).metrics["test_accuracy"])
+
+    trainer.add_callback(Predicts())
+    monkeypatch.setattr(trainer_callback.logger, "warning", warnings.append)
+    trainer.train()
+    assert trainer.state.global_step == 3 and trainer.state.best_metric == 5
+    assert predicted == [2, 2, 2] and len(warnings) == 1 and "without load_best_model_at_end" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "steps"),
+    [
+        ({"metric_for_best_model": "pointing_gam"}, "pointing_gam is not measured; what is: absent_auroc, loss, ", 0),
+        ({"metric_for_best_model": "eval_runtime"}, "runtime is not measured; what is: absent_auroc, loss, loss_", 0),
+        ({"metric_for_best_model": "absent_auroc"}, "absent_auroc is of phrases that are absent .column absent., ", 0),
+        ({"metric_for_best_model": "eval_loss_absent"}, "loss_absent is of phrases that are absent", 0),
+        ({"metric_for_best_model": "pointing_game"}, r"pointing_game is of phrases that have a region \(boxes, ", 0),
+        ({"metric_for_best_model": "loss_caption"}, "loss_caption is not measured; what is: epoch, loss, loss_amc_", 2),
+    ],
+)
+def test_a_metric_that_no_evaluation_has_is_told_as_soon_as_it_is_known(tmp_path, settings, message, steps):
+    dataset = tiny_dataset(8, without_region=tuple(range(8)))
+    settings |= dict(ONLY, itm_weight=1.0, eval_strategy="steps", eval_steps=2, max_steps=9)
+    trainer = make_trainer(tmp_path, dataset=dataset, **settings)
+    with pytest.raises(ValueError, match=f"metric_for_best_model: {message}"):
+        trainer.train()
+    assert trainer.state.global_step == steps and (tmp_path / "checkpoint-2").exists() == (steps == 2)
+
+
+def test_metrics_of_phrases_that_there_are_choose_the_best(tmp_path):
+    dataset = tiny_dataset(8, without_region=(1, 2))
+    dataset = dataset.map(lambda row, number: {**row, "absent": number in (1, 2)}, with_indices=True)
+    settings = dict(eval_strategy="steps", eval_steps=1, max_steps=1)
+    for metric in "absent_auroc", "loss_absent", "eval_pointing_game":
+        trainer = make_trainer(tmp_path / metric, dataset=dataset, metric_for_best_model=metric, **settings)
+        trainer.train()
+        assert trainer.state.best_metric == trainer.state.log_history[1][f"eval_{metric.removeprefix('eval_')}"]
+
+
+def test_callbacks_that_are_restored_are_those_that_there_are(tmp_path, caplog):
+    settings = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, max_steps=2)
+    settings |= dict(early_stopping_patience=7, restore_callback_states_from_checkpoint=True)
+    make_trainer(tmp_path, **settings).train()
+    again = make_trainer(tmp_path, **settings | {"max_steps": 3})
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3 and again.trained_losses >= {"loss_itm", "loss_amc_max"}
+    assert not [record for record in caplog.records if "Checkpoint included callbacks" in record.getMessage()]
+    again = make_trainer(tmp_path, **settings | {"max_steps": 4, "early_stopping_patience": 0})
+    again.train(resume_from_checkpoint=True)
+    (told,) = [text for record in caplog.records if "Checkpoint included" in (text := record.getMessage())]
+    assert told.endswith("Ignoring. (EarlyStoppingCallback)")
 
 
 def test_how_long_it_got_no_better_outlives_a_resume(tmp_path):

@@ -3,8 +3,8 @@
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import BestRun, TrainOutput, has_length
+from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput, has_length
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
@@ -33,9 +33,9 @@ from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
 from modeling_albef_amc.gradcam import heatmap_points
 
-from .amc_config import BEST_BY_DEFAULT, AmcConfig
+from .amc_config import BEST_BY_DEFAULT, MEASURED, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
-from .data_checks import check_order, check_regions
+from .data_checks import check_metric, check_order, check_regions
 from .data_collator import PADDING, GroundingCollator
 from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
@@ -55,6 +55,7 @@ logger = logging.get_logger(__name__)
 # In the state of a checkpoint: losses that were trained; a digest of the names of trained weights; passes over data
 # without a length.
 TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES = "trained_losses", "trained_weights", "passes"
+OF_NO_CALLBACK = TRAINED_LOSSES, TRAINED_WEIGHTS, PASSES, TEACHER_HAS_MOVED
 # Of a batch, what the model's forward does not take.
 NOT_OF_THE_MODEL = "masks", "has_region", "boxes", "image_sizes", "record_names", "is_placeholder", "unusable"
 OF_IMAGES = "pixel_values", "image_ids"  # of a batch, what has a row an image; all else has one a phrase
@@ -195,10 +196,12 @@ class AmcTrainer(PublishingTrainer):
 
         Raises:
             ValueError: before anything is trained, if no weight is to be trained, or weights in half precision, or if
-                no example can have a region, which `region_loss` needs.
+                no example can have a region, which `region_loss` needs, or no evaluation `metric_for_best_model`; of
+                `compute_metrics` of one's own the first evaluation tells.
         """
         if self.args.uses_regions:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
+        self.check_best_metric()
         self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
         self.num_phrases, self.num_without_wrong_image, self._left_over = 0, 0, []
         metric = self.args.metric_for_best_model, self.args.greater_is_better
@@ -213,6 +216,13 @@ class AmcTrainer(PublishingTrainer):
         output.metrics["num_unusable"] = len(set(gather_object(sorted(self.unusable))))
         output.metrics["num_bad_steps"] = sum("bad_step" in entry for entry in self.state.log_history)
         return output
+
+    def _load_callback_state(self) -> None:
+        """Trainer warns of what it finds no callback for, `restore_callback_states_from_checkpoint`."""
+        saved = self.state.stateful_callbacks
+        own = {name: saved.pop(name) for name in OF_NO_CALLBACK if name in saved}
+        super()._load_callback_state()
+        saved |= own
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         check_trained(self.model)
@@ -417,17 +427,47 @@ class AmcTrainer(PublishingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        handler = self.callback_handler
-        of_training = handler.callbacks
-        metric = self.args.metric_for_best_model or ""
-        is_unknown = metric == BEST_BY_DEFAULT and f"{metric_key_prefix}_".startswith("eval_")
-        is_in = f"eval_{metric.removeprefix('eval_')}".startswith(f"{metric_key_prefix}_")
-        if not (self.is_in_train and (is_unknown or is_in)):  # else early stopping warns that it is disabled
-            handler.callbacks = [each for each in of_training if not isinstance(each, EarlyStoppingCallback)]
+        with self.keeping_callbacks():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        is_whole = self.is_in_train and eval_dataset is None and metric_key_prefix == "eval"
+        if is_whole and self.args.metric_for_best_model and self.best_metric not in metrics:
+            raise ValueError(not_measured(self.args.metric_for_best_model, metrics))
+        return metrics
+
+    def predict(self, *args, **kwargs) -> PredictionOutput:
+        with self.keeping_callbacks():
+            return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def keeping_callbacks(self) -> Iterator[None]:
+        """What `evaluation_loop` takes out in here comes back."""
+        of_training = self.callback_handler.callbacks
         try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            yield
         finally:
-            handler.callbacks = of_training
+            self.callback_handler.callbacks = of_training
+
+    @property
+    def eval_datasets(self) -> dict[str, Any]:
+        """What a run is evaluated on, by the prefix of its metrics."""
+        data = self.eval_dataset
+        return {f"eval_{name}": data[name] for name in data} if isinstance(data, dict) else {"eval": data}
+
+    @property
+    def best_metric(self) -> str:
+        """As Trainer looks for it."""
+        return f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+
+    def check_best_metric(self) -> None:
+        """ValueError: an evaluation will not have `metric_for_best_model`, as far as is known before one."""
+        metric = self.args.metric_for_best_model
+        if metric in (None, BEST_BY_DEFAULT) or self.args.eval_strategy == "no":
+            return
+        known = {f"{prefix}_{name}": (name, data) for prefix, data in self.eval_datasets.items() for name in MEASURED}
+        if self.best_metric in known:
+            check_metric(*known[self.best_metric])
+        elif isinstance(self.compute_metrics, PointingScores):
+            raise ValueError(not_measured(metric, known))
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         self.means["eval"] = LossMeans()
@@ -435,11 +475,14 @@ class AmcTrainer(PublishingTrainer):
         losses = self.means["eval"].drain(self.accelerator)
         losses["loss"] = sum(self.args.loss_weights[name] * value for name, value in losses.items())
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
-        is_of_run = self.is_in_train and f"{metric_key_prefix}_".startswith("eval_")  # and no callback's own
+        is_of_run = self.is_in_train and metric_key_prefix in self.eval_datasets  # and no callback's own
         if self.args.metric_for_best_model == BEST_BY_DEFAULT and is_of_run:
             has_points = f"{metric_key_prefix}_pointing_game" in output.metrics
             self.args.metric_for_best_model = f"{metric_key_prefix}_{'pointing_game' if has_points else 'loss'}"
             self.args.greater_is_better = has_points
+        if not (is_of_run and self.best_metric in output.metrics):  # else early stopping warns that it is disabled
+            handler = self.callback_handler
+            handler.callbacks = [each for each in handler.callbacks if not isinstance(each, EarlyStoppingCallback)]
         evaluation = Evaluation.of(dataloader.dataset, metric_key_prefix, output)
         self.evaluations[evaluation.name] = evaluation
         # Later evaluations may be of other data than is drawn, and what is reported to is closed.
@@ -579,6 +622,11 @@ def check_arguments(
             f"processing_class must be a whole processor, not {type(processing_class).__name__}, which no model loads "
             "with: leave it out, and the collator's processor is saved."
         )
+
+
+def not_measured(metric: str, names: Iterable[str]) -> str:
+    there = ", ".join(sorted(name.removeprefix("eval_") for name in names))
+    return f"metric_for_best_model: {metric.removeprefix('eval_')} is not measured; what is: {there}."
 
 
 def known_pairs(batch: dict[str, Any]) -> torch.Tensor:

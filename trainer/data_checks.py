@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from transformers.utils import logging
 
 from .box_units import SIZEABLE
+from .loss_means import ITEMS
 from .phrase_rows import PhraseRows, Record, phrase_counts
 from .regions import REGIONS, to_xyxy
 from .splits import told
@@ -52,6 +53,27 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
         share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
         phrases = "training phrases" if is_whole else "first training phrases"
         logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region, which is learned from these only.")
+
+
+def check_metric(metric: str, dataset: Any) -> None:
+    """ValueError: the data to evaluate on have no phrase that this metric is of; of streamed data it is not known."""
+    columns = columns_of(dataset)
+    if columns is None or is_transformed(dataset) or isinstance(dataset, datasets.IterableDataset):
+        return
+    regions, needed = [name for name in REGIONS if name in columns], None
+    if ITEMS.get(metric) == "regions" or metric == "pointing_game":
+        has_any = bool(regions) and look_at_regions(dataset, regions, "xyxy").num_with_region > 0
+        needed = None if has_any else f"have a region ({', '.join(REGIONS)})"
+    elif ITEMS.get(metric) == "absent" or metric == "absent_auroc":
+        rows = dataset if isinstance(dataset, PhraseRows) else dataset.with_format(None)
+        is_absent = [value == 1 for value in rows["absent"]] if "absent" in columns else [False]
+        needed = None if any(is_absent) else "are absent (column absent)"
+        needed = "are not absent" if metric == "absent_auroc" and all(is_absent) else needed
+    if needed is not None:
+        raise ValueError(
+            f"metric_for_best_model: {metric} is of phrases that {needed}, and the evaluation data have none: choose "
+            "another metric, or other data."
+        )
 
 
 def check_boxes(dataset: Any, box_format: str, name: str) -> "RegionStatistics":
