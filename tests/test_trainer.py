@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import BlipForImageTextRetrieval, TrainerCallback
 
 from dataset_scripts.features import FEATURES, encode_png, make_row
-from modeling_albef_amc import AlbefForPreTraining
+from modeling_albef_amc import AlbefForPreTraining, AutoGrounder
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.processors import max_tokens
 from tests.helpers.data import (
@@ -295,9 +295,9 @@ def test_alpha_rises_over_the_first_epochs(tmp_path):
 
 def test_epochs_of_data_without_a_length_are_counted(tmp_path):
     """Two steps an epoch, of which Trainer knows nothing."""
-    collator, seen = collator_of(), []
-    settings = dict(max_steps=5, alpha_ramp_epochs=2.0, alpha=0.4)
-    trainer = make_trainer(tmp_path, dataset=tiny_dataset(8).to_iterable_dataset(), collator=collator, **settings)
+    settings, seen = dict(max_steps=5, alpha_ramp_epochs=2.0, alpha=0.4), []
+    trainer = make_trainer(tmp_path, dataset=tiny_dataset(8).to_iterable_dataset(), **settings)
+    collator = trainer.data_collator
     trainer.model.register_forward_pre_hook(lambda *a: seen.append((collator.epoch, a[2]["alpha"])), with_kwargs=True)
     trainer.train()
     epochs, alphas = zip(*seen)
@@ -470,6 +470,25 @@ def test_images_are_not_cut_in_training_and_evaluation(tmp_path):
     for batch in (trainer.data_collator([record]), next(iter(loader))):
         (image,) = batch["pixel_values"]
         assert image[:, 8:16, :5].min() > image[:, :, 8:].max() and batch["masks"][0, 4:8, :2].min() == 1
+
+
+def test_a_collator_and_its_processor_serve_models_of_several_sizes(tmp_path):
+    """None of them takes the sizes or the epoch of another."""
+    small, collator = own_tokenizer_model("clip"), collator_of(own_clip_processor(), mlm_probability=0)
+    config = copy.deepcopy(small.config)
+    config.vision_config.image_size, config.text_config.max_position_embeddings = 48, 30
+    models, said = [small, type(small)(config)], collator.processor.to_dict()
+    trainers = [make_trainer(tmp_path, model, collator=collator, max_steps=4) for model in models]
+    grounders = [AutoGrounder(model, collator.processor) for model in models]
+    for trainer, grounder, side, length in zip(trainers, grounders, (32, 48), (max_tokens(small.config), 30)):
+        for each in (trainer.data_collator, trainer.eval_data_collator):
+            assert each(tiny_dataset(2).to_list())["pixel_values"].shape == (2, 3, side, side)
+            assert each.max_tokens == length and each.processor.image_processor.size["height"] == side
+        assert grounder.processor.image_processor.size == {"height": side, "width": side}
+        assert trainer.processing_class is trainer.callback_handler.processing_class is trainer.data_collator.processor
+    trainers[0].train()
+    assert [each.data_collator.epoch for each in trainers] == [1, 0] and collator.max_tokens is None
+    assert collator.processor.to_dict() == said
 
 
 @pytest.mark.parametrize("family", ["albef", *sorted({*TINY} - {"qwen3_5"})])  # whose tokenizer spells words here

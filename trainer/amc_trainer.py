@@ -76,8 +76,8 @@ class AmcTrainer(PublishingTrainer):
         shuffle_buffer: streamed phrases that each worker holds in memory to shuffle them.
         draw_heatmaps: called as `draw_heatmaps(trainer)` after each evaluation while training, for `report_to`, and for
             the model card; returns an image.
-        data_collator: a `GroundingCollator`, or what gives such batches. The former is set to show the model whole
-            images (`whole_images`) and phrases as long as it reads, if its family is known.
+        data_collator: a `GroundingCollator`, or what gives such batches. Of the former a copy is set to show the model
+            whole images (`whole_images`) and phrases as long as it reads, if its family is known.
         eval_data_collator: default: `data_collator.for_evaluation`, masking as many words; of a collator of another
             class, a copy.
         Everything else as in `Trainer`; `processing_class` is the collator's `processor` by default.
@@ -93,6 +93,7 @@ class AmcTrainer(PublishingTrainer):
 
     args: AmcConfig
     data_collator: Callable
+    processing_class: Any
     current_gradient_accumulation_steps = 1  # until Trainer sets it, in its first step
     num_phrases = 0  # that matching has trained on, and those of them without a wrong image in their batch
     num_without_wrong_image: int | torch.Tensor = 0
@@ -133,9 +134,11 @@ class AmcTrainer(PublishingTrainer):
             plugin.ignored_modules = left_out(self.model, plugin.ignored_modules)
         # Trainer divides any loss by the micro-batches of its step, whatever the model's forward takes: `compute_loss`.
         self.model_accepts_loss_kwargs = False
-        for collator in (data_collator, eval_data_collator):
-            self.fit_collator(collator)
-        self.eval_data_collator = eval_data_collator or evaluation_collator(data_collator)
+        self.data_collator = self.fitted(data_collator)
+        self.eval_data_collator = self.fitted(eval_data_collator) or evaluation_collator(self.data_collator)
+        if self.processing_class is getattr(data_collator, "processor", None):
+            self.processing_class = getattr(self.data_collator, "processor", None)
+            self.callback_handler.processing_class = self.processing_class
         self.phrases_per_image = phrases_per_image
         self.shuffle_buffer = shuffle_buffer
         self.draw_heatmaps = draw_heatmaps
@@ -162,13 +165,15 @@ class AmcTrainer(PublishingTrainer):
         check_objectives(model, self.args)
         return model
 
-    def fit_collator(self, collator: Callable | None) -> None:
-        """Sets a `GroundingCollator` to what a model of a known family reads: whole images, and phrases so long."""
+    def fitted(self, collator: Callable | None) -> Callable | None:
+        """Of a `GroundingCollator` a copy that is set to what a model of a known family reads: whole images, and
+        phrases so long."""
         config = self.model.config
-        if isinstance(collator, GroundingCollator) and config.model_type in FAMILIES:
-            collator.processor = whole_images(collator.processor, config)
-            collator.max_tokens = max_tokens(config)
-            collator.num_known_tokens = num_known_tokens(config)
+        if not isinstance(collator, GroundingCollator) or config.model_type not in FAMILIES:
+            return collator
+        processor = whole_images(collator.processor, config)
+        lengths = dict(max_tokens=max_tokens(config), num_known_tokens=num_known_tokens(config))
+        return collator.changed(processor=processor, **lengths)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         return self.explained(super().call_model_init(trial))

@@ -56,7 +56,7 @@ class AutoGrounder(PhraseGrounder):
 
     Args:
         model: of a known family, or of any other if `explain` is given.
-        processor: its processor; it is set to show the model whole images, see `whole_images`.
+        processor: its processor; a copy is set to show the model whole images, see `whole_images`.
         explain: a function to use instead of the family's, see `Family.explain`.
         device: as of `torch.device`; default: the model's.
         max_encodings: encoded images that are kept from call to call, for more phrases of the same image, as long

@@ -1,5 +1,6 @@
 """What the processors of all families must do for grounding: show the whole image, and place phrases alike."""
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -159,11 +160,11 @@ class Squares(CLIPImageProcessorPil):
 
 
 def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | None = None) -> Any:
-    """A processor that resizes images to one size, all of them and nothing but them.
+    """A processor that resizes images to one size, all of them and nothing but them; the one given stays as it is.
 
-    It is the processor itself, changed in place, but for generative models, which get a `GenerativeProcessor`. CLIP and
-    its like cut out the middle of a image; ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps would lie
-    beside what they show. SigLIP 2's (naflex) has a shape for every image, which no batch could have.
+    It is a copy, and of generative models a `GenerativeProcessor`. CLIP and its like cut out the middle of an image;
+    ViLT and BridgeTower fill it up to a shape of the batch. Heatmaps would lie beside what they show. SigLIP 2's
+    (naflex) has a shape for every image, which no batch could have.
 
     Args:
         config: of the model; SigLIP's take over the tokenizer's `pad_token_id`. image_size: side in pixels; default:
@@ -177,7 +178,8 @@ def whole_images(processor: Any, config: PreTrainedConfig, image_size: int | Non
     if config.model_type in DECODERS:
         own = processor.processor if isinstance(processor, GenerativeProcessor) else processor
         return GenerativeProcessor(own, config, image_size)
-    images, vision = processor.image_processor, vision_config(config)
+    processor, vision = copy.copy(processor), vision_config(config)
+    images = processor.image_processor = copy.copy(processor.image_processor)
     if type(images).__name__.startswith("Siglip2ImageProcessor"):
         images = processor.image_processor = Squares(images)
     own, patch_size = dict(images.size), getattr(vision, "patch_size", 1)
