@@ -14,6 +14,8 @@ MOST_TASKS = 1000
 OBJECT_STORE_BYTES = 2**27
 # It reports to its makers unless told otherwise, and warns of what is no trouble here.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# What newer versions do by themselves, and 2.55 warns of at every start; actors that are to use no GPU are told so.
+QUIET |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def by_actors(
