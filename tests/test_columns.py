@@ -423,12 +423,27 @@ def test_columns_that_are_not_there_or_in_doubt(tmp_path, names, message):
         records(write_rows(tmp_path / "mine.jsonl", rows), Columns(names))
 
 
-def test_objects_of_which_one_has_another_key_are_named(tmp_path):
+@pytest.mark.parametrize(
+    ("phrase", "odd", "told"),
+    [
+        ({}, {"crowd": 0}, r"record 2 has {'bbox': .*'crowd': 0}, which is unlike {'bbox': .*} in 'crowd': give all"),
+        ({"phrase": ["a dog", "a cat"]}, {"crowd": 0}, r"record 2 has .* in 'crowd': give all"),
+        (
+            {},
+            {"label": 7},
+            r"record 2 has {.*'label': 7, .*}, which is unlike {.*'label': 'cat'.*} in 'label': give all",
+        ),
+    ],
+)
+def test_objects_of_which_one_has_another_key_or_type_are_named(tmp_path, phrase, odd, told):
     photos(tmp_path)
-    objects = [{"bbox": CORNERS[0], "phrase": "a dog"}, {"bbox": CORNERS[1], "phrase": "a cat", "crowd": 0}]
-    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", "objects": objects}])
-    with pytest.raises(ValueError, match=r"no column phrase; .* objects cannot be looked into: .* the same keys"):
-        records(path)
+    objects = [{"bbox": corners, "label": "cat", "note": None} for corners in CORNERS[:2]]
+    rows = [{"image": "photos/0.png", "objects": objects, **phrase} for _ in range(3)]
+    rows[2] = rows[2] | {"objects": [objects[0] | {"note": "big"}, objects[1] | odd]}
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    missing = "none of the columns boxes" if phrase else "no column phrase"
+    with pytest.raises(ValueError, match=rf"{missing}.* objects\S* cannot be looked into: {told}"):
+        open_split(str(path), None, "train", needs_regions=True)
 
 
 def test_doubts_about_boxes(tmp_path, caplog):
@@ -1088,7 +1103,7 @@ def test_a_table_of_ones_own_is_trained_on_evaluated_and_grounded(tmp_path, mode
     for more, message in (
         (["--eval_splits", "validation"], "is a file, of one split"),
         (["--eval_splits", "train[:1]", "--validation_fraction", "0.5"], "there are eval_splits"),
-        (["--validation_fraction", "1"], "at least 0 and below 1"),
+        (["--validation_fraction", "1"], "validation_fraction must be below 1: nothing"),
         (["--validation_fraction", "0.5", "--streaming", "true"], "leave out streaming"),
         (["--columns", "text"], "--columns takes OURS=THEIRS pairs"),
     ):

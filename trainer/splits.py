@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ COLUMNS = {
     "proposals": [[NUMBERS]],
     "categories": [TEXT],
 }
+MOST_SEARCHED = 10_000  # rows, for one that is unlike others
 # What they hold in a row with a list of phrases, which is several records; see `phrase_rows`.
 LISTED = COLUMNS | {column: [COLUMNS[column]] for column in OF_PHRASES}
 
@@ -135,7 +137,7 @@ def open_split(
         with told_here():
             first = rows_to_look_at(dataset, found)
         dataset = arrange(dataset, found, path, first)
-        dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
+        dataset, is_listed = known_columns(dataset, found, path, needs_regions, stored.select_columns(others))
     dataset = put_together(dataset, found, columns, path)
     if isinstance(dataset, Dataset):
         with told_here():
@@ -273,6 +275,40 @@ def csv_options(files: list[str], features: Features, texts: list[str], found: F
     return options | ({"chunksize": 2**31 - 1} if is_whole else {})
 
 
+def not_looked_into(dataset: Dataset | IterableDataset) -> str:
+    """What to do about the first column whose entries differ in keys or types, and the first that does."""
+    mixed = [place for place, leaf in leaves(dataset.features).items() if leaf.is_mixed]
+    if not mixed:
+        return ""
+    column = mixed[0][0]
+    rows = islice(dataset.select_columns([column]), MOST_SEARCHED)
+    entries = ((number, entry) for number, row in enumerate(rows) for entry in objects_in(row[column]))
+    _, first = next(entries, (0, {}))
+    found = ""
+    for number, entry in entries:
+        keys = [key for key in first | entry if len({kind_of(first, key), kind_of(entry, key)} - {"NoneType"}) > 1]
+        if keys:
+            found = f" record {number} has {entry!r:.100}, which is unlike {first!r:.100} in {keys[0]!r}:"
+            break
+    return f" {written(mixed[:1])} cannot be looked into:{found} give all that is in it the same keys and types."
+
+
+def objects_in(value: Any) -> Iterator[dict]:
+    """Also in lists of lists."""
+    if isinstance(value, dict):
+        yield value
+    for each in value if isinstance(value, list) else ():
+        yield from objects_in(each)
+
+
+def kind_of(entry: dict, key: str) -> str:
+    """Of what it has there; None goes with any, but a key that is missing with none."""
+    value = entry.get(key)
+    if key not in entry:
+        return "missing"
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
 def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found: Found, path: str) -> str:
     """What to do about a data set without a phrase or an image."""
     guessed = {ours: written(found.places[ours]) for ours in found.guessed if ours in ("image", "phrase")}
@@ -288,8 +324,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     ]
     if "phrase" in missing and numbers:
         remedy = f"{written(numbers[:1])} has numbers: for phrases, write the categories' names there. {remedy}"
-    if mixed := [place for place, leaf in there.items() if leaf.is_mixed]:
-        remedy += f" {written(mixed[:1])} cannot be looked into: give all that is in it the same keys and types."
+    remedy += not_looked_into(dataset)
     if (metadata or tables) and "phrase" in missing and set(dataset.column_names) <= {"image", "label"}:
         remedy = f"datasets read its images and passed over {os.path.relpath((metadata or tables)[0], path)}: " + (
             "words such as train or test in the names of images or folders say splits to it. Put all images of a "
@@ -451,17 +486,17 @@ def lines_of_other_texts(files: list[str]) -> Iterator[str]:
 
 
 def known_columns(
-    dataset: Dataset | IterableDataset, found: Found, path: str, needs_regions: bool, others: list[str]
+    dataset: Dataset | IterableDataset, found: Found, path: str, needs_regions: bool, others: Dataset | IterableDataset
 ) -> tuple[Dataset | IterableDataset, bool]:
     """The data set with its columns in our order, and whether its rows have lists of phrases.
 
-    Args: others: columns that it had and that nobody knows, for messages.
+    Args: others: the columns that it had and that nobody knows, for messages.
     """
     if needs_regions and not set(REGIONS) & set(dataset.column_names):
         raise ValueError(
             f"AMC needs regions, and scores do; {path} has none of the columns {', '.join(REGIONS)}; not understood: "
-            f"{listed(others) or 'none'}. Say which has its regions (--columns boxes=…), or train without AMC: "
-            "--region_loss none."
+            f"{listed(others.column_names) or 'none'}. Say which has its regions (--columns boxes=…), or train without "
+            f"AMC: --region_loss none.{not_looked_into(others)}"
         )
     dataset = dataset.select_columns([column for column in COLUMNS if column in dataset.column_names])
     is_listed = fits(dataset.features["phrase"], LISTED["phrase"])
