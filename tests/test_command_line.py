@@ -202,6 +202,7 @@ def test_choices_are_those_of_the_modules():
         (["evaluate", "--models", "a=b", "--dataset", ""], "an empty name: is a variable of the shell not set?"),
         (["inspect", "set", "--output", "looked"], "--output looked: choose a kind of picture by its ending"),
         (["train", "settings.json"], "error: Some specified arguments are not used by the HfArgumentParser"),
+        (["train", "--seed", "1.5"], "error: argument --seed: invalid int value: '1.5'"),
         (["train", "--report_to", "none", "--lr_scheduler_type", "foo"], "error: foo is not a valid SchedulerType"),
         (["sweep", "--model", "a", "--dataset", "x", "--batch_size", "0"], "--batch_size and --max_examples must be"),
         (["evaluate", "--models", "a/b=run", "--dataset", "x"], "names in --models become names of folders"),

@@ -195,7 +195,13 @@ def test_a_checkpoint_of_another_family_is_named(data, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["--lora_rank", "-1"], "lora_rank must not be negative"),
+        (["--lora_rank", "-1"], "lora_rank must be at least 0, got -1"),
+        (["--lora_alpha", "nan"], "lora_alpha must be above 0, got nan"),
+        (["--mask_size", "0"], "mask_size must be at least 1, got 0"),
+        (["--shuffle_buffer", "0"], "shuffle_buffer must be at least 1, got 0"),
+        (["--max_text_length", "-1"], "max_text_length must be at least 1, got -1"),
+        (["--max_eval_examples", "0"], "max_eval_examples must be at least 1, got 0"),
+        (["--color_jitter", "nan"], r"color_jitter must lie in 0\.\.1, got nan"),
         (["--lora_dropout", "1"], "lora_dropout must be at least 0 and below 1"),
         (["--metric_for_best_model", "eval_klal"], "klal is not measured; what is: absent_auroc, loss, loss_absent"),
         (["--lora_alpha", "8"], "lora_alpha needs lora_rank"),

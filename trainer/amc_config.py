@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
-from .arguments import AmcArguments
+from .arguments import ABOVE_0, AmcArguments, check_numbers
 from .loss_means import ITEMS
 
 
@@ -38,12 +38,13 @@ LEFT: dict[str, tuple[tuple, str]] = {
     "deepspeed": ((None,), "AMC differentiates twice, which was not tried with it; use DDP or FSDP"),
     "parallelism_config": ((None,), "images and phrases of a batch are not split; use DDP or FSDP"),
 }
-# The least and the most that settings may be, where Trainer would find out late or not at all.
+# As those of `arguments`, where Trainer would find out late or not at all.
 RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
     (
         *map(weight_name, ITEMS),
         *("alpha_ramp_epochs", "amc_margin_mean", "amc_margin_max", "dataloader_num_workers", "num_logged_heatmaps"),
         *("early_stopping_patience", "early_stopping_threshold", "num_train_epochs", "warmup_steps", "weight_decay"),
+        *("learning_rate", "logging_steps", "eval_steps", "eval_delay", "neftune_noise_alpha"),
     ),
     (0, math.inf),
 )
@@ -51,6 +52,11 @@ RANGES |= dict.fromkeys(
     ("gradient_accumulation_steps", "per_device_eval_batch_size", "dataloader_prefetch_factor", "max_bad_steps"),
     (1, math.inf),
 )
+RANGES |= dict.fromkeys(
+    ("per_device_train_batch_size", "max_steps", "save_total_limit", "eval_accumulation_steps", "ddp_timeout"),
+    (1, math.inf),
+)
+RANGES |= {"save_steps": (ABOVE_0, math.inf), "ddp_bucket_cap_mb": (1, math.inf)}
 RANGES |= {"alpha": (0, 1), "seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1)}
 # Of `region_loss`: the losses that count then.
 _AMC = "loss_amc_mean", "loss_amc_max"
@@ -76,6 +82,7 @@ class AmcConfig(AmcArguments, TrainingArguments):
             if getattr(self, name) not in values:
                 allowed = " or ".join(map(str, values))
                 raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)}: {reason}.")
+        check_numbers(self, RANGES)
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_warmup_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1, "warmup_lr_rate": 0.1}
         by_schedule = self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")  # which expect something to fall
@@ -92,7 +99,7 @@ class AmcConfig(AmcArguments, TrainingArguments):
                 f"This lr_scheduler_type expects {self.metric_for_best_model} to fall: set lr_scheduler_kwargs to "
                 '{"mode": "max"}.'
             )
-        self._check_ranges()
+        self._check_optimization()
         self._check_loading()
         self._check_losses()
         self._check_early_stopping()
@@ -117,12 +124,9 @@ class AmcConfig(AmcArguments, TrainingArguments):
     def uses_regions(self) -> bool:
         return self.uses_amc or self.uses_klal
 
-    def _check_ranges(self) -> None:
-        for name, (least, most) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:  # no number lies in a range, either
-                allowed = f"lie in {least}..{most:,}" if most < math.inf else f"be at least {least}"
-                raise ValueError(f"{name} must {allowed}, got {value}.")
+    def _check_optimization(self) -> None:
+        if isinstance(self.optim_args, str) and not all("=" in part for part in self.optim_args.split(",")):
+            raise ValueError(f"optim_args must be NAME=VALUE, with commas between several, got {self.optim_args!r}.")
         if not (self.max_grad_norm or 0) > 0:
             raise ValueError("max_grad_norm must be above 0: the gradient norm is what tells a bad step.")
 

@@ -5,6 +5,7 @@ Nothing here imports torch or transformers before settings are parsed, so that h
 
 import argparse
 import dataclasses
+import math
 import reprlib
 import sys
 from dataclasses import dataclass, field
@@ -19,6 +20,34 @@ def option(default: Any, help: str, **of_parser: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"help": help, **of_parser})
     return field(default=default, metadata={"help": help, **of_parser})
+
+
+ABOVE_0 = math.ulp(0.0)  # the least number that is
+# The least and the most that numbers among the settings may be.
+RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
+    ("image_size", "mask_size", "max_text_length", "phrases_per_image", "shuffle_buffer"), (1, math.inf)
+)
+RANGES |= dict.fromkeys(("max_train_examples", "max_eval_examples"), (1, math.inf))
+RANGES |= dict.fromkeys(("flip", "gray", "color_jitter", "crop", "mlm_probability", "validation_fraction"), (0, 1))
+RANGES |= {"lora_rank": (0, math.inf), "lora_alpha": (ABOVE_0, math.inf)}
+
+
+def check_numbers(settings: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """ValueError: a number among the fields of a dataclass is outside its range, or not finite; defaults are right.
+
+    Only `max_grad_norm` may be infinite, which clips nothing.
+    """
+    for setting in dataclasses.fields(settings):
+        name, value = setting.name, getattr(settings, setting.name)
+        if not isinstance(value, int | float) or value == setting.default:
+            continue
+        least, most = ranges.get(name, (-math.inf, math.inf))
+        if not least <= value <= most:  # no number lies in a range, either
+            allowed = f"lie in {least}..{most:,}" if most < math.inf else f"be at least {least}"
+            allowed = {ABOVE_0: "be above 0", -math.inf: "be a number"}.get(least, allowed)
+            raise ValueError(f"{name} must {allowed}, got {value}.")
+        if math.isinf(value) and name != "max_grad_norm":
+            raise ValueError(f"{name} must be finite, got {value}.")
 
 
 @dataclass
@@ -54,8 +83,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}.")
+        check_numbers(self, RANGES)
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}.")
         for name in ("lora_alpha", "lora_dropout", "lora_modules"):
@@ -118,6 +146,9 @@ class DataArguments:
         "is named once, and counted in the end.",
     )
     crop: float = option(0.0, "Probability of a random crop that keeps all regions.")
+
+    def __post_init__(self):
+        check_numbers(self, RANGES)
 
 
 @dataclass
@@ -196,6 +227,7 @@ def parse_arguments(*dataclasses_: type, arguments: list[str] | None = None) -> 
         usage="%(prog)s [CONFIG.yaml] [--name value ...]",
         formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, max_help_position=40, width=110),
     )
+    setattr(parser, "print_usage", lambda file=None: None)  # noqa: B010  mistakes are told in one line
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path = Path(arguments.pop(0))
         # Not the types in dataclasses.fields: the parser has simplified those.

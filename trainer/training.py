@@ -144,8 +144,8 @@ def load_data(
     data_args.dataset = rows_of(data_args.dataset, columns, data_args.strict)
     source = data_args.dataset, data_args.dataset_config
     fraction = data_args.validation_fraction
-    if not 0 <= fraction < 1:
-        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {fraction}")
+    if fraction == 1:
+        raise ValueError("validation_fraction must be below 1: nothing would be left to train on.")
     if fraction and data_args.streaming:
         raise ValueError("validation_fraction needs all images at hand: leave out streaming, or name eval_splits.")
     limit = None if fraction else data_args.max_train_examples
@@ -188,8 +188,6 @@ def load_split(
 
 
 def first_records(dataset: Dataset | PhraseRows, limit: int | None) -> Dataset | PhraseRows:
-    if limit is not None and limit < 1:
-        raise ValueError(f"max_train_examples and max_eval_examples must be at least 1, or be left out; got {limit}")
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
