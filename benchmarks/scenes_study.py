@@ -172,12 +172,8 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "region losses": {
         f"{title}, {loss}": {"data": "mask", "region_loss": loss} | settings
-        # ALBEF without any, and by AMC, is among "kinds" and "losses".
-        for title, losses, settings in (
-            ("LLaVA", ("none", "amc", "klal", "both"), {"family": "llava"} | SAYS_PHRASES),
-            ("ALBEF", ("klal", "both"), {}),
-        )
-        for loss in losses
+        for title, settings in (("ALBEF", {}), ("LLaVA", {"family": "llava"} | SAYS_PHRASES))
+        for loss in ("klal", "amc", "both", "none")
     },
     "generative": {
         f"{family} {name} AMC": {"data": "mask", "family": family} | SAYS_PHRASES | settings
@@ -195,21 +191,40 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
 STUDIES["kinds"]["boxes"]["box_choice"] = "all"
 
 
-def train(settings: dict[str, Any], recipe: str, output: Path) -> dict[str, float]:
-    """Results of a run on `test`, unless it was done before; its weights are not kept."""
+def train(settings: dict[str, Any], recipe: str, output: Path, by_attention: bool) -> dict[str, float]:
+    """Results of a run on `test`, unless it was done before; its weights are not kept.
+
+    Args: by_attention: also by the attention alone, without its gradient.
+    """
     done = output / "all_results.json"
     if not done.exists():
         shutil.rmtree(output, ignore_errors=True)  # what an interrupted run left
         output.mkdir(parents=True)
         pairs = ((name, value if isinstance(value, list) else [value]) for name, value in settings.items())
         options = [text for name, values in pairs for text in (f"--{name}", *map(str, values))]
-        command = [sys.executable, "train.py", recipe, *options, "--output_dir", str(output)]
+        commands = [["train.py", recipe, *options, "--output_dir", str(output)]]
+        if by_attention:
+            told = [
+                "--dataset",
+                str(settings["dataset"]),
+                "--method",
+                "attention",
+                "--output",
+                str(output / "attention"),
+            ]
+            commands.append(["-m", "albef_amc.trainer.evaluate_grounding", "--models", f"trained={output}", *told])
         with open(output / "log.txt", "w") as log:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, cwd=ROOT, stdout=log, stderr=log, env=environment)
+            for command in commands:
+                whole = [sys.executable, *command]
+                subprocess.run(whole, check=True, cwd=ROOT, stdout=log, stderr=log, env=environment)
         for weights in output.glob("*.safetensors"):
             weights.unlink()
-    return json.loads(done.read_text())
+    found = json.loads(done.read_text())
+    if by_attention:
+        results = json.loads((output / "attention" / "results.json").read_text())
+        found["attention_pointing_game"] = results["trained"]["test"]
+    return found
 
 
 def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> list[Row]:
@@ -229,14 +244,22 @@ def run_study(study: str, seeds: int, steps: int, jobs: int, folder: Path) -> li
             recipe = f"trainer/configs/scenes_{'with_amc' if family in (None, 'albef') else 'families'}.yaml"
             settings |= {"model": model, "dataset": data}
             runs = [(seed, folder / study / f"{name.replace(' ', '_')}_{seed}") for seed in range(seeds)]
-            futures[name] = [pool.submit(train, settings | {"seed": seed}, recipe, output) for seed, output in runs]
+            futures[name] = [
+                pool.submit(train, settings | {"seed": seed}, recipe, output, study == "region losses")
+                for seed, output in runs
+            ]
     rows = []
     for name, of_name in futures.items():
         found = [100 * future.result()[metric] for future in of_name]
         row = {"name": name, "steps": steps, "mean": statistics.mean(found), "spread": spread(found), "seeds": found}
-        if study == "generative":
-            unseen = [100 * future.result()["test_unseen_pointing_game"] for future in of_name]
-            row |= {"unseen_mean": statistics.mean(unseen), "unseen_spread": spread(unseen), "unseen_seeds": unseen}
+        for study_of_it, beside, other in (
+            ("generative", "unseen", "test_unseen_pointing_game"),
+            ("region losses", "attention", "attention_pointing_game"),
+        ):
+            if study == study_of_it:
+                found = [100 * future.result()[other] for future in of_name]
+                row |= {f"{beside}_mean": statistics.mean(found), f"{beside}_spread": spread(found)}
+                row |= {f"{beside}_seeds": found}
         rows.append(row)
     return rows
 
