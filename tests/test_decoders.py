@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 import train
 from modeling_albef_amc import AutoGrounder, gradcam
@@ -488,6 +489,34 @@ def test_how_it_is_asked_is_saved_with_the_model_and_the_processor_as_it_was(tmp
     assert {file.name for file in (tmp_path / "later").iterdir()} == {path.name for path in before}
 
 
+def test_the_chat_template_is_found_where_transformers_finds_it(tmp_path, monkeypatch):
+    processor = own_processor("llava", monkeypatch)
+    model, template = model_of("llava", processor), processor.chat_template
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    expected = AutoGrounder.from_pretrained(str(tmp_path), device="cpu").score(photo(), PHRASES)
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("no place for an image")
+    grounder = AutoGrounder.from_pretrained(str(tmp_path), device="cpu")
+    assert grounder.score(photo(), PHRASES) == expected
+    grounder.processor.save_pretrained(tmp_path / "saved")
+    assert AutoProcessor.from_pretrained(tmp_path / "saved").chat_template.keys() == {"default", "tool_use"}
+    shutil.rmtree(more)
+    (tmp_path / "chat_template.jinja").unlink()
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    assert AutoGrounder.from_pretrained(str(tmp_path), device="cpu").score(photo(), PHRASES) == expected
+
+
+def test_a_tokenizer_without_padding_stays_so(monkeypatch):
+    processor = own_processor("llava", monkeypatch)
+    model = model_of("llava", processor)
+    processor.tokenizer.eos_token, processor.tokenizer.pad_token = processor.tokenizer.pad_token, None
+    assert AutoGrounder(model, processor, device="cpu").score(photo(), PHRASES)
+    assert processor.tokenizer.pad_token is None
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_images_of_another_size(name, monkeypatch):
     processor = own_processor(name, monkeypatch)
@@ -504,6 +533,7 @@ CHAT_ERRORS = {
     "has 0 places": (lambda chat: "USER: {} ASSISTANT:", {}),
     "has 2 places": (lambda chat: "USER: <image><image>{} ASSISTANT:", {}),
     "There is no chat template": (lambda chat: None, {}),
+    "Of the chat templates tool_use none is called default": (lambda chat: {"tool_use": chat}, {}),
 }
 
 
@@ -513,7 +543,7 @@ def test_a_chat_template_that_does_not_serve(message, monkeypatch):
     model, (change, _) = model_of("llava", processor), CHAT_ERRORS[message]
     chat = change(processor.chat_template)
     said = "{{ messages[0]['content'][1]['text'] }}"
-    processor.chat_template = chat and chat.replace("{}", said)
+    processor.chat_template = chat.replace("{}", said) if isinstance(chat, str) else chat
     with pytest.raises(ValueError, match=message):
         AutoGrounder(model, processor, device="cpu")
 

@@ -401,6 +401,7 @@ def test_merges_by_the_names_before_transformers_4_52(tmp_path):
         ({"itm_head.": None}, r"lacks base_model\.model\.itm_head\.bias\. It is damaged, or they are of another model"),
         ({"text_model.": "bert."}, r"lacks base_model\.model\.text_model\.layers"),
         ({}, r"has base_model\.model\.text_model\.layers\.9\.more\.weight, which fits no module"),
+        ({"itm_head.weight": 7}, r"has base_model\.model\.itm_head\.weight of another size than the base model's"),
     ],
 )
 def test_adapters_that_are_not_used_to_the_last_tensor_are_not_merged(change, message, tmp_path):
@@ -408,6 +409,10 @@ def test_adapters_that_are_not_used_to_the_last_tensor_are_not_merged(change, me
     file = tmp_path / "adapters" / lora.ADAPTER_WEIGHTS
     state = lora.load_file(file)
     for old, new in change.items():
+        if isinstance(new, int):
+            name = next(name for name in state if name.endswith(old))
+            state[name] = torch.zeros(new, 1)
+            continue
         renamed = {name: new and name.replace(old, new) for name in state if old in name}
         state = {renamed.get(name, name): value for name, value in state.items() if renamed.get(name, name)}
     if not change:
@@ -416,6 +421,30 @@ def test_adapters_that_are_not_used_to_the_last_tensor_are_not_merged(change, me
     with pytest.raises(ValueError, match=rf"adapters: the file of the adapters {message}"):
         lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_adapters_of_a_vocabulary_with_new_tokens_say_so(tmp_path):
+    import peft
+
+    model = load_model(saved(tmp_path / "base", TINY["clip"](), tiny_family_processor("clip", PHRASES)))
+    model.text_model.resize_token_embeddings(model.config.text_config.vocab_size + 5)
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["token_embedding"])
+    peft.get_peft_model(model, settings).save_pretrained(tmp_path / "adapters")
+    with pytest.raises(ValueError, match="adapters: its adapters are of another size than its base model"):
+        load_model(str(tmp_path / "adapters"))
+    with pytest.raises(ValueError, match=r"token_embedding\S*weight of another size than the base model's"):
+        lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
+
+
+def test_a_bias_for_a_layer_without_one_is_not_merged(tmp_path):
+    import peft
+
+    processor = tiny_family_processor("qwen2_5_vl", PHRASES)
+    model = load_model(saved(tmp_path / "base", TINY["qwen2_5_vl"](), processor))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["o_proj"], lora_bias=True))
+    adapted.save_pretrained(tmp_path / "adapters")
+    with pytest.raises(ValueError, match=r"adapters: peft cannot merge these: .*lora_bias=True"):
+        lora.merge(str(tmp_path / "adapters"), tmp_path / "merged")
 
 
 def test_what_adapts_the_input_is_not_merged(base, tmp_path):

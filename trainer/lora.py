@@ -228,8 +228,11 @@ def merge_into(model: PreTrainedModel, adapters: str, **hub: Any) -> PreTrainedM
     adapted = PeftModel(part, config)
     if part is model and known_modules(model).moving is not None:
         model.drop_momentum_adapters()
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    problem, wrong = "lacks {}", outside_momentum(expected - state.keys())
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    problem, wrong = "lacks {}", outside_momentum(expected.keys() - state.keys())
+    if not wrong:
+        other = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+        problem, wrong = "has {} of another size than the base model's", outside_momentum(other)
     if not wrong:
         unused = set_peft_model_state_dict(adapted, state).unexpected_keys
         problem, wrong = "has {}, which fits no module", outside_momentum(unused)
@@ -238,7 +241,10 @@ def merge_into(model: PreTrainedModel, adapters: str, **hub: Any) -> PreTrainedM
             f"{adapters}: the file of the adapters {problem.format(min(wrong))}. It is damaged, or they are of another "
             f"model than {type(part).__name__}: get it again, or merge it by merge_and_unload of peft."
         )
-    adapted.merge_and_unload(safe_merge=True)
+    try:
+        adapted.merge_and_unload(safe_merge=True)
+    except RuntimeError as error:  # a bias for a layer that has none
+        raise ValueError(f"{adapters}: peft cannot merge these: {error}") from error
     return part
 
 

@@ -293,6 +293,11 @@ def load_model(
             missing = model.load_adapter(path, **options).missing_keys if base != path else ()
         except ValueError as error:  # VeRA's share matrices
             raise ValueError(f"{path}: its adapters cannot be loaded ({error}) {merge}") from error
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path}: its adapters are of another size than its base model {base}: give it the one that they were "
+                "trained with, saved with its new tokens if it was given any."
+            ) from error
         missing = [name for name in missing if "momentum_encoder." not in name]  # which `groundable` drops
         if base != path:
             load_grounding(model, path, **hub)

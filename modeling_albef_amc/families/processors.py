@@ -47,7 +47,8 @@ class GenerativeProcessor:
         self, processor: "ProcessorMixin | LoadedProcessor", config: PreTrainedConfig, image_size: int | None = None
     ):
         self.processor, self.tokenizer = processor, processor.tokenizer
-        if self.tokenizer.pad_token is None:
+        if self.tokenizer.pad_token is None:  # of a copy: people's own is what is saved
+            self.tokenizer = copy.deepcopy(self.tokenizer)
             self.tokenizer.pad_token = self.tokenizer.eos_token
         family, grounding = DECODERS[config.model_type], vars(config).get("grounding", {})
         trained = getattr(config.vision_config, "image_size", None) or fixed_side(processor.image_processor)
@@ -64,6 +65,10 @@ class GenerativeProcessor:
             raise ValueError(f"Images of {side} x {side} pixels are not a whole number of cells of {cell}.")
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if "prompt" not in grounding:
+            if isinstance(template, dict):  # of several, transformers takes this one, too
+                if "default" not in template:
+                    raise ValueError(f"Of the chat templates {', '.join(template)} none is called default: set it.")
+                template = template["default"]
             family.make_prompt(config, self.tokenizer, template).keep(config)
         config.grounding = {**config.grounding, "image_size": side}
         self.lead = Prompt.of(config).lead
@@ -104,8 +109,10 @@ def check_tokens(input_ids: torch.Tensor, num_known: int | None) -> None:
     """ValueError: the tokenizer has tokens that the model does not know."""
     most = int(input_ids.max())
     if num_known is not None and most >= num_known:
-        advice = "model.resize_token_embeddings(len(tokenizer)) adds them"
-        raise ValueError(f"the tokenizer has a token {most}, the model {num_known} tokens only: {advice}")
+        raise ValueError(
+            f"the tokenizer has a token {most}, the model {num_known} tokens only: take the tokenizer that the model "
+            "was trained with, or train the model with embeddings of the new tokens (resize_token_embeddings)"
+        )
 
 
 def fixed_side(images: BaseImageProcessor) -> int:
@@ -128,8 +135,9 @@ class LoadedProcessor(PushToHubMixin):
         self.image_processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=False, backend="pil", **hub)
         found = {name: cached_file(path, name, **hub, **QUIETLY) for name in PROCESSOR_FILES}
         self.files = {name: Path(file).read_bytes() for name, file in found.items() if file is not None}
-        legacy = self.files.get("chat_template.json")
-        self.chat_template = None if legacy is None else json.loads(legacy)["chat_template"]
+        # Of a file of its own the tokenizer knows.
+        older = [json.loads(self.files.get(name, "{}")) for name in ("processor_config.json", "chat_template.json")]
+        self.chat_template = next((each["chat_template"] for each in older if "chat_template" in each), None)
 
     def save_pretrained(
         self, folder: str, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
