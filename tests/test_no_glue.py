@@ -544,3 +544,14 @@ def test_a_list_of_names_is_yolos_where_nothing_else_is(tmp_path):
     shape = {"label": "dog", "points": [[1, 1], [4, 4]], "shape_type": "rectangle"}
     (tmp_path / "photo.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(labelme_json(shape)).encode())
     assert known(tmp_path) == ["labelme"]
+
+
+def test_label_studios_list_of_categories_is_no_coco(tmp_path):
+    """It lies beside YOLO's labels, which it says nothing of that classes.txt does not."""
+    notes = {"categories": [{"id": 0, "name": "dog"}], "info": {"year": 2024, "contributor": "Label Studio"}}
+    write(tmp_path / "notes.json", notes)
+    assert known(tmp_path) == []
+    write(tmp_path / "classes.txt", "dog\n")
+    assert known(tmp_path) == ["yolo"]
+    write(tmp_path / "result.json", notes | {"annotations": [], "images": []})
+    assert known(tmp_path) == ["coco"]

@@ -28,6 +28,9 @@ RECORDS = {
 }
 # Keys of a record with numbers, texts, lists, or as `skeleton` lists of lists in their values.
 VALUES = r"([^\[\]]|\[([^\[\]]|\[[^\[\]]*\])*\])*"
+CUT_OFF = "…"  # at the end of what is read of a longer file
+# A file that lists images, or may: beside labels of YOLO, Label Studio writes the categories alone.
+WITH_IMAGES = rf'^(?=.*("(images|annotations)"\s*:|{CUT_OFF}$))'
 KEYS = {
     ".xml": {"cvat": r"<annotations>", "voc": r"<annotation\b.*<(filename|object|size)>"},
     ".jsonl": RECORDS,
@@ -41,7 +44,7 @@ KEYS = {
         "createml": r'"annotations?"\s*:\s*\[\s*\{[^\[\]]*"coordinates"\s*:\s*\{',
         "coco": rf'^\s*\{{.*"images"\s*:\s*\[\s*\{{{VALUES}"(file_name|coco_url)"\s*:'
         r'|^\s*\{\s*("(info|licenses|categories)".*)?"annotations"\s*:\s*\[\s*\{.*"image_id"\s*:'
-        rf'|^\s*\{{\s*("(info|licenses)".*)?"categories"\s*:\s*\[\s*\{{{VALUES}"(id|name)"\s*:',
+        rf'|{WITH_IMAGES}\s*\{{\s*("(info|licenses)".*)?"categories"\s*:\s*\[\s*\{{{VALUES}"(id|name)"\s*:',
         **RECORDS,
         "visual_genome": r'^\s*\[\s*\{.*("(region|relationship)_id"\s*:|"object_id"\s*:.*"names"\s*:\s*\['
         r'|"regions"\s*:\s*\[\s*\{[^\[\]{}]*"image(_id)?"\s*:)',
@@ -121,7 +124,7 @@ def format_of(file: Path, is_read: bool = True) -> str | None:
     keys = KEYS.get(file.suffix.lower(), {})
     if builder is None and keys and is_read:
         with file.open("rb") as opened:
-            text = opened.read(BEGINNING).decode("utf-8-sig", errors="replace")
+            text = opened.read(BEGINNING).decode("utf-8-sig", errors="replace") + CUT_OFF * len(opened.read(1))
         builder = next((builder for builder, key in keys.items() if re.search(key, text, re.DOTALL)), None)
     other, beside = BESIDE.get(builder, (None, ""))
     return other if other and any(file.parent.glob(beside)) else builder
