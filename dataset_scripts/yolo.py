@@ -1,15 +1,17 @@
 """YOLO: a text file for each image, a line for each object: a box or a polygon in shares of the image.
 
-The phrase is the name of a class, its region all objects of it in the image. Names are in `data.yaml` (`names`, a list
-or a mapping), or in `classes.txt` or `*.names`, one a line. A line is `class x y width height` about a box's centre, or
-a polygon, `class x y x y x y …`, as for segmentation and turned boxes; of key points (`kpt_shape` in `data.yaml`) the
-box is read. Boxes and key points may have a confidence, as predictions do.
+The phrase is the name of a class, its region all objects of it in the image. Names are in `data.yaml` or other YAML
+(`names`, a list or a mapping), or in `classes.txt`, `*.names` or `_darknet.labels`, one a line. A line is
+`class x y width height` about a box's centre, or a polygon, `class x y x y x y …`, as for segmentation and turned
+boxes; of key points (`kpt_shape` in `data.yaml`) the box is read. Boxes and key points may have a confidence, as
+predictions do.
 
 Splits are what `data.yaml` says (`train`, `val`, `test`: folders of images, or lists of images in text files; another
 one where the folder has its name), wherever it was written; or else folders that are named so. An image is found by the
 name of its text file, in the folder that matches best: `train/images` for `train/labels`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,7 +146,7 @@ class Yolo(PhotoFileBuilder):
         """The names of a list, one a line."""
         found = {}
         for path in walk(self.config.data_dir):
-            if path.rsplit("/", 1)[-1].lower() == "classes.txt" or path.lower().endswith(".names"):
+            if re.search(r"(^|/)(classes\.txt|[^/]*\.names|_darknet\.labels)$", path.lower()):
                 lines = read_text(Path(self.config.data_dir, path)).rstrip().splitlines()
                 found[path] = {number: line.strip() for number, line in enumerate(lines)}
         if len(set(map(str, found.values()))) != 1:

@@ -537,13 +537,27 @@ def test_annotations_are_known_though_nothing_is_marked_in_their_beginning(build
         assert known(tmp_path) == [builder]
 
 
-def test_a_list_of_names_is_yolos_where_nothing_else_is(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("classes.txt", "dog\n"),
+        ("train/_darknet.labels", "dog\n"),
+        ("coco.names", "dog\n"),
+        ("dataset.yaml", "path: .\ntrain: images\nnames:\n  0: dog\n"),
+    ],
+)
+def test_a_list_of_names_is_yolos_where_nothing_else_is(file, content):
     """X-AnyLabeling has one beside the files of LabelMe."""
-    write(tmp_path / "classes.txt", "dog\n")
-    assert known(tmp_path) == ["yolo"]
+    photo(Path("D/train/a.png"))
+    write(Path("D/train/a.txt"), "0 0.5 0.5 0.5 0.5\n")
+    write(Path("D/settings.yaml"), "model:\n  names: none\n")
+    with pytest.raises(ValueError, match=r"took lines of text files for rows\. Of YOLO's labels, name .*classes\.txt"):
+        records("D")
+    write(Path("D", file), content)
+    assert records("D") == [("dog", [[50, 25, 150, 75]])]
     shape = {"label": "dog", "points": [[1, 1], [4, 4]], "shape_type": "rectangle"}
-    (tmp_path / "photo.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(labelme_json(shape)).encode())
-    assert known(tmp_path) == ["labelme"]
+    Path("D/photo.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(labelme_json(shape)).encode())
+    assert known("D") == ["labelme"]
 
 
 def test_label_studios_list_of_categories_is_no_coco(tmp_path):

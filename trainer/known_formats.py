@@ -15,9 +15,12 @@ from .commands import of_builds
 
 IMAGE_FILES = tuple(ImageFolder.EXTENSIONS)
 TABLES = "jsonl", "csv", "tsv", "parquet", "arrow"  # a folder with one of them is a data set as it is
-# Builder → names of its files; those of yolo's lists of names lie beside other tools' files, too.
-NAMES = {"coco": r"instances.*\.json|_annotations\.coco.*\.json", "yolo": r"data\.ya?ml"}
-LISTS = r"classes\.txt|obj\.names"
+# Builder → names of its files; lists of yolo's names but data.yaml lie beside other tools' files, too.
+OF_YOLO_ALONE = r"data\.ya?ml"
+NAMES = {
+    "coco": r"instances.*\.json|_annotations\.coco.*\.json",
+    "yolo": rf"{OF_YOLO_ALONE}|classes\.txt|.*\.names|_darknet\.labels",
+}
 # By a file's ending: builder → what is at the beginning of its files. The first that fits is it.
 RECORDS = {
     "odvg": r'"grounding"\s*:\s*\{|"detection"\s*:\s*\{\s*"instances"|"referring"\s*:\s*\[\s*\{',
@@ -31,7 +34,10 @@ VALUES = r"([^\[\]]|\[([^\[\]]|\[[^\[\]]*\])*\])*"
 CUT_OFF = "…"  # at the end of what is read of a longer file
 # A file that lists images, or may: beside labels of YOLO, Label Studio writes the categories alone.
 WITH_IMAGES = rf'^(?=.*("(images|annotations)"\s*:|{CUT_OFF}$))'
+NAMES_IN_YAML = {"yolo": r"(?m)^names\s*:"}
 KEYS = {
+    ".yaml": NAMES_IN_YAML,
+    ".yml": NAMES_IN_YAML,
     ".xml": {"cvat": r"<annotations>", "voc": r"<annotation\b.*<(filename|object|size)>"},
     ".jsonl": RECORDS,
     ".json": {
@@ -112,9 +118,8 @@ def formats_of(files: Iterator[Path]) -> dict[str, list[Path]]:
         num_read[suffix] += suffix in KEYS
         builder = format_of(file, is_read=num_read[suffix] <= MOST_READ)
         if builder:
-            found.setdefault(builder, {})[file.parent] = None
-        elif re.fullmatch(LISTS, file.name):
-            others = {"yolo": {file.parent: None}}
+            is_list = builder == "yolo" and not re.fullmatch(OF_YOLO_ALONE, file.name)
+            (others if is_list else found).setdefault(builder, {})[file.parent] = None
     return {builder: list(folders) for builder, folders in (found or others).items()}
 
 

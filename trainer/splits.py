@@ -324,6 +324,11 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     ]
     if "phrase" in missing and numbers:
         remedy = f"{written(numbers[:1])} has numbers: for phrases, write the categories' names there. {remedy}"
+    if dataset.column_names == ["text"]:
+        remedy = (
+            "datasets took lines of text files for rows. Of YOLO's labels, name the folder with labels, images and "
+            "data.yaml or classes.txt, which says the names of classes."
+        )
     remedy += not_looked_into(dataset)
     if (metadata or tables) and "phrase" in missing and set(dataset.column_names) <= {"image", "label"}:
         remedy = f"datasets read its images and passed over {os.path.relpath((metadata or tables)[0], path)}: " + (
