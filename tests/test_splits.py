@@ -141,6 +141,27 @@ def test_images_that_hide_a_table(tmp_path):
     assert row["phrase"] == "a dog" and Path(row["image"]["path"]).resolve() == tmp_path / "images" / "0.png"
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_table_in_each_folder_of_a_split_beside_images(tmp_path, number):
+    """As of Roboflow's CSV; datasets would take images for the data set, or each split for another kind of files."""
+    for folder, most in {"train": 3, "valid": 3, "test": number}.items():
+        (tmp_path / folder).mkdir()
+        text = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+        for n in range(most):
+            picture().save(tmp_path / folder / f"{n}.png")
+            text += f"{n}.png,{picture().width},{picture().height},{folder},1,2,3,4\n"
+        (tmp_path / folder / "_annotations.csv").write_text(text)
+    assert split_names(str(tmp_path), None) == ["train", "validation", "test"]
+    for split, folder, most in ("train", "train", 3), ("validation", "valid", 3), ("test", "test", number):
+        rows = list(open_split(str(tmp_path), None, split))
+        assert [(row["phrase"], row["boxes"]) for row in rows] == [(folder, [[1, 2, 3, 4]])] * most
+        assert Path(rows[0]["image"]["path"]) == tmp_path / folder / "0.png"
+    (tmp_path / "train" / "more.csv").write_text("image\n")
+    message = r"passed over test/_annotations\.csv: .*--dataset .*/test/_annotations\.csv"
+    with pytest.raises(ValueError, match=message if number > 2 else "of different kinds: name a table, such as"):
+        open_split(str(tmp_path), None, "train")
+
+
 def test_builds_are_put_together_without_their_readmes(tmp_path):
     for name in "first", "second":
         build("coco", tmp_path / name, **coco(tmp_path / f"source of {name}"), num_proc=1)

@@ -314,7 +314,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     guessed = {ours: written(found.places[ours]) for ours in found.guessed if ours in ("image", "phrase")}
     said = " ".join(f"{ours}={guessed.get(ours, '…')}" for ours in sorted(missing | guessed.keys()))
     remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
-    tables = [file for kind in FILES for file in sorted(Path(path).glob(f"*{kind}"))]
+    tables = [file for depth in ("", "*/") for kind in FILES for file in sorted(Path(path).glob(f"{depth}*{kind}"))]
     metadata = sorted(Path(path).rglob("metadata.*"))
     there = leaves(dataset.features)
     numbers = [
@@ -419,20 +419,27 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
     except yaml.YAMLError as error:
         raise ValueError(f"{what} cannot be had: the YAML that its README.md begins with is none: {error}") from error
     except (ValueError, TypeError, OSError, DatasetsError, pa.ArrowException) as error:
-        # Of a broken file datasets says that there was an error, and what it was only as its cause.
-        reason: Any = error
-        while isinstance(reason, DatasetsError | SplitsNotFoundError) and reason.__cause__:
-            reason = reason.__cause__
-        if isinstance(reason, CastError):
-            keys = sorted(set(reason.table_column_names) ^ set(reason.requested_column_names))
-            reason = f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
+        reason = reason_of(error)
+        named = [] if isinstance(reason, str) else files()
         if "BatchSize must be greater than 0" in str(reason):  # of a file's first part
-            reason = f"{', '.join(files_without_rows(files())) or 'a file of it'} has no row: remove it"
+            reason = f"{', '.join(files_without_rows(named)) or 'a file of it'} has no row: remove it"
         if isinstance(reason, UnicodeDecodeError) or re.search("UTF-?8", str(reason)):
-            what, reason = next(lines_of_other_texts(files()), what), "it is not in UTF-8: save the file as UTF-8"
-        if utf_16 := next(files_in_utf_16(files()), None):
+            what, reason = next(lines_of_other_texts(named), what), "it is not in UTF-8: save the file as UTF-8"
+        if utf_16 := next(files_in_utf_16(named), None):
             what, reason = utf_16, "it is in UTF-16, as PowerShell writes it: save the file as UTF-8"
         raise ValueError(f"{what} cannot be had: {reason}") from error
+
+
+def reason_of(error: Exception) -> Any:
+    """What the matter was; a text, if it is more than what the error says."""
+    while isinstance(error, DatasetsError | SplitsNotFoundError) and error.__cause__:  # of a broken file
+        error = error.__cause__  # type: ignore[assignment]
+    if isinstance(error, CastError):
+        keys = sorted(set(error.table_column_names) ^ set(error.requested_column_names))
+        return f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
+    if "infer the same data file format" in str(error):
+        return "its splits seem to have files of different kinds: name a table, such as --dataset D/train.csv"
+    return error
 
 
 @contextmanager
@@ -663,10 +670,22 @@ def saved_files(path: str) -> dict[str, list[str]]:
 
 
 def named_files(path: str) -> dict[str, str] | None:
-    """Split → its files, of builds put together without a README.md; by their names, of which datasets knows few."""
-    files = [] if Path(path, "README.md").exists() else Path(path, "data").glob("*.parquet")
+    """Split → its files, without a README.md: of builds put together, by their names, of which datasets knows few; or
+    the table of each folder of a split, which images in it would hide.
+    """
+    if Path(path, "README.md").exists():
+        return None
+    files = Path(path, "data").glob("*.parquet")
     splits = [re.fullmatch(r"(\w+(?:\.\w+)*)-\d+\.parquet", file.name) for file in files]
-    return {split[1]: f"data/{split[1]}-*.parquet" for split in splits} if splits and all(splits) else None
+    if splits and all(splits):
+        return {split[1]: f"data/{split[1]}-*.parquet" for split in splits}
+    tables = [file.relative_to(path) for file in Path(path).rglob("*.*") if file.suffix.lower() in FILES]
+    own = {SPLIT_FOLDERS.get(table.parts[0].lower()): table for table in tables}
+    kinds, names = {FILES[table.suffix.lower()] for table in tables}, {table.name for table in tables}
+    is_one_each = len(own) == len(tables) and None not in own and len(kinds) == 1
+    if not is_one_each or names & {*ImageFolder.METADATA_FILENAMES}:
+        return None
+    return {split: str(own[split]) for split in dict.fromkeys(SPLIT_FOLDERS.values()) if split in own}
 
 
 def split_names(path: str, config: str | None) -> list[str]:
