@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -139,6 +141,28 @@ def test_the_command_it_ends_with_trains(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training, "main", given.extend)
     main(words[1:])
     assert given == words[2:]
+
+
+@pytest.mark.parametrize("dataset", [".", "..", "labels.json"])
+def test_nothing_is_written_into_the_data_set(tmp_path, capsys, monkeypatch, dataset):
+    """A picture in it would be among its images, and files around annotations have them built anew."""
+    write(tmp_path / "mine", [row(number, f"thing {number}", [[0, 0, 9, 9]]) for number in range(4)])
+    labels = {"images": [{"id": 0, "file_name": "0.png", "width": 100, "height": 50}]}
+    labels |= {"categories": [{"id": 0, "name": "dog"}]}
+    labels |= {"annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 9, 9]}]}
+    (tmp_path / "mine" / "labels.json").write_text(json.dumps(labels))
+    (tmp_path / "mine" / "below").mkdir()
+    before = sorted((tmp_path / "mine").rglob("*"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path / "mine" / ("below" if dataset == ".." else ""))
+    main(["inspect", dataset])
+    output = Path(shlex.split(capsys.readouterr().out.split("Train on it: ")[1])[-1])
+    assert output.resolve() == tmp_path / "outputs" / ("labels" if dataset == "labels.json" else "mine")
+    assert sorted((tmp_path / "mine").rglob("*")) == before and (tmp_path / "inspected.png").is_file()
+    if dataset != "labels.json":
+        with pytest.raises(SystemExit):
+            main(["inspect", dataset, "--output", "sheet.png"])
+        assert "would put files among those of the data set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--num_read", "--num_pictured"])

@@ -270,7 +270,8 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("dataset", help="rows or known annotations, see docs/data.md: folder, file, or Hub id")
     add("--splits", nargs="+", help="splits to look at (default: all)")
-    add("--output", type=Path, default=Path("inspected.png"), help="picture of random rows (default: %(default)s)")
+    text = "picture of random rows (default: inspected.png, beside a data set that is the working directory)"
+    add("--output", type=Path, help=text)
     add("--num_read", type=count, default=1000, help="records of a split that are read whole (default: %(default)s)")
     add("--num_pictured", type=count, default=16, help="of those, drawn with their regions (default: %(default)s)")
     add("--strict", action="store_true", help="exit with an error if a record that was read cannot be used")
@@ -280,6 +281,8 @@ def add_inspect(parser: argparse.ArgumentParser) -> None:
 def check_inspect(args: argparse.Namespace) -> None:
     if min(args.num_read, args.num_pictured) < 1:
         raise ValueError("--num_read and --num_pictured must be at least 1")
+    if args.output is not None:
+        check_apart("--output", args.output, args.dataset)
     args.columns = pairs("--columns", "OURS=THEIRS", args.columns)
 
 

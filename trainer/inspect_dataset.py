@@ -30,7 +30,7 @@ from .data_checks import SIZEABLE, check_regions, check_sample, is_of_units, pla
 from .data_collator import Example, SourceImage, read_example
 from .evaluation import data_of_run
 from .phrase_rows import PhraseRows, Record, check_same_image, image_id_of, is_absent, phrase_counts, record_name
-from .process_group import run_script
+from .process_group import place_apart, run_script
 from .regions import REGIONS, Region
 from .splits import split_names
 from .training import load_split
@@ -50,9 +50,12 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises ValueError: the data set cannot be read, or no record can be used; with --strict, one cannot.
     """
-    if args.output.suffix.lower() not in picture_suffixes():
+    if args.output and args.output.suffix.lower() not in picture_suffixes():
         raise ValueError(f"--output {args.output}: choose a kind of picture by its ending, such as .png or .jpg")
     path, columns = data_of_run(args, args.strict)
+    is_build_of_file = path != args.dataset and os.path.isfile(args.dataset)  # which is of all files around it
+    folder = os.path.dirname(args.dataset) or "." if is_build_of_file else args.dataset
+    output = args.output or place_apart("inspected.png", folder)
     source = path, args.dataset_config
     splits = args.splits or split_names(*source) or ["train"]
     found, sheets = {}, []
@@ -67,13 +70,13 @@ def inspect(args: argparse.Namespace) -> dict[str, Any]:
     refused = {split: why for split in splits if (why := found[split]["refused"])}
     if not sheets:
         raise ValueError(f"No record of {args.dataset} can be used. {next(iter(refused.values()), '')}".strip())
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet(sheets, 1).save(args.output)
-    print(f"\nRandom rows with their regions: {args.output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet(sheets, 1).save(output)
+    print(f"\nRandom rows with their regions: {output}")
     for split, why in refused.items():
         print(f"Split {split} can neither be trained on nor scored: {why}")
     if not refused.keys() & {train_split(splits), "validation"}:
-        print(f"Train on it: {command(args, columns.box_format, splits)}")
+        print(f"Train on it: {command(args, columns.box_format, splits, folder)}")
     trouble = [name for of_split in found.values() for name in of_split["unusable"]]
     if args.strict and trouble:
         raise ValueError(f"{len(trouble):,} records cannot be used; the first: {trouble[0]}")
@@ -201,7 +204,8 @@ def train_split(splits: list[str]) -> str:
     return "train" if "train" in splits else splits[0]
 
 
-def command(args: argparse.Namespace, box_format: str | None, splits: list[str]) -> str:
+def command(args: argparse.Namespace, box_format: str | None, splits: list[str], folder: str) -> str:
+    """Args: folder: what it writes nothing into."""
     words = ["albef-amc", "train", "--model", "CHECKPOINT", "--dataset", args.dataset]
     words += ["--dataset_config", args.dataset_config] if args.dataset_config else []
     words += ["--columns", *map("=".join, args.columns.items())] if args.columns else []
@@ -209,8 +213,8 @@ def command(args: argparse.Namespace, box_format: str | None, splits: list[str])
     words += ["--download_images"] if args.download_images else []
     words += ["--train_split", train_split(splits)] if "train" not in splits else []
     words += ["--validation_fraction", "0.1"] if "validation" not in splits else []
-    name = os.path.splitext(os.path.basename(os.path.normpath(args.dataset)))[0]
-    return shlex.join([*words, "--output_dir", f"outputs/{name}"])
+    name = os.path.splitext(os.path.basename(os.path.abspath(args.dataset)))[0]
+    return shlex.join([*words, "--output_dir", str(place_apart(f"outputs/{name}", folder))])
 
 
 if __name__ == "__main__":

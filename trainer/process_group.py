@@ -71,6 +71,15 @@ def check_apart(option: str, output: str | Path, dataset: str | None, below: str
         raise ValueError(f"{option} {output} would put files among those of the data set {dataset}: choose another")
 
 
+def place_apart(name: str, folder: str) -> Path:
+    """`name` in the working directory, or beside the folder of a data set that it would lie in."""
+    try:
+        check_apart("", name, folder)
+    except ValueError:
+        return Path(os.path.relpath(Path(folder).resolve().parent / name))
+    return Path(name)
+
+
 def add_note(error: BaseException, note: str) -> None:
     """What Python 3.11 has as a method of errors."""
     error.__dict__.setdefault("__notes__", []).append(note)
