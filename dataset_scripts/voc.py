@@ -65,7 +65,9 @@ class Voc(PhotoFileBuilder):
         try:
             root = read_xml(f"{self.config.data_dir}/{record}")
         except ValueError as error:
-            raise Unusable("no XML that can be read") from error
+            is_text = not isinstance(error.__cause__, UnicodeError)
+            reason = "no XML that can be read" if is_text else "in another encoding than they say (save them as UTF-8)"
+            raise Unusable(reason) from error
         unusable_if(root.tag != "annotation", "no annotation of Pascal VOC")
         width, height = (read_whole(root.findtext(f"size/{side}")) or 0 for side in ("width", "height"))
         objects = [(number, each) for number, each in enumerate(root.findall("object"))]

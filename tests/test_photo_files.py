@@ -109,7 +109,12 @@ def test_voc_splits_are_those_of_image_sets(voc):
     [
         (voc_xml(("dog", 1, 1, 2, 2))[:-20], "no XML that can be read"),
         ("", "no XML that can be read"),
-        (b"\xff\xfe\x00", "no XML that can be read"),
+        (b"\xff\xfe\x00", "in another encoding than they say (save them as UTF-8)"),
+        (voc_xml(("狗", 1, 1, 2, 2)).encode("gbk"), "in another encoding than they say (save them as UTF-8)"),
+        (
+            f'<?xml version="1.0" encoding="utf-16"?>{voc_xml()}',
+            "in another encoding than they say (save them as UTF-8)",
+        ),
         ('<!DOCTYPE a [<!ENTITY a "dog">]>' + voc_xml(("&a;", 1, 1, 2, 2)), "no XML that can be read"),
         ('<?xml version="1.0" encoding="no-such"?><annotation/>', "no XML that can be read"),
         ("<html/>", "no annotation of Pascal VOC"),
@@ -123,6 +128,12 @@ def test_voc_files_that_cannot_be_read_are_counted(voc, content, reason):
     assert report.dropped == {f"files: {reason}": 1} and report.examples[f"files: {reason}"] == ["bad.xml"]
     with pytest.raises(ValueError, match=r"bad\.xml: files: "):
         voc.rows(split="train", strict=True)
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "gb18030", "Big5", "shift_jis", "utf-16", "utf-8-sig"])
+def test_voc_of_any_encoding(voc, encoding):
+    voc.write("a.xml", f'<?xml version="1.0" encoding="{encoding}"?>{voc_xml(("犬", 1, 1, 2, 2))}'.encode(encoding))
+    assert found(voc.rows(split="train", strict=True)[0]) == [("犬", [[0, 0, 2, 2]])]
 
 
 def test_voc_sizes_that_are_none_are_not_believed(voc):

@@ -305,6 +305,12 @@ def test_cvat_run_lengths_that_cannot_be_read_leave_the_box(cvat, runs):
     assert [reason.startswith("mask parts: run lengths that") for reason in report.dropped] == [True]
 
 
+def test_cvat_in_gbk(cvat):
+    text = annotations(cvat_xml(BOX.replace("dog", "狗"))).replace("utf-8", "gbk")
+    rows, _ = cvat.of(text.encode("gbk"), name="a.xml")
+    assert [row["phrase"] for row in rows] == ["狗"]
+
+
 def test_cvat_subsets_are_splits(cvat):
     subsets = {"Train": "1.png", "Validation": "2.png", "Test": "3.png", "default": "sub dir/4.png"}
     cvat.write("annotations.xml", annotations(*(cvat_xml(BOX, subset=key, name=name) for key, name in subsets.items())))
@@ -342,6 +348,8 @@ BOMB = f'<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">{"".join(ENTITIES)}]>'
         (annotations(cvat_xml(BOX))[:-20], "is not XML, or was cut off"),
         ("", "is not XML, or was cut off"),
         (f"{BOMB}<annotations>&i;</annotations>", "defines entities"),
+        (f"{BOMB}<annotations>&i;</annotations>".encode("utf-16"), "defines entities"),
+        (annotations(cvat_xml(BOX.replace("dog", "狗"))).encode("gbk"), "is not in the encoding .*save it as UTF-8"),
         ('<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotations>&a;</annotations>', "defines entities"),
         ("<annotation/>", "is no XML of CVAT for images"),
         (annotations('<track id="0" label="dog"/>'), "is CVAT's XML for videos"),
