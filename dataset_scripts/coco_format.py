@@ -16,7 +16,7 @@ import numpy as np
 
 from .json_files import read_json, read_record, stream_json_lists
 
-_ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,198}")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 _LONGEST_NUMBER, _LONGEST_ID = 40, 200  # characters
 _EXACT = 2**53  # from here on floats leave out whole numbers
@@ -49,11 +49,15 @@ def read_whole(value: Any) -> int | None:
 
 
 def read_id(value: Any) -> int | str | None:
-    """An id: a whole number of 64 bits, or a text. 7, 7.0 and "7" are the same id, "007" and "a7" are texts."""
-    if type(value) is int:
-        return value if -(2**63) <= value < 2**63 else None
+    """An id: a whole number of 64 bits, or a text, as which a larger number is taken. 7, 7.0 and "7" are the same id,
+    "007" and "a7" are texts.
+    """
+    if isinstance(value, str) and _ID_NUMBER.fullmatch(value):
+        value = int(value)
+    if type(value) is int and abs(value) < 10 ** (_LONGEST_ID - 1):
+        return value if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, str):
-        return int(value) if _ID_NUMBER.fullmatch(value) else value if 0 < len(value) <= _LONGEST_ID else None
+        return value if 0 < len(value) <= _LONGEST_ID else None
     return read_whole(value) if type(value) is float else None
 
 

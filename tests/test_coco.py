@@ -369,6 +369,11 @@ OTHERWISE = {
         ("categories", dict(id="lamp")),
         ("annotations", dict(id="x", image_id="a-1", category_id="lamp")),
     ),
+    "ids of more than 64 bits": changed(
+        ("images", dict(id=2**127 + 1)),
+        ("categories", dict(id=2**127 + 1)),
+        ("annotations", dict(id=2**127 + 1, image_id=2**127 + 1, category_id=f"{2**127 + 1}")),
+    ),
     "ids with a point": changed(("annotations", dict(image_id=1.0, category_id=3.0))),
     "no id": changed(("annotations", dict(id=...))),
     "id null": changed(("annotations", dict(id=None))),
@@ -643,8 +648,8 @@ REFUSED = [
         ("annotations", dict(bbox=bbox, segmentation=None), "annotation 7: bbox cannot be")
         for bbox in (["1", "a", "3", "3"], [1, 2, 3], [1, 2, 3, float("nan")], [1, 2, 3, 10**400])
     ),
-    ("annotations", dict(id=2**63), "annotation without a whole number"),
-    ("annotations", dict(image_id=2**63), "annotation 7: image_id cannot be"),
+    ("annotations", dict(id=10**200), "annotation without a whole number"),
+    ("annotations", dict(image_id=10**200), "annotation 7: image_id cannot be"),
     ("annotations", dict(iscrowd=2), "annotation 7: iscrowd cannot be 2"),
 ]
 

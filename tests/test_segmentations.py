@@ -138,6 +138,9 @@ def test_fields_are_read_where_they_can_mean_one_thing_only():
     assert [read_whole(value) for value in (40, 40.0, "40", "40.0", " 40 ")] == [40] * 5
     assert {read_whole(value) for value in (40.5, "4x", None, True, [], 2**53, float("nan"), "1" * 41)} == {None}
     assert [read_id(value) for value in (7, 7.0, "7", "007", "a7", "-7")] == [7, 7, 7, "007", "a7", -7]
-    assert {read_id(value) for value in (2**63, 7.5, "", "a" * 201, None, True)} == {None}
+    assert [read_id(value) for value in (2**63, f"{2**63}", 2**63 - 1, f"{2**63 - 1}")] == [f"{2**63}"] * 2 + [
+        2**63 - 1
+    ] * 2
+    assert {read_id(value) for value in (10**5000, 7.5, "", "a" * 201, None, True)} == {None}
     assert read_corners(["1", "1.0", 3, "3e0"]) == [1, 1, 4, 4]
     assert {read_corners(value) for value in ([1, 2, 3], "1234", None, [1, 2, 3, "four"], [1, 2, 3, 10**400])} == {None}
