@@ -78,6 +78,9 @@ def test_evaluation_of_a_number_that_four_does_not_divide(four, plain):
         assert (found["points"] == plain["points"]).all() and len(found["points"]) == 11
         for name in ("eval_pointing_game", "eval_num_phrases"):
             assert found["metrics"][name] == plain["metrics"][name]
+        for rows in ("metrics", "few"):  # of the latter two processes have none
+            for name in ("eval_loss_amc_mean", "eval_loss_amc_max"):
+                assert found[rows][name] == pytest.approx(plain[rows][name], rel=1e-3), (rows, name)
     assert plain["metrics"]["eval_num_phrases"] == 9  # 11 less two without a box
     assert 0 < plain["metrics"]["eval_pointing_game"] < 1, "a test that could not fail"
 

@@ -503,7 +503,7 @@ class AmcTrainer(PublishingTrainer):
         inputs = self._prepare_inputs(inputs)
         self._name_unusable(inputs)
         # Losses are of usable records; of a batch without any the model is asked all the same, for its points' shapes.
-        is_usable, sums = ~inputs["is_placeholder"], self.means["eval"].sums.copy()
+        is_usable, sums = ~inputs["is_placeholder"] & ~self._is_repeated(inputs), self.means["eval"].sums.copy()
         rows = is_usable if is_usable.any() else ~is_usable
         asked = {name: value[rows] if name not in OF_IMAGES and torch.is_tensor(value) else value
                  for name, value in inputs.items()}  # fmt: skip
@@ -521,6 +521,15 @@ class AmcTrainer(PublishingTrainer):
             is_absent = inputs["is_absent"].long().masked_fill(inputs["is_placeholder"], PADDING)
             answers = (of.new_zeros((len(rows), *of.shape[1:])).index_put((rows,), of) for of in (points, probability))
             return loss.detach(), tuple(answers), (inputs["boxes"], is_absent)
+
+    def _is_repeated(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Which rows of the last batches are the first ones again, so that processes have as many: those that
+        `gather_for_metrics` drops of the predictions.
+        """
+        state, is_placeholder = self.accelerator.gradient_state, inputs["is_placeholder"]
+        size = len(is_placeholder)  # in every process
+        place = torch.arange(size, device=is_placeholder.device) + self.accelerator.process_index * size
+        return (place >= state.remainder) & (state.end_of_dataloader and state.remainder > 0)
 
 
 class Hooks(TrainerCallback):

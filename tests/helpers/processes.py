@@ -45,7 +45,7 @@ def data() -> Dataset:
 
 
 def two_steps(folder: Path, num_processes: int, **settings) -> dict:
-    """Two steps of the same batch, then an evaluation of 11 rows."""
+    """Two steps of the same batch, then evaluations of 11 and 5 rows."""
     torch.manual_seed(0)
     watcher = Watcher()
     options = dict(max_steps=2, learning_rate=1e-3, per_device_train_batch_size=ROWS // num_processes)
@@ -58,6 +58,7 @@ def two_steps(folder: Path, num_processes: int, **settings) -> dict:
         "weights": watcher.weights,
         "logs": training_logs(trainer),
         "metrics": trainer.evaluate(held_out),
+        "few": trainer.evaluate(held_out.select(range(5))),
         "points": trainer.predict(held_out).predictions[0],
     }
 
