@@ -519,13 +519,17 @@ def test_names_that_begin_another_evaluation_s_are_not_taken_for_it(tmp_path, mo
         ({"metric_for_best_model": "absent_auroc"}, "absent_auroc is of phrases that are absent .column absent., ", 0),
         ({"metric_for_best_model": "eval_loss_absent"}, "loss_absent is of phrases that are absent", 0),
         ({"metric_for_best_model": "pointing_game"}, r"pointing_game is of phrases that have a region \(boxes, ", 0),
-        ({"metric_for_best_model": "loss_caption"}, "loss_caption is not measured; what is: epoch, loss, loss_amc_", 2),
+        ({"metric_for_best_model": "loss_caption"}, "loss_caption is not measured; what is: absent_auroc, loss, ", 0),
+        ({"metric_for_best_model": "loss_klal"}, "loss_klal is not measured; what is: absent_auroc, loss, loss_", 0),
+        ({"metric_for_best_model": "accuracy"}, "accuracy is not measured; what is: epoch, fluency, loss, ", 2),
     ],
 )
 def test_a_metric_that_no_evaluation_has_is_told_as_soon_as_it_is_known(tmp_path, settings, message, steps):
     dataset = tiny_dataset(8, without_region=tuple(range(8)))
     settings |= dict(ONLY, itm_weight=1.0, eval_strategy="steps", eval_steps=2, max_steps=9)
     trainer = make_trainer(tmp_path, dataset=dataset, **settings)
+    if steps:
+        trainer.compute_metrics = lambda prediction: {"fluency": 1.0}
     with pytest.raises(ValueError, match=f"metric_for_best_model: {message}"):
         trainer.train()
     assert trainer.state.global_step == steps and (tmp_path / "checkpoint-2").exists() == (steps == 2)

@@ -61,8 +61,6 @@ RANGES |= {"alpha": (0, 1), "seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1)}
 # Of `region_loss`: the losses that count then.
 _AMC = "loss_amc_mean", "loss_amc_max"
 REGION_LOSSES = {"amc": _AMC, "klal": ("loss_klal",), "both": (*_AMC, "loss_klal"), "none": ()}
-# What an evaluation may have to choose the best checkpoint by.
-MEASURED = "loss", "pointing_game", "absent_auroc", *ITEMS
 # `metric_for_best_model` until the first evaluation says which metrics there are.
 BEST_BY_DEFAULT = "pointing_game_or_loss"
 

@@ -33,7 +33,7 @@ from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
 from modeling_albef_amc.gradcam import heatmap_points
 
-from .amc_config import BEST_BY_DEFAULT, MEASURED, AmcConfig
+from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
 from .data_checks import check_metric, check_order, check_regions
 from .data_collator import PADDING, GroundingCollator
@@ -42,7 +42,7 @@ from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_b
 from .klal_loss import kl_attention_loss
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
-from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching
+from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching, measured
 from .phrase_rows import PhraseRows
 from .publishing import PublishingTrainer
 from .regions import REGIONS
@@ -466,11 +466,13 @@ class AmcTrainer(PublishingTrainer):
     def check_best_metric(self) -> None:
         """ValueError: an evaluation will not have `metric_for_best_model`, as far as is known before one."""
         metric = self.args.metric_for_best_model
-        if metric in (None, BEST_BY_DEFAULT) or self.args.eval_strategy == "no":
+        if metric in (None, BEST_BY_DEFAULT):
             return
-        known = {f"{prefix}_{name}": (name, data) for prefix, data in self.eval_datasets.items() for name in MEASURED}
+        names = measured(self.model, self.args)
+        known = {f"{prefix}_{name}": (name, data) for prefix, data in self.eval_datasets.items() for name in names}
         if self.best_metric in known:
-            check_metric(*known[self.best_metric])
+            if self.args.eval_strategy != "no":
+                check_metric(*known[self.best_metric])
         elif isinstance(self.compute_metrics, PointingScores):
             raise ValueError(not_measured(metric, known))
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.families.training import has_own_objectives
 
-from .amc_config import AmcConfig, weight_name
+from .amc_config import REGION_LOSSES, AmcConfig, weight_name
 
 # By which `accelerate launch --dynamo_backend` asks for a compiled model.
 COMPILER = "ACCELERATE_DYNAMO_BACKEND"
@@ -51,8 +51,7 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
             name = type(model).__name__
             raise ValueError(f"neftune_noise_alpha must be None for {name}, which names no embeddings.") from error
     family = FAMILIES.get(model.config.model_type)
-    losses = ["loss_itm"] if family is None else [*family.losses]
-    losses = ["loss_itc", "loss_itm", "loss_mlm"] if has_own_objectives(model) else losses
+    losses = own_losses(model)
     if not args.uses_regions and not any(args.loss_weights[name] for name in losses):
         names = ", ".join(map(weight_name, losses))
         raise ValueError(
@@ -72,6 +71,22 @@ def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
             f"{name} for {type(model).__name__}: heatmaps are differentiated twice, which compiled code cannot be; "
             "only AlbefForPreTraining compiles what lies below them."
         )
+
+
+def own_losses(model: PreTrainedModel) -> list[str]:
+    """What it learns from phrases that are not absent, beside regions."""
+    family = FAMILIES.get(model.config.model_type)
+    if has_own_objectives(model):
+        return ["loss_itc", "loss_itm", "loss_mlm"]
+    return ["loss_itm"] if family is None else [*family.losses]
+
+
+def measured(model: PreTrainedModel, args: AmcConfig) -> list[str]:
+    """What an evaluation may have to choose the best checkpoint by."""
+    is_computed = args.loss_weights if not has_own_objectives(model) else {}
+    losses = [name for name in own_losses(model) if is_computed.get(name, 1)]
+    losses += ["loss_absent", *REGION_LOSSES["both" if args.uses_klal else "amc"]]
+    return ["loss", "pointing_game", "absent_auroc", *losses]
 
 
 def learns_matching(model: PreTrainedModel) -> bool:

@@ -26,7 +26,7 @@ from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.processors import max_tokens, num_known_tokens
 from modeling_albef_amc.families.training import has_own_objectives
 
-from .amc_config import BEST_BY_DEFAULT, AmcConfig
+from .amc_config import AmcConfig
 from .amc_trainer import AmcTrainer
 from .arguments import DataArguments, ModelArguments, parse_arguments
 from .augmentation import GroundingAugmentation
@@ -54,11 +54,6 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if data_args.dataset is None:
         raise ValueError("Say which data set to use: --dataset FOLDER or HUB_ID.")
     check_apart("output_dir", args.output_dir, data_args.dataset)
-    losses = {name for name, weight in args.loss_weights.items() if weight > 0}
-    measured = {"loss", "pointing_game", "absent_auroc", *losses}
-    best = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if best not in {*measured, BEST_BY_DEFAULT}:
-        raise ValueError(f"metric_for_best_model: {best} is not measured; what is: {', '.join(sorted(measured))}.")
     train_dataset, eval_datasets = load_data(data_args, args)
     phrases = (phrase for dataset in (train_dataset, *eval_datasets.values()) for phrase in dataset["phrase"])
     texts = (phrase for phrase in phrases if isinstance(phrase, str))  # a record without one is named below
