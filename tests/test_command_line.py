@@ -106,7 +106,11 @@ def test_json(folder, run, tmp_path, options):
             "the model {folder}/bert cannot be loaded: {folder}/bert is a checkpoint of type",
         ),
         (["a dog"], {"model": "cut"}, "the model {folder}/cut cannot be loaded: "),
-        (["a dog", "--model", "nobody/nothing"], {}, "the model nobody/nothing cannot be loaded: We couldn't connect"),
+        (
+            ["a dog", "--model", "nobody/nothing"],
+            {},
+            "there is no folder nobody/nothing, and it cannot be had from the Hub: We couldn't connect",
+        ),
         (["a dog", "--threshold", "2"], {}, "--threshold must be in [0, 1], not 2.0"),
         (["a dog", "--threshold", "low"], {}, "argument --threshold: invalid float value: 'low'"),
         (["a dog", "--grounding-layer", "9"], {}, "grounding_layer 9 is no fusion layer: choose one of 2..4"),

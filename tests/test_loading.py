@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForPreTraining
 
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel
+from modeling_albef_amc.families.auto import AutoModelForVisualGrounding, load_model
 from tests.helpers import forked
 from tests.helpers.models import tiny_batch, tiny_config
 from tests.helpers.versions import needs
@@ -35,6 +36,20 @@ def test_shards(checkpoint):
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
     check_equal(loaded(**tiny_batch(), output_heatmaps=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        ("/none", ValueError, "there is no folder /none, and a Hub id has the form name or owner/name"),
+        ("outputs/a/b", ValueError, "there is no folder outputs/a/b, and a Hub id has"),
+        ("outputs/none", OSError, "there is no folder outputs/none, and it cannot be had from the Hub: We couldn't"),
+    ],
+)
+def test_a_folder_that_is_missing_is_not_called_a_hub_id(path, error, message):
+    for load in (load_model, AutoModelForVisualGrounding.from_pretrained)[: 1 + (error is ValueError)]:
+        with pytest.raises(error, match=message):
+            load(path)
 
 
 def test_device_map_auto(checkpoint):

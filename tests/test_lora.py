@@ -311,6 +311,9 @@ def test_merged_equals_adapted(base, tmp_path, dtype):
                        merged.albef.vision_model.layers[0].attention.qkv.weight)  # fmt: skip
     with pytest.raises(ValueError, match=r"merged has no adapters .*: there is nothing to merge"):
         lora.merge(str(tmp_path / "merged"), tmp_path / "again")
+    for path in (str(tmp_path / "mergde"), "nobody/mergde"):
+        with pytest.raises((ValueError, OSError), match=f"there is no folder {path}, and "):
+            lora.merge(path, tmp_path / "again")
     for folder in (tmp_path / "adapters", Path(base)):
         with pytest.raises(ValueError, match=f"{folder.name} exists and is not an empty folder: choose another"):
             lora.merge(str(tmp_path / "adapters"), folder)

@@ -25,6 +25,7 @@ from modeling_albef_amc.families.auto import (
     load_grounding,
     load_model,
     load_processor,
+    read_config,
 )
 from modeling_albef_amc.families.checkpoint_checks import check_safetensors
 from modeling_albef_amc.families.family import AdaptedModules
@@ -190,6 +191,7 @@ def merge(adapters: str, output: str | Path, **hub: Any) -> None:
         raise ValueError(f"{output} exists and is not an empty folder: choose another.")
     base, base_hub = base_of(adapters, **hub)
     if base == adapters:
+        read_config(adapters, **hub)  # says it where there is no such checkpoint
         raise ValueError(f"{adapters} has no adapters (adapter_config.json): there is nothing to merge.")
     model = load_model(base, training=True, **base_hub)
     load_grounding(model, adapters, **hub)

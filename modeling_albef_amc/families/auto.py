@@ -1,6 +1,7 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
 import hashlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -237,8 +238,10 @@ def check_peft(needs: str) -> None:
 def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
     """The checkpoint that LoRA adapters belong to, with its own `hub_options`; of any other checkpoint itself.
 
-    Raises ValueError: the base model is not named, or cannot be had. ImportError: see `check_peft`.
+    Raises ValueError: there is no such folder, or the base model is not named, or cannot be had. ImportError: see
+    `check_peft`.
     """
+    check_place(path)
     file = find_adapter_config_file(path, **hub)
     folder = Path(path, hub.get("subfolder", ""))
     if file is None or (folder / "config.json").is_file():  # with both, transformers takes the weights beside them
@@ -250,10 +253,30 @@ def base_of(path: str, **hub: Any) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{file} is damaged: it does not name the base model (base_model_name_or_path).")
     base_hub = hub_options({**hub, "subfolder": None, "revision": settings.get("revision")})
     try:
-        PreTrainedConfig.get_config_dict(base, **base_hub)
-    except OSError as error:
+        read_config(base, **base_hub)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} names a base model {base} that cannot be loaded: {error}") from error
     return base, base_hub
+
+
+def check_place(path: str) -> None:
+    """ValueError: it is no folder, and no Hub id."""
+    if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        raise ValueError(f"there is no folder {path}, and a Hub id has the form name or owner/name")
+
+
+def read_config(path: str, **hub: Any) -> dict[str, Any]:
+    """The config.json of a checkpoint as it is in the file.
+
+    Raises ValueError: see `check_place`. OSError: it has none, or cannot be had from the Hub.
+    """
+    check_place(path)
+    try:
+        return PreTrainedConfig.get_config_dict(path, **hub)[0]
+    except OSError as error:
+        if Path(path).is_dir():
+            raise
+        raise OSError(f"there is no folder {path}, and it cannot be had from the Hub: {error}") from error
 
 
 def load_model(
@@ -273,9 +296,8 @@ def load_model(
     if "torch_dtype" in options:  # as it was called
         options["dtype"] = options.pop("torch_dtype")
     with naming_damage(Path(path, hub.get("subfolder", "")), Path(base, base_hub.get("subfolder", ""))):
-        # As it is in the file: the configuration class of an unknown family would be code of the checkpoint's own.
-        config, _ = PreTrainedConfig.get_config_dict(base, **base_hub)
-        family = known_family(config.get("model_type"), path)
+        # The configuration class of an unknown family would be code of the checkpoint's own.
+        family = known_family(read_config(base, **base_hub).get("model_type"), path)
         is_training = training and family.training_class is not None
         model_class = family.load(family.training_class if is_training else family.model_class)
         # Named even where it is None, since a checkpoint could name one that is fetched from the Hub.

@@ -20,11 +20,11 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from transformers import AutoProcessor, PreTrainedConfig
+from transformers import AutoProcessor
 from transformers.utils import logging
 
 from ..attention_albef import additive_mask
-from ..families.auto import base_of, load_model
+from ..families.auto import base_of, load_model, read_config
 from ..gradcam import average_tokens, gradcam
 from ..modeling_albef import AlbefModel, match_attention
 from ..tokenization_albef import DROPPED_CHARACTERS
@@ -270,7 +270,7 @@ def load_for_export(checkpoint: str, **hub: Any) -> AlbefModel:
     """The model of a checkpoint, frozen, in float32. ValueError: it is of another family, or lacks weights."""
     if base_of(checkpoint, **hub)[0] != checkpoint:
         raise ValueError(f"{checkpoint} has LoRA adapters alone: albef-amc merge {checkpoint} --output FOLDER first.")
-    family = PreTrainedConfig.get_config_dict(checkpoint, **hub)[0].get("model_type")
+    family = read_config(checkpoint, **hub).get("model_type")
     if family != AlbefModel.config_class.model_type:
         raise ValueError(f"{checkpoint} holds a model of type {family!r}: only 'albef' can be exported.")
     # A traced SDPA is the kernel of one device: phrases, which are short, do without it.

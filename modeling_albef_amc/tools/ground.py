@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,6 @@ def picture_suffixes() -> set[str]:
 def load_grounder(model: str, device: str | None, **hub: Any) -> AutoGrounder:
     """ValueError: no such device or model, no network, or a checkpoint that cannot be used."""
     check_device(device)
-    if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        raise ValueError(f"there is no folder {model}, and a Hub id has the form name or owner/name")
     try:
         return AutoGrounder.from_pretrained(model, device=device, **hub)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
