@@ -32,6 +32,7 @@ from tests.helpers.data import (
     picture,
     save_with_adapters,
     tiny_albef,
+    tiny_dataset,
     tiny_processor,
     tiny_records,
     write_folder,
@@ -39,7 +40,7 @@ from tests.helpers.data import (
 from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
 from tests.helpers.models import tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
-from tests.helpers.training import RUN, TINY_MODEL, make_trainer, training_logs
+from tests.helpers.training import ONLY, RUN, TINY_MODEL, make_trainer, training_logs
 from tests.helpers.versions import needs
 from trainer.loss_means import ITEMS
 from trainer.model_card import OBJECTIVES, model_card
@@ -370,6 +371,20 @@ def test_the_card_says_which_rows_were_evaluated(data, tmp_path):
     for word in ("random weights", "trained on", "trained with", "optimizer", "seed", "Attention Mask", "| setting"):
         assert word not in card.text
     assert "amc" not in card.data.tags
+
+
+def test_the_card_has_the_numbers_that_there_are(tmp_path):
+    """Of losses nothing where no example has any, which would be a perfect 0; of one's own metrics those that are."""
+    trainer = make_trainer(tmp_path, dataset=tiny_dataset(8), **ONLY | {"amc_max_weight": 1.0})
+    trainer.compute_metrics = lambda _: {"accuracy": 0.5, "per_class": [0.1, 0.2], "by": {"a": 1.0}, "loss_of": None}
+    metrics = trainer.evaluate(tiny_dataset(8, without_region=tuple(range(8))), metric_key_prefix="captions")
+    assert metrics.keys() & {"captions_loss", "captions_loss_amc_mean", "captions_loss_amc_max"} == set()
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {(result.metric_type, result.metric_value) for result in card.data.eval_results} == {("accuracy", 0.5)}
+    of_captions = next(line for line in card.text.splitlines() if line.startswith("| captions |")).split(" | ")
+    assert of_captions[1:4] == ["all 8", "–", "0.5000"] and of_captions[-3:] == ["–", "–", "– |"]
 
 
 def test_the_card_of_lists_of_phrases_names_their_split(data, tmp_path):

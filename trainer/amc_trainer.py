@@ -480,7 +480,13 @@ class AmcTrainer(PublishingTrainer):
         self.means["eval"] = LossMeans()
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         losses = self.means["eval"].drain(self.accelerator)
-        losses["loss"] = sum(self.args.loss_weights[name] * value for name, value in losses.items())
+        weighted = [
+            weight * losses[name] for name, weight in self.args.loss_weights.items() if weight and name in losses
+        ]
+        if weighted:
+            losses["loss"] = sum(weighted)
+        else:
+            output.metrics.pop(f"{metric_key_prefix}_loss", None)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in losses.items()})
         is_of_run = self.is_in_train and metric_key_prefix in self.eval_datasets  # and no callback's own
         if self.args.metric_for_best_model == BEST_BY_DEFAULT and is_of_run:

@@ -30,14 +30,12 @@ class LossMeans:
         self.sums[name] = self.sums.get(name, 0) + sums
 
     def drain(self, accelerator: Accelerator) -> dict[str, float]:
-        """The mean of every loss over all processes, each of which must call this."""
+        """The mean over all processes, each of which must call this, of every loss that has something to be one of."""
         recorded, self.sums = self.sums, {}
         # All losses there can be: this process may have seen a kind of example that others have not.
         nothing = torch.zeros(2, device=accelerator.device)
         sums = accelerator.reduce(torch.stack([recorded.get(name, nothing) for name in ITEMS])).tolist()
-        return {
-            name: total / max(count, 1) for name, (total, count) in zip(ITEMS, sums) if count > 0 or name in recorded
-        }
+        return {name: total / count for name, (total, count) in zip(ITEMS, sums) if count > 0}
 
 
 def count_items(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

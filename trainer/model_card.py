@@ -63,7 +63,7 @@ class Evaluation:
     Attributes:
         name: the prefix of the metrics; the split of the data set, where it has one and the prefix is Trainer's own.
         prefix, num_rows: of the metrics; rows evaluated.
-        metrics: their names without the prefix.
+        metrics: their names without the prefix; of `compute_metrics` of one's own those that are numbers.
         split, split_rows: that the rows are of, and how many it has, where that is known.
         is_beginning: the rows are known to be the first of the split.
     """
@@ -83,7 +83,8 @@ class Evaluation:
         # Of lists of phrases it says how many lists.
         splits = dataset.info.splits or {} if isinstance(dataset, datasets.Dataset) else {}
         split_rows = splits[split].num_examples if split in splits else None
-        metrics = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
+        found = {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
+        metrics = {name: value for name, value in found.items() if isinstance(value, int | float)}
         split = None if split is None else str(split)
         name = split or prefix if prefix == "eval" else prefix
         return cls(name, prefix, output.num_samples, metrics, split, split_rows)
