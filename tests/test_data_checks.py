@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from transformers import Trainer, TrainingArguments
 
 import train
 from dataset_scripts.features import encode_png
@@ -532,6 +533,14 @@ def test_files_that_are_not_utf_8_are_told_in_a_line(capsys):
     with pytest.raises(SystemExit):
         run_script(lambda: b"caf\xe9".decode())
     assert capsys.readouterr().err.startswith("error: 'utf-8' codec can't decode byte 0xe9")
+
+
+def test_settings_that_trainer_refuses_are_told_in_a_line(tmp_path, capsys):
+    args = TrainingArguments(str(tmp_path), fsdp="full_shard", use_cpu=True, report_to="none")
+    with pytest.raises(SystemExit):
+        run_script(lambda: Trainer(torch.nn.Linear(1, 1), args))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "error: Using fsdp only works in distributed training."
 
 
 def test_train_py_tells_it_in_a_line(tmp_path):

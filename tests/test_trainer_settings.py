@@ -317,9 +317,18 @@ def test_dropout_of_what_is_explained_does_not_go_with_checkpointing(family, dro
 def test_klal_needs_a_graph(tmp_path):
     """Which reentrant checkpointing does not leave."""
     collator = collator_of(blip_processor(), mlm_probability=0.0)
-    settings = {"region_loss": "klal", CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
+    model = tiny_blip()
+    enable_checkpointing(model, {"use_reentrant": True})
     with pytest.raises(ValueError, match=r"loss_klal has no gradient: .* set use_reentrant=False"):
-        make_trainer(tmp_path, tiny_blip(), collator=collator, **settings).train()
+        make_trainer(tmp_path, model, collator=collator, region_loss="klal").train()
+
+
+def test_reentrant_checkpointing_is_for_training_without_regions(tmp_path):
+    reentrant = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}}
+    for region_loss in ("amc", "klal"):
+        with pytest.raises(ValueError, match="use_reentrant must be False: reentrant checkpointing cuts the graph"):
+            make_trainer(tmp_path, region_loss=region_loss, **reentrant)
+    make_trainer(tmp_path, region_loss="none", **reentrant).train()
 
 
 def test_a_card_names_what_was_trained_before_a_resume(tmp_path):

@@ -1,6 +1,7 @@
 """What a model must be to be trained, asked before anything is."""
 
 import os
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
@@ -43,7 +44,13 @@ def check_trained(model: nn.Module) -> None:
 
 
 def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
-    """Refuses a model that lacks what it would be trained by, or that cannot be compiled."""
+    """Refuses a model that lacks what it would be trained by, or that cannot be compiled or checkpointed as asked."""
+    options: Any = args.gradient_checkpointing_kwargs or {}  # also where activation_checkpointing_kwargs were set
+    if args.gradient_checkpointing and options.get("use_reentrant") and args.uses_regions:
+        raise ValueError(
+            "gradient_checkpointing_kwargs: use_reentrant must be False: reentrant checkpointing cuts the graph back "
+            "to the attention, by which regions are learned."
+        )
     if args.neftune_noise_alpha is not None:
         try:
             model.get_input_embeddings()

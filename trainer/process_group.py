@@ -17,7 +17,7 @@ OF_SETTINGS = (
     "transformers.integrations",
     "transformers.modeling_utils",
     "transformers.optimization",
-    "transformers.trainer_utils",
+    "transformers.trainer",  # and those whose names begin so
     "transformers.training_args",
     "transformers.utils.generic",  # of words of which one is to be chosen
     "torch.optim",
