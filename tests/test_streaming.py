@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 import train
 from dataset_scripts.features import FEATURES
 from tests.helpers.data import tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.helpers.training import TINY_MODEL
+from tests.helpers.training import TINY_MODEL, make_trainer
 from trainer import training
+from trainer.amc_trainer import AmcTrainer
 from trainer.streaming import StreamedBatches, StreamedRows, as_it_is
 
 SETTINGS = ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none", "--mask_size", "16"]
@@ -207,3 +208,12 @@ def test_accumulation_and_workers_see_every_batch(folder, tmp_path):
     run(folder, tmp_path, "--model", str(folder / "model"), *more)
     state = (tmp_path / "trainer_state.json").read_text()
     assert '"global_step": 4' in state and '"epoch": 2.0' in state
+
+
+def test_streamed_rows_are_not_evaluated_on(tmp_path):
+    trainer, rows = make_trainer(tmp_path / "run"), streamed(tmp_path)
+    for evaluate in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="StreamedRows are to train on, and no data to evaluate on: load_split"):
+            evaluate(rows)
+    with pytest.raises(ValueError, match="StreamedRows are to train on"):
+        AmcTrainer(trainer.model, trainer.args, eval_dataset={"held_out": rows}, data_collator=trainer.data_collator)

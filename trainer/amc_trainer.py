@@ -35,7 +35,7 @@ from modeling_albef_amc.gradcam import heatmap_points
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
-from .data_checks import check_metric, check_order, check_regions
+from .data_checks import check_evaluated, check_metric, check_order, check_regions
 from .data_collator import PADDING, GroundingCollator
 from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
@@ -125,6 +125,8 @@ class AmcTrainer(PublishingTrainer):
         if self.train_dataset is not None:
             check_order(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
             check_wrong_images(self.model, args, phrases_per_image)
+        for data in self.eval_datasets.values():
+            check_evaluated(data)
         if self.is_fsdp_enabled:
             if self.model_init is not None:
                 raise ValueError(
@@ -290,6 +292,7 @@ class AmcTrainer(PublishingTrainer):
                 f"Evaluation: {self.args.world_size} processes cannot share an IterableDataset so that each row counts "
                 "once. Evaluate in one process, or on a data set with a length."
             )
+        check_evaluated(loader.dataset)
         return loader
 
     def get_batch_samples(

@@ -76,6 +76,14 @@ def check_metric(metric: str, dataset: Any) -> None:
         )
 
 
+def check_evaluated(dataset: Any) -> None:
+    """ValueError: data that can only be trained on."""
+    if isinstance(dataset, StreamedRows):
+        raise ValueError(
+            "StreamedRows are to train on, and no data to evaluate on: load_split of trainer.training opens a split."
+        )
+
+
 def check_boxes(dataset: Any, box_format: str, name: str) -> "RegionStatistics":
     """What is found of the regions of data `name`; ValueError: boxes are no boxes of that format."""
     with told(name):
