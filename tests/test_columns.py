@@ -961,22 +961,30 @@ def test_units_in_doubt(tmp_path, caplog):
 
 
 def test_other_scales_are_not_taken_for_pixels(tmp_path):
-    picture(1000, 1000).save(tmp_path / "large.png")
-    boxes = [[n + 10, 2, 10, 90] for n in range(20)]  # corner and size
-    rows = [{"image": "large.png", "phrase": "a dog", "bbox": box} for box in boxes]
+    """Of 16 boxes or more, in images that are larger, if not all are."""
+    picture(640, 480).save(tmp_path / "large.png")
+    picture(190, 150).save(tmp_path / "small.png")
+    rows = [{"image": "large.png", "phrase": "a dog", "bbox": [n + 10, 2, 10, 90.1]} for n in range(16)]
+    rows += [{"image": "small.png", "phrase": "a dog", "bbox": [10, 40, 90.1, 60]}]
     path = write_rows(tmp_path / "percent.jsonl", rows)
     with pytest.raises(ValueError, match=r"seem to be counted to 100 in .*--box_format xywh"):
         records(path, Columns({"boxes": "bbox"}))
-    assert len(records(path, Columns(box_format="xywh"))) == 20
-    picture(1920, 1080).save(tmp_path / "wide.png")
-    boxes = [[400 + 20 * n, 300 + 10 * n, 600 + 16 * n, 500 + 20 * n] for n in range(24)]
+    assert len(records(path, Columns(box_format="xywh"))) == 17
+    assert len(records(write_rows(tmp_path / "few.jsonl", rows[2:]))) == 15
+    picture(1600, 1200).save(tmp_path / "wide.png")
     corners = "x1", "y1", "x2", "y2"
-    rows = [{"image": "wide.png", "phrase": f"dog {n}", **dict(zip(corners, box))} for n, box in enumerate(boxes)]
-    assert boxes_of(records(write_rows(tmp_path / "few.jsonl", rows))) == [[box] for box in boxes]
-    of_all = {"image": "wide.png", "phrase": "all of it", **dict(zip(corners, (0, 0, 1000, 1000)))}
-    for each in ([*rows, of_all], 3 * rows):
-        with pytest.raises(ValueError, match=r"seem to be counted to 1000 in images of any size"):
-            records(write_rows(tmp_path / "thousandths.jsonl", each))
+
+    def wide(boxes):
+        rows = [{"image": "wide.png", "phrase": f"dog {n}", **dict(zip(corners, box))} for n, box in enumerate(boxes)]
+        return write_rows(tmp_path / "wide.jsonl", rows)
+
+    boxes = [[20 + 20 * n, 250 + 10 * n, 500 + 20 * n, 500 + 20 * n] for n in range(16)]
+    with pytest.raises(ValueError, match=r"seem to be counted to 1000 in images of any size"):
+        records(wide(boxes))
+    # In the middle; one beyond; the same of many phrases; all in a corner.
+    centred = [[600 + n, 300, 1000 - n, 900] for n in range(20)]
+    for each in (centred, [*boxes, [0, 0, 1010, 90]], 2 * boxes[1:], (np.array(boxes) * 0.9).tolist()):
+        assert boxes_of(records(wide(each))) == [[box] for box in each]
 
 
 def test_a_file_that_is_no_table(tmp_path):

@@ -22,7 +22,7 @@ from .regions import REGIONS, to_xyxy
 NUM_DECIDING, MAX_ROWS = 256, 10_240
 # Above this share, a mistake is one of the whole data set and not of some of its records.
 SIZEABLE = 0.25
-_MANY = 64  # boxes in images of whose longest side they would leave a third free
+_CHANCE = 2**-16  # below which boxes of another scale are none that happen to be in a part of their images
 _MISFITS = 0.01  # share of boxes that are wrong in any data set
 _TELL_OF_IT = re.compile(b"eXIf|XML:com.adobe.xmp|Raw profile type exif")  # chunks of PNG
 _TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
@@ -156,13 +156,12 @@ def image_size(image: dict[str, Any] | None) -> tuple[int, int]:
 
 
 def seeming_scale(corners: np.ndarray, sizes: np.ndarray) -> int | None:
-    """100 or 1000, where boxes end there in images that are larger, and are too many for that to be chance: all of them
-    far larger, or many by half (of thousandths); or on both axes one ends at that very number."""
-    ends, longest = corners[:, 2:].max(axis=0), sizes.max(axis=1)
+    """100 or 1000, where boxes end there and not beyond, though so many would, mirrored in their images, that it is no
+    chance: photos are as likely as their mirror images, so it is one of two for each of these boxes."""
+    starts, ends, sides = np.hsplit(np.unique(np.hstack([corners, sizes]), axis=0), 3)
     for scale in (100, 1000):
-        is_larger = sizes.min() > 2 * scale or (scale == 1000 and (longest > 1.5 * scale).sum() >= _MANY)
-        is_larger |= bool(sizes.min() > scale) and bool((ends == scale).all())
-        if len(corners) >= 16 and 1 < ends.max() <= scale and is_larger:
+        num_beyond = (starts < sides - scale).any(axis=1).sum()
+        if 0.75 * scale < ends.max() <= 1.005 * scale and 0.5**num_beyond <= _CHANCE:
             return scale
     return None
 
