@@ -201,14 +201,33 @@ def test_images_of_another_size_than_columns_say(tmp_path, streaming):
     photos(tmp_path)
     rows = [{"image": f"photos/{n}.png", "width": 2 * WIDTH, "height": 2 * HEIGHT, "phrase": "a dog", "bbox": box}
             for n, box in enumerate(CORNERS)]  # fmt: skip
-    message = (
-        r"4 of the first 4 images are not as large as width, height say, such as .*0\.png: it has 200 x 100 pixels"
-    )
-    with pytest.raises(ValueError, match=message):
-        records(write_rows(tmp_path / "resized.jsonl", rows), streaming=streaming)
+    message = r"4 of the first 4 images are of another .*0\.png: the image has 200 x 100 pixels, not 400 x 200"
+    for times in (2,) if streaming else (2, 1):  # of the size that is told; of the image's, and in doubt
+        each = [row | {"bbox": [times * value for value in row["bbox"]]} for row in rows]
+        with pytest.raises(ValueError, match=message):
+            records(write_rows(tmp_path / "resized.jsonl", each), streaming=streaming)
     for row in rows:
         row["bbox"] = as_format(row["bbox"], "xyxy_normalized")
     assert len(records(write_rows(tmp_path / "shares.jsonl", rows), streaming=streaming)) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_record_that_contradicts_the_size_of_its_image_cannot_be_used(tmp_path, streaming):
+    photos(tmp_path)
+    picture(HEIGHT, WIDTH).save(tmp_path / "photos/1.png")  # turned
+    rows = [{"image": f"photos/{n % 4}.png", "width": WIDTH, "height": HEIGHT, "phrase": f"dog {n}", "bbox": box}
+            for n, box in enumerate(CORNERS)]  # fmt: skip
+    rows += [{**rows[0], "width": None}]
+    columns = Columns()
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), columns, streaming=streaming)
+    assert columns.box_format == "xyxy"  # though the second is not in its image
+    found[1]["boxes"] = [[10, 10, 60, 60]]
+    collator = GroundingCollator(tiny_processor(), strict=False, spare=found[0])
+    (reason,) = collator(found)["unusable"]
+    assert "1.png', phrase 'dog 1': the image has 100 x 200 pixels, not 200 x 100 as its row says" in reason
+    assert not collator.changed(box_format="xyxy_normalized")([found[1] | {"boxes": [[0.1, 0.1, 0.6, 0.6]]}])[
+        "unusable"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from PIL import ExifTags
 from modeling_albef_amc.image_processing_pil_albef import orientation_of
 from modeling_albef_amc.images import UNREADABLE, open_file
 
-from .columns import Columns, Found, written
+from .columns import Columns, Found, first_rows, written
+from .phrase_rows import SIDES, check_size, told_size
 from .regions import REGIONS, to_xyxy
 
 # As many boxes decide what all are, looked for in so many rows.
@@ -39,18 +40,19 @@ def decide_boxes(
 
     Raises ValueError: none fits, or several do.
     """
-    decided = ""
+    decided, wrong = "", wrong_sizes(dataset, path)
     if "boxes" in found.places and (columns.box_format is None or columns.guessed_of is not None):
         theirs = written(found.places["boxes"])
         try:
             box_format, decided = fitting_format(dataset, found, path) if found.formats else ("xyxy", "")
-        except ValueError as error:
+        except ValueError as doubt:
+            error = ValueError(wrong) if wrong else doubt
             if columns.guessed_of == theirs and columns.box_format in chain.from_iterable(found.formats or ()):
                 return dataset  # in doubt by itself, and as in a split before
             others = set(REGIONS) & set(dataset.column_names) - {"boxes"}
             is_blank = not any(list(fours(row["boxes"])) for row in images_and_boxes(dataset))
             if (needs_regions and not (others and is_blank)) or "boxes" not in found.guessed:
-                raise
+                raise error from doubt
             columns.say(f"Boxes are left out. {error}")
             found.guessed.remove("boxes")
             dataset = dataset.remove_columns("boxes")
@@ -61,6 +63,9 @@ def decide_boxes(
                     f"{columns.box_format}: make them alike, or take the splits one by one."
                 )
             columns.box_format, columns.guessed_of = box_format, theirs
+    is_in_pixels = "boxes" in dataset.column_names and not (columns.box_format or "").endswith("_normalized")
+    if wrong and (is_in_pixels or set(REGIONS) & set(dataset.column_names) - {"boxes"}):
+        raise ValueError(wrong)
     if found.guessed or decided:
         said = "; ".join(filter(None, (str(found), decided)))
         columns.say(f"{path}: {said}. Guessed; --columns and --box_format say otherwise.")
@@ -111,21 +116,43 @@ def check_proposals(dataset: Dataset | IterableDataset, box_format: str, path: s
 
 def first_boxes(dataset: Dataset | IterableDataset, column: str = "boxes") -> tuple[np.ndarray, np.ndarray]:
     """float64 (num_boxes, 4), of the first rows with any in this column, and (num_boxes, 2): width and height of their
-    images, 0 for one that cannot be read. Of an image only the header is."""
+    images, 0 for one that cannot be read. Of an image only the header is. Boxes of rows that say another size are left
+    out; are all so, it is the size that they say."""
     boxes: list[list[float]] = []
-    sizes: list[tuple[int, int]] = []
+    sizes: list[tuple[tuple[float, float], tuple[float, float]]] = []
     for row in images_and_boxes(dataset, column):
         of_row = list(fours(row[column]))
         boxes += of_row
-        sizes += [image_size(row["image"])] * len(of_row) if of_row else []
+        size = image_size(row["image"]) if of_row else (0, 0)
+        sizes += [(told_size(row) or size, size)] * len(of_row)
         if len(boxes) >= NUM_DECIDING:
             break
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(sizes).reshape(-1, 2)
+    told, real = np.array(sizes).reshape(-1, 2, 2).swapaxes(0, 1)
+    is_right = (told == real).all(axis=1)
+    chosen = is_right if is_right.any() else slice(None)
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)[chosen], told[chosen]
+
+
+def wrong_sizes(dataset: Dataset | IterableDataset, path: str) -> str:
+    """What to say where a sizeable share of the first images has another size than their rows say; else nothing."""
+    if not {*SIDES} <= {*dataset.column_names}:
+        return ""
+    rows, wrong = [row for row in first_rows(dataset, ["image", *SIDES]) if told_size(row)], []
+    for row in rows:
+        try:
+            if any(size := image_size(row["image"])):
+                check_size(row, size)
+        except ValueError as error:
+            wrong.append(f"such as {row['image']['path'] or 'one'!s:.200}: {error}")
+    if len(wrong) <= SIZEABLE * len(rows):
+        return ""
+    return f"{path}: {len(wrong)} of the first {len(rows)} images are of another size than told, {wrong[0]}"
 
 
 def images_and_boxes(dataset: Dataset | IterableDataset, column: str = "boxes") -> Iterator[dict[str, Any]]:
     """Of the first rows, at most MAX_ROWS."""
-    tables = dataset.select_columns(["image", column]).with_format("arrow").iter(batch_size=64)
+    names = ["image", column, *(side for side in SIDES if side in dataset.column_names)]
+    tables = dataset.select_columns(names).with_format("arrow").iter(batch_size=64)
     for table in islice(tables, MAX_ROWS // 64):
         yield from table.to_pylist()
 

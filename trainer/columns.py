@@ -7,7 +7,7 @@ that lists the columns and proposes the option.
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.errors import HTTPError
 from transformers.utils import logging
 
-from .phrase_rows import OF_PHRASES
+from .phrase_rows import OF_PHRASES, SIDES
 from .regions import BOX_FORMATS, REGIONS
 from .written import as_numbers, as_texts, is_list, nesting
 
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 DEPTHS = {"boxes": 2, "polygons": 3, "masks": 1, "scribbles": 2, "proposals": 2, "caption_span": 1, "categories": 1}
 TEXTS = "phrase", "caption", "categories"
 # What is no text; lists may be of texts: of these, and of paths.
-TYPES = dict.fromkeys(("boxes", "polygons", "scribbles", "scribble_radius", "proposals"), "float64")
+TYPES = dict.fromkeys(("boxes", "polygons", "scribbles", "scribble_radius", "proposals", *SIDES), "float64")
 TYPES |= {"caption_span": "int64", "absent": "bool"}
 LISTS_OF_TEXTS = "phrase", "categories", "masks"
 FIRST = 100  # rows that are looked at
@@ -57,6 +57,7 @@ MAX_MASKS = 2**30  # bytes that are put together in memory
 HOLDS = {
     "image": "an image, or its path",
     "image_id": "a text or a whole number",
+    **dict.fromkeys(SIDES, "a number of pixels"),
     "phrase": 'a text, or in every row a list of texts, such as ["a cat", "a dog"]',
     "caption": "a text",
     "caption_span": "two whole numbers, such as [0, 2]",
@@ -255,6 +256,8 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
         columns.say(f"Regions are left out. {error}")
     guesses.add("phrase", guesses.phrases())
     guesses.add("image", guesses.images())
+    for ours, place in guesses.sides():
+        found.places.setdefault(ours, [place])
     return found
 
 
@@ -349,6 +352,15 @@ class Guesses:
             or [[place] for place in named if free[place].is_text or free[place].is_of(*kinds)]
             or [[place] for place in named if free[place].is_of(pa.types.is_integer)]  # a file may be called 1
         )
+
+    def sides(self) -> Iterator[tuple[str, Place]]:
+        """Of the image's width and height, where there are such beside those of boxes."""
+        used = [place for places in self.found.places.values() for place in places]
+        numbers = [place for place, leaf in self.there.items() if leaf.is_number and leaf.depth == 0]
+        free = {plain_name(place[0]): place for place in numbers if len(place) == 1 and place not in used}
+        for names in ("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"):
+            if free.keys() >= {*names} and all(len(place) == 1 for place in self.found.places.get("image", [])):
+                yield from zip(SIDES, map(free.get, names))
 
 
 def leaves(features: Features | dict[str, FeatureType]) -> dict[Place, Leaf]:

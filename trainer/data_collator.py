@@ -17,7 +17,7 @@ from modeling_albef_amc.images import open_image
 from modeling_albef_amc.tokenization_albef import is_blank
 
 from .augmentation import GroundingAugmentation
-from .phrase_rows import Record, check_same_image, image_id_of, is_absent, python_value, record_name
+from .phrase_rows import Record, check_same_image, check_size, image_id_of, is_absent, python_value, record_name
 from .regions import BOX_FORMATS, Region
 
 # What fills `boxes` after a phrase's last box, and `mlm_labels` where there is no loss: Trainer's own padding value.
@@ -292,6 +292,8 @@ def read_example(record: Record, source: SourceImage, box_format: str) -> Exampl
     if not isinstance(phrase, str) or is_blank(phrase):
         raise ValueError("the phrase is empty or not a string; drop the record")
     region = Region.from_record(record, source.image.height, source.image.width, box_format)
+    if region is not None and not (region.kind == "boxes" and box_format.endswith("_normalized")):
+        check_size(record, source.image.size)
     if is_absent(record) and region is not None:
         raise ValueError("it is absent and has a region; drop one of them")
     return Example(source, phrase, region, is_absent(record))

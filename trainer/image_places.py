@@ -1,4 +1,4 @@
-"""Where the images of a data set are: beside the files that name them, in archives, at addresses; and of what size."""
+"""Where the images of a data set are: beside the files that name them, in archives, at addresses."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -7,14 +7,10 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 import pyarrow as pa
-from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
+from datasets import Dataset, Image, IterableDataset, LargeList, List, Value
 from datasets.table import table_cast
 
 from modeling_albef_amc.images import download
-
-from .box_units import SIZEABLE, image_size
-from .columns import Found, first_rows, plain_name
-from .regions import as_number
 
 
 def place_images(
@@ -120,32 +116,3 @@ def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> boo
             if any(is_relative(path) or is_within(path) or (fetch and path and is_address(path)) for path in paths):
                 return True
     return False
-
-
-def size_columns(names: list[str], found: Found) -> tuple[str, str] | None:
-    """The columns of the images' width and height, where there are such beside those of boxes."""
-    used = [place for places in found.places.values() for place in places]
-    free = {plain_name(name): name for name in names if (name,) not in used}
-    pairs = (("width", "height"), ("imagewidth", "imageheight"), ("imgwidth", "imgheight"))
-    is_flat = len(found.places["image"][0]) == 1
-    return next(((free[one], free[other]) for one, other in pairs if is_flat and {one, other} <= free.keys()), None)
-
-
-def check_sizes(
-    dataset: Dataset | IterableDataset, image: str, sides: tuple[str, str], path: str, folders: list[str]
-) -> None:
-    """ValueError: a sizeable share of the first images has another size than columns say that they have, for which
-    their regions would be made. Args: image, sides: names of columns."""
-    schema = Features({image: Image(decode=False)}).arrow_schema
-    rows = [row for row in first_rows(dataset, [image, *sides]) if isinstance(row[image], str | dict)]
-    told = [tuple(as_number(row[side]) for side in sides) for row in rows]
-    placed = place_images(pa.table({image: [row[image] for row in rows]}), [image], folders, schema)[image].to_pylist()
-    sizes = [(given, size, image_size(given)) for given, size in zip(placed, told) if None not in size]
-    wrong = [each for each in sizes if each[2] not in ((0, 0), each[1])]
-    if len(wrong) > SIZEABLE * len(sizes):
-        given, size, found = wrong[0]
-        raise ValueError(
-            f"{path}: {len(wrong)} of the first {len(sizes)} images are not as large as {', '.join(sides)} say, "
-            f"such as {(given['path'] or 'one')!s:.200}: it has {found[0]} x {found[1]} pixels, not {size[0]:g} x "
-            f"{size[1]:g}. Regions would be out of place: scale them, and correct or remove these columns."
-        )

@@ -15,6 +15,7 @@ from .regions import REGIONS, as_number
 Record = dict[str, Any]
 # Of a row with a list of phrases, these hold one value a phrase; the others are of all its phrases.
 OF_PHRASES = "phrase", "caption_span", "absent", "categories", *REGIONS
+SIDES = "image_width", "image_height"
 
 
 def records_of(row: Record) -> list[Record]:
@@ -92,6 +93,23 @@ def image_id_of(record: Record) -> Any:
     """None where it is missing, for which pandas has NaN."""
     image_id = python_value(record.get("image_id"))
     return image_id if image_id == image_id else None
+
+
+def told_size(record: Record) -> tuple[float, float] | None:
+    """Width and height that a record says its image has; None where it does not."""
+    width, height = (as_number(record.get(side)) for side in SIDES)
+    is_told = width is not None and height is not None and width == width and height == height
+    return (width, height) if is_told else None
+
+
+def check_size(record: Record, size: tuple[int, int]) -> None:
+    """ValueError: a record says that its image has another size than it has, for which its regions would be made."""
+    told = told_size(record)
+    if told not in (None, size):
+        raise ValueError(
+            f"the image has {size[0]} x {size[1]} pixels, not {told[0]:g} x {told[1]:g} as its row says: regions would "
+            "be out of place. Scale them, and correct or remove the columns of width and height."
+        )
 
 
 def python_value(value: Any) -> Any:

@@ -60,9 +60,9 @@ from .columns import (
     written,
 )
 from .columns import widened as widened_at
-from .image_places import check_sizes, has_paths, place_images, size_columns
+from .image_places import has_paths, place_images
 from .known_formats import IMAGE_FILES
-from .phrase_rows import OF_PHRASES
+from .phrase_rows import OF_PHRASES, SIDES
 from .regions import REGIONS
 
 # Files that are a data set by themselves, and what reads them.
@@ -82,6 +82,7 @@ TEXT = pa.types.is_string, pa.types.is_large_string
 COLUMNS = {
     "image": "image file",
     "image_id": (*TEXT, pa.types.is_integer),
+    **dict.fromkeys(SIDES, NUMBERS),
     "phrase": TEXT,
     "caption": TEXT,
     "caption_span": [(pa.types.is_integer,)],
@@ -133,7 +134,6 @@ def open_split(
         if missing := {"image", "phrase"} - found.places.keys():
             raise ValueError(missing_columns(dataset, missing, found, path))
         others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
-        stored, sides = dataset, size_columns(dataset.column_names, found)
         with told_here():
             first = rows_to_look_at(dataset, found)
         dataset = arrange(dataset, found, path, first)
@@ -154,11 +154,7 @@ def open_split(
         # each: a table of 2 GiB of images cannot be written.
         options = {"batched": True, "batch_size": 100, "features": features, "fn_kwargs": place}
         dataset = dataset.with_format("arrow").map(place_images, **options).with_format(None)
-    dataset = decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
-    is_in_pixels = "boxes" in dataset.column_names and not (columns.box_format or "").endswith("_normalized")
-    if sides and (is_in_pixels or set(REGIONS) & set(dataset.column_names) - {"boxes"}):
-        check_sizes(stored, found.places["image"][0][0], sides, path, folders_of_files(path, config, split))
-    return dataset
+    return decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
 
 
 def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset | IterableDataset:
