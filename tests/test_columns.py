@@ -260,6 +260,14 @@ def test_columns_of_csv_are_of_one_kind_in_all_files(tmp_path):
     assert rows["boxes"][:] == [[[10, 10, 60, 60]], [[10.5, 10, 60, 60]], []]
 
 
+def test_ids_of_csv_keep_their_zeros(tmp_path):
+    photos(tmp_path)
+    rows = [{"image": f"photos/{n}.png", "phrase": "a dog", "image_id": each, "boxes": str(CORNERS[:1])}
+            for n, each in enumerate(("7", "007", ""))]  # fmt: skip
+    path = write_rows(tmp_path / "mine.csv", rows)
+    assert [row["image_id"] for row in open_split(path, None, "train")] == ["7", "007", None]
+
+
 @pytest.mark.parametrize("mark", ["\t", ";"])
 def test_what_parts_columns_in_files_of_a_folder(tmp_path, mark):
     photos(tmp_path / "beside")
@@ -782,13 +790,16 @@ def test_our_names_in_other_cases(tmp_path, kind):
         records(write_rows(tmp_path / "two.jsonl", [{**rows[0], "Absent": True}]))
 
 
-@pytest.mark.parametrize("kind", [".csv", ".json", ".parquet"])
+@pytest.mark.parametrize("kind", [".csv", ".json", ".parquet", ".label.parquet"])
 def test_a_column_says_the_splits_of_a_file(tmp_path, kind):
     photos(tmp_path)
     splits = ["train", "test", "Val", "train", "train", ""]
     rows = [{"image": f"photos/{n % 4}.png", "phrase": f"dog {n}", "boxes": str(CORNERS[:1]), "split": split}
             for n, split in enumerate(splits)]  # fmt: skip
     path = write_rows(tmp_path / f"mine{kind}", rows)
+    if "label" in kind:
+        labels = ClassLabel(names=["other", "Val", "test", "train", ""])
+        datasets.Dataset.from_list(rows).cast_column("split", labels).to_parquet(path)
     assert split_names(path, None) == ["train", "test", "validation"]
     for split, expected in {
         "train": [0, 3, 4], "validation": [2], "test": [1], "train[1:]": [3, 4], "test+train[:1]": [1, 0],

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 from datasets import (
     Array2D,
+    ClassLabel,
     Dataset,
     DatasetBuilder,
     Features,
@@ -82,7 +83,6 @@ TEXT = pa.types.is_string, pa.types.is_large_string
 COLUMNS = {
     "image": "image file",
     "image_id": (*TEXT, pa.types.is_integer),
-    **dict.fromkeys(SIDES, NUMBERS),
     "phrase": TEXT,
     "caption": TEXT,
     "caption_span": [(pa.types.is_integer,)],
@@ -94,6 +94,7 @@ COLUMNS = {
     "absent": (pa.types.is_boolean,),
     "proposals": [[NUMBERS]],
     "categories": [TEXT],
+    **dict.fromkeys(SIDES, NUMBERS),
 }
 MOST_SEARCHED = 10_000  # rows, for one that is unlike others
 # What they hold in a row with a list of phrases, which is several records; see `phrase_rows`.
@@ -202,7 +203,7 @@ def load(
     if features is not None:
         with rows_not_objects(lambda: files):
             found = find_columns(features, columns, COLUMNS, path, needs_regions)
-        wide = widened(features, found)
+        wide = widened(features, found, is_csv)
         texts = [name for name in features if fits(features[name], NUMBERS) and wide[name] == Value("string")]
         if texts:
             columns.say(f"{path}: {', '.join(texts)}: numbers are taken as texts.")
@@ -338,7 +339,7 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
 
 
-def widened(features: Features, found: Found) -> Features:
+def widened(features: Features, found: Found, is_csv: bool) -> Features:
     """The same, with known columns of nothing but nulls, or of numbers, as what other rows may hold in them."""
     names = {places[0][0]: ours for ours, places in found.places.items() if len(places) == len(places[0]) == 1}
     is_listed = any(isinstance(features[column], List | LargeList) for column in names if names[column] == "phrase")
@@ -350,6 +351,8 @@ def widened(features: Features, found: Found) -> Features:
     for ours in set(REGIONS) & found.places.keys():
         for place in found.places[ours]:
             wide[place[0]] = widened_at(wide[place[0]], place[1:])
+    if is_csv:  # of which 7 and 007 are two images
+        wide |= {place[0]: Value("string") for place in found.places.get("image_id", [])}
     return Features(wide)
 
 
@@ -545,18 +548,26 @@ def of_folder(dataset: Dataset | IterableDataset, path: str, split: str) -> Data
     return found
 
 
-def splits_of_rows(path: str) -> tuple[str, dict[str, str]] | None:
+def splits_of_rows(path: str) -> tuple[str, dict[str | int, str]] | None:
     """The column `split` of a file, and what it says → the split; None where it does not tell several splits apart."""
     if not os.path.isfile(path) or Path(path).suffix.lower() not in FILES:
         return None
-    name, said = "", dict[str, None]()
+    name, said = "", dict[str | int, str]()
     for table in tables_of_splits(path):
         name = next((name for name in table.column_names if own_name(name) == "split"), "")
         kind = table[name].type if name else None
-        if kind is None or not (pa.types.is_dictionary(kind) or pa.types.is_null(kind) or fits(Value(str(kind)), TEXT)):
+        is_label = kind is not None and pa.types.is_integer(kind)
+        label = Features.from_arrow_schema(table.schema)[name] if is_label else None  # as the file's features tell
+        if isinstance(label, ClassLabel):
+            numbers = pc.unique(table[name]).drop_null().to_pylist()
+            said |= {number: label.names[number] for number in numbers if number >= 0}
+        elif kind is None or not (
+            pa.types.is_dictionary(kind) or pa.types.is_null(kind) or fits(Value(str(kind)), TEXT)
+        ):
             return None
-        said |= dict.fromkeys(pc.unique(table[name].cast(pa.string())).drop_null().to_pylist())
-    splits = {each: SPLIT_FOLDERS.get(each.strip().lower(), each.strip()) for each in said if each.strip()}
+        else:
+            said |= {each: each for each in pc.unique(table[name].cast(pa.string())).drop_null().to_pylist()}
+    splits = {each: SPLIT_FOLDERS.get(of.strip().lower(), of.strip()) for each, of in said.items() if of.strip()}
     is_of_splits = all(re.match("train|val|dev|test", split, re.IGNORECASE) for split in splits.values())
     return (name, splits) if is_of_splits and len({*splits.values()}) > 1 else None
 
@@ -576,7 +587,7 @@ def tables_of_splits(path: str) -> Iterator[pa.Table]:
 
 
 def of_rows(
-    dataset: Dataset | IterableDataset, asked: str, column: str, splits: dict[str, str]
+    dataset: Dataset | IterableDataset, asked: str, column: str, splits: dict[str | int, str]
 ) -> Dataset | IterableDataset:
     """The rows of the splits that are asked for, by what a column says; slices are of these.
 
