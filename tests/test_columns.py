@@ -815,6 +815,49 @@ def test_a_column_says_the_splits_of_a_file(tmp_path, kind):
         assert split_names(path, None) == [] and len(open_split(path, None, "test")) == 6
 
 
+NAMED = [dict(zip(("x1", "y1", "x2", "y2"), box)) for box in CORNERS]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"phrase": "dogs", "bbox": NAMED}, [CORNERS]),
+        ({"phrase": "dogs", "boxes": NAMED}, [CORNERS]),
+        ({"phrase": "dogs", **{name: [box[name] for box in NAMED] for name in NAMED[0]}}, [CORNERS]),
+        ({"phrases": ["a dog", "a cat"], "boxes": [NAMED[:2], NAMED[2:]]}, [CORNERS[:2], CORNERS[2:]]),
+        ({"phrases": ["a dog", "a cat"], "boxes": NAMED[:2]}, [[CORNERS[0]], [CORNERS[1]]]),
+        (
+            {"regions": [{"phrase": "a dog", "boxes": NAMED[:2]}, {"phrase": "a cat", "boxes": NAMED[2:]}]},
+            [CORNERS[:2], CORNERS[2:]],
+        ),
+    ],
+)
+def test_lists_of_boxes_of_four_numbers_by_name(tmp_path, row, expected, streaming):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", **row}])
+    assert boxes_of(records(path, streaming=streaming)) == expected
+    uneven = {"image": "photos/0.png", "phrase": "dogs", "x1": [1], "y1": [2], "x2": [50, 60], "y2": [60]}
+    with pytest.raises(ValueError, match=r"Column x1,y1,x2,y2 of .* must hold four numbers .*50\.0, 60\.0"):
+        records(write_rows(tmp_path / "uneven.jsonl", [uneven]), streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("lost", [None, []])
+def test_a_phrase_without_a_box_among_some_with_one(tmp_path, lost, streaming):
+    photos(tmp_path)
+    dog, whale = {"phrase": "a dog", "bbox": CORNERS[1]}, {"phrase": "a whale", "bbox": lost}
+    listed = {"phrases": ["a dog", "a whale"], "bboxes": [CORNERS[1], lost], "absent": [False, True]}
+    for rows in ([listed, {**listed, "bboxes": lost}], [{"objects": [dog, whale]}, {"objects": lost}]):
+        found = records(
+            write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", **row} for row in rows]),
+            Columns(box_format="xyxy"),
+            streaming=streaming,
+        )
+        assert boxes_of(found)[:2] == [[CORNERS[1]], []]
+        assert [record["phrase"] for record in found] == ["a dog", "a whale"] * (2 if "phrases" in rows[0] else 1)
+
+
 # Cards ----------------------------------------------------------------------------------------------------------------
 
 

@@ -246,10 +246,12 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
         if ours == "boxes":
             found.formats = formats_of(found.places[ours])
     used = {place[0] for places in found.places.values() for place in places}
-    add_own(found, {name for name in features if name not in used}, known, path)
     guesses = Guesses(found, there, path)
+    boxes = guesses.boxes()
+    used |= {place[0] for place, *_ in boxes if place[:-1] == ("boxes",)}  # of numbers by names
+    add_own(found, {name for name in features if name not in used}, known, path)
     try:
-        guesses.add("boxes", [] if "boxes" in found.places else guesses.boxes())
+        guesses.add("boxes", [] if "boxes" in found.places else boxes)
     except ValueError as error:
         if needs_regions:
             raise
@@ -474,6 +476,8 @@ class Arrangement:
 
     def row(self, row: Row) -> Row:
         found = {ours: self.read(ours, row) for ours in self.features}
+        if isinstance(self.features.get("phrase"), List) and len(self.places["phrase"][0]) > 1:
+            found["phrase"] = found["phrase"] or []  # objects may be null
         phrases = found.get("phrase")
         several = phrases if isinstance(phrases, list) else []
         for region, way in self.ways.items():
@@ -489,7 +493,8 @@ class Arrangement:
             elif way == "shared":
                 found[region] = [[given] if is_there else []] * len(several)
             elif way in ("each", "flat"):
-                given = found[region] = [[each] if way == "flat" else each for each in given or []]
+                given = given or [None] * len(several)
+                given = found[region] = [[each] if way == "flat" and each else each for each in given]
                 if len(given) != len(several):
                     raise ValueError(
                         f"Column {region} of {self.path} holds {len(given)} instances for the {len(several)} phrases "
@@ -504,7 +509,10 @@ class Arrangement:
         if ours in self.meant:
             values = [meaning(value, ours, places, self.path) for value in values]
         if len(values) > 1:
-            return four(values)
+            try:
+                return four(values)
+            except (TypeError, ValueError) as error:  # of lists that are not as long
+                raise ValueError(misfit(ours, places, self.path, values)) from error
         (value,) = values
         if ours in self.meant and (depth := nesting(value)) is not None:
             for _ in range(self.meant[ours].depth - depth):  # one box where others are lists of boxes
@@ -560,7 +568,7 @@ def value_at(value: Any, place: Place) -> Any:
 def four(values: list) -> list | None:
     """Four values, or lists of them, as a box, or a list of them; None where there is nothing."""
     if any(isinstance(value, list) for value in values):
-        return [four(list(each)) for each in zip(*values)]
+        return [four(list(each)) for each in zip(*values, strict=True)]
     return None if all(value is None for value in values) else values
 
 
@@ -604,7 +612,8 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
         if name not in REGIONS or ways.get(name) == "shared":
             row[name] = [values[of_phrase[0]] for of_phrase in numbers.values()]
         elif ways.get(name) in ("each", "flat"):
-            row[name] = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
+            given = [[values[number] for number in of_phrase] for of_phrase in numbers.values()]
+            row[name] = [instances if any(instances) else [] for instances in given]
         else:
             row[name] = [all_instances([values[number] for number in of_phrase]) for of_phrase in numbers.values()]
     return row
@@ -724,7 +733,8 @@ def arrangement_of(features: Features, found: Found, path: str, first: list[Row]
         is_made[ours] = is_made[ours] or renamed.setdefault(each[0][0], ours) != ours
     made = {}
     for ours in [ours for ours in places if is_made[ours]]:
-        depth, feature = kinds[ours].depth, Value("string") if ours in labels else kinds[ours].feature
+        feature = Value("string") if ours in labels else kinds[ours].feature
+        depth = kinds[ours].depth + (len(places[ours]) > 1)
         if ours in ways:
             depth = DEPTHS[ours] + (phrase.depth > 0)
             is_wide = ours == "masks" or kinds[ours].is_of(pa.types.is_floating)
