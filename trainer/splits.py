@@ -134,11 +134,12 @@ def open_split(
         found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
         if missing := {"image", "phrase"} - found.places.keys():
             raise ValueError(missing_columns(dataset, missing, found, path))
-        others = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
+        unknown = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
+        others = dataset.select_columns(unknown)
         with told_here():
             first = rows_to_look_at(dataset, found)
         dataset = arrange(dataset, found, path, first)
-        dataset, is_listed = known_columns(dataset, found, path, needs_regions, stored.select_columns(others))
+        dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
     dataset = put_together(dataset, found, columns, path)
     if isinstance(dataset, Dataset):
         with told_here():
