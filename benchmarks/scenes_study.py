@@ -160,6 +160,8 @@ NOT_RUN = "metaclip_2", "clipseg", "owlvit", "siglip2", "flava", *DECODERS
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "kinds": {"none": {"data": "box"} | NO_AMC} | {name: {"data": name} for name in VARIANTS},
     "budget": {f"{percent} %": {"data": f"budget_{percent}"} for percent in (0, 1, 5, 25, 100)},
+    # The phrases with a region, and no others.
+    "annotated alone": {f"{percent} %": {"data": f"budget_{percent}", "annotated_share": 1.0} for percent in (5, 25)},
     "losses": {
         "both": {"data": "mask"},
         "mean only": {"data": "mask", "amc_max_weight": 0.0},
@@ -268,12 +270,18 @@ def spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def draw_budget(rows: list[Row], path: Path) -> None:
+def draw_budget(results: dict[str, list[Row]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    means, spreads = [row["mean"] for row in rows], [row["spread"] for row in rows]
-    axes.errorbar(range(len(rows)), means, yerr=spreads, marker="o", capsize=3, color="#7c3aed")
-    axes.set_xticks(range(len(rows)), [row["name"] for row in rows])
+    names = [row["name"] for row in results["budget"]]
+    lines = {"budget": ("all phrases", "#7c3aed"), "annotated alone": ("the annotated phrases alone", "#0891b2")}
+    for study, (label, color) in lines.items():
+        rows = results.get(study, [])
+        places, means = [names.index(row["name"]) for row in rows], [row["mean"] for row in rows]
+        spreads = [row["spread"] for row in rows]
+        axes.errorbar(places, means, yerr=spreads, marker="o", capsize=3, color=color, label=label)
+    axes.set_xticks(range(len(names)), names)
     axes.set(xlabel="training phrases with a region", ylabel="pointing accuracy, %", ylim=(0, 100))
+    axes.legend(loc="lower right")
     axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=150)
 
@@ -288,9 +296,10 @@ def main() -> None:
     options = parser.parse_args()
     for study in options.studies:
         rows = run_study(study, options.seeds, options.steps, options.jobs, options.output)
-        report(study, rows, Path(__file__).with_name("scenes_study.json"))
-        if study == "budget":
-            draw_budget(rows, ROOT / "docs" / "annotation_budget.png")
+        results = Path(__file__).with_name("scenes_study.json")
+        report(study, rows, results)
+        if study in ("budget", "annotated alone"):
+            draw_budget(json.loads(results.read_text()), ROOT / "docs" / "annotation_budget.png")
 
 
 if __name__ == "__main__":

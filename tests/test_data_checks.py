@@ -24,7 +24,7 @@ from tests.helpers.training import collator_of
 from trainer import data_checks, evaluate_grounding, ground_dataset, sweep_layers
 from trainer.blocks import by_image, open_blocks
 from trainer.columns import Columns
-from trainer.data_checks import check_regions
+from trainer.data_checks import check_regions, with_annotated_share
 from trainer.phrase_rows import PhraseRows, records_of
 from trainer.process_group import run_script
 from trainer.regions import BOX_FORMATS, Region
@@ -278,6 +278,24 @@ def test_lists_of_phrases_have_lists_of_boxes_each(model, tmp_path, streaming):
     metrics = run(model, folder, tmp_path / "run", "--streaming", streaming, *sizes)
     assert metrics["validation_num_phrases"] == 4  # of the others no box is known
     assert score(model, folder, tmp_path / "scored") * 4 in range(5)
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_annotated_phrases_are_repeated_until_they_are_a_share(tmp_path, is_listed):
+    boxes = [[], [[0.0, 0, 9, 9]], [], [[1.0, 1, 9, 9]], []]
+    columns = {"phrase": list("abcde"), "boxes": boxes}
+    dataset = datasets.Dataset.from_dict(columns).select([4, 0, 1, 2, 3])
+    if is_listed:
+        rows = {"phrase": [list("xabc"), None, list("de")], "boxes": [[[], *boxes[:3]], None, boxes[3:]]}
+        dataset = PhraseRows(datasets.Dataset.from_dict(rows)).select([6, 1, 2, 3, 5])
+
+    def drawn(share: float) -> str:
+        return "".join(with_annotated_share(dataset, share)["phrase"])
+
+    assert [drawn(share) for share in (0, 0.4, 0.6, 0.7, 1)] == ["eabcd", "eabcd", "eabbbcdd", "eabbbbcddd", "bd"]
+    for nowhere in (dataset.select([0, 1]), datasets.Dataset.from_dict({"phrase": ["a"]})):
+        with pytest.raises(ValueError, match="needs phrases with a region, and none of the training data has one"):
+            with_annotated_share(nowhere, 0.5)
 
 
 def test_boxes_of_no_phrase_in_particular_are_refused_alike(model, tmp_path):

@@ -208,6 +208,8 @@ def test_a_checkpoint_of_another_family_is_named(data, tmp_path):
         (["--lora_modules", "query"], "lora_modules needs lora_rank"),
         (["--model", "x"], "model_config is about ALBEF from random weights"),
         (["--revision", "v1"], "revision needs model"),
+        (["--annotated_share", "1.5"], r"annotated_share must lie in 0\.\.1, got 1\.5"),
+        (["--annotated_share", "1", "--streaming", "true"], "annotated_share needs all rows at hand"),
         (["--do_train", "false"], "do_train must be True"),
         (
             ["--eval_splits", "validation", "train"],
@@ -356,9 +358,9 @@ def test_real_photos_from_annotations_to_pictures(shared_dir, tmp_path):
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     losses = [entry for entry in log if "loss" in entry]
     assert len(losses) == 6 and not any("bad_step" in entry for entry in log)
-    for entry in losses:
-        for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"):
-            assert math.isfinite(entry[name]), (name, entry)
+    for name in ("loss", "loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"):
+        found = [entry[name] for entry in losses if name in entry]  # of a step without a masked word, no loss of one
+        assert len(found) >= 3 and all(map(math.isfinite, found)), (name, losses)
     assert metrics["validation_num_phrases"] > 20 and 0 <= metrics["validation_pointing_game"] <= 1
     output = Path(os.environ.get("ALBEF_AMC_PICTURES", tmp_path / "pictures"))
     command = ["--models", f"6 steps={tmp_path / 'run'}", "--dataset", str(data), "--splits", "validation", "--cpu"]

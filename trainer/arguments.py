@@ -29,6 +29,7 @@ RANGES: dict[str, tuple[float, float]] = dict.fromkeys(
 )
 RANGES |= dict.fromkeys(("max_train_examples", "max_eval_examples"), (1, math.inf))
 RANGES |= dict.fromkeys(("flip", "gray", "color_jitter", "crop", "mlm_probability", "validation_fraction"), (0, 1))
+RANGES |= {"annotated_share": (0, 1)}
 RANGES |= {"lora_rank": (0, math.inf), "lora_alpha": (ABOVE_0, math.inf)}
 
 
@@ -112,6 +113,11 @@ class DataArguments:
         None, "Splits to evaluate on; the first one while training. Default: validation, if there is one."
     )
     max_train_examples: int | None = option(None, "Train on this many phrases only.")
+    annotated_share: float = option(
+        0.0,
+        "Least share of phrases with a region among those trained on: they are repeated for it; 1 leaves out the "
+        "others.",
+    )
     max_eval_examples: int | None = option(None, "Evaluate on this many phrases a split only.")
     streaming: bool = option(
         False, "Read the training data as it is trained on, instead of preparing it on disk first."

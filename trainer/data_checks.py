@@ -1,6 +1,7 @@
 """What training data must be, asked before anything is trained: its columns, its boxes, a sample of its records."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from typing import Any
@@ -52,7 +53,10 @@ def check_regions(dataset: Any, box_format: str = "xyxy") -> None:
     if found.num_with_region < found.num_records:
         share, count = found.num_with_region / found.num_records, f"{found.num_with_region:,} of {found.num_records:,}"
         phrases = "training phrases" if is_whole else "first training phrases"
-        logger.warning(f"{share:.1%} of the {phrases} ({count}) have a region, which is learned from these only.")
+        logger.warning(
+            f"{share:.1%} of the {phrases} ({count}) have a region, which is learned from these only: annotated_share "
+            "draws them more often."
+        )
 
 
 def check_metric(metric: str, dataset: Any) -> None:
@@ -117,8 +121,7 @@ class RegionStatistics:
     def add(self, columns: dict[str, pa.Array], names: Sequence[str], box_format: str) -> None:
         """Counts records: their phrases, and the columns of regions by these names."""
         self.num_records += len(columns["phrase"])
-        counts = [pc.fill_null(pc.list_value_length(columns[name]), 0).to_numpy(zero_copy_only=False) for name in names]
-        self.num_with_region += int((np.sum(counts, axis=0) > 0).sum())
+        self.num_with_region += int(have_region(columns, names).sum())
         if "boxes" not in names or not len(boxes := pc.list_flatten(columns["boxes"])):
             return
         is_whole = pc.equal(pc.list_value_length(boxes), 4)  # what is no box is named when it is its turn
@@ -137,15 +140,55 @@ class RegionStatistics:
 def look_at_regions(dataset: Any, names: Sequence[str], box_format: str) -> RegionStatistics:
     """Of phrases and regions, without the images; of streamed data in the first rows."""
     statistics = RegionStatistics()
+    for columns, _ in tables_of_phrases(dataset, names):
+        statistics.add(columns, names, box_format)
+    return statistics
+
+
+def tables_of_phrases(dataset: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, pa.Array], list[int]]]:
+    """Phrases and these columns, one value a phrase, and how many phrases each of their rows has."""
     rows = dataset.dataset if isinstance(dataset, StreamedRows | PhraseRows) else dataset
     tables = rows.select_columns(["phrase", *names]).with_format("arrow").iter(batch_size=_STREAMED_ROWS)
     for table in islice(tables, 1) if isinstance(rows, datasets.IterableDataset) else tables:
-        columns = {name: plain(table[name]) for name in table.column_names}
+        columns, lengths = {name: plain(table[name]) for name in table.column_names}, [1] * len(table)
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
             lengths = phrase_counts(columns["phrase"]).to_pylist()
             columns = {name: values_of_phrases(column, lengths) for name, column in columns.items()}
-        statistics.add(columns, names, box_format)
-    return statistics
+        yield columns, lengths
+
+
+def have_region(columns: dict[str, pa.Array], names: Sequence[str]) -> np.ndarray:
+    """(num_phrases,) of bool, by the columns of regions of these names."""
+    counts = [np.zeros(len(columns["phrase"]))]
+    counts += [pc.fill_null(pc.list_value_length(columns[name]), 0).to_numpy(zero_copy_only=False) for name in names]
+    return np.sum(counts, axis=0) > 0
+
+
+def with_annotated_share(
+    dataset: datasets.Dataset | PhraseRows | StreamedRows, share: float
+) -> datasets.Dataset | PhraseRows | StreamedRows:
+    """The same phrases, those with a region repeated until they are this share of all; of 1, these alone.
+
+    Args: share: in 0..1.
+
+    Raises ValueError: no phrase has a region, or the data are streamed.
+    """
+    if not share:
+        return dataset
+    if isinstance(dataset, StreamedRows):
+        raise ValueError("annotated_share needs all rows at hand: leave out streaming.")
+    names = [name for name in REGIONS if name in dataset.column_names]
+    tables = [(have_region(columns, names), lengths) for columns, lengths in tables_of_phrases(dataset, names)]
+    found, lengths = map(np.concatenate, zip(*tables))
+    if isinstance(dataset, PhraseRows):  # perhaps of some of the rows
+        found = found[(np.cumsum(lengths) - lengths)[dataset.rows] + dataset.numbers]
+    annotated, others = np.flatnonzero(found), np.flatnonzero(~found)
+    if not len(annotated):
+        raise ValueError("annotated_share needs phrases with a region, and none of the training data has one.")
+    if share == 1:
+        return dataset.select(annotated)
+    wanted = math.ceil(share / (1 - share) * len(others))
+    return dataset.select(np.sort(np.concatenate([others, np.resize(annotated, max(wanted, len(annotated)))])))
 
 
 def plain(column: pa.ChunkedArray) -> pa.Array:

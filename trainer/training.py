@@ -33,7 +33,7 @@ from .augmentation import GroundingAugmentation
 from .checkpoints import resumed
 from .columns import Columns
 from .commands import pairs
-from .data_checks import check_regions, check_sample
+from .data_checks import check_regions, check_sample, with_annotated_share
 from .data_collator import PADDING, GroundingCollator
 from .evaluation import batch_heatmaps
 from .heatmap_grid import grid_of_batch
@@ -154,7 +154,7 @@ def load_data(
         images = f"{fraction:.0%} of the images"
         logger.warning(f"{images} are held out: {len(eval_datasets['validation'])} phrases, as split validation.")
     data_args.box_format = columns.box_format or "xyxy"
-    return train_dataset, eval_datasets
+    return with_annotated_share(train_dataset, data_args.annotated_share), eval_datasets
 
 
 def training_data(
