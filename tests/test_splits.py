@@ -36,6 +36,7 @@ RIGHT = [
     ("boxes", List(Value("null"))),
     ("polygons", List(List(List(Value("float64"))))),
     ("scribble_radius", COUNT),
+    ("absent", COUNT),
     ("masks", List(Image())),
 ]
 WRONG = [
@@ -51,7 +52,7 @@ WRONG = [
     ("masks", Image()),
     ("polygons", List(List(NUMBER))),
     ("absent", TEXT),
-    ("absent", COUNT),
+    ("absent", NUMBER),
     ("scribble_radius", TEXT),
     ("caption_span", COUNT),
     ("categories", TEXT),
@@ -91,6 +92,39 @@ def test_files_that_contradict_each_other(tmp_path, streaming):
     pq.write_table(table, tmp_path / "data" / "train-00001.parquet")
     with pytest.raises((ValueError, TypeError), match=r"cannot be had|Couldn't cast array"):
         list(open_split(str(tmp_path), None, "train", streaming))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("first", "later", "advice"),
+    [
+        (
+            {"bbox": None},
+            {"bbox": [1, 2, 3, 4]},
+            r"have nothing in a column that has list<item: int64> later: put a row",
+        ),
+        ({"image_id": 1}, {"image_id": "x7"}, r"has the text \W*x7\W* later: write all of it as text"),
+        ({}, {"extra": 1}, r"only some of its rows have the keys extra: write"),
+    ],
+)
+def test_json_lines_of_which_later_files_have_other_columns(tmp_path, first, later, advice, streaming):
+    for number, own in enumerate((first, later)):
+        picture().save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "phrase": "a dog", "boxes": [[1, 2, 30, 40]], **own}
+        row |= {} if "bbox" in own else {"bbox": row.pop("boxes")[0]}
+        (tmp_path / f"train-{number}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"^Split train of {tmp_path} cannot be had: .*{advice}"):
+        StreamedRows.open(str(tmp_path), None, "train") if streaming else open_split(str(tmp_path), None, "train")
+
+
+def test_a_configuration_is_asked_for(tmp_path):
+    configs = [f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab"]
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"image": "0.png", "phrase": "a dog"}\n')
+    with pytest.raises(ValueError, match=r"several configurations; say --dataset_config, one of 'a', 'b'$"):
+        open_split(str(tmp_path), None, "train")
+    assert len(open_split(str(tmp_path), "a", "train")) == 1
 
 
 def test_undecoded_pictures_of_a_plain_parquet_file(tmp_path):

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from PIL import ExifTags
 
 from modeling_albef_amc.image_processing_pil_albef import orientation_of
-from modeling_albef_amc.images import UNREADABLE, open_file
+from modeling_albef_amc.images import UNREADABLE, load_image, open_file
 
 from .columns import Columns, Found, first_rows, written
 from .phrase_rows import SIDES, check_size, told_size
@@ -81,8 +81,12 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
         raise ValueError(f"{path}: it is in doubt what its boxes are; the first rows have none. {advice}")
     if not sizes.any():
         image = next(row["image"] for row in images_and_boxes(dataset) if list(fours(row["boxes"])))
-        place = (image and image["path"]) or "stored in the row"
-        raise ValueError(f"{path}: no image of the first rows with boxes can be read; the first is {place:.200}.")
+        try:
+            load_image(image)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(
+                f"{path}: no image of the first rows with boxes can be read; of the first: {error}"
+            ) from error
     groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats or ()]
     fitting: list[str] = next(filter(None, groups), [])
     theirs, first = written(found.places["boxes"]), f"the first is {[round(v, 4) for v in boxes[0].tolist()]}"

@@ -197,7 +197,7 @@ def show(split: str, found: dict[str, Any], num_read: int) -> None:
         share, of_units = len(unusable) / num_read, sum(map(is_of_units, unusable))
         advice = "; most such boxes are in another box_format" if of_units > SIZEABLE * num_read else ""
         print(f"{len(unusable):,} of {num_read:,} cannot be used ({share:.1%}){advice}:")
-        print("\n".join(f"  {name:.300}" for name in unusable[:NAMED]))
+        print("\n".join(f"  {name:.500}" for name in unusable[:NAMED]))
 
 
 def train_split(splits: list[str]) -> str:

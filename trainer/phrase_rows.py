@@ -45,7 +45,9 @@ def record_name(record: Record, number: int | None = None) -> str:
     image, name = record.get("image"), image_id_of(record)
     if name is None:
         name = image.get("path") if isinstance(image, Mapping) else image if isinstance(image, str) else None
-    place = f"image {name!r:.200}, " if name is not None else f"record {number}, " if number is not None else ""
+    if isinstance(name, str) and len(name) > 500:  # no path, which the reason says
+        name = f"{name[:60]}…"
+    place = f"image {name!r}, " if name is not None else f"record {number}, " if number is not None else ""
     return f"{place}phrase {record.get('phrase')!r:.200}"
 
 

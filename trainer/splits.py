@@ -79,6 +79,16 @@ TEXT_FILES = ".csv", ".json", ".jsonl", ".ndjson", ".tsv"
 MAX_WHOLE = 2**30  # bytes of a table that is read at once
 NUMBERS = pa.types.is_integer, pa.types.is_floating
 TEXT = pa.types.is_string, pa.types.is_large_string
+# What datasets and Arrow say without the column or option, and what to do.
+ADVICE = {
+    r"Config name is missing.*configs: \[(.*?)\]": r"it has several configurations; say --dataset_config, one of \1",
+    r"Couldn't cast array of type\s+(.*?)\s+to\s+null": r"the first rows of its first file have nothing in a column "
+    r"that has \1 later: put a row first that has something in each",
+    "infer the same data file format": "its splits seem to have files of different kinds: name a table, such as "
+    "--dataset D/train.csv",
+    r"Failed to parse string: '(.*)' as a scalar of type": "a column of numbers in its first rows has the text "
+    r"\1 later: write all of it as text, in quotes",
+}
 # All columns that are looked at, and what they may hold: "image file", kinds of values, or [a list of something].
 COLUMNS = {
     "image": "image file",
@@ -91,7 +101,7 @@ COLUMNS = {
     "masks": ["image file"],
     "scribbles": [[NUMBERS]],
     "scribble_radius": NUMBERS,
-    "absent": (pa.types.is_boolean,),
+    "absent": (pa.types.is_boolean, pa.types.is_integer),
     "proposals": [[NUMBERS]],
     "categories": [TEXT],
     **dict.fromkeys(SIDES, NUMBERS),
@@ -156,7 +166,11 @@ def open_split(
         # each: a table of 2 GiB of images cannot be written.
         options = {"batched": True, "batch_size": 100, "features": features, "fn_kwargs": place}
         dataset = dataset.with_format("arrow").map(place_images, **options).with_format(None)
-    return decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
+    try:
+        return decide_boxes(undecoded(dataset, features), found, columns, path, needs_regions)
+    except (CastError, TypeError, DatasetsError, pa.ArrowException):  # of a streamed file after the first
+        with told_here():
+            raise
 
 
 def undecoded(dataset: Dataset | IterableDataset, features: Features) -> Dataset | IterableDataset:
@@ -373,7 +387,7 @@ def feature_of(wanted: Any) -> FeatureType:
     """Of what is wanted of a column, the widest kind; of an image, its path."""
     if isinstance(wanted, list):
         return List(feature_of(wanted[0]))
-    kinds = map(Value, ("string", "float64", "int64", "bool"))
+    kinds = map(Value, ("string", "float64", "bool", "int64"))
     return next(kind for kind in kinds if fits(kind, wanted))
 
 
@@ -430,16 +444,16 @@ def told(what: str, files: Callable[[], list[str]] = list) -> Iterator[None]:
         raise ValueError(f"{what} cannot be had: {reason}") from error
 
 
-def reason_of(error: Exception) -> Any:
-    """What the matter was; a text, if it is more than what the error says."""
-    while isinstance(error, DatasetsError | SplitsNotFoundError) and error.__cause__:  # of a broken file
-        error = error.__cause__  # type: ignore[assignment]
+def reason_of(error: BaseException) -> BaseException | str:
+    """What to do about an error where that is known, else the error that is its cause."""
+    # Of a broken file datasets says that there was an error, and what it was only as its cause.
+    while isinstance(error, DatasetsError | SplitsNotFoundError) and error.__cause__:
+        error = error.__cause__
     if isinstance(error, CastError):
         keys = sorted(set(error.table_column_names) ^ set(error.requested_column_names))
         return f"only some of its rows have the keys {', '.join(keys)}: write these into every row, null without"
-    if "infer the same data file format" in str(error):
-        return "its splits seem to have files of different kinds: name a table, such as --dataset D/train.csv"
-    return error
+    found = {advice: re.search(pattern, str(error), re.DOTALL) for pattern, advice in ADVICE.items()}
+    return next((match.expand(advice) for advice, match in found.items() if match), error)
 
 
 @contextmanager
