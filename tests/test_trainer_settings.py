@@ -14,7 +14,7 @@ from modeling_albef_amc.families.auto import load_model, load_processor
 from tests.helpers.data import blip_processor, picture, tiny_albef, tiny_dataset
 from tests.helpers.models import CHECKPOINTING, TINY, enable_checkpointing, tiny_batch, tiny_blip
 from tests.helpers.training import ONLY, collator_of, is_equal, make_trainer, snapshot, training_logs
-from tests.helpers.versions import needs
+from tests.helpers.versions import is_older, needs
 from trainer.amc_config import AmcConfig
 from trainer.amc_trainer import AmcTrainer
 from trainer.model_card import model_card
@@ -561,11 +561,11 @@ def test_callbacks_that_are_restored_are_those_that_there_are(tmp_path, caplog):
     again = make_trainer(tmp_path, **settings | {"max_steps": 3})
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 3 and again.trained_losses >= {"loss_itm", "loss_amc_max"}
-    assert not [record for record in caplog.records if "Checkpoint included callbacks" in record.getMessage()]
+    assert "Checkpoint included callbacks" not in caplog.text
     again = make_trainer(tmp_path, **settings | {"max_steps": 4, "early_stopping_patience": 0})
     again.train(resume_from_checkpoint=True)
-    (told,) = [text for record in caplog.records if "Checkpoint included" in (text := record.getMessage())]
-    assert told.endswith("Ignoring. (EarlyStoppingCallback)")
+    if not is_older("transformers>=5.18"):  # which do not hand on what they log
+        assert "Ignoring. (EarlyStoppingCallback)\n" in caplog.text
 
 
 def test_how_long_it_got_no_better_outlives_a_resume(tmp_path):
