@@ -308,14 +308,15 @@ def load_model(
             check_complete(path, model, loading["missing_keys"])
         model.newly_initialized = frozenset(loading["missing_keys"])
         merge = f"Merge them into a plain checkpoint: albef-amc merge {path} --output FOLDER."
-        try:  # DoRA's, transformers does not find
-            # Of a class without objectives, transformers does not find what was trained in full.
+        try:  # of DoRA, and of a class without objectives, transformers does not find what was trained in full
             state = adapter_state(model, path, **hub) if is_training and base != path else None
             options = {"adapter_kwargs": hub, "adapter_state_dict": state}
             missing = model.load_adapter(path, **options).missing_keys if base != path else ()
         except ValueError as error:  # VeRA's share matrices
             raise ValueError(f"{path}: its adapters cannot be loaded ({error}) {merge}") from error
         except RuntimeError as error:
+            if "mismatch" not in str(error):
+                raise
             raise ValueError(
                 f"{path}: its adapters are of another size than its base model {base}: give it the one that they were "
                 "trained with, saved with its new tokens if it was given any."
