@@ -631,3 +631,15 @@ def test_a_search_for_settings(tmp_path, direction, metric):
     assert chosen.objective == (min if direction == "minimize" else max)(value for _, value in seen)
     with pytest.raises(ValueError, match="Several directions need compute_objective"):
         trainer.hyperparameter_search(space, direction=["minimize", "maximize"])
+
+
+def test_a_search_by_what_is_not_measured_says_what_is(tmp_path):
+    pytest.importorskip("optuna")
+    rows = tiny_dataset().remove_columns(["boxes", "masks"])
+    trainer = make_trainer(
+        tmp_path, None, rows, region_loss="none", eval_strategy="steps", model_init=lambda: tiny_albef()
+    )
+    with pytest.raises(
+        ValueError, match="did not measure eval_pointing_game: pass a compute_objective, of what is: eval_loss"
+    ):
+        trainer.hyperparameter_search(lambda trial: {}, n_trials=1, direction="maximize", backend="optuna")

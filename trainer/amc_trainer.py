@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from operator import itemgetter
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,7 +192,9 @@ class AmcTrainer(PublishingTrainer):
         if compute_objective is None:
             if not isinstance(direction, str):
                 raise ValueError("Several directions need compute_objective, which gives a value for each.")
-            compute_objective = itemgetter("eval_loss" if direction == "minimize" else "eval_pointing_game")
+            compute_objective = partial(
+                measured_objective, "eval_loss" if direction == "minimize" else "eval_pointing_game"
+            )
         return super().hyperparameter_search(hp_space, compute_objective, n_trials, direction, **kwargs)
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -652,6 +654,14 @@ def check_arguments(
 def not_measured(metric: str, names: Iterable[str]) -> str:
     there = ", ".join(sorted(name.removeprefix("eval_") for name in names))
     return f"metric_for_best_model: {metric.removeprefix('eval_')} is not measured; what is: {there}."
+
+
+def measured_objective(metric: str, metrics: dict[str, float]) -> float:
+    """A search's objective by default; ValueError: the evaluation has not measured it."""
+    if metric not in metrics:
+        there = ", ".join(sorted(name for name in metrics if name.startswith("eval_")))
+        raise ValueError(f"The evaluation did not measure {metric}: pass a compute_objective, of what is: {there}.")
+    return metrics[metric]
 
 
 def known_pairs(batch: dict[str, Any]) -> torch.Tensor:
