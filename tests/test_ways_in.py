@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from peft import IA3Config, LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    RandLoraConfig,
+    VBLoRAConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from PIL import Image
 from torch.nn import functional as F
 from transformers import (
@@ -674,6 +683,35 @@ def test_adapters_that_cannot_be_saved_or_loaded_as_they_are(tmp_path):
     several.base_model.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match="Several adapters are active, default, second"):
         make_trainer(tmp_path / "several", several)
+    for adapters, message in (
+        (VERA, "VERA adapters .* set their save_projection to False"),
+        (
+            RandLoraConfig(r=2, target_modules=["q_proj"]),
+            "RANDLORA adapters .* set their save_projection to False",
+        ),
+        (VBLoRAConfig(target_modules=["q_proj"], vector_length=4), "VBLORA adapters share a bank of vectors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path / "shared", get_peft_model(TINY["clip"](), adapters))
+
+
+@pytest.mark.parametrize("way", ["a second one", "by the class"])
+def test_adapters_without_the_name_of_their_base_are_saved_with_it(way, tmp_path):
+    """`get_peft_model` alone fills it in at once."""
+    for part in build("clip"):
+        part.save_pretrained(tmp_path / "base")
+    if way == "a second one":
+        adapted = get_peft_model(load_model(str(tmp_path / "base")), LORA)
+        adapted.add_adapter("second", LoraConfig(target_modules=MODULES))
+        adapted.set_adapter("second")
+    else:
+        adapted = PeftModel(load_model(str(tmp_path / "base")), LoraConfig(target_modules=MODULES))
+    _, trainer = first_step(adapted, tmp_path / "run")
+    trainer.save_model()
+    loaded = load_model(str(tmp_path / "run"))
+    ask = explain_function(loaded)
+    expected = ask(trainer.model.eval(), **tiny_batch()).score
+    torch.testing.assert_close(ask(loaded.eval(), **tiny_batch()).score, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,15 @@ from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_b
 from .klal_loss import kl_attention_loss
 from .loss_means import ITEMS, LossMeans, count_items
 from .model_card import Evaluation
-from .model_checks import check_device, check_objectives, check_trained, check_wrong_images, learns_matching, measured
+from .model_checks import (
+    check_adapters,
+    check_device,
+    check_objectives,
+    check_trained,
+    check_wrong_images,
+    learns_matching,
+    measured,
+)
 from .phrase_rows import PhraseRows
 from .publishing import PublishingTrainer
 from .regions import REGIONS
@@ -161,9 +169,7 @@ class AmcTrainer(PublishingTrainer):
             raise ValueError("torch.compile: pass the model as it was before, and set torch_compile=True.")
         self.explain = with_own_forward(self.given_explain or explain_function(model))
         model = groundable(model, self.given_explain)
-        if model._hf_peft_config_loaded and len(model.active_adapters()) > 1:
-            active = ", ".join(model.active_adapters())
-            raise ValueError(f"Several adapters are active, {active}, and only one can be saved: set_adapter chooses.")
+        check_adapters(model)
         check_objectives(model, self.args)
         return model
 

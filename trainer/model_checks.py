@@ -43,6 +43,24 @@ def check_trained(model: nn.Module) -> None:
             )
 
 
+def check_adapters(model: PreTrainedModel) -> None:
+    """ValueError: transformers cannot save the adapters that are active."""
+    if not model._hf_peft_config_loaded:
+        return
+    name, *others = model.active_adapters()
+    if others:
+        active = ", ".join([name, *others])
+        raise ValueError(f"Several adapters are active, {active}, and only one can be saved: set_adapter chooses.")
+    config = model.peft_config[name]
+    if getattr(config, "save_projection", False):
+        raise ValueError(
+            f"{config.peft_type.value} adapters share random matrices, which transformers cannot save: set their "
+            "save_projection to False, and they are drawn again by projection_prng_key."
+        )
+    if config.peft_type.value == "VBLORA":
+        raise ValueError("VBLORA adapters share a bank of vectors, which transformers cannot save: take LoRA, say.")
+
+
 def check_objectives(model: PreTrainedModel, args: AmcConfig) -> None:
     """Refuses a model that lacks what it would be trained by, or that cannot be compiled or checkpointed as asked."""
     options: Any = args.gradient_checkpointing_kwargs or {}  # also where activation_checkpointing_kwargs were set

@@ -55,6 +55,8 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     has_adapters, model = is_in_peft(model), explainable(unwrapped(model))
     if has_adapters:
         model._hf_peft_config_loaded = HasAdapters(model)
+        for config in model.peft_config.values():  # which peft itself would fill in when it saves them
+            config.base_model_name_or_path = config.base_model_name_or_path or model.name_or_path or None
     if has_own_objectives(model):
         model.drop_momentum_adapters()
         return model
