@@ -457,7 +457,10 @@ class AlbefTextModel(AlbefPreTrainedModel):
             raise ValueError("Give either input_ids or text_embeds.")
         fusion_layer = self.config.fusion_layer
         hidden_states = self.embeddings(input_ids, attention_mask) if text_embeds is None else text_embeds
-        mask = create_bidirectional_mask(self.config, hidden_states, self._unread(attention_mask))
+        mask, is_plain = attention_mask, self.config._attn_implementation in ("eager", "sdpa")
+        if is_plain and mask is not None and mask.ndim == 2 and mask.device.type != "cpu":
+            mask = mask[:, None, None].bool()  # else transformers waits for the GPU to see whether it hides anything
+        mask = create_bidirectional_mask(self.config, hidden_states, mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
             for layer in self.layers[:fusion_layer] if text_embeds is None else ():
                 hidden_states, _ = layer(hidden_states, mask)
@@ -472,14 +475,6 @@ class AlbefTextModel(AlbefPreTrainedModel):
         if explained_layer is not None:
             hidden_states, explained_attention = self._explained_layers(hidden_states, inputs)
         return AlbefEncoderOutput(hidden_states, text_hidden_state, explained_attention)
-
-    def _unread(self, attention_mask: Tensor | None) -> Tensor | None:
-        """The mask for `create_bidirectional_mask`, which would wait for a GPU to see whether (num_phrases, num_tokens)
-        hides anything, and takes four dimensions as they are."""
-        is_plain = self.config._attn_implementation in ("eager", "sdpa")
-        if attention_mask is None or attention_mask.ndim != 2 or not is_plain or attention_mask.device.type == "cpu":
-            return attention_mask
-        return attention_mask[:, None, None].bool()
 
     def _fuse(self, index: int, hidden_states: Tensor, inputs: FusionInputs) -> StatesAndAttention:
         """Hidden states and attention probabilities of one fusion layer."""

@@ -101,7 +101,7 @@ class TruePairs:
 
     - `own_image` (num_phrases,). `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels`: of `forward`.
     - `text_embeds`, `masked_embeds` (num_phrases, num_tokens, hidden_size): what the text layers give of the phrases,
-      and of those with masked words. `itm_logits` (num_phrases, 2).
+      and of those with masked words. `itm_logits` (num_phrases, 2). `masked` (num_masked,): places in `mlm_labels`.
     """
 
     own_image: Tensor
@@ -112,6 +112,7 @@ class TruePairs:
     text_embeds: Tensor | None = None
     masked_embeds: Tensor | None = None
     itm_logits: Tensor | None = None
+    masked: Tensor | None = None
 
     def select(self, rows: Tensor) -> "TruePairs":
         return TruePairs(**{name: None if column is None else column[rows] for name, column in vars(self).items()})
@@ -310,9 +311,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         losses["loss_itc"], *negatives = self._itc(*of_pairs, momentum_targets, alpha)
         losses["loss_itm"], negative_itm_logits, masked_states = self._itm(pairs, image_key_values, *negatives)
         if mlm_labels is not None:
-            losses["loss_mlm"], found["mlm_logits"] = self._mlm(
-                pairs, masked_states, momentum_targets, alpha, num_masked
-            )
+            pairs.masked, _ = parted(pairs.mlm_labels.flatten() != -100, num_masked)
+            losses["loss_mlm"], found["mlm_logits"] = self._mlm(pairs, masked_states, momentum_targets, alpha)
         return AlbefForPreTrainingOutput(
             loss=sum(losses.values()),
             # Of an evaluation they would depend on what else is in the batch, as nothing else does but the losses.
@@ -373,14 +373,12 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         matches, temperature = known_to_fit(targets), self.albef.temperature
         # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
         temperature = temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
-        features = image_features, text_features
-        loss, image_to_text, text_to_image = itc_loss(*features, targets, matches, temperature, alpha)
+        loss, to_texts, to_images = itc_loss(image_features, text_features, targets, matches, temperature, alpha)
         own = slice(targets.position, targets.position + len(text_features))
         allowed_texts, allowed_images = (~known[:, own] for known in matches)
         # A row without any allowed negative, as in a batch of one, has its true pair only.
         has_negative = torch.cat([allowed_images.any(dim=1), allowed_texts.any(dim=1)])
-        negatives = self.choose_negatives(image_to_text, text_to_image, allowed_texts, allowed_images)
-        return loss, negatives, has_negative
+        return loss, self.choose_negatives(to_texts, to_images, allowed_texts, allowed_images), has_negative
 
     def choose_negatives(
         self, image_to_text: Tensor, text_to_image: Tensor, allowed_texts: Tensor, allowed_images: Tensor
@@ -411,23 +409,19 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         logits = self.albef.itm_logits(states[:split], torch.cat(masks[:2]) if masks else None)
         return itm_loss(pairs.itm_logits, logits, has_negative), logits, states[split:]
 
-    def _mlm(
-        self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float, num_masked: int | None
-    ) -> TwoTensors:
+    def _mlm(self, pairs: TruePairs, states: Tensor, targets: MomentumTargets, alpha: float) -> TwoTensors:
         """Cross-entropy at the masked positions, blended with the momentum encoder's; 0 where nothing is masked.
 
         Returns: the loss and the logits (num_masked, vocab_size). `states` are those of the fusion encoder.
         """
-        labels = pairs.mlm_labels.flatten()
-        masked, _ = parted(labels != -100, num_masked)
+        masked, count = pairs.masked, max(len(pairs.masked), 1)
         if self.config.mlm_distillation_axis == "sequence":
             all_logits = self.mlm_head(states).float()
             logits, log_probabilities = (of.flatten(0, 1)[masked] for of in (all_logits, all_logits.log_softmax(dim=1)))
         else:
             logits = self.mlm_head(states.flatten(0, 1)[masked]).float()
             log_probabilities = logits.log_softmax(dim=-1)
-        count = max(len(masked), 1)
-        loss = F.cross_entropy(logits, labels[masked], reduction="sum") / count
+        loss = F.cross_entropy(logits, pairs.mlm_labels.flatten()[masked], reduction="sum") / count
         if alpha > 0:
             with torch.no_grad():
                 text_model, own_image = self.momentum_encoder.text_model, pairs.own_image
@@ -446,8 +440,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         features are gathered from all. In evaluation mode nothing moves and nothing is gathered.
 
         Args:
-            micro_batches: `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids`, `is_absent`,
-                `num_absent` as of `forward`.
+            micro_batches: arguments of `forward`, of which `pixel_values` and `input_ids` are needed.
         """
         if self.training:
             self._move_momentum_encoder()
@@ -480,10 +473,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_features, image_ids = image_features[image_index], image_ids[image_index]
         text_features = F.normalize(encoder.text_projection(text_embeds), dim=-1)
         rows = image_features, text_features, image_ids, text_fingerprints(input_ids, attention_mask)
-        if is_absent is not None:
-            _, true_rows = parted(is_absent, batch.get("num_absent"))
-            rows = tuple(column[true_rows] for column in rows)
-        return image_embeds, PairFeatures(*rows)
+        true_rows = slice(None) if is_absent is None else parted(is_absent, batch.get("num_absent"))[1]
+        return image_embeds, PairFeatures(*(column[true_rows] for column in rows))
 
     def _image_ids(self, image_ids: Tensor | None, pixel_values: Tensor) -> Tensor:
         """(num_images,), given or else all different."""
@@ -560,13 +551,13 @@ def itc_loss(
     """
     pairs, candidates = targets.pairs, targets.candidates
     own = targets.position + torch.arange(len(text_features), device=text_features.device)
-    one_hot = (own[:, None] == torch.arange(len(candidates.text_ids), device=own.device)).long()
+    one_hot = own[:, None] == torch.arange(len(candidates.text_ids), device=own.device)
     losses, similarities = [], []
     for features, momentum_features, others, known in (
         (image_features, pairs.image_features, candidates.text_features, matches[0]),
         (text_features, pairs.text_features, candidates.image_features, matches[1]),
     ):
-        ignored = known & (one_hot == 0)
+        ignored = known & ~one_hot
         # Divided by the temperature, what bfloat16 rounds off is whole logits.
         with torch.autocast(features.device.type, enabled=False):
             similarity = features.float() @ others.float().T / temperature
@@ -603,20 +594,15 @@ def known_to_fit(targets: MomentumTargets) -> TwoTensors:
 
 def spread(chosen: Tensor, ids: Tensor) -> Tensor:
     """Chooses beside each chosen candidate (num_rows, num_candidates) all that share its id (num_candidates,)."""
-    # Groups are numbered without `unique`, whose result has a size that a GPU would be waited for.
-    ordered, order = ids.sort()
-    is_new = torch.ones_like(ids, dtype=torch.bool)
-    is_new[1:] = ordered[1:] != ordered[:-1]
-    group = torch.empty_like(order).scatter_(0, order, is_new.cumsum(0) - 1)
+    group = torch.searchsorted(ids.sort().values, ids)  # of `unique`, a GPU would be waited for
     chosen_groups = torch.zeros(chosen.shape, device=ids.device).index_add_(1, group, chosen.float())
     return chosen_groups[:, group] > 0
 
 
 def parted(chosen: Tensor, count: int | None = None) -> TwoTensors:
     """Which rows of `chosen` (num_rows,) are True, and which are not; a GPU is waited for to `count` the former."""
-    count = int(chosen.sum()) if count is None else count
     order = chosen.byte().argsort(descending=True, stable=True)
-    return order[:count], order[count:]
+    return order.tensor_split([int(chosen.sum()) if count is None else count])
 
 
 def draw_negatives(similarity: Tensor, allowed: Tensor, hardest: bool = False) -> Tensor:
@@ -658,5 +644,4 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, max(counts) - len(rows))).contiguous()
     gathered = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(gathered, padded)
-    everything = torch.cat([part[:count] for part, count in zip(gathered, counts)])
-    return everything, sum(counts[: distributed.get_rank()])
+    return torch.cat([part[:count] for part, count in zip(gathered, counts)]), sum(counts[: distributed.get_rank()])
