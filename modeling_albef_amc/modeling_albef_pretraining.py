@@ -594,9 +594,9 @@ def known_to_fit(targets: MomentumTargets) -> TwoTensors:
 
 def spread(chosen: Tensor, ids: Tensor) -> Tensor:
     """Chooses beside each chosen candidate (num_rows, num_candidates) all that share its id (num_candidates,)."""
-    group = torch.searchsorted(ids.sort().values, ids)  # of `unique`, a GPU would be waited for
-    chosen_groups = torch.zeros(chosen.shape, device=ids.device).index_add_(1, group, chosen.float())
-    return chosen_groups[:, group] > 0
+    ordered, order = ids.sort()  # as for `unique`, whose result has a size that a GPU would be waited for
+    group = torch.empty_like(order).scatter_(0, order, F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0))
+    return torch.zeros(chosen.shape, device=ids.device).index_add_(1, group, chosen.float())[:, group] > 0
 
 
 def parted(chosen: Tensor, count: int | None = None) -> TwoTensors:
