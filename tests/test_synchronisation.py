@@ -3,7 +3,8 @@
 The step runs on tensors without data, of the device "meta", which take the ways of a GPU in the code. They refuse to
 meet tensors of the CPU, and to give away what a GPU would have to be waited for: a number, or the size of a result.
 What is not in here: after the losses, Trainer and `AmcTrainer` ask whether the loss and the norm of the gradient are
-finite. Several processes tell each other how many pairs they have. A loss is looked at until it has had an example. transformers' own Idefics 3, SmolVLM, Gemma 3, Mistral 3, Qwen-VL and Kosmos-2 wait in their forward pass.
+finite; several processes tell each other how many pairs they have; a loss is looked at until it has had an example.
+transformers' own Idefics 3, SmolVLM, Gemma 3, Mistral 3, Qwen-VL and Kosmos-2 wait in their forward pass.
 """
 
 from contextlib import nullcontext
