@@ -100,9 +100,7 @@ def group_by_image(image_index: Tensor | None, num_images: int) -> ImageGroups |
 
     A GPU copies in no time, but would have to be waited for to learn how many phrases an image has; nor is that known
     while a model is exported or compiled."""
-    if image_index is None or image_index.device.type != "cpu":
-        return None
-    if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+    if image_index is None or image_index.device.type != "cpu" or torch.compiler.is_compiling() or get_proxy_mode():
         return None
     image_index = image_index.long()
     order = image_index.argsort(stable=True)

@@ -28,10 +28,8 @@ def flatten_images(images: Any, name: str = "images") -> list[Any]:
     (four dimensions) are taken apart."""
     if isinstance(images, str | os.PathLike):
         return [os.fspath(images)]
-    if isinstance(images, Image.Image):
-        return [images]
     is_array = isinstance(images, np.ndarray | Tensor)
-    if is_array and images.ndim in (2, 3):
+    if isinstance(images, Image.Image) or (is_array and images.ndim in (2, 3)):
         return [images]
     if is_array and images.ndim != 4:
         raise ValueError(f"{name} must have 2 to 4 dimensions, got the shape {tuple(images.shape)}")

@@ -457,7 +457,10 @@ class AlbefTextModel(AlbefPreTrainedModel):
             raise ValueError("Give either input_ids or text_embeds.")
         fusion_layer = self.config.fusion_layer
         hidden_states = self.embeddings(input_ids, attention_mask) if text_embeds is None else text_embeds
-        mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        mask, is_plain = attention_mask, self.config._attn_implementation in ("eager", "sdpa")
+        if is_plain and mask is not None and mask.ndim == 2 and mask.device.type != "cpu":
+            mask = mask[:, None, None].bool()  # else transformers waits for the GPU to see whether it hides anything
+        mask = create_bidirectional_mask(self.config, hidden_states, mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() if explained_layer is None else create_graph):
             for layer in self.layers[:fusion_layer] if text_embeds is None else ():
                 hidden_states, _ = layer(hidden_states, mask)

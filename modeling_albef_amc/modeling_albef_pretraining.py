@@ -101,7 +101,7 @@ class TruePairs:
 
     - `own_image` (num_phrases,). `input_ids`, `attention_mask`, `mlm_input_ids`, `mlm_labels`: of `forward`.
     - `text_embeds`, `masked_embeds` (num_phrases, num_tokens, hidden_size): what the text layers give of the phrases,
-      and of those with masked words. `itm_logits` (num_phrases, 2).
+      and of those with masked words. `itm_logits` (num_phrases, 2). `masked` (num_masked,): places in `mlm_labels`.
     """
 
     own_image: Tensor
@@ -112,6 +112,7 @@ class TruePairs:
     text_embeds: Tensor | None = None
     masked_embeds: Tensor | None = None
     itm_logits: Tensor | None = None
+    masked: Tensor | None = None
 
     def select(self, rows: Tensor) -> "TruePairs":
         return TruePairs(**{name: None if column is None else column[rows] for name, column in vars(self).items()})
@@ -255,6 +256,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         output_attention_maps: bool = False,
         momentum_targets: MomentumTargets | None = None,
         is_absent: Tensor | None = None,
+        num_absent: int | None = None,
+        num_masked: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """
@@ -268,6 +271,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             output_heatmaps, output_attention_maps: explain the match of the true pairs, by the gradient and without it.
             momentum_targets: of this micro-batch, from `momentum_step`; None: computed here.
             is_absent: (num_phrases,) of bool: phrases that fit nothing in their image, which ITM alone learns from.
+            num_absent, num_masked: of absent phrases, of masked words in the others; None: counted, while a GPU waits.
             kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
         """
         if attention_mask is not None and attention_mask.ndim != 2:
@@ -279,21 +283,22 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
         if momentum_targets is None and self.training:
             batch = dict(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-            batch |= dict(image_index=image_index, image_ids=image_ids, is_absent=is_absent)
+            batch |= dict(image_index=image_index, image_ids=image_ids, is_absent=is_absent, num_absent=num_absent)
             (momentum_targets,) = self.momentum_step([batch])
 
         pairs, losses = TruePairs(own_image, input_ids, attention_mask, mlm_input_ids, mlm_labels), {}
         kwargs |= dict(output_heatmaps=output_heatmaps, output_attention_maps=output_attention_maps)
         image_key_values, found = self._encode(pixel_values, pairs, image_index, **kwargs)
-        if is_absent is not None and is_absent.any():
+        absent_rows, true_rows = ((), own_image) if is_absent is None else parted(is_absent, num_absent)
+        if len(absent_rows):
             match_logit = (pairs.itm_logits[:, 1] - pairs.itm_logits[:, 0]).float()
-            losses["loss_absent"] = F.softplus(match_logit[is_absent]).mean()
-            if is_absent.all():
+            losses["loss_absent"] = F.softplus(match_logit[absent_rows]).mean()
+            if not len(true_rows):
                 # Every parameter has a gradient, which distributed wrappers wait for.
                 zero = sum((parameter * 0).sum() for parameter in self.parameters() if parameter.requires_grad)
                 losses |= dict.fromkeys(("loss_itc", "loss_itm", *(() if mlm_labels is None else ("loss_mlm",))), zero)
                 return AlbefForPreTrainingOutput(loss=losses["loss_absent"] + zero, **losses, **found)
-            pairs = pairs.select(~is_absent)
+            pairs = pairs.select(true_rows)
 
         image_embeds = found["vision_model_output"].last_hidden_state
         image_features = self.albef.itc_image_features(image_embeds)
@@ -306,6 +311,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         losses["loss_itc"], *negatives = self._itc(*of_pairs, momentum_targets, alpha)
         losses["loss_itm"], negative_itm_logits, masked_states = self._itm(pairs, image_key_values, *negatives)
         if mlm_labels is not None:
+            pairs.masked, _ = parted(pairs.mlm_labels.flatten() != -100, num_masked)
             losses["loss_mlm"], found["mlm_logits"] = self._mlm(pairs, masked_states, momentum_targets, alpha)
         return AlbefForPreTrainingOutput(
             loss=sum(losses.values()),
@@ -367,14 +373,12 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         matches, temperature = known_to_fit(targets), self.albef.temperature
         # Not by clamp alone: from torch 2.14 on it has no gradient at the ends of the range, and there it would stay.
         temperature = temperature + (temperature.clamp(*TEMPERATURE_RANGE) - temperature).detach()
-        features = image_features, text_features
-        loss, image_to_text, text_to_image = itc_loss(*features, targets, matches, temperature, alpha)
+        loss, to_texts, to_images = itc_loss(image_features, text_features, targets, matches, temperature, alpha)
         own = slice(targets.position, targets.position + len(text_features))
         allowed_texts, allowed_images = (~known[:, own] for known in matches)
         # A row without any allowed negative, as in a batch of one, has its true pair only.
         has_negative = torch.cat([allowed_images.any(dim=1), allowed_texts.any(dim=1)])
-        negatives = self.choose_negatives(image_to_text, text_to_image, allowed_texts, allowed_images)
-        return loss, negatives, has_negative
+        return loss, self.choose_negatives(to_texts, to_images, allowed_texts, allowed_images), has_negative
 
     def choose_negatives(
         self, image_to_text: Tensor, text_to_image: Tensor, allowed_texts: Tensor, allowed_images: Tensor
@@ -410,35 +414,33 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
 
         Returns: the loss and the logits (num_masked, vocab_size). `states` are those of the fusion encoder.
         """
-        masked = pairs.mlm_labels != -100
+        masked, count = pairs.masked, max(len(pairs.masked), 1)
         if self.config.mlm_distillation_axis == "sequence":
             all_logits = self.mlm_head(states).float()
-            logits, log_probabilities = all_logits[masked], all_logits.log_softmax(dim=1)[masked]
+            logits, log_probabilities = (of.flatten(0, 1)[masked] for of in (all_logits, all_logits.log_softmax(dim=1)))
         else:
-            logits = self.mlm_head(states[masked]).float()
+            logits = self.mlm_head(states.flatten(0, 1)[masked]).float()
             log_probabilities = logits.log_softmax(dim=-1)
-        count = masked.sum().clamp(min=1)
-        loss = F.cross_entropy(logits, pairs.mlm_labels[masked], reduction="sum") / count
+        loss = F.cross_entropy(logits, pairs.mlm_labels.flatten()[masked], reduction="sum") / count
         if alpha > 0:
             with torch.no_grad():
                 text_model, own_image = self.momentum_encoder.text_model, pairs.own_image
                 images = dict(image_key_values=text_model.project_images(targets.image_embeds), image_index=own_image)
                 states = text_model(pairs.mlm_input_ids, pairs.attention_mask, **images).last_hidden_state
-                soft_labels = self.momentum_encoder.mlm_head(states[masked]).float().softmax(dim=-1)
+                soft_labels = self.momentum_encoder.mlm_head(states.flatten(0, 1)[masked]).float().softmax(dim=-1)
             loss = (1 - alpha) * loss - alpha * (soft_labels * log_probabilities).sum() / count
         return loss, logits
 
     @torch.compiler.disable
     @torch.no_grad()
-    def momentum_step(self, micro_batches: list[dict[str, Tensor]]) -> list[MomentumTargets]:
+    def momentum_step(self, micro_batches: list[dict[str, Any]]) -> list[MomentumTargets]:
         """Moves the momentum encoders, encodes all micro-batches of an optimizer step by them, and fills the queues.
 
         The temperature is pulled back into its range as well. With several processes every one of them must call this:
         features are gathered from all. In evaluation mode nothing moves and nothing is gathered.
 
         Args:
-            micro_batches: `pixel_values`, `input_ids`, and `attention_mask`, `image_index`, `image_ids`, `is_absent` as
-                of `forward`.
+            micro_batches: arguments of `forward`, of which `pixel_values` and `input_ids` are needed.
         """
         if self.training:
             self._move_momentum_encoder()
@@ -458,7 +460,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             self._enqueue(rows, queues)
         return targets
 
-    def _encode_momentum(self, batch: dict[str, Tensor]) -> tuple[Tensor, PairFeatures]:
+    def _encode_momentum(self, batch: dict[str, Any]) -> tuple[Tensor, PairFeatures]:
         """Momentum states of the images, and the true pairs: what is absent enters no queue."""
         pixel_values, input_ids, attention_mask = batch["pixel_values"], batch["input_ids"], batch.get("attention_mask")
         image_index = resolve_image_index(pixel_values, input_ids, batch.get("image_index"))
@@ -471,8 +473,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             image_features, image_ids = image_features[image_index], image_ids[image_index]
         text_features = F.normalize(encoder.text_projection(text_embeds), dim=-1)
         rows = image_features, text_features, image_ids, text_fingerprints(input_ids, attention_mask)
-        is_true = slice(None) if is_absent is None else ~is_absent
-        return image_embeds, PairFeatures(*(column[is_true] for column in rows))
+        true_rows = slice(None) if is_absent is None else parted(is_absent, batch.get("num_absent"))[1]
+        return image_embeds, PairFeatures(*(column[true_rows] for column in rows))
 
     def _image_ids(self, image_ids: Tensor | None, pixel_values: Tensor) -> Tensor:
         """(num_images,), given or else all different."""
@@ -549,13 +551,13 @@ def itc_loss(
     """
     pairs, candidates = targets.pairs, targets.candidates
     own = targets.position + torch.arange(len(text_features), device=text_features.device)
-    one_hot = F.one_hot(own, len(candidates.text_ids))
+    one_hot = own[:, None] == torch.arange(len(candidates.text_ids), device=own.device)
     losses, similarities = [], []
     for features, momentum_features, others, known in (
         (image_features, pairs.image_features, candidates.text_features, matches[0]),
         (text_features, pairs.text_features, candidates.image_features, matches[1]),
     ):
-        ignored = known & (one_hot == 0)
+        ignored = known & ~one_hot
         # Divided by the temperature, what bfloat16 rounds off is whole logits.
         with torch.autocast(features.device.type, enabled=False):
             similarity = features.float() @ others.float().T / temperature
@@ -592,9 +594,15 @@ def known_to_fit(targets: MomentumTargets) -> TwoTensors:
 
 def spread(chosen: Tensor, ids: Tensor) -> Tensor:
     """Chooses beside each chosen candidate (num_rows, num_candidates) all that share its id (num_candidates,)."""
-    values, group = ids.unique(return_inverse=True)
-    chosen_groups = torch.zeros(len(chosen), len(values), device=ids.device).index_add_(1, group, chosen.float())
-    return chosen_groups[:, group] > 0
+    ordered, order = ids.sort()  # as for `unique`, whose result has a size that a GPU would be waited for
+    group = torch.empty_like(order).scatter_(0, order, F.pad(ordered[1:] != ordered[:-1], (1, 0)).cumsum(0))
+    return torch.zeros(chosen.shape, device=ids.device).index_add_(1, group, chosen.float())[:, group] > 0
+
+
+def parted(chosen: Tensor, count: int | None = None) -> TwoTensors:
+    """Which rows of `chosen` (num_rows,) are True, and which are not; a GPU is waited for to `count` the former."""
+    order = chosen.byte().argsort(descending=True, stable=True)
+    return order.tensor_split([int(chosen.sum()) if count is None else count])
 
 
 def draw_negatives(similarity: Tensor, allowed: Tensor, hardest: bool = False) -> Tensor:
@@ -636,5 +644,4 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, max(counts) - len(rows))).contiguous()
     gathered = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(gathered, padded)
-    everything = torch.cat([part[:count] for part, count in zip(gathered, counts)])
-    return everything, sum(counts[: distributed.get_rank()])
+    return torch.cat([part[:count] for part, count in zip(gathered, counts)]), sum(counts[: distributed.get_rank()])

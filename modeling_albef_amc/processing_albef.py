@@ -116,8 +116,7 @@ class AlbefProcessor(ProcessorMixin):
                 raise ValueError(f"phrase {index} ({phrases[index]!r}) is empty after cleaning: leave it out")
         if spans is None:
             return dict(encoded)
-        offsets = [encoding.offsets for encoding in encoded.encodings]
-        attention_mask = [encoding.attention_mask for encoding in encoded.encodings]
+        offsets, attention_mask = zip(*((encoding.offsets, encoding.attention_mask) for encoding in encoded.encodings))
         characters = partial(cleaned_span, max_words=max_words)
         return {**encoded, "heatmap_token_mask": span_tokens(offsets, attention_mask, phrases, spans, characters)}
 
@@ -228,8 +227,7 @@ def post_process_grounding(
     for heatmap, size in zip(maps, check_target_sizes(target_sizes, len(maps)), strict=True):
         upsampled = upsample_heatmaps(heatmap[None], size)[0]
         y, x = divmod(upsampled.argmax().item(), size[1])
-        box = box_around_point(upsampled, (x, y), threshold)
-        results.append({"heatmap": upsampled, "point": (x, y), "box": box})
+        results.append({"heatmap": upsampled, "point": (x, y), "box": box_around_point(upsampled, (x, y), threshold)})
     return results
 
 
@@ -261,13 +259,10 @@ def box_around_point(heatmap: Tensor, point: tuple[int, int], threshold: float) 
     while waiting:
         run = waiting.pop()
         for row in {max(rows[run] - 1, 0), min(rows[run] + 1, len(inside) - 1)}:
-            end = of_row[row + 1]
-            touching = bisect_right(stops, starts[run], of_row[row], end)
-            while touching < end and starts[touching] < stops[run]:
-                if touching not in reached:
-                    reached.add(touching)
-                    waiting.append(touching)
-                touching += 1
+            bounds = of_row[row], of_row[row + 1]
+            touching = range(bisect_right(stops, starts[run], *bounds), bisect_left(starts, stops[run], *bounds))
+            waiting += {*touching} - reached
+            reached |= {*touching}
     rows_reached = [rows[run] for run in reached]
     left, right = min(starts[run] for run in reached), max(stops[run] for run in reached)
     return left, min(rows_reached), right, max(rows_reached) + 1

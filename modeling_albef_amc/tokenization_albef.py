@@ -73,8 +73,7 @@ def cleaned_span(text: str, span: Sequence[int], max_words: int = 50) -> tuple[i
         raise ValueError(f"nothing is left of {words[first:end]} after cleaning: leave the phrase out")
     if before >= max_words:
         raise ValueError(f"{words[first:end]} lies behind the {max_words} words that are kept (max_words)")
-    cleaned = clean_text(text, max_words)
-    return span_characters(cleaned, (before, min(until, max_words)))
+    return span_characters(clean_text(text, max_words), (before, min(until, max_words)))
 
 
 def span_characters(text: str, span: Sequence[int]) -> tuple[int, int]:

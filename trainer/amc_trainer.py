@@ -32,11 +32,12 @@ from modeling_albef_amc.families.processors import max_tokens, num_known_tokens,
 from modeling_albef_amc.families.registry import FAMILIES, explain_function
 from modeling_albef_amc.families.training import groundable, has_own_objectives, step_targets
 from modeling_albef_amc.gradcam import heatmap_points
+from modeling_albef_amc.modeling_albef_pretraining import parted
 
 from .amc_config import BEST_BY_DEFAULT, AmcConfig
 from .amc_loss import attention_mask_consistency_loss
 from .data_checks import check_evaluated, check_metric, check_order, check_regions
-from .data_collator import PADDING, GroundingCollator
+from .data_collator import PADDING, Counted, GroundingCollator
 from .fsdp import left_out
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, teacher_stands
 from .klal_loss import kl_attention_loss
@@ -246,6 +247,13 @@ class AmcTrainer(PublishingTrainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
+        collator, self.data_collator = self.data_collator, Counted(self.data_collator)
+        try:
+            return self._train_loader()
+        finally:
+            self.data_collator = collator
+
+    def _train_loader(self) -> DataLoader:
         is_streamed = isinstance(self.train_dataset, StreamedRows)
         if not is_streamed and self.phrases_per_image == 1:
             return super().get_train_dataloader()
@@ -674,8 +682,9 @@ def known_pairs(batch: dict[str, Any]) -> torch.Tensor:
     """(num_phrases, num_phrases) of bool, as `known_matches`: of the phrases of a batch that are not absent."""
     ids, mask, own_image = (batch.get(name) for name in ("input_ids", "attention_mask", "image_index"))
     own_image = torch.arange(len(ids), device=ids.device) if own_image is None else own_image
-    is_true = ~batch.get("is_absent", torch.zeros_like(own_image).bool())
-    ids, mask, own_image = (None if of is None else of[is_true] for of in (ids, mask, own_image))
+    if "is_absent" in batch:
+        _, true_rows = parted(batch["is_absent"], batch.get("num_absent"))
+        ids, mask, own_image = (None if of is None else of[true_rows] for of in (ids, mask, own_image))
     return known_matches(own_image, batch.get("image_ids"), ids, mask)
 
 

@@ -284,6 +284,32 @@ class GroundingCollator:
         return masked, labels
 
 
+class Counted:
+    """A collator whose batches say how many phrases are absent, and how many words of the others are masked.
+
+    A model needs the numbers on the CPU: of a batch that is on a GPU, it would have to wait for them.
+    """
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Any]:
+        batch = self.collator(records)
+        is_true = ~batch["is_absent"] if "is_absent" in batch else torch.ones(len(batch["input_ids"]), dtype=torch.bool)
+        counts = {"num_absent": int((~is_true).sum())}
+        if "mlm_labels" in batch:
+            counts["num_masked"] = int((batch["mlm_labels"][is_true] != PADDING).sum())
+        return {**batch, **counts}
+
+    @property
+    def epoch(self) -> int:
+        return self.collator.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.collator.epoch = epoch
+
+
 def read_example(record: Record, source: SourceImage, box_format: str) -> Example:
     """ValueError, FileNotFoundError: it cannot be used."""
     phrase = record.get("phrase")

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .decoder import Decoder, Tail, small, small_text, small_vision
 from .family import AdaptedModules, Size
-from .hooks import onloaded
+from .hooks import onloaded, tensor_on
 from .prompts import ImageText, Prompt
 
 # What Florence-2's processor makes of its task <CAPTION>.
@@ -61,7 +61,7 @@ class Kosmos2(Decoder):
         latents, _ = model.image_to_text_projection(encoded)
         before, (num_phrases, num_latents, _) = Prompt.of(model.config).before, latents.shape
         # Any token but that of padding keeps the places of latents, which count as positions.
-        prefix = torch.tensor([*before, *before[-1:] * num_latents], device=latents.device)
+        prefix = tensor_on(latents.device, [*before, *before[-1:] * num_latents])
         ids = torch.cat([prefix.expand(num_phrases, -1), tail.input_ids], dim=1)
         is_latent = torch.zeros_like(ids)
         is_latent[:, len(before) : len(prefix)] = 1

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..gradcam import PhraseAttention
 from .family import AdaptedModules, Family, Layers, Pass, Size
-from .hooks import explained_attention
+from .hooks import explained_attention, tensor_on
 from .objectives import caption_loss, matching_loss
 from .prompts import ImageText, Prompt, make_prompt
 
@@ -161,7 +161,7 @@ class Prefix:
         start = len(prompt.before) + num_before
         row = [*[image] * columns, *end]
         of_image = [*row * rows][: -len(end)] if end else [image] * num_features
-        ids = torch.tensor([*prompt.before, *of_image], device=device)
+        ids = tensor_on(device, [*prompt.before, *of_image])
         cells = torch.arange(rows * columns, device=device)
         row_of, column_of = cells // columns, cells % columns
         patches = start + row_of * len(row) + column_of if end else slice(start, start + rows * columns)
@@ -274,12 +274,12 @@ class Tail:
     def question(cls, given: Pass, prompt: Prompt) -> "Tail":
         """… whether the image shows the phrase: explained are its tokens, and the place of the answer."""
         words, lengths = given.input_ids, given.attention_mask.sum(dim=1)
-        ids, before = torch.tensor(prompt.after, device=words.device), len(prompt.question)
+        ids, before = tensor_on(words.device, prompt.after), len(prompt.question)
         place = torch.arange(words.shape[1] + len(ids), device=words.device)
         behind = place - lengths[:, None]
         padded = torch.cat([words, words.new_zeros(len(words), len(ids))], dim=1)
         asked = padded.where(behind < 0, ids[behind.clamp(0, len(ids) - 1)])
-        start = torch.tensor(prompt.question, device=words.device).expand(len(words), -1)
+        start = tensor_on(words.device, prompt.question).expand(len(words), -1)
         is_row = (behind < 0) | (behind == len(ids) - 1)
         num_tokens = before + lengths + len(ids)
         all_places = torch.arange(before + len(place), device=words.device)
@@ -295,7 +295,7 @@ class Tail:
     def caption(cls, given: Pass, prompt: Prompt) -> "Tail":
         """… the phrase as the answer: explained is, for each token, the place before it, which predicts it."""
         words, before = given.input_ids, len(prompt.caption)
-        start = torch.tensor(prompt.caption, device=words.device).expand(len(words), -1)
+        start = tensor_on(words.device, prompt.caption).expand(len(words), -1)
         ids = torch.cat([start, words[:, :-1]], dim=1)
         num_tokens = before - 1 + given.attention_mask.sum(dim=1)
         mask = (torch.arange(ids.shape[1], device=ids.device) < num_tokens[:, None]).long()

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .cross_decoders import FLORENCE_2, KOSMOS_2, MLLAMA
 from .decoder import Decoder, small, small_text, small_vision
 from .family import Size
-from .hooks import onloaded
+from .hooks import onloaded, tensor_on
 from .prompts import ImageText
 
 # Images ---------------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def qwen_features(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.T
     """Of Qwen-VL; Qwen3-VL's features for the first layers of the language model lie behind the others."""
     vision = model.config.vision_config
     rows, columns = (side // vision.patch_size for side in pixel_values.shape[-2:])
-    sizes = torch.tensor([[1, rows, columns]] * len(pixel_values), device=pixel_values.device)
+    sizes = tensor_on(pixel_values.device, [[1, rows, columns]] * len(pixel_values))
     patches = qwen_patches(pixel_values, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     found = model.model.get_image_features(patches, image_grid_thw=sizes, return_dict=True)
     levels = [found.pooler_output, *(getattr(found, "deepstack_features", None) or [])]

@@ -19,7 +19,7 @@ from ..gradcam import PhraseAttention
 from ..modeling_albef_pretraining import gather_rows, text_fingerprints, unlike_any
 from .family import AdaptedModules, Family, Pass, Size, layers_of_images
 from .fusion import BERT_ATTENTION
-from .hooks import explained_attention, named_outputs
+from .hooks import check_input, explained_attention, named_outputs, tensor_on
 from .objectives import fits
 from .pooling import eager_pooling, image_inputs
 from .relevance import clip_modules
@@ -117,17 +117,15 @@ def text_features(model: PreTrainedModel, input_ids: torch.Tensor, attention_mas
         end = model.text_model.eos_token_id
         # 2 stands in old configurations of the first two, whatever the end token is: they read the highest token.
         if end != 2 or model_type not in ("clip", "clipseg"):
-            check_end(input_ids, end)
+            check_end(model, input_ids, end)
     features = model.get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
     return F.normalize(features, dim=-1)
 
 
-def check_end(input_ids: torch.Tensor, end: int) -> None:
+def check_end(model: PreTrainedModel, input_ids: torch.Tensor, end: int) -> None:
     """CLIP reads the place of the end token; where there is none, it takes the first place without a word."""
-    if not (input_ids == end).any(dim=1).all():
-        raise ValueError(
-            f"A phrase has no end token (id {end}), which the model reads: tokenize it with the model's tokenizer."
-        )
+    message = f"A phrase has no end token (id {end}), which the model reads: tokenize it with the model's tokenizer."
+    check_input(model, (input_ids == end).any(dim=1), message)
 
 
 def padded_as_trained(
@@ -164,7 +162,7 @@ class StepPairs:
     num_parts: int = 1
     seed: int | None = None
 
-    def select(self, rows: torch.Tensor) -> "StepPairs":
+    def select(self, rows: slice) -> "StepPairs":
         return replace(self, **{name: getattr(self, name)[rows] for name in PAIR_COLUMNS})
 
 
@@ -190,12 +188,15 @@ def pairs_of_step(model: nn.Module, micro_batches: list[dict[str, torch.Tensor]]
         with torch.no_grad(), seeded(seed, batch["pixel_values"].device):
             parts.append(replace(model(**batch, output_pairs=True).step_pairs, seed=seed))
     device = parts[0].images.device
-    num_parts, _ = gather_rows(torch.tensor([len(part.images) > 0 for part in parts], device=device).long())
+    is_part = [len(part.images) > 0 for part in parts]
+    num_parts = sum(is_part)
+    if is_distributed:
+        num_parts = int(gather_rows(tensor_on(device, is_part).long())[0].sum())
     columns = {name: gather_rows(torch.cat([getattr(part, name) for part in parts])) for name in PAIR_COLUMNS}
     everything = {name: rows for name, (rows, _) in columns.items()}
     step_pairs, position = [], columns["images"][1]
     for part in parts:
-        step_pairs.append(StepPairs(**everything, position=position, num_parts=int(num_parts.sum()), seed=part.seed))
+        step_pairs.append(StepPairs(**everything, position=position, num_parts=num_parts, seed=part.seed))
         position += len(part.images)
     return step_pairs
 

@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ..gradcam import PhraseAttention, resolve_image_index, uncompiled
-from .hooks import own_pass, unwrapped
+from .hooks import check_input, own_pass, unwrapped
 from .objectives import matching_loss
 from .relevance import Modules
 
@@ -159,8 +159,9 @@ class Family:
         layer = layers[min(int(self.depth * len(layers)), len(layers) - 1)] if layer is None else layer
         if layer not in layers:
             raise ValueError(f"layer {layer} is none of this model's: choose one of {', '.join(map(str, layers))}.")
-        if attention_mask is not None and not attention_mask[:, 0].all():
-            raise ValueError("A phrase is padded on the left, which the model does not read: pad on the right.")
+        if attention_mask is not None:
+            message = "A phrase is padded on the left, which the model does not read: pad on the right."
+            check_input(model, attention_mask[:, 0].bool(), message)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         if image_embeds is not None and not create_graph:

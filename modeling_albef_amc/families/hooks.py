@@ -140,6 +140,19 @@ def uncompiled_parts(model: nn.Module) -> Iterator[None]:
             setattr(module, name, compiled)
 
 
+def check_input(model: nn.Module, is_right: torch.Tensor, message: str) -> None:
+    """ValueError: not all is right. In training on a GPU, which is not waited for, an assertion of the device fails."""
+    if model.training and is_right.device.type not in ("cpu", "mps"):
+        torch._assert_async(is_right.all(), message)
+    elif not is_right.all():
+        raise ValueError(message)
+
+
+def tensor_on(device: torch.device, values: list) -> torch.Tensor:
+    """`torch.tensor(values, device=device)`, which would wait until a GPU has done all that it was given before."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
 def with_own_forward(function: Callable) -> Callable:
     """`function`, which takes a model first and may call it, in an `own_pass` of it."""
 

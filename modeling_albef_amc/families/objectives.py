@@ -122,12 +122,12 @@ def absent_loss(phrases: PhraseAttention, own_image: torch.Tensor, is_absent: to
     the image's true phrases in the batch: `softplus(absent - true)`. `own_image`, `is_absent`: (num_phrases,).
     """
     if phrases.match_logit is not None:
-        losses = F.softplus(phrases.match_logit.float())[is_absent]
+        losses, counts = F.softplus(phrases.match_logit.float()), is_absent
     else:
         score = phrases.score.float()
-        is_pair = is_absent[:, None] & ~is_absent & (own_image[:, None] == own_image)
-        losses = F.softplus(score[:, None] - score)[is_pair]
-    return losses.sum() / max(len(losses), 1)
+        losses = F.softplus(score[:, None] - score)
+        counts = is_absent[:, None] & ~is_absent & (own_image[:, None] == own_image)
+    return losses.where(counts, 0).sum() / counts.sum().clamp(min=1)
 
 
 @torch.no_grad()
@@ -139,8 +139,11 @@ def scores_of_images(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """(num_candidates, num_phrases): how well the images of such numbers fit each phrase; zeros if they are all one."""
-    if (candidates == candidates[0]).all():
+    """(num_candidates, num_phrases): how well the images of such numbers fit each phrase; zeros if they are all one.
+
+    A GPU is not asked whether they are, for it would be waited for.
+    """
+    if candidates.device.type == "cpu" and (candidates == candidates[0]).all():
         return torch.zeros(candidates.shape, device=candidates.device)
     scores = []
     for images in candidates:

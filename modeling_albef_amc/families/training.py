@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..gradcam import attention_map, gradcam, leaving_inference_mode, resolve_image_index
+from ..modeling_albef_pretraining import parted
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
 from .hooks import is_in_peft, unwrapped, with_own_forward, words_begin_graph
@@ -77,6 +78,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         image_index: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
         is_absent: torch.Tensor | None = None,
+        num_absent: int | None = None,
         output_heatmaps: bool = False,
         output_attention_maps: bool = False,
         step_pairs: StepPairs | None = None,
@@ -86,12 +88,13 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     ) -> GroundingOutput:
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
         own_image = torch.arange(len(input_ids), device=input_ids.device) if image_index is None else image_index
+        all_rows = torch.arange(len(input_ids), device=input_ids.device)
+        absent_rows, true_rows = ((), all_rows) if is_absent is None else parted(is_absent, num_absent)
         if output_pairs:
-            true = torch.ones_like(own_image).bool() if is_absent is None else ~is_absent
-            read = true if true.any() else ~true  # no model encodes no phrase at all
+            read = true_rows if len(true_rows) else all_rows  # no model encodes no phrase at all
             ids, mask, image = (None if rows is None else rows[read] for rows in (input_ids, attention_mask, own_image))
             pairs = own_pairs(model, pixel_values, ids, mask, image, image_ids)
-            return GroundingOutput(step_pairs=pairs.select(true[read]))
+            return GroundingOutput(step_pairs=pairs.select(slice(len(true_rows))))
         create_graph = torch.is_grad_enabled()
         encoded = {} if encode_images is None else {"image_embeds": encode_images(model, pixel_values)}
         explain = partial(explain_pairs, **encoded)
@@ -101,10 +104,10 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         attention_maps = attention_map(attention, per_head=True) if output_attention_maps else None
         losses = {}
         true_pairs, ids, mask, true_image = attention, input_ids, attention_mask, own_image
-        if is_absent is not None and is_absent.any():
+        if len(absent_rows):
             losses["loss_absent"] = absent_loss(attention, own_image, is_absent)
             ids, mask, true_image, score, match_logit = (
-                None if rows is None else rows[~is_absent]
+                None if rows is None else rows[true_rows]
                 for rows in (ids, mask, own_image, attention.score, attention.match_logit)
             )
             true_pairs = attention._replace(score=score, match_logit=match_logit)
@@ -169,7 +172,7 @@ def step_targets(
     encoder its own (`pairs_of_step`); nothing of other models. Every process must call this. `wrapped` is the model as
     it is called in training, by DDP or FSDP.
     """
-    names = "pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "is_absent"
+    names = "pixel_values", "input_ids", "attention_mask", "image_index", "image_ids", "is_absent", "num_absent"
     batches = [{name: batch[name] for name in names if name in batch} for batch in micro_batches]
     if has_own_objectives(model):
         return [{"momentum_targets": targets} for targets in model.momentum_step(batches)]
