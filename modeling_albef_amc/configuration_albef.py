@@ -176,8 +176,7 @@ class AlbefConfig(PreTrainedConfig):
         layer, vision_layer = self.grounding_layer, self.vision_grounding_layer
         if not first <= layer <= last:
             raise ValueError(f"grounding_layer {layer} has no cross-attention: choose one of {first}..{last}")
-        num_layers = self.vision_config.num_hidden_layers
-        if not -num_layers <= vision_layer < num_layers:
+        if not -(num_layers := self.vision_config.num_hidden_layers) <= vision_layer < num_layers:
             raise ValueError(f"vision_grounding_layer {vision_layer} is outside the {num_layers} layers")
 
     @property
@@ -192,8 +191,7 @@ class AlbefConfig(PreTrainedConfig):
 def check_encoder(config: AlbefVisionConfig | AlbefTextConfig) -> None:
     check_sizes(config, "hidden_size", "intermediate_size")
     check_sizes(config, "num_hidden_layers", "num_attention_heads", most=MAX_LAYERS)
-    heads = config.num_attention_heads
-    if config.hidden_size % heads:
+    if config.hidden_size % (heads := config.num_attention_heads):
         raise ValueError(f"hidden_size {config.hidden_size} is not divisible by num_attention_heads {heads}.")
     if config.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act {config.hidden_act!r:.80} is none of {', '.join(sorted(ACT2FN))}.")

@@ -1,5 +1,6 @@
 """ALBEF (Li et al., NeurIPS 2021, arXiv 2107.07651): encoders, image-text heads, and heatmaps of phrases."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -180,6 +181,14 @@ class AlbefVisionLayer(AlbefLayer):
         return hidden_states + self.contract(wide), probabilities
 
 
+def sine_positions(grid: tuple[int, int], hidden_size: int) -> Tensor:
+    """(rows * columns, hidden_size): sines and cosines of rows and columns, as of time in arXiv 1706.03762; from one
+    radian a patch to half of one over the longer side, as slower ones hardly change in an image."""
+    places = torch.cartesian_prod(*map(torch.arange, grid))
+    angles = places[:, :, None] * torch.logspace(0, -math.log10(2 * max(grid)), math.ceil(hidden_size / 4))
+    return torch.cat([angles.flatten(1).sin(), angles.flatten(1).cos()], dim=1)[:, :hidden_size]
+
+
 class AlbefVisionEmbeddings(nn.Module):
     def __init__(self, config: AlbefVisionConfig):
         super().__init__()
@@ -248,7 +257,10 @@ class AlbefPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AlbefVisionEmbeddings):
             init.trunc_normal_(module.cls_token, std=module.config.initializer_range)
-            init.trunc_normal_(module.position_embeddings, std=module.config.initializer_range)
+            positions = sine_positions(module.config.grid, module.config.hidden_size)
+            # Half as large as projections of patches of unit variance: beside them, less is drowned.
+            scale = module.config.initializer_range * module.patch_embedding.weight[0].numel() ** 0.5 / 2
+            init.copy_(module.position_embeddings, F.pad(scale * positions, (0, 0, 1, 0))[None])
         elif isinstance(module, AlbefModel):
             init.constant_(module.temperature, module.config.temperature)
 
@@ -724,9 +736,8 @@ class AlbefModel(AlbefPreTrainedModel):
             vision_model_output=vision,
             **{name: encoded.get(name) for name in names},
         )
-        if layer is None:
-            return output, None
-        return output, match_attention(itm_logits, encoded, token_mask, self.patch_grid(pixel_values))
+        explained = itm_logits, encoded, token_mask, self.patch_grid(pixel_values)
+        return output, None if layer is None else match_attention(*explained)
 
     def match(
         self,
@@ -743,10 +754,9 @@ class AlbefModel(AlbefPreTrainedModel):
             raise ValueError(f"grounding_layer {explained_layer} is no fusion layer: choose one of {first}..{last}.")
         kwargs |= dict(image_key_values=image_key_values, image_index=image_index, explained_layer=explained_layer)
         encoded = self.text_model(input_ids, attention_mask, **kwargs)
-        if encoded.attentions and len(encoded.attentions) <= last:  # of those alone that ran eagerly
-            encoded.attentions = ()
-        if encoded.cross_attentions and len(encoded.cross_attentions) <= last - first:  # likewise
-            encoded.cross_attentions = ()
+        for name, most in (("attentions", last), ("cross_attentions", last - first)):
+            if encoded.get(name) and len(encoded[name]) <= most:  # of those alone that ran eagerly
+                encoded[name] = ()
         head = self.itm_logits if explained_layer is None else self._explained_itm_logits
         return encoded, head(encoded.last_hidden_state, attention_mask)
 
@@ -754,10 +764,7 @@ class AlbefModel(AlbefPreTrainedModel):
         """(num_phrases, num_tokens, hidden_size) of the fusion encoder → (num_phrases, 2)"""
         return self.itm_head(cls_states(fused_states, attention_mask))
 
-    @uncompiled
-    @torch.enable_grad()
-    def _explained_itm_logits(self, fused_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return self.itm_logits(fused_states, attention_mask)
+    _explained_itm_logits = uncompiled(torch.enable_grad()(itm_logits))
 
     def _explain_itc(
         self, inputs: tuple, text_features: Tensor, layer: int | None, create_graph: bool
@@ -770,11 +777,11 @@ class AlbefModel(AlbefPreTrainedModel):
         pixel_values, *_, image_index = inputs
         image_index = resolve_image_index(pixel_values, text_features, image_index)
         states, attention = self.vision_model.explain(pixel_values, image_index, layer % num_layers, create_graph)
-        score = self._itc_score(states, text_features)
-        cls_row = torch.zeros(attention.shape[::2], device=attention.device)
-        cls_row[:, 0] = 1
-        grid = self.patch_grid(pixel_values)
-        return PhraseAttention(score, attention, cls_row, slice(1, None), grid, has_token_maps=False)
+        cls_row = F.pad(torch.ones(len(attention), 1, device=attention.device), (0, attention.shape[2] - 1))
+        patches = slice(1, None), self.patch_grid(pixel_values)
+        return PhraseAttention(
+            self._itc_score(states, text_features), attention, cls_row, *patches, has_token_maps=False
+        )
 
     @uncompiled
     @torch.enable_grad()
@@ -792,7 +799,7 @@ class AlbefModel(AlbefPreTrainedModel):
 def tokens_to_explain(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(num_phrases, num_tokens), 1 for the tokens of each phrase."""
     if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(f"Maps need an attention_mask (num_phrases, num_tokens), not {tuple(attention_mask.shape)}.")
+        raise ValueError(f"attention_mask must be (num_phrases, num_tokens) here, not {tuple(attention_mask.shape)}.")
     return torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
 

@@ -274,9 +274,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             num_absent, num_masked: of absent phrases, of masked words in the others; None: counted, while a GPU waits.
             kwargs: `output_hidden_states`, `output_attentions`, with the true pairs; `return_dict`.
         """
-        if attention_mask is not None and attention_mask.ndim != 2:
-            shape = tuple(attention_mask.shape)
-            raise ValueError(f"The objectives need an attention_mask (num_phrases, num_tokens), not {shape}.")
+        tokens_to_explain(input_ids, attention_mask)  # which refuses other masks
         kwargs = recorded_outputs(self.config, kwargs)
         alpha = 0.0 if not self.training else self.config.alpha if alpha is None else alpha
         image_index = resolve_image_index(pixel_values, input_ids, image_index)
@@ -363,8 +361,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
             pairs.itm_logits = itm_logits if create_graph else itm_logits.detach()
         pairs.text_embeds = encoded.text_hidden_state
         found = {name: encoded.get(name) for name in ("hidden_states", "attentions", "cross_attentions")}
-        found |= dict(itm_logits=pairs.itm_logits, vision_model_output=vision, **maps)
-        return image_key_values, found
+        return image_key_values, found | dict(itm_logits=pairs.itm_logits, vision_model_output=vision, **maps)
 
     def _itc(
         self, image_features: Tensor, text_features: Tensor, targets: MomentumTargets, alpha: float
@@ -383,9 +380,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
     def choose_negatives(
         self, image_to_text: Tensor, text_to_image: Tensor, allowed_texts: Tensor, allowed_images: Tensor
     ) -> TwoTensors:
-        """For each phrase the row of a wrong image, and for each image that of a wrong phrase: drawn by similarity, in
-        evaluation the most similar. All arguments are (num_phrases, num_phrases), similarities over temperature.
-        """
+        """For each phrase the row of a wrong image, for each image that of a wrong phrase: drawn by similarity, or in
+        evaluation the most similar. All are (num_phrases, num_phrases), similarities over temperature."""
         images = draw_negatives(text_to_image, allowed_images, hardest=not self.training)
         return images, draw_negatives(image_to_text, allowed_texts, hardest=not self.training)
 

@@ -315,9 +315,8 @@ class PhraseGrounder:
         if heatmap is None:
             return answer
         (found,) = post_process_grounding(heatmap[None], grounded.size, threshold)
-        answer |= {"point": found["point"], "box": found["box"]}
-        heat = found["heatmap"].numpy()
-        answer |= {"heatmap": heat} if output_heatmaps else {}
+        heat = found.pop("heatmap").numpy()
+        answer |= found | ({"heatmap": heat} if output_heatmaps else {})
         if output_pictures:
             answer["picture"] = mark(overlay(grounded.image, heat), found["point"], [found["box"]])
         return answer

@@ -465,7 +465,7 @@ def test_masks_that_are_none(mask):
     with pytest.raises(ValueError, match=r"attention_mask must be .*, or four-dimensional of bool"):
         grounding_model()(**{**tiny_batch(), "attention_mask": mask})
     for model in (grounding_model(), AlbefForPreTraining(tiny_config()).eval()):
-        with pytest.raises(ValueError, match=r"need an attention_mask \(num_phrases, num_tokens\), not \(4, "):
+        with pytest.raises(ValueError, match=r"attention_mask must be \(num_phrases, num_tokens\) here, not \(4, "):
             model(**{**tiny_batch(), "attention_mask": mask}, output_heatmaps=True)
 
 
