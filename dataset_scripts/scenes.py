@@ -5,7 +5,8 @@ necessary: without any one of them it fits another object too. In a relation phr
 blue square") the words for the target fit at least two objects, and only the relation to a uniquely described anchor
 tells them apart.
 
-The splits: train and validation mix both kinds, mostly attribute phrases; test has attribute phrases, test_relations
+The splits: train and validation have two phrases of each kind a scene, whose relations differ in their direction alone
+("left of", "right of"), so that no other word tells their targets apart; test has attribute phrases, test_relations
 relation phrases; test_unseen has attribute phrases for a red cross, a green square, a blue triangle or a yellow star,
 which no other split ever shows. The captions split names all objects of a scene, in random order and without a region:
 image-text data to pretrain on.
@@ -71,7 +72,7 @@ _MIN_IMAGE_SIZE = 64
 _ACROSS = {"small": (22, 25), "large": (36, 40)}
 _LATTICE = 8  # the centres are those of a grid of this many cells a side
 _MAX_ROTATION = 4  # degrees
-_MAX_LAYOUTS = 500  # one layout in two to four is good, so that this many bad ones in a row do not happen
+_MAX_LAYOUTS = 500  # one layout in two to ten is good, so that this many bad ones in a row do not happen
 # Cosines of whole degrees, written with few digits: libraries may differ in the last one.
 _COS = [round(float(np.cos(np.pi * degree / 180)), 6) for degree in range(360)]
 
@@ -381,6 +382,16 @@ def _relations(
     return found
 
 
+def _opposites(objects: list[_Planned], relations: list[list[_Relation]]) -> list[list[tuple[int, _Relation]]]:
+    """Two targets each, called by the same words, and their relations to one anchor, of opposite directions."""
+    stated = {}
+    for target, own in enumerate(relations):
+        for names, (axis, sign), *anchor in own:
+            key = _noun_phrase(objects[target], names, ""), axis, *anchor
+            stated.setdefault(key, {})[sign] = target, (names, (axis, sign), *anchor)
+    return [[both[1], both[-1]] for both in stated.values() if len(both) == 2]
+
+
 def _noun_phrase(item: _Planned, names: Description, noun: str) -> str:
     """The named attributes in the order of English; `noun` stands for the shape when that is not named."""
     return " ".join([getattr(item, name) for name in names] + ([] if "shape" in names else [noun]))
@@ -410,21 +421,26 @@ def _choose_phrases(
 ) -> list[tuple[str, int | None]] | None:
     """Phrases of the split's kinds, each with another target, the relations first; None when there are too few.
 
-    Train and validation take a quarter of `phrases_per_scene`, but one at least, as relations, and the rest as
-    attributes, of which two will do; the test splits take what there is, and two at least (test_unseen: one). Captions
-    have one phrase, all objects joined by "and", with no target.
+    Train and validation take half of `phrases_per_scene` as relations, two as `_opposites`, and the rest as attributes,
+    of which two will do; the test splits take what there is, and two at least (test_unseen: one). Captions have one
+    phrase, all objects joined by "and", with no target.
     """
     order = _pick(rng, range(len(objects)), len(objects))
     if split == "captions":
         return [(" and ".join(_noun_phrase(objects[i], _NAMES, "") for i in order), None)]
     wanted, mixed = config.phrases_per_scene, split in ("train", "validation")
-    num_relations = max(wanted // 4, 1) if mixed else wanted
+    num_relations = wanted // 2 if mixed else wanted
     fitting = _fitting(objects)
     phrases: list[tuple[str, int | None]] = []
     if split not in ("test", "test_unseen"):
         relations = _relations(objects, fitting, config.image_size)
-        for target in [i for i in order if relations[i]][:num_relations]:
-            phrases.append((_word_relation(rng, objects, target, _pick(rng, relations[target], 1)[0]), target))
+        if mixed and num_relations == 2:
+            pairs = _opposites(objects, relations) or [[]]
+            stated = _pick(rng, pairs, 1)[0]
+        else:
+            targets = [i for i in order if relations[i]][:num_relations]
+            stated = ((target, _pick(rng, relations[target], 1)[0]) for target in targets)
+        phrases = [(_word_relation(rng, objects, target, relation), target) for target, relation in stated]
         if len(phrases) < (num_relations if mixed else 2):
             return None
     if split != "test_relations":
