@@ -500,6 +500,60 @@ def test_doubts_about_boxes(tmp_path, caplog):
         records(write_rows(tmp_path / "fours.csv", rows))
 
 
+CALLED = ["a cat", "a remote"]
+
+
+@pytest.mark.parametrize("text", ["text", "description", "caption", "phrase", "prompt"])
+@pytest.mark.parametrize(
+    ("beside", "label"),
+    [
+        ({"boxes": CORNERS[:2], "labels": CALLED}, "labels"),
+        ({"bbox": CORNERS[:2], "text_labels": CALLED}, "text_labels"),
+        ({"objects": {"bbox": CORNERS[:2], "category": CALLED}}, "objects.category"),
+        ({"at": [{"bbox": box, "name": name} for box, name in zip(CORNERS, CALLED)]}, "at.name"),
+        ({"boxes": str(CORNERS[:2]), "labels": str(CALLED)}, "labels"),
+        ({"boxes": CORNERS[:2], "categories": CALLED}, "categories"),
+        ({"boxes": CORNERS[:2], "category_ids": [1, 2]}, "category_ids"),
+        ({"objects": {"bbox": CORNERS[:2], "category": [1, 2]}}, "objects.category"),
+    ],
+)
+def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp_path, beside, label, text):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", text: "a cat. a remote.", **beside}])
+    is_number = "[1, 2]" in str(beside)
+    read = {name: records(path, Columns({"phrase": name}, "xyxy")) for name in (text, label)[: 1 if is_number else 2]}
+    assert boxes_of(read[text]) == [CORNERS[:2]]
+    if not is_number:
+        assert boxes_of(read[label]) == [[box] for box in CORNERS[:2]]
+        assert [record["phrase"] for record in read[label]] == CALLED
+    if text == "prompt" and not is_number and label != "at.name":
+        assert [(each["phrase"], each["boxes"]) for each in records(path)] == [
+            (each["phrase"], each["boxes"]) for each in read[label]
+        ]
+    elif (text, label) == ("phrase", "categories"):  # kinds of the phrase, by our names
+        assert records(path) == read[text]
+    else:
+        told = f"{label} has numbers: for phrases, write" if is_number else ""
+        doubt = "no column phrase" if text == "prompt" else rf"Say --columns phrase={text} or phrase={label}\."
+        with pytest.raises(ValueError, match=rf"{doubt}.*{told}"):
+            records(path)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"text": "dogs", "boxes": CORNERS[:2], "area": [1, 2]},
+        {"text": "a dog", "bbox": CORNERS[0], "label": "animal", "labels": ["animal", "pet"]},
+        {"phrases": ["a dog", "a cat"], "boxes": CORNERS[:2], "labels": ["animal", "animal"]},
+        {"caption": "dogs", "objects": {"bbox": CORNERS[:2], "id": ["a", "b"], "area": [1, 2]}},
+    ],
+)
+def test_labels_that_are_of_no_box_are_no_doubt(tmp_path, beside):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", **beside}])
+    assert "dog" in records(path, Columns(box_format="xyxy"))[0]["phrase"]
+
+
 def test_texts_that_are_boxes(tmp_path):
     photos(tmp_path)
     texts = "[1, 2, 3, 4]", "(1, 2, 3, 4)", "1,2,3,4", "[[1,2,3,4],[5,6,7,8]]", "", "[]"

@@ -43,7 +43,6 @@ from modeling_albef_amc.families.checkpoint_checks import read_object
 
 from .box_units import decide_boxes
 from .columns import (
-    CATEGORY_NAMES,
     IMAGE_NAMES,
     TEXTS,
     Columns,
@@ -54,6 +53,8 @@ from .columns import (
     leaves,
     listed,
     misfit,
+    numbers_of_categories,
+    numbers_told,
     own_name,
     plain_name,
     put_together,
@@ -329,13 +330,8 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     tables = [file for depth in ("", "*/") for kind in FILES for file in sorted(Path(path).glob(f"{depth}*{kind}"))]
     metadata = sorted(Path(path).rglob("metadata.*"))
     there = leaves(dataset.features)
-    numbers = [
-        place
-        for place, leaf in there.items()
-        if leaf.is_number and CATEGORY_NAMES.fullmatch(re.sub("ids?$", "", plain_name(place[-1])))
-    ]
-    if "phrase" in missing and numbers:
-        remedy = f"{written(numbers[:1])} has numbers: for phrases, write the categories' names there. {remedy}"
+    if "phrase" in missing and (numbers := numbers_of_categories(there)):
+        remedy = f"{numbers_told(numbers[0])} {remedy}"
     if dataset.column_names == ["text"]:
         remedy = (
             "datasets took lines of text files for rows. Of YOLO's labels, name the folder with labels, images and "
