@@ -602,7 +602,7 @@ def splits_of_rows(path: str, config: str | None) -> SplitsOfRows | None:
         return None
     ((whole, tables),) = files.items()
     column, counts, said = "", Counter[Any](), dict[Any, Any]()
-    for table in chain.from_iterable(map(tables_of_splits, tables)):
+    for table in chain.from_iterable([tables_of_splits(file) for file in tables]):
         column = next((name for name in table.column_names if own_name(name) == "split"), "")
         kind = table[column].type if column else None
         is_label = kind is not None and pa.types.is_integer(kind)
@@ -622,21 +622,23 @@ def splits_of_rows(path: str, config: str | None) -> SplitsOfRows | None:
     return SplitsOfRows(str(whole), column, names, sum(counts.values()) - sum(counts[value] for value in names))
 
 
-def tables_of_splits(file: str) -> Iterator[pa.Table]:
-    """Of a file, its column `split`, with others where it cannot be read alone; an empty table of what is no table."""
+def tables_of_splits(file: str) -> Iterable[pa.Table]:
+    """Of a file, its column `split`, with others where it cannot be read alone; an empty table of what is no table.
+
+    Raises StopIteration: it is empty; at once, as a generator cannot.
+    """
     kind = FILES.get(Path(file).suffix.lower())
     if not os.path.isfile(file) or kind is None:
-        yield pa.table({})
-    elif kind == "csv":
+        return [pa.table({})]
+    if kind == "csv":
         frame = pd.read_csv(file, sep=separator(file), usecols=lambda name: own_name(name) == "split", dtype=str)
-        yield pa.Table.from_pandas(frame, preserve_index=False)
-    elif kind == "parquet":
+        return [pa.Table.from_pandas(frame, preserve_index=False)]
+    if kind == "parquet":
         names = [name for name in pq.read_schema(file).names if own_name(name) == "split"]
-        yield pq.read_table(file, columns=names)
-    else:
-        source = {"path": kind, "data_files": {"train": file}}
-        text_files(source, "train")  # refuses what would end the process
-        yield from load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
+        return [pq.read_table(file, columns=names)]
+    source = {"path": kind, "data_files": {"train": file}}
+    text_files(source, "train")  # refuses what would end the process
+    return load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
 
 
 def is_metadata(file: str) -> bool:
