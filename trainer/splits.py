@@ -623,10 +623,7 @@ def splits_of_rows(path: str, config: str | None) -> SplitsOfRows | None:
 
 
 def tables_of_splits(file: str) -> Iterable[pa.Table]:
-    """Of a file, its column `split`, with others where it cannot be read alone; an empty table of what is no table.
-
-    Raises StopIteration: it is empty; at once, as a generator cannot.
-    """
+    """Of a file, its column `split`, with others where it cannot be read alone; an empty table of what is no table."""
     kind = FILES.get(Path(file).suffix.lower())
     if not os.path.isfile(file) or kind is None:
         return [pa.table({})]
@@ -638,7 +635,10 @@ def tables_of_splits(file: str) -> Iterable[pa.Table]:
         return [pq.read_table(file, columns=names)]
     source = {"path": kind, "data_files": {"train": file}}
     text_files(source, "train")  # refuses what would end the process
-    return load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
+    try:
+        return load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
+    except StopIteration:  # it has no row, which beside others is no trouble
+        return []
 
 
 def is_metadata(file: str) -> bool:
