@@ -22,7 +22,8 @@ MDETR's and GoldG's files are COCO's with captions. Of an image whose annotation
 …] in characters of the image's `caption`, the phrases are those words, one row for each place in the caption, whatever
 the categories are called. In the files of the RefCOCO sets the caption is an expression for the one box, and
 `tokens_positive` marks its noun only. An annotation with a text of its own (`caption`, `phrase` or `expression`) is of
-that phrase, whatever its category; `expressions` of an image are each of all that is marked in it.
+that phrase, whatever its category; a category has a row where one of its annotations has no such text, with all of
+them. `expressions` of an image are each of all that is marked in it.
 """
 
 import re
@@ -133,9 +134,10 @@ class Coco(ObjectBuilder):
         annotations = np.concatenate([self._read(*each, images, by_words) for each in zip(paths, splits)])
         words = words_of_labels(self.labels)
         self.labels = [words[label] for label in self.labels]
-        if again := self._take_together(images, annotations, by_words):
+        ends = telling_ends(plain_name(image.file_name) for image, _ in images.values())
+        if again := self._take_together(images, annotations, by_words, ends):
             self.report.kept["images that are listed again, taken together with the first"] += again
-        self.splits = self._sorted(images, annotations)
+        self.splits = self._sorted(images, annotations, ends)
         return sorted(self.splits)
 
     def images(self, split: str) -> list[Record]:
@@ -234,22 +236,25 @@ class Coco(ObjectBuilder):
         return image._replace(not_exhaustive=in_part, negative=tuple(absent))
 
     def _take_together(
-        self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray, by_words: set[int]
+        self,
+        images: dict[int, tuple[CocoImage, int]],
+        annotations: np.ndarray,
+        by_words: set[int],
+        ends: dict[str, str],
     ) -> int:
         """Gives the annotations of images that are listed again to the first of their kind; returns how many those are.
 
-        MDETR's images, whose phrases are words of their captions, are listed anew for each caption, and stay.
+        They are the same by where their file is found, whatever they call it, or else by their names. MDETR's images,
+        whose phrases are words of their captions, are listed anew for each caption, and stay.
         """
         first: dict[tuple[Any, ...], int] = {}
         again: dict[int, int] = {}
         for number, (image, index) in images.items():
             if number not in by_words:
-                file = self.files[index]
-                same = first.setdefault((file.split, file.scope, plain_name(image.file_name), image.size), number)
-                known, its_file = images[same]
-                # By one name two files may mean an image each, which then lie in folders of their own.
-                if same != number and (its_file == index or self._found(known, its_file) == self._found(image, index)):
-                    again[number] = same
+                split, place = self.files[index].split, self._found(image, index, ends)
+                same = first.setdefault((split, *place, image.size), number)
+                if same != number:
+                    again[number], (known, its_file) = same, images[same]
                     in_part, negative = known.not_exhaustive + image.not_exhaustive, known.negative + image.negative
                     images[same] = known._replace(not_exhaustive=in_part, negative=negative), its_file
         for number in again:
@@ -258,23 +263,27 @@ class Coco(ObjectBuilder):
             annotations[:, 1] = [again.get(number, number) for number in annotations[:, 1].tolist()]
         return len(again)
 
-    def _found(self, image: CocoImage, file: int) -> str | None:
+    def _found(self, image: CocoImage, index: int, ends: dict[str, str]) -> tuple[str, ...]:
+        """Where an image's file is, or else its name and the folder that this is for."""
+        file, name = self.files[index], plain_name(image.file_name)
         with suppress(Unusable):
-            return self.find_image(_files_of(image), self.files[file].place)
-        return None
+            if place := self.found_image((*_files_of(image), ends[name]), file.place):
+                return (place,)
+        return file.scope, name
 
-    def _sorted(self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray) -> dict[str, list[Record]]:
+    def _sorted(
+        self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray, ends: dict[str, str]
+    ) -> dict[str, list[Record]]:
         """Split → its images, each with the annotations of its own, sorted by their label."""
         rank = {number: place for place, number in enumerate(images)}
         image_ranks = np.array([rank[image] for image in annotations[:, 1].tolist()], int)
         label_ranks = np.where(annotations[:, 2] < 0, len(self.labels), annotations[:, 2])
         by_image = np.lexsort((label_ranks, image_ranks))  # keeps the order of the files among equals
-        ends = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
+        bounds = np.searchsorted(image_ranks[by_image], np.arange(len(images)), side="right")
         names = self._names(images)
-        telling = telling_ends(plain_name(image.file_name) for image, _ in images.values())
-        parts = zip(images.values(), names, np.split(annotations[by_image], ends))
+        parts = zip(images.values(), names, np.split(annotations[by_image], bounds))
         records = [
-            Record(image, index, name, telling[plain_name(image.file_name)], own) for (image, index), name, own in parts
+            Record(image, index, name, ends[plain_name(image.file_name)], own) for (image, index), name, own in parts
         ]
         fixed = [file.split for file in self.files]
         if not self.config.split and "validation" not in fixed:
@@ -332,22 +341,29 @@ class Coco(ObjectBuilder):
         if image.caption:
             self.report.kept["images whose caption is not read, as nothing says which of its words are where"] += 1
         instances: list[tuple[int, bool, Instance]] = []
+        told: list[tuple[int, bool, Instance]] = []  # of a category, and with a text of their own
         texts: dict[str, list[Instance]] = {}
         spelled: dict[str, str] = {}  # texts that differ in case alone are one
         for label, file, called, record in own:
             if is_caption(record):
                 yield from self._caption(called, record)
-            elif "segments_info" in record:
+                continue
+            if "segments_info" in record:
                 instances += self._segments(file, called, record, size)
-            elif own_texts := texts_of(record):
+                continue
+            instance, is_ignored = _instance(called, record), bool(read_flag(record, "ignore"))
+            if own_texts := texts_of(record):
                 for text in own_texts:
-                    text = spelled.setdefault(text.casefold(), text)
-                    texts.setdefault(text, []).append(_instance(called, record))
+                    texts.setdefault(spelled.setdefault(text.casefold(), text), []).append(instance)
+                label = file.labels.get(read_id(record.get("category_id")), NO_CATEGORY)
+                told.append((label, is_ignored, instance))
             else:
-                instances.append((label, bool(read_flag(record, "ignore")), _instance(called, record)))
+                instances.append((label, is_ignored, instance))
         for text, found in texts.items():
             yield from self.region_rows({"phrase": text}, found, size, "phrase")
-        yield from self._labelled(image, instances, size)
+        labels = {label for label, *_ in instances}  # whose rows are of all instances, those with texts too
+        instances += [each for each in told if each[0] in labels]
+        yield from self._labelled(image, instances, labels | {label for label, *_ in told}, size)
 
     def _records(self, content: Record) -> Iterator[tuple[int, _File, str, dict[str, Any]]]:
         """An image's annotations: label, file, what it is called in messages, and the record."""
@@ -360,11 +376,14 @@ class Coco(ObjectBuilder):
                 yield label, self.files[index], self._called(record, number, index), record
 
     def _labelled(
-        self, image: CocoImage, instances: list[tuple[int, bool, Instance]], size: tuple[int, int] | None
+        self,
+        image: CocoImage,
+        instances: list[tuple[int, bool, Instance]],
+        present: set[int],
+        size: tuple[int, int] | None,
     ) -> Iterator[PhraseFields]:
-        """A row for each label that an image has, and for each that it has not."""
+        """A row for each label of the instances, and for each that the image has not; `present` are all that it has."""
         instances.sort(key=itemgetter(0))
-        present = {label for label, *_ in instances}
         for label, group in groupby(instances, key=itemgetter(0)):
             own, phrase = list(group), self.phrase_of(self.labels[label])
             if label in image.not_exhaustive:

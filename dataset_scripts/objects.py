@@ -322,19 +322,28 @@ class PhotoListBuilder(_PhotoBuilder):
             names = [name for name in walk(self.config.data_dir) if name.lower().endswith(self.suffix)]
             if not names:
                 raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
-        photos: dict[tuple[str, str], tuple[str | None, Photo]] = {}
-        for name, photo in self._read_all(names):
-            split, key = photo.split or file_split(name), (name.rpartition("/")[0], plain_name(photo.files[0]))
+        read = [(photo.split or file_split(name), name, photo) for name, photo in self._read_all(names)]
+        ends = telling_ends(plain_name(photo.files[0]) for *_, photo in read)
+        others = self.config.split or ("train" if any(split for split, *_ in read) else None)
+        photos: dict[tuple[str | None, ...], tuple[str | None, Photo]] = {}
+        for split, name, photo in read:
+            first, *more = photo.files
+            photo = photo._replace(files=(first, ends[plain_name(first)], *more))
+            key = (self.config.split or split or others, *self._found(photo, name))
             if key in photos:
                 self.report.kept["images that are listed again, taken together with the first"] += 1
-                split, first = photos[key]
-                photo = first._replace(instances=first.instances + photo.instances)
+                split, known = photos[key]
+                photo = known._replace(instances=known.instances + photo.instances)
             photos[key] = split, photo
         self.words = words_of_labels(instance.label for _, photo in photos.values() for instance in photo.instances)
-        ends = telling_ends(plain_name(photo.files[0]) for _, photo in photos.values())
-        for split, photo in photos.values():
-            first, *others = photo.files
-            yield split, photo.name, photo._replace(files=(first, ends[plain_name(first)], *others))
+        return ((split, photo.name, photo) for split, photo in photos.values())
+
+    def _found(self, photo: Photo, name: str) -> tuple[str, ...]:
+        """Where a photo's file is, or else its name and the folder that this is for."""
+        with suppress(Unusable):
+            if place := self.found_image(photo.files, photo.near):
+                return (place,)
+        return name.rpartition("/")[0], plain_name(photo.files[0])
 
     def _read_all(self, names: list[str]) -> Iterator[tuple[str, Photo]]:
         for name in names:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -575,6 +576,22 @@ def test_an_image_that_is_listed_twice_is_one(workshop):
         assert boxes == {"one.png": [[1, 1, 4, 4], [5, 0, 7, 2]], "two.png": [[1, 1, 4, 4]]} and not report.dropped
         assert report.kept["images that are listed again, taken together with the first"] == 1
         assert (len(rows["train"]), report.kept["images"]) == (2, 2)
+
+
+@pytest.mark.parametrize("again", ["below/two.png", ".\\below\\two.png", "Two.PNG", "two.png"])
+@pytest.mark.parametrize("is_one_file", [True, False])
+def test_an_image_that_is_listed_by_another_spelling_or_file_is_one(workshop, again, is_one_file):
+    """But an image of its name in another folder is another, though it is not there."""
+    workshop.image("below/two.png")
+    images = [image(i, name) for i, name in enumerate(["two.png", again, "other/two.png"])]
+    parts = [annotation(0, image_id=0), annotation(1, image_id=1, **SECOND), annotation(2, image_id=2)]
+    bounds = (0, 3) if is_one_file else (0, 1, 3)
+    for start, end in pairwise(bounds):
+        workshop.write(f"job{start}/a.json", content(*parts[start:end], images=images[start:end]))
+    rows, report = workshop.build(True, split="train", annotations="job*/a.json")
+    assert [row["boxes"] for row in rows["train"]] == [[[1, 1, 4, 4], [5, 0, 7, 2]]]
+    assert report.kept["images that are listed again, taken together with the first"] == 1
+    assert report.dropped == {MISSING: 1, "instances: of an image that cannot be used": 1}
 
 
 @pytest.mark.parametrize("count", [2, 11])

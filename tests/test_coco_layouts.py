@@ -373,6 +373,26 @@ def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key, 
     assert len(rows["train"]) == 3
 
 
+def test_a_category_is_of_all_its_instances_also_of_those_with_a_text(workshop):
+    """Nor is it absent where they are all that it has."""
+    images = [image(i, f"{i}.jpg", neg_category_ids=[1], not_exhaustive_category_ids=[]) for i in range(3)]
+    own = [annotation(i, 1, image=i // 2, bbox=[i, 1, 4, 5], segmentation=[]) for i in range(5)]
+    own[0]["caption"], own[4]["phrase"] = "the cow on the mat", "a cow"
+    own[3]["ignore"], own[2]["caption"] = 1, "another cow"
+    workshop.write("train.json", content(*own, images=images, categories=[(1, "cow")]))
+    rows, report = workshop.build(split="train")
+    assert told(rows)["train"] == [
+        ("0.jpg", "the cow on the mat", [[0, 1, 4, 6]]),
+        ("0.jpg", "cow", [[1, 1, 5, 6], [0, 1, 4, 6]]),
+        ("1.jpg", "another cow", [[2, 1, 6, 6]]),
+        ("2.jpg", "a cow", [[4, 1, 8, 6]]),
+    ]
+    assert report.dropped == {
+        "instances: of a category of which one in the image is to be ignored (ignore)": 2,
+        "absent phrases: of a category that is marked in the image": 3,
+    }
+
+
 def test_expressions_of_an_image_are_each_of_all_that_is_marked(workshop):
     """As in UNINEXT's files, which list an image anew for each object."""
     images = [image(0, "0.jpg") | {"expressions": ["red hat", "hat"]}, image(1, "0.jpg") | {"expressions": "shoe"}]

@@ -500,6 +500,60 @@ def test_doubts_about_boxes(tmp_path, caplog):
         records(write_rows(tmp_path / "fours.csv", rows))
 
 
+CALLED = ["a cat", "a remote"]
+
+
+@pytest.mark.parametrize("text", ["text", "description", "caption", "phrase", "prompt"])
+@pytest.mark.parametrize(
+    ("beside", "label"),
+    [
+        ({"boxes": CORNERS[:2], "labels": CALLED}, "labels"),
+        ({"bbox": CORNERS[:2], "text_labels": CALLED}, "text_labels"),
+        ({"objects": {"bbox": CORNERS[:2], "category": CALLED}}, "objects.category"),
+        ({"at": [{"bbox": box, "name": name} for box, name in zip(CORNERS, CALLED)]}, "at.name"),
+        ({"boxes": str(CORNERS[:2]), "labels": str(CALLED)}, "labels"),
+        ({"boxes": CORNERS[:2], "categories": CALLED}, "categories"),
+        ({"boxes": CORNERS[:2], "category_ids": [1, 2]}, "category_ids"),
+        ({"objects": {"bbox": CORNERS[:2], "category": [1, 2]}}, "objects.category"),
+    ],
+)
+def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp_path, beside, label, text):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", text: "a cat. a remote.", **beside}])
+    is_number = "[1, 2]" in str(beside)
+    read = {name: records(path, Columns({"phrase": name}, "xyxy")) for name in (text, label)[: 1 if is_number else 2]}
+    assert boxes_of(read[text]) == [CORNERS[:2]]
+    if not is_number:
+        assert boxes_of(read[label]) == [[box] for box in CORNERS[:2]]
+        assert [record["phrase"] for record in read[label]] == CALLED
+    if text == "prompt" and not is_number and label != "at.name":
+        assert [(each["phrase"], each["boxes"]) for each in records(path)] == [
+            (each["phrase"], each["boxes"]) for each in read[label]
+        ]
+    elif (text, label) == ("phrase", "categories"):  # kinds of the phrase, by our names
+        assert records(path) == read[text]
+    else:
+        told = f"{label} has numbers: for phrases, write" if is_number else ""
+        doubt = "no column phrase" if text == "prompt" else rf"Say --columns phrase={text} or phrase={label}\."
+        with pytest.raises(ValueError, match=rf"{doubt}.*{told}"):
+            records(path)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"text": "dogs", "boxes": CORNERS[:2], "area": [1, 2]},
+        {"text": "a dog", "bbox": CORNERS[0], "label": "animal", "labels": ["animal", "pet"]},
+        {"phrases": ["a dog", "a cat"], "boxes": CORNERS[:2], "labels": ["animal", "animal"]},
+        {"caption": "dogs", "objects": {"bbox": CORNERS[:2], "id": ["a", "b"], "area": [1, 2]}},
+    ],
+)
+def test_labels_that_are_of_no_box_are_no_doubt(tmp_path, beside):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", **beside}])
+    assert "dog" in records(path, Columns(box_format="xyxy"))[0]["phrase"]
+
+
 def test_texts_that_are_boxes(tmp_path):
     photos(tmp_path)
     texts = "[1, 2, 3, 4]", "(1, 2, 3, 4)", "1,2,3,4", "[[1,2,3,4],[5,6,7,8]]", "", "[]"
@@ -790,28 +844,58 @@ def test_our_names_in_other_cases(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [".csv", ".json", ".parquet", ".label.parquet"])
-def test_a_column_says_the_splits_of_a_file(tmp_path, kind):
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_column_says_the_splits_of_a_file_or_of_a_folder_that_is_one(tmp_path, kind, is_folder, caplog):
+    """What is no split's usual name is a split of its own: no row of it is in another's."""
+    logging.getLogger("transformers").propagate = True
     photos(tmp_path)
-    splits = ["train", "test", "Val", "train", "train", ""]
+    splits = ["train", "test", "Val", "train", "train", "", "eval", "Rest-val"]
     rows = [{"image": f"photos/{n % 4}.png", "phrase": f"dog {n}", "boxes": str(CORNERS[:1]), "split": split}
             for n, split in enumerate(splits)]  # fmt: skip
-    path = write_rows(tmp_path / f"mine{kind}", rows)
+    if is_folder:
+        (tmp_path / "tables").mkdir()
+        rows = [{**row, "image": f"../{row['image']}"} for row in rows]
+    file = tmp_path / (f"tables/mine{kind}" if is_folder else f"mine{kind}")
+    path = str(file.parent if is_folder else file)
+    write_rows(file, rows)
     if "label" in kind:
-        labels = ClassLabel(names=["other", "Val", "test", "train", ""])
-        datasets.Dataset.from_list(rows).cast_column("split", labels).to_parquet(path)
-    assert split_names(path, None) == ["train", "test", "validation"]
+        labels = ClassLabel(names=["other", "Val", "test", "train", "", "eval", "Rest-val"])
+        datasets.Dataset.from_list(rows).cast_column("split", labels).to_parquet(file)
+    assert split_names(path, None) == ["train", "test", "validation", "eval", "Rest_val"]
     for split, expected in {
         "train": [0, 3, 4], "validation": [2], "test": [1], "train[1:]": [3, 4], "test+train[:1]": [1, 0],
+        "eval": [6], "Rest_val": [7],
     }.items():  # fmt: skip
         assert open_split(path, None, split)["phrase"][:] == [f"dog {n}" for n in expected]
     if kind != ".csv":
         assert [row["phrase"] for row in open_split(path, None, "train", True)] == ["dog 0", "dog 3", "dog 4"]
-    with pytest.raises(ValueError, match=r"its column split has only train, test, validation, not testA"):
+    assert len({row["image"]["path"] for row in open_split(path, None, "train")}) == 2
+    assert (
+        "of split test, of train, test, validation, eval, Rest_val. 1 rows that name none are left out" in caplog.text
+    )
+    with pytest.raises(ValueError, match=r"its column split has only train, test, validation, .*, not testA"):
         open_split(path, None, "testA")
-    for others in (["train"] * 6, ["train", "a"] * 3):  # a file of one, and no splits at all
-        told = [{**row, "split": other} for row, other in zip(rows, others)]
-        path = write_rows(tmp_path / f"other{kind}", told)
-        assert split_names(path, None) == [] and len(open_split(path, None, "test")) == 6
+    for others, said in ((["train"] * 8, ""), (["b", "a"] * 4, "whatever its column split says (a, b)")):
+        caplog.clear()  # a file of one, and no splits at all
+        write_rows(file, [{**row, "split": other} for row, other in zip(rows, others)])
+        assert split_names(path, None) == (["train"] if is_folder else [])
+        assert len(open_split(path, None, "train")) == 8
+        assert said in caplog.text and ("whatever" in caplog.text) == bool(said)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_says_the_splits_of_an_imagefolder(tmp_path, streaming):
+    photos(tmp_path)
+    rows = [{"file_name": f"{n}.png", "phrase": f"dog {n}", **dict(zip(("x1", "y1", "x2", "y2"), box)), "split": split}
+            for n, (box, split) in enumerate(zip(CORNERS, ["train", "test", "train", "unused"]))]  # fmt: skip
+    write_rows(tmp_path / "photos/metadata.csv", rows)
+    path = str(tmp_path / "photos")
+    assert split_names(path, None) == ["train", "test", "unused"]
+    for split, expected in {"train": [0, 2], "test": [1], "unused": [3]}.items():
+        found = list(open_split(path, None, split, streaming, needs_regions=True))
+        assert [row["phrase"] for row in found] == [f"dog {n}" for n in expected]
+        assert boxes_of(found) == [[CORNERS[n]] for n in expected]
+        assert [Path(row["image"]["path"]).name for row in found] == [f"{n}.png" for n in expected]
 
 
 NAMED = [dict(zip(("x1", "y1", "x2", "y2"), box)) for box in CORNERS]

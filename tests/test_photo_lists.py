@@ -82,11 +82,25 @@ def test_createml_images_of_one_name_are_told_apart_by_their_folders(createml):
     assert report.dropped[MISSING] == 1
 
 
-def test_createml_images_that_are_listed_again_are_one(createml):
-    record = {"image": "1.png", "annotations": [centred("dog", 3, 2, 4, 2)]}
-    rows, report = createml.of([record, record | {"image": ".\\1.png"}])
-    assert found(rows) == [("dog", [[1, 1, 5, 3]] * 2)]
+@pytest.mark.parametrize("name", [".\\1.png", "below/1.png", "1%2Epng"])
+@pytest.mark.parametrize("files", [["a.json"] * 2, ["a.json", "b.json"], ["job1/a.json", "job2/a.json"]])
+def test_createml_images_that_are_listed_again_are_one(createml, name, files):
+    """Whatever they are called, but not in two splits."""
+    createml.image("below/1.png")
+    given, boxes = {}, ([1, 1, 5, 3], [2, 2, 4, 4])
+    for file, image, box in zip(files, ("1.png", name), (centred("dog", 3, 2, 4, 2), centred("dog", 3, 3, 2, 2))):
+        given.setdefault(file, []).append({"image": image, "annotations": [box]})
+    for file, data in given.items():
+        createml.write(file, data)
+    rows, report = createml.build(True, split="train")
+    assert found(rows["train"]) == [("dog", [*boxes])]
     assert report.kept["images that are listed again, taken together with the first"] == 1
+    if len(given) == 2:
+        (createml.folder / files[1]).rename(createml.folder / "valid.json")
+        rows, _ = createml.build(True)
+        assert {split: found(own) for split, own in rows.items()} == {
+            "train": [("dog", [boxes[0]])], "validation": [("dog", [boxes[1]])],
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ HOLDS = {
 # What columns are called elsewhere, as of `plain_name`. A category is a phrase only where there are regions.
 IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
 PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
-CATEGORY_NAMES = re.compile("categor(y|ies)|labels?|class|classes|(class|category|label)name")
+CATEGORY_NAMES = re.compile("categor(y|ies)|(text)?labels?|class|classes|(class|category|label)name")
+LISTS_OF_LABELS = re.compile(f"{CATEGORY_NAMES.pattern}|(class|category|label|object|box)?(labels|names)|tags|objects")
+NO_IDS = re.compile("(?!.*ids?$).*")
 # Our columns that are so by this very name. In other spellings they are guessed: units of boxes are to be found out,
 # and categories may be the phrases.
 AS_WRITTEN = "image", "boxes", "categories"
@@ -245,7 +247,7 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
         found.guessed = [each for each in found.guessed if each != ours]
         if ours == "boxes":
             found.formats = formats_of(found.places[ours])
-    used = {place[0] for places in found.places.values() for place in places}
+    used, is_told = {place[0] for places in found.places.values() for place in places}, "phrase" in found.places
     guesses = Guesses(found, there, path)
     boxes = guesses.boxes()
     used |= {place[0] for place, *_ in boxes if place[:-1] == ("boxes",)}  # of numbers by names
@@ -256,7 +258,7 @@ def find_columns(features: Features, columns: Columns, known: Collection[str], p
         if needs_regions:
             raise
         columns.say(f"Regions are left out. {error}")
-    guesses.add("phrase", guesses.phrases())
+    guesses.add("phrase", [] if is_told else guesses.phrases())
     guesses.add("image", guesses.images())
     for ours, place in guesses.sides():
         found.places.setdefault(ours, [place])
@@ -288,14 +290,16 @@ class Guesses:
         several = [places[ours], *options] if ours in places else options
         if len(several) > 1:
             named = listed([f"{ours}={written(each)}" for each in several], " or ")
-            raise ValueError(f"{self.path}: it is in doubt what {ours} is. Say --columns {named}.")
+            told = [numbers_told(place) for place, *_ in several if ours == "phrase" and self.leaf(place).is_number]
+            raise ValueError(" ".join([f"{self.path}: it is in doubt what {ours} is. Say --columns {named}.", *told]))
         if options:
             places[ours] = options[0]
             self.found.guessed.append(ours)
             if ours == "boxes":
                 self.found.formats = formats_of(options[0])
-            if ours == "phrase" and options[0] == places.get("caption"):  # no caption that phrases are a part of
-                del places["caption"]
+            for other in ("caption", "categories") if ours == "phrase" else ():
+                if options[0] == places.get(other):  # no caption that phrases are a part of
+                    del places[other]
 
     def boxes(self) -> list[list[Place]]:
         options = [
@@ -319,28 +323,57 @@ class Guesses:
         return options
 
     def phrases(self) -> list[list[Place]]:
-        """Those beside the boxes; where boxes lie deeper, of the other texts it is not known which are theirs."""
+        """Texts beside the boxes or, where these lie deeper, around them; and what else the boxes may be of.
+
+        Of a text of the whole row it is in doubt that all boxes are of it, where each box has a category of its own.
+        """
         boxes = self.found.places.get("boxes", [("boxes",)])
         home = boxes[0][:-1]
         home = home[:-1] if len(boxes) > 1 and home and BOX_NAMES.fullmatch(plain_name(home[-1])) else home
-        if "phrase" in self.found.places:  # all boxes of the row would be of this phrase
-            is_own = own_name(written(self.found.places["phrase"])) == "phrase"
-            is_guess = "boxes" in self.found.guessed and home and is_own
-            return self.texts(PHRASE_NAMES, home) + self.texts(CATEGORY_NAMES, home) if is_guess else []
-        options, regions = self.texts(PHRASE_NAMES, home), self.found.places.keys() & set(REGIONS)
-        if regions and options and all(plain_name(place[-1]).startswith("caption") for (place,) in options):
-            options += self.texts(CATEGORY_NAMES, home)  # whose the boxes may be, and not the whole caption's
-        if not options and regions:
-            options = self.texts(CATEGORY_NAMES, home) + (self.texts(PHRASE_NAMES, ()) if home else [])
-        return options
+        own = self.found.places.get("phrase")
+        beside = [] if own and not home else self.texts(PHRASE_NAMES, home)
+        around = [] if own or beside else self.texts(PHRASE_NAMES, ())
+        if not self.found.places.keys() & set(REGIONS) or (own and home and "boxes" not in self.found.guessed):
+            return [] if own else beside
+        if home and (own or around):
+            others = self.texts(NO_IDS, home) + self.numbers(home)
+        elif not own and all(plain_name(place[-1]).startswith("caption") for (place,) in beside):
+            others = self.texts(CATEGORY_NAMES, home) + (self.numbers(home) if beside else [])
+        elif self.is_several() and not all(map(self.is_list, [own] if own else beside)):
+            others = list(filter(self.is_list, self.texts(LISTS_OF_LABELS, home) + self.numbers(home)))
+        else:
+            others = []
+        return [*around, *beside, *(each for each in others if each not in beside)]
 
     def texts(self, names: re.Pattern, parent: Place) -> list[list[Place]]:
-        taken = [place for ours, places in self.found.places.items() if ours != "caption" for place in places]
+        # What a caption or categories of a phrase would be may be the phrase.
+        ours = () if "phrase" in self.found.places else ("caption", "categories") if self.is_several() else ("caption",)
+        taken = [place for other, places in self.found.places.items() if other not in ours for place in places]
         return [
             [place]
             for place, leaf in self.there.items()
             if leaf.is_text and place[:-1] == parent and names.fullmatch(plain_name(place[-1])) and place not in taken
         ]
+
+    def numbers(self, parent: Place) -> list[list[Place]]:
+        """Lists of categories without their names."""
+        found = numbers_of_categories(self.there)
+        return [[place] for place in found if place[:-1] == parent and self.there[place].depth]
+
+    def is_several(self) -> bool:
+        """Whether a row may have several instances."""
+        regions = [(region, self.found.places[region]) for region in REGIONS if region in self.found.places]
+        single = [(place, len(places) == 1 and region != "masks") for region, places in regions for place in places]
+        return any(self.leaf(place).is_written or self.leaf(place).depth > depth for place, depth in single)
+
+    def is_list(self, option: list[Place]) -> bool:
+        """Whether it is a list or, where boxes are text, has the name of one."""
+        leaf, name = self.leaf(option[0]), plain_name(option[0][-1])
+        is_read = any(self.leaf(place).is_written for place in self.found.places.get("boxes", []))
+        return leaf.depth > 0 or bool(is_read and leaf.is_written and re.search("(?<!s)s$", name))
+
+    def leaf(self, place: Place) -> Leaf:
+        return self.there.get(place, Leaf(0, Value("null")))
 
     def images(self) -> list[list[Place]]:
         if "image" in self.found.places:
@@ -380,6 +413,16 @@ def leaves(features: Features | dict[str, FeatureType]) -> dict[Place, Leaf]:
         else:
             found[(name,)] = Leaf(depth, feature)
     return found
+
+
+def numbers_of_categories(there: dict[Place, Leaf]) -> list[Place]:
+    """Categories whose names are not there."""
+    numbers = [place for place, leaf in there.items() if leaf.is_number]
+    return [place for place in numbers if CATEGORY_NAMES.fullmatch(re.sub("ids?$", "", plain_name(place[-1])))]
+
+
+def numbers_told(place: Place) -> str:
+    return f"{written([place])} has numbers: for phrases, write the categories' names there."
 
 
 def places_of(ours: str, theirs: str, there: dict[Place, Leaf], path: str) -> list[Place]:

@@ -4,12 +4,13 @@ import glob
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -43,8 +44,8 @@ from modeling_albef_amc.families.checkpoint_checks import read_object
 
 from .box_units import decide_boxes
 from .columns import (
-    CATEGORY_NAMES,
     IMAGE_NAMES,
+    MOST_NAMED,
     TEXTS,
     Columns,
     Found,
@@ -54,6 +55,8 @@ from .columns import (
     leaves,
     listed,
     misfit,
+    numbers_of_categories,
+    numbers_told,
     own_name,
     plain_name,
     put_together,
@@ -122,7 +125,7 @@ def open_split(
     """One split of a file, a folder or a Hub id, with the columns of `COLUMNS` that it has.
 
     Paths of images and masks are relative to the folder of the files that name them. A file is the one split that is
-    asked for, or, where its column `split` names several, the rows of it.
+    asked for. Where it, or a folder's only split, has a column `split` that names several, a split is the rows of it.
 
     Args:
         streaming: read files as they come instead of preparing the data set on disk first.
@@ -134,12 +137,26 @@ def open_split(
             doubt which column is meant, or what its boxes are.
     """
     columns = Columns() if columns is None else columns
-    told_here = partial(told, f"Split {split} of {path}", lambda: data_files(path, config, split))
+    asked = split
+    told_here = partial(told, f"Split {asked} of {path}", lambda: data_files(path, config, split))
+    with told_here():
+        rows = splits_of_rows(path, config)
+        split = rows.whole if rows else split  # of which those that are asked for are chosen
     dataset, found = load(path, config, split, streaming, columns, needs_regions, told_here)
+    if rows:
+        none = f" {rows.unnamed:,} rows that name none are left out." if rows.unnamed else ""
+        names = ", ".join(dict.fromkeys(rows.names.values()))
+        columns.say(f"{path}: its column {rows.column} says which rows are of split {asked}, of {names}.{none}")
+        with told_here():
+            dataset = of_rows(dataset, asked, rows)
     if dataset.column_names is None:
         raise ValueError(
             f"{path} does not say its columns before it is read: leave out streaming, or store it as Parquet."
         )
+    with told_here():
+        said = [] if rows else said_splits(dataset)
+    if said:
+        columns.say(f"{path}: all rows are taken for split {asked}, whatever its column split says ({listed(said)}).")
     with rows_not_objects(lambda: data_files(path, config, split)):
         found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
         if missing := {"image", "phrase"} - found.places.keys():
@@ -199,8 +216,6 @@ def load(
     is_here = os.path.exists(path)
     with told_here():
         source = source_of(path, config, split)
-        splits = splits_of_rows(path)
-    asked, split = split, next(iter(source["data_files"])) if splits else split  # of several any is the whole file
     # A stream's columns are those of its first rows, by which datasets would read all others, and prepare them too.
     is_look = is_here and split.isidentifier() and not streaming  # nor is a slice streamed
     with told_here():
@@ -234,10 +249,6 @@ def load(
         else:
             # datasets would decode images, and stop at one that is missing or broken.
             dataset = dataset if isinstance(dataset, Dataset) else dataset.decode(False)
-    if splits:
-        columns.say(f"{path}: its column {splits[0]} says which rows are of split {asked}.")
-        with told_here():
-            return of_rows(dataset, asked, *splits), found
     return of_folder(dataset, path, split), found
 
 
@@ -329,13 +340,8 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     tables = [file for depth in ("", "*/") for kind in FILES for file in sorted(Path(path).glob(f"{depth}*{kind}"))]
     metadata = sorted(Path(path).rglob("metadata.*"))
     there = leaves(dataset.features)
-    numbers = [
-        place
-        for place, leaf in there.items()
-        if leaf.is_number and CATEGORY_NAMES.fullmatch(re.sub("ids?$", "", plain_name(place[-1])))
-    ]
-    if "phrase" in missing and numbers:
-        remedy = f"{written(numbers[:1])} has numbers: for phrases, write the categories' names there. {remedy}"
+    if "phrase" in missing and (numbers := numbers_of_categories(there)):
+        remedy = f"{numbers_told(numbers[0])} {remedy}"
     if dataset.column_names == ["text"]:
         remedy = (
             "datasets took lines of text files for rows. Of YOLO's labels, name the folder with labels, images and "
@@ -563,62 +569,110 @@ def of_folder(dataset: Dataset | IterableDataset, path: str, split: str) -> Data
     return found
 
 
-def splits_of_rows(path: str) -> tuple[str, dict[str | int, str]] | None:
-    """The column `split` of a file, and what it says → the split; None where it does not tell several splits apart."""
-    if not os.path.isfile(path) or Path(path).suffix.lower() not in FILES:
+class SplitsOfRows(NamedTuple):
+    """What a column says of the rows of a data set.
+
+    Args:
+        whole: the split that all of them are to datasets.
+        names: what the column says → the split.
+        unnamed: how many rows are of none.
+    """
+
+    whole: str
+    column: str
+    names: dict[str | int, str]
+    unnamed: int
+
+
+def splits_of_rows(path: str, config: str | None) -> SplitsOfRows | None:
+    """What the column `split` says, of a file or of a folder that is one split; None where it tells none apart.
+
+    One of the splits has to be called train, val, dev or test, or begin so; the others are whatever they are called.
+    """
+    source = source_of(path, config, "train")
+    if not os.path.exists(path):
         return None
-    name, said = "", dict[str | int, str]()
-    for table in tables_of_splits(path):
-        name = next((name for name in table.column_names if own_name(name) == "split"), "")
-        kind = table[name].type if name else None
+    files = {"train": [path]}
+    if os.path.isdir(path):
+        builder = load_dataset_builder(**source)
+        files = files_by_split(builder, "all")
+        if isinstance(builder, ImageFolder):
+            files = {split: [each for each in files[split] if is_metadata(each)] for split in files}
+    if len(files) != 1:
+        return None
+    ((whole, tables),) = files.items()
+    column, counts, said = "", Counter[Any](), dict[Any, Any]()
+    for table in chain.from_iterable([tables_of_splits(file) for file in tables]):
+        column = next((name for name in table.column_names if own_name(name) == "split"), "")
+        kind = table[column].type if column else None
         is_label = kind is not None and pa.types.is_integer(kind)
-        label = Features.from_arrow_schema(table.schema)[name] if is_label else None  # as the file's features tell
-        if isinstance(label, ClassLabel):
-            numbers = pc.unique(table[name]).drop_null().to_pylist()
-            said |= {number: label.names[number] for number in numbers if number >= 0}
-        elif kind is None or not (
-            pa.types.is_dictionary(kind) or pa.types.is_null(kind) or fits(Value(str(kind)), TEXT)
-        ):
+        label = Features.from_arrow_schema(table.schema)[column] if is_label else None  # as the file's features tell
+        is_text = kind is not None and not is_label and (pa.types.is_dictionary(kind) or fits(Value(str(kind)), TEXT))
+        if not (is_text or isinstance(label, ClassLabel)):
             return None
-        else:
-            said |= {each: each for each in pc.unique(table[name].cast(pa.string())).drop_null().to_pylist()}
-    splits = {each: SPLIT_FOLDERS.get(of.strip().lower(), of.strip()) for each, of in said.items() if of.strip()}
-    is_of_splits = all(re.match("train|val|dev|test", split, re.IGNORECASE) for split in splits.values())
-    return (name, splits) if is_of_splits and len({*splits.values()}) > 1 else None
+        values = table[column] if is_label else table[column].cast(pa.string())
+        for value, count in map(dict.values, pc.value_counts(values).to_pylist()):
+            counts[value] += count
+            said[value] = label.names[value] if is_label and value is not None and value >= 0 else value
+    texts = {value: text.strip() for value, text in said.items() if isinstance(text, str) and text.strip()}
+    names = {value: re.sub(r"\W+", "_", SPLIT_FOLDERS.get(text.lower(), text)) for value, text in texts.items()}
+    is_known = any(re.match("train|val|dev|test", name, re.IGNORECASE) for name in names.values())
+    if not is_known or not 1 < len({*names.values()}) <= MOST_NAMED:
+        return None
+    return SplitsOfRows(str(whole), column, names, sum(counts.values()) - sum(counts[value] for value in names))
 
 
-def tables_of_splits(path: str) -> Iterator[pa.Table]:
-    """Of a file, its column `split`, with others where it cannot be read alone."""
-    source = source_of(path, None, "train")
-    if source["path"] == "csv":
-        frame = pd.read_csv(path, sep=separator(path), usecols=lambda name: own_name(name) == "split", dtype=str)
-        yield pa.Table.from_pandas(frame, preserve_index=False)
-    elif source["path"] == "parquet":
-        names = [name for name in pq.read_schema(path).names if own_name(name) == "split"]
-        yield pq.read_table(path, columns=names)
-    else:
-        text_files(source, "train")  # refuses what would end the process
-        yield from load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
+def tables_of_splits(file: str) -> Iterable[pa.Table]:
+    """Of a file, its column `split`, with others where it cannot be read alone; an empty table of what is no table."""
+    kind = FILES.get(Path(file).suffix.lower())
+    if not os.path.isfile(file) or kind is None:
+        return [pa.table({})]
+    if kind == "csv":
+        frame = pd.read_csv(file, sep=separator(file), usecols=lambda name: own_name(name) == "split", dtype=str)
+        return [pa.Table.from_pandas(frame, preserve_index=False)]
+    if kind == "parquet":
+        names = [name for name in pq.read_schema(file).names if own_name(name) == "split"]
+        return [pq.read_table(file, columns=names)]
+    source = {"path": kind, "data_files": {"train": file}}
+    text_files(source, "train")  # refuses what would end the process
+    try:
+        return load_dataset(**source, split="train", streaming=True).with_format("arrow").iter(batch_size=10_000)
+    except StopIteration:  # it has no row, which beside others is no trouble
+        return []
 
 
-def of_rows(
-    dataset: Dataset | IterableDataset, asked: str, column: str, splits: dict[str | int, str]
-) -> Dataset | IterableDataset:
-    """The rows of the splits that are asked for, by what a column says; slices are of these.
+def is_metadata(file: str) -> bool:
+    return os.path.basename(file) in ImageFolder.METADATA_FILENAMES
+
+
+def said_splits(dataset: Dataset | IterableDataset) -> list[str]:
+    """What a column `split` says of rows that are taken together, if not the same of all; of a stream, of the first."""
+    name = next((name for name in dataset.column_names if own_name(name) == "split"), "")
+    feature = dataset.features.get(name)
+    if not isinstance(feature, Value | ClassLabel):
+        return []
+    is_whole, names = isinstance(dataset, Dataset), getattr(feature, "names", None)
+    values = dataset.unique(name) if is_whole else {row[name] for row in first_rows(dataset, [name])}
+    said = sorted(str(each if names is None or each is None else names[each]) for each in values)
+    return said if len(said) > 1 else []
+
+
+def of_rows(dataset: Dataset | IterableDataset, asked: str, rows: SplitsOfRows) -> Dataset | IterableDataset:
+    """The rows of the splits that are asked for; slices are of these.
 
     Raises ValueError: no row is of such a split.
     """
-    names = dict.fromkeys(splits.values())
+    names = dict.fromkeys(rows.names.values())
     if unknown := {part.partition("[")[0].strip() for part in asked.split("+")} - names.keys():
-        raise ValueError(f"its column {column} has only {', '.join(names)}, not {', '.join(sorted(unknown))}")
+        raise ValueError(f"its column {rows.column} has only {', '.join(names)}, not {', '.join(sorted(unknown))}")
     if isinstance(dataset, IterableDataset):
         wanted = [part.strip() for part in asked.split("+")]
-        return dataset.filter(lambda said: splits.get(said) in wanted, input_columns=column)
-    rows: dict[str, list[int]] = {split: [] for split in names}
-    for number, said in enumerate(dataset.select_columns([column])[column][:]):
-        rows.setdefault(splits.get(said, ""), []).append(number)
-    parts = ReadInstruction.from_spec(asked).to_absolute({split: len(rows[split]) for split in names})
-    return dataset.select([row for part in parts for row in rows[part.splitname][part.from_ : part.to]])
+        return dataset.filter(lambda said: rows.names.get(said) in wanted, input_columns=rows.column)
+    numbers: dict[str, list[int]] = {split: [] for split in names}
+    for number, said in enumerate(dataset.select_columns([rows.column])[rows.column][:]):
+        numbers.setdefault(rows.names.get(said, ""), []).append(number)
+    parts = ReadInstruction.from_spec(asked).to_absolute({split: len(numbers[split]) for split in names})
+    return dataset.select([row for part in parts for row in numbers[part.splitname][part.from_ : part.to]])
 
 
 def source_of(path: str, config: str | None, split: str | None) -> dict[str, Any]:
@@ -711,12 +765,11 @@ def named_files(path: str) -> dict[str, str] | None:
 
 
 def split_names(path: str, config: str | None) -> list[str]:
-    """Those of a folder, a Hub id, or a file's rows; else a file has no other than the one that is asked for."""
+    """Those of rows, of a folder, or of a Hub id; else a file has no other than the one that is asked for."""
     with told(path, lambda: [path] if os.path.isfile(path) else []):
-        if os.path.isfile(path):
-            _, splits = splits_of_rows(path) or ("", {})
-            return list(dict.fromkeys(splits.values()))
-        source_of(path, config, None)  # says what no folder may be called
+        rows = splits_of_rows(path, config)  # says what no folder may be called
+        if rows or os.path.isfile(path):
+            return list(dict.fromkeys(rows.names.values())) if rows else []
         return list(saved_files(path) or split_folders(path)) or get_dataset_split_names(
             not_a_loader(path), config, data_files=named_files(path)
         )
