@@ -57,11 +57,6 @@ def gradcam(
     """
     score, attention = phrase_attention.score, phrase_attention.attention
     (gradient,) = attention_gradients(score, [attention], create_graph)
-    if gradient is None:
-        raise ValueError(
-            "The score does not depend on the recorded attention: record one below it, in layers that gradients go "
-            "through, which those of dynamic quantisation are not."
-        )
     # The gradient is taken of the whole tensor and sliced afterwards: a slice is not part of the score's graph.
     maps = patch_maps(phrase_attention, at_least_float32(attention) * at_least_float32(gradient).relu(), per_head)
     maps = maps if create_graph else maps.detach()
@@ -93,7 +88,7 @@ def check_recorded(attention: Tensor | None) -> None:
 def attention_gradients(
     score: Tensor, attentions: list[Tensor], create_graph: bool = False
 ) -> tuple[Tensor | None, ...]:
-    """∂score/∂A of each attention; None where the score does not depend on it."""
+    """∂score/∂A of each attention; None where the score does not depend on it, but does on another."""
     for attention in attentions:
         check_recorded(attention)
         if type(attention.grad_fn).__name__ == "CheckpointFunctionBackward":
@@ -103,7 +98,12 @@ def attention_gradients(
             "The score has no graph back to the attention: run the forward pass under torch.enable_grad(), with an "
             "input or a parameter that requires a gradient, and activation checkpointing with use_reentrant=False."
         )
-    return torch.autograd.grad(score, attentions, torch.ones_like(score), create_graph=create_graph, allow_unused=True)
+    ones = torch.ones_like(score)
+    gradients = torch.autograd.grad(score, attentions, ones, create_graph=create_graph, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        why = "gradients do not go through layers of dynamic quantisation"
+        raise ValueError(f"The score does not depend on the recorded attention: record one below it; {why}.")
+    return gradients
 
 
 def choose_tokens(phrase_attention: PhraseAttention, chosen: Tensor) -> PhraseAttention:

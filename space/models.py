@@ -23,7 +23,6 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from errors import VisitorError
 from modeling_albef_amc.families.auto import AutoGrounder, load_model, load_processor
-from modeling_albef_amc.families.family import vision_config
 from modeling_albef_amc.families.processors import PROCESSOR_FILES
 from modeling_albef_amc.families.registry import FAMILIES
 
@@ -223,7 +222,6 @@ def check_image_size(entry: Entry, images: BaseImageProcessor, config: PreTraine
     largest = max(side or 0 for size in sizes for side in dict(size).values())
     if largest > MAX_SIDE:
         raise VisitorError(f"{entry.id} takes images of {largest} pixels; at most {MAX_SIDE} are encoded here.")
-    patch_size = vision_config(config).patch_size
-    patches = (largest // (patch_size if isinstance(patch_size, int) else patch_size[0])) ** 2
+    patches = (largest // FAMILIES[config.model_type].patch_size(config)) ** 2
     if patches > MAX_PATCHES:
         raise VisitorError(f"{entry.id} takes images of {patches:,} patches; at most {MAX_PATCHES:,} are encoded here.")

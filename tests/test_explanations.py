@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from io import BytesIO
 
 import numpy as np
@@ -59,6 +60,9 @@ def test_relevance_of_one_attention_is_its_own():
     found = relevance(explained._replace(layers=(LayerAttention("cross", attention),)))
     expected = (attention * factor).relu().mean(dim=1)[:, 0, 1:].reshape(2, 2, 2)
     torch.testing.assert_close(found, expected.detach())
+    unread = [LayerAttention("cross", random_attention(2, 3, 4, 5)) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"does not depend on the recorded attention.*dynamic quantisation"):
+        relevance(explained._replace(layers=tuple(unread)))
     with pytest.raises(ValueError, match="explain_all_layers"):
         relevance(explained)
 
@@ -148,6 +152,47 @@ def test_what_cannot_be_explained_says_so():
     model = MODELS["albef"]()
     with pytest.raises(ValueError, match="leave out grounding_layer"):
         explain_function(model, "relevance")(model, **tiny_batch(), layer=2)
+
+
+def quantised(model: torch.nn.Module, pattern: str) -> torch.nn.Module:
+    """With those linear layers in torch's dynamic quantisation whose names have the pattern."""
+    linear = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    chosen = [name for name in linear if re.search(pattern, name)]
+    assert chosen
+    how = torch.ao.quantization.default_dynamic_qconfig
+    return torch.ao.quantization.quantize_dynamic(model, dict.fromkeys(chosen, how))
+
+
+# BLIP-2, transformers' own too, asks its matching head for the dtype of its weights.
+ALL, MLPS = r"^(?!itm_head)", r"(fc\d|intermediate|intermediate\.dense)$"
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize(
+    ("family", "layers"), [*((family, ALL) for family in MODELS), ("albef", MLPS), ("blip", MLPS), ("clip", MLPS)]
+)
+def test_a_part_of_a_gradient_is_no_heatmap(family, layers):
+    """Some of it goes around layers of dynamic quantisation, which let none through."""
+    model, batch = quantised(MODELS[family](), layers), tiny_batch()
+    explained = explain_function(model)(model, **batch)
+    assert ((explained.probability >= 0) & (explained.probability <= 1)).all()
+    assert attention_map(explained).amax(dim=(1, 2)).min() > 0
+    with pytest.raises(ValueError, match="no gradient through layers of dynamic quantisation"):
+        gradcam(explained)
+    if family in WITH_RELEVANCE:
+        with pytest.raises(ValueError, match="dynamic quantisation"):
+            relevance(explain_function(model, "relevance")(model, **batch))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_what_is_quantised_below_an_explained_attention_matters_to_no_gradient():
+    model, batch = MODELS["blip"](), tiny_batch()
+    images = quantised(model, "vision_model")
+    image_embeds = FAMILIES["blip"].encode_images(images, batch["pixel_values"]).detach()
+    expected = gradcam(explain_function(model)(model, **batch, image_embeds=image_embeds))
+    torch.testing.assert_close(gradcam(explain_function(images)(images, **batch)), expected)
+    plain = gradcam(explain_function(model)(model, **batch))
+    assert not torch.allclose(plain, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -40,7 +40,9 @@ def checkpoint(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny_albef(**SMALL).save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
+    processor = tiny_processor()
+    processor.image_processor.size = {"height": 40, "width": 48}  # another than the model began with
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -196,7 +198,7 @@ def test_what_is_written_and_described(programs, folder, model):
                 assert dtype == ("int" if isinstance(tensor, int) else str(tensor.dtype).removeprefix("torch."))
                 shape = [eval(size, {}, sizes) for size in shape.strip("()").split(", ") if size]
                 assert shape == ([] if isinstance(tensor, int) else list(tensor.shape)), name
-    assert facts["image_size"] == [32, 32] and facts["grounding_layer"] == 1 and facts["max_num_tokens"] == 20
+    assert facts["image_size"] == [40, 48] and facts["grounding_layer"] == 1 and facts["max_num_tokens"] == 20
 
 
 def documented(number: int) -> str:

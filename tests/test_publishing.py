@@ -25,6 +25,7 @@ from transformers import BlipForImageTextRetrieval
 
 from dataset_scripts.build import build
 from modeling_albef_amc import AlbefForPreTraining, AlbefModel, AlbefProcessor, AutoGrounder
+from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.tools.convert_albef_checkpoint import convert_checkpoint
 from tests.helpers import forked
 from tests.helpers.data import (
@@ -38,7 +39,7 @@ from tests.helpers.data import (
     write_folder,
 )
 from tests.helpers.hub import READ_TOKEN, TOKEN, HubServer, Repo, environment, put, run
-from tests.helpers.models import tiny_blip
+from tests.helpers.models import TINY, tiny_blip
 from tests.helpers.original_checkpoints import GOLDEN, write_vocabulary
 from tests.helpers.training import ONLY, RUN, TINY_MODEL, make_trainer, training_logs
 from tests.helpers.versions import needs
@@ -403,6 +404,18 @@ def test_the_card_of_lists_of_phrases_names_their_split(data, tmp_path):
 
 def test_the_card_can_say_what_every_loss_asks():
     assert OBJECTIVES.keys() == ITEMS.keys()
+
+
+@pytest.mark.parametrize("family", ["albef", "clip", "siglip", "vilt", "qwen2_vl"])
+def test_the_card_says_of_no_family_what_is_true_of_another(tmp_path, family):
+    """Most explain no match score, or by no cross-attention: see the table of docs/families.md."""
+    model = tiny_albef() if family == "albef" else TINY[family]()
+    introduction = " ".join(model_card(make_trainer(tmp_path, model)).text.split("\n\n")[1].split())
+    assert (
+        "an attention to the parts of the image that this score comes from, times the score's gradient" in introduction
+    )
+    assert "cross" not in introduction and "match" not in introduction
+    assert f"It is {FAMILIES[family].title}, evaluated" in introduction
 
 
 def test_the_card_of_a_short_run_that_is_started_again_says_how_it_was_trained(tmp_path):

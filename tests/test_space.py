@@ -11,6 +11,7 @@ import shutil
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.clip import CLIPImageProcessorPil
 
 from modeling_albef_amc import AutoGrounder, upsample_heatmaps
 from tests.helpers.data import picture, tiny_albef, tiny_processor
@@ -234,6 +236,25 @@ def test_what_is_too_large_is_not_loaded(entries, monkeypatch, name, bound, sent
     monkeypatch.setattr(models, name, bound)
     with pytest.raises(VisitorError, match=sentence):
         models.load_own(entries["a"])
+
+
+@pytest.mark.parametrize(
+    ("family", "side", "sizes", "refused"),
+    [
+        ("florence2", 768, dict(patch_size=[7, 3, 3, 3], patch_stride=[4, 2, 2, 2]), None),  # Florence-2's own: 24 x 24
+        ("florence2", 768, dict(patch_size=[7, 3, 3, 3], patch_stride=[4, 2, 1, 1]), "9,216"),
+        ("internvl", 448, dict(patch_size=(14, 14)), None),  # 32 x 32
+        ("qwen2_vl", 700, dict(patch_size=14), "2,500"),  # the encoder's, whatever the language model gets of them
+        ("clip", 768, dict(patch_size=16), None),
+        ("clip", 768, dict(patch_size=14), "2,916"),
+    ],
+)
+def test_patches_are_counted_as_the_encoder_makes_them(family, side, sizes, refused):
+    config = tiny_model(family)[0].config
+    config.vision_config = type(config.vision_config)(**{**config.vision_config.to_dict(), **sizes})
+    images = CLIPImageProcessorPil(size={"height": side, "width": side})
+    with pytest.raises(VisitorError, match=f"images of {refused} patches") if refused else nullcontext():
+        models.check_image_size(models.Entry("org/tiny", "", ""), images, config)
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):

@@ -26,6 +26,10 @@ class Florence2(Decoder):
     It answers no questions: its one score is the likelihood of the phrase as the caption.
     """
 
+    def patch_size(self, config: PreTrainedConfig) -> int:
+        """Of its last stage: its convolutions have sizes, and overlap."""
+        return self.cell(config)
+
     def make_prompt(
         self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
     ) -> Prompt:

@@ -175,6 +175,11 @@ class Family:
         """The layers that can explain a score of the model; None: its own."""
         return self.layers[explanation or next(iter(self.layers))](model)
 
+    def patch_size(self, config: transformers.PreTrainedConfig) -> int:
+        """Pixels a side of what an image is encoded as."""
+        size = vision_config(config).patch_size
+        return size if isinstance(size, int) else size[0]
+
     def load(self, name: str) -> Any:
         """A class of this record by its name; transformers imports its own when they are asked for."""
         return self.own_classes.get(name) or getattr(transformers, name)

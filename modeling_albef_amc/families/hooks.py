@@ -101,6 +101,7 @@ def own_pass(model: nn.Module) -> Iterator[None]:
         replaced_forward(model, MethodType(type(model).forward, model)),
         named_outputs(model),
         uncompiled_parts(model),
+        quantised_layers(model),
         onloaded(model),
     ):
         yield
@@ -138,6 +139,37 @@ def uncompiled_parts(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, compiled in before:
             setattr(module, name, compiled)
+
+
+@contextmanager
+def quantised_layers(model: nn.Module) -> Iterator[None]:
+    """In here, no gradient comes through torch's dynamic quantisation without an error, instead of a part of it."""
+    # By name: where torch has them no more, no model has either.
+    name = "torch.ao.nn.quantized.dynamic.modules.linear"
+    layers = [module for module in model.modules() if type(module).__module__ == name]
+    handles = [
+        layer.register_forward_hook(lambda _, inputs, output: NoGradient.apply(*inputs, output)) for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class NoGradient(torch.autograd.Function):
+    """What a layer without a gradient made of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> None:
+        raise ValueError(
+            "The score has no gradient through layers of dynamic quantisation, which a heatmap needs: ask for scores "
+            "alone (output_points=False) or for method='attention', or explain the model that it was made of."
+        )
 
 
 def check_input(model: nn.Module, is_right: torch.Tensor, message: str) -> None:

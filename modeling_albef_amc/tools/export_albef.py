@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 from transformers.utils import logging
 
 from ..attention_albef import additive_mask
@@ -238,7 +238,9 @@ def save_cleaning(file: Path) -> None:
     tokenizer.save(str(file))
 
 
-def description(model: AlbefModel, grounding_layer: int, format: str = "torch") -> dict[str, Any]:
+def description(
+    model: AlbefModel, processor: ProcessorMixin, grounding_layer: int, format: str = "torch"
+) -> dict[str, Any]:
     """What a server must know: dtype and shape of inputs and outputs, where a name stands for any number."""
     vision, text, features = model.config.vision_config, model.config.text_config, model.config.projection_dim
     num_layers, num_heads = text.num_hidden_layers - text.fusion_layer, text.num_attention_heads
@@ -260,7 +262,7 @@ def description(model: AlbefModel, grounding_layer: int, format: str = "torch") 
         IMAGE_ENCODER + FORMATS[format]: {"inputs": pixels, "outputs": images},
         PHRASE_GROUNDER + FORMATS[format]: {"inputs": phrases | images, "outputs": outputs},
         "format": format,
-        "image_size": [side * vision.patch_size for side in vision.grid],
+        "image_size": [processor.image_processor.size[side] for side in ("height", "width")],
         "max_num_tokens": text.max_position_embeddings,
         "grounding_layer": grounding_layer,
     }
@@ -314,7 +316,7 @@ def export(
         folder = Path(scratch) / output.name
         processor.save_pretrained(folder)
         save_cleaning(folder / "tokenizer.json")
-        facts = description(model, layer, format)
+        facts = description(model, processor, layer, format)
         programs = {
             IMAGE_ENCODER: partial(export_image_encoder, model),
             PHRASE_GROUNDER: partial(export_phrase_grounder, model, layer),
