@@ -182,11 +182,6 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         for family in ("llava", "smolvlm", "qwen2_5_vl", "internvl", "gemma3")
         for name, settings in (("without", NO_AMC), ("with", {}))
     },
-    # At half the rate of the other families.
-    "dual encoders": {
-        family: {"data": "mask", "family": family, "learning_rate": 1e-3}
-        for family in ("clip", "altclip", "chinese_clip", "siglip")
-    },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
     "families": {
         f"{family} {name} AMC": {"data": "mask", "family": family} | settings
