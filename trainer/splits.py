@@ -602,7 +602,7 @@ def splits_of_rows(path: str, config: str | None) -> SplitsOfRows | None:
         return None
     ((whole, tables),) = files.items()
     column, counts, said = "", Counter[Any](), dict[Any, Any]()
-    for table in chain.from_iterable([tables_of_splits(file) for file in tables]):
+    for table in chain.from_iterable(map(tables_of_splits, tables)):
         column = next((name for name in table.column_names if own_name(name) == "split"), "")
         kind = table[column].type if column else None
         is_label = kind is not None and pa.types.is_integer(kind)

@@ -63,10 +63,11 @@ def tiny_dataset(*args, **kwargs) -> datasets.Dataset:
 
 
 def scattered_boxes(row: dict, index: int) -> dict:
-    """For `map`: one box or two all over the picture, none in every fifth row; a point hits some and misses others."""
+    """For `map`: one box or two all over the picture, in every fifth row the whole of it, and in another one none: any
+    point hits some and misses others."""
     x, y = 13 * (index % 3), 12 * (index // 3 % 3)
     boxes = [[x, y, x + 14, y + 12], [2 * index, 20, 2 * index + 6, 34]][: 1 + index % 2]
-    return {**row, "boxes": [] if index % 5 == 4 else boxes}
+    return {**row, "boxes": {3: [[0, 0, 40, 36]], 4: []}.get(index % 5, boxes)}
 
 
 def tiny_processor() -> AlbefProcessor:
