@@ -261,11 +261,14 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
 
     def find_image(self, files: Sequence[str], near: str = "") -> str:
         """Where in `images_dir` an image is (`ImageFiles.find`); its first name where it is not, or without images."""
-        return self.found_image(files, near) or files[0]
+        return (self.config.images_dir and self.image_files.find(files, near)) or files[0]
 
-    def found_image(self, files: Sequence[str], near: str) -> str | None:
-        """As `find_image`, but None where it is not, or without images."""
-        return self.image_files.find(files, near) if self.config.images_dir else None
+    def image_key(self, files: Sequence[str], near: str, *otherwise: str) -> tuple[str, ...]:
+        """Where an image is, by whichever name that is found; `otherwise` where it is not, or without images."""
+        with suppress(Unusable):
+            if self.config.images_dir and (place := self.image_files.find(files, near)):
+                return (place,)
+        return otherwise
 
     def load_image(self, path: str, size: tuple[int, int] | None = None) -> LoadedImage:
         """An image, with the size that it has when it is turned upright; without images, None and the size given.

@@ -251,8 +251,9 @@ class Coco(ObjectBuilder):
         again: dict[int, int] = {}
         for number, (image, index) in images.items():
             if number not in by_words:
-                split, place = self.files[index].split, self._found(image, index, ends)
-                same = first.setdefault((split, *place, image.size), number)
+                file, name = self.files[index], plain_name(image.file_name)
+                place = self.image_key((*_files_of(image), ends[name]), file.place, file.scope, name)
+                same = first.setdefault((file.split, *place, image.size), number)
                 if same != number:
                     again[number], (known, its_file) = same, images[same]
                     in_part, negative = known.not_exhaustive + image.not_exhaustive, known.negative + image.negative
@@ -262,14 +263,6 @@ class Coco(ObjectBuilder):
         if again:
             annotations[:, 1] = [again.get(number, number) for number in annotations[:, 1].tolist()]
         return len(again)
-
-    def _found(self, image: CocoImage, index: int, ends: dict[str, str]) -> tuple[str, ...]:
-        """Where an image's file is, or else its name and the folder that this is for."""
-        file, name = self.files[index], plain_name(image.file_name)
-        with suppress(Unusable):
-            if place := self.found_image((*_files_of(image), ends[name]), file.place):
-                return (place,)
-        return file.scope, name
 
     def _sorted(
         self, images: dict[int, tuple[CocoImage, int]], annotations: np.ndarray, ends: dict[str, str]

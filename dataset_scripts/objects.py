@@ -329,7 +329,8 @@ class PhotoListBuilder(_PhotoBuilder):
         for split, name, photo in read:
             first, *more = photo.files
             photo = photo._replace(files=(first, ends[plain_name(first)], *more))
-            key = (self.config.split or split or others, *self._found(photo, name))
+            place = self.image_key(photo.files, photo.near, name.rpartition("/")[0], plain_name(first))
+            key = (self.config.split or split or others, *place)
             if key in photos:
                 self.report.kept["images that are listed again, taken together with the first"] += 1
                 split, known = photos[key]
@@ -337,13 +338,6 @@ class PhotoListBuilder(_PhotoBuilder):
             photos[key] = split, photo
         self.words = words_of_labels(instance.label for _, photo in photos.values() for instance in photo.instances)
         return ((split, photo.name, photo) for split, photo in photos.values())
-
-    def _found(self, photo: Photo, name: str) -> tuple[str, ...]:
-        """Where a photo's file is, or else its name and the folder that this is for."""
-        with suppress(Unusable):
-            if place := self.found_image(photo.files, photo.near):
-                return (place,)
-        return name.rpartition("/")[0], plain_name(photo.files[0])
 
     def _read_all(self, names: list[str]) -> Iterator[tuple[str, Photo]]:
         for name in names:
