@@ -215,7 +215,7 @@ class PhraseGrounder:
         self,
         images: Sequence[GroundedImage],
         phrase_batch_size: int = 64,
-        method: str = "gradcam",
+        method: str | None = None,
         output_points: bool = True,
         explain: Explain | None = None,
         explanation: str | None = None,
@@ -225,7 +225,7 @@ class PhraseGrounder:
 
         Args:
             phrase_batch_size: phrases a pass. output_points: False for scores alone.
-            method: what makes the heatmaps: "gradcam", or "attention" (without a gradient).
+            method: what makes the heatmaps: "gradcam" (the default), or "attention" (without a gradient).
             explain, explanation, grounding_layer: another function, score or layer than the model's own.
         """
         asked = [image for image in images if image.tokens is not None]
@@ -255,9 +255,9 @@ class PhraseGrounder:
             image.heatmaps, heatmaps = heatmaps[:count], heatmaps[count:]
         return images
 
-    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., Tensor]]:
-        """What explains a pass, and what turns that into heatmaps."""
-        if method not in self.methods:
+    def method_functions(self, method: str | None, in_captions: bool = False) -> tuple[Explain, Callable[..., Tensor]]:
+        """What explains a pass, and what turns that into heatmaps; None: Grad-CAM."""
+        if (method := method or "gradcam") not in self.methods:
             raise ValueError(f"method {method!r}: choose one of {', '.join(self.methods)}.")
         return self.explain, self.methods[method]
 

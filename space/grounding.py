@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from errors import VisitorError
-from modeling_albef_amc import clean_text, gradcam
+from modeling_albef_amc import clean_text
 from modeling_albef_amc.families.auto import AutoGrounder
 from modeling_albef_amc.families.processors import cleans_text, tokenize_phrases
 from modeling_albef_amc.families.registry import FAMILIES
@@ -80,7 +80,8 @@ def explain(loaded: Loaded, image: Image.Image, phrases: list[str], layer: int |
             (attention,) = grounder.attend(pixel_values, grounder.tokenize(phrases), all_on_one, layer=layer)
         except ValueError as error:
             raise VisitorError(f"This cannot be explained: {error}") from error
-        token_maps = gradcam(attention, per_token=True).cpu()
+        _, heatmaps_of = grounder.method_functions(None)
+        token_maps = heatmaps_of(attention, per_token=True).cpu()
     if not FAMILIES[grounder.model.config.model_type].has_token_maps:
         words = [[[] for _ in of_phrase] for of_phrase in words]
     maps, answers = average_tokens(token_maps, attention.token_mask.cpu()), []

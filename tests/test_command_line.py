@@ -213,8 +213,8 @@ def test_choices_are_those_of_the_modules():
         (["evaluate", "--models", "a=b", "--dataset", "x", "--method", "relevance", "--in-caption"], "a whole text"),
         (["evaluate", "--models", "a=b", "--dataset", "x", "--output", "a-file"], "a-file must be a folder"),
         (["sweep", "--model", "a", "--dataset", "x", "--output", "a-file/out"], "a-file/out must be a folder"),
-        (["sweep", "--model", "a", "--dataset", "x", "--method", "relevance"], "gradcam or attention"),
-        (["sweep", "--model", "a", "--dataset", "x", "--grounding-layer", "1"], "gradcam or attention"),
+        (["sweep", "--model", "a", "--dataset", "x", "--method", "relevance"], "gradcam, attention or gradient"),
+        (["sweep", "--model", "a", "--dataset", "x", "--grounding-layer", "1"], "gradcam, attention or gradient"),
         *(
             (["ground-dataset", "--model", "a", "--dataset", "x", "--output", "y", *more], message)
             for *more, message in [

@@ -26,6 +26,7 @@ from modeling_albef_amc.families.decoder import Decoder
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.processors import whole_images
 from modeling_albef_amc.families.prompts import ANSWER, QUESTION, REQUEST, SAMPLES, Prompt
+from modeling_albef_amc.families.registry import FAMILIES
 from modeling_albef_amc.families.training import groundable
 from tests.helpers.data import tiny_records, write_folder
 from tests.helpers.models import (
@@ -42,7 +43,7 @@ from tests.helpers.versions import is_older
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.arguments import ModelArguments
 from trainer.lora import merge
-from trainer.training import build_model, set_explained
+from trainer.training import build_model
 
 TEXTS = [*SAMPLES, QUESTION.format(""), REQUEST, ANSWER.format(""), "Yes no yes No user: assistant model answer en"]
 PHRASES = ["a red dog", "the man on the left of two cats", "dogs"]
@@ -592,8 +593,6 @@ def test_what_is_trained_is_chosen_by_settings(tmp_path):
     for wrong, message in ((dict(explanation="itm"), "has yes and likelihood"), (dict(grounding_layer=3), "layer 3")):
         with pytest.raises(ValueError, match=message):
             build_model(ModelArguments(model=str(tmp_path), **wrong), [])
-    with pytest.raises(ValueError, match="are of generative models, not of BlipForImageTextRetrieval"):
-        set_explained(TINY["blip"](), "yes", None)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
@@ -605,15 +604,24 @@ def test_the_explanation_and_layer_that_it_was_trained_with(name):
     assert torch.equal(explained(family, model, batch), expected)
 
 
-def test_adapters_know_how_they_were_asked_and_explained(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("qwen2_vl", dict(explanation="likelihood", layer=2, image_size=64)),
+        ("siglip", dict(method="gradient", layer=0)),
+    ],
+)
+def test_adapters_know_how_they_were_asked_and_explained(name, settings, tmp_path):
     """Neither of which is in a file of their base model; nor is it lost when they are merged."""
     pytest.importorskip("peft")
-    model = DECODERS["qwen2_vl"].small_model(replace(SIZE, vocab_size=200))
-    for part in (model, tiny_family_processor("qwen2_vl", PHRASES)):
+    model = FAMILIES[name].small_model(replace(SIZE, vocab_size=200))
+    for part in (model, tiny_family_processor(name, PHRASES)):
         part.save_pretrained(tmp_path / "base")
     data = write_folder(tmp_path / "data-set", train=tiny_records(4))
     config = write_yaml(tmp_path, dataset=data, **RUN | dict(max_steps=2), report_to="none", itm_weight=0)
-    options = ["--lora_rank", "2", "--explanation", "likelihood", "--grounding_layer", "2", "--image_size", "64"]
+    named = {"layer": "grounding_layer"}
+    told = [text for key, value in settings.items() for text in (f"--{named.get(key, key)}", str(value))]
+    options = ["--lora_rank", "2", *told]
     run, merged = str(tmp_path / "run"), str(tmp_path / "merged")
     train.main([config, "--model", str(tmp_path / "base"), *options, "--output_dir", run, "--save_strategy", "epoch"])
     merge(run, merged)
@@ -621,14 +629,15 @@ def test_adapters_know_how_they_were_asked_and_explained(tmp_path):
     loaded.append(transformers.pipeline("visual-grounding", model=run, device="cpu", processor=loaded[0].processor))
     for grounder in loaded:
         grounding = grounder.model.config.grounding
-        assert (grounding["explanation"], grounding["layer"], grounding["image_size"]) == ("likelihood", 2, 64)
-        assert grounding["prompt"] == model.config.grounding["prompt"]
+        assert grounding == vars(model.config).get("grounding", {}) | settings
     answers = [(loaded.pop())(photo(), PHRASES), *(grounder.ground(photo(), PHRASES) for grounder in loaded)]
     for found in answers[1:]:
         for one, other in zip(answers[0], found, strict=True):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4) and one["point"] == other["point"]
-    Path(run, "grounding.json").write_text('{"prompt": {"before": [1]}}')
-    with pytest.raises(ValueError, match=r"grounding\.json is damaged: it has no prompt"):
+    Path(run, "grounding.json").write_text('{"prompt": {"before": [1]}}' if name in DECODERS else "{")
+    with pytest.raises(
+        ValueError, match=r"grounding\.json is damaged: it has no prompt" if name in DECODERS else "JSON"
+    ):
         AutoGrounder.from_pretrained(run)
 
 

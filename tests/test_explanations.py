@@ -8,16 +8,21 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
-from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam
+from modeling_albef_amc import AlbefModel, AutoGrounder, explain_function, gradcam, groundable
+from modeling_albef_amc.families.auto import load_model
+from modeling_albef_amc.families.gradient import gradient_map
 from modeling_albef_amc.families.registry import FAMILIES, METHODS, explained_layers
 from modeling_albef_amc.families.relevance import LayerAttention, relevance
 from modeling_albef_amc.gradcam import PhraseAttention, attention_map
 from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_processor, tiny_records, write_folder
-from tests.helpers.models import TINY, tiny_batch, tiny_config
+from tests.helpers.models import TINY, tiny_batch, tiny_config, tiny_family_processor
 from trainer import evaluate_grounding, sweep_layers
+from trainer.evaluation import batch_heatmaps
 from trainer.heads import HeadGrounder
+from trainer.training import set_explained
 
 MODELS = {"albef": lambda: AlbefModel(tiny_config()).eval(), **TINY}
 WITH_RELEVANCE = [name for name, family in FAMILIES.items() if family.modules is not None]
@@ -39,7 +44,7 @@ def test_the_attention_map_by_hand():
         attention_map(explained._replace(grid=(3, 2)))
 
 
-@pytest.mark.parametrize("method", [gradcam, attention_map])
+@pytest.mark.parametrize("method", [gradcam, attention_map, gradient_map])
 @pytest.mark.parametrize("family", MODELS)
 def test_the_mean_of_the_heads_is_the_map(family, method):
     model = MODELS[family]()
@@ -147,7 +152,7 @@ def test_what_cannot_be_explained_says_so():
     model = MODELS["blip-2"]()
     with pytest.raises(ValueError, match=r"relevance is not worked out for blip-2, only for albef, blip, vilt, clip"):
         explain_function(model, "relevance")
-    with pytest.raises(ValueError, match="method 'saliency': choose one of gradcam, attention, relevance"):
+    with pytest.raises(ValueError, match="method 'saliency': choose one of gradcam, attention, gradient, relevance"):
         explain_function(model, "saliency")
     model = MODELS["albef"]()
     with pytest.raises(ValueError, match="leave out grounding_layer"):
@@ -206,6 +211,46 @@ def test_every_layer_that_is_named_can_be_explained(family):
         explain_function(model)(model, **tiny_batch(), layer=9)
     with pytest.raises(ValueError, match="explanation 'lrp'"):
         explain_function(model)(model, **tiny_batch(), explanation="lrp")
+
+
+# As they were trained -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "blip"])
+def test_heatmaps_are_as_they_were_trained(family, tmp_path):
+    """Method and layer are in the configuration: training goes on by them, and every way in takes them."""
+    model, batch = TINY[family](), tiny_batch()
+    set_explained(model, None, 0, "gradient")
+    expected = gradient_map(explain_function(model)(model, **batch, layer=0))
+    for part in (model, tiny_family_processor(family, PHRASES)):
+        part.save_pretrained(tmp_path)
+    trained = groundable(load_model(str(tmp_path), training=True).eval())
+    torch.testing.assert_close(trained(**batch, output_heatmaps=True).heatmaps, expected)
+    whole = {"attention_mask": None, "image_index": None, **batch}
+    evaluated = batch_heatmaps(trained, explain_function(trained), whole)
+    torch.testing.assert_close(evaluated, expected)
+    grounder = AutoGrounder.from_pretrained(str(tmp_path), device="cpu")
+    pipeline = transformers.pipeline("visual-grounding", model=str(tmp_path), device="cpu")
+    told = dict(method="gradient", grounding_layer=0)
+    asked = picture(), PHRASES
+    answers = [grounder.ground(*asked), grounder.ground(*asked, **told), pipeline(*asked)]
+    for found in answers[1:]:
+        for one, other in zip(answers[0], found, strict=True):
+            assert np.allclose(one["heatmap"], other["heatmap"], atol=1e-6 * one["heatmap"].max())
+    for other in (told | dict(method="gradcam"), told | dict(grounding_layer=1)):
+        assert not np.allclose(answers[0][0]["heatmap"], grounder.ground(*asked, **other)[0]["heatmap"])
+
+
+def test_what_cannot_be_trained_says_so():
+    for wrong, message in (
+        (("itm", None, None), "'itm': CLIP has itc"),
+        ((None, 9, None), "grounding_layer 9: choose one of range"),
+        ((None, None, "attention"), "'attention': heatmaps are trained by gradcam or gradient"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            set_explained(TINY["clip"](), *wrong)
+    with pytest.raises(ValueError, match="of other families: see ALBEF's model_config"):
+        set_explained(tiny_albef(), None, None, "gradient")
 
 
 # Ways in --------------------------------------------------------------------------------------------------------------
@@ -327,4 +372,4 @@ def test_the_sweep_refuses(checkpoint, tmp_path, capsys):
         sweep_layers.main(arguments)
     with pytest.raises(SystemExit):
         sweep_layers.main([*arguments, "--method", "relevance"])
-    assert "gradcam or attention" in capsys.readouterr().err
+    assert "gradcam, attention or gradient" in capsys.readouterr().err

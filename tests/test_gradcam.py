@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from modeling_albef_amc import AlbefModel, PhraseAttention
+from modeling_albef_amc.families.gradient import gradient_map
 from modeling_albef_amc.families.hooks import record_attention
 from modeling_albef_amc.gradcam import attention_map, gradcam, normalize_heatmaps
 from tests.helpers.models import tiny_batch, tiny_config
@@ -68,6 +69,13 @@ def test_the_attention_alone():
     torch.testing.assert_close(attention_map(hand_made()), expected.mean(dim=0, keepdim=True))
 
 
+def test_the_gradient_alone():
+    expected = torch.tensor([[[0.5, 0.5], [1.5, 3.0]], [[2.0, 1.0], [1.5, 0.5]]])  # of each token, by hand
+    torch.testing.assert_close(gradient_map(hand_made(), per_token=True), expected[None])
+    torch.testing.assert_close(gradient_map(hand_made()), expected.mean(dim=0, keepdim=True))
+    assert gradient_map(hand_made(dtype=torch.bfloat16)).dtype == torch.float32
+
+
 def test_rows_come_before_columns():
     attention = torch.arange(1.0, 8.0).reshape(1, 1, 1, 7).requires_grad_()
     explained = PhraseAttention(attention.sum(dim=(1, 2, 3)), attention, torch.ones(1, 1), slice(1, None), (2, 3))
@@ -75,19 +83,29 @@ def test_rows_come_before_columns():
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_second_order(create_graph):
-    """With s = ½ Σ w·a², the map is a · w·a, and its derivative 2·w·a; without the second order it would be w·a."""
+@pytest.mark.parametrize(
+    ("method", "expected", "derivative"),
+    [
+        (gradcam, [4.0, 36.0, 0.0, 12.5], [0.0, 4.0, 24.0, 0.0, 5.0]),
+        (gradient_map, [2.0, 12.0, 0.0, 2.5], [0.0, 1.0, 4.0, 0.0, 0.5]),
+    ],
+)
+def test_second_order(method, expected, derivative, create_graph):
+    """With s = ½ Σ w·a², the map is a · w·a, and its derivative 2·w·a; without the second order it would be w·a.
+
+    The gradient alone is w·a, and its derivative w.
+    """
     values, weights = torch.tensor([9.0, 2.0, 3.0, 1.0, 5.0]), torch.tensor([9.0, 1.0, 4.0, -1.0, 0.5])
     attention = values.clone().requires_grad_()
     probabilities = attention.reshape(1, 1, 1, 5) * 1.0
     score = (weights * probabilities**2 / 2).sum().reshape(1)
     explained = PhraseAttention(score, probabilities, torch.ones(1, 1), slice(1, None), (2, 2))
-    heatmaps = gradcam(explained, create_graph)
-    assert heatmaps.flatten().tolist() == [4.0, 36.0, 0.0, 12.5]
+    heatmaps = method(explained, create_graph)
+    assert heatmaps.flatten().tolist() == expected
     assert heatmaps.requires_grad == create_graph
     if create_graph:
         heatmaps.sum().backward()
-        assert attention.grad.tolist() == [0.0, 4.0, 24.0, 0.0, 5.0]
+        assert attention.grad.tolist() == derivative
 
 
 def test_low_precision_is_left_before_the_product():

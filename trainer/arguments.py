@@ -68,10 +68,13 @@ class ModelArguments:
         None, "Attention where it is not explained: sdpa, eager, flash_attention_2 …"
     )
     explanation: str | None = option(
-        None, "Of a generative model, the score whose heatmaps are trained: yes or likelihood; default: its own."
+        None, "The score whose heatmaps are trained, of families with several: yes or likelihood; default: its own."
     )
     grounding_layer: int | None = option(
-        None, "Of a generative model, the layer that is explained; default: its own, or 0.44 of the way up."
+        None, "The layer that is explained, of any family but ALBEF (model_config); default: the model's own."
+    )
+    method: str | None = option(
+        None, "How heatmaps are made, of any family but ALBEF: gradcam or gradient; default: the model's own, gradcam."
     )
     freeze: list[str] = option([], "Parameters not to train: regular expressions, each found in at least one name.")
     lora_rank: int = option(0, "Train LoRA adapters of this rank beside frozen weights; 0 trains the weights.")

@@ -18,7 +18,7 @@ from .benchmarks import BENCHMARKS
 from .process_group import check_apart, fail, run_script
 
 # Those of the modules that do the work.
-METHODS = "gradcam", "attention", "relevance"
+METHODS = "gradcam", "attention", "gradient", "relevance"
 BOX_FORMATS = "xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"
 HEATMAP_TYPES = "float16", "float32"
 ANNOTATIONS = "coco", "yolo"
@@ -137,7 +137,7 @@ def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_explaining_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--method", choices=METHODS, default="gradcam", help="what makes the heatmaps (default: gradcam)")
+    add("--method", choices=METHODS, help="what makes the heatmaps (default: as they were trained, else gradcam)")
     scores = "score to explain: match, similarity; of a generative model yes, likelihood (default: its own)"
     add("--explanation", choices=("itm", "itc", "yes", "likelihood"), help=scores)
     add("--grounding_layer", type=int, metavar="N", help="layer to explain (default: the model's own)")
@@ -316,7 +316,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def check_sweep(args: argparse.Namespace) -> None:
     check_run(args)
     if args.method == "relevance" or args.grounding_layer is not None:
-        raise ValueError("layers are compared by --method gradcam or attention, without --grounding_layer")
+        raise ValueError("layers are compared by --method gradcam, attention or gradient, without --grounding_layer")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from modeling_albef_amc.families.auto import AutoGrounder, hub_options
 from modeling_albef_amc.families.family import Explain
 from modeling_albef_amc.families.processors import cleans_text, whole_images
-from modeling_albef_amc.gradcam import gradcam
+from modeling_albef_amc.families.registry import METHODS, trained_method
 from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, Tokens, as_record
 
 from .benchmarks import Protocol
@@ -42,9 +42,8 @@ NO_BOXES = np.zeros((0, 4))
 def batch_heatmaps(model: PreTrainedModel, explain: Explain, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """(num_phrases, rows, columns): the heatmaps of a batch of `GroundingCollator`. No parameter gets a gradient."""
     with torch.no_grad():
-        return gradcam(
-            explain(model, batch["pixel_values"], batch["input_ids"], batch["attention_mask"], batch["image_index"])
-        )
+        names = "pixel_values", "input_ids", "attention_mask", "image_index"
+        return METHODS[trained_method(model)](explain(model, *(batch[name] for name in names)))
 
 
 @dataclass
@@ -258,7 +257,8 @@ def load_grounder(
             f"{path}: {error} {protocol.name} is asked at this size. Leave out --benchmark, and name its --splits, to "
             "score by the pointing game at the checkpoint's own size."
         ) from error
-    grounder.method_functions(args.method)  # says if there is none
+    method = args.method or trained_method(grounder.model)
+    grounder.method_functions(method)  # says if there is none
     if heads:
         set_heads(grounder, heads, args.explanation)
     grounder.autocast = accelerator.autocast
@@ -267,7 +267,7 @@ def load_grounder(
     if cleans_text(processor):  # no other family counts words
         max_words = processor.max_words = protocol.max_words or processor.max_words
     protocol = replace(protocol, image_size=processor.image_processor.size["height"], max_words=max_words)
-    options = {name: getattr(args, name) for name in ("method", "explanation", "grounding_layer")}
+    options = {"method": method} | {name: getattr(args, name) for name in ("explanation", "grounding_layer")}
     reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format or "xyxy"}
     settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
     settings |= {"heads": heads} if heads else {}

@@ -22,8 +22,8 @@ from modeling_albef_amc import (
     tokenizer_from_texts,
 )
 from modeling_albef_amc.families.auto import hub_options, load_model, load_processor
-from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.processors import max_tokens, num_known_tokens
+from modeling_albef_amc.families.registry import TRAINED_METHODS, family_of
 from modeling_albef_amc.families.training import has_own_objectives
 
 from .amc_config import AmcConfig
@@ -263,7 +263,7 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
         model = AlbefForPreTraining._from_config(config, attn_implementation=model_args.attn_implementation)
         side = model_args.image_size or model.config.vision_config.image_size
         processor = AlbefProcessor(AlbefImageProcessorPil(size={"height": side, "width": side}), tokenizer)
-    set_explained(model, model_args.explanation, model_args.grounding_layer)
+    set_explained(model, model_args.explanation, model_args.grounding_layer, model_args.method)
     if model_args.lora_rank:
         options = model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout, model_args.lora_modules
         add_adapters(model, *options, revision=model_args.revision)
@@ -273,23 +273,27 @@ def build_model(model_args: ModelArguments, texts: Iterable[str]) -> tuple[PreTr
     return model, processor
 
 
-def set_explained(model: PreTrainedModel, explanation: str | None, grounding_layer: int | None) -> None:
-    """Writes what is explained into the configuration of a generative model, with which it is saved.
+def set_explained(
+    model: PreTrainedModel, explanation: str | None, grounding_layer: int | None, method: str | None
+) -> None:
+    """Writes what is explained, and how, into the configuration of a model, with which it is saved.
 
-    Raises ValueError: the model has no such score or layer, or is of another kind.
+    Raises ValueError: the model has no such score, layer or method, or is an ALBEF, whose configuration says it all.
     """
-    chosen = {"explanation": explanation, "layer": grounding_layer}
+    chosen = {"explanation": explanation, "layer": grounding_layer, "method": method}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if not chosen:
         return
-    family = DECODERS.get(model.config.model_type)
-    if family is None:
-        raise ValueError(f"explanation and grounding_layer are of generative models, not of {type(model).__name__}.")
+    if has_own_objectives(model):
+        raise ValueError("explanation, grounding_layer and method are of other families: see ALBEF's model_config.")
+    family = family_of(model)
     if explanation not in (None, *family.layers):
         raise ValueError(f"explanation {explanation!r}: {family.title} has {' and '.join(family.layers)}.")
-    if grounding_layer not in (None, *family.layers_of(model)):
-        raise ValueError(f"grounding_layer {grounding_layer}: choose one of {family.layers_of(model)}.")
-    model.config.grounding = {**model.config.grounding, **chosen}
+    if grounding_layer not in (None, *family.layers_of(model, explanation)):
+        raise ValueError(f"grounding_layer {grounding_layer}: choose one of {family.layers_of(model, explanation)}.")
+    if method not in (None, *TRAINED_METHODS):
+        raise ValueError(f"method {method!r}: heatmaps are trained by {' or '.join(TRAINED_METHODS)}.")
+    model.config.grounding = {**vars(model.config).get("grounding", {}), **chosen}
 
 
 def config_fields(given: dict | str | None) -> dict[str, Any]:

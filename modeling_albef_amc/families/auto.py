@@ -34,13 +34,13 @@ from .processors import (
     whole_images,
 )
 from .prompts import Prompt
-from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable
+from .registry import FAMILIES, METHODS, check_complete, explain_function, explainable, trained_method
 
 # What peft's layers and wrappers of modules are switched by.
 OF_ADAPTERS = "_active_adapter", "_disable_adapters", "scaling"
 # Arguments of `from_pretrained` that Auto classes alone take, or that are not of a base model.
 OF_AUTO_CLASSES = "config", "code_revision", "trust_remote_code", "adapter_kwargs", "_commit_hash", "_from_pipeline"
-# Beside adapters of a generative model: `config.grounding` of the model that they were trained in.
+# Beside adapters: `config.grounding` of the model that they were trained in, if it has that.
 GROUNDING = "grounding.json"
 IN_PEFT = "base_model.model."  # what the names in the file of adapters begin with
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -123,9 +123,14 @@ class AutoGrounder(PhraseGrounder):
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         return cls(model, processor, explain, device, max_encodings)
 
-    def method_functions(self, method: str, in_captions: bool = False) -> tuple[Explain, Callable[..., torch.Tensor]]:
-        """As of `PhraseGrounder`; and "relevance" (by all layers), of some families."""
-        if method != "relevance":
+    def method_functions(
+        self, method: str | None, in_captions: bool = False
+    ) -> tuple[Explain, Callable[..., torch.Tensor]]:
+        """As of `PhraseGrounder`; and "gradient" and, of some families, "relevance" (by all layers).
+
+        None: as they were trained.
+        """
+        if (method := method or trained_method(self.model)) != "relevance":
             return super().method_functions(method, in_captions)
         if in_captions:
             raise ValueError("relevance is of a whole text: it has no map of the words of a caption")
@@ -380,13 +385,14 @@ for own_class in (family.load(family.model_class) for family in FAMILIES.values(
 
 
 def load_grounding(model: PreTrainedModel, adapters: str, **hub: Any) -> None:
-    """Of a generative model: it is asked and explained as it was when these adapters were trained."""
+    """The model is explained, and a generative one asked, as it was when these adapters were trained."""
     file = cached_file(adapters, GROUNDING, **hub, **QUIETLY)
     if file is None:
         return
     content = read_object(Path(file))
     try:
-        Prompt(**content["prompt"])
+        if model.config.model_type in DECODERS:
+            Prompt(**content["prompt"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: it has no prompt as models are asked by. Get it again.") from error
     model.config.grounding = content

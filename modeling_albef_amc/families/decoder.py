@@ -100,12 +100,6 @@ class Decoder(Family):
         inputs = (whole_inputs if is_whole else tail_inputs)(model, prefix, tail, encoded)
         return language_states(model, inputs).last_hidden_state[:, -tail.input_ids.shape[1] :], prefix.patches
 
-    def explain(self, model: PreTrainedModel, *inputs: Any, **options: Any) -> PhraseAttention:
-        """The explanation and the layer are those in `config.grounding`, unless others are given."""
-        chosen = vars(model.config).get("grounding", {})
-        given = {name: value for name, value in options.items() if value is not None}
-        return super().explain(model, *inputs, **{name: chosen.get(name) for name in ("explanation", "layer")} | given)
-
     def small_model(self, size: Size | None = None, **options: Any) -> PreTrainedModel:
         """Words differ as much as they do in a trained model, or attention would not tell them apart."""
         model = super().small_model(size, **options)

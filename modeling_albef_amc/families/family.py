@@ -150,11 +150,17 @@ class Family:
         explanation: str | None = None,
         image_embeds: torch.Tensor | None = None,
     ) -> PhraseAttention:
-        """Of models in wrappers and for callers without gradients too; `create_graph` reaches down to the weights."""
+        """Of models in wrappers and for callers without gradients too; `create_graph` reaches down to the weights.
+
+        The explanation and the layer are those in `config.grounding`, unless others are given.
+        """
+        model = unwrapped(model)
+        trained = vars(model.config).get("grounding", {})
+        explanation = trained.get("explanation") if explanation is None else explanation
+        layer = trained.get("layer") if layer is None else layer
         if explanation not in (None, *self.layers):
             known = " or ".join(map(repr, self.layers))
             raise ValueError(f"explanation {explanation!r}: this family is explained by {known} only.")
-        model = unwrapped(model)
         layers = self.layers_of(model, explanation)
         layer = layers[min(int(self.depth * len(layers)), len(layers) - 1)] if layer is None else layer
         if layer not in layers:

@@ -11,6 +11,7 @@ from .decoders import DECODERS
 from .dual import AIMV2, ALTCLIP, CHINESE_CLIP, CLIP, CLIPSEG, METACLIP_2, OWLVIT, SIGLIP, SIGLIP_2
 from .family import Explain, Family
 from .fusion import BLIP, BLIP_2, BRIDGETOWER, FLAVA, VILT
+from .gradient import gradient_map
 from .hooks import unwrapped
 from .relevance import explain_all_layers, relevance
 
@@ -32,7 +33,12 @@ FAMILIES: dict[str, Family] = {
     "siglip2": SIGLIP_2,
     **DECODERS,
 }
-METHODS: dict[str, Callable[..., torch.Tensor]] = {**PhraseGrounder.methods, "relevance": relevance}
+METHODS: dict[str, Callable[..., torch.Tensor]] = {
+    **PhraseGrounder.methods,
+    "gradient": gradient_map,
+    "relevance": relevance,
+}
+TRAINED_METHODS = "gradcam", "gradient"
 
 
 def check_complete(path: str, model: PreTrainedModel, missing: set[str]) -> None:
@@ -60,6 +66,11 @@ def explain_function(model: PreTrainedModel, method: str = "gradcam") -> Explain
         known = ", ".join(name for name, family in FAMILIES.items() if family.modules is not None)
         raise ValueError(f"relevance is not worked out for {model.config.model_type}, only for {known}.")
     return explain_all_layers(family.explain, family.modules)
+
+
+def trained_method(model: PreTrainedModel) -> str:
+    """By which of `TRAINED_METHODS` the heatmaps of a model were trained; Grad-CAM where its config is silent."""
+    return vars(model.config).get("grounding", {}).get("method", "gradcam")
 
 
 def family_of(model: PreTrainedModel) -> Family:

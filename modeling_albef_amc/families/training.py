@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..gradcam import attention_map, gradcam, leaving_inference_mode, resolve_image_index
+from ..gradcam import attention_map, leaving_inference_mode, resolve_image_index
 from ..modeling_albef_pretraining import parted
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
 from .hooks import is_in_peft, unwrapped, with_own_forward, words_begin_graph
 from .objectives import absent_loss, matching_loss
-from .registry import FAMILIES, explain_function, explainable
+from .registry import FAMILIES, METHODS, explain_function, explainable, trained_method
 
 
 @dataclass
@@ -67,6 +67,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
     encode_images = None if family is None or explain is not None else family.encode_images
     encode_images = encode_images and with_own_forward(encode_images)
     explain_pairs = with_own_forward(explain or explain_function(model))
+    heatmaps_of = METHODS[trained_method(model)]
 
     @torch.compiler.disable
     @leaving_inference_mode
@@ -100,7 +101,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
         explain = partial(explain_pairs, **encoded)
         attention = explain(model, pixel_values, input_ids, attention_mask, own_image, create_graph)
         with nullcontext() if create_graph else torch.enable_grad():
-            heatmaps = gradcam(attention, create_graph) if output_heatmaps else None
+            heatmaps = heatmaps_of(attention, create_graph) if output_heatmaps else None
         attention_maps = attention_map(attention, per_head=True) if output_attention_maps else None
         losses = {}
         true_pairs, ids, mask, true_image = attention, input_ids, attention_mask, own_image
