@@ -34,10 +34,11 @@ from transformers.models.siglip2 import Siglip2ImageProcessorPil
 
 from benchmarks.measure import ROOT, Row, report
 from dataset_scripts.build import main as build_data
+from dataset_scripts.scenes import is_relation
 from modeling_albef_amc import AlbefConfig, AlbefForPreTraining, AlbefImageProcessorPil, tokenizer_from_texts
 from modeling_albef_amc.families.decoders import DECODERS
 from modeling_albef_amc.families.family import Size
-from modeling_albef_amc.families.registry import FAMILIES
+from modeling_albef_amc.families.registry import FAMILIES, TRAINED_METHODS
 
 SCENES = ROOT / "outputs" / "scenes"
 SIDE, SCRIBBLE_RADIUS = 128, 8.0  # pixels
@@ -107,8 +108,11 @@ def build_variant(name: str, folder: Path) -> None:
         splits.append(path.name.split("-")[0])
     rows = load_dataset(str(SCENES / "data"), split="train")
     rows = rows.cast_column("image", Image(decode=False)).cast_column("masks", List(Image(decode=False)))
-    rank = np.random.default_rng(0).permutation(len(rows)) / len(rows)
-    rows = rows.map(partial(annotate, name=name, rank=rank), with_indices=True)
+    if name == "attributes":
+        rows = rows.filter(lambda phrase: not is_relation(phrase), input_columns="phrase")
+    else:
+        rank = np.random.default_rng(0).permutation(len(rows)) / len(rows)
+        rows = rows.map(partial(annotate, name=name, rank=rank), with_indices=True)
     rows.to_parquet(str(folder / "data" / "train-00000.parquet"))
     files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
     settings = json.dumps({"configs": [{"config_name": "default", "data_files": files}]})  # which is YAML, too
@@ -183,6 +187,12 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         for name, settings in (("without", NO_AMC), ("with", {}))
     },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
+    # SigLIP wants larger steps, chosen by other scenes.
+    "dual encoders": {
+        f"{family} by {method}": {"data": "attributes", "family": family, "method": method, "learning_rate": rate}
+        for family, rate in (("clip", 1e-3), ("altclip", 1e-3), ("chinese_clip", 1e-3), ("siglip", 2e-3))
+        for method in TRAINED_METHODS
+    },
     "families": {
         f"{family} {name} AMC": {"data": "mask", "family": family} | settings
         for family in FAMILIES

@@ -38,6 +38,7 @@ from .segmentations import segmentation_to_mask
 from .shapes import Instance
 
 _BESIDE_LOST = "instances: beside one that was lost, without which the row would not be of all"
+_OF_ONE_IMAGE = "several of one image: keep one, or put their objects into one"
 _LOOKS = 200  # photos that are read ahead
 _BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
 
@@ -290,6 +291,20 @@ class PhotoFileBuilder(_PhotoBuilder):
         if not paths:
             raise ValueError(f"{self.config.data_dir} has no file *{self.suffix}")
         return ((folder_split(path), path[: -len(self.suffix)], path) for path in paths)
+
+    def split_names(self) -> list[str]:
+        """Without the files of which several are of one image: neither has all that is in it."""
+        super().split_names()
+        for split, paths in self.splits.items():
+            files: dict[tuple[str, ...], list[str]] = {}
+            for path in paths:
+                folder, _, name = path[: -len(self.suffix)].rpartition("/")
+                files.setdefault(self.image_key((name,), f"{folder}/" if folder else "", path), []).append(path)
+            for several in files.values():
+                if len(several) > 1:
+                    self.drop(f"files: {_OF_ONE_IMAGE}", " and ".join(several), len(several))
+            self.splits[split] = [several[0] for several in files.values() if len(several) == 1]
+        return sorted(split for split, paths in self.splits.items() if paths)
 
     def drawn_name(self, name: str) -> str:
         """The image file's, by which formats of many images call it; without images, that of the record's file."""

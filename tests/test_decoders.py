@@ -634,10 +634,9 @@ def test_adapters_know_how_they_were_asked_and_explained(name, settings, tmp_pat
     for found in answers[1:]:
         for one, other in zip(answers[0], found, strict=True):
             assert one["score"] == pytest.approx(other["score"], rel=1e-4) and one["point"] == other["point"]
-    Path(run, "grounding.json").write_text('{"prompt": {"before": [1]}}' if name in DECODERS else "{")
-    with pytest.raises(
-        ValueError, match=r"grounding\.json is damaged: it has no prompt" if name in DECODERS else "JSON"
-    ):
+    damaged, message = ('{"prompt": {"before": [1]}}', "it has no prompt") if name in DECODERS else ("{", "")
+    Path(run, "grounding.json").write_text(damaged)
+    with pytest.raises(ValueError, match=rf"grounding\.json.*{message}"):
         AutoGrounder.from_pretrained(run)
 
 

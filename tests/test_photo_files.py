@@ -163,6 +163,21 @@ def test_an_image_is_found_by_the_name_of_its_file_or_what_that_states(voc):
     assert report.kept["images that no split is named for, in train"] == 3
 
 
+def test_several_files_of_one_image_are_none_of_it(voc):
+    """Each would claim that its objects are all."""
+    for name in ("a.png", "b.png", "cam1/c.png", "cam2/c.png"):
+        voc.image(name)
+    for name in ("first/a", "second/a", "first/b", "cam1/c", "cam2/c"):
+        voc.write(f"{name}.xml", voc_xml(("dog", 1, 1, 2, 2), name=f"{name[-1]}.png"))
+    rows, report = voc.rows(split="train", images=True)
+    assert [name_in_source(row["image_id"]) for row in rows] == ["cam1/c.png", "cam2/c.png", "first/b.png"]
+    several = "files: several of one image: keep one, or put their objects into one"
+    assert report.dropped == {several: 2} and report.examples[several] == ["first/a.xml and second/a.xml"]
+    with pytest.raises(ValueError, match=r"first/a\.xml and second/a\.xml: files: several of one image"):
+        voc.rows(split="train", images=True, strict=True)
+    assert len(voc.rows(split="train")[0]) == 5  # without images nobody can tell
+
+
 def test_boxes_in_other_units_or_of_larger_images_are_refused(voc):
     for i in range(4):
         voc.write(f"{i}.xml", voc_xml(("dog", 10, 10, 40, 40) if i else ("dog", 1, 1, 2, 2)))
