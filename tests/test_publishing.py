@@ -46,6 +46,7 @@ from tests.helpers.versions import needs
 from trainer.loss_means import ITEMS
 from trainer.model_card import OBJECTIVES, model_card
 from trainer.phrase_rows import PhraseRows
+from trainer.training import set_explained
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -416,6 +417,15 @@ def test_the_card_says_of_no_family_what_is_true_of_another(tmp_path, family):
     )
     assert "cross" not in introduction and "match" not in introduction
     assert f"It is {FAMILIES[family].title}, evaluated" in introduction
+    if family != "albef":
+        set_explained(model, None, None, "gradient")
+        card = model_card(make_trainer(tmp_path, model))
+        introduction = " ".join(card.text.split("\n\n")[1].split())
+        assert (
+            "the score's gradient by an attention to the parts of the image, where it is positive. It is"
+            in introduction
+        )
+        assert "Grad-CAM" not in introduction and "grad-cam" not in card.data.tags
 
 
 def test_the_card_of_a_short_run_that_is_started_again_says_how_it_was_trained(tmp_path):

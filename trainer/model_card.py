@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import TrainerState
 from transformers.trainer_utils import EvalLoopOutput, SchedulerType, has_length
 
-from modeling_albef_amc.families.registry import FAMILIES
+from modeling_albef_amc.families.registry import FAMILIES, trained_method
 
 from .checkpoints import numbers
 from .data_collator import GroundingCollator
@@ -148,7 +148,8 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
     results = eval_results(evaluations, title, dataset_args)
     used = used_losses(trainer)
     region_losses = [title for title in DRAWN_BY if any(name.startswith(f"loss_{title}") for name in used)]
-    usual = ["visual-grounding", "grad-cam", *region_losses, model_type]
+    method = trained_method(model)
+    usual = ["visual-grounding", *(["grad-cam"] if method == "gradcam" else []), *region_losses, model_type]
     usual += [lora_config(model).peft_type.lower()] if has_adapters else []
     card_data = ModelCardData(
         language=language,
@@ -177,6 +178,7 @@ def model_card(  # noqa: PLR0913  (as Trainer's `create_model_card`)
         model_id=trainer.hub_model_id or args.hub_model_id or model_name,
         phrases=json.dumps(example_phrases(trainer.eval_dataset), ensure_ascii=False),
         is_trained=is_trained,
+        method=method,
         region_losses=[DRAWN_BY[title] for title in region_losses],
         facts=facts | (adapter_facts(trainer) if has_adapters else {}),
         has_heatmaps=trainer.draw_heatmaps is not None,
