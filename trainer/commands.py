@@ -231,6 +231,8 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, default=Path("outputs"), help="folder for results, pictures and records")
     add("--num_pictured", type=count, default=8, help="rows of heatmaps.png (default: 8)")
     add("--gallery", type=count, default=0, metavar="N", help="draw N best, worst and random cases each")
+    text = "also ask of every image while it is covered by and by where the heat is, 22 times a phrase"
+    add("--faithfulness", action="store_true", help=text)
     add("--heads", metavar="L.H,L.H", help=HEADS)
     add_run_arguments(parser)
 

@@ -26,7 +26,7 @@ from .data_checks import check_boxes
 from .evaluation import RecordGrounder, data_of_run, load_grounder, make_accelerator, progress_title, share
 from .heatmap_grid import choose_cases, gallery, grid_of_batch
 from .process_group import run_script
-from .record_store import check_split, read_records, record_schema, write_records
+from .record_store import OF_HEATMAPS, check_split, read_records, record_schema, write_records
 from .scoring import check_usable, summarize
 from .splits import split_names
 from .uncertainty import compared, told
@@ -116,7 +116,8 @@ def score_split(
     (is_there,) = broadcast_object_list([records is not None])
     if is_there:
         return records, None
-    start, schema = time.perf_counter(), record_schema(grounder.protocol.metrics, grounder.heatmaps)
+    schema = record_schema(grounder.protocol.metrics, grounder.heatmaps, grounder.faithfulness)
+    start = time.perf_counter()
     batches = grounder.ground(blocks, share(list(range(len(blocks))), accelerator), title)
     parts = [(number, pa.Table.from_pylist(rows, schema)) for number, rows in batches]
     seconds = max(gather_object([time.perf_counter() - start]))
@@ -141,6 +142,9 @@ def checked_summary(records: pa.Table, protocol: Protocol, name: str) -> dict[st
     if "absent" in summary:
         of_absent = summary["absent"]
         print(f"{name}: AUROC of true against {of_absent['num_phrases']} absent phrases: {of_absent['auroc']:.3f}")
+    if "deletion" in summary:
+        deletion, insertion = (summary[each]["mean"] for each in OF_HEATMAPS)
+        print(f"{name}: deletion {deletion:.3f} (the lower, the better), insertion {insertion:.3f} (the higher)")
     return summary
 
 

@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -30,9 +30,11 @@ from modeling_albef_amc.pipeline import GroundedImage, Phrase, PhraseGrounder, T
 from .benchmarks import Protocol
 from .blocks import Blocks, FileBlocks
 from .columns import Columns
+from .faithfulness import deletion_and_insertion
 from .heads import HeadGrounder, set_heads
 from .known_formats import rows_of
 from .phrase_rows import Record, is_absent, record_name
+from .record_store import OF_HEATMAPS
 from .regions import Region, read_boxes
 from .scoring import heat_inside, score_answer, size_of
 
@@ -72,6 +74,7 @@ class ImageQuestions:
 
     questions: list[Question]
     image: GroundedImage | None = None
+    faithfulness: Sequence[tuple[float, float]] = ()  # a phrase, see `deletion_and_insertion`
 
     @property
     def usable(self) -> list[Question]:
@@ -89,6 +92,7 @@ class RecordGrounder:
         num_workers: threads that read batches ahead, and as many that work out points, boxes and hits; 0 for none.
         heatmaps: "float16" or "float32", to keep them; None not to.
         strict: stop at a record that cannot be used, instead of writing down why.
+        faithfulness: ask of each image again while it is covered and uncovered, see `deletion_and_insertion`.
         box_format: of `regions.BOX_FORMATS`, what the records' boxes are.
     """
 
@@ -100,6 +104,7 @@ class RecordGrounder:
     heatmaps: str | None
     strict: bool
     box_format: str
+    faithfulness: bool = False
 
     def ground(
         self, blocks: Blocks | FileBlocks, numbers: list[int], description: str | None = None
@@ -110,7 +115,8 @@ class RecordGrounder:
             numbers: of the blocks that are grounded. description: what the progress bar says; none for no bar.
         """
         # The model alone is asked in this thread.
-        explained = ((number, self.explain(images)) for number, images in self.read_blocks(blocks, numbers))
+        read = self.read_blocks(blocks, numbers)
+        explained = ((number, self.try_out(self.explain(images))) for number, images in read)
         answered = ahead(lambda item: (item[0], self.rows(item[1])), explained, self.num_workers)
         total, is_shown = blocks.num_rows(numbers), description is not None
         with progress_bar(is_shown, total=total, desc=description, unit=" pairs", smoothing=0.1) as bar:
@@ -199,12 +205,20 @@ class RecordGrounder:
         self.grounder.explain_phrases(readable, phrase_batch_size=self.batch_size, **self.options)
         return images
 
+    def try_out(self, images: list[ImageQuestions]) -> list[ImageQuestions]:
+        """The same, with the `faithfulness` of their heatmaps where it is asked for."""
+        options = self.batch_size, self.options["explanation"]
+        for found in images if self.faithfulness else ():
+            numbers = range(len(found.usable))
+            found.faithfulness = [deletion_and_insertion(self.grounder, found.image, n, *options) for n in numbers]
+        return images
+
     def rows(self, images: list[ImageQuestions]) -> list[Record]:
         """One row a record, in their order."""
-        return [self._row(question, found.image) for found in images for question in found.questions]
+        return [self._row(question, found) for found in images for question in found.questions]
 
-    def _row(self, question: Question, image: GroundedImage | None) -> Record:
-        record = question.record
+    def _row(self, question: Question, found: ImageQuestions) -> Record:
+        record, image = question.record, found.image
         row = {
             "image_id": None if record.get("image_id") is None else str(record["image_id"]),
             "phrase": record["phrase"] if isinstance(record["phrase"], str) else None,
@@ -221,6 +235,8 @@ class RecordGrounder:
         row |= score_answer(answer, question.boxes, question.proposals, self.protocol.metrics)
         if self.protocol.metrics:
             row |= {"size": size_of(question.boxes), "energy": heat_inside(answer["heatmap"], question.boxes)}
+        if self.faithfulness:
+            row |= zip(OF_HEATMAPS, found.faithfulness[question.number])
         if self.heatmaps is not None:
             row["heatmap"] = list(image.heatmaps[question.number].numpy().astype(self.heatmaps))
         return row
@@ -270,6 +286,7 @@ def load_grounder(
     options = {"method": method} | {name: getattr(args, name) for name in ("explanation", "grounding_layer")}
     reading = {"heatmaps": args.save_heatmaps, "box_format": args.box_format or "xyxy"}
     settings = model_settings(grounder.model, processor) | {"protocol": protocol.spelled_out(), "bf16": args.bf16}
+    reading |= {"faithfulness": True} if getattr(args, "faithfulness", False) else {}
     settings |= {"heads": heads} if heads else {}
     work = {"batch_size": args.batch_size, "num_workers": args.num_workers, "strict": args.strict}
     return RecordGrounder(grounder, protocol, options, **work, **reading), settings | reading | options

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 OF_REGIONS = {"size": pa.string(), "energy": pa.float32()}
+OF_HEATMAPS = {"deletion": pa.float32(), "insertion": pa.float32()}
 HEATMAP_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 # Rows that a file is written by; memory stays bounded however long a block is.
 ROWS_AT_ONCE = 1024
 SETTINGS = b"settings"
 
 
-def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.Schema:
+def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None, faithfulness: bool = False) -> pa.Schema:
     """Columns of the records.
 
     `score` is the probability that the phrase fits its image, or the caption that it was grounded in. `point` (x, y)
@@ -38,6 +39,7 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
 
     Args:
         heatmaps: "float16" or "float32"; None for no such column.
+        faithfulness: with columns `deletion` and `insertion`, see `faithfulness.deletion_and_insertion`.
     """
     fields = [
         ("image_id", pa.string()),
@@ -47,6 +49,7 @@ def record_schema(metrics: tuple[str, ...], heatmaps: str | None = None) -> pa.S
         ("box", pa.list_(pa.int32())),
         *((metric, pa.bool_()) for metric in metrics),
         *(OF_REGIONS.items() if metrics else ()),
+        *(OF_HEATMAPS.items() if faithfulness else ()),
         ("categories", pa.list_(pa.string())),
         ("absent", pa.bool_()),
         ("error", pa.string()),

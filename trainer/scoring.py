@@ -9,7 +9,7 @@ import pyarrow as pa
 from .metrics.box_accuracy.box_accuracy import intersection_over_union, score_proposals
 from .metrics.pointing_game.pointing_game import point_in_boxes
 from .phrase_rows import record_name
-from .record_store import OF_REGIONS
+from .record_store import OF_HEATMAPS, OF_REGIONS
 from .uncertainty import interval
 
 IOU_THRESHOLD = 0.5
@@ -112,7 +112,7 @@ def check_usable(name: str, num_unusable: int, num_records: int, unusable: list[
 
 def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
     """The numbers of a split, for JSON: shares of right answers, of all scored phrases, with their 95 % interval, and
-    by category and size; and the mean share of the heat inside the regions.
+    by category and size; and the means of the heat inside the regions, of deletion and of insertion where there are any.
 
     Box accuracy is left out where no phrase has proposals; else a phrase without counts as wrong.
 
@@ -120,7 +120,8 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         records: see `record_schema`.
     """
     columns = ["image_id", "phrase", "categories", "score", "absent", "error", *metrics]
-    columns += [name for name in OF_REGIONS if name in records.column_names]  # records from before have none
+    optional = OF_REGIONS | OF_HEATMAPS
+    columns += [name for name in optional if name in records.column_names]  # records from before have none
     rows = records.select(columns).to_pylist()
     usable = [row for row in rows if row["error"] is None]
     named = [f"{record_name(row, number)}: {row['error']}" for number, row in enumerate(rows)]
@@ -133,9 +134,10 @@ def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
         rank = auroc(np.array(scores[False]), np.array(scores[True]))
         summary["absent"] = {"auroc": rank, "num_phrases": len(scores[True])}
     scored = [row for row in usable if any(row[metric] is not None for metric in metrics)]
-    energies = [row["energy"] for row in scored if row.get("energy") is not None]
-    if energies:
-        summary["energy"] = {"mean": sum(energies) / len(energies), "num_phrases": len(energies)}
+    for name in ("energy", *OF_HEATMAPS):
+        values = [row[name] for row in scored if row.get(name) is not None]
+        if values:
+            summary[name] = {"mean": sum(values) / len(values), "num_phrases": len(values)}
     categories = sorted({category for row in scored for category in row["categories"] or ()} - {None})
     for metric in metrics:
         num_unanswered = sum(row[metric] is None for row in scored)
