@@ -88,6 +88,10 @@ class Rows(torch.utils.data.Dataset):
         ({"early_stopping_patience": -1}, "early_stopping_patience must be at least 0"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
         ({"save_strategy": "best"}, "save_strategy best needs evaluations while training: set eval_strategy"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "no"},
+            "load_best_model_at_end needs evaluations while training: set eval_strategy",
+        ),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
         ({"include_for_metrics": ["inputs"]}, "include_for_metrics cannot have inputs: phrases share images"),
         ({"do_train": False}, "do_train must be True, not False: a run trains; `albef-amc evaluate` scores"),

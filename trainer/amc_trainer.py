@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, BestRun, PredictionOutput, TrainOutput, has_length
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
@@ -579,6 +580,9 @@ class Hooks(TrainerCallback):
                 f"{trainer.num_examples(loader)} rows: lower per_device_train_batch_size, or do without it."
             )
         warn_of_warmup(args, state, kwargs["lr_scheduler"])
+        best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+        if args.load_best_model_at_end and state.best_model_checkpoint is None and not best.is_dir():
+            state.best_metric = state.best_global_step = None  # it was not saved, or is gone: the best is one to come
         passes, weights = state.stateful_callbacks.get(PASSES, 0), trained_weights(trainer.model, kwargs["optimizer"])
         if passes and not has_length(loader) and not args.ignore_data_skip:
             raise ValueError(
@@ -627,6 +631,14 @@ class Hooks(TrainerCallback):
     def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # A run that ends before anything is logged, and only goes on from its end, is asked for them by its card.
         state.stateful_callbacks[TRAINED_LOSSES] = sorted(self.trainer.trained_losses)
+
+    def on_evaluate(
+        self, args: AmcConfig, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs
+    ) -> None:
+        """Has weights saved that are better than all before, however rare saves are: they may stay the best."""
+        value, best = metrics.get(self.trainer.best_metric), state.best_metric
+        is_best = value is not None and (best is None or (value > best if args.greater_is_better else value < best))
+        control.should_save |= args.load_best_model_at_end and is_best
 
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if not has_length(kwargs["train_dataloader"]):
