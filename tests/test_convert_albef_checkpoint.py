@@ -365,7 +365,7 @@ def test_safetensors_and_shards(state, expected, tmp_path):
         assert source.is_dir() or f"{source.name}: {megabytes:,.1f} MB" in report
 
     refused(index.parent / "model-00002-of-00003.safetensors", tmp_path, "one of several shards: pass the .index.json")
-    refused(bin_index.parent, tmp_path, r"no such file: .*model\.safetensors\.index\.json")
+    refused(bin_index.parent, tmp_path, r"no such file: .*model\.safetensors")
     refused(tmp_path / "a.safetensors.out", tmp_path, "config.json is no original: to convert it back")
     content = (tmp_path / "a.safetensors").read_bytes()
     for damaged in (content[:-1], content[:1000], content[:7], b""):
@@ -383,10 +383,13 @@ def test_safetensors_and_shards(state, expected, tmp_path):
     refused(bin_index, tmp_path, "no state dictionary")
     (index.parent / "model-00002-of-00003.safetensors").unlink()
     refused(index, tmp_path, r"no such file: .*model-00002-of-00003\.safetensors")
+    refused(index.parent, tmp_path, r"no such file: .*model-00002-of-00003\.safetensors")
     index.write_text(json.dumps({"weight_map": {"temp": "../a.safetensors"}}))
     refused(index, tmp_path, "index.json is damaged: weight_map")
     index.write_text("{")
     refused(index, tmp_path, "index.json is missing or damaged: it is no JSON")
+    save_file(whole, index.parent / "model.safetensors")  # a later save: the index and its shards are old
+    assert_equal_states(weights_of(index.parent.rename(tmp_path / "saved again"), tmp_path)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -634,6 +637,25 @@ def test_a_trained_folder_goes_back_and_says_what_stays_behind(folder, tmp_path)
     back = torch.load(tmp_path / "retrieval.pth", weights_only=True)["model"]
     assert back["idx_queue"].tolist() == [[-100] * 12]
     assert back.keys() == fine_tuned(original_state()).keys()
+
+
+@pytest.mark.parametrize("are_shards_left", [False, True])
+def test_a_folder_that_was_saved_into_again_goes_back_as_transformers_reads_it(folder, tmp_path, are_shards_left):
+    """The index of the first save, in several files, stays."""
+    model = AlbefForPreTraining.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "trained", max_shard_size="50KB")
+    old = {file: file.read_bytes() for file in (tmp_path / "trained").glob("*-of-*")}
+    with torch.no_grad():
+        model.albef.vision_model.embeddings.cls_token.add_(1)
+    model.save_pretrained(tmp_path / "trained")
+    assert (tmp_path / "trained/model.safetensors.index.json").exists()
+    for file, content in old.items() if are_shards_left else ():
+        file.write_bytes(content)
+    write_original(tmp_path / "trained", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    read = AlbefForPreTraining.from_pretrained(tmp_path / "trained")
+    for each in (model, read):
+        assert torch.equal(back["visual_encoder.cls_token"], each.albef.vision_model.embeddings.cls_token)
 
 
 def test_momentum_encoders_for_the_released_scripts(folder, tmp_path):

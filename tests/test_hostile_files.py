@@ -442,6 +442,7 @@ def test_configurations_of_no_model(part, change, message, checkpoint):
     "names", [{"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": 5}, {"a": ["x"]}, {}, [], 5]
 )
 def test_an_index_names_files_of_its_folder_alone(names, checkpoint):
+    (checkpoint / "model.safetensors").unlink()
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(ConversionError, match=r"index\.json is (missing or )?damaged"):
         load_folder(checkpoint)

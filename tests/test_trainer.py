@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from tests.helpers.training import (
 from trainer.amc_loss import attention_mask_consistency_loss
 from trainer.amc_trainer import AmcTrainer
 from trainer.augmentation import GroundingAugmentation
+from trainer.model_card import model_card
 from trainer.sampler import ImageGroupedSampler
 
 LOSSES = ["loss_itc", "loss_itm", "loss_mlm", "loss_amc_mean", "loss_amc_max"]
@@ -586,6 +588,59 @@ def test_the_best_checkpoint_is_the_one_that_points_best(tmp_path, regions, metr
     best = (max if regions else min)(values.values())
     assert len(values) == 3 and trainer.state.best_metric == best == values[trainer.state.best_global_step]
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+
+
+def planned(folder, scores: list[float], metric: str = "pointing_game", **settings) -> tuple[AmcTrainer, Watcher]:
+    """Evaluated after each step of so many, with these scores, and saved after each second."""
+    defaults = dict(eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=2, max_steps=len(scores))
+    defaults |= dict(load_best_model_at_end=True, metric_for_best_model=metric)
+    watcher, to_come = Watcher(), iter(scores)
+    trainer = make_trainer(folder, watcher=watcher, **{**defaults, **settings})
+    trainer.compute_metrics = lambda prediction: {metric: next(to_come)}
+    return trainer, watcher
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "best", "saved"),
+    [
+        ([0.2, 0.5, 0.6, 0.1], {}, 3, [1, 2, 3, 4]),
+        ([0.6, 0.5, 0.3, 0.1], {}, 1, [1, 2, 4]),
+        ([0.6, 0.5, 0.3, 0.1], {"save_total_limit": 1}, 1, [1]),
+        ([0.6, 0.7, 0.5, 0.8], {"metric": "error", "greater_is_better": False}, 3, [1, 2, 3, 4]),
+        ([0.2, 0.5, 0.4, 0.3, 0.6], {"save_steps": 4, "early_stopping_patience": 2}, 2, [1, 2, 4]),
+        ([0.2, 0.6, 0.1], {"save_steps": 3, "metric_for_best_model": None}, 2, [1, 2, 3]),
+    ],
+)
+def test_the_best_weights_are_kept_where_evaluations_are_more_frequent_than_saves(
+    tmp_path, scores, settings, best, saved
+):
+    trainer, watcher = planned(tmp_path, scores, **settings)
+    trainer.train()
+    assert is_equal(snapshot(trainer.model), watcher.weights[best - 1])
+    assert saved_steps(tmp_path) == saved
+    assert trainer.evaluations["eval"].metrics[settings.get("metric", "pointing_game")] == scores[best - 1]
+    assert f"the weights are those after step {best}, the best" in model_card(trainer).text
+
+
+def test_the_card_speaks_of_the_checkpoint_whose_weights_are_kept(tmp_path):
+    class Refusing(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            control.should_save &= state.global_step % 2 == 0
+
+    trainer, watcher = planned(tmp_path, [0.2, 0.5, 0.6, 0.1])
+    trainer.add_callback(Refusing())
+    trainer.train()
+    assert is_equal(snapshot(trainer.model), watcher.weights[1])
+    assert trainer.evaluations["eval"].metrics["pointing_game"] == 0.5
+    assert "the weights are those after step 2, the best" in model_card(trainer).text
+
+
+def test_a_run_that_is_resumed_without_its_best_checkpoint_keeps_the_best_one_to_come(tmp_path):
+    planned(tmp_path, [0.6, 0.2])[0].train()
+    shutil.rmtree(tmp_path / "checkpoint-1")
+    trainer, watcher = planned(tmp_path, [0.5, 0.3], max_steps=4)
+    trainer.train(resume_from_checkpoint=True)
+    assert is_equal(snapshot(trainer.model), watcher.weights[0]) and trainer.state.best_global_step == 3
 
 
 # Order of the rows ----------------------------------------------------------------------------------------------------

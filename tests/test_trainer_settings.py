@@ -88,6 +88,10 @@ class Rows(torch.utils.data.Dataset):
         ({"early_stopping_patience": -1}, "early_stopping_patience must be at least 0"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs evaluations while training: set eval_strategy"),
         ({"save_strategy": "best"}, "save_strategy best needs evaluations while training: set eval_strategy"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "no"},
+            "load_best_model_at_end needs evaluations while training: set eval_strategy",
+        ),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold needs early_stopping_patience"),
         ({"include_for_metrics": ["inputs"]}, "include_for_metrics cannot have inputs: phrases share images"),
         ({"do_train": False}, "do_train must be True, not False: a run trains; `albef-amc evaluate` scores"),
@@ -231,6 +235,54 @@ def test_a_batch_size_that_does_not_fit_is_halved(tmp_path):
     assert "| phrases a step | 2 (batches of 2 " in card_of(trainer)
     # Of what did not fit nothing is left in the queues: two steps of two.
     assert trainer.model.queue_pointer == 4 and (trainer.model.image_id_queue >= 0).sum() == 4
+
+
+def does_not_fit(trainer, size: int) -> None:
+    """From its second step on, more than `size` phrases."""
+    sizes = []
+
+    def forward(module, args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if len(sizes) > 1 and sizes[-1] > size:
+            raise RuntimeError("CUDA out of memory.")
+
+    trainer.model.register_forward_pre_hook(forward, with_kwargs=True)
+
+
+def test_steps_before_a_batch_size_is_halved_are_in_no_count_and_no_log(tmp_path):
+    only = ONLY | {"itm_weight": 1.0}
+    trainer = make_trainer(tmp_path, auto_find_batch_size=True, logging_steps=2, learning_rate=0.0, **only)
+    does_not_fit(trainer, 2)
+    trainer.train()
+    (entry,) = training_logs(trainer)
+    assert entry["loss"] == pytest.approx(entry["loss_itm"], rel=1e-5)
+    assert trainer.num_phrases == 4  # two steps of two
+
+
+@pytest.mark.parametrize(("size", "phrases_per_image"), [(1, 1), (2, 2)])
+def test_a_batch_size_is_not_halved_until_matching_meets_no_wrong_image(tmp_path, size, phrases_per_image):
+    given = dict(auto_find_batch_size=True, phrases_per_image=phrases_per_image, train_sampling_strategy="random")
+    trainer = make_trainer(tmp_path, **given)
+    does_not_fit(trainer, size)
+    message = rf"above phrases_per_image \({phrases_per_image}\), not {size}, which auto_find_batch_size comes to: "
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert not [*tmp_path.glob("checkpoint-*")]
+    trainer = make_trainer(tmp_path, itm_weight=0.0, **given)
+    does_not_fit(trainer, size)
+    trainer.train()
+    assert trainer.state.global_step == 2 and trainer._train_batch_size == size
+
+
+def test_a_search_for_settings_takes_no_batch_size_of_which_matching_meets_no_wrong_image(tmp_path):
+    pytest.importorskip("optuna")
+    trainer = make_trainer(tmp_path, None, eval_strategy="steps", eval_steps=2, model_init=lambda: tiny_albef())
+
+    def space(trial):
+        return {"per_device_train_batch_size": trial.suggest_categorical("per_device_train_batch_size", [1])}
+
+    with pytest.raises(ValueError, match=r"per_device_train_batch_size must be above phrases_per_image \(1\), not 1: "):
+        trainer.hyperparameter_search(space, n_trials=1, backend="optuna")
 
 
 def test_arguments_of_another_kind(tmp_path, monkeypatch):

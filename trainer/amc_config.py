@@ -150,10 +150,13 @@ class AmcConfig(AmcArguments, TrainingArguments):
     def _check_early_stopping(self) -> None:
         if self.early_stopping_threshold and not self.early_stopping_patience:
             raise ValueError("early_stopping_threshold needs early_stopping_patience, the evaluations to wait for it.")
-        if self.early_stopping_patience and self.eval_strategy == "no":
-            raise ValueError("early_stopping_patience needs evaluations while training: set eval_strategy.")
-        if self.save_strategy == "best" and self.eval_strategy == "no":
-            raise ValueError("save_strategy best needs evaluations while training: set eval_strategy.")
+        for name, is_set in (
+            ("early_stopping_patience", self.early_stopping_patience),
+            ("save_strategy best", self.save_strategy == "best"),
+            ("load_best_model_at_end", self.load_best_model_at_end),
+        ):
+            if is_set and self.eval_strategy == "no":
+                raise ValueError(f"{name} needs evaluations while training: set eval_strategy.")
 
     def __getstate__(self) -> dict:
         # Trainer pickles the settings into training_args.bin and uploads it: no token may be in there.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import BestRun, PredictionOutput, TrainOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, BestRun, PredictionOutput, TrainOutput, has_length
 from transformers.utils import logging
 
 from modeling_albef_amc.families.family import Explain
@@ -133,7 +134,7 @@ class AmcTrainer(PublishingTrainer):
         check_device(args, self.accelerator)
         if self.train_dataset is not None:
             check_order(self.train_dataset, args.train_sampling_strategy, phrases_per_image)
-            check_wrong_images(self.model, args, phrases_per_image)
+            check_wrong_images(self.model, args, args.train_batch_size, phrases_per_image)
         for data in self.eval_datasets.values():
             check_evaluated(data)
         if self.is_fsdp_enabled:
@@ -218,8 +219,7 @@ class AmcTrainer(PublishingTrainer):
         if self.args.uses_regions:
             check_regions(self.train_dataset, getattr(self.data_collator, "box_format", "xyxy"))
         self.check_best_metric()
-        self.bad_steps, self.evaluations, self.means["train"], self.before_step = 0, {}, LossMeans(), None
-        self.num_phrases, self.num_without_wrong_image, self._left_over = 0, 0, []
+        self.before_step = None
         metric = self.args.metric_for_best_model, self.args.greater_is_better
         try:
             output = super().train(*args, **kwargs)
@@ -568,12 +568,21 @@ class Hooks(TrainerCallback):
     def on_train_begin(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Begins to count, or goes on as the checkpoint says; takes back half a step of a batch that did not fit."""
         trainer, loader = self.trainer, kwargs["train_dataloader"]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        trainer.bad_steps, trainer.evaluations, trainer.means["train"] = 0, {}, LossMeans()
+        trainer.num_phrases, trainer.num_without_wrong_image, trainer._left_over = 0, 0, []
+        trainer.has_unsaved_steps = False
+        # Again: auto_find_batch_size and a search for settings take other batches than `args` had.
+        check_wrong_images(model, args, trainer._train_batch_size, trainer.phrases_per_image)
         if has_length(loader) and not len(loader):
             raise ValueError(
                 f"dataloader_drop_last leaves no batch of {trainer._train_batch_size} of "
                 f"{trainer.num_examples(loader)} rows: lower per_device_train_batch_size, or do without it."
             )
         warn_of_warmup(args, state, kwargs["lr_scheduler"])
+        best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+        if args.load_best_model_at_end and state.best_model_checkpoint is None and not best.is_dir():
+            state.best_metric = state.best_global_step = None  # it was not saved, or is gone: the best is one to come
         passes, weights = state.stateful_callbacks.get(PASSES, 0), trained_weights(trainer.model, kwargs["optimizer"])
         if passes and not has_length(loader) and not args.ignore_data_skip:
             raise ValueError(
@@ -590,7 +599,7 @@ class Hooks(TrainerCallback):
         trainer.epoch, trainer.teacher_has_moved = passes - 1, TEACHER_HAS_MOVED in state.stateful_callbacks
         state.stateful_callbacks.pop(TEACHER_HAS_MOVED, None)
         if trainer.before_step is not None:
-            restore_buffers(trainer.accelerator.unwrap_model(trainer.model), trainer.before_step[1])
+            restore_buffers(model, trainer.before_step[1])
             trainer.teacher_has_moved = True
         saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
         patient = [each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
@@ -622,6 +631,14 @@ class Hooks(TrainerCallback):
     def on_step_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # A run that ends before anything is logged, and only goes on from its end, is asked for them by its card.
         state.stateful_callbacks[TRAINED_LOSSES] = sorted(self.trainer.trained_losses)
+
+    def on_evaluate(
+        self, args: AmcConfig, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs
+    ) -> None:
+        """Has weights saved that are better than all before, however rare saves are: they may stay the best."""
+        value, best = metrics.get(self.trainer.best_metric), state.best_metric
+        is_best = value is not None and (best is None or (value > best if args.greater_is_better else value < best))
+        control.should_save |= args.load_best_model_at_end and is_best
 
     def on_epoch_end(self, args: AmcConfig, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if not has_length(kwargs["train_dataloader"]):

@@ -120,12 +120,12 @@ def learns_matching(model: PreTrainedModel) -> bool:
     return has_own_objectives(model) or family is None or "loss_itm" in family.losses
 
 
-def check_wrong_images(model: PreTrainedModel, args: AmcConfig, phrases_per_image: int) -> None:
+def check_wrong_images(model: PreTrainedModel, args: AmcConfig, size: int, phrases_per_image: int) -> None:
     """Refuses micro-batches that may hold one image alone: matching would learn from them that everything fits."""
-    size = args.train_batch_size
     if size <= phrases_per_image and args.itm_weight > 0 and learns_matching(model):
+        found = ", which auto_find_batch_size comes to" if size != args.train_batch_size else ""
         raise ValueError(
-            f"per_device_train_batch_size must be above phrases_per_image ({phrases_per_image}), not {size}: matching "
-            "(ITM) takes wrong images from the batch, whatever is accumulated, and would learn that everything fits. "
-            "Take larger batches, or set itm_weight to 0."
+            f"per_device_train_batch_size must be above phrases_per_image ({phrases_per_image}), not {size}{found}: "
+            "matching (ITM) takes wrong images from the batch, whatever is accumulated, and would learn that "
+            "everything fits. Take larger batches, fewer phrases of an image, or set itm_weight to 0."
         )

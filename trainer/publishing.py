@@ -187,7 +187,9 @@ class PublishingTrainer(Trainer):
         if not any(best.glob("*" if is_fsdp else "*.safetensors")):
             logger.warning(f"{best}, the best checkpoint, was deleted: the model keeps the weights of the last step.")
             self.state.best_model_checkpoint = self.state.best_global_step = None  # the scores are of the last step too
-        elif is_fsdp:
+            return
+        self.state.best_global_step = int(best.name.rpartition("-")[2])  # a better one may not have been saved
+        if is_fsdp:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(best))

@@ -57,16 +57,22 @@ def load_original(path: Path) -> tuple[Weights, list[str]]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of weights that a file, an index of shards, or a folder with one stands for."""
+    """The files of weights that a file, an index of shards, or a folder stands for."""
     if path.is_dir():
         if (path / "config.json").is_file():
             raise ConversionError("a folder with a config.json is no original: to convert it back, pass --to_original.")
-        path = path / SAFE_WEIGHTS_INDEX_NAME
+        return folder_files(path)
     if not path.is_file():
         raise ConversionError(f"no such file: {path}.")
     if re.search(r"-\d+-of-\d+\.\w+$", path.name):
         raise ConversionError("it is one of several shards: pass the .index.json beside it.")
     return [path.parent / name for name in shards(path)] if path.suffix == ".json" else [path]
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """The files that transformers reads: the whole one, beside which an index is of an earlier save, or the shards."""
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    return [folder / name for name in shards(index)] if index.is_file() and not whole.is_file() else [whole]
 
 
 def read_weights(path: Path) -> Any:
@@ -139,8 +145,7 @@ def load_folder(folder: Path) -> tuple[AlbefConfig, Weights]:
         model_type = read_object(folder / "config.json").get("model_type")
         if model_type != AlbefConfig.model_type:
             raise ConversionError(f"its config.json is of a model of type {model_type!r:.80}, not 'albef'.")
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        files = [folder / name for name in (shards(index) if index.is_file() else [SAFE_WEIGHTS_NAME])]
+        files = folder_files(folder)
         for file in files:
             check_safetensors(file)
         config = AlbefConfig.from_pretrained(folder)
