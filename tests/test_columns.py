@@ -501,6 +501,9 @@ def test_doubts_about_boxes(tmp_path, caplog):
 
 
 CALLED = ["a cat", "a remote"]
+BY_NAME = [dict(zip(("x1", "y1", "x2", "y2"), box)) for box in CORNERS[:2]]
+# May be labels where a text is beside them, but are not taken for such by themselves.
+NO_GUESS = ["at.name", "names", "class_names", "label_names", "tags", "objects", "entities", "gt_classes"]
 
 
 @pytest.mark.parametrize("text", ["text", "description", "caption", "phrase", "prompt"])
@@ -515,6 +518,19 @@ CALLED = ["a cat", "a remote"]
         ({"boxes": CORNERS[:2], "categories": CALLED}, "categories"),
         ({"boxes": CORNERS[:2], "category_ids": [1, 2]}, "category_ids"),
         ({"objects": {"bbox": CORNERS[:2], "category": [1, 2]}}, "objects.category"),
+        ({"boxes": [at | {"label": name} for at, name in zip(BY_NAME, CALLED)]}, "boxes.label"),
+        ({"bbox": [at | {"class": name} for at, name in zip(BY_NAME, CALLED)]}, "bbox.class"),
+        (
+            {"objects": [{"bbox": box, "category": {"id": 1, "name": name}} for box, name in zip(CORNERS, CALLED)]},
+            "objects.category.name",
+        ),
+        (
+            {"objects": [{"box": {"position": at}, "label": name} for at, name in zip(BY_NAME, CALLED)]},
+            "objects.label",
+        ),
+        ({"objects": {"boxes": CORNERS[:2]}, "labels": CALLED}, "labels"),
+        *(({"boxes": CORNERS[:2], name: CALLED}, name) for name in NO_GUESS[1:]),
+        ({"boxes": BY_NAME, "names": CALLED}, "names"),
     ],
 )
 def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp_path, beside, label, text):
@@ -526,7 +542,7 @@ def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp
     if not is_number:
         assert boxes_of(read[label]) == [[box] for box in CORNERS[:2]]
         assert [record["phrase"] for record in read[label]] == CALLED
-    if text == "prompt" and not is_number and label != "at.name":
+    if text == "prompt" and not is_number and label not in NO_GUESS:
         assert [(each["phrase"], each["boxes"]) for each in records(path)] == [
             (each["phrase"], each["boxes"]) for each in read[label]
         ]
@@ -546,12 +562,39 @@ def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp
         {"text": "a dog", "bbox": CORNERS[0], "label": "animal", "labels": ["animal", "pet"]},
         {"phrases": ["a dog", "a cat"], "boxes": CORNERS[:2], "labels": ["animal", "animal"]},
         {"caption": "dogs", "objects": {"bbox": CORNERS[:2], "id": ["a", "b"], "area": [1, 2]}},
+        {"caption": "dogs", "boxes": [at | {"id": "a", "area": 1} for at in BY_NAME], "about": {"label": "animal"}},
+        {"objects": [{"text": "a dog", "box": at, "label": "animal"} for at in BY_NAME], "labels": ["animal"]},
     ],
 )
 def test_labels_that_are_of_no_box_are_no_doubt(tmp_path, beside):
     photos(tmp_path)
     path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", **beside}])
     assert "dog" in records(path, Columns(box_format="xyxy"))[0]["phrase"]
+
+
+def test_a_label_of_the_whole_row_is_in_doubt_where_boxes_have_names_of_their_own(tmp_path):
+    photos(tmp_path)
+    objects = [{"bbox": box, "name": name} for box, name in zip(CORNERS, CALLED)]
+    for row, other in ({"objects": objects}, "objects.name"), ({"boxes": CORNERS[:2], "names": CALLED}, "names"):
+        path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", "label": "indoors", **row}])
+        with pytest.raises(ValueError, match=rf"Say --columns phrase=label or phrase={other}\."):
+            records(path)
+
+
+def test_polygons_with_a_label_each_are_in_doubt_too(tmp_path):
+    photos(tmp_path)
+    objects = [{"outline": [[10, 10, 60, 10, 60, 60]], "kind": name} for name in CALLED]
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", "caption": "a scene", "objects": objects}])
+    with pytest.raises(ValueError, match=r"Say --columns phrase=caption or phrase=objects\.kind\."):
+        records(path, Columns({"polygons": "objects.outline"}))
+
+
+def test_names_in_categories_are_categories(tmp_path):
+    """In words; and of one image they are one phrase, also of two rows."""
+    photos(tmp_path)
+    rows = [{"image": "photos/0.png", "bbox": box, "category": {"id": 3, "name": "traffic_light"}} for box in CORNERS]
+    (found,) = records(write_rows(tmp_path / "mine.jsonl", rows))
+    assert (found["phrase"], found["boxes"]) == ("traffic light", CORNERS)
 
 
 def test_texts_that_are_boxes(tmp_path):
