@@ -869,6 +869,45 @@ def test_phrases_that_are_told_are_put_together_but_for_expressions(tmp_path, na
     assert [box for boxes in boxes_of(found) for box in boxes] == CORNERS
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ("a.png", "./a.png"),
+        ("x/a.png", "x\\a.png"),
+        ("my a.png", "my%20a.png"),
+        ("café.png", "cafe\u0301.png"),
+        ("a.png", "{folder}/a.png"),
+        ("{folder}/a.png", "{folder}/./a.png"),
+        ("{folder}/my a.png", "{folder}/my%20a.png"),
+        ("a.png", "{link}/a.png"),
+        ("gone.png", "./gone.png"),
+    ],
+)
+def test_an_image_is_one_however_its_path_is_spelled(tmp_path, spelled):
+    folder, link = tmp_path / "mine", tmp_path / "link"
+    (folder / "x").mkdir(parents=True)
+    link.symlink_to(folder)
+    image = spelled[0].format(folder=folder)
+    for name in {image, "b.png"} - {"gone.png"}:
+        picture(WIDTH, HEIGHT).save(folder / name)
+    images = [*(each.format(folder=folder, link=link) for each in spelled), "b.png"]
+    rows = [{"image": name, "label": "dog", "bbox": str(box)} for name, box in zip(images, CORNERS)]
+    found = records(write_rows(folder / "mine.csv", rows), Columns(box_format="xyxy"))
+    assert boxes_of(found) == [CORNERS[:2], CORNERS[2:3]]
+    if "link" not in spelled[1]:  # whose rows are not moved
+        rows = [{"image": name, "text": "a dog", "bbox": str(box)} for name, box in zip(images, CORNERS)]
+        found = records(write_rows(folder / "texts.csv", rows), Columns(box_format="xyxy"))
+        assert [record["image"]["path"] for record in found] == [str(folder / name) for name in (image, image, "b.png")]
+
+
+def test_a_path_that_can_be_of_no_file_is_of_an_image_of_its_own(tmp_path):
+    photos(tmp_path)
+    names = "photos/0.png", "\0", "p" * 5000, "photos/0.png"
+    rows = [{"image": name, "label": "dog", "bbox": box} for name, box in zip(names, CORNERS)]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), Columns(box_format="xyxy"))
+    assert boxes_of(found) == [[CORNERS[0], CORNERS[3]], [CORNERS[1]], [CORNERS[2]]]
+
+
 @pytest.mark.parametrize("kind", [".csv", ".jsonl"])
 def test_our_names_in_other_cases(tmp_path, kind):
     photos(tmp_path)

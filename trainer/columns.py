@@ -7,7 +7,7 @@ that lists the columns and proposes the option.
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -837,11 +837,17 @@ def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: b
 
 
 def put_together(
-    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str
+    dataset: Dataset | IterableDataset,
+    found: Found,
+    columns: Columns,
+    path: str,
+    image_key: Callable[[str], str],
 ) -> Dataset | IterableDataset:
     """The data set, rows of the same image and category as one row with the regions of all.
 
-    Args: dataset: with our columns, its images not placed yet.
+    Args:
+        dataset: with our columns, its images not placed yet.
+        image_key: the same for all paths of an image.
     """
     (place,) = found.places["phrase"]
     name = place[-1]
@@ -856,7 +862,7 @@ def put_together(
             f"{path}: streamed rows stay apart. If several have the same image and {name}, leave out streaming."
         )
         return dataset
-    groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:])
+    groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:], image_key)
     if len(groups) == len(dataset):
         return dataset
     if "masks" in regions and dataset.data.column("masks").nbytes > MAX_MASKS:
@@ -879,11 +885,11 @@ def put_together(
     return whole.select([group[0] for group in groups])
 
 
-def same_images(table: pa.Table) -> list[list[int]]:
+def same_images(table: pa.Table, image_key: Callable[[str], str]) -> list[list[int]]:
     """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
 
-    Images are told apart by their paths or else, where several of one phrase are as long, by their bytes. Phrases are
-    the same in whatever case.
+    Images are told apart by the keys of their paths or else, where several of one phrase are as long, by their bytes.
+    Phrases are the same in whatever case.
     """
     images = table["image"]
     if pa.types.is_struct(images.type):
@@ -893,6 +899,8 @@ def same_images(table: pa.Table) -> list[list[int]]:
         missing = pa.nulls(len(images))
         contents, paths = (missing, images) if is_path else (images, missing)
     contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
+    spelled = {each: each and image_key(each) for each in pc.unique(paths).to_pylist()}
+    paths = pa.chunked_array([[spelled[each] for each in paths.to_pylist()]], pa.string())
     phrases = pc.utf8_lower(pc.utf8_trim_whitespace(table["phrase"]))
     keys = {"path": paths, "size": pc.binary_length(contents), "phrase": phrases}
     rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)

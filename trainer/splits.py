@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ from .columns import (
     written,
 )
 from .columns import widened as widened_at
-from .image_places import has_paths, place_images
+from .image_places import has_paths, image_key, place_images
 from .known_formats import IMAGE_FILES
 from .phrase_rows import OF_PHRASES, SIDES
 from .regions import REGIONS
@@ -167,17 +167,18 @@ def open_split(
             first = rows_to_look_at(dataset, found)
         dataset = arrange(dataset, found, path, first)
         dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
-    dataset = put_together(dataset, found, columns, path)
     if isinstance(dataset, Dataset):
         with told_here():
             dataset.data.validate(full=True)  # of text that is not UTF-8 nothing else says so before it is read
+    folders = cache(lambda: folders_of_files(path, config, split))
+    dataset = put_together(dataset, found, columns, path, lambda image: image_key(image, folders()))
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
     fetch = columns.download_images
     paths = [name for name in kinds if name in features and has_paths(dataset, name, fetch)]
     if paths:
-        place = {"names": paths, "folders": folders_of_files(path, config, split), "schema": features.arrow_schema}
+        place = {"names": paths, "folders": folders(), "schema": features.arrow_schema}
         place |= {"fetch": fetch} if fetch else {}
         # Table by table: of single rows, those of streamed data that have nothing in a column lose its type. Few rows
         # each: a table of 2 GiB of images cannot be written.
