@@ -373,7 +373,10 @@ def test_every_format_is_recognised_and_read_as_by_its_builder(name, caplog):
     assert records("D") == records("built") != []
     (folder,) = filter(Path.is_dir, Path("cache", "albef_amc").glob(f"{name}-*"))
     told = f"D: annotations as albef-amc build {name} reads them; their rows are in {folder.absolute()}."
-    assert [each.message for each in caplog.records] == [told, *([str(report)] if report.dropped else [])]
+    said = [told, *([str(report)] if report.dropped else [])]
+    assert [each.message for each in caplog.records] == said
+    caplog.clear()
+    assert records("D") and [each.message for each in caplog.records] == said  # of what is in the cache, too
 
 
 def test_annotations_are_built_once_for_all_commands_until_a_file_changes():
@@ -381,8 +384,20 @@ def test_annotations_are_built_once_for_all_commands_until_a_file_changes():
     first, at = rows_of("D", Columns()), os.stat(rows_of("D/train.jsonl", Columns())).st_mtime_ns
     assert rows_of(str(Path("D").absolute()), Columns()) == first != rows_of("D/train.jsonl", Columns())
     assert os.stat(rows_of("D/train.jsonl", Columns())).st_mtime_ns == at
+    Path(f"{first}.txt").unlink()  # as where a build was killed before its report was written
+    assert rows_of("D", Columns()) == first and Path(f"{first}.txt").exists()
     photo(Path("D/images/1.png"))
     assert rows_of("D", Columns()) not in (first, rows_of("D", Columns(), strict=True))
+
+
+def test_every_command_says_what_was_dropped(caplog):
+    write(Path("D/instances.json"), coco_of([*range(4)]))
+    for number in range(2):
+        photo(Path(f"D/{number}.png"))
+    for _ in range(2):
+        caplog.clear()
+        assert len(records("D")) == 2
+        assert any("dropped          2  " in each.message for each in caplog.records)
 
 
 def test_columns_that_are_named_win(caplog):

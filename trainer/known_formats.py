@@ -90,15 +90,15 @@ def rows_of(path: str, columns: Columns, strict: bool = False) -> str:
         told = f"{path} has annotations as albef-amc build {builder} reads them, which needs no box_format"
         raise ValueError(f"{told}: leave it out. Of a table, name the --columns, too.")
     try:
-        folder, report = of_builds("build_in_cache")(builder, **options[builder], strict=strict)
+        folder, dropped = of_builds("build_in_cache")(builder, **options[builder], strict=strict)
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}, which builds need: pip install 'albef-amc[train]'.") from error
     except ValueError as error:
         told = f"{path} was read as albef-amc build {builder} reads it: {error}"
         raise ValueError(f"{told}. With other options: {by_hand}") from error
     columns.say(f"{path}: annotations as albef-amc build {builder} reads them; their rows are in {folder}.")
-    if report and report.dropped:
-        columns.say(str(report))
+    if dropped:
+        columns.say(dropped)
     return str(folder)
 
 
