@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -327,6 +328,27 @@ def test_the_command_of_the_table(what, capsys):
     main([*words, "--strict"])
     assert program == "albef-amc" and "Train on it: albef-amc train" in capsys.readouterr().out
     assert [each for each in records(words[1]) if each[0] != "it"] == sorted(FOUND)
+
+
+def litter(folder: Path) -> None:
+    """What notebooks and macOS leave beside each file, and in archives that it makes."""
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        copy = file.parent / ".ipynb_checkpoints" / f"{file.stem}-checkpoint{file.suffix}"
+        for place in copy, folder / ".ipynb_checkpoints" / copy.name:
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(file, place)
+        mark = f"._{file.name}"
+        for place in folder / "__MACOSX" / file.parent.relative_to(folder) / mark, file.parent / mark:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+
+
+@pytest.mark.parametrize("what", LAYOUTS)
+def test_hidden_files_are_passed_over(what):
+    LAYOUTS[what](Path("D"))
+    litter(Path("D"))
+    dataset = shlex.split(ROWS[what][0])[2]
+    assert [each for each in records(dataset) if each[0] != "it"] == sorted(FOUND)
 
 
 # Annotations ----------------------------------------------------------------------------------------------------------
