@@ -31,7 +31,6 @@ from .options import BUILDERS
 
 if TYPE_CHECKING:
     from .builder import GroundingBuilder
-    from .features import BuildReport
 
 
 _WRITTEN = re.compile(r"README\.md|data|data/[\w.]+-\d{5}\.parquet")  # what a build leaves in its folder
@@ -112,8 +111,8 @@ def build(
     return builder
 
 
-def build_in_cache(name: str, data_dir: str, images_dir: str, **options: Any) -> tuple[Path, BuildReport | None]:
-    """The folder of the build in datasets' cache, and the report of one that was not there yet; errors as of `build`.
+def build_in_cache(name: str, data_dir: str, images_dir: str, **options: Any) -> tuple[Path, str]:
+    """The folder of the build in datasets' cache, and its report, "" where nothing was dropped; errors as of `build`.
 
     The folder is called by all that the rows depend on: where the files lie, their sizes and times, the options, and
     the code of the builders. Of several processes one builds, and the others wait for it.
@@ -127,8 +126,14 @@ def build_in_cache(name: str, data_dir: str, images_dir: str, **options: Any) ->
         mark.update(file.read_bytes())
     folder = Path(config.HF_DATASETS_CACHE, "albef_amc", f"{name}-{mark.hexdigest()[:16]}")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    told = Path(f"{folder}.txt")  # written last: without it the build is not whole
     with WeakFileLock(f"{folder}.lock"):
-        return folder, None if folder.exists() else build(name, folder, **options).report
+        if not (told.exists() and folder.exists()):
+            report = build(name, folder, overwrite=True, **options).report
+            part = told.with_suffix(".part")
+            part.write_text(str(report) if report.dropped else "", "utf-8")
+            part.replace(told)
+        return folder, told.read_text("utf-8")
 
 
 @contextmanager

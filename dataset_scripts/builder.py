@@ -34,6 +34,7 @@ MAX_PIXELS = 2**26  # an image of a few bytes may say that it is larger than mem
 # What Pillow raises for files that are no image, are cut off or are too large to be meant seriously.
 UNREADABLE = OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError
 TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
+_HIDDEN_FOLDERS = ".", "__"  # how they begin: of notebooks, of macOS
 _ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 _OUTSIDE = re.compile(r"/|\.\./|[A-Za-z]:/")  # paths that lead out of a folder, the last of Windows
 MOSTLY_OUTSIDE = "box that is mostly outside of the image"
@@ -553,11 +554,21 @@ def telling_ends(names: Iterable[str]) -> dict[str, str]:
 def walk(folder: str) -> Iterator[str]:
     """Paths of all files in a folder and those below, in order; none that is hidden."""
     for top, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN_FOLDERS))
         below = os.path.relpath(top, folder).replace(os.sep, "/")
         for name in sorted(names):
             if not name.startswith("."):
                 yield name if below == "." else f"{below}/{name}"
+
+
+def files_like(folder: Path, pattern: str) -> list[Path]:
+    """Files by a pattern of their places below a folder, in order; none that `walk` passes over."""
+
+    def is_passed_over(path: Path) -> bool:
+        *folders, name = path.relative_to(folder).parts
+        return name.startswith(".") or any(each.startswith(_HIDDEN_FOLDERS) for each in folders if each != "..")
+
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not is_passed_over(path))
 
 
 def read_inside(folder: Path, name: str) -> bytes:

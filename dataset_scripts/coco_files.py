@@ -4,7 +4,7 @@ import mmap
 import os
 from pathlib import Path
 
-from .builder import file_split
+from .builder import file_split, files_like
 
 # In the order in which they are looked for: exporters' own, Roboflow's, COCO's and CVAT's, then anybody's.
 _NAMES = ("instances.json", "_annotations.coco*.json", "instances_*.json", "*.json")
@@ -32,14 +32,14 @@ def annotation_files(folder: Path, names: str | None) -> list[Path]:
         elif path.is_file() or Path(word).is_absolute():
             found.append(path)
         else:
-            found += sorted(folder.glob(word)) or [path]  # of one that is missing the reader says so
+            found += files_like(folder, word) or [path]  # of one that is missing the reader says so
     return list(dict.fromkeys(found))
 
 
 def _found_in(folder: Path) -> list[Path]:
     for name in _NAMES:
         for places in _PLACES[:1], _PLACES[1:]:
-            found = sorted(path for place in places for path in folder.glob(place + name) if path.is_file())
+            found = sorted(path for place in places for path in files_like(folder, place + name))
             if name == _NAMES[-1]:
                 found = [path for path in found if _has_lists(path)]
             if len(found) > 1:

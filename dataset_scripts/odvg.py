@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .builder import DrawnSplitsConfig, check_corners, unusable_if
+from .builder import DrawnSplitsConfig, check_corners, files_like, unusable_if
 from .coco_format import in_words, listed_boxes, read_box, read_whole
 from .features import PhraseFields as PhraseFields
 from .json_files import read_json
@@ -108,7 +108,7 @@ class Odvg(PhraseFiles):
     def _label_map(self) -> dict[int | None, str] | None:
         """The names of the labels: of the file that was named, or of the only one of which that is in the name."""
         folder = Path(self.config.data_dir)
-        found = [folder / self.config.label_map] if self.config.label_map else sorted(folder.glob("*label_map*.json"))
+        found = [folder / self.config.label_map] if self.config.label_map else files_like(folder, "*label_map*.json")
         if len(found) != 1:
             return None
         names = read_json(found[0])

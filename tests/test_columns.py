@@ -501,6 +501,9 @@ def test_doubts_about_boxes(tmp_path, caplog):
 
 
 CALLED = ["a cat", "a remote"]
+BY_NAME = [dict(zip(("x1", "y1", "x2", "y2"), box)) for box in CORNERS[:2]]
+# May be labels where a text is beside them, but are not taken for such by themselves.
+NO_GUESS = ["at.name", "names", "class_names", "label_names", "tags", "objects", "entities", "gt_classes"]
 
 
 @pytest.mark.parametrize("text", ["text", "description", "caption", "phrase", "prompt"])
@@ -515,6 +518,19 @@ CALLED = ["a cat", "a remote"]
         ({"boxes": CORNERS[:2], "categories": CALLED}, "categories"),
         ({"boxes": CORNERS[:2], "category_ids": [1, 2]}, "category_ids"),
         ({"objects": {"bbox": CORNERS[:2], "category": [1, 2]}}, "objects.category"),
+        ({"boxes": [at | {"label": name} for at, name in zip(BY_NAME, CALLED)]}, "boxes.label"),
+        ({"bbox": [at | {"class": name} for at, name in zip(BY_NAME, CALLED)]}, "bbox.class"),
+        (
+            {"objects": [{"bbox": box, "category": {"id": 1, "name": name}} for box, name in zip(CORNERS, CALLED)]},
+            "objects.category.name",
+        ),
+        (
+            {"objects": [{"box": {"position": at}, "label": name} for at, name in zip(BY_NAME, CALLED)]},
+            "objects.label",
+        ),
+        ({"objects": {"boxes": CORNERS[:2]}, "labels": CALLED}, "labels"),
+        *(({"boxes": CORNERS[:2], name: CALLED}, name) for name in NO_GUESS[1:]),
+        ({"boxes": BY_NAME, "names": CALLED}, "names"),
     ],
 )
 def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp_path, beside, label, text):
@@ -526,7 +542,7 @@ def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp
     if not is_number:
         assert boxes_of(read[label]) == [[box] for box in CORNERS[:2]]
         assert [record["phrase"] for record in read[label]] == CALLED
-    if text == "prompt" and not is_number and label != "at.name":
+    if text == "prompt" and not is_number and label not in NO_GUESS:
         assert [(each["phrase"], each["boxes"]) for each in records(path)] == [
             (each["phrase"], each["boxes"]) for each in read[label]
         ]
@@ -546,12 +562,39 @@ def test_boxes_with_a_label_each_are_not_silently_of_a_text_of_the_whole_row(tmp
         {"text": "a dog", "bbox": CORNERS[0], "label": "animal", "labels": ["animal", "pet"]},
         {"phrases": ["a dog", "a cat"], "boxes": CORNERS[:2], "labels": ["animal", "animal"]},
         {"caption": "dogs", "objects": {"bbox": CORNERS[:2], "id": ["a", "b"], "area": [1, 2]}},
+        {"caption": "dogs", "boxes": [at | {"id": "a", "area": 1} for at in BY_NAME], "about": {"label": "animal"}},
+        {"objects": [{"text": "a dog", "box": at, "label": "animal"} for at in BY_NAME], "labels": ["animal"]},
     ],
 )
 def test_labels_that_are_of_no_box_are_no_doubt(tmp_path, beside):
     photos(tmp_path)
     path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", **beside}])
     assert "dog" in records(path, Columns(box_format="xyxy"))[0]["phrase"]
+
+
+def test_a_label_of_the_whole_row_is_in_doubt_where_boxes_have_names_of_their_own(tmp_path):
+    photos(tmp_path)
+    objects = [{"bbox": box, "name": name} for box, name in zip(CORNERS, CALLED)]
+    for row, other in ({"objects": objects}, "objects.name"), ({"boxes": CORNERS[:2], "names": CALLED}, "names"):
+        path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", "label": "indoors", **row}])
+        with pytest.raises(ValueError, match=rf"Say --columns phrase=label or phrase={other}\."):
+            records(path)
+
+
+def test_polygons_with_a_label_each_are_in_doubt_too(tmp_path):
+    photos(tmp_path)
+    objects = [{"outline": [[10, 10, 60, 10, 60, 60]], "kind": name} for name in CALLED]
+    path = write_rows(tmp_path / "mine.jsonl", [{"image": "photos/0.png", "caption": "a scene", "objects": objects}])
+    with pytest.raises(ValueError, match=r"Say --columns phrase=caption or phrase=objects\.kind\."):
+        records(path, Columns({"polygons": "objects.outline"}))
+
+
+def test_names_in_categories_are_categories(tmp_path):
+    """In words; and of one image they are one phrase, also of two rows."""
+    photos(tmp_path)
+    rows = [{"image": "photos/0.png", "bbox": box, "category": {"id": 3, "name": "traffic_light"}} for box in CORNERS]
+    (found,) = records(write_rows(tmp_path / "mine.jsonl", rows))
+    assert (found["phrase"], found["boxes"]) == ("traffic light", CORNERS)
 
 
 def test_texts_that_are_boxes(tmp_path):
@@ -824,6 +867,45 @@ def test_phrases_that_are_told_are_put_together_but_for_expressions(tmp_path, na
     found = records(write_rows(tmp_path / "mine.jsonl", rows), Columns({"phrase": name}))
     assert [record["phrase"] for record in found] == [phrase] * count
     assert [box for boxes in boxes_of(found) for box in boxes] == CORNERS
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ("a.png", "./a.png"),
+        ("x/a.png", "x\\a.png"),
+        ("my a.png", "my%20a.png"),
+        ("café.png", "cafe\u0301.png"),
+        ("a.png", "{folder}/a.png"),
+        ("{folder}/a.png", "{folder}/./a.png"),
+        ("{folder}/my a.png", "{folder}/my%20a.png"),
+        ("a.png", "{link}/a.png"),
+        ("gone.png", "./gone.png"),
+    ],
+)
+def test_an_image_is_one_however_its_path_is_spelled(tmp_path, spelled):
+    folder, link = tmp_path / "mine", tmp_path / "link"
+    (folder / "x").mkdir(parents=True)
+    link.symlink_to(folder)
+    image = spelled[0].format(folder=folder)
+    for name in {image, "b.png"} - {"gone.png"}:
+        picture(WIDTH, HEIGHT).save(folder / name)
+    images = [*(each.format(folder=folder, link=link) for each in spelled), "b.png"]
+    rows = [{"image": name, "label": "dog", "bbox": str(box)} for name, box in zip(images, CORNERS)]
+    found = records(write_rows(folder / "mine.csv", rows), Columns(box_format="xyxy"))
+    assert boxes_of(found) == [CORNERS[:2], CORNERS[2:3]]
+    if "link" not in spelled[1]:  # whose rows are not moved
+        rows = [{"image": name, "text": "a dog", "bbox": str(box)} for name, box in zip(images, CORNERS)]
+        found = records(write_rows(folder / "texts.csv", rows), Columns(box_format="xyxy"))
+        assert [record["image"]["path"] for record in found] == [str(folder / name) for name in (image, image, "b.png")]
+
+
+def test_a_path_that_can_be_of_no_file_is_of_an_image_of_its_own(tmp_path):
+    photos(tmp_path)
+    names = "photos/0.png", "\0", "p" * 5000, "photos/0.png"
+    rows = [{"image": name, "label": "dog", "bbox": box} for name, box in zip(names, CORNERS)]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), Columns(box_format="xyxy"))
+    assert boxes_of(found) == [[CORNERS[0], CORNERS[3]], [CORNERS[1]], [CORNERS[2]]]
 
 
 @pytest.mark.parametrize("kind", [".csv", ".jsonl"])

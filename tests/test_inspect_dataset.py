@@ -51,6 +51,21 @@ def test_counts_sizes_and_the_command(tmp_path, capsys):
     assert MARK == "cyan" and (np.asarray(sheet) == CYAN).all(-1).any()
 
 
+def test_images_without_ids_are_counted_by_path_or_bytes(tmp_path, capsys):
+    rows = [{"image": f"{n % 3}.png", "text": f"thing {n}", "bbox": [0, 0, 30, 30]} for n in range(8)]
+    write(tmp_path / "mine", rows)
+    contents = [{"bytes": (tmp_path / "mine" / row["image"]).read_bytes(), "path": None} for row in rows]
+    (tmp_path / "inside").mkdir()
+    inside = datasets.Dataset.from_list([row | {"image": image} for row, image in zip(rows, contents)])
+    inside.cast_column("image", datasets.Image()).to_parquet(tmp_path / "inside" / "train.parquet")
+    write(tmp_path / "part", [row | {"image_id": id_} for row, id_ in zip(rows, ["a", "a", *[None] * 6])])
+    for name, count in ("mine", 3), ("inside", 3), ("part", 4):
+        words = [str(tmp_path / name), "--box_format", "xyxy", "--output", str(tmp_path / "sheet.png")]
+        found = inspect_dataset.main(words)["train"]
+        assert (found["phrases"], found["images"]) == (8, count)
+        assert f"8 phrases of {count} images, {8 / count:.1f} an image" in capsys.readouterr().out
+
+
 def test_rows_with_lists_and_masks(tmp_path):
     mask = Image.new("L", (100, 50))
     mask.paste(255, (10, 10, 20, 20))

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -329,6 +330,27 @@ def test_the_command_of_the_table(what, capsys):
     assert [each for each in records(words[1]) if each[0] != "it"] == sorted(FOUND)
 
 
+def litter(folder: Path) -> None:
+    """What notebooks and macOS leave beside each file, and in archives that it makes."""
+    for file in [file for file in folder.rglob("*") if file.is_file()]:
+        copy = file.parent / ".ipynb_checkpoints" / f"{file.stem}-checkpoint{file.suffix}"
+        for place in copy, folder / ".ipynb_checkpoints" / copy.name:
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(file, place)
+        mark = f"._{file.name}"
+        for place in folder / "__MACOSX" / file.parent.relative_to(folder) / mark, file.parent / mark:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+
+
+@pytest.mark.parametrize("what", LAYOUTS)
+def test_hidden_files_are_passed_over(what):
+    LAYOUTS[what](Path("D"))
+    litter(Path("D"))
+    dataset = shlex.split(ROWS[what][0])[2]
+    assert [each for each in records(dataset) if each[0] != "it"] == sorted(FOUND)
+
+
 # Annotations ----------------------------------------------------------------------------------------------------------
 
 # A file of each layout, and whether it alone says what to read.
@@ -373,7 +395,10 @@ def test_every_format_is_recognised_and_read_as_by_its_builder(name, caplog):
     assert records("D") == records("built") != []
     (folder,) = filter(Path.is_dir, Path("cache", "albef_amc").glob(f"{name}-*"))
     told = f"D: annotations as albef-amc build {name} reads them; their rows are in {folder.absolute()}."
-    assert [each.message for each in caplog.records] == [told, *([str(report)] if report.dropped else [])]
+    said = [told, *([str(report)] if report.dropped else [])]
+    assert [each.message for each in caplog.records] == said
+    caplog.clear()
+    assert records("D") and [each.message for each in caplog.records] == said  # of what is in the cache, too
 
 
 def test_annotations_are_built_once_for_all_commands_until_a_file_changes():
@@ -381,8 +406,20 @@ def test_annotations_are_built_once_for_all_commands_until_a_file_changes():
     first, at = rows_of("D", Columns()), os.stat(rows_of("D/train.jsonl", Columns())).st_mtime_ns
     assert rows_of(str(Path("D").absolute()), Columns()) == first != rows_of("D/train.jsonl", Columns())
     assert os.stat(rows_of("D/train.jsonl", Columns())).st_mtime_ns == at
+    Path(f"{first}.txt").unlink()  # as where a build was killed before its report was written
+    assert rows_of("D", Columns()) == first and Path(f"{first}.txt").exists()
     photo(Path("D/images/1.png"))
     assert rows_of("D", Columns()) not in (first, rows_of("D", Columns(), strict=True))
+
+
+def test_every_command_says_what_was_dropped(caplog):
+    write(Path("D/instances.json"), coco_of([*range(4)]))
+    for number in range(2):
+        photo(Path(f"D/{number}.png"))
+    for _ in range(2):
+        caplog.clear()
+        assert len(records("D")) == 2
+        assert any("dropped          2  " in each.message for each in caplog.records)
 
 
 def test_columns_that_are_named_win(caplog):

@@ -18,6 +18,7 @@ from modeling_albef_amc.images import open_image
 from tests.helpers.builders import coco
 from tests.helpers.data import picture, tiny_records, write_folder
 from trainer.columns import Columns
+from trainer.known_formats import rows_of
 from trainer.splits import COLUMNS, data_files, fits, open_split, split_names
 from trainer.streaming import StreamedRows
 
@@ -175,8 +176,23 @@ def test_images_that_hide_a_table(tmp_path):
     assert row["phrase"] == "a dog" and Path(row["image"]["path"]).resolve() == tmp_path / "images" / "0.png"
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_a_table_in_each_folder_of_a_split_beside_images(tmp_path, number):
+CARD = "---\nlicense: mit\nalbef_amc:\n  box_format: xyxy\n---\n# Pets\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "beside"),
+    [
+        (1, {}),
+        (3, {}),
+        (3, {"README.md": "# Pets"}),
+        (3, {"README.md": CARD}),
+        (3, {"README.roboflow.txt": "Pets"}),
+        (3, {"train/.ipynb_checkpoints/_annotations-checkpoint.csv": "filename,class\n0.png,no\n"}),
+        (3, {"__MACOSX/train/._0.png": "\0\5", "__MACOSX/train/._annotations.csv": "\0\5", "train/._a.csv": "\0\5"}),
+    ],
+    ids=str,
+)
+def test_a_table_in_each_folder_of_a_split_beside_images(tmp_path, number, beside):
     """As of Roboflow's CSV; datasets would take images for the data set, or each split for another kind of files."""
     for folder, most in {"train": 3, "valid": 3, "test": number}.items():
         (tmp_path / folder).mkdir()
@@ -185,6 +201,10 @@ def test_a_table_in_each_folder_of_a_split_beside_images(tmp_path, number):
             picture().save(tmp_path / folder / f"{n}.png")
             text += f"{n}.png,{picture().width},{picture().height},{folder},1,2,3,4\n"
         (tmp_path / folder / "_annotations.csv").write_text(text)
+    for name, text in beside.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert rows_of(str(tmp_path), Columns()) == str(tmp_path)
     assert split_names(str(tmp_path), None) == ["train", "validation", "test"]
     for split, folder, most in ("train", "train", 3), ("validation", "valid", 3), ("test", "test", number):
         rows = list(open_split(str(tmp_path), None, split))
@@ -378,7 +398,7 @@ def test_splits_with_columns_of_their_own(tmp_path, streaming):
     with pytest.raises(ValueError, match=r"Split train of .* cannot be had: (JSON parse error|Expected object)"):
         open_split(str(tmp_path), None, "train", streaming)
     (tmp_path / "README.md").write_text("---\npretty_name: my data: dogs\n---\n")
-    with pytest.raises(ValueError, match=r"Split train of .* cannot be had: the YAML .* README\.md .*: mapping values"):
+    with pytest.raises(ValueError, match=r"/README\.md: its YAML cannot be read: mapping values"):
         open_split(str(tmp_path), None, "train", streaming)
 
 

@@ -7,9 +7,10 @@ that lists the columns and proposes the option.
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ HOLDS = {
 IMAGE_NAMES = re.compile("image|img|picture|photo|path|file|(image|img|file)(path|name)|imagefile")
 PHRASE_NAMES = re.compile("(phrase|caption|text|sent|sentence|(referring)?expression|description)s?|query")
 CATEGORY_NAMES = re.compile("categor(y|ies)|(text)?labels?|class|classes|(class|category|label)name")
-LISTS_OF_LABELS = re.compile(f"{CATEGORY_NAMES.pattern}|(class|category|label|object|box)?(labels|names)|tags|objects")
+LISTS_OF_LABELS = re.compile(f"{CATEGORY_NAMES.pattern}|.*(labels|names|classes|categories)|tags|objects|entities")
 NO_IDS = re.compile("(?!.*ids?$).*")
 # Our columns that are so by this very name. In other spellings they are guessed: units of boxes are to be found out,
 # and categories may be the phrases.
@@ -323,42 +324,46 @@ class Guesses:
         return options
 
     def phrases(self) -> list[list[Place]]:
-        """Texts beside the boxes or, where these lie deeper, around them; and what else the boxes may be of.
+        """Texts in the innermost of what the regions lie in that has any, and what else the boxes may be of.
 
         Of a text of the whole row it is in doubt that all boxes are of it, where each box has a category of its own.
         """
-        boxes = self.found.places.get("boxes", [("boxes",)])
-        home = boxes[0][:-1]
-        home = home[:-1] if len(boxes) > 1 and home and BOX_NAMES.fullmatch(plain_name(home[-1])) else home
         own = self.found.places.get("phrase")
-        beside = [] if own and not home else self.texts(PHRASE_NAMES, home)
-        around = [] if own or beside else self.texts(PHRASE_NAMES, ())
-        if not self.found.places.keys() & set(REGIONS) or (own and home and "boxes" not in self.found.guessed):
-            return [] if own else beside
-        if home and (own or around):
-            others = self.texts(NO_IDS, home) + self.numbers(home)
-        elif not own and all(plain_name(place[-1]).startswith("caption") for (place,) in beside):
-            others = self.texts(CATEGORY_NAMES, home) + (self.numbers(home) if beside else [])
-        elif self.is_several() and not all(map(self.is_list, [own] if own else beside)):
-            others = list(filter(self.is_list, self.texts(LISTS_OF_LABELS, home) + self.numbers(home)))
-        else:
-            others = []
-        return [*around, *beside, *(each for each in others if each not in beside)]
+        regions = [self.found.places[region] for region in REGIONS if region in self.found.places]
+        if not regions:
+            return [] if own else self.texts(PHRASE_NAMES, ())
+        home = regions[0][0][:-1]
+        nests = [home[:depth] for depth in range(len(home), -1, -1)]
+        named = ((self.texts(names, nest), nest) for names in (PHRASE_NAMES, CATEGORY_NAMES) for nest in nests)
+        options, nest = ([own], ()) if own else next(filter(itemgetter(0), named), ([], home))
+        is_caption = not own and all(plain_name(place[-1]).startswith("caption") for (place,) in options)
+        is_of_all = self.is_several() and not all(map(self.is_list, options))
+        others = self.labels(NO_IDS, home[: len(nest) + 1]) if nest != home else []
+        others += self.labels(CATEGORY_NAMES, nest) if options and is_caption else []
+        others += filter(self.is_list, self.labels(LISTS_OF_LABELS, nest)) if is_of_all else []
+        found = dict.fromkeys(place for (place,) in [*([] if own else options), *others])
+        return [[place] for place in found]
+
+    def labels(self, names: re.Pattern, parent: Place) -> list[list[Place]]:
+        """Texts in a parent, and lists of categories without their names."""
+        numbers = [place for place in numbers_of_categories(self.there) if self.there[place].depth]
+        return self.texts(names, parent) + [
+            [place] for place in numbers if place[: len(parent)] == parent and (parent or not place[1:])
+        ]
 
     def texts(self, names: re.Pattern, parent: Place) -> list[list[Place]]:
+        """Those in a parent, `category.name` too, by what they are called there."""
         # What a caption or categories of a phrase would be may be the phrase.
         ours = () if "phrase" in self.found.places else ("caption", "categories") if self.is_several() else ("caption",)
         taken = [place for other, places in self.found.places.items() if other not in ours for place in places]
         return [
             [place]
             for place, leaf in self.there.items()
-            if leaf.is_text and place[:-1] == parent and names.fullmatch(plain_name(place[-1])) and place not in taken
+            if leaf.is_text
+            and place[: len(parent)] == parent
+            and names.fullmatch("".join(map(plain_name, place[len(parent) :])))
+            and place not in taken
         ]
-
-    def numbers(self, parent: Place) -> list[list[Place]]:
-        """Lists of categories without their names."""
-        found = numbers_of_categories(self.there)
-        return [[place] for place in found if place[:-1] == parent and self.there[place].depth]
 
     def is_several(self) -> bool:
         """Whether a row may have several instances."""
@@ -419,6 +424,12 @@ def numbers_of_categories(there: dict[Place, Leaf]) -> list[Place]:
     """Categories whose names are not there."""
     numbers = [place for place, leaf in there.items() if leaf.is_number]
     return [place for place in numbers if CATEGORY_NAMES.fullmatch(re.sub("ids?$", "", plain_name(place[-1])))]
+
+
+def is_category(place: Place) -> bool:
+    """Whether what is there is called one, by the names around it, too: `category.name`."""
+    names = [*map(plain_name, place)]
+    return any(CATEGORY_NAMES.fullmatch("".join(names[first:])) for first in range(len(names)))
 
 
 def numbers_told(place: Place) -> str:
@@ -758,7 +769,7 @@ def arrangement_of(features: Features, found: Found, path: str, first: list[Row]
     is_label = {ours: isinstance(kinds[ours].feature, ClassLabel) for ours in places}
     labels = {ours: kinds[ours].feature.names for ours in places if is_label[ours] and ours in TEXTS}
     phrase = kinds.get("phrase", Leaf(0, Value("null")))
-    if phrase.is_text and CATEGORY_NAMES.fullmatch(plain_name(places["phrase"][0][-1])):
+    if phrase.is_text and is_category(places["phrase"][0]):
         labels.setdefault("phrase", None)
     phrase = phrase if phrase.is_text and phrase.depth < 3 else Leaf(0, phrase.feature)  # which is refused later
     ways = ways_of(kinds, places, is_listed=phrase.depth > 0)
@@ -826,17 +837,23 @@ def ways_of(kinds: dict[str, Leaf], places: dict[str, list[Place]], is_listed: b
 
 
 def put_together(
-    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str
+    dataset: Dataset | IterableDataset,
+    found: Found,
+    columns: Columns,
+    path: str,
+    image_key: Callable[[str], str],
 ) -> Dataset | IterableDataset:
     """The data set, rows of the same image and category as one row with the regions of all.
 
-    Args: dataset: with our columns, its images not placed yet.
+    Args:
+        dataset: with our columns, its images not placed yet.
+        image_key: the same for all paths of an image.
     """
-    (*_, name) = found.places["phrase"][0]
+    (place,) = found.places["phrase"]
+    name = place[-1]
     regions = [region for region in REGIONS if region in dataset.column_names]
-    is_category = CATEGORY_NAMES.fullmatch(plain_name(name))
     # Of a phrase that somebody named, too, but for expressions, of which the same may be of two objects.
-    if not (is_category or ("phrase" in columns.names and not PHRASE_NAMES.fullmatch(plain_name(name)))):
+    if not (is_category(place) or ("phrase" in columns.names and not PHRASE_NAMES.fullmatch(plain_name(name)))):
         return dataset
     if not regions or not isinstance(dataset.features["phrase"], Value):
         return dataset
@@ -845,7 +862,7 @@ def put_together(
             f"{path}: streamed rows stay apart. If several have the same image and {name}, leave out streaming."
         )
         return dataset
-    groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:])
+    groups = same_images(dataset.select_columns(["image", "phrase"]).with_format("arrow")[:], image_key)
     if len(groups) == len(dataset):
         return dataset
     if "masks" in regions and dataset.data.column("masks").nbytes > MAX_MASKS:
@@ -868,11 +885,11 @@ def put_together(
     return whole.select([group[0] for group in groups])
 
 
-def same_images(table: pa.Table) -> list[list[int]]:
+def same_images(table: pa.Table, image_key: Callable[[str], str]) -> list[list[int]]:
     """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
 
-    Images are told apart by their paths or else, where several of one phrase are as long, by their bytes. Phrases are
-    the same in whatever case.
+    Images are told apart by the keys of their paths or else, where several of one phrase are as long, by their bytes.
+    Phrases are the same in whatever case.
     """
     images = table["image"]
     if pa.types.is_struct(images.type):
@@ -882,6 +899,8 @@ def same_images(table: pa.Table) -> list[list[int]]:
         missing = pa.nulls(len(images))
         contents, paths = (missing, images) if is_path else (images, missing)
     contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
+    spelled = {each: each and image_key(each) for each in pc.unique(paths).to_pylist()}
+    paths = pa.chunked_array([[spelled[each] for each in paths.to_pylist()]], pa.string())
     phrases = pc.utf8_lower(pc.utf8_trim_whitespace(table["phrase"]))
     keys = {"path": paths, "size": pc.binary_length(contents), "phrase": phrases}
     rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)

@@ -16,7 +16,7 @@ from modeling_albef_amc.images import download
 def place_images(
     table: pa.Table, names: list[str], folders: list[str], schema: pa.Schema, fetch: bool = False
 ) -> pa.Table:
-    """Paths in these columns, and images that are only a path, as images in files, relative ones of the only folder.
+    """Paths in these columns, and images that are only a path, as images in files; see `placed`.
 
     Args:
         fetch: images that are addresses, too; those that cannot be had stay addresses, which are named when it is
@@ -34,19 +34,9 @@ def place_images(
             return {"bytes": contents[image["path"]], "path": image["path"]}
         if image and image["bytes"] is None and is_within(image["path"]):
             return read_within(image["path"])
-        if not image or image["bytes"] is not None or not is_relative(image["path"]):
+        if not image or image["bytes"] is not None or "://" in (image["path"] or "://"):
             return image if image and any(image.values()) else None
-        if len(folders) != 1:
-            raise ValueError(
-                f"Files in several folders name images by relative paths, such as {image['path']}: keep them in one."
-            )
-        name = os.path.normpath(image["path"])  # equal paths are equal images
-        forms = [name]
-        if "\\" in name or "%" in name or not name.isascii():  # of Windows; as in addresses; of another form of Unicode
-            called = [each.replace("\\", "/") for each in (unquote(name), name)]
-            forms += [normalize(form, each) for each in called for form in ("NFD", "NFC")]
-        wholes = [os.path.join(folders[0], form) for form in forms]
-        return {"bytes": None, "path": next(filter(os.path.isfile, wholes[:-1]), wholes[-1])}
+        return {"bytes": None, "path": placed(image["path"], folders)}
 
     for name in names:
         given = table[name].to_pylist()
@@ -55,6 +45,28 @@ def place_images(
         images = pa.array(place(given), schema.field(name).type)
         table = table.set_column(table.column_names.index(name), name, images)
     return table_cast(table, schema)
+
+
+def placed(path: str, folders: list[str]) -> str:
+    """Where the file of a path is, by whichever spelling of it there is one: equal paths are equal images.
+
+    Raises ValueError: as of `place_images`.
+    """
+    name = os.path.normpath(path)
+    if len(folders) != 1 and not os.path.isabs(name):
+        raise ValueError(f"Files in several folders name images by relative paths, such as {path}: keep them in one.")
+    forms = [name]
+    if "\\" in name or "%" in name or not name.isascii():  # of Windows; as in addresses; of another form of Unicode
+        called = [each.replace("\\", "/") for each in (unquote(name), name)]
+        forms += [os.path.normpath(normalize(form, each)) for each in called for form in ("NFD", "NFC")]
+    wholes = [os.path.join("".join(folders[:1]), form) for form in forms]
+    return next(filter(os.path.isfile, wholes[:-1]), wholes[-1])
+
+
+def image_key(path: str, folders: list[str]) -> str:
+    """What two paths of the same image have in common; errors as of `placed`."""
+    place = path if "://" in path else placed(path, folders)
+    return os.path.realpath(place) if os.path.exists(place) else place
 
 
 def addresses_in(images: Any) -> set[str]:
@@ -96,8 +108,9 @@ def read_within(path: str) -> dict[str, Any]:
     return image | {"path": path.partition("::")[0].partition("://")[2]}
 
 
-def is_relative(path: str | None) -> bool:
-    return bool(path) and "://" not in path and not os.path.isabs(path)
+def is_unplaced(path: str | None) -> bool:
+    """Whether it is relative, or has more than one spelling."""
+    return bool(path) and "://" not in path and not (os.path.isabs(path) and os.path.normpath(path) == path)
 
 
 def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> bool:
@@ -113,6 +126,6 @@ def has_paths(dataset: Dataset | IterableDataset, name: str, fetch: bool) -> boo
             while pa.types.is_nested(images.type) and not pa.types.is_struct(images.type):
                 images = images.flatten()
             paths = images.field("path").filter(images.field("bytes").is_null()).to_pylist()
-            if any(is_relative(path) or is_within(path) or (fetch and path and is_address(path)) for path in paths):
+            if any(is_unplaced(path) or is_within(path) or (fetch and path and is_address(path)) for path in paths):
                 return True
     return False

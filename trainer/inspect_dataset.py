@@ -29,7 +29,16 @@ from .commands import parse
 from .data_checks import SIZEABLE, check_regions, check_sample, is_of_units, plain, values_of_phrases
 from .data_collator import Example, SourceImage, read_example
 from .evaluation import data_of_run
-from .phrase_rows import PhraseRows, Record, check_same_image, image_id_of, is_absent, phrase_counts, record_name
+from .phrase_rows import (
+    PhraseRows,
+    Record,
+    check_same_image,
+    image_id_of,
+    image_marks,
+    is_absent,
+    phrase_counts,
+    record_name,
+)
 from .process_group import place_apart, run_script
 from .regions import REGIONS, Region
 from .splits import split_names
@@ -148,14 +157,12 @@ def look_at(
 
 
 def count(dataset: Dataset | PhraseRows) -> dict[str, Any]:
-    """Of all records: phrases, images by their ids (rows, where there are none), regions by kind, absent phrases."""
+    """Of all records: phrases, images by their `image_marks`, regions by kind, absent phrases."""
     counts = Counter(dict.fromkeys(("phrases", *REGIONS, "without region", "absent"), 0))
     rows = dataset.dataset if isinstance(dataset, PhraseRows) else dataset
-    names = [name for name in ("image_id", "phrase", "absent", *REGIONS) if name in rows.column_names]
-    images: set[Any] = set()
+    names = [name for name in ("phrase", "absent", *REGIONS) if name in rows.column_names]
     for table in rows.select_columns(names).with_format("arrow").iter(batch_size=10_000):
         columns = {name: plain(table[name]) for name in names}
-        images.update(columns.pop("image_id").to_pylist() if "image_id" in columns else ())
         if pa.types.is_nested(columns["phrase"].type):  # of several phrases a row
             numbers = phrase_counts(columns["phrase"]).to_pylist()
             columns = {name: values_of_phrases(column, numbers) for name, column in columns.items()}
@@ -168,7 +175,7 @@ def count(dataset: Dataset | PhraseRows) -> dict[str, Any]:
                 counts[kind] += int((is_bare & (number > 0)).sum())
                 is_bare &= number == 0
         counts["without region"] += int(is_bare.sum())
-    return {**counts, "images": len(images) if "image_id" in names else len(rows)}
+    return {**counts, "images": len({*image_marks(rows)})}
 
 
 def picture(image: Image.Image, record: Record, region: Region | None) -> Image.Image:

@@ -60,6 +60,7 @@ KEYS = {
 BESIDE = {"coco": ("refcoco", "*refs(*).*"), "voc": ("flickr30k_entities", "../Sentences")}
 BEGINNING, MOST_READ, MOST_LISTED = 65_536, 20, 100_000  # bytes; files of an ending that are read; all looked at
 BESIDE_IMAGES = r"(?i)annotations?|labels"  # folders whose images lie in the folder around them
+HIDDEN_FOLDERS = ".", "__"  # how they begin: of notebooks, of macOS
 WHOLE = "yolo", "voc", "labelme", "visual_genome", "refcoco", "flickr30k_entities"  # those that are told no file
 IN_ONE_FOLDER = "visual_genome", "refcoco"  # those that look in no folder below theirs
 
@@ -90,15 +91,15 @@ def rows_of(path: str, columns: Columns, strict: bool = False) -> str:
         told = f"{path} has annotations as albef-amc build {builder} reads them, which needs no box_format"
         raise ValueError(f"{told}: leave it out. Of a table, name the --columns, too.")
     try:
-        folder, report = of_builds("build_in_cache")(builder, **options[builder], strict=strict)
+        folder, dropped = of_builds("build_in_cache")(builder, **options[builder], strict=strict)
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}, which builds need: pip install 'albef-amc[train]'.") from error
     except ValueError as error:
         told = f"{path} was read as albef-amc build {builder} reads it: {error}"
         raise ValueError(f"{told}. With other options: {by_hand}") from error
     columns.say(f"{path}: annotations as albef-amc build {builder} reads them; their rows are in {folder}.")
-    if report and report.dropped:
-        columns.say(str(report))
+    if dropped:
+        columns.say(dropped)
     return str(folder)
 
 
@@ -106,7 +107,8 @@ def known_formats(path: str) -> dict[str, list[Path]]:
     """Builder → the folders of its files, of a file, or of a folder without a table; none of what is not here."""
     if os.path.isfile(path):
         return formats_of(iter([Path(path)]))
-    tables = (file for kind in TABLES for depth in ("", "*/") for file in Path(path).glob(f"{depth}*.{kind}"))
+    places = (f"{folder}[!.]*.{kind}" for kind in TABLES for folder in ("", "[!.]*/"))
+    tables = (file for place in places for file in Path(path).glob(place))
     return formats_of(files_below(Path(path))) if all(map(format_of, tables)) else {}
 
 
@@ -151,15 +153,15 @@ def command_of(builder: str, options: dict[str, str]) -> str:
     return shlex.join(["albef-amc", "build", builder, *(word for name in told for word in (f"--{name}", told[name]))])
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """MOST_LISTED at most, in the order of their names, those of a folder before those in its folders."""
+def files_below(folder: Path, most: int | None = MOST_LISTED) -> Iterator[Path]:
+    """In the order of their names, those of a folder before those in its folders; none that is hidden."""
 
     def walk() -> Iterator[Path]:
         for place, folders, names in os.walk(folder):
-            folders.sort()
-            yield from (Path(place, name) for name in sorted(names))
+            folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN_FOLDERS))
+            yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
-    return islice(walk(), MOST_LISTED)
+    return islice(walk(), most)
 
 
 def is_image(file: Path) -> bool:

@@ -1,5 +1,6 @@
 """Rows of a data set as records of one phrase: a row may hold a list of phrases, with a list of regions for each."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -95,6 +96,21 @@ def image_id_of(record: Record) -> Any:
     """None where it is missing, for which pandas has NaN."""
     image_id = python_value(record.get("image_id"))
     return image_id if image_id == image_id else None
+
+
+def image_marks(dataset: Dataset) -> list[bytes]:
+    """Of each row a hash of its `image_id`, or else of its image's bytes or path: equal where the image is."""
+    names = ["image_id"] if "image_id" in dataset.column_names else []
+    rows = dataset.with_format("arrow")
+    if not names or any(table["image_id"].null_count for table in rows.select_columns(names).iter(batch_size=10_000)):
+        names.append("image")
+    marks = []
+    for table in rows.select_columns(names).iter(batch_size=100):
+        for row in table.to_pylist():
+            image, name = row.get("image") or {}, row.get("image_id")
+            mark = image.get("bytes") or str(image.get("path")).encode() if name is None else str(name).encode()
+            marks.append(hashlib.blake2b(mark, digest_size=8).digest())
+    return marks
 
 
 def told_size(record: Record) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ from .columns import (
     Columns,
     Found,
     arrange,
+    card_data,
     find_columns,
     first_rows,
     leaves,
@@ -64,8 +65,8 @@ from .columns import (
     written,
 )
 from .columns import widened as widened_at
-from .image_places import has_paths, place_images
-from .known_formats import IMAGE_FILES
+from .image_places import has_paths, image_key, place_images
+from .known_formats import IMAGE_FILES, files_below
 from .phrase_rows import OF_PHRASES, SIDES
 from .regions import REGIONS
 
@@ -167,17 +168,18 @@ def open_split(
             first = rows_to_look_at(dataset, found)
         dataset = arrange(dataset, found, path, first)
         dataset, is_listed = known_columns(dataset, found, path, needs_regions, others)
-    dataset = put_together(dataset, found, columns, path)
     if isinstance(dataset, Dataset):
         with told_here():
             dataset.data.validate(full=True)  # of text that is not UTF-8 nothing else says so before it is read
+    folders = cache(lambda: folders_of_files(path, config, split))
+    dataset = put_together(dataset, found, columns, path, lambda image: image_key(image, folders()))
     image = Image(decode=False)
     kinds = {"image": image, "masks": List(List(image)) if is_listed else List(image)}
     features = Features({name: kinds.get(name, feature) for name, feature in dataset.features.items()})
     fetch = columns.download_images
     paths = [name for name in kinds if name in features and has_paths(dataset, name, fetch)]
     if paths:
-        place = {"names": paths, "folders": folders_of_files(path, config, split), "schema": features.arrow_schema}
+        place = {"names": paths, "folders": folders(), "schema": features.arrow_schema}
         place |= {"fetch": fetch} if fetch else {}
         # Table by table: of single rows, those of streamed data that have nothing in a column lose its type. Few rows
         # each: a table of 2 GiB of images cannot be written.
@@ -337,8 +339,9 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     guessed = {ours: written(found.places[ours]) for ours in found.guessed if ours in ("image", "phrase")}
     said = " ".join(f"{ours}={guessed.get(ours, '…')}" for ours in sorted(missing | guessed.keys()))
     remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
-    tables = [file for depth in ("", "*/") for kind in FILES for file in sorted(Path(path).glob(f"{depth}*{kind}"))]
-    metadata = sorted(Path(path).rglob("metadata.*"))
+    files = list(files_below(Path(path), None)) if os.path.isdir(path) else []
+    tables = [file for file in files if file.suffix in FILES and len(file.relative_to(path).parts) < 3]
+    metadata = [file for file in files if file.stem == "metadata"]
     there = leaves(dataset.features)
     if "phrase" in missing and (numbers := numbers_of_categories(there)):
         remedy = f"{numbers_told(numbers[0])} {remedy}"
@@ -746,16 +749,16 @@ def saved_files(path: str) -> dict[str, list[str]]:
 
 
 def named_files(path: str) -> dict[str, str] | None:
-    """Split → its files, without a README.md: of builds put together, by their names, of which datasets knows few; or
-    the table of each folder of a split, which images in it would hide.
+    """Split → its files, where no README.md says them: of builds put together, by their names, of which datasets knows
+    few; or the table of each folder of a split, which images in it would hide.
     """
-    if Path(path, "README.md").exists():
+    if not os.path.isdir(path) or card_data(path).keys() & {"configs", "dataset_info"}:
         return None
     files = Path(path, "data").glob("*.parquet")
     splits = [re.fullmatch(r"(\w+(?:\.\w+)*)-\d+\.parquet", file.name) for file in files]
     if splits and all(splits):
         return {split[1]: f"data/{split[1]}-*.parquet" for split in splits}
-    tables = [file.relative_to(path) for file in Path(path).rglob("*.*") if file.suffix.lower() in FILES]
+    tables = [file.relative_to(path) for file in files_below(Path(path), None) if file.suffix.lower() in FILES]
     own = {SPLIT_FOLDERS.get(table.parts[0].lower()): table for table in tables}
     kinds, names = {FILES[table.suffix.lower()] for table in tables}, {table.name for table in tables}
     is_one_each = len(own) == len(tables) and None not in own and len(kinds) == 1

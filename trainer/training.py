@@ -1,6 +1,5 @@
 """From settings to a trained, evaluated and published model: what `train.py` and `albef-amc train` run."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -39,7 +38,7 @@ from .evaluation import batch_heatmaps
 from .heatmap_grid import grid_of_batch
 from .known_formats import rows_of
 from .lora import add_adapters, lora_config, train_adapters
-from .phrase_rows import PhraseRows
+from .phrase_rows import PhraseRows, image_marks
 from .process_group import check_apart, check_restart
 from .splits import open_split, split_names
 from .streaming import StreamedRows
@@ -187,19 +186,12 @@ def first_records(dataset: Dataset | PhraseRows, limit: int | None) -> Dataset |
 
 
 def hold_out(dataset: Dataset | PhraseRows, fraction: float) -> tuple[Dataset | PhraseRows, Dataset | PhraseRows]:
-    """Two parts that share no image, the second with this share of the images: those with the lowest hashes of their
-    `image_id`, or else of their paths or bytes.
+    """Two parts that share no image, the second with this share of the images: those with the lowest `image_marks`.
 
     Raises ValueError: there is only one image.
     """
     rows = dataset.dataset if isinstance(dataset, PhraseRows) else dataset
-    marks: list[bytes] = []
-    columns = ["image", *({"image_id"} & set(rows.column_names))]
-    for table in rows.select_columns(columns).with_format("arrow").iter(batch_size=100):
-        for row in table.to_pylist():
-            image, name = row["image"] or {}, row.get("image_id")
-            mark = image.get("bytes") or str(image.get("path")).encode() if name is None else str(name).encode()
-            marks.append(hashlib.blake2b(mark, digest_size=8).digest())
+    marks = image_marks(rows)
     of_records = dataset.rows.tolist() if isinstance(dataset, PhraseRows) else range(len(dataset))
     images = sorted({marks[row] for row in of_records})
     if len(images) < 2:
