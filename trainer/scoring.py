@@ -112,7 +112,7 @@ def check_usable(name: str, num_unusable: int, num_records: int, unusable: list[
 
 def summarize(records: pa.Table, metrics: tuple[str, ...]) -> dict[str, Any]:
     """The numbers of a split, for JSON: shares of right answers, of all scored phrases, with their 95 % interval, and
-    by category and size; and the means of the heat inside the regions, of deletion and of insertion where there are any.
+    by category and size; and the means of the heat inside regions, of deletion and of insertion, where there are any.
 
     Box accuracy is left out where no phrase has proposals; else a phrase without counts as wrong.
 
