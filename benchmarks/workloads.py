@@ -188,10 +188,11 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
 
-def training_memory(variant: str, device: str, quick: bool) -> int:
+def training_memory(variant: str, device: str, quick: bool, batch_size: int | None = None) -> int:
     """Bytes at the peak of two steps, the second of which has the optimizer's state; "baseline", "checkpointing", …"""
     place = torch.device(device)
     scale = scale_of(place, quick)
+    scale = replace(scale, batch_size=batch_size or scale.batch_size)
     model, batch = build_albef(scale, place, pretraining=True), training_batch(scale, place)
     if variant == "checkpointing":
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # the older name

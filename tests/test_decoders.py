@@ -627,6 +627,8 @@ def test_adapters_know_how_they_were_asked_and_explained(name, settings, tmp_pat
     merge(run, merged)
     loaded = [AutoGrounder.from_pretrained(path, device="cpu") for path in (run, f"{run}/checkpoint-2", merged)]
     loaded.append(transformers.pipeline("visual-grounding", model=run, device="cpu", processor=loaded[0].processor))
+    loaded[-1].save_pretrained(tmp_path / "again")
+    loaded.insert(0, AutoGrounder.from_pretrained(str(tmp_path / "again"), device="cpu"))
     for grounder in loaded:
         grounding = grounder.model.config.grounding
         assert grounding == vars(model.config).get("grounding", {}) | settings
@@ -638,6 +640,15 @@ def test_adapters_know_how_they_were_asked_and_explained(name, settings, tmp_pat
     Path(run, "grounding.json").write_text(damaged)
     with pytest.raises(ValueError, match=rf"grounding\.json.*{message}"):
         AutoGrounder.from_pretrained(run)
+    command = [config, "--model", str(tmp_path / "base"), "--output_dir", run, "--lora_rank", "2"]
+    other = "was trained with (explanation 'likelihood'|grounding_layer 0), this run"
+    with pytest.raises(ValueError, match=other):
+        train.main([*command, "--resume_from_checkpoint", "auto", "--max_steps", "3"])
+    for checkpoint in Path(run).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    train.main([*command])  # into the same folder, as the family's own
+    grounding = vars(AutoGrounder.from_pretrained(run, device="cpu").model.config).get("grounding", {})
+    assert not grounding.keys() & {"explanation", "layer", "method"}
 
 
 @pytest.mark.parametrize("name", ["llava", "florence2"])

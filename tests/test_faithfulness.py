@@ -68,7 +68,11 @@ def test_an_evaluation_has_them_on_request(checkpoint, tmp_path, capsys):
     options = ["--models", f"m={checkpoint}", "--dataset", str(data), "--cpu", "--num_pictured", "0", "--output"]
     evaluate_grounding.main([*options, str(tmp_path / "plain")])
     evaluate_grounding.main([*options, str(tmp_path / "more"), "--faithfulness", "--batch_size", "4"])
-    plain, more = (pq.read_table(tmp_path / name / "records/m/test.parquet") for name in ("plain", "more"))
+    evaluate_grounding.main([*options, str(tmp_path / "heads"), "--faithfulness", "--heads", "3.0,3.1,4.0"])
+    names = "plain", "more", "heads"
+    plain, more, heads = (pq.read_table(tmp_path / name / "records/m/test.parquet") for name in names)
+    assert heads["score"].to_pylist() == pytest.approx(plain["score"].to_pylist(), rel=1e-4)
+    assert heads["deletion"].to_pylist() != pytest.approx(more["deletion"].to_pylist(), rel=1e-4)  # other maps
     assert set(more.column_names) - set(plain.column_names) == {"deletion", "insertion"}
     assert more.select(plain.column_names)["point"].to_pylist() == plain["point"].to_pylist()
     grounder = AutoGrounder.from_pretrained(str(checkpoint), device="cpu")

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling_albef_amc.families.auto import GROUNDING
 from modeling_albef_amc.families.checkpoint_checks import read_object
 
 STATE = "trainer_state.json"
@@ -122,6 +123,20 @@ def check_whole(checkpoint: Path) -> None:
             f"resume_from_checkpoint: {checkpoint} has no optimizer and schedule to go on with (save_only_model saves "
             "none). Begin a new run from its weights, or go on from another checkpoint."
         )
+
+
+def check_grounding(model: PreTrainedModel, checkpoint: Path) -> None:
+    """ValueError: a checkpoint was trained by heatmaps of another score, layer or method than the model's now."""
+    of_adapters, whole = checkpoint / GROUNDING, checkpoint / "config.json"
+    saved = read_object(whole).get("grounding", {}) if whole.is_file() else {}
+    saved = read_object(of_adapters) if of_adapters.is_file() else saved
+    now = vars(model.config).get("grounding", {})
+    for name, option in (("explanation", "explanation"), ("layer", "grounding_layer"), ("method", "method")):
+        if saved.get(name) != now.get(name):
+            raise ValueError(
+                f"{checkpoint} was trained with {option} {saved.get(name)!r}, this run has {now.get(name)!r}: set it "
+                "as it was, or begin a new run in another output_dir."
+            )
 
 
 def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:

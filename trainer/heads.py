@@ -23,7 +23,7 @@ class HeadGrounder(AutoGrounder):
 
     def explain_phrases(self, *args: Any, explain: Explain | None = None, **options: Any) -> Sequence[GroundedImage]:
         """As of `PhraseGrounder`, a pass for each of their layers. ValueError: a layer has no such head."""
-        if not self.heads:
+        if not self.heads or not options.get("output_points", True):
             return super().explain_phrases(*args, explain=explain, **options)
         images, *args = args
         sums: list[list] = [[] for _ in images]

@@ -5,7 +5,6 @@ such a folder loads the base model and puts them in. `merge` writes a plain chec
 get adapters is in the family's record (`AdaptedModules`).
 """
 
-import json
 import re
 from collections.abc import Iterable
 from itertools import chain
@@ -17,7 +16,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_albef_amc.families.auto import (
-    GROUNDING,
     IN_PEFT,
     adapted_part,
     base_of,
@@ -142,13 +140,6 @@ def known_modules(model: PreTrainedModel, pattern: str | None = None) -> Adapted
     """What is known of the model's family; of an unknown one, the layers that `pattern` names."""
     family = FAMILIES.get(model.config.model_type)
     return AdaptedModules(pattern) if family is None else family.adapted
-
-
-def save_grounding(model: PreTrainedModel, folder: Path) -> None:
-    """Saves beside adapters how a generative model is asked and explained, which is in no file of its base model."""
-    grounding = vars(model.config).get("grounding")
-    if grounding is not None:
-        (folder / GROUNDING).write_text(json.dumps(grounding, indent=2))
 
 
 def save_moving(model: PreTrainedModel, folder: Path) -> None:

@@ -17,9 +17,12 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 
+from modeling_albef_amc.families.auto import save_grounding
+
 from .amc_config import AmcConfig
 from .checkpoints import (
     begin,
+    check_grounding,
     check_kind,
     check_optimizer,
     check_shared,
@@ -34,7 +37,7 @@ from .checkpoints import (
     sync,
 )
 from .half_steps import TEACHER_HAS_MOVED, kept_buffers, random_state, restore_buffers, set_random_state
-from .lora import MOMENTUM, load_checkpoint, save_grounding, save_moving
+from .lora import MOMENTUM, load_checkpoint, save_moving
 from .model_card import model_card
 from .process_group import add_note
 
@@ -140,7 +143,7 @@ class PublishingTrainer(Trainer):
             self.accelerator.wait_for_everyone()
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and self.has_adapters():
-            save_grounding(self.model, Path(output_dir or self.args.output_dir))
+            save_grounding(self.model, Path(output_dir or self.args.output_dir))  # FSDP saves by another way
             if is_checkpoint:
                 save_moving(self.model, self.checkpoint)
 
@@ -175,6 +178,7 @@ class PublishingTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Trainer looks for adapters in peft's own wrapper only, and passes over weights that files name otherwise."""
         checkpoint = Path(resume_from_checkpoint)
+        check_grounding(self.model, checkpoint)
         if self.has_adapters():
             return load_checkpoint(self.model, checkpoint)
         check_kind(checkpoint, has_adapters=False)

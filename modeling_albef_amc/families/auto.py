@@ -1,6 +1,8 @@
 """One way in to all families: any checkpoint that scores images and phrases, from its path alone."""
 
 import hashlib
+import json
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -328,7 +331,7 @@ def load_model(
             ) from error
         missing = [name for name in missing if "momentum_encoder." not in name]  # which `groundable` drops
         if base != path:
-            load_grounding(model, path, **hub)
+            load_grounding(saving_grounding(model), path, **hub)
     if missing:
         raise ValueError(f"{path}: {min(missing)} of its adapters cannot be loaded. {merge}")
     return explainable(model.eval())
@@ -382,6 +385,27 @@ class AutoModelForVisualGrounding(_BaseAutoModelClass):
 
 for own_class in (family.load(family.model_class) for family in FAMILIES.values() if family.own_classes):
     AutoModelForVisualGrounding.register(own_class.config_class, own_class, exist_ok=True)
+
+
+def save_grounding(model: PreTrainedModel, folder: Path) -> None:
+    """Saves beside adapters how a model is explained, and a generative one asked: no file of its base model says it."""
+    grounding, file = vars(model.config).get("grounding"), folder / GROUNDING
+    if grounding is None:
+        file.unlink(missing_ok=True)  # of an earlier run
+    else:
+        file.write_text(json.dumps(grounding, indent=2))
+
+
+def saving_grounding(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that saves it whoever saves its adapters."""
+
+    def save_pretrained(self: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        type(self).save_pretrained(self, save_directory, *args, **kwargs)
+        if self._hf_peft_config_loaded and kwargs.get("is_main_process", True):
+            save_grounding(self, Path(save_directory))
+
+    model.save_pretrained = MethodType(save_pretrained, model)
+    return model
 
 
 def load_grounding(model: PreTrainedModel, adapters: str, **hub: Any) -> None:

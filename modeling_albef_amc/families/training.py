@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from ..gradcam import attention_map, leaving_inference_mode, resolve_image_index
 from ..modeling_albef_pretraining import parted
+from .auto import saving_grounding
 from .dual import StepPairs, own_pairs, pairs_of_step
 from .family import Explain
 from .hooks import is_in_peft, unwrapped, with_own_forward, words_begin_graph
@@ -128,7 +129,7 @@ def groundable(model: PreTrainedModel, explain: Explain | None = None) -> PreTra
             **losses,
         )
 
-    return with_methods(model, forward)
+    return with_methods(saving_grounding(model), forward)
 
 
 def with_methods(model: PreTrainedModel, forward: Callable[..., GroundingOutput]) -> PreTrainedModel:
