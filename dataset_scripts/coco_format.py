@@ -117,6 +117,11 @@ def in_words(category: str) -> str:
     return " ".join((spoken.strip() or words).split())
 
 
+def as_read(words: str) -> str:
+    """Words as an uncased tokenizer reads them: phrases of an image that are read the same are one."""
+    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
+
+
 def contradict(box: Sequence[float], mask_box: Sequence[float]) -> bool:
     """Whether an object's box and its mask's own, both of corners, cannot be of one object: an IoU below a half."""
     width = min(box[2], mask_box[2]) - max(box[0], mask_box[0])
@@ -341,9 +346,13 @@ def texts_of(annotation: dict[str, Any]) -> list[str]:
 
 
 def texts_in(value: Any) -> list[str]:
-    """The texts in a value, with single blanks between words; none that is empty."""
+    """The texts in a value, with single blanks between words; none that is empty, or read like one before."""
     texts = value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(" ".join(text.split()) for text in texts if isinstance(text, str) and text.split()))
+    found: dict[str, str] = {}
+    for text in texts:
+        if isinstance(text, str) and text.split():
+            found.setdefault(as_read(text), " ".join(text.split()))
+    return list(found.values())
 
 
 def is_caption(annotation: dict[str, Any]) -> bool:

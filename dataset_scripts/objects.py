@@ -31,7 +31,7 @@ from .builder import (
     unusable_if,
     walk,
 )
-from .coco_format import SIZEABLE, contradict, in_words
+from .coco_format import SIZEABLE, as_read, contradict, in_words
 from .features import PhraseFields, encode_png, mask_to_box, plain_name
 from .options import ObjectOptions
 from .segmentations import segmentation_to_mask
@@ -392,11 +392,6 @@ def _check_turned(corners: list[float], size: tuple[int, int] | None, mask: np.n
 def same_words(label: str) -> str:
     """What is the same of labels that an uncased tokenizer reads the same."""
     return as_read(in_words(label))
-
-
-def as_read(words: str) -> str:
-    """Words as an uncased tokenizer reads them."""
-    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def words_of_labels(labels: Iterable[str]) -> dict[str, str]:

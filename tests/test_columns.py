@@ -826,6 +826,17 @@ def test_phrases_that_are_told_are_put_together_but_for_expressions(tmp_path, na
     assert [box for boxes in boxes_of(found) for box in boxes] == CORNERS
 
 
+def test_phrases_that_are_read_the_same_are_one(tmp_path):
+    """Of rows of an image and a category, and in a row with a list of them; as the first is spelled."""
+    photos(tmp_path)
+    labels = ["T-shirt", "t shirt", "t_Shirt", "shirt"]
+    rows = [{"image": "photos/0.png", "label": label, "bbox": box} for label, box in zip(labels, CORNERS)]
+    listed = [{"image": "photos/0.png", "phrase": labels, "boxes": [[box] for box in CORNERS]}]
+    for found in records(write_rows(tmp_path / "rows.jsonl", rows)), records(write_rows(tmp_path / "a.jsonl", listed)):
+        assert [record["phrase"] for record in found] == ["T-shirt", "shirt"]
+        assert boxes_of(found) == [CORNERS[:3], CORNERS[3:]]
+
+
 @pytest.mark.parametrize("kind", [".csv", ".jsonl"])
 def test_our_names_in_other_cases(tmp_path, kind):
     photos(tmp_path)

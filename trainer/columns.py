@@ -633,6 +633,11 @@ def in_words(category: str) -> str:
     return " ".join((spoken.strip() or words).split())
 
 
+def as_read(words: str) -> str:
+    """Words as an uncased tokenizer reads them, as in builds: phrases of an image that are read the same are one."""
+    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
+
+
 def grouped(found: Row, ways: dict[str, str]) -> Row:
     """A row whose phrases are different: what had the same words is one phrase, with all of its instances."""
     if found["phrase"] is None:
@@ -641,7 +646,7 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
     spelled: dict[Any, Any] = {}
     for number, phrase in enumerate(found["phrase"]):
         for each in phrase if isinstance(phrase, list) else [phrase]:  # several expressions of one object
-            same = " ".join(each.casefold().replace("_", " ").split()) if isinstance(each, str) else each
+            same = as_read(each) if isinstance(each, str) else each
             numbers.setdefault(spelled.setdefault(same, each), []).append(number)
     row = {**found, "phrase": list(numbers)}
     for name in OF_PHRASES[1:]:
@@ -872,7 +877,7 @@ def same_images(table: pa.Table) -> list[list[int]]:
     """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
 
     Images are told apart by their paths or else, where several of one phrase are as long, by their bytes. Phrases are
-    the same in whatever case.
+    the same as of `as_read`.
     """
     images = table["image"]
     if pa.types.is_struct(images.type):
@@ -882,7 +887,7 @@ def same_images(table: pa.Table) -> list[list[int]]:
         missing = pa.nulls(len(images))
         contents, paths = (missing, images) if is_path else (images, missing)
     contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
-    phrases = pc.utf8_lower(pc.utf8_trim_whitespace(table["phrase"]))
+    phrases = pc.utf8_lower(pc.utf8_trim_whitespace(pc.replace_substring_regex(table["phrase"], r"[-_\s]+", " ")))
     keys = {"path": paths, "size": pc.binary_length(contents), "phrase": phrases}
     rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)
     is_named, groups = pc.is_valid(paths).to_numpy(), []
