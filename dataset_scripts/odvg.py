@@ -47,9 +47,9 @@ class Odvg(PhraseFiles):
         self._labels = self._label_map()
         for file in self.files:
             boxes = (
-                (f"record {number}", read_box(box))
-                for number, record in self.records(file)
-                for _, own in self._listed(record)
+                (f"record {listed.number}", read_box(box))
+                for listed in self.records(file)
+                for _, own in self._listed(listed.record)
                 for part in own
                 if isinstance(part, dict)
                 for box in listed_boxes(part.get("bbox"))
