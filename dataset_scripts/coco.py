@@ -178,7 +178,8 @@ class Coco(ObjectBuilder):
         place, others = self._place(path), self.config.categories
         scope = place.parent.parent if place.parent.name == "annotations" else place.parent
         size_of = partial(self._size_of, near=str(place)) if self.config.images_dir else None
-        file = AnnotationFile(path, Path(self.config.data_dir, others) if others else None, size_of=size_of)
+        categories = Path(self.config.data_dir, others) if others else None
+        file = AnnotationFile(path, categories, size_of=size_of, in_pixels=self.config.in_pixels)
         labels = self._add_labels(file)
         by_id = {id_: labels[number] for id_, number in file.category_numbers.items() if number in labels}
         self.files.append(_File(path, str(place), str(scope) if scope.parts else "", split, by_id))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .builder import check_scale
 from .json_files import read_json, read_record, stream_json_lists
 
 _ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,198}")
@@ -174,6 +175,7 @@ class AnnotationFile:
         categories_path: a list of categories, by itself or in a file like this one, to take in place of the file's own.
         wanted: ids of the annotations to look at, which `records` then has; all.
         size_of: the size of an image, None if it cannot be had; asked where the record has none.
+        in_pixels: boxes are, though they may seem to be counted to 100 or 1000.
     """
 
     def __init__(
@@ -182,8 +184,9 @@ class AnnotationFile:
         categories_path: Path | None = None,
         wanted: Collection[Any] | None = None,
         size_of: Callable[[CocoImage], tuple[int, int] | None] | None = None,
+        in_pixels: bool = False,
     ) -> None:
-        self.path, self.wanted, self._size_of = path, wanted, size_of
+        self.path, self.wanted, self._size_of, self._in_pixels = path, wanted, size_of, in_pixels
         self.images: dict[int, CocoImage] = {}  # by number
         self.categories: dict[int, str] = {}  # names by number
         self.records: dict[int | str, dict[str, Any]] = {}  # annotations by id
@@ -249,6 +252,8 @@ class AnnotationFile:
                 f"{self.path}: {len(wrong):,} boxes ({', '.join(first)}{', …' * (len(wrong) > len(first))}) end beyond "
                 "their image, and would not as corners [x1, y1, x2, y2]: COCO's boxes are [x, y, width, height]"
             )
+        if not self._in_pixels:
+            check_scale(str(self.path), corners, np.where(np.isinf(sizes), 0, sizes)[table[:, 1]])
 
     def _add_image(self, record: Any) -> None:
         number = self._image_numbers[_check_id(self.path, "image", record)]

@@ -260,8 +260,9 @@ class _PhotoBuilder(ObjectBuilder):
         return photo.size or self.load_image(self.find_image(photo.files, photo.near)).size
 
     def _check_fit(self, records: list[Any]) -> None:
-        """Looks at evenly spread records: where many boxes are beyond their image, something is wrong with all."""
-        count, wrong, twin = 0, [], self.twin()
+        """Looks at evenly spread records: where many boxes are beyond their image, something is wrong with all; so is
+        it where they are of a scale of their own."""
+        count, wrong, twin, located = 0, [], self.twin(), []
         for record in records[:: len(records) // _LOOKS + 1]:
             try:
                 photo = twin.photo(record)
@@ -271,6 +272,7 @@ class _PhotoBuilder(ObjectBuilder):
             for instance in photo.instances if size else ():
                 if instance.box is not None:
                     count += 1
+                    located.append((instance.box, size))
                     shares = [value / size[axis % 2] for axis, value in enumerate(instance.box)]
                     if max(shares) > _BEYOND or min(shares) < 1 - _BEYOND:
                         wrong.append(f"{instance.record}: {[round(value, 2) for value in instance.box]}")
@@ -279,6 +281,7 @@ class _PhotoBuilder(ObjectBuilder):
                 f"{self.config.data_dir}: {len(wrong):,} of {count:,} boxes that were looked at are beyond their image "
                 f"({'; '.join(wrong[:3])}): they seem to be in other units, or of images of another size"
             )
+        self.check_scale(self.config.data_dir, located)
 
 
 class PhotoFileBuilder(_PhotoBuilder):

@@ -155,12 +155,13 @@ class PhraseFiles(GroundingBuilder):
                 yield from ((listed.record, size) for listed in records)
 
     def check_sizes(self, key: str, boxes_of: Callable[[dict[str, Any]], Iterable[tuple[str, Any]]]) -> None:
-        """ValueError: corners in place of sizes, where images tell: boxes end beyond, and would not as corners.
+        """ValueError: corners in place of sizes, or percent, where images tell: boxes end beyond, and would not as
+        corners; or all end at 100 or 1000.
 
         Args: boxes_of: the boxes that a record has under `key`, with their names.
         """
         for file in self.files:
-            count, wrong = 0, []
+            count, wrong, located = 0, [], []
             for record, size in self.sizes(file):
                 for name, value in boxes_of(record):
                     box = read_box(value)
@@ -168,7 +169,8 @@ class PhraseFiles(GroundingBuilder):
                         continue
                     count += 1
                     x, y, right, bottom = box
-                    is_over, is_inside = ends_beyond([x, y, x + right, y + bottom], size), not ends_beyond(box, size)
+                    located.append(([x, y, x + right, y + bottom], size))
+                    is_over, is_inside = ends_beyond(located[-1][0], size), not ends_beyond(box, size)
                     if is_over and is_inside and x < right and y < bottom:
                         wrong.append(f"{name}: {box}")
             if len(wrong) > SIZEABLE * count:
@@ -176,6 +178,7 @@ class PhraseFiles(GroundingBuilder):
                     f"{file}: {len(wrong):,} of {count:,} boxes ({'; '.join(wrong[:3])}) end beyond their image, and "
                     f"would not as corners [x1, y1, x2, y2]: {key} is expected to be [x, y, width, height]"
                 )
+            self.check_scale(file, located)
 
     # Parts
 

@@ -1139,6 +1139,16 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     with pytest.raises(ValueError, match=r"seem to be counted to 100 in .*--box_format xywh"):
         records(path, Columns({"boxes": "bbox"}))
     assert len(records(path, Columns(box_format="xywh"))) == 17
+    ours = [
+        {"image": row["image"], "phrase": "a dog", "boxes": [[x, y, x + width, y + height]]}
+        for row in rows
+        for x, y, width, height in [row["bbox"]]
+    ]
+    path = write_rows(tmp_path / "ours.jsonl", ours)
+    with pytest.raises(ValueError, match=r"boxes \(boxes\) seem to be counted to 100 in .*--box_format xyxy"):
+        records(path)
+    assert len(records(path, Columns(box_format="xyxy"))) == 17
+    assert len(records(write_rows(tmp_path / "fewer.jsonl", ours[2:]))) == 15
     assert len(records(write_rows(tmp_path / "few.jsonl", rows[2:]))) == 15
     picture(1600, 1200).save(tmp_path / "wide.png")
     corners = "x1", "y1", "x2", "y2"
