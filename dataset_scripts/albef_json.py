@@ -9,11 +9,11 @@ object that it names, with its box, is in the refer toolkit's files, which the b
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from .builder import AnnotationConfig, GroundingBuilder, SourceImage, check_corners, unusable_if
+from .builder import AnnotationConfig, GroundingBuilder, SourceImage, Unusable, check_corners, unusable_if
 from .coco_format import listed_boxes, read_box
 from .features import PhraseFields
 from .json_files import stream_json_records
@@ -23,6 +23,8 @@ _OTHER_NAMES = (
     *("box", "boxes", "bboxes", "bounding_box", "region", "regions", "x1", "xmin", "x", "left"),
     *("polygon", "polygons", "segmentation", "mask", "masks", "point", "points", "scribbles"),
 )
+
+_LOOKED_AT = 200  # images
 
 Numbered = tuple[int, dict[str, Any]]  # a record with its number in the file
 Records = tuple[str | None, list[Numbered]]  # an image's name, and its records
@@ -117,6 +119,18 @@ class AlbefJson(GroundingBuilder):
             for box in listed_boxes(record.get("bbox"))
         )
         check_corners(self.config.annotations, boxes, "bbox is")
+        self.check_scale(self.config.annotations, self._first_boxes())
+
+    def _first_boxes(self) -> Iterator[tuple[list[float], tuple[int, int]]]:
+        """Those of the first images that can be used, each with its image's size."""
+        twin = self.twin()
+        for image in filter(None, map(twin.image, islice(self.images(self.config.split), _LOOKED_AT))):
+            try:
+                size = twin.load_image(twin.find_image(image.files, image.near)).size
+            except Unusable:
+                continue
+            for _, record in image.content if size else ():
+                yield from ((box, size) for each in listed_boxes(record.get("bbox")) if (box := read_box(each)))
 
 
 def _image_of(record: dict[str, Any]) -> str | None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import datasets
+import numpy as np
 from PIL import ExifTags, Image
 
 from .features import FEATURES, BuildReport, PhraseFields, make_image_id, make_row, plain_name, why_not_storable
@@ -40,6 +41,8 @@ _OUTSIDE = re.compile(r"/|\.\./|[A-Za-z]:/")  # paths that lead out of a folder,
 MOSTLY_OUTSIDE = "box that is mostly outside of the image"
 _FARTHEST = 1e9  # pixels; products of what is farther may be beyond floats
 _WIDEST = 1e6  # pixels, more than any image has: nothing else keeps infinity out where the size is not known
+_NUM_DECIDING = 256  # boxes by which their scale is told
+_CHANCE = 2**-16  # below which boxes of another scale are none that happen to be in a part of their images
 _SIZEABLE = 0.25  # a share of the boxes that chance does not explain
 _LONGEST_NAME = 4096  # with folders, on Linux; others take less
 # A photo's versions by Roboflow, `img07_jpg.rf.<hash>.jpg` of img07.jpg, and what COCO's names of 2014 begin with.
@@ -332,6 +335,16 @@ class GroundingBuilder(datasets.GeneratorBasedBuilder):
         unusable_if(lost and not kept, "none of their boxes is of use")
         unusable_if(not is_whole, "one of their boxes is lost")
         return kept
+
+    def check_scale(self, file: str, boxes: Iterable[tuple[Sequence[float], Sequence[float]]]) -> None:
+        """As the function `check_scale`, unless somebody has said that boxes are in pixels.
+
+        Args:
+            boxes: corners, and (width, height) of their image.
+        """
+        if not self.config.in_pixels:
+            corners_and_sizes = np.array([[*corners, *size] for corners, size in boxes], float).reshape(-1, 6)
+            check_scale(file, corners_and_sizes[:, :4], corners_and_sizes[:, 4:])
 
     def drawn_split(self, key: str) -> str:
         """train or validation, by a hash of the key alone: an image stays where it is when others come or go.
@@ -637,6 +650,34 @@ def clip_box(box: list[float], size: tuple[int, int] | None, least: float = 0.5)
         raise (OutsideImage if x2 > x1 and y2 > y1 else Unusable)("box without area in the image")
     unusable_if(cut != box and _area(cut) < least * _area(box), MOSTLY_OUTSIDE)
     return cut
+
+
+def check_scale(file: str, corners: np.ndarray, sizes: np.ndarray) -> None:
+    """ValueError: boxes are counted to 100 or 1000 in images of any size, as far as some of them tell.
+
+    Args:
+        corners: `(num_boxes, 4)`.
+        sizes: `(num_boxes, 2)`, width and height of their images, 0 where they are not known.
+    """
+    known = np.flatnonzero((sizes > 0).all(axis=1) & np.isfinite(corners).all(axis=1))
+    chosen = known[:: len(known) // _NUM_DECIDING + 1]
+    if scale := seeming_scale(corners[chosen], sizes[chosen]):
+        first = [round(value, 4) for value in corners[chosen[0]].tolist()]
+        raise ValueError(
+            f"{file}: boxes seem to be counted to {scale} in images of any size: none goes beyond; the corners of the "
+            f"first are {first}. Make pixels of them, or, if that is what they are, say --in_pixels"
+        )
+
+
+def seeming_scale(corners: np.ndarray, sizes: np.ndarray) -> int | None:
+    """100 or 1000, where boxes end there and not beyond, though so many would, mirrored in their images, that it is no
+    chance: photos are as likely as their mirror images, so it is one of two for each of these boxes."""
+    starts, ends, sides = np.hsplit(np.unique(np.hstack([corners, sizes]), axis=0), 3)
+    for scale in (100, 1000):
+        num_beyond = (starts < sides - scale).any(axis=1).sum()
+        if 0.75 * scale < ends.max(initial=0) <= 1.005 * scale and 0.5**num_beyond <= _CHANCE:
+            return scale
+    return None
 
 
 def check_corners(file: str, boxes: Iterable[tuple[str, list[float] | None]], what: str) -> None:

@@ -43,10 +43,10 @@ class ChatConfig(ChatOptions, DrawnSplitsConfig):
 class Chat(PhraseFiles):
     """`datasets` builder of phrases and boxes in conversations; rows as in `features.FEATURES`.
 
-    A phrase that a question marks without a box has those that the answer has without a phrase. Phrases of a record
-    that are called the same are one row. Of JSON, Florence-2 and Shikra only answers are read. Dropped and counted are
-    records without an image or with several, texts without phrases, boxes without a phrase or in other units, pronouns,
-    phrases one of whose boxes is lost.
+    A phrase that a question marks without a box has those that the answer has without a phrase. Phrases of an image
+    that are called the same are one row, but for those of sentences that are kept. Of JSON, Florence-2 and Shikra only
+    answers are read. Dropped and counted are records without an image or with several, texts without phrases, boxes
+    without a phrase or in other units, pronouns, phrases one of whose boxes is lost.
 
     Raises a `ValueError`: no text has boxes as `style` writes them; texts are of several styles, or JSON, whose numbers
     may be of three kinds, and `style` does not say which; more than a quarter of the boxes are in other units.
@@ -59,8 +59,8 @@ class Chat(PhraseFiles):
     def look(self) -> None:
         signs: Counter[str] = Counter()
         for file in self.files:
-            for _, record in self.records(file):
-                found = ((is_answer, sign) for is_answer, text in _turns(record) for sign in signs_in(text))
+            for listed in self.records(file):
+                found = ((is_answer, sign) for is_answer, text in _turns(listed.record) for sign in signs_in(text))
                 signs.update({sign for is_answer, sign in found if is_answer or marks_beginnings(sign)})
         files = f"{', '.join(self.files)} in {self.config.data_dir}"
         self.style = self.config.style or _told_by(signs, files)
@@ -74,13 +74,12 @@ class Chat(PhraseFiles):
 
     def _check(self, file: str) -> None:
         count, wrong = 0, []
-        for number, record in self.records(file):
-            for box in (
-                box for _, marks in self._marks(record, (1000, 1000)) for mark in marks for box in mark.boxes or ()
-            ):
+        for listed in self.records(file):
+            marks = (mark for _, own in self._marks(listed.record, (1000, 1000)) for mark in own)
+            for box in (box for mark in marks for box in mark.boxes or ()):
                 count += 1
                 if isinstance(box, Unusable):
-                    wrong.append(f"record {number}: {box}")
+                    wrong.append(f"record {listed.number}: {box}")
         if len(wrong) > SIZEABLE * count:
             raise ValueError(
                 f"{file}: {len(wrong):,} of {count:,} boxes are none of style {self.style} ({'; '.join(wrong[:3])})"

@@ -22,8 +22,8 @@ MDETR's and GoldG's files are COCO's with captions. Of an image whose annotation
 …] in characters of the image's `caption`, the phrases are those words, one row for each place in the caption, whatever
 the categories are called. In the files of the RefCOCO sets the caption is an expression for the one box, and
 `tokens_positive` marks its noun only. An annotation with a text of its own (`caption`, `phrase` or `expression`) is of
-that phrase, whatever its category; a category has a row where one of its annotations has no such text, with all of
-them. `expressions` of an image are each of all that is marked in it.
+that phrase, whatever its category; a category has a row where one of its annotations has no such text, or none but the
+category's name, with all of them. `expressions` of an image are each of all that is marked in it.
 """
 
 import re
@@ -45,6 +45,7 @@ from .coco_format import (
     NO_CATEGORY,
     AnnotationFile,
     CocoImage,
+    as_read,
     is_caption,
     name_of,
     read_corners,
@@ -56,7 +57,7 @@ from .coco_format import (
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import ObjectBuilder, ObjectConfig, as_read, words_of_labels
+from .objects import ObjectBuilder, ObjectConfig, words_of_labels
 from .options import CocoOptions
 from .segmentations import (
     mask_to_run_lengths,
@@ -177,7 +178,8 @@ class Coco(ObjectBuilder):
         place, others = self._place(path), self.config.categories
         scope = place.parent.parent if place.parent.name == "annotations" else place.parent
         size_of = partial(self._size_of, near=str(place)) if self.config.images_dir else None
-        file = AnnotationFile(path, Path(self.config.data_dir, others) if others else None, size_of=size_of)
+        categories = Path(self.config.data_dir, others) if others else None
+        file = AnnotationFile(path, categories, size_of=size_of, in_pixels=self.config.in_pixels)
         labels = self._add_labels(file)
         by_id = {id_: labels[number] for id_, number in file.category_numbers.items() if number in labels}
         self.files.append(_File(path, str(place), str(scope) if scope.parts else "", split, by_id))
@@ -335,8 +337,7 @@ class Coco(ObjectBuilder):
             self.report.kept["images whose caption is not read, as nothing says which of its words are where"] += 1
         instances: list[tuple[int, bool, Instance]] = []
         told: list[tuple[int, bool, Instance]] = []  # of a category, and with a text of their own
-        texts: dict[str, list[Instance]] = {}
-        spelled: dict[str, str] = {}  # texts that differ in case alone are one
+        texts: dict[str, tuple[str, list[tuple[bool, Instance]]]] = {}  # by how they are read
         for label, file, called, record in own:
             if is_caption(record):
                 yield from self._caption(called, record)
@@ -346,17 +347,26 @@ class Coco(ObjectBuilder):
                 continue
             instance, is_ignored = _instance(called, record), bool(read_flag(record, "ignore"))
             if own_texts := texts_of(record):
-                for text in own_texts:
-                    texts.setdefault(spelled.setdefault(text.casefold(), text), []).append(instance)
                 label = file.labels.get(read_id(record.get("category_id")), NO_CATEGORY)
-                told.append((label, is_ignored, instance))
-            else:
-                instances.append((label, is_ignored, instance))
-        for text, found in texts.items():
-            yield from self.region_rows({"phrase": text}, found, size, "phrase")
+            others = [text for text in own_texts if as_read(text) != self._reading(label)]
+            for text in others:
+                texts.setdefault(as_read(text), (text, []))[1].append((is_ignored, instance))
+            # What is called as its category is has no text of its own, but for others beside it.
+            (told if own_texts and others == own_texts else instances).append((label, is_ignored, instance))
         labels = {label for label, *_ in instances}  # whose rows are of all instances, those with texts too
         instances += [each for each in told if each[0] in labels]
-        yield from self._labelled(image, instances, labels | {label for label, *_ in told}, size)
+        for label in labels:  # and what others call so
+            _, found = texts.pop(self._reading(label), ("", []))
+            known = {id(instance) for each, _, instance in instances if each == label}
+            instances += [(label, *each) for each in found if id(each[1]) not in known]
+        for text, found in texts.values():
+            yield from self.region_rows({"phrase": text}, (instance for _, instance in found), size, "phrase")
+        present = labels | {label for label, *_ in told} | {n for n in image.negative if self._reading(n) in texts}
+        yield from self._labelled(image, instances, present, size)
+
+    def _reading(self, label: int) -> str | None:
+        """How the phrase of a label is read."""
+        return None if label == NO_CATEGORY else as_read(self.phrase_of(self.labels[label]))
 
     def _records(self, content: Record) -> Iterator[tuple[int, _File, str, dict[str, Any]]]:
         """An image's annotations: label, file, what it is called in messages, and the record."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .builder import check_scale
 from .json_files import read_json, read_record, stream_json_lists
 
 _ID_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,198}")
@@ -117,6 +118,11 @@ def in_words(category: str) -> str:
     return " ".join((spoken.strip() or words).split())
 
 
+def as_read(words: str) -> str:
+    """Words as an uncased tokenizer reads them: phrases of an image that are read the same are one."""
+    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
+
+
 def contradict(box: Sequence[float], mask_box: Sequence[float]) -> bool:
     """Whether an object's box and its mask's own, both of corners, cannot be of one object: an IoU below a half."""
     width = min(box[2], mask_box[2]) - max(box[0], mask_box[0])
@@ -169,6 +175,7 @@ class AnnotationFile:
         categories_path: a list of categories, by itself or in a file like this one, to take in place of the file's own.
         wanted: ids of the annotations to look at, which `records` then has; all.
         size_of: the size of an image, None if it cannot be had; asked where the record has none.
+        in_pixels: boxes are, though they may seem to be counted to 100 or 1000.
     """
 
     def __init__(
@@ -177,8 +184,9 @@ class AnnotationFile:
         categories_path: Path | None = None,
         wanted: Collection[Any] | None = None,
         size_of: Callable[[CocoImage], tuple[int, int] | None] | None = None,
+        in_pixels: bool = False,
     ) -> None:
-        self.path, self.wanted, self._size_of = path, wanted, size_of
+        self.path, self.wanted, self._size_of, self._in_pixels = path, wanted, size_of, in_pixels
         self.images: dict[int, CocoImage] = {}  # by number
         self.categories: dict[int, str] = {}  # names by number
         self.records: dict[int | str, dict[str, Any]] = {}  # annotations by id
@@ -244,6 +252,8 @@ class AnnotationFile:
                 f"{self.path}: {len(wrong):,} boxes ({', '.join(first)}{', …' * (len(wrong) > len(first))}) end beyond "
                 "their image, and would not as corners [x1, y1, x2, y2]: COCO's boxes are [x, y, width, height]"
             )
+        if not self._in_pixels:
+            check_scale(str(self.path), corners, np.where(np.isinf(sizes), 0, sizes)[table[:, 1]])
 
     def _add_image(self, record: Any) -> None:
         number = self._image_numbers[_check_id(self.path, "image", record)]
@@ -341,9 +351,13 @@ def texts_of(annotation: dict[str, Any]) -> list[str]:
 
 
 def texts_in(value: Any) -> list[str]:
-    """The texts in a value, with single blanks between words; none that is empty."""
+    """The texts in a value, with single blanks between words; none that is empty, or read like one before."""
     texts = value if isinstance(value, list) else [value]
-    return list(dict.fromkeys(" ".join(text.split()) for text in texts if isinstance(text, str) and text.split()))
+    found: dict[str, str] = {}
+    for text in texts:
+        if isinstance(text, str) and text.split():
+            found.setdefault(as_read(text), " ".join(text.split()))
+    return list(found.values())
 
 
 def is_caption(annotation: dict[str, Any]) -> bool:

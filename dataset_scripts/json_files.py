@@ -57,14 +57,20 @@ def stream_json_records(path: Path, lines: bool = True) -> Iterator[Any]:
     Raises:
         ValueError: as `read_json`; the message says after how many records, and at which byte.
     """
+    return (record for record, _ in stream_json_places(path, lines))
+
+
+def stream_json_places(path: Path, lines: bool = True) -> Iterator[tuple[Any, Place]]:
+    """As `stream_json_records`; each record with where `read_record` finds it again."""
     with _reading(path) as reader:
         first = reader.peek()
         if first == "[":
-            yield from reader.elements()
+            for record in reader.elements():
+                yield record, (reader.start, reader.offset())
             reader.end()
         elif first == "{" and lines:
             while reader.peek():
-                yield reader.value()
+                yield reader.value(), (reader.start, reader.offset())
                 reader.count += 1
         else:
             expected = "'[' or '{': an array of records or JSON Lines" if lines else "'[': an array of records"
@@ -104,7 +110,7 @@ def stream_json_lists(
 
 
 def read_record(file: BinaryIO, place: Place) -> Any:
-    """A record that `stream_json_lists` found, from the same file opened for bytes."""
+    """A record that `stream_json_lists` or `stream_json_places` found, from the same file opened for bytes."""
     file.seek(place[0])
     try:
         return json.loads(file.read(place[1] - place[0]))

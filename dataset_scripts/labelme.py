@@ -1,8 +1,9 @@
 """LabelMe: a JSON file for each image, with shapes: rectangles, polygons, circles, masks.
 
 The phrase is a shape's label, its region all shapes of that label in the image. Shapes of one label and `group_id` that
-are no rectangles are parts of one object. X-AnyLabeling's files are read too, its turned boxes (`rotation`) as masks of
-that shape. Points and lines have no area: they are counted, and a row that they would be part of is left out.
+are no rectangles are parts of one object; a part that cannot be read is left out. X-AnyLabeling's files are read too,
+its turned boxes (`rotation`) as masks of that shape. Points and lines have no area: they are counted, and a row that
+they would be part of is left out, but for those that are parts of an object with others.
 
 Splits are folders named train, valid and test. An image is found by the name of its JSON file, or else by `imagePath`.
 """
@@ -29,6 +30,8 @@ from .segmentations import (
     segmentation_to_mask,  # noqa: F401
 )
 from .shapes import Instance, bounds, ellipse, place_mask, polygon, read_points, turned_box
+
+_WHOLE = ("rectangle", "rotation", "mask")  # shapes that are objects of their own, whatever their group
 
 
 @dataclass
@@ -65,17 +68,20 @@ class Labelme(PhotoFileBuilder):
                 instance = _instance(shape, place, label, size)
             except Unusable as reason:
                 instance = Instance(place, label, trouble=str(reason))
-            group = (label, str(shape.get("group_id")))
-            if shape.get("group_id") is None or not isinstance(instance.segmentation, list) or instance.is_turned:
-                instances[number] = instance
-            elif first := instances.get(group):
-                parts = first.segmentation + instance.segmentation
-                corners = [[*first.box[:2]], [*first.box[2:]], [*instance.box[:2]], [*instance.box[2:]]]
-                instances[group] = first._replace(box=bounds(corners), segmentation=parts)
-            else:
-                instances[group] = instance
+            is_part = shape.get("group_id") is not None and shape.get("shape_type") not in _WHOLE
+            key = (label, str(shape.get("group_id"))) if is_part else number
+            instances[key] = self._with_part(instances[key], instance) if key in instances else instance
         path = content.get("imagePath")
         return self.photo_of(record, path if isinstance(path, str) else "", list(instances.values()), size)
+
+    def _with_part(self, known: Instance, part: Instance) -> Instance:
+        """An object with one more part; trouble with a part is not trouble with the object, while another is good."""
+        if not known.trouble and not part.trouble:
+            corners = [box[start : start + 2] for box in (known.box, part.box) for start in (0, 2)]
+            return known._replace(box=bounds(corners), segmentation=known.segmentation + part.segmentation)
+        good, bad = (known, part) if part.trouble else (part, known)
+        self.drop(f"mask parts: {bad.trouble}", bad.record)
+        return good
 
 
 def _instance(shape: dict[str, Any], record: str, label: str, size: tuple[int, int] | None) -> Instance:

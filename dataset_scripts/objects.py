@@ -31,7 +31,7 @@ from .builder import (
     unusable_if,
     walk,
 )
-from .coco_format import SIZEABLE, contradict, in_words
+from .coco_format import SIZEABLE, as_read, contradict, in_words
 from .features import PhraseFields, encode_png, mask_to_box, plain_name
 from .options import ObjectOptions
 from .segmentations import segmentation_to_mask
@@ -260,8 +260,9 @@ class _PhotoBuilder(ObjectBuilder):
         return photo.size or self.load_image(self.find_image(photo.files, photo.near)).size
 
     def _check_fit(self, records: list[Any]) -> None:
-        """Looks at evenly spread records: where many boxes are beyond their image, something is wrong with all."""
-        count, wrong, twin = 0, [], self.twin()
+        """Looks at evenly spread records: where many boxes are beyond their image, something is wrong with all; so is
+        it where they are of a scale of their own."""
+        count, wrong, twin, located = 0, [], self.twin(), []
         for record in records[:: len(records) // _LOOKS + 1]:
             try:
                 photo = twin.photo(record)
@@ -271,6 +272,7 @@ class _PhotoBuilder(ObjectBuilder):
             for instance in photo.instances if size else ():
                 if instance.box is not None:
                     count += 1
+                    located.append((instance.box, size))
                     shares = [value / size[axis % 2] for axis, value in enumerate(instance.box)]
                     if max(shares) > _BEYOND or min(shares) < 1 - _BEYOND:
                         wrong.append(f"{instance.record}: {[round(value, 2) for value in instance.box]}")
@@ -279,6 +281,7 @@ class _PhotoBuilder(ObjectBuilder):
                 f"{self.config.data_dir}: {len(wrong):,} of {count:,} boxes that were looked at are beyond their image "
                 f"({'; '.join(wrong[:3])}): they seem to be in other units, or of images of another size"
             )
+        self.check_scale(self.config.data_dir, located)
 
 
 class PhotoFileBuilder(_PhotoBuilder):
@@ -392,11 +395,6 @@ def _check_turned(corners: list[float], size: tuple[int, int] | None, mask: np.n
 def same_words(label: str) -> str:
     """What is the same of labels that an uncased tokenizer reads the same."""
     return as_read(in_words(label))
-
-
-def as_read(words: str) -> str:
-    """Words as an uncased tokenizer reads them."""
-    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def words_of_labels(labels: Iterable[str]) -> dict[str, str]:

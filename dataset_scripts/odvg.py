@@ -47,14 +47,12 @@ class Odvg(PhraseFiles):
         self._labels = self._label_map()
         for file in self.files:
             boxes = (
-                (f"record {number}", read_box(box))
-                for number, record in self.records(file)
-                for _, own in self._listed(record)
-                for part in own
-                if isinstance(part, dict)
-                for box in listed_boxes(part.get("bbox"))
+                (f"record {listed.number}", box) for listed in self.records(file) for box in self._boxes(listed.record)
             )
             check_corners(file, boxes, "bbox is")
+            self.check_scale(
+                file, ((box, size) for record, size in self.sizes(file) for box in self._boxes(record) if box)
+            )
 
     def image_name(self, record: dict[str, Any]) -> str:
         name = record.get("filename") or record.get("file_name")
@@ -88,6 +86,11 @@ class Odvg(PhraseFiles):
             own = own.get(_LISTS[kind]) if isinstance(own, dict) and kind in _LISTS else own
             if isinstance(own, list):
                 yield kind, own
+
+    def _boxes(self, record: dict[str, Any]) -> Iterator[list[float] | None]:
+        """All of a record; None for what is no box."""
+        parts = (part for _, own in self._listed(record) for part in own if isinstance(part, dict))
+        return (read_box(box) for part in parts for box in listed_boxes(part.get("bbox")))
 
     def _category(self, instance: dict[str, Any], name: str) -> str | None:
         """What an instance is called; None, counted, if nothing says so."""

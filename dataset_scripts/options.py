@@ -25,6 +25,7 @@ class AnnotationOptions:
     data_dir: str | None = option(None, "Folder that holds the annotations.")
     images_dir: str | None = option(None, "Folder of the images; without it annotations only, the image column empty.")
     strict: bool = option(False, "Stop at the first record that cannot be used, instead of counting it.")
+    in_pixels: bool = option(False, "Boxes that end at 100 or 1000 in images of any size are pixels all the same.")
 
 
 @dataclass

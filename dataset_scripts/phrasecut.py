@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .builder import DrawnSplitsConfig, unusable_if
-from .coco_format import read_corners, read_whole
+from .coco_format import as_read, read_corners, read_whole
 from .features import PhraseFields
 from .json_files import stream_json_records
 from .objects import RegionBuilder
 from .options import PhraseCutOptions
-from .phrase_files import PhraseFiles, Records
+from .phrase_files import Listed, PhraseFiles, Records
 from .segmentations import (
     segmentation_to_mask,  # noqa: F401 - which `objects` needs (see `builder`)
 )
@@ -66,20 +66,27 @@ class PhraseCut(PhraseFiles, RegionBuilder):
         return self.image_sizes.get(read_whole(record.get("image_id")))
 
     def phrases(self, content: Records, size: tuple[int, int] | None) -> Iterator[PhraseFields]:
-        """One row a record."""
-        for number, record in content[1]:
-            name, phrase = f"{content[0]}, record {number}", record.get("phrase")
-            boxes, polygons = record.get("instance_boxes"), record.get("Polygons")
-            with self.dropping("records", name):
-                unusable_if(not isinstance(boxes, list) or not boxes, "without a list of boxes (instance_boxes)")
+        """One row a phrase; what records with the same phrase have in common is there once."""
+        found: dict[str, tuple[str, dict[str, Instance]]] = {}
+        for listed in content:
+            phrase = listed.record.get("phrase")
+            with self.dropping("records", listed.name):
                 unusable_if(not isinstance(phrase, str) or not phrase.split(), "without a phrase")
-                if not isinstance(polygons, list) or len(polygons) != len(boxes):
-                    if polygons is not None:
-                        self.drop("masks: not as many as boxes (Polygons)", name)
-                    polygons = [None] * len(boxes)
-                corners = map(read_corners, boxes)
-                instances = (
-                    Instance(name, box=box, segmentation=own, has_bad_box=box is None)
-                    for box, own in zip(corners, polygons)
-                )
-                yield from self.region_rows({"phrase": " ".join(phrase.split())}, instances, size, "phrase")
+                own = {str(each[2:]): each for each in self._instances(listed)}
+                found.setdefault(as_read(phrase), (" ".join(phrase.split()), {}))[1].update(own)
+        for phrase, instances in found.values():
+            yield from self.region_rows({"phrase": phrase}, instances.values(), size, "phrase")
+
+    def _instances(self, listed: Listed) -> list[Instance]:
+        """The boxes of a record, each with its polygons."""
+        boxes, polygons = listed.record.get("instance_boxes"), listed.record.get("Polygons")
+        unusable_if(not isinstance(boxes, list) or not boxes, "without a list of boxes (instance_boxes)")
+        if not isinstance(polygons, list) or len(polygons) != len(boxes):
+            if polygons is not None:
+                self.drop("masks: not as many as boxes (Polygons)", listed.name)
+            polygons = [None] * len(boxes)
+        corners = map(read_corners, boxes)
+        return [
+            Instance(listed.name, box=box, segmentation=own, has_bad_box=box is None)
+            for box, own in zip(corners, polygons)
+        ]

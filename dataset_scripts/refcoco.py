@@ -71,7 +71,8 @@ class RefCoco(GroundingBuilder):
         refs_path = _refs_path(folder, self.config.splits_by)
         refs = _read_refs(refs_path)
         proposals = read_proposals(folder / self.config.proposals) if self.config.proposals else None
-        file = AnnotationFile(folder / "instances.json", wanted={id_ for ref in refs for id_ in ref["ann_id"]})
+        wanted = {id_ for ref in refs for id_ in ref["ann_id"]}
+        file = AnnotationFile(folder / "instances.json", wanted=wanted, in_pixels=self.config.in_pixels)
         images = {image.id: image for image in file.images.values()}
         found: dict[str, dict[int, _Image]] = {}  # split → image's id → the image with its refs
         for ref in refs:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .builder import DrawnSplitsConfig, GroundingBuilder, OutsideImage, SourceImage, Unusable, clip_box, unusable_if
-from .coco_format import read_box, read_number, read_whole
+from .coco_format import as_read, read_box, read_number, read_whole
 from .features import PhraseFields, plain_name
 from .json_files import first_character, read_text, stream_json_lists, stream_json_records
 from .options import VisualGenomeOptions
@@ -50,7 +50,7 @@ _ID = re.compile(r"(?:COCO_[a-z]+\d{4}_(\d{12})(?:_\d+)?|(\d{1,18}))(?:[._](?:jp
 
 Records = dict[str, list[Any]]  # of an image, by list
 Found = Iterator[tuple[str, str, dict[str, Any], str]]  # kind, phrase, what has the box, the record's name
-Objects = dict[tuple[str, str], list[list[float]]]  # (kind, phrase) → boxes
+Objects = dict[tuple[str, str], tuple[str, list[list[float]]]]  # (kind, phrase as it is read) → phrase, boxes
 
 
 @dataclass
@@ -186,14 +186,14 @@ class VisualGenome(GroundingBuilder):
             except Unusable as reason:
                 self.drop(f"{kind}s: {reason}", record)
                 if not isinstance(reason, OutsideImage):
-                    lost.add((kind, phrase))
+                    lost.add((kind, as_read(phrase)))
                 continue
             # Two counts, as they have two causes: negative corners, and sides that are too long.
             if x < 0 or y < 0:
                 kept["boxes that began left of or above the image, cut"] += 1
             if x + w > width or y + h > height:
                 kept["boxes that ended right of or below the image, cut"] += 1
-            own = objects.setdefault((kind, phrase), [])
+            _, own = objects.setdefault((kind, as_read(phrase)), (phrase, []))
             if box in own:
                 self.report.dropped[f"{kind}s: {_AGAIN}"] += 1
                 continue
@@ -206,11 +206,11 @@ class VisualGenome(GroundingBuilder):
     def _together(self, objects: Objects, lost: set[tuple[str, str]]) -> Iterator[PhraseFields]:
         """Objects, attributes and relations, each with all that is called so in an image."""
         dropped = self.report.dropped
-        for (kind, phrase), boxes in objects.items():
+        for (kind, same), (phrase, boxes) in objects.items():
             if kind == "region":
                 continue
-            regions = objects.get(("region", phrase), [])
-            if (kind, phrase) in lost:
+            _, regions = objects.get(("region", same), ("", []))
+            if (kind, same) in lost:
                 dropped[f"{kind}s: beside one that was lost, without which the row would not be of all"] += len(boxes)
             elif all(box in regions for box in boxes):
                 dropped[f"{kind}s: {_AGAIN}"] += len(boxes)

@@ -3,15 +3,17 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from dataset_scripts.build import builder_class
-from dataset_scripts.builder import OutsideImage, Unusable, clip_box
+from dataset_scripts.builder import OutsideImage, Unusable, clip_box, seeming_scale
 from dataset_scripts.features import FEATURES, make_row, why_not_storable
 from dataset_scripts.options import BUILDERS
-from tests.helpers.builders import AN_IMAGE, HEIGHT, MISSING, TREES, WIDTH, read_all, write, write_image
+from tests.helpers.builders import AN_IMAGE, HEIGHT, MISSING, TREES, WIDTH, json_lines, read_all, write, write_image
 from tests.helpers.data import BROKEN_EXIF, odd_exif
+from trainer import box_units
 
 OBJECTS = ("yolo", "voc", "labelme", "via", "cvat", "label_studio", "createml")
 LOST = {
@@ -93,6 +95,91 @@ def test_an_image_may_lie_in_any_folder_unless_there_are_two(tree):
     assert error.value.detail == f" (is it in/here/{place} or or/here/{place}?)"
     path.write_bytes(before)
     assert stored(str(place)) == before
+
+
+def in_coco(name, size, boxes):
+    images = [{"id": i, "file_name": f"{i}.png", **size} for i in range(len(boxes))]
+    own = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [x, y, u - x, v - y]} for i, (x, y, u, v) in enumerate(boxes)
+    ]
+    return {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": own}
+
+
+def in_createml(name, size, boxes):
+    """About the centre."""
+    found = [((x + u) / 2, (y + v) / 2, u - x, v - y) for x, y, u, v in boxes]
+    return [
+        {"image": f"{i}.png", "annotations": [{"label": "cat", "coordinates": dict(zip(("x", "y", *size), box))}]}
+        for i, box in enumerate(found)
+    ]
+
+
+def in_odvg(name, size, boxes):
+    own = [{"instances": [{"bbox": box, "label": 0, "category": "cat"}]} for box in boxes]
+    return json_lines([{"filename": f"{i}.png", **size, "detection": each} for i, each in enumerate(own)])
+
+
+def in_xvlm(name, size, boxes):
+    own = [[{"caption": "cat", "bb": [x, y, u - x, v - y]}] for x, y, u, v in boxes]
+    return json_lines([{"image": f"{i}.png", "elems": each} for i, each in enumerate(own)])
+
+
+def in_albef_json(name, size, boxes):
+    return [{"image": f"{i}.png", "caption": "cat", "bbox": box} for i, box in enumerate(boxes)]
+
+
+def in_voc(name, size, boxes):
+    """Of one image; a file for each."""
+    sides, corners = (
+        "".join(f"<{key}>{value}</{key}>" for key, value in each.items())
+        for each in (size, dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[int(name[:-4])])))
+    )
+    thing = f"<object><name>cat</name><bndbox>{corners}</bndbox></object>"
+    return f"<annotation><size>{sides}</size>{thing}</annotation>"
+
+
+SCALED = {"coco": in_coco, "createml": in_createml, "odvg": in_odvg, "xvlm": in_xvlm, "albef_json": in_albef_json}
+SCALED |= {"voc": in_voc}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_boxes_in_percent_are_not_taken_for_pixels(tmp_path, name):
+    """Of 640 pixels a side 20 boxes would end beyond 100 if mirrored, and one ends at 99. Those of photos of 100 pixels
+    are pixels, and so are others, where somebody says so.
+    """
+    boxes = [[4 + n, 20, 40 + n, 60 + n] for n in range(20)] + [[1, 2, 99, 98]]
+    files = (
+        [f"{n}.xml" for n in range(21)]
+        if name == "voc"
+        else ["train.jsonl" if name in ("odvg", "xvlm") else "train.json"]
+    )
+    for side, place in (640, "large"), (100, "small"), (1000, "part"):
+        options = {"data_dir": str(tmp_path / place), "images_dir": str(tmp_path / place / "images")}
+        own = [[10 * value for value in box] for box in boxes] if place == "part" else boxes
+        for file in files:
+            write(tmp_path / place / file, SCALED[name](file, {"width": side, "height": side}, own))
+        for n in range(21):
+            write_image(tmp_path / place / "images" / f"{n}.png", (side, side))
+        if place == "large":
+            with pytest.raises(ValueError, match=r"seem to be counted to 100 in images of any size.*--in_pixels"):
+                read_all(made(name, options))
+            options["in_pixels"] = True
+        rows, _ = read_all(made(name, options, strict=True))
+        found = [row["boxes"] for rows_of_split in rows.values() for row in rows_of_split]
+        one = name == "voc"  # which counts pixels from 1
+        expected = [[[max(box[0] - one, 0), max(box[1] - one, 0), *box[2:]]] for box in own]
+        assert sorted(found) == sorted(expected), place
+
+
+def test_seeming_scales_are_the_same_in_builds_and_in_rows():
+    rng, found = np.random.default_rng(0), []
+    for number in range(300):
+        sizes = rng.integers(90, 2000, (20, 2)).astype(float)
+        sizes = sizes[:1].repeat(20, axis=0) if number % 2 else sizes
+        corners = np.sort(rng.uniform(0, 1, (20, 2, 2)), axis=1).reshape(20, 4) * (100, 1000, 200)[number % 3]
+        found.append(seeming_scale(corners, sizes))
+        assert found[-1] == box_units.seeming_scale(corners, sizes)
+    assert {*found} == {None, 100, 1000}
 
 
 def test_rows_of_an_image_share_its_bytes_and_id(tree):

@@ -181,12 +181,20 @@ def test_boxes_in_other_units_are_refused_where_they_are_many(workshop, answer, 
     with pytest.raises(ValueError, match=rf"train\.jsonl: \d of \d boxes are none of style {style} \(record 0: "):
         workshop.of(says(answer), style=style)
     good = next(STYLES[name][0] for name in STYLES if name == style) if style != "qwen3" else JSON
-    rows, report = workshop.of(says(answer), *[says(good)] * 4, style=style)
+    workshop.image("0.png", SIZE)
+    rows, report = workshop.of(says(answer, image="0.png"), *[says(good)] * 4, style=style)
     assert (
         report.dropped["phrases: none of their boxes is of use"] + report.dropped["phrases: one of their boxes is lost"]
         == 1
     )
-    assert len(rows) == 4 * (1 if style == "qwen3" else len(STYLES[style][1]))
+    assert len(rows) == (1 if style == "qwen3" else len(STYLES[style][1]))
+
+
+def test_a_phrase_in_two_records_of_an_image_has_the_boxes_of_both(workshop):
+    """Asked where the cat is, and for all cats."""
+    box, others = "<ref>the cat</ref><box>(100,200),(400,600)</box>", "<box>(500,500),(700,700)</box>"
+    rows, _ = workshop.of(says(box), says(f"{box}{others}"), style="qwen")
+    assert told(rows) == [("the cat", [[100, 100, 400, 300], [500, 250, 700, 350]])]
 
 
 # Text -----------------------------------------------------------------------------------------------------------------

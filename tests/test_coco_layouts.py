@@ -393,6 +393,50 @@ def test_a_category_is_of_all_its_instances_also_of_those_with_a_text(workshop):
     }
 
 
+def test_a_text_that_is_a_categorys_name_is_of_its_row(workshop):
+    """Whosever text it is, in whatever spelling; of a category that is called so by its texts alone, too."""
+    texts = ["Traffic-light", None, ["a lamp", "traffic light"], "a lamp", "DOG", "a puppy"]
+    own = [
+        annotation(i, 2 if i > 3 else 1, bbox=[i, 1, 3, 5], segmentation=[], **({"phrase": text} if text else {}))
+        for i, text in enumerate(texts)
+    ]
+    own[2]["category_id"] = 2
+    workshop.write(
+        "train.json", content(*own, images=[image(0, "0.jpg")], categories=[(1, "traffic_light"), (2, "dog")])
+    )
+    rows, _ = workshop.build()
+    assert {row["phrase"]: sorted(row["boxes"]) for row in rows["train"]} == {
+        "traffic light": [[i, 1, i + 3, 6] for i in range(4)],
+        "a lamp": [[i, 1, i + 3, 6] for i in (2, 3)],
+        "dog": [[i, 1, i + 3, 6] for i in (2, 4, 5)],
+        "a puppy": [[5, 1, 8, 6]],
+    }
+    assert len(rows["train"]) == 4
+
+
+def test_a_text_that_is_an_absent_categorys_name_says_that_it_is_there(workshop):
+    images = [image(0, "0.jpg", neg_category_ids=[2], not_exhaustive_category_ids=[])]
+    own = annotation(0, bbox=[0, 1, 4, 5], segmentation=[], phrase="Cow")
+    workshop.write("train.json", content(own, images=images, categories=[(1, "animal"), (2, "cow")]))
+    rows, report = workshop.build()
+    assert told(rows)["train"] == [("0.jpg", "Cow", [[0, 1, 4, 6]])]
+    assert report.dropped == {"absent phrases: of a category that is marked in the image": 1}
+
+
+def test_texts_that_are_read_the_same_are_one(workshop):
+    images = [image(0, "0.jpg"), image(1, "1.jpg", expressions=["red hat", "Red-hat", "hat"])]
+    texts = [["a t-shirt", "A T-shirt"], "a t shirt", None]
+    own = [annotation(i, image=i // 2, bbox=[i, 1, 4, 5], segmentation=[]) for i in range(3)]
+    own = [{**each, "caption": text} if text else each for each, text in zip(own, texts)]
+    workshop.write("train.json", content(*own, images=images))
+    rows, _ = workshop.build(split="train")
+    assert told(rows)["train"] == [
+        ("0.jpg", "a t-shirt", [[0, 1, 4, 6], [1, 1, 5, 6]]),
+        ("1.jpg", "red hat", [[2, 1, 6, 6]]),
+        ("1.jpg", "hat", [[2, 1, 6, 6]]),
+    ]
+
+
 def test_expressions_of_an_image_are_each_of_all_that_is_marked(workshop):
     """As in UNINEXT's files, which list an image anew for each object."""
     images = [image(0, "0.jpg") | {"expressions": ["red hat", "hat"]}, image(1, "0.jpg") | {"expressions": "shoe"}]

@@ -908,6 +908,17 @@ def test_a_path_that_can_be_of_no_file_is_of_an_image_of_its_own(tmp_path):
     assert boxes_of(found) == [[CORNERS[0], CORNERS[3]], [CORNERS[1]], [CORNERS[2]]]
 
 
+def test_phrases_that_are_read_the_same_are_one(tmp_path):
+    """Of rows of an image and a category, and in a row with a list of them; as the first is spelled."""
+    photos(tmp_path)
+    labels = ["T-shirt", "t shirt", "t_Shirt", "shirt"]
+    rows = [{"image": "photos/0.png", "label": label, "bbox": box} for label, box in zip(labels, CORNERS)]
+    listed = [{"image": "photos/0.png", "phrase": labels, "boxes": [[box] for box in CORNERS]}]
+    for found in records(write_rows(tmp_path / "rows.jsonl", rows)), records(write_rows(tmp_path / "a.jsonl", listed)):
+        assert [record["phrase"] for record in found] == ["T-shirt", "shirt"]
+        assert boxes_of(found) == [CORNERS[:3], CORNERS[3:]]
+
+
 @pytest.mark.parametrize("kind", [".csv", ".jsonl"])
 def test_our_names_in_other_cases(tmp_path, kind):
     photos(tmp_path)
@@ -1210,6 +1221,16 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     with pytest.raises(ValueError, match=r"seem to be counted to 100 in .*--box_format xywh"):
         records(path, Columns({"boxes": "bbox"}))
     assert len(records(path, Columns(box_format="xywh"))) == 17
+    ours = [
+        {"image": row["image"], "phrase": "a dog", "boxes": [[x, y, x + width, y + height]]}
+        for row in rows
+        for x, y, width, height in [row["bbox"]]
+    ]
+    path = write_rows(tmp_path / "ours.jsonl", ours)
+    with pytest.raises(ValueError, match=r"boxes \(boxes\) seem to be counted to 100 in .*--box_format xyxy"):
+        records(path)
+    assert len(records(path, Columns(box_format="xyxy"))) == 17
+    assert len(records(write_rows(tmp_path / "fewer.jsonl", ours[2:]))) == 15
     assert len(records(write_rows(tmp_path / "few.jsonl", rows[2:]))) == 15
     picture(1600, 1200).save(tmp_path / "wide.png")
     corners = "x1", "y1", "x2", "y2"

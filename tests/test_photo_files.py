@@ -297,6 +297,32 @@ def test_labelme_shapes_of_a_group_are_one_object(labelme):
     assert row["boxes"] == [[1, 1, 7, 5], [1, 4, 3, 6]] and len(row["masks"]) == 2
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "points", "reason"),
+    [
+        ("polygon", [[5, 3], [7, 3]], "polygon of fewer than three points"),
+        ("polygon", [[5, 3], [7, None], [7, 5]], "with points that are none"),
+        ("circle", [[5, 3]], "circle of other than two points"),
+        ("point", [[2, 2]], "a point or a line, which has no area"),
+    ],
+)
+def test_a_bad_part_of_a_labelme_group_costs_no_object(labelme, kind, points, reason, is_first):
+    parts = [shape("polygon", [[1, 1], [3, 1], [3, 3]], group_id=1), shape(kind, points, group_id=1)]
+    labelme.write("1.json", labelme_json(*(parts[::-1] if is_first else parts)))
+    (row,), report = labelme.rows(split="train")
+    assert row["boxes"] == [[1, 1, 3, 3]] and len(row["masks"]) == 1
+    assert report.dropped == {f"mask parts: {reason}": 1}
+
+
+def test_a_labelme_group_without_a_good_part_loses_its_row(labelme):
+    bad = shape("polygon", [[5, 3], [7, 3]], group_id=1)
+    labelme.write("1.json", labelme_json(bad, bad, shape("rectangle", [[1, 1], [2, 2]], group_id=1)))
+    rows, report = labelme.rows(split="train")
+    reason = "polygon of fewer than three points"
+    assert not rows and report.dropped[f"mask parts: {reason}"] == report.dropped[f"instances: {reason}"] == 1
+
+
 def test_labelme_files_of_other_kinds_are_counted_and_windows_paths_are_read(labelme):
     labelme.image("photos/one.png")
     text = labelme_json(shape("rectangle", [[1, 1], [2, 2]]), imagePath="..\\photos\\one.png", imageHeight=None)

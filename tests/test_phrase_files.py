@@ -105,10 +105,11 @@ def test_images_of_files_of_several_splits_lie_in_folders_of_theirs(workshop):
     assert {split: len(own) for split, own in odvg.build(True)[0].items()} == {"test": 1, "train": 2, "validation": 1}
 
 
+OTHER = DOG | {"filename": "ö.jpg"}
 FORMS = {
-    "Windows": "\ufeff" + json_lines([DOG, DOG]).replace("\n", "\r\n"),
-    "a list": json.dumps([DOG, DOG], indent=1),
-    "no line at the end": json_lines([DOG]) + json.dumps(DOG),
+    "Windows": "\ufeff" + json_lines([DOG, OTHER, DOG]).replace("\n", "\r\n"),
+    "a list": json.dumps([DOG, OTHER, DOG], indent=1, ensure_ascii=False),
+    "no line at the end": json_lines([DOG, OTHER]) + json.dumps(DOG),
 }
 
 
@@ -117,7 +118,8 @@ def test_forms_of_a_file(workshop, form):
     odvg = workshop("odvg")
     odvg.write("train.jsonl", FORMS[form])
     rows, report = odvg.rows(strict=True)
-    assert len(rows) == 2 and report.kept == {"images": 1, "rows with boxes": 2}
+    again = "images that are listed again, taken together with the first"
+    assert len(rows) == 2 and report.kept == {"images": 2, "rows with boxes": 2, again: 1}
 
 
 @pytest.mark.parametrize(
@@ -164,10 +166,12 @@ def test_a_phrase_one_of_whose_boxes_is_missing_is_lost(workshop, lost):
     odvg, instance = workshop("odvg"), {"label": 0, "category": "cat"}
     parts = [instance | {"bbox": [1, 2, 3, 4]}, instance | lost | {"category": "Cat"}]
     whole = [instance | {"bbox": [1, 2, 3, 4]}, instance | {"bbox": [5, 2, 7, 4], "category": "Cat"}]
-    records = [{"filename": "1.jpg", **SIZE, "detection": {"instances": own}} for own in (parts, whole)]
+    records = [
+        {"filename": f"{i}.jpg", **SIZE, "detection": {"instances": own}} for i, own in enumerate((parts, whole))
+    ]
     odvg.write("train.jsonl", json_lines(records))
     rows, report = odvg.rows()
-    assert [(row["phrase"], row["boxes"]) for row in rows] == [("cat", [[1, 2, 3, 4], [5, 2, 7, 4]])]
+    assert told(rows) == [("1.jpg", "cat", [[1, 2, 3, 4], [5, 2, 7, 4]])]
     assert report.dropped["phrases: one of their boxes is lost"] == 1
 
 
@@ -183,7 +187,7 @@ def test_what_is_lost_is_counted_and_named(workshop):
     ]
     odvg.write("train.jsonl", json_lines(records))
     rows, report = odvg.rows()
-    assert [row["phrase"] for row in rows] == ["one", "cut", "good", "good", "good"]
+    assert [row["phrase"] for row in rows] == ["one", "cut", "good"]
     assert rows[0]["boxes"] == [[1, 2, 3, 4]] and rows[1]["boxes"] == [[600, 2, 640, 4]]
     assert report.dropped == {
         "boxes: box without area in the image": 2,  # one of them beside the image
@@ -195,7 +199,7 @@ def test_what_is_lost_is_counted_and_named(workshop):
         "records without image (filename)": 1,
     }
     assert report.examples["phrases: one of their boxes is lost"] == ["train.jsonl, record 0 (two)"]
-    with pytest.raises(ValueError, match=r"train\.jsonl, record 0 \(one\): boxes: box without area"):
+    with pytest.raises(ValueError, match=r"train\.jsonl, record 1: phrases: missing, empty"):
         odvg.rows(strict=True)
 
 
@@ -203,6 +207,74 @@ def test_where_a_phrase_is_in_its_caption():
     caption = "Two dogs , a small dog and a cat."
     assert span_of("two dogs", caption) == (0, 2) and span_of("a cat", caption) == (7, 9)
     assert span_of("a", caption) is span_of("a bird", caption) is span_of("", caption) is None
+
+
+def detection(filename, *instances):
+    listed = [{"bbox": box, "label": 0, "category": category} for category, box in instances]
+    return {"filename": filename, **SIZE, "detection": {"instances": listed}}
+
+
+CAT, SECOND, THIRD = [1, 2, 30, 40], [5, 6, 70, 80], [9, 9, 11, 11]
+AGAIN = {
+    "neighbours": {"train.jsonl": ["1.jpg", "1.jpg", "2.jpg"]},
+    "apart": {"train.jsonl": ["1.jpg", "2.jpg", "1.jpg"]},
+    "two files": {"coco_train.jsonl": ["1.jpg"], "lvis_train.jsonl": ["1.jpg", "2.jpg"]},
+    "folders": {"a/train.jsonl": ["1.jpg"], "b/train.jsonl": ["2.jpg", "1.jpg"]},
+    "another spelling": {"train.jsonl": ["1.jpg", "2.jpg", "./1.jpg"]},
+    "another name": {"train.jsonl": ["1.jpg", "2.jpg", "1"]},
+}
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+@pytest.mark.parametrize("form", AGAIN)
+def test_a_photo_that_is_listed_again_has_one_row_a_phrase(workshop, form, is_drawn):
+    """With the boxes of all, wherever it is listed; as in formats of labels."""
+    odvg = workshop("odvg")
+    for name in "1.jpg", "2.jpg":
+        odvg.image(name, (640, 480))
+    boxes = {"1.jpg": iter((CAT, SECOND)), "2.jpg": iter((THIRD,))}
+    names = {"1": "1.jpg", "./1.jpg": "1.jpg"}
+    spelled = iter(["t-shirt", "T shirt", "t_shirt"])
+    for file, listed in AGAIN[form].items():
+        records = [detection(each, (next(spelled), next(boxes[names.get(each, each)]))) for each in listed]
+        odvg.write(file.replace("train", "set") if is_drawn else file, json_lines(records))
+    rows, report = odvg.build(True, strict=True, **({"validation_fraction": 0.0} if is_drawn else {}))
+    rows = {row["image"]["bytes"]: row["boxes"] for row in rows["train"]}, len(rows["train"])
+    one, two = ((odvg.images / name).read_bytes() for name in ("1.jpg", "2.jpg"))
+    assert rows == ({one: [CAT, SECOND], two: [THIRD]}, 2)
+    assert report.kept["images"] == 2
+
+
+def test_a_photo_of_several_splits_is_in_each_of_them(workshop):
+    odvg = workshop("odvg")
+    for split, box in ("train", CAT), ("val", SECOND):
+        odvg.write(f"{split}.jsonl", json_lines([detection("1.jpg", ("cat", box))]))
+    rows, _ = odvg.build()
+    assert {split: told(own) for split, own in rows.items()} == {
+        "train": [("1.jpg", "cat", [CAT])], "validation": [("1.jpg", "cat", [SECOND])]
+    }  # fmt: skip
+
+
+def test_a_phrase_in_captions_has_a_row_for_each_of_them(workshop):
+    """As Flickr30k has five captions an image; the same caption twice is one, and so is the same box."""
+    odvg = workshop("odvg")
+    records = [grounding(("a dog", CAT), caption="a dog runs"), grounding(("a dog", SECOND), caption="here is a dog")]
+    records += [grounding(("a dog", box), caption="a dog runs") for box in (CAT, THIRD)]
+    odvg.write("train.jsonl", json_lines(records))
+    rows, _ = odvg.rows()
+    assert [(row["caption"], row["caption_span"], row["boxes"]) for row in rows] == [
+        ("a dog runs", [0, 2], [CAT, THIRD]), ("here is a dog", [2, 4], [SECOND])
+    ]  # fmt: skip
+
+
+def test_a_box_that_is_lost_is_named_with_all_records_of_its_phrase(workshop):
+    odvg = workshop("odvg")
+    records = [detection(name, ("cat", box)) for name, box in (("1.jpg", CAT), ("2.jpg", CAT), ("1.jpg", [9, 9, 9, 9]))]
+    odvg.write("train.jsonl", json_lines([*records, detection("1.jpg", ("dog", CAT))]))
+    rows, report = odvg.rows()
+    assert told(rows) == [("1.jpg", "dog", [CAT]), ("2.jpg", "cat", [CAT])]
+    named = ["train.jsonl, record 0 and train.jsonl, record 2 (cat)"]
+    assert report.examples["phrases: one of their boxes is lost"] == named
 
 
 # ODVG -----------------------------------------------------------------------------------------------------------------
@@ -229,23 +301,24 @@ def test_odvg_as_open_groundingdino_writes_it(workshop):
             ],
         },
     }
-    odvg.write("coco2017_train_odvg.jsonl", json_lines([detection, grit, grit | {"detection": {"instances": []}}]))
+    again = grit | {"filename": "2.jpg", "detection": {"instances": []}}
+    odvg.write("coco2017_train_odvg.jsonl", json_lines([detection, grit, again]))
     rows, report = odvg.rows(strict=True)
     assert told(rows[:2]) == [
         ("000000522418.jpg", "person", [instances[0]["bbox"], instances[2]["bbox"]]),
         ("000000522418.jpg", "table knife", [instances[1]["bbox"]]),
     ]
-    assert (
-        told(rows[2:4])
-        == told(rows[4:])
-        == [
-            ("012378809.jpg", "Heart graphics", [[93.8, 47.59, 126.19, 77.01]]),
-            ("012378809.jpg", "a notebook background", [[2.49, 1.44, 448.74, 251.1]]),
-        ]
-    )
+    assert told(rows[2:]) == [
+        (name, *own)
+        for name in ("012378809.jpg", "2.jpg")
+        for own in (
+            ("Heart graphics", [[93.8, 47.59, 126.19, 77.01]]),
+            ("a notebook background", [[2.49, 1.44, 448.74, 251.1]]),
+        )
+    ]
     assert [row["caption_span"] for row in rows] == [[], [], *[[2, 4], [5, 8]] * 2]
     assert rows[0]["caption"] is None and rows[2]["caption"] == grit["grounding"]["caption"]
-    assert report.kept == {"images": 2, "rows with boxes": 6}
+    assert report.kept == {"images": 3, "rows with boxes": 6}
 
 
 def test_odvg_as_mmdetection_writes_it(workshop):
@@ -339,6 +412,15 @@ def test_xvlm(workshop):
         }
 
 
+def test_captions_of_xvlm_in_several_records_have_the_regions_of_all(workshop):
+    xvlm = workshop("xvlm")
+    elems = [[{"caption": caption, "bb": box}] for caption, box in (("dog", [1, 1, 3, 4]), ("Dog", [5, 2, 2.5, 3]))]
+    records = [{"image": name, "elems": own} for name, own in zip(("1.png", "./1.png"), elems)]
+    xvlm.write("vg_train.jsonl", json_lines([records[0], {"image": "2.png", "elems": elems[0]}, records[1]]))
+    rows, _ = xvlm.rows()
+    assert told(rows) == [("1.png", "dog", [[1, 1, 4, 5], [5, 2, 7.5, 5]]), ("2.png", "dog", [[1, 1, 4, 5]])]
+
+
 def test_xvlm_with_corners_is_refused_where_images_tell(workshop):
     xvlm = workshop("xvlm")
     xvlm.image("1.png")
@@ -397,6 +479,19 @@ def test_phrasecut(workshop):
     assert [decoded(mask).sum() for mask in first["masks"]] == [9, 6]
     assert decoded(first["masks"][1])[2:5, 5:7].all()
     assert [decoded(mask).sum() for mask in second["masks"]] == [15]
+
+
+def test_a_phrase_of_phrasecut_in_several_records_has_the_instances_of_all(workshop):
+    """One that both have once."""
+    phrasecut = workshop("phrasecut")
+    phrasecut.image("7.jpg")
+    phrasecut.image("8.jpg")
+    records = [task("a Dog", [[1, 1, 3, 3]], [[SQUARE]]), task("cat", [[5, 2, 2, 3]], [[OTHER]], image=8)]
+    records.append(task("a dog", [[1, 1, 3, 3], [5, 2, 2, 3]], [[SQUARE], [OTHER]]))
+    phrasecut.write("refer_train.json", records)
+    rows, _ = phrasecut.rows(True, strict=True)
+    assert told(rows) == [("7.jpg", "a Dog", [[1, 1, 4, 4], [5, 2, 7, 5]]), ("8.jpg", "cat", [[5, 2, 7, 5]])]
+    assert [len(row["masks"]) for row in rows] == [2, 1]
 
 
 def test_phrasecut_without_images_has_its_sizes_from_the_list(workshop):
@@ -487,7 +582,8 @@ def test_narratives(workshop):
 
 def test_narratives_that_cannot_be_used(workshop):
     narratives = workshop("narratives")
-    narratives.image("train/0a1b.jpg")
+    for name in "0a1b", "0a1c":
+        narratives.image(f"train/{name}.jpg")
     good = narrative(COWS, MOUSE, dataset_id="open_images_train", image_id="0a1b")
     records = [
         good,
@@ -496,7 +592,7 @@ def test_narratives_that_cannot_be_used(workshop):
         good | {"traces": None},
         good | {"timed_caption": [{"utterance": "In"}]},
         good | {"caption": " "},
-        good | {"traces": []},
+        good | {"traces": [], "image_id": "0a1c"},
         good | {"image_id": None},
     ]
     narratives.write("train.jsonl", json_lines(records))

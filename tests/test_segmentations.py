@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from dataset_scripts.coco_format import contradict, in_words, read_corners, read_id, read_whole
+from dataset_scripts.coco_format import as_read, contradict, in_words, read_corners, read_id, read_whole
 from dataset_scripts.segmentations import segmentation_to_mask
+from modeling_albef_amc.tokenization_albef import clean_text
 from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, SQUARE_RUNS, WIDTH
 from trainer import columns
 
@@ -132,6 +133,12 @@ def test_what_a_contradiction_is(box, mask_box, expected):
 def test_categories_in_words(name, phrase):
     """In builds, and where a data set of rows has names of categories."""
     assert in_words(name) == columns.in_words(name) == phrase
+
+
+@pytest.mark.parametrize("words", ["T-Shirt", "t_shirt", "t shirt", " t --  SHIRT "])
+def test_what_an_uncased_tokenizer_reads_the_same_is_the_same(words):
+    """In builds, and in data sets of rows, as ALBEF cleans a phrase."""
+    assert as_read(words) == columns.as_read(words) == "t shirt" == clean_text(words.replace("_", " ")).strip()
 
 
 def test_fields_are_read_where_they_can_mean_one_thing_only():

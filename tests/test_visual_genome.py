@@ -156,6 +156,7 @@ def test_names_of_objects_have_the_boxes_of_all_that_are_called_so(workshop):
     """As objects.json has them, with synsets; an object with two names is called both."""
     here, there = (1, 2, 10, 20), (20, 0, 5, 30)
     things = [thing(1, "Trees", box=here), thing(2, "trees ", box=there), thing(3, "man", box=here)]
+    things += [thing(6, "T-shirt", box=here), thing(7, "t shirt", box=there)]
     things[2]["names"] = ["man", "person", " ", 7]
     for each in things:
         each |= {"synsets": ["tree.n.01"], "merged_object_ids": []}
@@ -169,20 +170,21 @@ def test_names_of_objects_have_the_boxes_of_all_that_are_called_so(workshop):
         (["region"], "person", [[1, 2, 11, 22]]),
         (["object"], "trees", [[1, 2, 11, 22], [20, 0, 25, 30]]),
         (["object"], "man", [[1, 2, 11, 22]]),
+        (["object"], "t-shirt", [[1, 2, 11, 22], [20, 0, 25, 30]]),
     ]
-    assert report.kept["rows: objects"] == 2 and report.dropped == {
+    assert report.kept["rows: objects"] == 3 and report.dropped == {
         "objects: of an object without name": 2,
         "objects: of a name that is empty or no text": 2,
         "objects: box without area in the image": 1,
         "objects: phrase and box that the image has already": 1,
     }
     assert report.examples["objects: of a name that is empty or no text"] == ["image 1, object 2"] * 2
-    assert [row["phrase"] for row in workshop.rows(kinds="objects")[0]] == ["trees", "man", "person"]
+    assert [row["phrase"] for row in workshop.rows(kinds="objects")[0]] == ["trees", "man", "person", "t-shirt"]
     with pytest.raises(ValueError, match="image 1, object 2: objects: of a name"):
         workshop.rows(kinds="objects", strict=True)
     things[1]["w"] = 0  # lost: the row would not be of all
     workshop.put("objects", [{"id": 1, "objects": things}])
-    assert [row["phrase"] for row in workshop.rows(kinds="objects")[0]] == ["man", "person"]
+    assert [row["phrase"] for row in workshop.rows(kinds="objects")[0]] == ["man", "person", "t-shirt"]
     with pytest.raises(ValueError, match=r"kinds: attributes need .*attributes\.json"):
         workshop.rows(kinds="objects,attributes")
 

@@ -24,6 +24,7 @@ NUM_DECIDING, MAX_ROWS = 256, 10_240
 # Above this share, a mistake is one of the whole data set and not of some of its records.
 SIZEABLE = 0.25
 _CHANCE = 2**-16  # below which boxes of another scale are none that happen to be in a part of their images
+SCALES = 100, 1000  # that boxes may be counted to, in images of any size
 _MISFITS = 0.01  # share of boxes that are wrong in any data set
 _TELL_OF_IT = re.compile(b"eXIf|XML:com.adobe.xmp|Raw profile type exif")  # chunks of PNG
 _TURNED = range(5, 9)  # of EXIF orientations, those by which width and height change places
@@ -44,7 +45,11 @@ def decide_boxes(
     if "boxes" in found.places and (columns.box_format is None or columns.guessed_of is not None):
         theirs = written(found.places["boxes"])
         try:
-            box_format, decided = fitting_format(dataset, found, path) if found.formats else ("xyxy", "")
+            if found.formats:
+                box_format, decided = fitting_format(dataset, found, path)
+            else:
+                box_format = "xyxy"
+                check_scale(dataset, found, path)
         except ValueError as doubt:
             error = ValueError(wrong) if wrong else doubt
             if columns.guessed_of == theirs and columns.box_format in chain.from_iterable(found.formats or ()):
@@ -98,12 +103,26 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
             f"{' or '.join(fitting) or '…'}; or, if they are in other columns, --columns boxes=…."
         )
     check_proposals(dataset, fitting[0], path)
-    if scale := seeming_scale(to_xyxy(boxes, fitting[0]), sizes):
-        raise ValueError(
-            f"{path}: boxes ({theirs}) seem to be counted to {scale} in images of any size: none goes beyond; {first}. "
-            f"Make pixels or shares of them, or, if that is what they are, say --box_format {fitting[0]}."
-        )
+    refuse_scale(boxes, sizes, fitting[0], f"{path}: boxes ({theirs})")
     return fitting[0], f"boxes are {fitting[0]}, {first}"
+
+
+def check_scale(dataset: Dataset | IterableDataset, found: Found, path: str) -> None:
+    """As `refuse_scale`, of boxes by our name; images are only looked at where the boxes may be of another scale."""
+    rows = first_rows(dataset, ["boxes"])
+    ends = np.array([box[2:] for row in rows for box in fours(row["boxes"])])
+    if any(0.75 * scale < ends.max(initial=0) <= 1.005 * scale for scale in SCALES):
+        refuse_scale(*first_boxes(dataset), "xyxy", f"{path}: boxes ({written(found.places['boxes'])})")
+
+
+def refuse_scale(boxes: np.ndarray, sizes: np.ndarray, box_format: str, name: str) -> None:
+    """ValueError: boxes, called by a name, are counted to 100 or 1000 in images of any size, as far as these tell."""
+    if len(boxes) and (scale := seeming_scale(to_xyxy(boxes, box_format), sizes)):
+        raise ValueError(
+            f"{name} seem to be counted to {scale} in images of any size: none goes beyond; the first is "
+            f"{[round(v, 4) for v in boxes[0].tolist()]}. Make pixels or shares of them, or, if that is what they are, "
+            f"say --box_format {box_format}."
+        )
 
 
 def check_proposals(dataset: Dataset | IterableDataset, box_format: str, path: str) -> None:
@@ -190,7 +209,7 @@ def seeming_scale(corners: np.ndarray, sizes: np.ndarray) -> int | None:
     """100 or 1000, where boxes end there and not beyond, though so many would, mirrored in their images, that it is no
     chance: photos are as likely as their mirror images, so it is one of two for each of these boxes."""
     starts, ends, sides = np.hsplit(np.unique(np.hstack([corners, sizes]), axis=0), 3)
-    for scale in (100, 1000):
+    for scale in SCALES:
         num_beyond = (starts < sides - scale).any(axis=1).sum()
         if 0.75 * scale < ends.max() <= 1.005 * scale and 0.5**num_beyond <= _CHANCE:
             return scale

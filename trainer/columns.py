@@ -644,6 +644,11 @@ def in_words(category: str) -> str:
     return " ".join((spoken.strip() or words).split())
 
 
+def as_read(words: str) -> str:
+    """Words as an uncased tokenizer reads them, as in builds: phrases of an image that are read the same are one."""
+    return " ".join(words.casefold().replace("_", " ").replace("-", " ").split())
+
+
 def grouped(found: Row, ways: dict[str, str]) -> Row:
     """A row whose phrases are different: what had the same words is one phrase, with all of its instances."""
     if found["phrase"] is None:
@@ -652,7 +657,7 @@ def grouped(found: Row, ways: dict[str, str]) -> Row:
     spelled: dict[Any, Any] = {}
     for number, phrase in enumerate(found["phrase"]):
         for each in phrase if isinstance(phrase, list) else [phrase]:  # several expressions of one object
-            same = " ".join(each.casefold().replace("_", " ").split()) if isinstance(each, str) else each
+            same = as_read(each) if isinstance(each, str) else each
             numbers.setdefault(spelled.setdefault(same, each), []).append(number)
     row = {**found, "phrase": list(numbers)}
     for name in OF_PHRASES[1:]:
@@ -889,7 +894,7 @@ def same_images(table: pa.Table, image_key: Callable[[str], str]) -> list[list[i
     """The rows of each image and phrase, in the order of the first of them; a row without an image is alone.
 
     Images are told apart by the keys of their paths or else, where several of one phrase are as long, by their bytes.
-    Phrases are the same in whatever case.
+    Phrases are the same as of `as_read`.
     """
     images = table["image"]
     if pa.types.is_struct(images.type):
@@ -901,7 +906,7 @@ def same_images(table: pa.Table, image_key: Callable[[str], str]) -> list[list[i
     contents, paths = contents.cast(pa.large_binary()), pc.if_else(pc.is_null(contents), paths, None)
     spelled = {each: each and image_key(each) for each in pc.unique(paths).to_pylist()}
     paths = pa.chunked_array([[spelled[each] for each in paths.to_pylist()]], pa.string())
-    phrases = pc.utf8_lower(pc.utf8_trim_whitespace(table["phrase"]))
+    phrases = pc.utf8_lower(pc.utf8_trim_whitespace(pc.replace_substring_regex(table["phrase"], r"[-_\s]+", " ")))
     keys = {"path": paths, "size": pc.binary_length(contents), "phrase": phrases}
     rows = pa.table({**keys, "row": np.arange(len(table))}).group_by([*keys], use_threads=False)
     is_named, groups = pc.is_valid(paths).to_numpy(), []
