@@ -47,7 +47,7 @@ class Bench:
 
 
 def compared(name: str, ours: float, reference: float | None, unit: str) -> Row:
-    ratio = None if reference is None else ours / reference
+    ratio = ours / reference if reference else None
     return {"name": name, "ours": ours, "baseline": reference, "ratio": ratio, "unit": unit}
 
 
