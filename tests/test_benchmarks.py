@@ -122,7 +122,8 @@ def test_the_parts_of_make_bench_run_and_are_written(monkeypatch, tmp_path, caps
     printed = capsys.readouterr().out
     for name, row in rows.items():
         assert name in printed
-        assert row["ratio"] == (None if row["baseline"] is None else pytest.approx(row["ours"] / row["baseline"]))
+        # Tiny samples may take no memory that is seen.
+        assert row["ratio"] == (pytest.approx(row["ours"] / row["baseline"]) if row["baseline"] else None)
     assert rows["eval_256px_map_difference_fp32"]["ours"] < 1e-4
     assert rows["eval_256px_same_points_fp32"]["ratio"] == 1
 
