@@ -130,7 +130,7 @@ def check_grounding(model: PreTrainedModel, checkpoint: Path) -> None:
     of_adapters, whole = checkpoint / GROUNDING, checkpoint / "config.json"
     saved = read_object(whole).get("grounding", {}) if whole.is_file() else {}
     saved = read_object(of_adapters) if of_adapters.is_file() else saved
-    now = vars(model.config).get("grounding", {})
+    saved, now = ({"method": "gradcam"} | each for each in (saved, vars(model.config).get("grounding", {})))
     for name, option in (("explanation", "explanation"), ("layer", "grounding_layer"), ("method", "method")):
         if saved.get(name) != now.get(name):
             raise ValueError(
