@@ -187,10 +187,15 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         for name, settings in (("without", NO_AMC), ("with", {}))
     },
     "absent": {"without": {"data": "absent", "absent_weight": 0.0}, "with": {"data": "absent"}},
-    # SigLIP wants larger steps, chosen by other scenes.
+    # SigLIP wants larger steps and a longer warm-up, chosen by other scenes.
     "dual encoders": {
-        f"{family} by {method}": {"data": "attributes", "family": family, "method": method, "learning_rate": rate}
-        for family, rate in (("clip", 1e-3), ("altclip", 1e-3), ("chinese_clip", 1e-3), ("siglip", 2e-3))
+        f"{family} by {method}": {"data": "attributes", "family": family, "method": method} | settings
+        for family, settings in (
+            ("clip", {"learning_rate": 1e-3}),
+            ("altclip", {"learning_rate": 1e-3}),
+            ("chinese_clip", {"learning_rate": 1e-3}),
+            ("siglip", {"learning_rate": 2e-3, "warmup_steps": 150}),
+        )
         for method in TRAINED_METHODS
     },
     "families": {
