@@ -21,9 +21,9 @@ right nor wrong, so that it belongs neither to the region nor to the rest of the
 MDETR's and GoldG's files are COCO's with captions. Of an image whose annotations have `tokens_positive`, [[start, end],
 …] in characters of the image's `caption`, the phrases are those words, one row for each place in the caption, whatever
 the categories are called. In the files of the RefCOCO sets the caption is an expression for the one box, and
-`tokens_positive` marks its noun only. An annotation with a text of its own (`caption`, `phrase` or `expression`) is of
-that phrase, whatever its category; a category has a row where one of its annotations has no such text, or none but the
-category's name, with all of them. `expressions` of an image are each of all that is marked in it.
+`tokens_positive` marks its noun only. An annotation with a text of its own (`caption`, `phrase`, `expression`,
+`sentence`, `description` …) is of that phrase, whatever its category, see `by_label_and_text`. `expressions` of an
+image are each of all that is marked in it.
 """
 
 import re
@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import groupby, starmap
+from itertools import starmap
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ from .coco_format import (
 )
 from .features import PhraseFields, plain_name
 from .json_files import read_record
-from .objects import ObjectBuilder, ObjectConfig, words_of_labels
+from .objects import ObjectBuilder, ObjectConfig, by_label_and_text, words_of_labels
 from .options import CocoOptions
 from .segmentations import (
     mask_to_run_lengths,
@@ -76,7 +76,7 @@ _AMBIGUOUS = "absent phrases: of a name of several categories, not all of which 
 _STUFF = re.compile("(-other)?(-merged|-stuff)?$")  # what COCO calls categories of stuff beside their name
 
 Called = list[tuple[str, dict[str, Any]]]  # annotations, each with what it is called in messages
-Labelled = Iterator[tuple[int, bool, Instance]]  # with the label's number, and whether it is to be ignored
+Labelled = Iterator[tuple[int, Instance]]  # with the label's number
 
 
 class Record(NamedTuple):
@@ -335,9 +335,7 @@ class Coco(ObjectBuilder):
         """Rows of what annotations say themselves, and of their categories."""
         if image.caption:
             self.report.kept["images whose caption is not read, as nothing says which of its words are where"] += 1
-        instances: list[tuple[int, bool, Instance]] = []
-        told: list[tuple[int, bool, Instance]] = []  # of a category, and with a text of their own
-        texts: dict[str, tuple[str, list[tuple[bool, Instance]]]] = {}  # by how they are read
+        instances: list[tuple[int, Instance]] = []
         for label, file, called, record in own:
             if is_caption(record):
                 yield from self._caption(called, record)
@@ -345,28 +343,20 @@ class Coco(ObjectBuilder):
             if "segments_info" in record:
                 instances += self._segments(file, called, record, size)
                 continue
-            instance, is_ignored = _instance(called, record), bool(read_flag(record, "ignore"))
-            if own_texts := texts_of(record):
+            instance = _instance(called, record)
+            if instance.texts:
                 label = file.labels.get(read_id(record.get("category_id")), NO_CATEGORY)
-            others = [text for text in own_texts if as_read(text) != self._reading(label)]
-            for text in others:
-                texts.setdefault(as_read(text), (text, []))[1].append((is_ignored, instance))
-            # What is called as its category is has no text of its own, but for others beside it.
-            (told if own_texts and others == own_texts else instances).append((label, is_ignored, instance))
-        labels = {label for label, *_ in instances}  # whose rows are of all instances, those with texts too
-        instances += [each for each in told if each[0] in labels]
-        for label in labels:  # and what others call so
-            _, found = texts.pop(self._reading(label), ("", []))
-            known = {id(instance) for each, _, instance in instances if each == label}
-            instances += [(label, *each) for each in found if id(each[1]) not in known]
-        for text, found in texts.values():
-            yield from self.region_rows({"phrase": text}, (instance for _, instance in found), size, "phrase")
-        present = labels | {label for label, *_ in told} | {n for n in image.negative if self._reading(n) in texts}
-        yield from self._labelled(image, instances, present, size)
+            instances.append((label, instance))
+        labels, texts = by_label_and_text(instances, self._phrase)
+        for text, found in texts.items():
+            yield from self.region_rows({"phrase": text}, found, size, "phrase")
+        read = set(map(as_read, texts))
+        present = {label for label, _ in instances} | {n for n in image.negative if as_read(self._phrase(n)) in read}
+        yield from self._labelled(image, labels, present, size)
 
-    def _reading(self, label: int) -> str | None:
-        """How the phrase of a label is read."""
-        return None if label == NO_CATEGORY else as_read(self.phrase_of(self.labels[label]))
+    def _phrase(self, label: int) -> str:
+        """A label's, of which NO_CATEGORY has none."""
+        return "" if label == NO_CATEGORY else self.phrase_of(self.labels[label])
 
     def _records(self, content: Record) -> Iterator[tuple[int, _File, str, dict[str, Any]]]:
         """An image's annotations: label, file, what it is called in messages, and the record."""
@@ -381,23 +371,20 @@ class Coco(ObjectBuilder):
     def _labelled(
         self,
         image: CocoImage,
-        instances: list[tuple[int, bool, Instance]],
+        labels: dict[int, list[Instance]],
         present: set[int],
         size: tuple[int, int] | None,
     ) -> Iterator[PhraseFields]:
-        """A row for each label of the instances, and for each that the image has not; `present` are all that it has."""
-        instances.sort(key=itemgetter(0))
-        for label, group in groupby(instances, key=itemgetter(0)):
-            own, phrase = list(group), self.phrase_of(self.labels[label])
+        """A row for each label, with its instances, and each that the image has not; `present` are all that it has."""
+        for label, own in sorted(labels.items(), key=itemgetter(0)):
             if label in image.not_exhaustive:
                 self.report.dropped[_NOT_EXHAUSTIVE] += len(own)
-            elif any(is_ignored for _, is_ignored, _ in own):
+            elif any(instance.is_ignored for instance in own):
                 self.report.dropped[_IGNORED] += len(own)
             elif self.others.get(label, set()) & present:
                 self.report.dropped[_OF_THE_REST] += len(own)
             else:
-                found = (instance for *_, instance in own)
-                yield from self.region_rows({"phrase": phrase}, found, size, "category")
+                yield from self.region_rows({"phrase": self._phrase(label)}, own, size, "category")
         for label in dict.fromkeys(image.negative):
             if label in present or label in image.not_exhaustive:
                 self.drop("absent phrases: of a category that is marked in the image", f"image {image.id}")
@@ -431,7 +418,7 @@ class Coco(ObjectBuilder):
             elif ids is not None:
                 self.drop("masks: segment that no pixel of the PNG file is of", name)
             box, is_crowd = read_corners(segment.get("bbox")), bool(read_flag(segment, "iscrowd"))
-            yield label, False, Instance(name, box=box, segmentation=runs, is_crowd=is_crowd)
+            yield label, Instance(name, box=box, segmentation=runs, is_crowd=is_crowd)
 
     def _instances_by_words(
         self, records: Called, image: CocoImage, path: Path
@@ -466,6 +453,8 @@ def _instance(called: str, annotation: dict[str, Any]) -> Instance:
         segmentation=segmentation,
         is_turned=box is None and has_box and not has_own,
         is_crowd=bool(read_flag(annotation, "iscrowd")),
+        is_ignored=bool(read_flag(annotation, "ignore")),
+        texts=tuple(texts_of(annotation)),
         has_bad_box=box is None and has_box and has_own,
     )
 

@@ -23,6 +23,9 @@ _LONGEST_NUMBER, _LONGEST_ID = 40, 200  # characters
 _EXACT = 2**53  # from here on floats leave out whole numbers
 SIZEABLE = 0.25  # a share of the annotations that chance does not explain
 _BEYOND = 1.05  # of an image's side: a box that ends farther out is not one that was rounded
+# What a text of a region's own is called, as of `_text_keys`; the first that is there is taken.
+_SINGULARS = "caption", "phrase", "expression", "referringexpression", "sentence", "sent", "description", "text"
+TEXT_NAMES = [*(name + ending for name in _SINGULARS for ending in ("", "s")), "query"]
 _LISTS_OF_LVIS = ("not_exhaustive_category_ids", "neg_category_ids")  # of an image
 _EXAMPLES = 3  # records that a message names
 _LEAST_AGREEMENT = 0.5  # IoU of a box and its mask's own: parts that were not drawn leave more, another object less
@@ -345,16 +348,31 @@ class AnnotationFile:
 
 def texts_of(annotation: dict[str, Any]) -> list[str]:
     """What an annotation says of its own region, in words and not by a category, as GRiT's of Visual Genome do: a text
-    or a list of them, each once."""
-    found = (texts_in(annotation.get(key)) for key in ("caption", "phrase", "expression", "expressions"))
+    or a list of them, each once. It may stand in its `attributes`, as CVAT's do."""
+    attributes = annotation.get("attributes")
+    found = (
+        texts_in(record[key])
+        for record in (annotation, attributes if isinstance(attributes, dict) else {})
+        for key in _text_keys(tuple(record))
+    )
     return next(filter(None, found), [])
 
 
+@lru_cache(4096)
+def _text_keys(keys: tuple[str, ...]) -> list[str]:
+    """Those of a record's keys that are called as texts are, in whatever spelling."""
+    plain = {key: re.sub("[^a-z0-9]", "", key.lower()) for key in keys}
+    return sorted((key for key in keys if plain[key] in TEXT_NAMES), key=lambda key: TEXT_NAMES.index(plain[key]))
+
+
 def texts_in(value: Any) -> list[str]:
-    """The texts in a value, with single blanks between words; none that is empty, or read like one before."""
+    """The texts in a value, with single blanks between words; none that is empty, or read like one before.
+    A text may be a record, as those of the refer toolkit are (`raw`, `sent`)."""
     texts = value if isinstance(value, list) else [value]
     found: dict[str, str] = {}
     for text in texts:
+        if isinstance(text, dict):
+            text = next(filter(None, map(text.get, (*_text_keys(tuple(text)), "raw"))), None)
         if isinstance(text, str) and text.split():
             found.setdefault(as_read(text), " ".join(text.split()))
     return list(found.values())

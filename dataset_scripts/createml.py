@@ -1,7 +1,8 @@
 """CreateML: a JSON list of images, each with labels and boxes, `_annotations.createml.json`.
 
-The phrase is a label, its region all boxes of that label in the image. Coordinates are pixels: `x` and `y` of a box's
-centre, `width` and `height`. Splits are files, or their folders, named train, valid and test.
+The phrase is a label, its region all boxes of that label in the image, or a text of a box's own. Coordinates are
+pixels: `x` and `y` of a box's centre, `width` and `height`. Splits are files, or their folders, named train, valid and
+test.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from .builder import Unusable, joined
 from .coco_format import (
     read_number,  # noqa: F401 - `objects` needs it, as it does those below (see `builder`)
+    texts_of,
 )
 from .features import (
     FEATURES,  # noqa: F401
@@ -46,11 +48,11 @@ class Createml(PhotoListBuilder):
             listed = record.get("annotations", record.get("annotation"))
             if not isinstance(image, str) or not image or not isinstance(listed, list):
                 raise ValueError(f"{path}: record {number} has no image with a list of annotations, as CreateML's have")
-            instances = [
-                _instance(each if isinstance(each, dict) else {}, place, label)
-                for place, each in ((f"{name}, {image}, annotation {at}", each) for at, each in enumerate(listed))
-                if (label := self.label_of(each.get("label") if isinstance(each, dict) else None, place))
-            ]
+            instances = []
+            for at, each in enumerate(each if isinstance(each, dict) else {} for each in listed):
+                place, texts = f"{name}, {image}, annotation {at}", tuple(texts_of(each))
+                if (label := self.label_of(each.get("label"), place, texts)) is not None:
+                    instances.append(_instance(each, place, label)._replace(texts=texts))
             yield Photo(joined(name, image), f"{name}, {image}", (image,), name, instances)
 
 

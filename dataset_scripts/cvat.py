@@ -1,10 +1,11 @@
 """CVAT's XML for images 1.1: boxes, polygons, ellipses, masks.
 
-The phrase is a label, its region all shapes of that label in the image. Boxes and ellipses may be turned. Points,
-lines, skeletons and cuboids outline no region: they are counted, and a row that they would be part of is left out;
-tags, which are of whole images, are counted. The subsets of a project (Train, Validation, Test) are the splits, or else
-files and folders that are named so; images of one name in several subsets are in folders of these. XML for videos is
-refused: CVAT exports the same as images.
+The phrase is a label, its region all shapes of that label in the image, or a text of a shape's own in an attribute
+called `description`, `caption` or the like. Boxes and ellipses may be turned. Points, lines, skeletons and cuboids
+outline no region: they are counted, and a row that they would be part of is left out; tags, which are of whole images,
+are counted. The subsets of a project (Train, Validation, Test) are the splits, or else files and folders that are named
+so; images of one name in several subsets are in folders of these. XML for videos is refused: CVAT exports the same as
+images.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .builder import MAX_PIXELS, Unusable, file_split, joined, unusable_if
-from .coco_format import read_number, read_whole
+from .coco_format import read_number, read_whole, texts_of
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does those below (see `builder`)
 )
@@ -77,8 +78,11 @@ class Cvat(PhotoListBuilder):
                 place = f"{name}, {file}, shape {at}"
                 if shape.tag == "tag":
                     self.report.dropped["tags of whole images"] += 1
-                elif label := self.label_of(shape.get("label"), place):
-                    instances.append(_instance(shape.tag, shape.attrib, place, label, (width, height)))
+                    continue
+                texts = tuple(texts_of({one.get("name", ""): one.text for one in shape.findall("attribute")}))
+                if (label := self.label_of(shape.get("label"), place, texts)) is not None:
+                    instance = _instance(shape.tag, shape.attrib, place, label, (width, height))
+                    instances.append(instance._replace(texts=texts))
             subset, place = element.get("subset", ""), f"{name}, {file}"
             split = file_split(subset)
             yield subset, Photo(joined(name, file), place, (file,), name, instances, (width, height), split)

@@ -1,9 +1,11 @@
 """Label Studio's JSON (its full form or JSON-MIN): rectangles, polygons, ellipses and brushes with labels.
 
-The phrase is a label, its region all of that label in the image; a region with several labels is of all of them.
-Coordinates are percent of the image. Rectangles and ellipses may be turned. Key points have no area: they are counted,
-and a row that they would be part of is left out. Of a task's annotations that were not cancelled, that which is marked
-as the ground truth is taken, or else the one updated last. Predictions are not read.
+The phrase is a label, its region all of that label in the image; a region with several labels is of all of them. A text
+typed for a region (`TextArea perRegion`) is its phrase instead where the field is called `caption`, `description` or
+the like; other texts are counted. Coordinates are percent of the image. Rectangles and ellipses may be turned. Key
+points have no area: they are counted, and a row that they would be part of is left out. Of a task's annotations that
+were not cancelled, that which is marked as the ground truth is taken, or else the one updated last. Predictions are not
+read.
 
 Images that were uploaded are called `<8 digits>-<name>` by Label Studio: both names are looked for, as is the last part
 of an address. Splits are files, or their folders, named train, valid and test.
@@ -20,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from .builder import IMAGE_SUFFIXES, MAX_PIXELS, UPLOADED, Unusable, joined, unusable_if
-from .coco_format import read_number, read_whole
+from .coco_format import read_number, read_whole, texts_of
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
@@ -73,12 +75,13 @@ class LabelStudio(PhotoListBuilder):
             if len(shown) > 1:
                 raise ValueError(f"{path}: record {number} has regions of several images (to_name {', '.join(shown)}).")
             sizes = {_size(each) for each in results} - {None}
-            instances = [
-                _instance(kind, each, labels.strip(), f"{place}, region {each.get('id', at)}")
-                for at, each in enumerate(results)
-                if (kind := _kind(each))
-                for labels in self._labels(each, results, f"{place}, region {each.get('id', at)}")
-            ]
+            texts, instances = self._texts(results), []
+            for at, each in enumerate(results):
+                if kind := _kind(each):
+                    called, own = f"{place}, region {each.get('id', at)}", texts.get(str(each.get("id")), ())
+                    instance = _instance(kind, each, "", called)._replace(texts=own)
+                    labels = self._labels(each, results, called, own)
+                    instances += [instance._replace(label=label.strip()) for label in labels]
             size = sizes.pop() if len(sizes) == 1 else None
             yield Photo(joined(name, files[0]), f"{place} ({files[0]})", files, name, instances, size)
 
@@ -96,8 +99,23 @@ class LabelStudio(PhotoListBuilder):
         results = last.get("result")
         return [each for each in results if isinstance(each, dict)] if isinstance(results, list) else []
 
-    def _labels(self, result: dict[str, Any], results: list[dict[str, Any]], place: str) -> list[str]:
-        """The labels of a region, which may stand in another result of its id."""
+    def _texts(self, results: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+        """The texts of regions, by their ids, where the field they were typed in is called so."""
+        regions = {str(each["id"]) for each in results if _kind(each) and each.get("id")}
+        found: dict[str, dict[str, Any]] = {}
+        for each in results:
+            if _kind(each) is None and (text := _value(each).get("text")):
+                id_, typed = str(each.get("id")), {str(each.get("from_name")): text}
+                if id_ in regions and texts_of(typed):
+                    found.setdefault(id_, {}).update(typed)
+                else:
+                    self.report.kept["texts not read: of no region, or of a field not called caption, phrase, …"] += 1
+        return {id_: tuple(texts_of(typed)) for id_, typed in found.items()}
+
+    def _labels(
+        self, result: dict[str, Any], results: list[dict[str, Any]], place: str, texts: tuple[str, ...]
+    ) -> list[str]:
+        """The labels of a region, which may stand in another result of its id; nothing for one with texts alone."""
         same = [each for each in results if each.get("id") == result.get("id")] if result.get("id") else [result]
         found: dict[str, None] = {}
         for each in (result, *same):
@@ -105,7 +123,8 @@ class LabelStudio(PhotoListBuilder):
             for key, labels in value.items():
                 if key.endswith("labels") and isinstance(labels, list):
                     found.update({label: None for label in labels if isinstance(label, str) and label.strip()})
-        return [label for label in found or [None] if self.label_of(label, place)]  # type: ignore[misc]
+        labels = (self.label_of(label, place, texts) for label in found or [None])
+        return [label for label in labels if label is not None]
 
 
 def _files(data: dict[str, Any], uploaded: Any) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """LabelMe: a JSON file for each image, with shapes: rectangles, polygons, circles, masks.
 
-The phrase is a shape's label, its region all shapes of that label in the image. Shapes of one label and `group_id` that
-are no rectangles are parts of one object; a part that cannot be read is left out. X-AnyLabeling's files are read too,
-its turned boxes (`rotation`) as masks of that shape. Points and lines have no area: they are counted, and a row that
-they would be part of is left out, but for those that are parts of an object with others.
+The phrase is a shape's label, its region all shapes of that label in the image, or its `description`. Shapes of one
+label and `group_id` that are no rectangles are parts of one object; a part that cannot be read is left out.
+X-AnyLabeling's files are read too, its turned boxes (`rotation`) as masks of that shape. Points and lines have no area:
+they are counted, and a row that they would be part of is left out, but for those that are parts of an object with
+others.
 
 Splits are folders named train, valid and test. An image is found by the name of its JSON file, or else by `imagePath`.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from .builder import MAX_PIXELS, UNREADABLE, Unusable, unusable_if
-from .coco_format import read_whole
+from .coco_format import read_whole, texts_of
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
@@ -62,12 +63,14 @@ class Labelme(PhotoFileBuilder):
         for number, shape in enumerate(shapes):
             place = f"{record}, shape {number}"
             shape = shape if isinstance(shape, dict) else {}
-            if not (label := self.label_of(shape.get("label"), place)):
+            texts = tuple(texts_of(shape))
+            if (label := self.label_of(shape.get("label"), place, texts)) is None:
                 continue
             try:
                 instance = _instance(shape, place, label, size)
             except Unusable as reason:
                 instance = Instance(place, label, trouble=str(reason))
+            instance = instance._replace(texts=texts)
             is_part = shape.get("group_id") is not None and shape.get("shape_type") not in _WHOLE
             key = (label, str(shape.get("group_id"))) if is_part else number
             instances[key] = self._with_part(instances[key], instance) if key in instances else instance
@@ -76,6 +79,7 @@ class Labelme(PhotoFileBuilder):
 
     def _with_part(self, known: Instance, part: Instance) -> Instance:
         """An object with one more part; trouble with a part is not trouble with the object, while another is good."""
+        known, part = (each._replace(texts=known.texts or part.texts) for each in (known, part))
         if not known.trouble and not part.trouble:
             corners = [box[start : start + 2] for box in (known.box, part.box) for start in (0, 2)]
             return known._replace(box=bounds(corners), segmentation=known.segmentation + part.segmentation)

@@ -1,12 +1,13 @@
 """The base of the builders of objects in images: one row for each label in an image, with all its instances.
 
-The phrase is the label in words, in `phrase_template` if one is given; its region is every instance in the image.
+The phrase is the label in words, in `phrase_template` if one is given; its region is every instance in the image. An
+instance with a text of its own (`caption`, `description` …) is of that phrase, see `by_label_and_text`.
 A format has a `Photo` for each image, of a file of its own (`PhotoFileBuilder`) or of a file of many
 (`PhotoListBuilder`). Splits are those that folders or files are named for; where none is, train and validation are
 drawn.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -172,13 +173,19 @@ class ObjectBuilder(RegionBuilder):
         return self.config.phrase_template.replace("{}", label)
 
     def label_rows(self, instances: Iterable[Instance], size: tuple[int, int] | None) -> Iterator[PhraseFields]:
-        """A row for each label of an image of (width, height); labels that are read the same are one."""
-        groups: dict[str, tuple[str, list[Instance]]] = {}
+        """A row for each label of an image of (width, height), labels that are read the same being one, and for each
+        text of its instances."""
+        phrases: dict[str, str] = {}
+        labelled = []
         for instance in instances:
             words = self.words.get(instance.label) or in_words(instance.label)
-            groups.setdefault(as_read(words), (words, []))[1].append(instance)
-        for words, own in groups.values():
-            yield from self.region_rows({"phrase": self.phrase_of(words)}, own, size, "label")
+            phrases.setdefault(as_read(words), self.phrase_of(words))
+            labelled.append((as_read(words), instance))
+        labels, texts = by_label_and_text(labelled, phrases.get)
+        for label, own in labels.items():
+            yield from self.region_rows({"phrase": phrases[label]}, own, size, "label")
+        for text, own in texts.items():
+            yield from self.region_rows({"phrase": text}, own, size, "phrase")
 
 
 class Photo(NamedTuple):
@@ -245,10 +252,13 @@ class _PhotoBuilder(ObjectBuilder):
         lost = {"instances: of an image that cannot be used": len(photo.instances)}
         return SourceImage(photo.files, photo.record, photo, lost, photo.size, photo.name, photo.near)
 
-    def label_of(self, value: Any, record: str) -> str | None:
-        """A label that is a text with a word; of an object without one nobody knows whose it is: it is counted."""
+    def label_of(self, value: Any, record: str, texts: Collection[str] = ()) -> str | None:
+        """A label that is a text with a word, or nothing of an object with texts of its own; of one without either
+        nobody knows what it is: it is counted."""
         if isinstance(value, str) and in_words(value):
             return value
+        if texts:
+            return ""
         self.drop("instances: without a label", record)
         return None
 
@@ -390,6 +400,33 @@ def _check_turned(corners: list[float], size: tuple[int, int] | None, mask: np.n
     if clip_box(around, size, least=0) != around:
         twice = sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))
         unusable_if(mask is None or mask.sum() < abs(twice) / 4, MOSTLY_OUTSIDE)
+
+
+def by_label_and_text(
+    objects: Iterable[tuple[Any, Instance]], phrase_of: Callable[[Any], str | None]
+) -> tuple[dict[Any, list[Instance]], dict[str, list[Instance]]]:
+    """Objects with their labels, by label and by text of their own.
+
+    A text is of all objects that have it, whatever their labels. A label is there where one of its objects has no text,
+    or one that is read as the label's phrase, with all of its objects, and those of others that are called so.
+    """
+    labels: dict[Any, dict[Hashable, Instance]] = {}
+    texts: dict[str, tuple[str, dict[Hashable, Instance]]] = {}
+    named: dict[Any, str] = {}
+    for label, instance in objects:
+        reading = as_read(phrase_of(label) or "")
+        # Of an object with several labels, each has an instance of the same region.
+        key = instance.record, id(instance.box), id(instance.segmentation)
+        labels.setdefault(label, {})[key] = instance
+        others = [text for text in instance.texts if as_read(text) != reading]
+        for text in others:
+            texts.setdefault(as_read(text), (text, {}))[1][key] = instance
+        if not others or len(others) < len(instance.texts):
+            named[label] = reading
+    for label, reading in named.items():
+        labels[label] |= texts.pop(reading, ("", {}))[1]
+    by_label = {label: list(own.values()) for label, own in labels.items() if label in named}
+    return by_label, {text: list(own.values()) for text, own in texts.values()}
 
 
 def same_words(label: str) -> str:

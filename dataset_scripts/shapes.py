@@ -23,8 +23,10 @@ class Instance(NamedTuple):
         is_turned: its box is turned, and stands in `segmentation` as a polygon.
         is_outline: its box is that of its polygons, which may differ from what these cover where they are small.
         is_crowd: it is a crowd of objects.
+        is_ignored: a find there is neither right nor wrong.
         has_bad_box: it has a box that cannot be read.
         trouble: why it cannot be used.
+        texts: of its own, which are its phrases instead of the label.
     """
 
     record: str
@@ -34,8 +36,10 @@ class Instance(NamedTuple):
     is_turned: bool = False
     is_outline: bool = False
     is_crowd: bool = False
+    is_ignored: bool = False
     has_bad_box: bool = False
     trouble: str = ""
+    texts: tuple[str, ...] = ()
 
 
 def read_points(value: Any) -> list[list[float]]:

@@ -1,9 +1,10 @@
 """Pascal VOC: a folder of XML files, one for each image, `Annotations/000001.xml` or beside the images.
 
-The phrase is the name of an object, its region all objects of that name in the image, `difficult` ones too. Corners are
-those of pixels, counted from 1, both inside the box, as VOC defines them: `xmin` 1 and `xmax` 500 are all of an image
-500 wide. A file with a corner at 0 or between pixels is of a tool that measures edges from 0, and is read so. Boxes
-that roLabelImg (`robndbox`) or CVAT (an attribute `rotation`) has turned are masks of that shape.
+The phrase is the name of an object, its region all objects of that name in the image, `difficult` ones too, or a text
+of its own (`description`, as DIOR-RSVG has it). Corners are those of pixels, counted from 1, both inside the box, as
+VOC defines them: `xmin` 1 and `xmax` 500 are all of an image 500 wide. A file with a corner at 0 or between pixels is
+of a tool that measures edges from 0, and is read so. Boxes that roLabelImg (`robndbox`) or CVAT (an attribute
+`rotation`) has turned are masks of that shape.
 
 `ImageSets/Main/train.txt`, `val.txt` and `test.txt` are the splits; `trainval.txt` is train where neither of the first
 two is there. Without such lists, folders `train`, `valid` and `test` are, as Roboflow has them. An image is found by
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .builder import IMAGE_SUFFIXES, SPLITS, Unusable, unusable_if, walk
-from .coco_format import read_number, read_whole
+from .coco_format import read_number, read_whole, texts_of
 from .features import (
     FEATURES,  # noqa: F401 - `objects` needs it, as it does `segmentations` (see `builder`)
 )
@@ -77,8 +78,11 @@ class Voc(PhotoFileBuilder):
         instances = []
         for (number, each), box in zip(objects, boxes):
             place = f"{record}, object {number}"
-            if label := self.label_of(each.findtext("name"), place):
-                instances.append(_instance(each, place, label.strip(), box, first))
+            attributes, texts = _attributes_and_texts(each)
+            if (label := self.label_of(each.findtext("name"), place, texts)) is not None:
+                corners = box and [box[0] - first, box[1] - first, *box[2:]]
+                degrees = read_number(attributes.get("rotation")) or 0
+                instances.append(_instance(each, place, label.strip(), corners, degrees)._replace(texts=texts))
         size = (width, height) if width > 0 and height > 0 else None
         return self.photo_of(record, (root.findtext("filename") or "").strip(), instances, size)
 
@@ -107,19 +111,25 @@ def _numbers(each: Any, place: str, *keys: str) -> list[float] | None:
     return None if None in numbers else numbers  # type: ignore[return-value]
 
 
-def _rotation(each: Any) -> float:
-    """Degrees clockwise that CVAT has turned the box of an object by."""
-    found = [one for one in each.findall("attributes/attribute") if one.findtext("name") == "rotation"]
-    return (read_number(found[0].findtext("value")) if found else None) or 0
+def _attributes_and_texts(each: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+    """CVAT's attributes of an object (`rotation`: degrees clockwise that its box was turned by), and its own texts."""
+    attributes: dict[str, str] = {}
+    for one in each.findall("attributes/attribute"):
+        attributes.setdefault(one.findtext("name", ""), one.findtext("value", ""))
+    parts: dict[str, Any] = {}
+    for part in each:
+        parts.setdefault(part.tag, []).append(part.text)
+    return attributes, tuple(texts_of(parts | {"attributes": attributes}))
 
 
-def _instance(each: Any, record: str, label: str, box: list[float] | None, first: int) -> Instance:
+def _instance(each: Any, record: str, label: str, box: list[float] | None, degrees: float) -> Instance:
+    """An object with its box, which is turned clockwise by some degrees."""
     if box is not None:
-        x1, y1, x2, y2 = box[0] - first, box[1] - first, *box[2:]
-        if degrees := _rotation(each):
+        x1, y1, x2, y2 = box
+        if degrees:
             center = (x1 + x2) / 2, (y1 + y2) / 2
-            return turned_box(record, label, turn(corners_of([x1, y1, x2, y2]), center, degrees))
-        return Instance(record, label, [x1, y1, x2, y2])
+            return turned_box(record, label, turn(corners_of(box), center, degrees))
+        return Instance(record, label, box)
     numbers = _numbers(each, "robndbox", "cx", "cy", "w", "h", "angle")
     if numbers is None:
         return Instance(record, label, trouble="without a box of four numbers (bndbox)")

@@ -8,7 +8,9 @@ from PIL import Image
 
 from dataset_scripts.build import build, main
 from dataset_scripts.coco import Coco
+from dataset_scripts.coco_format import TEXT_NAMES
 from tests.helpers.builders import HEIGHT, SQUARE, SQUARE_MASK, WIDTH, Workshop, decoded, name_in_source
+from trainer.columns import PHRASE_NAMES
 
 BOX, SECOND = [1, 1, 4, 4], [5, 0, 7, 2]
 
@@ -356,7 +358,9 @@ def test_captions_are_rows_without_a_region(workshop):
 
 
 @pytest.mark.parametrize("is_list", [False, True])
-@pytest.mark.parametrize("key", ["caption", "phrase", "expression", "expressions"])
+@pytest.mark.parametrize(
+    "key", ["caption", "phrase", "expression", "expressions", "sentence", "Referring_Expression", "text"]
+)
 def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key, is_list):
     """As GRiT's of Visual Genome, all of whose objects are of one category; with equal texts they are one row."""
     texts = ["a red  hat", None, "a shoe", "a red hat"]
@@ -371,6 +375,37 @@ def test_annotations_with_a_text_of_their_own_are_of_that_phrase(workshop, key, 
     boxes = {name: [row["boxes"] for row in rows["train"] if row["phrase"] == name] for name in ("a red hat", "a shoe")}
     assert boxes == {"a red hat": [[[0, 1, 4, 6], [3, 1, 7, 6]]], "a shoe": [[[2, 1, 6, 6]]]}
     assert len(rows["train"]) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"expressions": [{"raw": "A red hat"}]},
+        {"sentences": [{"tokens": ["a"], "raw": "A Red hat", "sent_id": 3, "sent": "a red hat"}]},
+        {"attributes": {"occluded": False, "rotation": 0.0, "description": "a red hat"}},
+        {"caption": " ", "query": "a red hat"},
+        {"description": "a worn hat", "phrase": "a red hat"},
+    ],
+)
+def test_texts_of_annotations_are_found_as_tools_write_them(workshop, text):
+    """The refer toolkit's records and CVAT's attributes; of several the most telling name counts."""
+    workshop.write("train.json", content(annotation(0, bbox=[0, 1, 4, 5], **text), images=[image(0, "0.jpg")]))
+    rows, _ = workshop.build(split="train")
+    assert [row["phrase"].lower() for row in rows["train"]] == ["a red hat"]
+
+
+@pytest.mark.parametrize(
+    "text", [{"texts": 3}, {"text_id": "a"}, {"expressions": [{"raw": None}, [], 1]}, {"attributes": []}]
+)
+def test_what_is_no_text_of_an_annotation_leaves_its_category(workshop, text):
+    own = annotation(0, 1, bbox=[0, 1, 4, 5], **text)
+    workshop.write("train.json", content(own, images=[image(0, "0.jpg")], categories=[(1, "cow")]))
+    rows, _ = workshop.build(split="train")
+    assert [row["phrase"] for row in rows["train"]] == ["cow"]
+
+
+def test_texts_are_called_as_in_tables():
+    assert all(PHRASE_NAMES.fullmatch(name) for name in TEXT_NAMES)
 
 
 def test_a_category_is_of_all_its_instances_also_of_those_with_a_text(workshop):

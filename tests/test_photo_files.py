@@ -58,6 +58,31 @@ def test_voc_parts_of_objects_are_none_and_what_has_no_box_loses_its_row(voc):
         voc.rows(split="train", strict=True)
 
 
+def test_voc_objects_with_a_description_are_of_that_phrase(voc):
+    """As DIOR-RSVG's; a name has a row, of all its objects, where one has no description of its own."""
+    text = voc_xml(("car", 1, 1, 4, 4), ("car", 5, 1, 8, 4), ("dog", 1, 4, 4, 6), ("dog", 5, 4, 8, 6))
+    first, second, third, last = text.split("</object>", 3)
+    described = "<description>A gray  car on the left</description>"
+    attribute = "<attributes><attribute><name>caption</name><value>a wet dog</value></attribute></attributes>"
+    parts = [first + described, second + "<description>the other car</description>", third + attribute, last]
+    voc.write("a.xml", "</object>".join(parts))
+    rows, report = voc.rows(split="train", strict=True, phrase_template="a photo of a {}")
+    assert found(rows) == [
+        ("a photo of a dog", [[0, 3, 4, 6], [4, 3, 8, 6]]),
+        ("A gray car on the left", [[0, 0, 4, 4]]),
+        ("the other car", [[4, 0, 8, 4]]),
+        ("a wet dog", [[0, 3, 4, 6]]),
+    ]
+    assert report.kept["rows (an image and a phrase)"] == 3 and report.kept["rows (an image and a label)"] == 1
+
+
+def test_an_object_with_a_text_needs_no_label(voc):
+    texts = "<description>a red hat</description><description>a hat</description>"
+    voc.write("a.xml", voc_xml(("", 1, 1, 4, 4)).replace("</object>", f"{texts}</object>"))
+    rows, _ = voc.rows(split="train", strict=True)
+    assert found(rows) == [("a red hat", [[0, 0, 4, 4]]), ("a hat", [[0, 0, 4, 4]])]
+
+
 def test_voc_boxes_that_rolabelimg_has_turned(voc):
     box = "<robndbox><cx>3.5</cx><cy>3</cy><w>2</w><h>3</h><angle>1.5707963</angle></robndbox>"
     voc.write("a.xml", re.sub("<bndbox>.*</bndbox>", box, voc_xml(("ship", 1, 1, 2, 2))))
@@ -295,6 +320,19 @@ def test_labelme_shapes_of_a_group_are_one_object(labelme):
     labelme.write("1.json", labelme_json(*drawn))
     (row,), _ = labelme.rows(split="train", strict=True)
     assert row["boxes"] == [[1, 1, 7, 5], [1, 4, 3, 6]] and len(row["masks"]) == 2
+
+
+def test_labelme_descriptions_are_phrases(labelme):
+    """Of a group, whichever part has it; it is a label's row where it is read as the label."""
+    parts = [[[1, 1], [3, 1], [3, 3]], [[5, 3], [7, 3], [7, 5]], [[1, 4], [3, 4], [3, 6]]]
+    texts = ["", "the split dog", "Cat"]
+    drawn = [
+        shape("polygon", points, label, group_id=group, description=text)
+        for points, label, group, text in zip(parts, ("dog", "dog", "pet"), (1, 1, 2), texts)
+    ]
+    labelme.write("1.json", labelme_json(*drawn, shape("rectangle", [[5, 1], [6, 2]], "cat")))
+    rows, _ = labelme.rows(split="train", strict=True)
+    assert found(rows) == [("cat", [[5, 1, 6, 2], [1, 4, 3, 6]]), ("the split dog", [[1, 1, 7, 5]])]
 
 
 @pytest.mark.parametrize("is_first", [True, False])

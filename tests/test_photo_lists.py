@@ -52,6 +52,13 @@ def test_createml_boxes_are_about_their_centre(createml):
     assert found(rows) == [("dog", [[1, 1, 5, 3]])]
 
 
+def test_createml_texts_are_phrases(createml):
+    own = [centred("dog", 3, 2, 4, 2) | {"caption": "a wet dog"}, centred("cat", 6.5, 1, 1, 1), 3]
+    rows, report = createml.of([{"image": "1.png", "annotations": own}])
+    assert found(rows) == [("cat", [[6, 0.5, 7, 1.5]]), ("a wet dog", [[1, 1, 5, 3]])]
+    assert report.dropped == {"instances: without a label": 1}
+
+
 def test_createml_labels_that_brackets_tell_apart_keep_them(createml):
     """Also where an image has one of them alone."""
     labels = "cell (healthy)", "cell_(damaged)", "mouse_(toy)"
@@ -278,6 +285,17 @@ def test_cvat_shapes(cvat, shape, box, pixels):
     assert not report.dropped
 
 
+def test_cvat_attributes_called_as_texts_are_phrases(cvat):
+    wet = BOX.replace("></box>", '><attribute name="description">a wet dog</attribute></box>')
+    dry = BOX.replace(
+        "></box>", '><attribute name="description"></attribute><attribute name="dry">yes</attribute></box>'
+    )
+    rows, _ = cvat.of(annotations(cvat_xml(wet)), name="a.xml")
+    assert found(rows) == [("a wet dog", [[1, 1, 4, 4]])]
+    rows, _ = cvat.of(annotations(cvat_xml(wet, dry)), name="a.xml")
+    assert found(rows) == [("dog", [[1, 1, 4, 4]] * 2), ("a wet dog", [[1, 1, 4, 4]])]
+
+
 NO_REGION = "a point, line, skeleton or cuboid, which outlines no region"
 
 
@@ -458,6 +476,25 @@ def test_label_studio_labels_may_stand_beside_the_shape(studio):
     assert found(rows) == [("dog", [[1, 3, 3, 6]]), ("pet", [[1, 3, 3, 6]])] and not report.dropped
     rows, report = studio.of([task(bare, RECTANGLE | {"id": "b"})])
     assert found(rows) == [("dog", [[1, 3, 3, 6]])] and report.dropped == {"instances: without a label": 1}
+
+
+def typed(text, name, id_="a"):
+    return {"id": id_, "type": "textarea", "from_name": name, "to_name": "image", "value": {"text": text}, **SIZE}
+
+
+def test_label_studio_texts_of_regions_are_phrases(studio):
+    """Of a region of several labels, too, once; texts of other fields and of the whole image are counted."""
+    bare = result("rectangle", None, x=12.5, y=50, width=25, height=50) | {"type": "rectangle"}
+    named = {"id": "a", "type": "labels", "value": {**bare["value"], "labels": ["dog", "pet"]}, **SIZE}
+    others = [typed(["seen"], "comment"), typed(["a street"], "caption", "z")]
+    rows, report = studio.of([task(bare, named, typed(["a wet dog", "Fido"], "caption"), *others)])
+    assert found(rows) == [("a wet dog", [[1, 3, 3, 6]]), ("Fido", [[1, 3, 3, 6]])] and not report.dropped
+    unread = "texts not read: of no region, or of a field not called caption, phrase, …"
+    assert report.kept[unread] == 2
+    rows, report = studio.of([task(bare, named, typed(["pet"], "caption"))])
+    assert found(rows) == [("pet", [[1, 3, 3, 6]])] and unread not in report.kept
+    rows, report = studio.of([task(bare, typed(["a wet dog"], "phrase"))])
+    assert found(rows) == [("a wet dog", [[1, 3, 3, 6]])] and not report.dropped
 
 
 def test_label_studio_annotation_that_is_taken(studio):
