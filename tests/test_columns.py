@@ -1248,6 +1248,30 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
         assert boxes_of(records(wide(each))) == [[box] for box in each]
 
 
+@pytest.mark.parametrize("scale", [100, 1000])
+def test_corners_of_other_scales_that_may_be_corner_and_size_too(tmp_path, scale, caplog):
+    """A doubt between formats of pixels hides none about the scale; a format that is said is followed, with a line."""
+    picture(16 * scale // 10, 12 * scale // 10).save(tmp_path / "photo.png")
+    corners = [[4 + n, 1 + n, 82 + n, 71 + n] for n in range(16)]
+    rows = [
+        {"image": "photo.png", "phrase": f"dog {n}", "bbox": [value * scale // 100 for value in box]}
+        for n, box in enumerate(corners)
+    ]
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"seem to be counted to {scale} in .* pixels or .*--box_format xyxy or xywh"):
+        records(path)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert boxes_of(records(path, Columns(box_format="xywh"))) == [[row["bbox"]] for row in rows]
+    assert "counted" not in caplog.text  # as corner and size, many end beyond
+    with caplog.at_level("WARNING"):
+        assert boxes_of(records(path, Columns(box_format="xyxy"))) == [[row["bbox"]] for row in rows]
+    assert f"counted to {scale} in" in caplog.text
+    picture(scale // 2, scale // 2).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"are none of .* counted to 100 or 1000, make pixels or shares first"):
+        records(path)
+
+
 def test_a_file_that_is_no_table(tmp_path):
     (tmp_path / "labels.xml").write_text("<a/>")
     with pytest.raises(ValueError, match=r"labels\.xml is no table of \.jsonl, .*albef-amc build"):
