@@ -977,6 +977,17 @@ def test_a_column_says_the_splits_of_a_file_or_of_a_folder_that_is_one(tmp_path,
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_split_without_boxes_among_some_with_them(tmp_path, streaming):
+    photos(tmp_path)
+    rows = [
+        {"image": f"photos/{n}.png", "phrase": f"dog {n}", "boxes": [box] if n % 2 else None, "split": split}
+        for n, (box, split) in enumerate(zip(CORNERS, ["test", "train", "train", "test"]))
+    ]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), streaming=streaming)
+    assert boxes_of(found) == [[CORNERS[1]], []]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_column_says_the_splits_of_an_imagefolder(tmp_path, streaming):
     photos(tmp_path)
     rows = [{"file_name": f"{n}.png", "phrase": f"dog {n}", **dict(zip(("x1", "y1", "x2", "y2"), box)), "split": split}
@@ -1246,6 +1257,50 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     centred = [[600 + n, 300, 1000 - n, 900] for n in range(20)]
     for each in (centred, [*boxes, [0, 0, 1010, 90]], 2 * boxes[1:], (np.array(boxes) * 0.9).tolist()):
         assert boxes_of(records(wide(each))) == [[box] for box in each]
+
+
+@pytest.mark.parametrize(("kind", "streaming"), [(".jsonl", False), (".jsonl", True), (".csv", False)])
+def test_phrases_without_a_target_are_absent(tmp_path, kind, streaming):
+    """As gRefCOCO has it."""
+    photos(tmp_path)
+    names = "x1", "y1", "x2", "y2"
+    rows = [
+        {"image": f"photos/{n}.png", "phrase": f"dog {n}", **dict(zip(names, box or [None] * 4)), "no_target": not box}
+        for n, box in enumerate([CORNERS[0], None, CORNERS[2], None])
+    ]
+    found = records(write_rows(tmp_path / f"mine{kind}", rows), streaming=streaming)
+    assert [bool(record["absent"]) for record in found] == [False, True, False, True]
+    assert boxes_of(found) == [[CORNERS[0]], [], [CORNERS[2]], []]
+    rows = [row | {"absent": not row["no_target"]} for row in rows]  # by our own name before
+    found = records(write_rows(tmp_path / f"both{kind}", rows), streaming=streaming)
+    assert [bool(record["absent"]) for record in found] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_are_rejected_in_prodigy_are_left_out(tmp_path, caplog, streaming):
+    photos(tmp_path)
+    logging.getLogger("transformers").propagate = True
+    sides = "x", "y", "width", "height"
+
+    def found(*answers):
+        rows = [
+            {
+                "image": f"photos/{n}.png",
+                "width": WIDTH,
+                "height": HEIGHT,
+                "spans": [{"label": f"DOG {n}", **dict(zip(sides, as_format(CORNERS[n], "xywh")))}],
+                "answer": answer,
+            }
+            for n, answer in enumerate(answers)
+        ]
+        return [record["phrase"] for record in records(write_rows(tmp_path / "mine.jsonl", rows), None, streaming)]
+
+    with caplog.at_level("WARNING"):
+        assert found("accept", "reject", None, "ignore") == ["DOG 0", "DOG 2"]
+    count = "rows" if streaming else "2 of 4 rows"
+    assert f"{count} are left out, of which the column answer says reject or ignore" in caplog.text
+    assert len(found("accept", "reject", "no idea", "ignore")) == 4  # of something else
+    assert len(found("accept", "accept")) == 2
 
 
 @pytest.mark.parametrize("scale", [100, 1000])

@@ -80,6 +80,7 @@ NO_IDS = re.compile("(?!.*ids?$).*")
 # Our columns that are so by this very name. In other spellings they are guessed: units of boxes are to be found out,
 # and categories may be the phrases.
 AS_WRITTEN = "image", "boxes", "categories"
+ALSO_CALLED = {"no_target": "absent"}  # by gRefCOCO
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
 # Four columns of a box, and what it is, the second where the first does not fit. Where others are there, too, width and
 # height are the image's.
@@ -462,7 +463,7 @@ def plain_name(name: str) -> str:
 def own_name(name: str) -> str:
     """A name as one of ours, in whatever case and with blanks around it; of AS_WRITTEN only as it is."""
     plain = name.strip().lower()
-    return name if plain in AS_WRITTEN else plain
+    return name if plain in AS_WRITTEN else ALSO_CALLED.get(plain, plain)
 
 
 def of_box(place: Place) -> str:

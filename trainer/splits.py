@@ -76,6 +76,7 @@ FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parq
 SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
+ACCEPTED, *REJECTED = "accept", "reject", "ignore"  # rows, in a column `answer` that Prodigy writes
 # What pandas takes for a missing value; a phrase may be called so.
 NO_VALUES = "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"
 NO_VALUES += "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"
@@ -162,6 +163,7 @@ def open_split(
         found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
         if missing := {"image", "phrase"} - found.places.keys():
             raise ValueError(missing_columns(dataset, missing, found, path))
+        dataset = without_rejected(dataset, found, columns, path)
         unknown = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
         others = dataset.select_columns(unknown)
         with told_here():
@@ -566,7 +568,7 @@ def of_folder(dataset: Dataset | IterableDataset, path: str, split: str) -> Data
             "images by file_name."
         )
     beginning = f"{folders[split]}/"
-    found = dataset.filter(lambda name: (name or "").startswith(beginning), input_columns="file_name")
+    found = rows_where(dataset, "file_name", lambda name: (name or "").startswith(beginning))
     if isinstance(found, Dataset) and len(found) == 0:
         raise ValueError(f"Split {split} of {path} cannot be had: no file_name in its table begins with {beginning}")
     return found
@@ -648,6 +650,39 @@ def is_metadata(file: str) -> bool:
     return os.path.basename(file) in ImageFolder.METADATA_FILENAMES
 
 
+def without_rejected(
+    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str
+) -> Dataset | IterableDataset:
+    """The rows that nobody rejected in Prodigy, or passed over; of other columns `answer`, all."""
+    name = next((name for name in dataset.column_names if own_name(name) == "answer"), "")
+    if not name or [(name,)] in found.places.values() or not fits(dataset.features[name], TEXT):
+        return dataset
+    is_whole = isinstance(dataset, Dataset)
+    said = dataset.select_columns([name])[name][:] if is_whole else [row[name] for row in first_rows(dataset, [name])]
+    if not ({*said} - {None} and {*said} <= {None, ACCEPTED, *REJECTED}):
+        return dataset
+    num_rejected = sum(each in REJECTED for each in said)
+    if is_whole and not num_rejected:
+        return dataset
+    count = f"{num_rejected:,} of {len(said):,} rows" if is_whole else "rows"
+    columns.say(f"{path}: {count} are left out, of which the column {name} says {' or '.join(REJECTED)}.")
+    return rows_where(dataset, name, lambda each: each not in REJECTED)
+
+
+def rows_where(
+    dataset: Dataset | IterableDataset, column: str, is_kept: Callable[[Any], bool]
+) -> Dataset | IterableDataset:
+    """Those by what a column says. Table by table: of single rows, those of streamed data that have nothing in a column
+    lose its type."""
+    if isinstance(dataset, Dataset):
+        return dataset.filter(is_kept, input_columns=column)
+
+    def kept(table: pa.Table) -> pa.Table:
+        return table.filter(pa.array(map(is_kept, table[column].to_pylist()), pa.bool_()))
+
+    return dataset.with_format("arrow").map(kept, batched=True, features=dataset.features).with_format(None)
+
+
 def said_splits(dataset: Dataset | IterableDataset) -> list[str]:
     """What a column `split` says of rows that are taken together, if not the same of all; of a stream, of the first."""
     name = next((name for name in dataset.column_names if own_name(name) == "split"), "")
@@ -670,7 +705,7 @@ def of_rows(dataset: Dataset | IterableDataset, asked: str, rows: SplitsOfRows) 
         raise ValueError(f"its column {rows.column} has only {', '.join(names)}, not {', '.join(sorted(unknown))}")
     if isinstance(dataset, IterableDataset):
         wanted = [part.strip() for part in asked.split("+")]
-        return dataset.filter(lambda said: rows.names.get(said) in wanted, input_columns=rows.column)
+        return rows_where(dataset, rows.column, lambda said: rows.names.get(said) in wanted)
     numbers: dict[str, list[int]] = {split: [] for split in names}
     for number, said in enumerate(dataset.select_columns([rows.column])[rows.column][:]):
         numbers.setdefault(rows.names.get(said, ""), []).append(number)
