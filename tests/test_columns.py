@@ -185,6 +185,46 @@ def test_boxes_are_found_beside_other_regions(tmp_path, other):
     assert "boxes" not in records(write_rows(tmp_path / "none.jsonl", rows), columns)[3]
 
 
+SIDED = {"x": 10, "y": 10, "width": 50, "height": 50}
+SIZE = {"w": 5, "h": 5}
+TWO = [[10, 10, 60, 60], [5, 5, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "row"),
+    [
+        (".csv", "rotation", lambda angle: {"phrase": "dog", **SIDED, "rotation": angle}),
+        (".jsonl", "rotation", lambda angle: {"phrase": "dog", **SIDED, "rotation": angle}),
+        (".jsonl", "bbox.angle", lambda angle: {"text": "dog", "bbox": {"cx": 60, "cy": 60, **SIZE, "angle": angle}}),
+        (".jsonl", "Angle_deg", lambda angle: {"phrase": "dog", "bbox": TWO[0], "Angle_deg": angle}),
+        (".jsonl", "angles", lambda angle: {"phrase": "dog", "boxes": TWO, "angles": [0, angle]}),
+        (".jsonl", "angles", lambda angle: {"phrase": ["a", "b"], "boxes": [TWO, TWO], "angles": [[0, angle], [0]]}),
+        (".parquet", "objects.theta", lambda angle: {"objects": [{**SIDED, "label": "dog", "theta": angle}]}),
+    ],
+)  # fmt: skip
+def test_turned_boxes_are_not_read_as_upright_ones(tmp_path, kind, place, row):
+    photos(tmp_path)
+
+    def found(angles, streaming):
+        rows = [{"image": f"photos/{number}.png", **row(angle)} for number, angle in enumerate(angles)]
+        return records(write_rows(tmp_path / f"mine{kind}", rows), Columns(box_format="xywh"), streaming)
+
+    for streaming in (False, True) if kind != ".csv" else (False,):
+        with pytest.raises(ValueError, match=rf"are turned by {place}, such as 45, .* polygons .* drop this column"):
+            found([0, None, 45], streaming)
+        assert len({record["image"]["path"] for record in found([0, None, 0], streaming)}) == 3
+
+
+def test_an_angle_that_is_of_the_image_turns_no_box(tmp_path):
+    photos(tmp_path)
+    row = {"image": "photos/0.png", "rotation": 90, "objects": [{"bbox": [10, 10, 60, 60], "label": "dog"}]}
+    assert len(records(write_rows(tmp_path / "a.jsonl", [row]), Columns(box_format="xyxy"))) == 1
+    row = {"image": "photos/0.png", "rotation": 90, "phrase": "dog", "boxes": [[10, 10, 60, 60]]}
+    assert len(records(write_rows(tmp_path / "b.jsonl", [row]))) == 1
+    row = {"image": "photos/0.png", "rotation": 90, "phrase": "dog", "polygons": [[[1, 1, 9, 1, 9, 9]]]}
+    assert len(records(write_rows(tmp_path / "c.jsonl", [row]))) == 1
+
+
 def test_corners_of_quadrilaterals_are_no_boxes(tmp_path):
     photos(tmp_path)
     corners = dict(zip(("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4"), (100, 50, 190, 55, 188, 95, 98, 90)))

@@ -82,6 +82,7 @@ NO_IDS = re.compile("(?!.*ids?$).*")
 AS_WRITTEN = "image", "boxes", "categories"
 ALSO_CALLED = {"no_target": "absent"}  # by gRefCOCO
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
+TURN_NAMES = re.compile("(rotation(angle)?|angle|theta)(deg(ree)?|rad(ian)?)?s?")
 # Four columns of a box, and what it is, the second where the first does not fit. Where others are there, too, width and
 # height are the image's.
 FOUR_NAMES = {
@@ -703,6 +704,42 @@ def rows_to_look_at(dataset: Dataset | IterableDataset, found: Found) -> list[Ro
     kinds = kinds_of(dataset.features, found.places)
     names = {place[0] for ours in kinds if may_stand_for_else(ours, kinds[ours]) for place in found.places[ours]}
     return first_rows(dataset, sorted(names)) if names else []
+
+
+def only_upright(dataset: Dataset | IterableDataset, found: Found, path: str) -> Dataset | IterableDataset:
+    """The data set, in which no box is turned by an angle beside it; ValueError, of a stream as it comes: one is."""
+    boxes, there = found.places.get("boxes", []), leaves(dataset.features)
+    depths = [max(there.get(place, Leaf(0, Value("null"))).depth - (len(boxes) == 1), 0) for place in boxes]
+    turns = [
+        place
+        for place, leaf in there.items()
+        if boxes and place[:-1] == boxes[0][:-1] and leaf.is_number and leaf.depth == depths[0]
+        if TURN_NAMES.fullmatch(of_box(place))
+    ]
+    if not turns:
+        return dataset
+    ((column, *inside), *_) = turns
+
+    def check(table: pa.Table) -> pa.Table:
+        angles = table[column]
+        for name in [*inside, ""]:
+            while pa.types.is_nested(angles.type) and not pa.types.is_struct(angles.type):
+                angles = pc.list_flatten(angles)
+            angles = pc.struct_field(angles, name) if name else angles
+        if turned := angles.filter(pc.greater(pc.abs(angles), 0)).to_pylist():
+            raise ValueError(
+                f"{path}: boxes ({written(boxes)}) are turned by {written(turns[:1])}, such as {turned[0]:g}, and "
+                "would be read as upright ones. Write the corners as polygons ([x, y, x, y, …]), or upright boxes "
+                "around them; then, or if it is of something else, rename or drop this column."
+            )
+        return table
+
+    if isinstance(dataset, IterableDataset):
+        rows = dataset.with_format("arrow").map(check, batched=True, features=dataset.features)
+        return rows.with_format(None)
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+        check(table)
+    return dataset
 
 
 def first_rows(dataset: Dataset | IterableDataset, names: list[str]) -> list[Row]:

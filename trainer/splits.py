@@ -58,6 +58,7 @@ from .columns import (
     misfit,
     numbers_of_categories,
     numbers_told,
+    only_upright,
     own_name,
     plain_name,
     put_together,
@@ -163,7 +164,7 @@ def open_split(
         found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
         if missing := {"image", "phrase"} - found.places.keys():
             raise ValueError(missing_columns(dataset, missing, found, path))
-        dataset = without_rejected(dataset, found, columns, path)
+        dataset = only_upright(without_rejected(dataset, found, columns, path), found, path)
         unknown = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
         others = dataset.select_columns(unknown)
         with told_here():
