@@ -215,6 +215,17 @@ def test_turned_boxes_are_not_read_as_upright_ones(tmp_path, kind, place, row):
         assert len({record["image"]["path"] for record in found([0, None, 0], streaming)}) == 3
 
 
+def test_turned_boxes_that_nobody_needs_are_left_out(tmp_path, caplog):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.csv", [{"image": "photos/0.png", "label": "dog", **SIDED, "rotation": 45}])
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert "boxes" not in open_split(path, None, "train").column_names
+    assert "Boxes are left out." in caplog.text
+    with pytest.raises(ValueError, match="are turned by rotation"):
+        open_split(path, None, "train", columns=Columns({"boxes": "x,y,width,height"}))
+
+
 def test_an_angle_that_is_of_the_image_turns_no_box(tmp_path):
     photos(tmp_path)
     row = {"image": "photos/0.png", "rotation": 90, "objects": [{"bbox": [10, 10, 60, 60], "label": "dog"}]}
@@ -510,6 +521,9 @@ def test_objects_of_which_one_has_another_key_or_type_are_named(tmp_path, phrase
     missing = "none of the columns boxes" if phrase else "no column phrase"
     with pytest.raises(ValueError, match=rf"{missing}.* objects\S* cannot be looked into: {told}"):
         open_split(str(path), None, "train", needs_regions=True)
+    columns = Columns({"phrase": "objects.name"})
+    with pytest.raises(ValueError, match=rf"no column objects\.name; .* objects\S* cannot be looked into: {told}"):
+        open_split(str(path), None, "train", columns=columns)
 
 
 def test_doubts_about_boxes(tmp_path, caplog):

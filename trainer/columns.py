@@ -212,6 +212,10 @@ class Leaf(NamedTuple):
         return isinstance(self.feature, Value) and any(kind(self.feature.pa_type) for kind in kinds)
 
 
+class MissingColumnError(ValueError):
+    """A column that somebody named is not there."""
+
+
 @dataclass
 class Found:
     """Where our columns are: each at one place, or a box at four.
@@ -443,7 +447,7 @@ def places_of(ours: str, theirs: str, there: dict[Place, Leaf], path: str) -> li
     by_name = {".".join(place): place for place in there}
     parts = [theirs] if theirs in by_name else theirs.split(",")
     if missing := [part for part in parts if part not in by_name]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {listed(list(by_name))}.")
+        raise MissingColumnError(f"{path} has no column {', '.join(missing)}; it has {listed(list(by_name))}.")
     if len(parts) not in ((1, 4) if ours == "boxes" else (1,)):
         raise ValueError(f"--columns {ours}={theirs}: a column is one, a box also four.")
     return [by_name[part] for part in parts]
@@ -706,8 +710,13 @@ def rows_to_look_at(dataset: Dataset | IterableDataset, found: Found) -> list[Ro
     return first_rows(dataset, sorted(names)) if names else []
 
 
-def only_upright(dataset: Dataset | IterableDataset, found: Found, path: str) -> Dataset | IterableDataset:
-    """The data set, in which no box is turned by an angle beside it; ValueError, of a stream as it comes: one is."""
+def only_upright(
+    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str, needs_regions: bool
+) -> Dataset | IterableDataset:
+    """The data set, in which no box is turned by an angle beside it; without need, guessed ones that are are left out.
+
+    Raises ValueError, of a stream as it comes: one is.
+    """
     boxes, there = found.places.get("boxes", []), leaves(dataset.features)
     depths = [max(there.get(place, Leaf(0, Value("null"))).depth - (len(boxes) == 1), 0) for place in boxes]
     turns = [
@@ -737,8 +746,15 @@ def only_upright(dataset: Dataset | IterableDataset, found: Found, path: str) ->
     if isinstance(dataset, IterableDataset):
         rows = dataset.with_format("arrow").map(check, batched=True, features=dataset.features)
         return rows.with_format(None)
-    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
-        check(table)
+    try:
+        for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+            check(table)
+    except ValueError as error:
+        if needs_regions or "boxes" not in found.guessed:
+            raise
+        columns.say(f"Boxes are left out. {error}")
+        found.guessed.remove("boxes")
+        del found.places["boxes"]
     return dataset
 
 

@@ -49,6 +49,7 @@ from .columns import (
     TEXTS,
     Columns,
     Found,
+    MissingColumnError,
     arrange,
     card_data,
     find_columns,
@@ -67,12 +68,12 @@ from .columns import (
 )
 from .columns import widened as widened_at
 from .image_places import has_paths, image_key, place_images
-from .known_formats import IMAGE_FILES, files_below
+from .known_formats import IMAGE_FILES, files_below, is_image
 from .phrase_rows import OF_PHRASES, SIDES
 from .regions import REGIONS
 
 # Files that are a data set by themselves, and what reads them.
-FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FILES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # What folders of images are called, and the splits that they are.
 SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
@@ -164,7 +165,7 @@ def open_split(
         found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
         if missing := {"image", "phrase"} - found.places.keys():
             raise ValueError(missing_columns(dataset, missing, found, path))
-        dataset = only_upright(without_rejected(dataset, found, columns, path), found, path)
+        dataset = only_upright(without_rejected(dataset, found, columns, path), found, columns, path, needs_regions)
         unknown = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
         others = dataset.select_columns(unknown)
         with told_here():
@@ -236,7 +237,7 @@ def load(
     columns.read_card(path)
     found, options = None, {}
     if features is not None:
-        with rows_not_objects(lambda: files):
+        with rows_not_objects(lambda: files, dataset):
             found = find_columns(features, columns, COLUMNS, path, needs_regions)
         wide = widened(features, found, is_csv)
         texts = [name for name in features if fits(features[name], NUMBERS) and wide[name] == Value("string")]
@@ -343,7 +344,9 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     said = " ".join(f"{ours}={guessed.get(ours, '…')}" for ours in sorted(missing | guessed.keys()))
     remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
     files = list(files_below(Path(path), None)) if os.path.isdir(path) else []
-    tables = [file for file in files if file.suffix in FILES and len(file.relative_to(path).parts) < 3]
+    near = [file for file in files if len(file.relative_to(path).parts) < 3]
+    tables = [file for file in near if file.suffix in FILES]
+    others = [file for file in near if not is_image(file) and not re.match("(?i)readme|license", file.name)]
     metadata = [file for file in files if file.stem == "metadata"]
     there = leaves(dataset.features)
     if "phrase" in missing and (numbers := numbers_of_categories(there)):
@@ -361,6 +364,12 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
             if metadata
             else "put this file into a folder of its own, with paths of the images from there, such as ../images/1.jpg,"
             f" or name the file: --dataset {tables[0]}."
+        )
+    elif others and "phrase" in missing and set(dataset.column_names) <= {"image", "label"}:
+        remedy = (
+            f"datasets read its images and passed over {os.path.relpath(others[0], path)}. If this says what is in "
+            f"them, write it as a table of {', '.join(FILES)}, a row for each phrase and its image, and name the file: "
+            "--dataset …; see docs/data.md."
         )
     has = listed([written([place]) for place in there])
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
@@ -469,8 +478,11 @@ def reason_of(error: BaseException) -> BaseException | str:
 
 
 @contextmanager
-def rows_not_objects(files: Callable[[], list[str]]) -> Iterator[None]:
-    """Where columns are not understood, and a file is one JSON object, which datasets takes for a row, says that."""
+def rows_not_objects(
+    files: Callable[[], list[str]], dataset: Dataset | IterableDataset | None = None
+) -> Iterator[None]:
+    """Where columns are not understood, and a file is one JSON object, which datasets takes for a row, says that; and
+    where one that somebody named is not there, what of the data set cannot be looked into."""
     try:
         yield
     except ValueError as error:
@@ -480,6 +492,8 @@ def rows_not_objects(files: Callable[[], list[str]]) -> Iterator[None]:
                     f"{file} is one object, of the keys {listed(keys)}: make it a list of rows, or JSON Lines, a row "
                     "each line, and a file of each split."
                 ) from error
+        if isinstance(error, MissingColumnError) and dataset is not None:
+            raise ValueError(f"{error}{not_looked_into(dataset)}") from error
         raise
 
 
