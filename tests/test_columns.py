@@ -185,6 +185,57 @@ def test_boxes_are_found_beside_other_regions(tmp_path, other):
     assert "boxes" not in records(write_rows(tmp_path / "none.jsonl", rows), columns)[3]
 
 
+SIDED = {"x": 10, "y": 10, "width": 50, "height": 50}
+SIZE = {"w": 5, "h": 5}
+TWO = [[10, 10, 60, 60], [5, 5, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "row"),
+    [
+        (".csv", "rotation", lambda angle: {"phrase": "dog", **SIDED, "rotation": angle}),
+        (".jsonl", "rotation", lambda angle: {"phrase": "dog", **SIDED, "rotation": angle}),
+        (".jsonl", "bbox.angle", lambda angle: {"text": "dog", "bbox": {"cx": 60, "cy": 60, **SIZE, "angle": angle}}),
+        (".jsonl", "Angle_deg", lambda angle: {"phrase": "dog", "bbox": TWO[0], "Angle_deg": angle}),
+        (".jsonl", "angles", lambda angle: {"phrase": "dog", "boxes": TWO, "angles": [0, angle]}),
+        (".jsonl", "angles", lambda angle: {"phrase": ["a", "b"], "boxes": [TWO, TWO], "angles": [[0, angle], [0]]}),
+        (".parquet", "objects.theta", lambda angle: {"objects": [{**SIDED, "label": "dog", "theta": angle}]}),
+    ],
+)  # fmt: skip
+def test_turned_boxes_are_not_read_as_upright_ones(tmp_path, kind, place, row):
+    photos(tmp_path)
+
+    def found(angles, streaming):
+        rows = [{"image": f"photos/{number}.png", **row(angle)} for number, angle in enumerate(angles)]
+        return records(write_rows(tmp_path / f"mine{kind}", rows), Columns(box_format="xywh"), streaming)
+
+    for streaming in (False, True) if kind != ".csv" else (False,):
+        with pytest.raises(ValueError, match=rf"are turned by {place}, such as 45, .* polygons .* drop this column"):
+            found([0, None, 45], streaming)
+        assert len({record["image"]["path"] for record in found([0, None, 0], streaming)}) == 3
+
+
+def test_turned_boxes_that_nobody_needs_are_left_out(tmp_path, caplog):
+    photos(tmp_path)
+    path = write_rows(tmp_path / "mine.csv", [{"image": "photos/0.png", "label": "dog", **SIDED, "rotation": 45}])
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert "boxes" not in open_split(path, None, "train").column_names
+    assert "Boxes are left out." in caplog.text
+    with pytest.raises(ValueError, match="are turned by rotation"):
+        open_split(path, None, "train", columns=Columns({"boxes": "x,y,width,height"}))
+
+
+def test_an_angle_that_is_of_the_image_turns_no_box(tmp_path):
+    photos(tmp_path)
+    row = {"image": "photos/0.png", "rotation": 90, "objects": [{"bbox": [10, 10, 60, 60], "label": "dog"}]}
+    assert len(records(write_rows(tmp_path / "a.jsonl", [row]), Columns(box_format="xyxy"))) == 1
+    row = {"image": "photos/0.png", "rotation": 90, "phrase": "dog", "boxes": [[10, 10, 60, 60]]}
+    assert len(records(write_rows(tmp_path / "b.jsonl", [row]))) == 1
+    row = {"image": "photos/0.png", "rotation": 90, "phrase": "dog", "polygons": [[[1, 1, 9, 1, 9, 9]]]}
+    assert len(records(write_rows(tmp_path / "c.jsonl", [row]))) == 1
+
+
 def test_corners_of_quadrilaterals_are_no_boxes(tmp_path):
     photos(tmp_path)
     corners = dict(zip(("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4"), (100, 50, 190, 55, 188, 95, 98, 90)))
@@ -470,6 +521,9 @@ def test_objects_of_which_one_has_another_key_or_type_are_named(tmp_path, phrase
     missing = "none of the columns boxes" if phrase else "no column phrase"
     with pytest.raises(ValueError, match=rf"{missing}.* objects\S* cannot be looked into: {told}"):
         open_split(str(path), None, "train", needs_regions=True)
+    columns = Columns({"phrase": "objects.name"})
+    with pytest.raises(ValueError, match=rf"no column objects\.name; .* objects\S* cannot be looked into: {told}"):
+        open_split(str(path), None, "train", columns=columns)
 
 
 def test_doubts_about_boxes(tmp_path, caplog):
@@ -977,6 +1031,17 @@ def test_a_column_says_the_splits_of_a_file_or_of_a_folder_that_is_one(tmp_path,
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_split_without_boxes_among_some_with_them(tmp_path, streaming):
+    photos(tmp_path)
+    rows = [
+        {"image": f"photos/{n}.png", "phrase": f"dog {n}", "boxes": [box] if n % 2 else None, "split": split}
+        for n, (box, split) in enumerate(zip(CORNERS, ["test", "train", "train", "test"]))
+    ]
+    found = records(write_rows(tmp_path / "mine.jsonl", rows), streaming=streaming)
+    assert boxes_of(found) == [[CORNERS[1]], []]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_a_column_says_the_splits_of_an_imagefolder(tmp_path, streaming):
     photos(tmp_path)
     rows = [{"file_name": f"{n}.png", "phrase": f"dog {n}", **dict(zip(("x1", "y1", "x2", "y2"), box)), "split": split}
@@ -1246,6 +1311,74 @@ def test_other_scales_are_not_taken_for_pixels(tmp_path):
     centred = [[600 + n, 300, 1000 - n, 900] for n in range(20)]
     for each in (centred, [*boxes, [0, 0, 1010, 90]], 2 * boxes[1:], (np.array(boxes) * 0.9).tolist()):
         assert boxes_of(records(wide(each))) == [[box] for box in each]
+
+
+@pytest.mark.parametrize(("kind", "streaming"), [(".jsonl", False), (".jsonl", True), (".csv", False)])
+def test_phrases_without_a_target_are_absent(tmp_path, kind, streaming):
+    """As gRefCOCO has it."""
+    photos(tmp_path)
+    names = "x1", "y1", "x2", "y2"
+    rows = [
+        {"image": f"photos/{n}.png", "phrase": f"dog {n}", **dict(zip(names, box or [None] * 4)), "no_target": not box}
+        for n, box in enumerate([CORNERS[0], None, CORNERS[2], None])
+    ]
+    found = records(write_rows(tmp_path / f"mine{kind}", rows), streaming=streaming)
+    assert [bool(record["absent"]) for record in found] == [False, True, False, True]
+    assert boxes_of(found) == [[CORNERS[0]], [], [CORNERS[2]], []]
+    rows = [row | {"absent": not row["no_target"]} for row in rows]  # by our own name before
+    found = records(write_rows(tmp_path / f"both{kind}", rows), streaming=streaming)
+    assert [bool(record["absent"]) for record in found] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_are_rejected_in_prodigy_are_left_out(tmp_path, caplog, streaming):
+    photos(tmp_path)
+    logging.getLogger("transformers").propagate = True
+    sides = "x", "y", "width", "height"
+
+    def found(*answers):
+        rows = [
+            {
+                "image": f"photos/{n}.png",
+                "width": WIDTH,
+                "height": HEIGHT,
+                "spans": [{"label": f"DOG {n}", **dict(zip(sides, as_format(CORNERS[n], "xywh")))}],
+                "answer": answer,
+            }
+            for n, answer in enumerate(answers)
+        ]
+        return [record["phrase"] for record in records(write_rows(tmp_path / "mine.jsonl", rows), None, streaming)]
+
+    with caplog.at_level("WARNING"):
+        assert found("accept", "reject", None, "ignore") == ["DOG 0", "DOG 2"]
+    count = "rows" if streaming else "2 of 4 rows"
+    assert f"{count} are left out, of which the column answer says reject or ignore" in caplog.text
+    assert len(found("accept", "reject", "no idea", "ignore")) == 4  # of something else
+    assert len(found("accept", "accept")) == 2
+
+
+@pytest.mark.parametrize("scale", [100, 1000])
+def test_corners_of_other_scales_that_may_be_corner_and_size_too(tmp_path, scale, caplog):
+    """A doubt between formats of pixels hides none about the scale; a format that is said is followed, with a line."""
+    picture(16 * scale // 10, 12 * scale // 10).save(tmp_path / "photo.png")
+    corners = [[4 + n, 1 + n, 82 + n, 71 + n] for n in range(16)]
+    rows = [
+        {"image": "photo.png", "phrase": f"dog {n}", "bbox": [value * scale // 100 for value in box]}
+        for n, box in enumerate(corners)
+    ]
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"seem to be counted to {scale} in .* pixels or .*--box_format xyxy or xywh"):
+        records(path)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        assert boxes_of(records(path, Columns(box_format="xywh"))) == [[row["bbox"]] for row in rows]
+    assert "counted" not in caplog.text  # as corner and size, many end beyond
+    with caplog.at_level("WARNING"):
+        assert boxes_of(records(path, Columns(box_format="xyxy"))) == [[row["bbox"]] for row in rows]
+    assert f"counted to {scale} in" in caplog.text
+    picture(scale // 2, scale // 2).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match=r"are none of .* counted to 100 or 1000, make pixels or shares first"):
+        records(path)
 
 
 def test_a_file_that_is_no_table(tmp_path):

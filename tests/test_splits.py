@@ -170,10 +170,25 @@ def test_images_that_hide_a_table(tmp_path):
     (tmp_path / "notes.jsonl").write_text('{"image": "images/0.png", "phrase": "a dog"}\n')
     with pytest.raises(ValueError, match=r"no column phrase; it has image\. datasets .* passed over notes\.jsonl: put"):
         open_split(str(tmp_path), None, "train")
+    (tmp_path / "notes.jsonl").rename(tmp_path / "notes.ndjson")
+    with pytest.raises(ValueError, match=r"passed over notes\.ndjson: put"):
+        open_split(str(tmp_path), None, "train")
+    assert next(iter(open_split(str(tmp_path / "notes.ndjson"), None, "train")))["phrase"] == "a dog"
     (tmp_path / "apart").mkdir()
     (tmp_path / "apart" / "notes.jsonl").write_text('{"image": "../images/0.png", "phrase": "a dog"}\n')
     (row,) = open_split(str(tmp_path / "apart"), None, "train")
     assert row["phrase"] == "a dog" and Path(row["image"]["path"]).resolve() == tmp_path / "images" / "0.png"
+
+
+@pytest.mark.parametrize("name", ["output.manifest", "labels.xlsx", "train/_annotations.txt"])
+def test_images_that_hide_what_is_no_table(tmp_path, name):
+    (tmp_path / "train").mkdir()
+    for number in range(3):
+        picture().save(tmp_path / "train" / f"{number}.png")
+    (tmp_path / "README.dataset.txt").write_text("dogs")
+    (tmp_path / name).write_text("train/0.png 1,2,30,40,0\n")
+    with pytest.raises(ValueError, match=rf"no column phrase; it has image\. datasets .* passed over {name}\. If"):
+        open_split(str(tmp_path), None, "train")
 
 
 CARD = "---\nlicense: mit\nalbef_amc:\n  box_format: xyxy\n---\n# Pets\n"

@@ -42,6 +42,7 @@ def decide_boxes(
     Raises ValueError: none fits, or several do.
     """
     decided, wrong = "", wrong_sizes(dataset, path)
+    doubt_scale(dataset, found, columns, path)
     if "boxes" in found.places and (columns.box_format is None or columns.guessed_of is not None):
         theirs = written(found.places["boxes"])
         try:
@@ -49,7 +50,7 @@ def decide_boxes(
                 box_format, decided = fitting_format(dataset, found, path)
             else:
                 box_format = "xyxy"
-                check_scale(dataset, found, path)
+                check_scale(dataset, box_format, f"{path}: boxes ({theirs})")
         except ValueError as doubt:
             error = ValueError(wrong) if wrong else doubt
             if columns.guessed_of == theirs and columns.box_format in chain.from_iterable(found.formats or ()):
@@ -95,33 +96,46 @@ def fitting_format(dataset: Dataset | IterableDataset, found: Found, path: str) 
     groups = [[each for each in group if fits_images(boxes, sizes, each)] for group in found.formats or ()]
     fitting: list[str] = next(filter(None, groups), [])
     theirs, first = written(found.places["boxes"]), f"the first is {[round(v, 4) for v in boxes[0].tolist()]}"
+    refuse_scale(boxes, sizes, fitting, f"{path}: boxes ({theirs})")  # of which another format may fit, too
     if len(fitting) != 1:
         tried = ", ".join(chain.from_iterable(found.formats or ()))
         what = f"may be {' or '.join(fitting)}" if fitting else f"are none of {tried}"
+        counted = "" if fitting else " Of boxes counted to 100 or 1000, make pixels or shares first."
         raise ValueError(
             f"{path}: boxes ({theirs}) {what}, by {len(boxes)} of them; {first}. Say which: --box_format "
-            f"{' or '.join(fitting) or '…'}; or, if they are in other columns, --columns boxes=…."
+            f"{' or '.join(fitting) or '…'}; or, if they are in other columns, --columns boxes=….{counted}"
         )
     check_proposals(dataset, fitting[0], path)
-    refuse_scale(boxes, sizes, fitting[0], f"{path}: boxes ({theirs})")
     return fitting[0], f"boxes are {fitting[0]}, {first}"
 
 
-def check_scale(dataset: Dataset | IterableDataset, found: Found, path: str) -> None:
-    """As `refuse_scale`, of boxes by our name; images are only looked at where the boxes may be of another scale."""
-    rows = first_rows(dataset, ["boxes"])
-    ends = np.array([box[2:] for row in rows for box in fours(row["boxes"])])
-    if any(0.75 * scale < ends.max(initial=0) <= 1.005 * scale for scale in SCALES):
-        refuse_scale(*first_boxes(dataset), "xyxy", f"{path}: boxes ({written(found.places['boxes'])})")
+def check_scale(dataset: Dataset | IterableDataset, box_format: str, name: str) -> None:
+    """As `refuse_scale`, of a known format; images are only looked at where the boxes may be of another scale."""
+    given = [box for row in first_rows(dataset, ["boxes"]) for box in fours(row["boxes"])]
+    end = to_xyxy(np.array(given, dtype=np.float64).reshape(-1, 4), box_format)[:, 2:].max(initial=0)
+    if any(0.75 * scale < end <= 1.005 * scale for scale in SCALES):
+        refuse_scale(*first_boxes(dataset), [box_format], name)
 
 
-def refuse_scale(boxes: np.ndarray, sizes: np.ndarray, box_format: str, name: str) -> None:
-    """ValueError: boxes, called by a name, are counted to 100 or 1000 in images of any size, as far as these tell."""
-    if len(boxes) and (scale := seeming_scale(to_xyxy(boxes, box_format), sizes)):
+def doubt_scale(dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str) -> None:
+    """Says what boxes of a format that somebody told seem to be counted to."""
+    if "boxes" not in found.places or columns.box_format is None or columns.guessed_of is not None:
+        return
+    try:
+        check_scale(dataset, columns.box_format, f"{path}: boxes ({written(found.places['boxes'])})")
+    except ValueError as doubt:
+        columns.say(f"{doubt} That is said: they are taken for pixels.")
+
+
+def refuse_scale(boxes: np.ndarray, sizes: np.ndarray, box_formats: list[str], name: str) -> None:
+    """ValueError: boxes, called by a name, are counted to 100 or 1000 in images of any size, as far as these tell, in
+    one of the formats that they may have."""
+    scales = [seeming_scale(to_xyxy(boxes, each), sizes) for each in box_formats if len(boxes)]
+    if any(scales):
         raise ValueError(
-            f"{name} seem to be counted to {scale} in images of any size: none goes beyond; the first is "
-            f"{[round(v, 4) for v in boxes[0].tolist()]}. Make pixels or shares of them, or, if that is what they are, "
-            f"say --box_format {box_format}."
+            f"{name} seem to be counted to {next(filter(None, scales))} in images of any size: none goes beyond; the "
+            f"first is {[round(v, 4) for v in boxes[0].tolist()]}. Make pixels or shares of them, or, if that is what "
+            f"they are, say --box_format {' or '.join(box_formats)}."
         )
 
 

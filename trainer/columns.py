@@ -80,7 +80,9 @@ NO_IDS = re.compile("(?!.*ids?$).*")
 # Our columns that are so by this very name. In other spellings they are guessed: units of boxes are to be found out,
 # and categories may be the phrases.
 AS_WRITTEN = "image", "boxes", "categories"
+ALSO_CALLED = {"no_target": "absent"}  # by gRefCOCO
 BOX_NAMES = re.compile("(bbox|box|boundingbox)(es)?")
+TURN_NAMES = re.compile("(rotation(angle)?|angle|theta)(deg(ree)?|rad(ian)?)?s?")
 # Four columns of a box, and what it is, the second where the first does not fit. Where others are there, too, width and
 # height are the image's.
 FOUR_NAMES = {
@@ -208,6 +210,10 @@ class Leaf(NamedTuple):
 
     def is_of(self, *kinds: Any) -> bool:
         return isinstance(self.feature, Value) and any(kind(self.feature.pa_type) for kind in kinds)
+
+
+class MissingColumnError(ValueError):
+    """A column that somebody named is not there."""
 
 
 @dataclass
@@ -441,7 +447,7 @@ def places_of(ours: str, theirs: str, there: dict[Place, Leaf], path: str) -> li
     by_name = {".".join(place): place for place in there}
     parts = [theirs] if theirs in by_name else theirs.split(",")
     if missing := [part for part in parts if part not in by_name]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {listed(list(by_name))}.")
+        raise MissingColumnError(f"{path} has no column {', '.join(missing)}; it has {listed(list(by_name))}.")
     if len(parts) not in ((1, 4) if ours == "boxes" else (1,)):
         raise ValueError(f"--columns {ours}={theirs}: a column is one, a box also four.")
     return [by_name[part] for part in parts]
@@ -462,7 +468,7 @@ def plain_name(name: str) -> str:
 def own_name(name: str) -> str:
     """A name as one of ours, in whatever case and with blanks around it; of AS_WRITTEN only as it is."""
     plain = name.strip().lower()
-    return name if plain in AS_WRITTEN else plain
+    return name if plain in AS_WRITTEN else ALSO_CALLED.get(plain, plain)
 
 
 def of_box(place: Place) -> str:
@@ -702,6 +708,54 @@ def rows_to_look_at(dataset: Dataset | IterableDataset, found: Found) -> list[Ro
     kinds = kinds_of(dataset.features, found.places)
     names = {place[0] for ours in kinds if may_stand_for_else(ours, kinds[ours]) for place in found.places[ours]}
     return first_rows(dataset, sorted(names)) if names else []
+
+
+def only_upright(
+    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str, needs_regions: bool
+) -> Dataset | IterableDataset:
+    """The data set, in which no box is turned by an angle beside it; without need, guessed ones that are are left out.
+
+    Raises ValueError, of a stream as it comes: one is.
+    """
+    boxes, there = found.places.get("boxes", []), leaves(dataset.features)
+    depths = [max(there.get(place, Leaf(0, Value("null"))).depth - (len(boxes) == 1), 0) for place in boxes]
+    turns = [
+        place
+        for place, leaf in there.items()
+        if boxes and place[:-1] == boxes[0][:-1] and leaf.is_number and leaf.depth == depths[0]
+        if TURN_NAMES.fullmatch(of_box(place))
+    ]
+    if not turns:
+        return dataset
+    ((column, *inside), *_) = turns
+
+    def check(table: pa.Table) -> pa.Table:
+        angles = table[column]
+        for name in [*inside, ""]:
+            while pa.types.is_nested(angles.type) and not pa.types.is_struct(angles.type):
+                angles = pc.list_flatten(angles)
+            angles = pc.struct_field(angles, name) if name else angles
+        if turned := angles.filter(pc.greater(pc.abs(angles), 0)).to_pylist():
+            raise ValueError(
+                f"{path}: boxes ({written(boxes)}) are turned by {written(turns[:1])}, such as {turned[0]:g}, and "
+                "would be read as upright ones. Write the corners as polygons ([x, y, x, y, …]), or upright boxes "
+                "around them; then, or if it is of something else, rename or drop this column."
+            )
+        return table
+
+    if isinstance(dataset, IterableDataset):
+        rows = dataset.with_format("arrow").map(check, batched=True, features=dataset.features)
+        return rows.with_format(None)
+    try:
+        for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000):
+            check(table)
+    except ValueError as error:
+        if needs_regions or "boxes" not in found.guessed:
+            raise
+        columns.say(f"Boxes are left out. {error}")
+        found.guessed.remove("boxes")
+        del found.places["boxes"]
+    return dataset
 
 
 def first_rows(dataset: Dataset | IterableDataset, names: list[str]) -> list[Row]:

@@ -49,6 +49,7 @@ from .columns import (
     TEXTS,
     Columns,
     Found,
+    MissingColumnError,
     arrange,
     card_data,
     find_columns,
@@ -58,6 +59,7 @@ from .columns import (
     misfit,
     numbers_of_categories,
     numbers_told,
+    only_upright,
     own_name,
     plain_name,
     put_together,
@@ -66,16 +68,17 @@ from .columns import (
 )
 from .columns import widened as widened_at
 from .image_places import has_paths, image_key, place_images
-from .known_formats import IMAGE_FILES, files_below
+from .known_formats import IMAGE_FILES, files_below, is_image
 from .phrase_rows import OF_PHRASES, SIDES
 from .regions import REGIONS
 
 # Files that are a data set by themselves, and what reads them.
-FILES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FILES = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # What folders of images are called, and the splits that they are.
 SPLIT_FOLDERS = {"train": "train", "training": "train", "valid": "validation", "validation": "validation"}
 SPLIT_FOLDERS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
 IMAGES = "image", "masks"
+ACCEPTED, *REJECTED = "accept", "reject", "ignore"  # rows, in a column `answer` that Prodigy writes
 # What pandas takes for a missing value; a phrase may be called so.
 NO_VALUES = "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"
 NO_VALUES += "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"
@@ -162,6 +165,7 @@ def open_split(
         found = found or find_columns(dataset.features, columns, COLUMNS, path, needs_regions)
         if missing := {"image", "phrase"} - found.places.keys():
             raise ValueError(missing_columns(dataset, missing, found, path))
+        dataset = only_upright(without_rejected(dataset, found, columns, path), found, columns, path, needs_regions)
         unknown = [column for column in dataset.column_names if [(column,)] not in found.places.values()]
         others = dataset.select_columns(unknown)
         with told_here():
@@ -233,7 +237,7 @@ def load(
     columns.read_card(path)
     found, options = None, {}
     if features is not None:
-        with rows_not_objects(lambda: files):
+        with rows_not_objects(lambda: files, dataset):
             found = find_columns(features, columns, COLUMNS, path, needs_regions)
         wide = widened(features, found, is_csv)
         texts = [name for name in features if fits(features[name], NUMBERS) and wide[name] == Value("string")]
@@ -340,7 +344,9 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
     said = " ".join(f"{ours}={guessed.get(ours, '…')}" for ours in sorted(missing | guessed.keys()))
     remedy = f"Rename what stands for it, or say --columns {said}; see docs/data.md."
     files = list(files_below(Path(path), None)) if os.path.isdir(path) else []
-    tables = [file for file in files if file.suffix in FILES and len(file.relative_to(path).parts) < 3]
+    near = [file for file in files if len(file.relative_to(path).parts) < 3]
+    tables = [file for file in near if file.suffix in FILES]
+    others = [file for file in near if not is_image(file) and not re.match("(?i)readme|license", file.name)]
     metadata = [file for file in files if file.stem == "metadata"]
     there = leaves(dataset.features)
     if "phrase" in missing and (numbers := numbers_of_categories(there)):
@@ -358,6 +364,12 @@ def missing_columns(dataset: Dataset | IterableDataset, missing: set[str], found
             if metadata
             else "put this file into a folder of its own, with paths of the images from there, such as ../images/1.jpg,"
             f" or name the file: --dataset {tables[0]}."
+        )
+    elif others and "phrase" in missing and set(dataset.column_names) <= {"image", "label"}:
+        remedy = (
+            f"datasets read its images and passed over {os.path.relpath(others[0], path)}. If this says what is in "
+            f"them, write it as a table of {', '.join(FILES)}, a row for each phrase and its image, and name the file: "
+            "--dataset …; see docs/data.md."
         )
     has = listed([written([place]) for place in there])
     return f"{path} has no column {', '.join(sorted(missing | guessed.keys()))}; it has {has}. {remedy}"
@@ -466,8 +478,11 @@ def reason_of(error: BaseException) -> BaseException | str:
 
 
 @contextmanager
-def rows_not_objects(files: Callable[[], list[str]]) -> Iterator[None]:
-    """Where columns are not understood, and a file is one JSON object, which datasets takes for a row, says that."""
+def rows_not_objects(
+    files: Callable[[], list[str]], dataset: Dataset | IterableDataset | None = None
+) -> Iterator[None]:
+    """Where columns are not understood, and a file is one JSON object, which datasets takes for a row, says that; and
+    where one that somebody named is not there, what of the data set cannot be looked into."""
     try:
         yield
     except ValueError as error:
@@ -477,6 +492,8 @@ def rows_not_objects(files: Callable[[], list[str]]) -> Iterator[None]:
                     f"{file} is one object, of the keys {listed(keys)}: make it a list of rows, or JSON Lines, a row "
                     "each line, and a file of each split."
                 ) from error
+        if isinstance(error, MissingColumnError) and dataset is not None:
+            raise ValueError(f"{error}{not_looked_into(dataset)}") from error
         raise
 
 
@@ -566,7 +583,7 @@ def of_folder(dataset: Dataset | IterableDataset, path: str, split: str) -> Data
             "images by file_name."
         )
     beginning = f"{folders[split]}/"
-    found = dataset.filter(lambda name: (name or "").startswith(beginning), input_columns="file_name")
+    found = rows_where(dataset, "file_name", lambda name: (name or "").startswith(beginning))
     if isinstance(found, Dataset) and len(found) == 0:
         raise ValueError(f"Split {split} of {path} cannot be had: no file_name in its table begins with {beginning}")
     return found
@@ -648,6 +665,39 @@ def is_metadata(file: str) -> bool:
     return os.path.basename(file) in ImageFolder.METADATA_FILENAMES
 
 
+def without_rejected(
+    dataset: Dataset | IterableDataset, found: Found, columns: Columns, path: str
+) -> Dataset | IterableDataset:
+    """The rows that nobody rejected in Prodigy, or passed over; of other columns `answer`, all."""
+    name = next((name for name in dataset.column_names if own_name(name) == "answer"), "")
+    if not name or [(name,)] in found.places.values() or not fits(dataset.features[name], TEXT):
+        return dataset
+    is_whole = isinstance(dataset, Dataset)
+    said = dataset.select_columns([name])[name][:] if is_whole else [row[name] for row in first_rows(dataset, [name])]
+    if not ({*said} - {None} and {*said} <= {None, ACCEPTED, *REJECTED}):
+        return dataset
+    num_rejected = sum(each in REJECTED for each in said)
+    if is_whole and not num_rejected:
+        return dataset
+    count = f"{num_rejected:,} of {len(said):,} rows" if is_whole else "rows"
+    columns.say(f"{path}: {count} are left out, of which the column {name} says {' or '.join(REJECTED)}.")
+    return rows_where(dataset, name, lambda each: each not in REJECTED)
+
+
+def rows_where(
+    dataset: Dataset | IterableDataset, column: str, is_kept: Callable[[Any], bool]
+) -> Dataset | IterableDataset:
+    """Those by what a column says. Table by table: of single rows, those of streamed data that have nothing in a column
+    lose its type."""
+    if isinstance(dataset, Dataset):
+        return dataset.filter(is_kept, input_columns=column)
+
+    def kept(table: pa.Table) -> pa.Table:
+        return table.filter(pa.array(map(is_kept, table[column].to_pylist()), pa.bool_()))
+
+    return dataset.with_format("arrow").map(kept, batched=True, features=dataset.features).with_format(None)
+
+
 def said_splits(dataset: Dataset | IterableDataset) -> list[str]:
     """What a column `split` says of rows that are taken together, if not the same of all; of a stream, of the first."""
     name = next((name for name in dataset.column_names if own_name(name) == "split"), "")
@@ -670,7 +720,7 @@ def of_rows(dataset: Dataset | IterableDataset, asked: str, rows: SplitsOfRows) 
         raise ValueError(f"its column {rows.column} has only {', '.join(names)}, not {', '.join(sorted(unknown))}")
     if isinstance(dataset, IterableDataset):
         wanted = [part.strip() for part in asked.split("+")]
-        return dataset.filter(lambda said: rows.names.get(said) in wanted, input_columns=rows.column)
+        return rows_where(dataset, rows.column, lambda said: rows.names.get(said) in wanted)
     numbers: dict[str, list[int]] = {split: [] for split in names}
     for number, said in enumerate(dataset.select_columns([rows.column])[rows.column][:]):
         numbers.setdefault(rows.names.get(said, ""), []).append(number)
