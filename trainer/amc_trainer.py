@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -581,8 +582,9 @@ class Hooks(TrainerCallback):
             )
         warn_of_warmup(args, state, kwargs["lr_scheduler"])
         best = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
-        if args.load_best_model_at_end and state.best_model_checkpoint is None and not best.is_dir():
-            state.best_metric = state.best_global_step = None  # it was not saved, or is gone: the best is one to come
+        if args.load_best_model_at_end and not any(map(os.path.isdir, (best, state.best_model_checkpoint or ""))):
+            # It was not saved, or is gone: the best is one to come. Older transformers still name it.
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         passes, weights = state.stateful_callbacks.get(PASSES, 0), trained_weights(trainer.model, kwargs["optimizer"])
         if passes and not has_length(loader) and not args.ignore_data_skip:
             raise ValueError(
