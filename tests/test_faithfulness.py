@@ -10,18 +10,15 @@ import torch
 
 from modeling_albef_amc import AutoGrounder
 from modeling_albef_amc.pipeline import as_record
-from tests.helpers.data import PHRASES, picture, tiny_albef, tiny_processor, tiny_records, write_folder
+from tests.helpers.data import PHRASES, picture, tiny_records, write_folder
+from tests.helpers.evaluation import save_checkpoint
 from trainer import evaluate_grounding
 from trainer.faithfulness import STEPS, blurred, covered_and_uncovered, deletion_and_insertion
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(1)
-    tiny_albef().albef.save_pretrained(folder)
-    tiny_processor().save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"), seed=1)
 
 
 def test_a_blurred_point_by_hand():

@@ -143,7 +143,8 @@ class PublishingTrainer(Trainer):
             self.accelerator.wait_for_everyone()
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and self.has_adapters():
-            save_grounding(self.model, Path(output_dir or self.args.output_dir))  # FSDP saves by another way
+            # Here too: an ALBEF, which has none, may be saved where an earlier run left one.
+            save_grounding(self.model, Path(output_dir or self.args.output_dir))
             if is_checkpoint:
                 save_moving(self.model, self.checkpoint)
 
